@@ -1,0 +1,83 @@
+"""The command line: find the command's own file, run it, turn what happened into an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from llava_recipes import __version__
+from llava_recipes.recipe.errors import RecipeError
+
+COMMANDS = {
+    "run": "train what a recipe says",
+    "validate": "check recipes without loading anything heavy",
+    "plan": "show what a run would do: modules, parameters, steps, batch",
+    "preview": "show samples as tokens, and which of them are learned",
+    "schema": "print the JSON Schema of recipes or plans",
+    "demo": "train a tiny model on drawn pictures, start to finish",
+}
+
+USER_ERROR, USAGE_ERROR, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
+
+
+class Command(Protocol):
+    """What a command's file offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int: ...
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items())
+    return f"usage: llava-recipe COMMAND …\n\n{rows}\n\n`llava-recipe COMMAND --help` explains a command."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 the user's to mend, 2 usage, 3 our bug."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else USAGE_ERROR
+    if words[0] == "--version":
+        print(f"llava-recipe {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        advice = f"did you mean `{near[0]}`?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"llava-recipe: unknown command {words[0]!r}; {advice}", file=sys.stderr)
+        return USAGE_ERROR
+    command = cast(Command, importlib.import_module(f"llava_recipes.cli.{words[0]}"))
+    parser = argparse.ArgumentParser(prog=f"llava-recipe {words[0]}", description=COMMANDS[words[0]])
+    command.add_arguments(parser)
+    return _run(command, parser.parse_args(words[1:]))
+
+
+def _run(command: Command, arguments: argparse.Namespace) -> int:
+    try:
+        return command.run(arguments)
+    except RecipeError as error:
+        from llava_recipes.recipe.render import render_problems
+
+        print(render_problems(error.problems), file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="llava-recipe-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            traceback.print_exc(file=log)
+        print(f"a bug in llava-recipe: {type(error).__name__}: {error}\nthe traceback is in {log.name}", file=sys.stderr)
+        return OUR_BUG

@@ -1,0 +1,1 @@
+"""Records, images, tokens, labels and batches."""

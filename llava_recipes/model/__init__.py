@@ -1,0 +1,1 @@
+"""Assemble language model, vision tower and projector."""

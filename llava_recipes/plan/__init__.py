@@ -1,0 +1,1 @@
+"""Compile a Recipe into a Plan. Nothing heavy is imported here."""

@@ -1,0 +1,114 @@
+"""The Plan: everything a run does, with nothing left to guess. JSON in, JSON out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from llava_recipes.recipe.schema import Frozen, ImageTokens, Projector, TemplateName, VisionTower
+
+
+class LanguageModelPlan(Frozen):
+    """Where the language model comes from; exactly one of `source` and `config` is set."""
+
+    source: str | None
+    revision: str | None
+    config: dict[str, JsonValue] | None
+    tokenizer: str = Field(description="Hub id or folder of the tokenizer.")
+    seed: int
+
+
+class ModuleSize(Frozen):
+    """Parameters of one root module, counted from the configs."""
+
+    name: Literal["vision_tower", "projector", "language_model", "lm_head"]
+    num_parameters: int
+
+
+class ModelSizes(Frozen):
+    """What the configs say about the assembled model."""
+
+    language_hidden_size: int
+    vision_hidden_size: int
+    image_px: int = Field(description="Height and width of the tower's input, pixels.")
+    num_image_tokens: int = Field(description="Tokens that one image takes in the sequence.")
+    vocab_size: int
+    max_position_embeddings: int | None
+    modules: tuple[ModuleSize, ...]
+    num_parameters: int
+
+
+class ModelPlan(Frozen):
+    """The model to assemble."""
+
+    language_model: LanguageModelPlan
+    vision_tower: VisionTower
+    projector: Projector
+    image_tokens: ImageTokens
+    sizes: ModelSizes | None = Field(description="None where the configs are not at hand; see the plan's notes.")
+
+
+class SourcePlan(Frozen):
+    annotations: str
+    images: str | None
+    num_samples: int | None
+
+
+class DataPlan(Frozen):
+    template: TemplateName
+    sources: tuple[SourcePlan, ...]
+    num_samples: int | None = Field(description="Sum over the sources; None while a file is not at hand.")
+    image_aspect_ratio: Literal["square", "pad"]
+    max_length: int
+    shuffle: bool
+    on_bad_image: Literal["error", "skip"]
+    lazy_preprocess: bool
+
+
+class TrainPlan(Frozen):
+    """Batch and step arithmetic, and the TrainingArguments it comes to."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    global_batch_size: int
+    num_train_epochs: float | None
+    steps_per_epoch: int | None = Field(description="Optimizer steps per epoch; None while samples are not counted.")
+    max_steps: int | None = Field(description="Optimizer steps in all; None while samples are not counted.")
+    warmup_steps: int | None
+    learning_rate: float
+    precision: Literal["fp32", "bf16", "fp16"]
+    loss_normalization: Literal["device_batch", "token"]
+    seed: int
+    training_arguments: dict[str, JsonValue] = Field(
+        description="Keyword arguments of transformers.TrainingArguments, without paths and processes."
+    )
+
+
+class StagePlan(Frozen):
+    name: str
+    starts_from: tuple[str, ...] = Field(
+        description="Output folders whose trained weights are laid over the base weights, in order."
+    )
+    freeze: Literal["all", "none"] | tuple[str, ...]
+    trainable: tuple[str, ...]
+    num_trainable_parameters: int | None
+    trainable_modules: tuple[str, ...] | None = Field(
+        description="Shortest list of module names that holds exactly what trains; None without sizes."
+    )
+    data: DataPlan
+    train: TrainPlan
+    deepspeed: dict[str, JsonValue] | None
+    deepspeed_source: str = Field(description="Preset name, file path, `inline` or `none`.")
+    output_dir: str
+
+
+class Plan(Frozen):
+    """A compiled recipe for a number of processes."""
+
+    plan_version: Literal[1]
+    recipe: str
+    world_size: int = Field(gt=0, description="Processes, one per GPU.")
+    model: ModelPlan
+    stages: tuple[StagePlan, ...]
+    notes: tuple[str, ...] = Field(description="What a person should know: values derived, things not yet known.")

@@ -1,0 +1,1 @@
+"""Text to Recipe: read, resolve, validate. Nothing heavy is imported here."""

@@ -1,0 +1,39 @@
+"""What a person is told when a recipe, its data or its run is wrong, and theirs to mend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Path = tuple[str | int, ...]
+"""Where a value stands in a recipe: ("stages", 0, "train", "learning_rate")."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a file. Lines and columns count from 1; `width` is in characters."""
+
+    file: str
+    line: int
+    column: int
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to mend: where (a mark, or a recipe path that has one), what, found, what to do."""
+
+    message: str
+    path: Path | None = None
+    mark: Mark | None = None
+    found: str | None = None
+    hint: str | None = None
+    on_key: bool = field(default=False)
+    """Point at the key rather than at its value."""
+
+
+class RecipeError(Exception):
+    """The user's to mend: printed without a traceback, exit code 1."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(problem.message for problem in problems))
+        self.problems = problems

@@ -1,0 +1,294 @@
+"""The recipe language: every key, its type, default and meaning.
+
+These models hold shape, type and range alone. Rules between keys live in `rules.py`.
+Descriptions are written for the person who types the key: they feed the JSON Schema and the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Text = Annotated[str, Field(min_length=1)]
+ProjectorType = Annotated[str, Field(pattern=r"^(linear|identity|mlp[1-9][0-9]?x_gelu)$")]
+Report = Literal["wandb", "tensorboard"]
+TemplateName = Literal["plain", "v1"]
+
+DEEPSPEED_PRESETS = ("zero2", "zero3")
+
+
+class Frozen(BaseModel):
+    """A value that never changes and refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class LanguageModel(Frozen):
+    """The language model: `source` for pretrained weights, or `config` for random ones."""
+
+    source: Text | None = Field(
+        None,
+        description="Hub id or local folder of a pretrained causal language model.",
+        examples=["lmsys/vicuna-13b-v1.5"],
+    )
+    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
+    config: dict[str, JsonValue] | None = Field(
+        None,
+        description="Inline Hugging Face config with its `model_type`; the weights are random.",
+        examples=[{"model_type": "llama", "hidden_size": 64}],
+    )
+    tokenizer: Text | None = Field(
+        None,
+        description="Hub id or local folder of the tokenizer. Needed with `config`; default: `source`.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+
+
+def _language_model_kind(value: object) -> str:
+    return "source" if isinstance(value, str) else "mapping"
+
+
+LanguageModelChoice = Annotated[
+    Annotated[Text, Tag("source")] | Annotated[LanguageModel, Tag("mapping")],
+    Discriminator(_language_model_kind),
+]
+
+
+class VisionTower(Frozen):
+    """The vision tower: `source` for pretrained weights, or `config` for random ones."""
+
+    source: Text | None = Field(
+        None,
+        description="Hub id or local folder of a CLIP or SigLIP model.",
+        examples=["openai/clip-vit-large-patch14-336"],
+    )
+    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
+    config: dict[str, JsonValue] | None = Field(
+        None,
+        description="Inline Hugging Face vision config with its `model_type`; the weights are random.",
+        examples=[{"model_type": "clip_vision_model", "hidden_size": 32}],
+    )
+    image_processor: dict[str, JsonValue] | None = Field(
+        None,
+        description="Inline image processor settings (size, crop, mean, std), over the defaults for `config`.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+    select_layer: int = Field(
+        -2,
+        description="Which hidden state of the tower is used: -1 the last layer, -2 the second to last. "
+        "Index 0 is the embedding output.",
+    )
+    select_feature: Literal["patch", "cls_patch"] = Field(
+        "patch", description="`patch` drops the class token, `cls_patch` keeps it."
+    )
+
+
+class Projector(Frozen):
+    """The module between vision tower and language model."""
+
+    type: ProjectorType = Field(
+        "mlp2x_gelu",
+        description="`linear`, `identity`, or `mlpNx_gelu`: N linear layers with GELU between them.",
+        examples=["linear", "mlp2x_gelu", "identity"],
+    )
+    init_from: Text | None = Field(
+        None,
+        description="File with initial weights, `.bin` or `.safetensors`, with the original's key names.",
+        examples=["./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin"],
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random initial weights.")
+
+
+class ImageTokens(Frozen):
+    """Extra tokens around the image."""
+
+    start_end: bool = Field(False, description="Put `<im_start>` and `<im_end>` around every image.")
+    patch: bool = Field(False, description="Add the token `<im_patch>` to the tokenizer.")
+
+
+class Model(Frozen):
+    """What is assembled: language model, vision tower, projector."""
+
+    language_model: LanguageModelChoice = Field(
+        description="Hub id or folder of a causal language model, or a mapping.",
+        examples=["lmsys/vicuna-13b-v1.5"],
+    )
+    vision_tower: VisionTower = Field(description="The vision tower and which of its features are used.")
+    projector: Projector = Field(
+        default_factory=lambda: Projector.model_construct(type="mlp2x_gelu", init_from=None, seed=0),
+        description="The module between vision tower and language model.",
+    )
+    image_tokens: ImageTokens = Field(
+        default_factory=lambda: ImageTokens.model_construct(start_end=False, patch=False),
+        description="Extra tokens around the image.",
+    )
+
+
+class Source(Frozen):
+    """One annotation file and the folder of its images."""
+
+    annotations: Text = Field(
+        description="JSON file: a list of records with `id`, `image` and `conversations`; or JSONL.",
+        examples=["./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"],
+    )
+    images: Text | None = Field(
+        None, description="Folder that the records' `image` paths start from. Leave out for text-only data."
+    )
+    num_samples: int | None = Field(
+        None,
+        gt=0,
+        description="How many records the file holds. Lets `plan` count steps without the file; "
+        "checked when the file is read.",
+    )
+
+
+class Data(Frozen):
+    """What a stage trains on and how it is written as tokens."""
+
+    template: TemplateName = Field(
+        description="How a conversation becomes text: `plain` (image then caption) or `v1` (Vicuna)."
+    )
+    sources: tuple[Source, ...] = Field(min_length=1, description="Annotation files, read one after another.")
+    image_aspect_ratio: Literal["square", "pad"] = Field(
+        "square",
+        description="`square` lets the image processor resize and crop; `pad` first pads to a square "
+        "with the mean colour.",
+    )
+    max_length: int = Field(
+        2048, gt=0, description="Longest sequence in tokens, counted after the image is expanded."
+    )
+    shuffle: bool = Field(True, description="Draw a new order every epoch; false keeps the file order.")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error",
+        description="What a missing or broken image does during training: stop the run, "
+        "or replace the sample by the next good one and count it.",
+    )
+    lazy_preprocess: bool = Field(
+        True, description="Tokenise samples as they are drawn; false tokenises all of them before step 1."
+    )
+
+
+class Train(Frozen):
+    """How a stage trains. Names and meanings are those of Hugging Face TrainingArguments."""
+
+    num_train_epochs: float | None = Field(
+        None, gt=0, description="Passes over the data. One of this and `max_steps` is needed."
+    )
+    max_steps: int | None = Field(None, gt=0, description="Optimizer steps, instead of epochs.")
+    per_device_train_batch_size: int = Field(8, gt=0, description="Samples per device and forward pass.")
+    per_device_eval_batch_size: int = Field(8, gt=0, description="The same for evaluation.")
+    gradient_accumulation_steps: int | None = Field(
+        None, gt=0, description="Forward passes per optimizer step. Default 1, or what `global_batch_size` needs."
+    )
+    global_batch_size: int | None = Field(
+        None,
+        gt=0,
+        description="Samples per optimizer step over all devices. Give this instead of "
+        "`gradient_accumulation_steps`.",
+        examples=[256],
+    )
+    learning_rate: float = Field(gt=0, description="Peak learning rate.", examples=[1e-3, 2e-5])
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay; never applied to biases and norms.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta 1.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW beta 2.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient norm; 0 turns clipping off.")
+    optim: Text = Field("adamw_torch", description="Optimizer, by its Hugging Face name.")
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="Share of the steps with a rising learning rate."
+    )
+    warmup_steps: int | None = Field(None, ge=0, description="Steps with a rising learning rate.")
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+    ] = Field("cosine", description="Shape of the learning rate after warm-up.")
+    loss_normalization: Literal["device_batch", "token"] = Field(
+        "device_batch",
+        description="`device_batch`: the original's mean over the label tokens of each device batch, averaged "
+        "over accumulation steps and processes. `token`: the mean over all label tokens of the step.",
+    )
+    bf16: bool = Field(False, description="Train in bfloat16.")
+    fp16: bool = Field(False, description="Train in float16 with loss scaling.")
+    tf32: bool = Field(False, description="Allow TF32 matrix products on Ampere and newer GPUs.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass to save memory."
+    )
+    dataloader_num_workers: int = Field(0, ge=0, description="Processes per device that load data.")
+    eval_strategy: Literal["no"] = Field("no", description="Evaluation during training.")
+    logging_steps: int = Field(1, gt=0, description="Steps between log lines.")
+    save_strategy: Literal["steps", "epoch", "no"] = Field("steps", description="When checkpoints are written.")
+    save_steps: int = Field(500, gt=0, description="Steps between checkpoints, with `save_strategy: steps`.")
+    save_total_limit: int | None = Field(None, gt=0, description="Checkpoints to keep; older ones go.")
+    report_to: Literal["none"] | Report | tuple[Report, ...] = Field(
+        "none", description="Where metrics go besides `metrics.jsonl`: wandb, tensorboard, a list, or none."
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the data order and of training.")
+    extra: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Any other TrainingArguments field, checked by name.",
+        examples=[{"dataloader_pin_memory": False}],
+    )
+
+
+def _freeze_kind(value: object) -> str:
+    return "globs" if isinstance(value, (list, tuple)) else "word"
+
+
+Freeze = Annotated[
+    Annotated[Literal["all", "none"], Tag("word")] | Annotated[tuple[Text, ...], Tag("globs")],
+    Discriminator(_freeze_kind),
+]
+
+
+def _deepspeed_kind(value: object) -> str:
+    return "mapping" if isinstance(value, dict) else "word"
+
+
+DeepSpeedChoice = Annotated[
+    Annotated[Text, Tag("word")] | Annotated[dict[str, JsonValue], Tag("mapping")],
+    Discriminator(_deepspeed_kind),
+]
+
+
+class Stage(Frozen):
+    """One training run: what trains, on what, how, and where it is written."""
+
+    name: Name = Field(description="Name of the stage, unique in the recipe.")
+    init_from: Text | None = Field(
+        None,
+        description="Where the weights start: `base`, the name of an earlier stage, or the output folder of "
+        "another run. Default: the stage before, `base` for the first.",
+    )
+    freeze: Freeze = Field(
+        "all", description="What is frozen: `all`, `none`, or a list of module globs.", examples=["all"]
+    )
+    trainable: tuple[Text, ...] = Field(
+        (),
+        description="Globs of modules that train; they win over `freeze`. Roots: vision_tower, projector, "
+        "language_model, lm_head.",
+        examples=[["projector"]],
+    )
+    data: Data = Field(description="What the stage trains on.")
+    train: Train = Field(description="How the stage trains.")
+    deepspeed: DeepSpeedChoice = Field(
+        "none",
+        description="`none`, a preset (`zero2`, `zero3`), a DeepSpeed JSON file, or the config inline.",
+        examples=["zero2"],
+    )
+    output_dir: Text = Field(
+        description="Folder for everything the stage writes.",
+        examples=["./checkpoints/llava-v1.5-13b-pretrain"],
+    )
+
+
+class Recipe(Frozen):
+    """One YAML file: one run of one or several stages."""
+
+    version: Literal[1] = Field(description="Version of the recipe language.")
+    name: Name = Field(description="Name of the recipe, for logs and reports.")
+    vars: dict[Name, str | int | float | bool] = Field(
+        default_factory=dict, description="Values to use elsewhere as `${name}`."
+    )
+    model: Model = Field(description="What is assembled.")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="Training stages, in order.")

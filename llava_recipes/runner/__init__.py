@@ -1,0 +1,1 @@
+"""Run a Plan stage by stage and own every artifact."""

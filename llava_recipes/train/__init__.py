@@ -1,0 +1,1 @@
+"""One stage plan becomes one Hugging Face Trainer run."""
