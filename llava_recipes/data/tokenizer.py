@@ -1,0 +1,81 @@
+"""The tokenizer of a language model, spelling text as the original code's slow one did."""
+
+from __future__ import annotations
+
+from tokenizers import normalizers, pre_tokenizers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from llava_recipes.plan.types import LanguageModelPlan
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.schema import ImageTokens
+from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
+
+
+def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTrainedTokenizerBase:
+    """The tokenizer with a padding token and the image tokens that the recipe asks for.
+
+    Tokenizers of the Llama family give the ids of the slow tokenizer that the original uses. A tokenizer
+    without padding token pads with its unknown token. Raises RecipeError when it cannot be loaded, when it has
+    no character offsets, or when it has neither padding nor unknown token.
+    """
+    revision = plan.revision if plan.tokenizer == plan.source else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(plan.tokenizer, revision=revision)
+        settings = get_tokenizer_config(plan.tokenizer, revision=revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise RecipeError(_unreadable(plan, error)) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+        raise RecipeError(_unreadable(plan, TypeError(f"{type(tokenizer).__name__} gives no character offsets")))
+    if isinstance(tokenizer, LlamaTokenizer):
+        _match_slow_llama(tokenizer, legacy=settings.get("legacy") is not False)
+    if tokenizer.pad_token is None:
+        _pad_with_unknown(tokenizer, plan)
+    added = [IMAGE_PATCH] * image_tokens.patch + [IMAGE_START, IMAGE_END] * image_tokens.start_end
+    if added:
+        tokenizer.add_tokens(added, special_tokens=True)
+    return tokenizer
+
+
+def _unreadable(plan: LanguageModelPlan, error: Exception) -> Problem:
+    return Problem(
+        f'tokenizer "{plan.tokenizer}" cannot be loaded',
+        path=("model", "language_model"),
+        found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+        hint="name a hub id, or a folder that holds a tokenizer",
+    )
+
+
+def _match_slow_llama(tokenizer: LlamaTokenizer, *, legacy: bool) -> None:
+    """Put the leading `▁` where the slow Llama tokenizer puts it.
+
+    The fast one leaves it out when a text begins with a space of its own. With `legacy` (the slow tokenizer's
+    default) it stands before every stretch of text between special tokens, without it only at the beginning.
+    """
+    backend = tokenizer.backend_tokenizer
+    tokenizer.legacy = legacy
+    spaces = normalizers.Replace(" ", "▁")
+    if legacy:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+        backend.pre_tokenizer = None
+        return
+    backend.normalizer = spaces
+    # No space is left here, so the first step always adds one at the beginning, and the second spells it.
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False),
+        ]
+    )
+
+
+def _pad_with_unknown(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPlan) -> None:
+    if tokenizer.unk_token is None:
+        raise RecipeError(
+            Problem(
+                f'tokenizer "{plan.tokenizer}" has neither a padding nor an unknown token',
+                path=("model", "language_model"),
+                hint="set `pad_token` in its tokenizer_config.json",
+            )
+        )
+    tokenizer.pad_token = tokenizer.unk_token
