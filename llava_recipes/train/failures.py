@@ -1,0 +1,41 @@
+"""What ends a training run that is the user's to mend."""
+
+from __future__ import annotations
+
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+
+
+def nonfinite_loss(*, step: int, value: float, stage: Path) -> RecipeError:
+    """The loss became NaN or infinite: nothing learned after it is worth keeping."""
+    return RecipeError(
+        Problem(
+            f"the loss is {value} at step {step:,}; training stopped and nothing was saved after it",
+            path=(*stage, "train", "learning_rate"),
+            hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
+            "`--resume` continues from the last checkpoint",
+        )
+    )
+
+
+def nonfinite_weights(*, step: int, name: str, stage: Path) -> RecipeError:
+    """A trained weight became NaN or infinite before it could be saved."""
+    return RecipeError(
+        Problem(
+            f"{name} holds NaN or infinite values at step {step:,}; they were not saved",
+            path=(*stage, "train", "learning_rate"),
+            hint="lower the learning rate or lengthen the warm-up; `--resume` continues from the last checkpoint",
+        )
+    )
+
+
+def out_of_memory(*, detail: str, stage: Path) -> RecipeError:
+    """The device ran out of memory."""
+    return RecipeError(
+        Problem(
+            "the device ran out of memory",
+            path=(*stage, "train", "per_device_train_batch_size"),
+            found=detail,
+            hint="halve per_device_train_batch_size and double gradient_accumulation_steps, "
+            "turn on gradient_checkpointing, or use deepspeed: zero3",
+        )
+    )
