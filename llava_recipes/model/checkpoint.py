@@ -1,0 +1,145 @@
+"""Weights on disk, read one tensor at a time: safetensors mapped, or `.bin` files without their code."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+
+
+class TensorSource(Protocol):
+    """Named tensors that are read when asked for."""
+
+    def names(self) -> frozenset[str]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class TensorsInMemory:
+    """Tensors that are already there, e.g. freshly drawn ones."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._tensors)
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+class Checkpoint:
+    """The weight files of a folder. `read` maps a tensor: its pages are loaded when they are used."""
+
+    def __init__(self, files: Mapping[str, pathlib.Path], path: Path) -> None:
+        self._file_of = dict(files)
+        self._path = path
+        self._open: dict[pathlib.Path, TensorSource] = {}
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._file_of)
+
+    def read(self, name: str) -> Tensor:
+        file = self._file_of[name]
+        if file not in self._open:
+            self._open[file] = open_tensor_file(file, self._path)
+        return self._open[file].read(name)
+
+
+class _Safetensors:
+    def __init__(self, file: pathlib.Path) -> None:
+        self._handle = safe_open(str(file), framework="pt")
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._handle.keys())
+
+    def read(self, name: str) -> Tensor:
+        tensor: Tensor = self._handle.get_tensor(name)
+        return tensor
+
+
+def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
+    """One `.safetensors` or `.bin` file. Raises RecipeError when it is missing, broken, or holds more than tensors."""
+    if not file.is_file():
+        raise RecipeError(Problem("no such weight file", path=path, found=str(file)))
+    try:
+        if file.suffix == ".safetensors":
+            return _Safetensors(file)
+        return TensorsInMemory(_only_tensors(_load_bin(file), file, path))
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        hint = "the file is cut short or not a weight file; fetch it again"
+        raise RecipeError(Problem(f"cannot read weights: {error}", path=path, found=str(file), hint=hint)) from error
+    except pickle.UnpicklingError as error:
+        hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
+        raise RecipeError(
+            Problem("this file holds more than tensors", path=path, found=str(file), hint=hint)
+        ) from error
+
+
+def _load_bin(file: pathlib.Path) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        # The format before torch 1.6 cannot be mapped.
+        if "mmap can only be used" not in str(error):
+            raise
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, Tensor]:
+    if isinstance(loaded, dict):
+        tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        if len(tensors) == len(loaded):
+            return tensors
+    raise RecipeError(
+        Problem("this file is not a mapping of names to tensors", path=path, found=str(file), hint="give a state dict")
+    )
+
+
+def open_checkpoint(folder: pathlib.Path, path: Path) -> Checkpoint:
+    """All tensors of a model folder, single or sharded, safetensors before `.bin`.
+
+    Raises RecipeError when the folder holds no weights, or a shard that its index names is not there.
+    """
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
+        if index.is_file():
+            return Checkpoint(dict(_sharded(index, path)), path)
+        if single.is_file():
+            names = open_tensor_file(single, path).names()
+            return Checkpoint({name: single for name in names}, path)
+    raise RecipeError(
+        Problem(
+            "this folder holds no weights",
+            path=path,
+            found=str(folder),
+            hint="expected model.safetensors, pytorch_model.bin, or shards with their .index.json",
+        )
+    )
+
+
+def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Path]]:
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {name: index.parent / file for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(Problem("this index of weight files is broken", path=path, found=str(index))) from error
+    missing = sorted({str(file) for file in shards.values() if not file.is_file()})
+    if missing:
+        raise RecipeError(
+            Problem(
+                f"{len(missing)} weight file(s) named by {index.name} are missing",
+                path=path,
+                found=", ".join(missing[:3]),
+                hint="the download is not complete; fetch the model again",
+            )
+        )
+    yield from shards.items()

@@ -1,0 +1,171 @@
+"""The configs of both halves of the model, from a folder, the hub, or the recipe itself."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import JsonValue
+from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
+
+from llava_recipes.model.pretrained import pretrained_folder
+from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.schema import VisionTower
+
+LANGUAGE_PATH: Path = ("model", "language_model")
+TOWER_PATH: Path = ("model", "vision_tower")
+
+# Spellings of older configs that transformers translates while it reads them.
+TRANSLATED_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "partial_rotary_factor", "model_type"})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A config and where it came from: `folder` is None for one written in the recipe."""
+
+    config: PreTrainedConfig
+    raw: dict[str, JsonValue]
+    folder: pathlib.Path | None
+
+
+def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
+    """The language model's config, and with `weights` a folder that holds them too."""
+    if plan.config is not None:
+        return Origin(_inline_config(plan.config, (*LANGUAGE_PATH, "config")), dict(plan.config), None)
+    assert plan.source is not None
+    parts = ("config", "weights") if weights else ("config",)
+    folder = pretrained_folder(plan.source, plan.revision, parts=parts, path=LANGUAGE_PATH)
+    raw = _raw_config(folder, LANGUAGE_PATH)
+    if str(raw.get("model_type", "")).startswith("llava"):
+        raise RecipeError(
+            Problem(
+                "this is a whole LLaVA model, not a language model",
+                path=LANGUAGE_PATH,
+                found=f"{plan.source} (model_type {raw.get('model_type')})",
+                hint="give the language model it was built on, and start the stage from the trained weights",
+            )
+        )
+    return Origin(_config_from_folder(folder, LANGUAGE_PATH), raw, folder)
+
+
+def tower_origin(tower: VisionTower, *, weights: bool) -> Origin:
+    """The tower's config (the vision half of a full CLIP or SigLIP config), and its folder."""
+    if tower.config is not None:
+        path = (*TOWER_PATH, "config")
+        return Origin(_vision_half(_inline_config(tower.config, path), path), dict(tower.config), None)
+    assert tower.source is not None
+    path = (*TOWER_PATH, "source")
+    parts = ("config", "image_processor", "weights") if weights else ("config",)
+    folder = pretrained_folder(tower.source, tower.revision, parts=parts, path=path)
+    return Origin(_vision_half(_config_from_folder(folder, path), path), _raw_config(folder, path), folder)
+
+
+def has_class_token(tower_config: PreTrainedConfig) -> bool:
+    """CLIP puts a class token before the patches, SigLIP does not."""
+    return isinstance(tower_config, CLIPVisionConfig)
+
+
+def count_image_tokens(tower: VisionTower, tower_config: PreTrainedConfig) -> int:
+    """Tokens that one image takes: its patches, and the class token with `cls_patch`."""
+    num_patches: int = (tower_config.image_size // tower_config.patch_size) ** 2
+    if tower.select_feature == "patch":
+        return num_patches
+    if not has_class_token(tower_config):
+        raise RecipeError(
+            Problem(
+                "this tower has no class token",
+                path=(*TOWER_PATH, "select_feature"),
+                found=f"{tower.select_feature} with {tower_config.model_type}",
+                hint="use `patch`",
+            )
+        )
+    return num_patches + 1
+
+
+def llava_config(
+    plan: ModelPlan, *, language: PreTrainedConfig, tower: PreTrainedConfig, image_token_id: int
+) -> LlavaConfig:
+    """The config of the whole model.
+
+    `image_token_id` is never looked up in training; it must still be below the vocabulary size, because
+    the stock forward embeds it when it searches for placeholders.
+    """
+    num_layers: int = tower.num_hidden_layers
+    layer = plan.vision_tower.select_layer
+    if not -num_layers - 1 <= layer <= num_layers:
+        raise RecipeError(
+            Problem(
+                "the tower has no such hidden state",
+                path=(*TOWER_PATH, "select_layer"),
+                found=str(layer),
+                hint=f"{num_layers} layers allow {-num_layers - 1} to {num_layers}; 0 is the embedding output",
+            )
+        )
+    drop_class_token = has_class_token(tower) and plan.vision_tower.select_feature == "patch"
+    return LlavaConfig(
+        vision_config=tower,
+        text_config=language,
+        image_token_index=image_token_id,
+        image_seq_length=count_image_tokens(plan.vision_tower, tower),
+        vision_feature_layer=layer,
+        vision_feature_select_strategy="default" if drop_class_token else "full",
+    )
+
+
+def _inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedConfig:
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
+        raise RecipeError(Problem("an inline config needs its `model_type`", path=path, hint="e.g. model_type: llama"))
+    try:
+        known = set(AutoConfig.for_model(model_type).to_dict()) | TRANSLATED_KEYS
+        config = AutoConfig.for_model(model_type, **{key: value for key, value in values.items() if key != "model_type"})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise RecipeError(Problem(f"not a valid config: {error}", path=path, found=model_type)) from error
+    unknown = [key for key in values if key not in known and key not in config.attribute_map]
+    if unknown:
+        raise RecipeError(
+            *(
+                Problem(f"a {model_type} config has no key {key!r}", path=(*path, key), found=key, on_key=True)
+                for key in unknown
+            )
+        )
+    return config
+
+
+def _raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(
+            Problem("this folder holds no config.json", path=path, found=str(folder), hint="is it a model folder?")
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(Problem(f"cannot read the model's config: {error}", path=path, found=str(file))) from error
+    if not isinstance(raw, dict):
+        raise RecipeError(Problem("the model's config.json is not a mapping", path=path, found=str(file)))
+    return raw
+
+
+def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
+    _raw_config(folder, path)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise RecipeError(
+            Problem(f"transformers cannot read this model's config: {first_line}", path=path, found=str(folder))
+        ) from error
+
+
+def _vision_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
+    half = getattr(config, "vision_config", config) if config.model_type in ("clip", "siglip") else config
+    if not isinstance(half, (CLIPVisionConfig, SiglipVisionConfig)):
+        raise RecipeError(
+            Problem("a vision tower is a CLIP or SigLIP model", path=path, found=f"model_type {config.model_type}")
+        )
+    return half

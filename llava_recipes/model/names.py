@@ -1,0 +1,37 @@
+"""Parameter names: what transformers calls them, and the one spelling used in recipes, plans and files."""
+
+from __future__ import annotations
+
+from torch import nn
+
+ROOTS = {
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "projector.",
+    "model.language_model.": "language_model.",
+    "lm_head.": "lm_head.",
+}
+NESTED_TOWER = "vision_tower.vision_model."
+
+
+def canonical_name(transformers_name: str) -> str:
+    """`model.multi_modal_projector.0.weight` -> `projector.0.weight`. Raises ValueError for a foreign name."""
+    for theirs, ours in ROOTS.items():
+        if transformers_name.startswith(theirs):
+            name = ours + transformers_name.removeprefix(theirs)
+            return "vision_tower." + name.removeprefix(NESTED_TOWER) if name.startswith(NESTED_TOWER) else name
+    raise ValueError(f"{transformers_name!r} is under none of {', '.join(ROOTS)}")
+
+
+def transformers_name(canonical: str, *, nested_tower: bool = False) -> str:
+    """The way back; `nested_tower` for a tower that holds its layers under `vision_model`."""
+    for theirs, ours in ROOTS.items():
+        if canonical.startswith(ours):
+            rest = canonical.removeprefix(ours)
+            nested = "vision_model." if nested_tower and ours == "vision_tower." else ""
+            return theirs + nested + rest
+    raise ValueError(f"{canonical!r} is under none of {', '.join(ROOTS.values())}")
+
+
+def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once (tied ones under their first name), by canonical name, in model order."""
+    return {canonical_name(name): parameter for name, parameter in model.named_parameters()}
