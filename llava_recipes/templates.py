@@ -56,7 +56,7 @@ def spell(
     A leading gpt turn is left out. Raises ValueError when the roles do not alternate, when an answer holds
     `<image>`, or when the template cannot hold the conversation.
     """
-    spoken = _checked(turns)
+    spoken = spoken_turns(turns)
     if template == "plain":
         return _spell_plain(spoken, has_image=has_image)
     if has_image:
@@ -64,7 +64,14 @@ def spell(
     return _spell_v1(spoken, end_of_answer=end_of_answer)
 
 
-def _checked(turns: Sequence[Turn]) -> list[Turn]:
+def spoken_turns(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns that are written: human and gpt in alternation, without a leading gpt turn.
+
+    Raises ValueError when they do not alternate, when nothing is left, or when an answer holds `<image>`.
+    """
+    for turn in turns:
+        if turn.role == "gpt" and IMAGE in turn.text:
+            raise ValueError(f"an answer holds the tag {IMAGE}; only human turns may")
     spoken = list(turns[1:] if turns and turns[0].role == "gpt" else turns)
     if not spoken:
         raise ValueError("the conversation has no human turn")
@@ -72,8 +79,6 @@ def _checked(turns: Sequence[Turn]) -> list[Turn]:
         expected = ("human", "gpt")[position % 2]
         if turn.role != expected:
             raise ValueError(f"two {turn.role} turns follow each other; human and gpt must alternate")
-        if turn.role == "gpt" and IMAGE in turn.text:
-            raise ValueError(f"an answer holds the tag {IMAGE}; only human turns may")
     return spoken
 
 

@@ -1,0 +1,51 @@
+"""Errors about single samples, which also cross from a data loader's worker process to the main one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+_CARRIED = "problems of samples: "
+
+
+class SampleError(RecipeError):
+    """One or more samples that their owner must mend.
+
+    torch rebuilds a worker's exception from the text of its traceback alone. That text ends with the problems as
+    one line of JSON, from which this class fills itself again.
+    """
+
+    def __init__(self, *problems: Problem | str) -> None:
+        super().__init__(*(found for problem in problems for found in _problems(problem)))
+
+    def __str__(self) -> str:
+        return _CARRIED + json.dumps([asdict(problem) for problem in self.problems])
+
+    def __reduce__(self) -> tuple[type[SampleError], tuple[Problem, ...]]:
+        return SampleError, self.problems
+
+
+def sample_problem(
+    index: int,
+    sample_id: str,
+    message: str,
+    *,
+    mark: Mark | None = None,
+    found: str | None = None,
+    hint: str | None = None,
+) -> Problem:
+    """A problem whose message names the sample by index and id."""
+    name = f'sample {index} (id "{sample_id}")' if sample_id else f"sample {index} (no id)"
+    return Problem(f"{name}: {message}", mark=mark, found=found, hint=hint)
+
+
+def _problems(problem: Problem | str) -> list[Problem]:
+    if isinstance(problem, Problem):
+        return [problem]
+    _, carried, text = problem.rpartition(_CARRIED)
+    if not carried:
+        return [Problem(problem)]
+    values, _ = json.JSONDecoder().raw_decode(text)
+    return [Problem(**{**value, "mark": Mark(**value["mark"]) if value["mark"] else None}) for value in values]

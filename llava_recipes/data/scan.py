@@ -1,0 +1,204 @@
+"""Where the records stand in an annotation file, found without keeping them in memory."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import mmap
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+WINDOW_BYTES: Final = 4 * 2**20
+_SPACE = re.compile(r"[ \t\r\n]*")
+_BOM: Final = codecs.BOM_UTF8
+_HINT: Final = "give a JSON list of records, or one record per line"
+
+
+class AnnotationFile:
+    """A JSON list or JSONL file of records, mapped into memory.
+
+    Only two integers per record are kept, so forked workers share everything. Raises RecipeError, with line and
+    column, when the file is missing, not UTF-8, not JSON, not a list of mappings, or empty.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._bytes = _map_file(path)
+        self._starts = array("Q")
+        self._ends = array("Q")
+        for start, end in _spans(self._bytes, path):
+            self._starts.append(start)
+            self._ends.append(end)
+        if not self._starts:
+            raise RecipeError(_problem(path, "the file holds no records", hint=_HINT))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def text(self, index: int) -> bytes:
+        """One record's JSON text, UTF-8."""
+        return self._bytes[self._starts[index] : self._ends[index]]
+
+    def mark(self, index: int) -> Mark:
+        """Where the record begins."""
+        return _mark(self._bytes, self.path, self._starts[index])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_bytes"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._bytes = _map_file(self.path)
+
+
+@dataclass
+class _Window:
+    """A decoded stretch of the file; `at` is a position in `text`, `start` its first byte in the file."""
+
+    text: str
+    start: int
+    last: bool
+    at: int = 0
+
+    def byte(self, at: int) -> int:
+        return self.start + (at if self.text.isascii() else len(self.text[:at].encode()))
+
+
+class _Reader:
+    """Walks over JSON values, holding one window of the file at a time."""
+
+    def __init__(self, data: mmap.mmap, path: str) -> None:
+        self.data = data
+        self.path = path
+        self.window = self._decoded(len(_BOM) if data[: len(_BOM)] == _BOM else 0, WINDOW_BYTES)
+        self._scale = 1
+
+    def peek(self) -> str:
+        """The next character that is not space; empty at the end of the file."""
+        while True:
+            self.window.at = _skip_space(self.window.text, self.window.at)
+            if self.window.at < len(self.window.text) or self.window.last:
+                return self.window.text[self.window.at : self.window.at + 1]
+            self._refill(grow=False)
+
+    def take(self) -> None:
+        self.window.at += 1
+
+    def value(self) -> tuple[object, int, int]:
+        """The next JSON value and the bytes it covers."""
+        while True:
+            window = self.window
+            try:
+                value, end = _DECODER.raw_decode(window.text, window.at)
+            except json.JSONDecodeError as error:
+                if window.last:
+                    raise self.failure(f"malformed JSON: {error.msg}", byte=window.byte(error.pos)) from None
+                self._refill(grow=window.at == 0)
+                continue
+            except RecursionError:
+                raise self.failure("the record is nested too deeply") from None
+            first = window.byte(window.at)
+            last = first + (end - window.at if window.text.isascii() else len(window.text[window.at : end].encode()))
+            window.at = end
+            return value, first, last
+
+    def failure(self, message: str, *, byte: int | None = None, found: str | None = None) -> RecipeError:
+        offset = self.window.byte(self.window.at) if byte is None else byte
+        return RecipeError(Problem(message, mark=_mark(self.data, self.path, offset), found=found, hint=_HINT))
+
+    def _refill(self, *, grow: bool) -> None:
+        self._scale = self._scale * 2 if grow else 1
+        self.window = self._decoded(self.window.byte(self.window.at), WINDOW_BYTES * self._scale)
+
+    def _decoded(self, start: int, size: int) -> _Window:
+        last = start + size >= len(self.data)
+        try:
+            text, _ = codecs.utf_8_decode(self.data[start : start + size], "strict", last)
+        except UnicodeDecodeError as error:
+            mark = _mark(self.data, self.path, start + error.start)
+            raise RecipeError(Problem("the file is not UTF-8", mark=mark, hint="save it as UTF-8")) from None
+        return _Window(text, start, last)
+
+
+_DECODER = json.JSONDecoder()
+
+
+def _spans(data: mmap.mmap, path: str) -> Iterator[tuple[int, int]]:
+    reader = _Reader(data, path)
+    first = reader.peek()
+    if first == "[":
+        yield from _list_spans(reader)
+    elif first == "{":
+        yield from _line_spans(reader)
+    else:
+        raise reader.failure("the file is not a list of records", found=_shown(first))
+
+
+def _list_spans(reader: _Reader) -> Iterator[tuple[int, int]]:
+    reader.take()
+    closed = reader.peek() == "]"
+    while not closed:
+        reader.peek()
+        yield _record_span(reader)
+        separator = reader.peek()
+        if separator not in (",", "]"):
+            raise reader.failure("malformed JSON: expected `,` or `]`", found=_shown(separator))
+        closed = separator == "]"
+        if not closed:
+            reader.take()
+    reader.take()
+    if reader.peek():
+        raise reader.failure("malformed JSON: text after the end of the list", found=_shown(reader.peek()))
+
+
+def _line_spans(reader: _Reader) -> Iterator[tuple[int, int]]:
+    value, start, end = reader.value()
+    if not reader.peek() and isinstance(value, dict) and "conversations" not in value:
+        raise reader.failure("the file is not a list of records", byte=start, found="one mapping")
+    yield start, end
+    while reader.peek():
+        yield _record_span(reader)
+
+
+def _record_span(reader: _Reader) -> tuple[int, int]:
+    value, start, end = reader.value()
+    if not isinstance(value, dict):
+        raise reader.failure("a record is not a mapping", byte=start, found=json.dumps(value)[:60])
+    return start, end
+
+
+def _skip_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _shown(character: str) -> str:
+    return f"`{character}`" if character else "the end of the file"
+
+
+def _mark(data: mmap.mmap, path: str, offset: int) -> Mark:
+    before = data[:offset]
+    line_start = before.rfind(b"\n") + 1
+    column = len(before[line_start:].decode("utf-8", "replace")) + 1
+    return Mark(path, before.count(b"\n") + 1, column)
+
+
+def _map_file(path: str) -> mmap.mmap:
+    try:
+        with Path(path).open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise RecipeError(_problem(path, "the annotation file is empty", hint=_HINT)) from None
+    except OSError as error:
+        hint = "check `annotations` and the folder that the command runs in"
+        raise RecipeError(_problem(path, "cannot read the annotation file", error.strerror, hint)) from None
+
+
+def _problem(path: str, message: str, found: str | None = None, hint: str | None = None) -> Problem:
+    return Problem(f"{path}: {message}", found=found, hint=hint)
