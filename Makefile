@@ -42,7 +42,7 @@ lint: $(READY)  ## ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 format: $(READY)  ## let ruff write what it can
 	@$(BIN)/ruff check --fix .
