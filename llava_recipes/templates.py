@@ -1,7 +1,7 @@
 """Spell a conversation as text segments, each marked learn or ignore.
 
-The layouts `plain` and `v1` are those of LLaVA (arXiv 2310.03744): the joined text of the segments is, character
-for character, what the original code gives to its tokenizer.
+The layouts `plain` and `v1` are those of LLaVA (arXiv 2310.03744): the joined text of the segments is,
+character for character, what the original code gives to its tokenizer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def spell(
     """Segments of the whole prompt, in order; an image stands as `<image>` inside an ignored segment.
 
     has_image      tags move to the front of their turn, as in the original; without it text stays as it is
-    start_end      put `<im_start>` and `<im_end>` around every image (`plain` drops them, as the original does)
+    start_end      put `<im_start>` and `<im_end>` around every image (`plain` drops them, as in the original)
     end_of_answer  the tokenizer's end-of-sequence text, written and learned after every answer of `v1`
 
     A leading gpt turn is left out. Raises ValueError when the roles do not alternate, when an answer holds

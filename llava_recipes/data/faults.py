@@ -13,8 +13,8 @@ _CARRIED = "problems of samples: "
 class SampleError(RecipeError):
     """One or more samples that their owner must mend.
 
-    torch rebuilds a worker's exception from the text of its traceback alone. That text ends with the problems as
-    one line of JSON, from which this class fills itself again.
+    torch rebuilds a worker's exception from the text of its traceback alone. That text ends with the
+    problems as one line of JSON, from which this class fills itself again.
     """
 
     def __init__(self, *problems: Problem | str) -> None:
@@ -48,4 +48,12 @@ def _problems(problem: Problem | str) -> list[Problem]:
     if not carried:
         return [Problem(problem)]
     values, _ = json.JSONDecoder().raw_decode(text)
-    return [Problem(**{**value, "mark": Mark(**value["mark"]) if value["mark"] else None}) for value in values]
+    return [
+        Problem(
+            value["message"],
+            mark=Mark(**value["mark"]) if value["mark"] else None,
+            found=value["found"],
+            hint=value["hint"],
+        )
+        for value in values
+    ]

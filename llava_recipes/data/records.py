@@ -23,7 +23,10 @@ _OTHER_NAMES = {"user": "human", "assistant": "gpt", "model": "gpt", "bot": "gpt
 
 @dataclass(frozen=True)
 class Record:
-    """One sample as its owner wrote it. `index` counts over all sources, `images` are paths inside `folder`."""
+    """One sample as its owner wrote it.
+
+    `index` counts over all sources, `images` are paths inside `folder`.
+    """
 
     index: int
     id: str
@@ -61,10 +64,12 @@ class Records(Sequence[Record]):
         try:
             return _parse(values, index, folder)
         except _MalformedRecord as error:
-            problem = sample_problem(
-                index, _id(values), error.message, mark=file.mark(position), found=error.found, hint=error.hint
-            )
-            raise SampleError(problem) from None
+            mark = file.mark(position)
+            raise SampleError(
+                sample_problem(
+                    index, _id(values), error.message, mark=mark, found=error.found, hint=error.hint
+                )
+            ) from None
 
     def mark(self, index: int) -> Mark:
         """Where a record begins in its annotation file."""
@@ -80,8 +85,8 @@ class Records(Sequence[Record]):
 def open_records(sources: Sequence[SourcePlan]) -> Records:
     """The records of all sources.
 
-    Raises RecipeError for every source at once: a file that is missing or not well formed, an image folder that
-    is missing, a number of records that is not the source's `num_samples`.
+    Raises RecipeError for every source at once: a file that is missing or not well formed, an image folder
+    that is missing, a number of records that is not the source's `num_samples`.
     """
     opened: list[tuple[AnnotationFile, str | None]] = []
     problems: list[Problem] = []
@@ -105,7 +110,7 @@ def count_records(path: str) -> int:
 
 
 def check_records(records: Records) -> list[Problem]:
-    """The first records that are not well formed, each with index, id and line, and how many more there are."""
+    """The first records that are not well formed, by index, id and line, and how many more there are."""
     faulty: list[Problem] = []
     num_faulty = 0
     for index in range(len(records)):
@@ -189,7 +194,8 @@ def _turns(values: dict[str, object]) -> tuple[Turn, ...]:
         raise _MalformedRecord("it has no `conversations`", found=f"keys {', '.join(values) or 'none'}"[:80])
     conversation = values["conversations"]
     if not isinstance(conversation, list) or not conversation:
-        raise _MalformedRecord("`conversations` is not a list of turns, or is empty", found=json.dumps(conversation)[:60])
+        found = json.dumps(conversation)[:60]
+        raise _MalformedRecord("`conversations` is not a list of turns, or is empty", found=found)
     return tuple(_turn(value, position) for position, value in enumerate(conversation))
 
 

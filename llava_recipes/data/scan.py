@@ -23,8 +23,8 @@ _HINT: Final = "give a JSON list of records, or one record per line"
 class AnnotationFile:
     """A JSON list or JSONL file of records, mapped into memory.
 
-    Only two integers per record are kept, so forked workers share everything. Raises RecipeError, with line and
-    column, when the file is missing, not UTF-8, not JSON, not a list of mappings, or empty.
+    Only two integers per record are kept, so forked workers share everything. Raises RecipeError, with line
+    and column, when the file is missing, not UTF-8, not JSON, not a list of mappings, or empty.
     """
 
     def __init__(self, path: str) -> None:
@@ -67,7 +67,10 @@ class _Window:
     at: int = 0
 
     def byte(self, at: int) -> int:
-        return self.start + (at if self.text.isascii() else len(self.text[:at].encode()))
+        return self.start + self.num_bytes(0, at)
+
+    def num_bytes(self, first: int, end: int) -> int:
+        return end - first if self.text.isascii() else len(self.text[first:end].encode())
 
 
 class _Reader:
@@ -103,14 +106,14 @@ class _Reader:
                 continue
             except RecursionError:
                 raise self.failure("the record is nested too deeply") from None
-            first = window.byte(window.at)
-            last = first + (end - window.at if window.text.isascii() else len(window.text[window.at : end].encode()))
-            window.at = end
-            return value, first, last
+            start = window.byte(window.at)
+            start_of_rest, window.at = window.at, end
+            return value, start, start + window.num_bytes(start_of_rest, end)
 
     def failure(self, message: str, *, byte: int | None = None, found: str | None = None) -> RecipeError:
         offset = self.window.byte(self.window.at) if byte is None else byte
-        return RecipeError(Problem(message, mark=_mark(self.data, self.path, offset), found=found, hint=_HINT))
+        mark = _mark(self.data, self.path, offset)
+        return RecipeError(Problem(message, mark=mark, found=found, hint=_HINT))
 
     def _refill(self, *, grow: bool) -> None:
         self._scale = self._scale * 2 if grow else 1

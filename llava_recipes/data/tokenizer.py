@@ -16,8 +16,8 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     """The tokenizer with a padding token and the image tokens that the recipe asks for.
 
     Tokenizers of the Llama family give the ids of the slow tokenizer that the original uses. A tokenizer
-    without padding token pads with its unknown token. Raises RecipeError when it cannot be loaded, when it has
-    no character offsets, or when it has neither padding nor unknown token.
+    without padding token pads with its unknown token. Raises RecipeError when it cannot be loaded, when it
+    has no character offsets, or when it has neither padding nor unknown token.
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
     try:
@@ -26,7 +26,8 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     except (OSError, ValueError, ImportError) as error:
         raise RecipeError(_unreadable(plan, error)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
-        raise RecipeError(_unreadable(plan, TypeError(f"{type(tokenizer).__name__} gives no character offsets")))
+        reason = TypeError(f"{type(tokenizer).__name__} gives no character offsets")
+        raise RecipeError(_unreadable(plan, reason))
     if isinstance(tokenizer, LlamaTokenizer):
         _match_slow_llama(tokenizer, legacy=settings.get("legacy") is not False)
     if tokenizer.pad_token is None:

@@ -59,7 +59,9 @@ def _split_at_images(segments: Sequence[Segment]) -> list[list[Segment]]:
     return pieces
 
 
-def _encode_piece(piece: Sequence[Segment], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
+def _encode_piece(
+    piece: Sequence[Segment], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[bool]]:
     kept = [segment for segment in piece if segment.text]
     if not kept:
         return [], []

@@ -1,0 +1,156 @@
+"""From an image file to the pixel values that the vision tower takes."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from typing import Final, Literal, cast
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from pydantic import JsonValue
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    CLIPImageProcessorPil,
+    SiglipImageProcessorPil,
+)
+
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.schema import VisionTower
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS: Final = 2**26
+"""Largest picture that is decoded: 8192 x 8192, 192 MiB as RGB."""
+
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+class BadImage(Exception):
+    """A picture that cannot be used: which file, and why."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file, self.reason = file, reason
+
+
+def read_image(folder: str, name: str) -> Image.Image:
+    """The picture in RGB, as stored: EXIF rotation is ignored and transparency dropped, as in the original.
+
+    Raises BadImage when the path leaves the folder (also through a link), when the file is missing,
+    truncated or no image of a known format, or when it has more than MAX_PIXELS pixels.
+    """
+    path = _path_inside(folder, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+        with image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(path, f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
+            return image.convert("RGB")
+    except Image.DecompressionBombError:
+        raise BadImage(path, f"it has more than the {MAX_PIXELS:,} pixels allowed") from None
+    except UnidentifiedImageError:
+        raise BadImage(path, f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except FileNotFoundError:
+        raise BadImage(path, "the file does not exist") from None
+    except _DECODER_ERRORS as error:
+        raise BadImage(path, str(error) or type(error).__name__) from None
+
+
+def pixel_values(
+    image: Image.Image, processor: BaseImageProcessor, *, image_aspect_ratio: Literal["square", "pad"]
+) -> torch.Tensor:
+    """float32[C, H, W] of an RGB picture.
+
+    `square` leaves resizing and cropping to the image processor, `pad` first centres the picture on a square
+    of the processor's mean colour. The picture is always given as height, width, channel: the original reads
+    pictures 3 px high as channel first under `square`.
+    """
+    if image_aspect_ratio == "pad":
+        image = _on_square(image, mean_colour(processor))
+    features = processor(
+        np.asarray(image), input_data_format="channels_last", do_convert_rgb=False, return_tensors="np"
+    )
+    return torch.from_numpy(np.ascontiguousarray(features["pixel_values"][0], dtype=np.float32))
+
+
+def mean_colour(processor: BaseImageProcessor) -> tuple[int, int, int]:
+    """The colour around a padded picture, 0 to 255 per channel, rounded down as in the original."""
+    red, green, blue = (int(mean * 255) for mean in cast(list[float], processor.to_dict()["image_mean"]))
+    return red, green, blue
+
+
+def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
+    """The tower's own image processor, or the usual one of its kind for an inline config.
+
+    Settings of `image_processor` win over both. Raises RecipeError when it cannot be loaded.
+    """
+    settings = dict(plan.image_processor or {})
+    if plan.source is None:
+        return _processor_for_config(dict(plan.config or {}), settings)
+    try:
+        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            plan.source, revision=plan.revision, backend="pil", **settings
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise RecipeError(_unreadable(plan.source, error)) from error
+    return cast(BaseImageProcessor, processor)
+
+
+def _processor_for_config(config: dict[str, JsonValue], settings: dict[str, JsonValue]) -> BaseImageProcessor:
+    model_type = str(config.get("model_type", ""))
+    inner = config.get("vision_config", config)
+    image_px = inner.get("image_size", 224) if isinstance(inner, dict) else 224
+    square: dict[str, JsonValue] = {"height": image_px, "width": image_px}
+    if model_type in ("clip", "clip_vision_model"):
+        shortest: dict[str, JsonValue] = {"shortest_edge": image_px}
+        return CLIPImageProcessorPil.from_dict({"size": shortest, "crop_size": square, **settings})
+    if model_type in ("siglip", "siglip_vision_model"):
+        return SiglipImageProcessorPil.from_dict({"size": square, **settings})
+    raise RecipeError(
+        Problem(
+            f'no image processor is known for the vision model type "{model_type}"',
+            path=("model", "vision_tower", "config"),
+            hint="use clip_vision_model or siglip_vision_model",
+        )
+    )
+
+
+def _unreadable(source: str, error: Exception) -> Problem:
+    lines = str(error).strip().splitlines()
+    return Problem(
+        f'the image processor of "{source}" cannot be loaded',
+        path=("model", "vision_tower"),
+        found=lines[0] if lines else type(error).__name__,
+        hint="name a hub id, or a folder that holds a preprocessor_config.json",
+    )
+
+
+def _on_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _path_inside(folder: str, name: str) -> str:
+    path = os.path.join(folder, name)
+    if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
+        raise BadImage(path, f'image paths start from the image folder and hold no `..`, found "{name}"')
+    root = os.path.realpath(folder)
+    try:
+        real = os.path.realpath(path)
+    except ValueError as error:
+        raise BadImage(path, str(error)) from None
+    if os.path.commonpath([root, real]) != root:
+        raise BadImage(path, f"it is a link that leads out of the image folder, to {real}")
+    return path
