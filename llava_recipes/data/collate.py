@@ -1,0 +1,145 @@
+"""From samples to a batch: images expanded, then cut at the longest length, then padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from llava_recipes.data.dataset import Sample
+from llava_recipes.data.faults import SampleError, sample_problem
+from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """One sample with room for its images, cut at the longest length.
+
+    input_ids        int64[T]  0 on image positions
+    is_image         bool[T]
+    labels           int64[T]
+    num_kept_tokens  int64[N]  what is left of each image's tokens
+    num_tokens       T before the cut
+    """
+
+    input_ids: Tensor
+    is_image: Tensor
+    labels: Tensor
+    num_kept_tokens: Tensor
+    num_tokens: int
+
+    @property
+    def learns(self) -> bool:
+        """Whether a loss can be computed: the first token has nothing before it to be predicted from."""
+        return bool((self.labels[1:] != IGNORED).any())
+
+
+def expand(input_ids: Tensor, labels: Tensor, *, num_image_tokens: int, max_length: int) -> Expanded:
+    """Put `num_image_tokens` positions in the place of every image, then keep the first `max_length`."""
+    is_tag = input_ids == IMAGE_ID
+    widths = torch.where(is_tag, num_image_tokens, 1)
+    starts = widths.cumsum(0) - widths
+    kept = (max_length - starts[is_tag]).clamp(min=0, max=num_image_tokens)
+    ids = input_ids.repeat_interleave(widths)[:max_length]
+    is_image = ids == IMAGE_ID
+    return Expanded(
+        input_ids=ids.masked_fill(is_image, 0),
+        is_image=is_image,
+        labels=labels.repeat_interleave(widths)[:max_length],
+        num_kept_tokens=kept,
+        num_tokens=int(widths.sum()),
+    )
+
+
+def collate(
+    samples: Sequence[Sample],
+    *,
+    num_image_tokens: int,
+    max_length: int,
+    pad_token_id: int,
+    padding_side: Literal["left", "right"],
+) -> dict[str, Tensor]:
+    """A batch of B samples, T positions in the longest of them, N pictures in reading order.
+
+    input_ids        int64[B, T]  image positions hold 0, padding holds `pad_token_id`
+    is_image         bool[B, T]   true where a picture's features go
+    labels           int64[B, T]  not shifted; -100 where nothing is learned
+    attention_mask   bool[B, T]   false on padding alone
+    position_ids     int64[B, T]  0, 1, 2, … on real tokens, 0 on padding
+    pixel_values     float32[N, C, H, W]  only if there are pictures
+    num_kept_tokens  int64[N]     how many of each picture's tokens survive the cut; likewise
+    """
+    expanded = [
+        expand(sample.input_ids, sample.labels, num_image_tokens=num_image_tokens, max_length=max_length)
+        for sample in samples
+    ]
+
+    def padded(rows: list[Tensor], value: float) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=padding_side)
+
+    batch = {
+        "input_ids": padded([row.input_ids for row in expanded], pad_token_id),
+        "is_image": padded([row.is_image for row in expanded], False),
+        "labels": padded([row.labels for row in expanded], IGNORED),
+        "attention_mask": padded([torch.ones_like(row.is_image) for row in expanded], False),
+        "position_ids": padded([torch.arange(len(row.input_ids)) for row in expanded], 0),
+    }
+    pictures = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
+    if pictures:
+        batch["pixel_values"] = torch.cat(pictures)
+        batch["num_kept_tokens"] = torch.cat([row.num_kept_tokens for row in expanded])
+    return batch
+
+
+class Collator:
+    """Makes a batch of samples; see `collate` for its tensors.
+
+    Raises SampleError, naming each sample, when nothing of it is left to learn after the cut at `max_length`:
+    the loss of such a batch would not be a number.
+    """
+
+    def __init__(
+        self,
+        num_image_tokens: int,
+        max_length: int,
+        pad_token_id: int,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> None:
+        self.num_image_tokens = num_image_tokens
+        self.max_length = max_length
+        self.pad_token_id = pad_token_id
+        self.padding_side: Literal["left", "right"] = padding_side
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        problems = [
+            sample_problem(
+                sample.index,
+                sample.id,
+                "nothing of it is learned after the cut at `max_length`",
+                found=f"{expanded.num_tokens} tokens, max_length is {self.max_length}",
+                hint="raise `max_length`, or shorten or remove the sample",
+            )
+            for sample in samples
+            if not (expanded := self._expanded(sample)).learns
+        ]
+        if problems:
+            raise SampleError(*problems)
+        return collate(
+            samples,
+            num_image_tokens=self.num_image_tokens,
+            max_length=self.max_length,
+            pad_token_id=self.pad_token_id,
+            padding_side=self.padding_side,
+        )
+
+    def _expanded(self, sample: Sample) -> Expanded:
+        return expand(
+            sample.input_ids,
+            sample.labels,
+            num_image_tokens=self.num_image_tokens,
+            max_length=self.max_length,
+        )

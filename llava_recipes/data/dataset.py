@@ -1,0 +1,162 @@
+"""A stage's samples as token ids, labels and pixel values."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from array import array
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from llava_recipes.data.faults import SampleError, sample_problem
+from llava_recipes.data.images import BadImage, pixel_values, read_image
+from llava_recipes.data.records import Record, open_records
+from llava_recipes.data.tokens import IGNORED, Encoded, encode
+from llava_recipes.plan.types import DataPlan
+from llava_recipes.templates import spell
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, images not yet expanded and nothing cut.
+
+    input_ids     int64[T]  -200 where an image goes
+    labels        int64[T]  -100 where nothing is learned
+    pixel_values  float32[N, C, H, W], or None without pictures
+    """
+
+    index: int
+    id: str
+    input_ids: Tensor
+    labels: Tensor
+    pixel_values: Tensor | None
+
+
+class StageDataset(Dataset[Sample]):
+    """The samples of a stage, in the order of its sources.
+
+    Asking for a sample raises SampleError, with index, id and line, when its record is not well formed, when
+    nothing in it is learned, or, with `on_bad_image: error`, when its picture cannot be used. With `skip` the
+    next sample whose pictures are good takes its place, and `num_skipped` counts it.
+    With `lazy_preprocess: false` every conversation is tokenised here, at once.
+    """
+
+    def __init__(
+        self,
+        data: DataPlan,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: BaseImageProcessor,
+        start_end: bool,
+    ) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.start_end = start_end
+        self.records = open_records(data.sources)
+        self._num_skipped = multiprocessing.Value("q", 0)
+        self._encodings = None if data.lazy_preprocess else self._encode_all()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        for offset in range(len(self.records)):
+            if offset:
+                record = self.records[(index + offset) % len(self.records)]
+            try:
+                return self.sample(record)
+            except BadImage as error:
+                problem = sample_problem(
+                    record.index,
+                    record.id,
+                    "its image cannot be used",
+                    mark=self.records.mark(record.index),
+                    found=str(error),
+                    hint="mend or remove it, or set `on_bad_image: skip`",
+                )
+                if self.data.on_bad_image == "error":
+                    raise SampleError(problem) from None
+                self._count_skipped(problem.message, error)
+        raise SampleError(problem)
+
+    @property
+    def num_skipped(self) -> int:
+        """How many times a sample with a bad image was replaced, over all worker processes of this one."""
+        return int(self._num_skipped.value)
+
+    def sample(self, record: Record) -> Sample:
+        """A record as a sample. Raises BadImage whatever `on_bad_image` says."""
+        encoded = self._encodings.encoding(record.index) if self._encodings else self.encoding(record)
+        return Sample(
+            index=record.index,
+            id=record.id,
+            input_ids=torch.tensor(encoded.input_ids),
+            labels=torch.tensor(encoded.labels),
+            pixel_values=self._pixel_values(record),
+        )
+
+    def encoding(self, record: Record) -> Encoded:
+        """Token ids and labels of a record. Raises SampleError when the template cannot hold it."""
+        try:
+            segments = spell(
+                self.data.template,
+                record.turns,
+                has_image=bool(record.images),
+                start_end=self.start_end,
+                end_of_answer=str(self.tokenizer.eos_token or "</s>"),
+            )
+        except ValueError as error:
+            raise self._error(record, str(error)) from None
+        encoded = encode(segments, self.tokenizer)
+        if all(label == IGNORED for label in encoded.labels[1:]):
+            raise self._error(record, "nothing in it is learned", hint="give it an answer (a gpt turn)")
+        return encoded
+
+    def _error(self, record: Record, message: str, *, hint: str | None = None) -> SampleError:
+        mark = self.records.mark(record.index)
+        return SampleError(sample_problem(record.index, record.id, message, mark=mark, hint=hint))
+
+    def _pixel_values(self, record: Record) -> Tensor | None:
+        if not record.images or record.folder is None:
+            return None
+        pictures = [read_image(record.folder, name) for name in record.images]
+        ratio = self.data.image_aspect_ratio
+        return torch.stack(
+            [pixel_values(picture, self.image_processor, image_aspect_ratio=ratio) for picture in pictures]
+        )
+
+    def _count_skipped(self, name: str, error: BadImage) -> None:
+        with self._num_skipped.get_lock():
+            self._num_skipped.value += 1
+        logger.warning("%s and is skipped: %s", name, error)
+
+    def _encode_all(self) -> _Encodings:
+        encodings = _Encodings()
+        for index in range(len(self.records)):
+            encodings.append(self.encoding(self.records[index]))
+        return encodings
+
+
+class _Encodings:
+    """Token ids and labels of many samples in two flat arrays, which forked workers share."""
+
+    def __init__(self) -> None:
+        self._input_ids = array("i")
+        self._labels = array("i")
+        self._ends = array("Q", [0])
+
+    def append(self, encoded: Encoded) -> None:
+        self._input_ids.extend(encoded.input_ids)
+        self._labels.extend(encoded.labels)
+        self._ends.append(len(self._input_ids))
+
+    def encoding(self, index: int) -> Encoded:
+        span = slice(self._ends[index], self._ends[index + 1])
+        return Encoded(self._input_ids[span].tolist(), self._labels[span].tolist())
