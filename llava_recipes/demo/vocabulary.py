@@ -1,0 +1,76 @@
+"""The words of the demo: captions, the notes that the language model warms up on, and a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = ("small", "large")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "centre", "right")
+GLUE = ("a", "at", "the")
+FILLER = "ground"
+
+BOS, EOS, UNKNOWN, PAD = "<s>", "</s>", "<unk>", "<pad>"
+WORDS = (UNKNOWN, BOS, EOS, PAD, "\n", FILLER, *GLUE, *COLOURS, *SHAPES, *SIZES, *ROWS, *COLUMNS)
+"""Every token, in the order of its id; the language model's `vocab_size` is their number."""
+
+NUM_NOTES = 9
+"""Words before a caption in the warm-up: as many as the demo's tower makes patches."""
+REPEAT_SHARE = 0.4
+
+
+def caption_of(*, size: str, colour: str, shape: str, row: str, column: str) -> str:
+    """The one sentence that describes a picture."""
+    return f"a {size} {colour} {shape} at the {row} {column}"
+
+
+def draw_notes(*, colour: str, shape: str, draw: random.Random) -> str:
+    """Messy notes about a thing of this colour and shape, ending in the caption they come to.
+
+    NUM_NOTES words in any order: each word that matters at least once, some of them again, the rest filler.
+    A language model that has learned to finish such notes weighs the words before the caption, and a
+    projector can then speak to it by putting patches near those words.
+    """
+    size, row, column = draw.choice(SIZES), draw.choice(ROWS), draw.choice(COLUMNS)
+    seen = (colour, shape, size, row, column)
+    rest = [_repeat_or_fill(seen, draw) for _ in range(NUM_NOTES - len(seen))]
+    notes = [*seen, *rest]
+    draw.shuffle(notes)
+    caption = caption_of(size=size, colour=colour, shape=shape, row=row, column=column)
+    return f"{' '.join(notes)} {caption}"
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer folder that transformers loads: one token per word, `<s>` first, line ends kept."""
+    ids = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, WORDS.index(BOS))]
+    )
+    tokenizer.add_special_tokens([UNKNOWN, BOS, EOS, PAD])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "unk_token": UNKNOWN,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 256,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def _repeat_or_fill(seen: Sequence[str], draw: random.Random) -> str:
+    return draw.choice(seen) if draw.random() < REPEAT_SHARE else FILLER
