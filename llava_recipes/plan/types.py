@@ -46,7 +46,9 @@ class ModelPlan(Frozen):
     vision_tower: VisionTower
     projector: Projector
     image_tokens: ImageTokens
-    sizes: ModelSizes | None = Field(description="None where the configs are not at hand; see the plan's notes.")
+    sizes: ModelSizes | None = Field(
+        description="None where the configs are not at hand; see the plan's notes."
+    )
 
 
 class SourcePlan(Frozen):
@@ -73,7 +75,9 @@ class TrainPlan(Frozen):
     gradient_accumulation_steps: int
     global_batch_size: int
     num_train_epochs: float | None
-    steps_per_epoch: int | None = Field(description="Optimizer steps per epoch; None while samples are not counted.")
+    steps_per_epoch: int | None = Field(
+        description="Optimizer steps per epoch; None while samples are not counted."
+    )
     max_steps: int | None = Field(description="Optimizer steps in all; None while samples are not counted.")
     warmup_steps: int | None
     learning_rate: float
@@ -111,4 +115,6 @@ class Plan(Frozen):
     world_size: int = Field(gt=0, description="Processes, one per GPU.")
     model: ModelPlan
     stages: tuple[StagePlan, ...]
-    notes: tuple[str, ...] = Field(description="What a person should know: values derived, things not yet known.")
+    notes: tuple[str, ...] = Field(
+        description="What a person should know: values derived, things not yet known."
+    )

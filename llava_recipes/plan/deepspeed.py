@@ -1,0 +1,276 @@
+"""DeepSpeed configs: the two presets, and whether a config of the user's agrees with the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
+from llava_recipes.recipe.spelling import did_you_mean, nearest
+
+Config = dict[str, JsonValue]
+
+_COMMON: Config = {
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "bf16": {"enabled": "auto"},
+    "train_micro_batch_size_per_gpu": "auto",
+    "train_batch_size": "auto",
+    "gradient_accumulation_steps": "auto",
+}
+_ZERO: Config = {
+    "overlap_comm": True,
+    "contiguous_gradients": True,
+    "sub_group_size": 1e9,
+    "reduce_bucket_size": "auto",
+}
+_PRESETS: Mapping[str, Config] = {
+    "zero2": {**_COMMON, "zero_optimization": {"stage": 2, **_ZERO}},
+    "zero3": {
+        **_COMMON,
+        "zero_optimization": {
+            "stage": 3,
+            **_ZERO,
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+    },
+}
+
+KNOWN_KEYS = frozenset(
+    [
+        "activation_checkpointing",
+        "aio",
+        "amp",
+        "autotuning",
+        "bf16",
+        "bfloat16",
+        "checkpoint",
+        "comms_logger",
+        "communication_data_type",
+        "compile",
+        "compression_training",
+        "csv_monitor",
+        "curriculum_learning",
+        "data_efficiency",
+        "data_types",
+        "disable_allgather",
+        "dump_state",
+        "elasticity",
+        "flops_profiler",
+        "fp16",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "memory_breakdown",
+        "monitor_config",
+        "optimizer",
+        "prescale_gradients",
+        "scheduler",
+        "seq_parallel_communication_data_type",
+        "sparse_attention",
+        "sparse_gradients",
+        "steps_per_print",
+        "tensor_parallel",
+        "tensorboard",
+        "torch_autocast",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "wall_clock_breakdown",
+        "wandb",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    ]
+)
+"""Top-level keys of a DeepSpeed config. DeepSpeed ignores others in silence."""
+
+CLIPPING_DEFAULT = 1.0
+"""Where DeepSpeed clips gradients when its config does not say."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples per device and pass, passes per step, samples per step over all devices."""
+
+    per_device: int
+    accumulation: int
+    in_all: int
+
+
+def preset(name: str, *, max_grad_norm: float) -> Config:
+    """A preset: the original LLaVA's ZeRO-2 or ZeRO-3 config, told to clip where the recipe clips otherwise."""
+    config = deepcopy(_PRESETS[name])
+    return config if max_grad_norm == CLIPPING_DEFAULT else {**config, "gradient_clipping": "auto"}
+
+
+def looks_like_path(word: str) -> bool:
+    """Whether a `deepspeed` word means a file rather than a preset."""
+    return "/" in word or "\\" in word or word.startswith(("~", ".")) or word.lower().endswith(".json")
+
+
+def unknown_choice(word: str, *, path: Path) -> Problem:
+    """The problem with a word that is neither a preset nor a file at hand."""
+    if looks_like_path(word):
+        return Problem(
+            "DeepSpeed config not found",
+            path=path,
+            found=f"no file {word}",
+            hint=f"presets: {_preset_names()}",
+        )
+    return Problem(
+        f"unknown DeepSpeed preset {word!r}",
+        path=path,
+        found=word,
+        hint=did_you_mean(word, (*DEEPSPEED_PRESETS, "none"))
+        or f"presets: {_preset_names()}; a file is written with its folder, such as ./{word}.json",
+    )
+
+
+def _preset_names() -> str:
+    return ", ".join((*DEEPSPEED_PRESETS, "none"))
+
+
+def check_config(config: Config, *, train: Train, batch: Batch, path: Path, inline: bool) -> list[Problem]:
+    """Where a config contradicts the recipe, or would silently replace what the recipe says.
+
+    `path` is that of `deepspeed`; problems of an inline config point below it.
+    """
+    report = _Report(path, inline)
+    _check_keys(config, report)
+    _check_precision(config, train, report)
+    _check_batch(config, batch, report)
+    _check_zero(config, report)
+    _check_clipping(config, train, report)
+    for block, key in (("optimizer", "optim"), ("scheduler", "lr_scheduler_type")):
+        if config.get(block) is not None:
+            report.add(
+                (block,),
+                f"a `{block}` block of DeepSpeed would replace the recipe's `{key}: {getattr(train, key)}`",
+                hint=f"remove the block; set `{key}` under `train:`",
+                on_key=True,
+            )
+    return report.problems
+
+
+def zero_stage(config: Config | None) -> int:
+    """The ZeRO stage of a config, 0 for none."""
+    zero = config.get("zero_optimization") if config is not None else None
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
+    return stage if isinstance(stage, int) else 0
+
+
+class _Report:
+    """Collects problems, each at its key where the config stands in the recipe."""
+
+    def __init__(self, path: Path, inline: bool) -> None:
+        self._path, self._inline = path, inline
+        self.problems: list[Problem] = []
+
+    def add(
+        self, keys: Path, message: str, *, hint: str | None, on_key: bool = False, found: str | None = None
+    ) -> None:
+        path = (*self._path, *keys) if self._inline else self._path
+        place = ".".join(str(key) for key in keys)
+        text = message if self._inline or not place else f"{message} (`{place}` of the file)"
+        on_key = on_key and self._inline
+        self.problems.append(Problem(text, path=path, found=found, hint=hint, on_key=on_key))
+
+
+def _check_keys(config: Config, report: _Report) -> None:
+    for key in config:
+        near = None if key in KNOWN_KEYS else nearest(key, KNOWN_KEYS)
+        if near is not None:
+            report.add((key,), f"DeepSpeed has no key `{key}`", hint=f"did you mean `{near}`?", on_key=True)
+
+
+def _enabled(config: Config, block: str) -> JsonValue:
+    """`enabled` of a block; None where the block or the key is absent."""
+    value = config.get(block)
+    return value.get("enabled") if isinstance(value, dict) else None
+
+
+def _check_precision(config: Config, train: Train, report: _Report) -> None:
+    for block, wanted in (("bf16", train.bf16), ("fp16", train.fp16)):
+        enabled = _enabled(config, block)
+        said = "true" if wanted else "false"
+        if enabled in (True, False) and enabled != wanted:
+            report.add(
+                (block, "enabled"),
+                f"the recipe says `{block}: {said}`, the DeepSpeed config says {str(enabled).lower()}",
+                hint='write "auto" there, or make the two agree',
+            )
+        elif enabled is None and wanted:
+            report.add(
+                (),
+                f"the recipe says `{block}: true`, and the DeepSpeed config does not switch {block} on",
+                hint=f'add {block}: {{"enabled": "auto"}}',
+            )
+    if _enabled(config, "amp") is True:
+        message = "`amp` of DeepSpeed would replace the recipe's precision"
+        report.add(("amp", "enabled"), message, hint="remove `amp`")
+
+
+def _check_clipping(config: Config, train: Train, report: _Report) -> None:
+    wanted = f"the recipe says `max_grad_norm: {train.max_grad_norm:g}`"
+    clipping = config.get("gradient_clipping")
+    if clipping is None and train.max_grad_norm != CLIPPING_DEFAULT:
+        report.add(
+            (),
+            f"{wanted}, DeepSpeed clips at {CLIPPING_DEFAULT:g} without `gradient_clipping`",
+            hint='add "gradient_clipping": "auto"',
+        )
+    elif clipping not in (None, "auto", train.max_grad_norm):
+        report.add(
+            ("gradient_clipping",),
+            f"{wanted}, the DeepSpeed config clips at {clipping}",
+            hint='write "auto" there, or make the two agree',
+        )
+
+
+def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
+    for key, planned in (
+        ("train_micro_batch_size_per_gpu", batch.per_device),
+        ("gradient_accumulation_steps", batch.accumulation),
+        ("train_batch_size", batch.in_all),
+    ):
+        value = config.get(key, "auto")
+        if value != "auto" and value != planned:
+            report.add(
+                (key,),
+                f"the DeepSpeed config says {value}, the recipe comes to {planned}",
+                hint='write "auto" there, or make the two agree',
+            )
+
+
+def _check_zero(config: Config, report: _Report) -> None:
+    zero = config.get("zero_optimization")
+    if not isinstance(zero, dict):
+        hint = "add zero_optimization with a `stage`, or write `deepspeed: none`"
+        report.add((), "the DeepSpeed config has no `zero_optimization`", hint=hint)
+        return
+    stage = zero.get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        message = "a ZeRO stage is 0, 1, 2 or 3"
+        report.add(("zero_optimization", "stage"), message, hint=None, found=str(stage))
+        return
+    if stage != 3 and zero.get("offload_param") is not None:
+        report.add(
+            ("zero_optimization", "offload_param"),
+            f"`offload_param` needs ZeRO stage 3, the config says {stage}",
+            hint="remove it, or write `stage: 3`",
+            on_key=True,
+        )

@@ -1,0 +1,283 @@
+"""Names and shapes of every parameter, counted from configs: the model's outline without the model.
+
+Names are canonical (`vision_tower`, `projector`, `language_model`, `lm_head`). Defaults of keys that a
+config leaves out are those of transformers 5. A test holds both against the model that transformers builds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import JsonValue
+
+from llava_recipes.plan.types import ModelSizes, ModuleSize
+
+Config = Mapping[str, JsonValue]
+Shapes = dict[str, tuple[int, ...]]
+Root = Literal["vision_tower", "projector", "language_model", "lm_head"]
+
+ROOTS: tuple[Root, ...] = ("vision_tower", "projector", "language_model", "lm_head")
+
+LANGUAGE_DEFAULTS: Mapping[str, Config] = {
+    "llama": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+    "mistral": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": None,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+    },
+    "qwen2": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+    },
+    "qwen3": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+    },
+}
+
+_VISION: Config = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+}
+VISION_DEFAULTS: Mapping[str, Config] = {
+    "clip_vision_model": {**_VISION, "patch_size": 32},
+    "siglip_vision_model": {**_VISION, "patch_size": 16, "vision_use_head": True},
+}
+_NESTED = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+class ConfigValueError(ValueError):
+    """A config key holds what no model can be built from."""
+
+    def __init__(self, config: Config, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key, self.message, self.found = key, message, config.get(key)
+        self.part: Literal["language_model", "vision_tower"] = (
+            "language_model" if config.get("model_type") in LANGUAGE_DEFAULTS else "vision_tower"
+        )
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """What both configs say once defaults are filled in."""
+
+    language: Config
+    vision: Config
+    shapes: Shapes
+
+
+def vision_part(config: Config) -> Config:
+    """The vision config itself, also where it is nested in the config of a CLIP or SigLIP pair."""
+    model_type = config.get("model_type")
+    nested = config.get("vision_config")
+    if isinstance(model_type, str) and model_type in _NESTED and isinstance(nested, dict):
+        return {"model_type": _NESTED[model_type], **nested}
+    return config
+
+
+def outline_model(*, language: Config, vision: Config, projector_type: str) -> ModelOutline | None:
+    """The assembled model's outline, or None where a model type is not known here.
+
+    Raises ConfigValueError on a value that no model can be built from.
+    """
+    vision = vision_part(vision)
+    language_defaults = LANGUAGE_DEFAULTS.get(str(language.get("model_type")))
+    vision_defaults = VISION_DEFAULTS.get(str(vision.get("model_type")))
+    if language_defaults is None or vision_defaults is None:
+        return None
+    language, vision = {**language_defaults, **language}, {**vision_defaults, **vision}
+    language_shapes = _language_shapes(language)
+    shapes = {f"vision_tower.{name}": shape for name, shape in _vision_shapes(vision).items()}
+    shapes |= projector_shapes(
+        projector_type,
+        vision_hidden=_count(vision, "hidden_size"),
+        language_hidden=_count(language, "hidden_size"),
+    )
+    shapes |= {f"language_model.{name}": shape for name, shape in language_shapes.items()}
+    if not _flag(language, "tie_word_embeddings"):
+        shapes["lm_head.weight"] = (_count(language, "vocab_size"), _count(language, "hidden_size"))
+    return ModelOutline(language, vision, shapes)
+
+
+def parameter_shapes(*, language: Config, vision: Config, projector_type: str) -> Shapes | None:
+    """Shape of every parameter by canonical name; None where a model type is not known here."""
+    outline = outline_model(language=language, vision=vision, projector_type=projector_type)
+    return None if outline is None else outline.shapes
+
+
+def projector_shapes(projector_type: str, *, vision_hidden: int, language_hidden: int) -> Shapes:
+    """Shapes of the projector; its layers are numbered with the GELUs between them, as in the original."""
+    if projector_type == "identity":
+        return {}
+    if projector_type == "linear":
+        return _linear("projector", vision_hidden, language_hidden, bias=True)
+    num_layers = int(projector_type.removeprefix("mlp").removesuffix("x_gelu"))
+    shapes: Shapes = {}
+    for layer in range(num_layers):
+        width = vision_hidden if layer == 0 else language_hidden
+        shapes |= _linear(f"projector.{2 * layer}", width, language_hidden, bias=True)
+    return shapes
+
+
+def model_sizes(outline: ModelOutline, *, select_feature: Literal["patch", "cls_patch"]) -> ModelSizes:
+    """Sizes of the outlined model and the number of tokens that one image takes."""
+    counts = dict.fromkeys(ROOTS, 0)
+    for name, shape in outline.shapes.items():
+        counts[_root(name)] += math.prod(shape)
+    language, vision = outline.language, outline.vision
+    side = _count(vision, "image_size") // _count(vision, "patch_size")
+    return ModelSizes(
+        language_hidden_size=_count(language, "hidden_size"),
+        vision_hidden_size=_count(vision, "hidden_size"),
+        image_px=_count(vision, "image_size"),
+        num_image_tokens=side**2 + (1 if select_feature == "cls_patch" else 0),
+        vocab_size=_count(language, "vocab_size"),
+        max_position_embeddings=_count(language, "max_position_embeddings"),
+        modules=tuple(ModuleSize(name=root, num_parameters=counts[root]) for root in ROOTS),
+        num_parameters=sum(counts.values()),
+    )
+
+
+def num_vision_layers(outline: ModelOutline) -> int:
+    return _count(outline.vision, "num_hidden_layers")
+
+
+def _root(name: str) -> Root:
+    return next(root for root in ROOTS if name.split(".", 1)[0] == root)
+
+
+def _count(config: Config, key: str) -> int:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ConfigValueError(config, key, f"`{key}` must be a whole number above 0")
+    return value
+
+
+def _optional_count(config: Config, key: str) -> int | None:
+    return None if config.get(key) is None else _count(config, key)
+
+
+def _flag(config: Config, key: str) -> bool:
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigValueError(config, key, f"`{key}` must be true or false")
+    return value
+
+
+def _linear(name: str, num_in: int, num_out: int, *, bias: bool) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (num_out, num_in)}
+    return weight | ({f"{name}.bias": (num_out,)} if bias else {})
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _head_width(config: Config, hidden: int, num_heads: int) -> int:
+    given = _optional_count(config, "head_dim")
+    if given is not None:
+        return given
+    if hidden % num_heads:
+        raise ConfigValueError(
+            config, "num_attention_heads", f"`num_attention_heads` does not divide `hidden_size` ({hidden})"
+        )
+    return hidden // num_heads
+
+
+def _language_shapes(config: Config) -> Shapes:
+    model_type = config["model_type"]
+    hidden, inner = _count(config, "hidden_size"), _count(config, "intermediate_size")
+    num_heads = _count(config, "num_attention_heads")
+    num_pairs = _optional_count(config, "num_key_value_heads") or num_heads
+    if num_heads % num_pairs:
+        raise ConfigValueError(
+            config, "num_key_value_heads", f"`num_key_value_heads` does not divide the {num_heads} heads"
+        )
+    width = _head_width(config, hidden, num_heads)
+    has_bias = model_type in ("llama", "qwen3") and _flag(config, "attention_bias")
+    reads_bias = has_bias or model_type == "qwen2"
+    inner_bias = model_type == "llama" and _flag(config, "mlp_bias")
+    layer = (
+        _linear("self_attn.q_proj", hidden, num_heads * width, bias=reads_bias)
+        | _linear("self_attn.k_proj", hidden, num_pairs * width, bias=reads_bias)
+        | _linear("self_attn.v_proj", hidden, num_pairs * width, bias=reads_bias)
+        | _linear("self_attn.o_proj", num_heads * width, hidden, bias=has_bias)
+        | _linear("mlp.gate_proj", hidden, inner, bias=inner_bias)
+        | _linear("mlp.up_proj", hidden, inner, bias=inner_bias)
+        | _linear("mlp.down_proj", inner, hidden, bias=inner_bias)
+        | {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    )
+    if model_type == "qwen3":
+        layer |= {"self_attn.q_norm.weight": (width,), "self_attn.k_norm.weight": (width,)}
+    shapes: Shapes = {"embed_tokens.weight": (_count(config, "vocab_size"), hidden)}
+    for index in range(_count(config, "num_hidden_layers")):
+        shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
+    return shapes | {"norm.weight": (hidden,)}
+
+
+def _vision_shapes(config: Config) -> Shapes:
+    is_clip = config["model_type"] == "clip_vision_model"
+    hidden, inner = _count(config, "hidden_size"), _count(config, "intermediate_size")
+    patch, channels = _count(config, "patch_size"), _count(config, "num_channels")
+    num_patches = (_count(config, "image_size") // patch) ** 2
+    _head_width(config, hidden, _count(config, "num_attention_heads"))
+    shapes: Shapes = {
+        "embeddings.patch_embedding.weight": (hidden, channels, patch, patch),
+        "embeddings.position_embedding.weight": (num_patches + is_clip, hidden),
+    }
+    if is_clip:
+        shapes |= {"embeddings.class_embedding": (hidden,)} | _norm("pre_layrnorm", hidden)
+    else:
+        shapes["embeddings.patch_embedding.bias"] = (hidden,)
+    mlp = _linear("mlp.fc1", hidden, inner, bias=True) | _linear("mlp.fc2", inner, hidden, bias=True)
+    layer = _norm("layer_norm1", hidden) | _norm("layer_norm2", hidden) | mlp
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        layer |= _linear(f"self_attn.{part}", hidden, hidden, bias=True)
+    for index in range(_count(config, "num_hidden_layers")):
+        shapes |= {f"encoder.layers.{index}.{name}": shape for name, shape in layer.items()}
+    shapes |= _norm("post_layernorm", hidden)
+    if not is_clip and _flag(config, "vision_use_head"):
+        head = _linear("attention.out_proj", hidden, hidden, bias=True) | _norm("layernorm", hidden) | mlp
+        head |= {"probe": (1, 1, hidden), "attention.in_proj_weight": (3 * hidden, hidden)}
+        head["attention.in_proj_bias"] = (3 * hidden,)
+        shapes |= {f"head.{name}": shape for name, shape in head.items()}
+    return shapes
