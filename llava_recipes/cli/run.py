@@ -1,0 +1,84 @@
+"""`llava-recipe run FILE`: check everything that can be checked, then train."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+
+EPILOG = """\
+All GPUs of this machine train; --processes chooses. On several nodes, run the same command on each with
+--nnodes, --node-rank and one --rdzv-endpoint HOST:PORT of the first node; the options are torchrun's."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("file", help="the recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an unfinished run from its last checkpoint"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything and stop before training")
+    parser.add_argument(
+        "--processes", type=_positive, metavar="N", help="processes on this node; default: its GPUs"
+    )
+    parser.add_argument("--nnodes", type=_positive, default=1, metavar="N", help="nodes that train together")
+    parser.add_argument("--node-rank", type=int, default=0, metavar="N", help="number of this node, from 0")
+    parser.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the nodes meet")
+    parser.add_argument("--rdzv-backend", default="c10d", metavar="NAME", help="how the nodes meet")
+    parser.add_argument(
+        "--rdzv-id", default="", metavar="ID", help="name of this meeting, the same on every node"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.plan.compile import compile_plan
+    from llava_recipes.recipe.errors import RecipeError
+    from llava_recipes.recipe.load import load_recipe
+    from llava_recipes.runner.execute import Run, Stopped, WorkerBug, run_stages
+    from llava_recipes.runner.facts import gather_facts
+    from llava_recipes.runner.launch import Processes, count_local_devices
+    from llava_recipes.runner.preflight import check_before_loading
+
+    if arguments.nnodes > 1 and not (arguments.rdzv_endpoint and arguments.rdzv_id):
+        print("llava-recipe run: --nnodes needs --rdzv-endpoint and --rdzv-id", file=sys.stderr)
+        return 2
+    loaded = load_recipe(arguments.file, arguments.set)
+    processes = Processes(
+        per_node=arguments.processes or count_local_devices(),
+        nnodes=arguments.nnodes,
+        node_rank=arguments.node_rank,
+        rdzv_backend=arguments.rdzv_backend,
+        rdzv_endpoint=arguments.rdzv_endpoint,
+        rdzv_id=arguments.rdzv_id,
+    )
+    try:
+        plan = compile_plan(loaded.recipe, world_size=processes.world_size, facts=gather_facts(loaded))
+    except RecipeError as error:
+        raise loaded.fail(*error.problems) from None
+    check_before_loading(loaded, plan)
+    if arguments.dry_run:
+        from llava_recipes.cli.plan import print_plan
+
+        print_plan(plan)
+        print("dry run: everything checked, nothing trained")
+        return 0
+    try:
+        run_stages(Run(loaded=loaded, plan=plan, processes=processes, resume=arguments.resume))
+    except Stopped as stopped:
+        print(stopped)
+        return 130
+    except WorkerBug as bug:
+        with tempfile.NamedTemporaryFile("w", prefix="llava-recipe-", suffix=".log", delete=False) as log:
+            log.write(str(bug))
+        last = str(bug).strip().splitlines()[-1]
+        print(f"a bug in llava-recipe: {last}\nthe traceback is in {log.name}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number

@@ -1,0 +1,128 @@
+"""The files of a run folder: which there are, who wrote them, when they may be written again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llava_recipes.files import replacing, write_text
+from llava_recipes.plan.types import Plan
+from llava_recipes.train.checkpoints import list_checkpoints
+
+if TYPE_CHECKING:
+    from llava_recipes.train.stage import Trained
+
+PLAN, RECIPE, ENVIRONMENT, DONE = "plan.json", "recipe.resolved.yaml", "environment.json", "DONE"
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """What a run folder holds before a run.
+
+    `differences` compare the plan that is there with the one wanted, one line each.
+    """
+
+    kind: Literal["new", "foreign", "started", "done"]
+    differences: tuple[str, ...] = ()
+    has_checkpoint: bool = False
+
+
+def stage_plan(plan: Plan, index: int) -> Plan:
+    """The part of a plan that one stage folder answers for."""
+    return plan.model_copy(update={"stages": (plan.stages[index],), "notes": ()})
+
+
+def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
+    """Look at a stage's output folder. Reads only."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return FolderState("new")
+    if not (folder / PLAN).is_file():
+        return FolderState("foreign")
+    there = json.loads((folder / PLAN).read_text("utf-8"))
+    differences = tuple(_differences(there, wanted.model_dump(mode="json"), ""))
+    kind: Literal["done", "started"] = "done" if (folder / DONE).is_file() else "started"
+    return FolderState(kind, differences, bool(list_checkpoints(folder)))
+
+
+def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: dict[str, object]) -> None:
+    """Write what is known before training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RECIPE, recipe_yaml)
+    write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+    write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+
+
+def write_results(plan: Plan, trained: Trained, folder: Path) -> None:
+    """Write what training made: weights, config.json, trainer_state.json. On the first process only."""
+    from llava_recipes.model.legacy_config import original_config
+    from llava_recipes.model.weights import write_projector, write_trained
+
+    if any(name.startswith("projector.") for name in trained.state):
+        write_projector(trained.state, folder)
+    if any(not name.startswith("projector.") for name in trained.state):
+        write_trained(trained.state, folder)
+    config = original_config(plan, stage=plan.stages[0], assembled=trained.assembled)
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with replacing(folder / "trainer_state.json") as temporary:
+        trained.trainer.state.save_to_json(str(temporary))
+
+
+def read_finish_times(folders: tuple[str, ...]) -> dict[str, str | None]:
+    """When the stages that another one starts from were finished; None for folders without a DONE."""
+    return {folder: _finished(Path(folder) / DONE) for folder in folders}
+
+
+def write_done(
+    folder: Path, *, num_steps: int, last_loss: float | None, starts_from: tuple[str, ...]
+) -> None:
+    """Mark the stage as finished; the last file of a run."""
+    facts = {
+        "finished": datetime.now(UTC).isoformat(),
+        "steps": num_steps,
+        "loss": last_loss,
+        "started_from": read_finish_times(starts_from),
+    }
+    write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
+
+
+def starts_from_then(folder: Path) -> dict[str, str | None]:
+    """What a finished stage was started from, as its DONE recorded it."""
+    recorded: dict[str, str | None] = json.loads((folder / DONE).read_text("utf-8"))["started_from"]
+    return recorded
+
+
+def find_obstacle(folder: Path) -> str | None:
+    """Why nothing can be written to a folder, or None. Makes nothing."""
+    if folder.exists() and not folder.is_dir():
+        return "it is a file"
+    nearest = folder
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{nearest} is not writable"
+    return None
+
+
+def _finished(done: Path) -> str | None:
+    if not done.is_file():
+        return None
+    finished: str = json.loads(done.read_text("utf-8"))["finished"]
+    return finished
+
+
+def _differences(there: object, wanted: object, path: str) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        for key in [*there, *(key for key in wanted if key not in there)]:
+            yield from _differences(there.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
+        for index, pair in enumerate(zip(there, wanted, strict=True)):
+            yield from _differences(*pair, f"{path}.{index}")
+    elif there != wanted:
+        yield f"{path}: {json.dumps(there)} there, {json.dumps(wanted)} in the recipe"

@@ -1,0 +1,103 @@
+"""Start the training processes of a stage on this node and wait for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes train, here and on other nodes. The names are torchrun's."""
+
+    per_node: int
+    nnodes: int = 1
+    node_rank: int = 0
+    rdzv_backend: str = "c10d"
+    rdzv_endpoint: str = ""
+    rdzv_id: str = ""
+
+    @property
+    def world_size(self) -> int:
+        return self.per_node * self.nnodes
+
+
+def count_local_devices() -> int:
+    """GPUs that this process may use, or 1 process where there is none."""
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def run_processes(processes: Processes, request_file: Path, *, uses_deepspeed: bool) -> int:
+    """Run the workers to their end and return the exit code: 0 when every one did well."""
+    worker = ["-m", "llava_recipes.runner.worker", str(request_file)]
+    environment = _environment(processes)
+    if processes.world_size > 1:
+        argv = [sys.executable, "-m", "llava_recipes.runner.torchrun", *_torchrun_options(processes), *worker]
+    else:
+        argv = [sys.executable, *worker]
+        if uses_deepspeed:
+            environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+            environment["MASTER_PORT"] = str(_free_port())
+    # A session of its own: Ctrl-C reaches this process alone, which then asks the workers once.
+    return _wait(subprocess.Popen(argv, env=environment, start_new_session=True))
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """Wait for a child. The first signal asks it to save and stop, the second kills it."""
+    asked = False
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.terminate()
+        asked = True
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _environment(processes: Processes) -> dict[str, str]:
+    environment = dict(os.environ)
+    # DeepSpeed finds ninja on PATH; the environment's own programs come first even when it is not activated.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    # Forked data loader processes would each warn about the tokenizer's threads.
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if processes.per_node > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.per_node)))
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    return environment
+
+
+def _torchrun_options(processes: Processes) -> list[str]:
+    endpoint = processes.rdzv_endpoint or f"127.0.0.1:{_free_port()}"
+    return [
+        f"--nnodes={processes.nnodes}",
+        f"--nproc-per-node={processes.per_node}",
+        f"--node-rank={processes.node_rank}",
+        f"--rdzv-backend={processes.rdzv_backend}",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-id={processes.rdzv_id or os.getpid()}",
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,176 @@
+"""Everything that can be known to be wrong before a model is loaded, for every stage at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import netrc
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from llava_recipes.data.records import check_records, open_records
+from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
+from llava_recipes.recipe.errors import Path as RecipePath
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.load import LoadedRecipe
+from llava_recipes.recipe.schema import LanguageModel
+from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, stage_plan
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def check_before_loading(loaded: LoadedRecipe, plan: Plan) -> None:
+    """Raise RecipeError with every problem of models, data, folders and reporting, at its line of the recipe."""
+    problems = [*_model_problems(loaded, plan)]
+    for index, stage in enumerate(plan.stages):
+        path: RecipePath = ("stages", index)
+        problems += _data_problems(stage, path)
+        problems += _output_problems(plan, index, path)
+        problems += _report_problems(stage, path)
+        problems += _deepspeed_problems(stage, path)
+        problems += _start_problems(stage, plan, path)
+    if plan.model.sizes is None and not problems:
+        problems += _freezing_problems(plan)
+    if problems:
+        raise loaded.fail(*problems)
+
+
+def _model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
+    model = loaded.recipe.model
+    language: RecipePath = ("model", "language_model")
+    if isinstance(model.language_model, LanguageModel):
+        source_path: RecipePath = (*language, "source")
+        if model.language_model.tokenizer is not None:
+            yield from _source_problems(
+                model.language_model.tokenizer, (*language, "tokenizer"), "tokenizer", ()
+            )
+    else:
+        source_path = language
+    weights = plan.model.language_model.source
+    if weights is not None:
+        yield from _source_problems(weights, source_path, "language model", ("config.json",))
+    if model.vision_tower.source is not None:
+        tower: RecipePath = ("model", "vision_tower", "source")
+        yield from _source_problems(model.vision_tower.source, tower, "vision tower", ("config.json",))
+    start = model.projector.init_from
+    if start is not None and not Path(start).is_file():
+        yield Problem(
+            "the projector's initial weights are not there",
+            path=("model", "projector", "init_from"),
+            found=f"no file {start}",
+            hint="give a `.bin` or `.safetensors` file, or leave `init_from` out for random weights",
+        )
+
+
+def _source_problems(source: str, path: RecipePath, what: str, needs: tuple[str, ...]) -> Iterator[Problem]:
+    """A local folder must be there and whole; anything else must look like a hub id."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        for name in needs:
+            if not (folder / name).is_file():
+                yield Problem(f"the {what}'s folder has no {name}", path=path, found=str(folder))
+    elif folder.exists():
+        yield Problem(
+            f"the {what}'s source is a file; a folder or a hub id is needed", path=path, found=source
+        )
+    elif source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+        yield Problem(
+            f"the {what}'s folder does not exist",
+            path=path,
+            found=f"no folder {source}",
+            hint="give a folder, or a hub id such as lmsys/vicuna-7b-v1.5",
+        )
+
+
+def _data_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
+    for number, source in enumerate(stage.data.sources):
+        yield from _source_data_problems(source, (*path, "data", "sources", number))
+
+
+def _source_data_problems(source: SourcePlan, path: RecipePath) -> list[Problem]:
+    try:
+        found = check_records(open_records([source]))
+    except RecipeError as error:
+        found = list(error.problems)
+    return [
+        problem if problem.mark else replace(problem, path=(*path, *(problem.path or ("annotations",))))
+        for problem in found
+    ]
+
+
+def _output_problems(plan: Plan, index: int, path: RecipePath) -> Iterator[Problem]:
+    folder = Path(plan.stages[index].output_dir)
+    obstacle = find_obstacle(folder)
+    if obstacle is not None:
+        yield Problem("output_dir cannot be written to", path=(*path, "output_dir"), found=obstacle)
+    elif read_folder_state(folder, stage_plan(plan, index)).kind == "foreign":
+        yield Problem(
+            "output_dir holds files that no run of ours wrote; they stay untouched",
+            path=(*path, "output_dir"),
+            found=f"{folder} is not empty and has no plan.json",
+            hint="choose another folder",
+        )
+
+
+def _report_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
+    wanted = stage.train.training_arguments.get("report_to")
+    reports = wanted if isinstance(wanted, list) else [wanted]
+    where = (*path, "train", "report_to")
+    for name in ("wandb", "tensorboard"):
+        if name in reports and importlib.util.find_spec(name) is None:
+            yield Problem(f"{name} is not installed", path=where, hint=f"pip install {name}, or write `none`")
+        elif name == "wandb" and name in reports and not _has_wandb_login():
+            yield Problem(
+                "Weights & Biases has no login on this machine",
+                path=where,
+                hint="run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline, or write `report_to: none`",
+            )
+
+
+def _has_wandb_login() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _deepspeed_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
+    if stage.deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
+        yield Problem("deepspeed is not installed", path=(*path, "deepspeed"), hint="pip install deepspeed")
+
+
+def _start_problems(stage: StagePlan, plan: Plan, path: RecipePath) -> Iterator[Problem]:
+    """Folders of earlier runs must hold trained weights; those of this recipe's own stages will."""
+    own = {other.output_dir for other in plan.stages}
+    for folder in stage.starts_from:
+        if folder not in own and not _has_trained_weights(Path(folder)):
+            yield Problem(
+                "`init_from` names a folder without trained weights",
+                path=(*path, "init_from"),
+                found=f"{folder} holds neither trained.safetensors nor mm_projector.safetensors",
+                hint="give the output_dir of a finished run",
+            )
+
+
+def _has_trained_weights(folder: Path) -> bool:
+    return any(
+        (folder / name).is_file()
+        for name in ("trained.safetensors", "mm_projector.safetensors", "mm_projector.bin")
+    )
+
+
+def _freezing_problems(plan: Plan) -> Iterator[Problem]:
+    """What trains, for models whose parameter names only transformers knows: built without weights."""
+    from llava_recipes.model.skeleton import canonical_parameter_names
+    from llava_recipes.plan.freezing import freezing_problems
+
+    names = canonical_parameter_names(plan.model)
+    for index, stage in enumerate(plan.stages):
+        yield from freezing_problems(
+            names, freeze=stage.freeze, trainable=stage.trainable, stage_path=("stages", index)
+        )

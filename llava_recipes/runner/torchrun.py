@@ -1,0 +1,31 @@
+"""torchrun without its traceback: the workers' own words say what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
+
+from llava_recipes.runner.orphans import stop_with_parent
+
+
+def main(argv: list[str]) -> int:
+    """Take torchrun's options and a `-m MODULE ARGUMENT…`, run it on every process, return the worst exit code."""
+    stop_with_parent()
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config, command, arguments = config_from_args(parse_args(argv))
+    try:
+        elastic_launch(config, command)(*arguments)
+    except ChildFailedError as error:
+        return max(failure.exitcode for failure in error.failures.values())
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""One training process: `python -m llava_recipes.runner.worker REQUEST.json`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.runner.messages import Request, Result, write_bug, write_problems
+from llava_recipes.runner.orphans import stop_with_parent
+
+
+def main(request_file: str) -> int:
+    """Train the stage of a request; leave the result, the problems or the traceback for the parent."""
+    stop_with_parent()
+    request = Request.read(Path(request_file))
+    answers = Path(request.answers_dir)
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        result = _train(request)
+    except RecipeError as error:
+        write_problems(answers, rank, error)
+        return 1
+    except Exception:
+        write_bug(answers, rank, traceback.format_exc())
+        return 3
+    if result is not None:
+        result.write(answers)
+    return 0
+
+
+def _train(request: Request) -> Result | None:
+    _quiet_libraries()
+    from llava_recipes.plan.types import Plan
+    from llava_recipes.runner.artifacts import write_results
+    from llava_recipes.train.stage import train_stage
+
+    plan = Plan.model_validate_json(Path(request.plan_file).read_text("utf-8"))
+    output_dir = Path(request.output_dir)
+    resume_from = Path(request.resume_from) if request.resume_from else None
+    trained = train_stage(plan, 0, output_dir=output_dir, resume_from=resume_from)
+    if not trained.is_first_process:
+        return None
+    if not trained.stopped_early:
+        write_results(plan, trained, output_dir)
+    trained.reporter.finish(
+        (
+            (
+                "stopped" if trained.stopped_early else "done",
+                f"step {trained.num_steps:,} in {trained.seconds:,.1f} s",
+            ),
+            ("loss", "–" if trained.last_loss is None else f"{trained.last_loss:.4f}"),
+            ("written to", str(output_dir)),
+        )
+    )
+    return Result(trained.num_steps, trained.stopped_early, trained.last_loss, trained.seconds)
+
+
+def _quiet_libraries() -> None:
+    """Let rank 0 alone speak, in our words; the libraries' warnings stay."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def _leave(code: int) -> None:
+    """End the process without running exit handlers, once all is written.
+
+    ZeRO-3 on a CPU sometimes aborts while the interpreter shuts down, after everything is saved.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        if code == 0:
+            dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    exit_code = main(sys.argv[1])
+    _leave(exit_code)
+    raise SystemExit(exit_code)

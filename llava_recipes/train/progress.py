@@ -1,0 +1,132 @@
+"""What a person sees while a stage trains: a start panel, a live bar or plain lines, a closing summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the start panel says, in order."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+    num_steps: int
+    first_step: int
+
+
+class Reporter(Protocol):
+    """Told of the start, of every logged step and of the end; speaks to a person or to nobody."""
+
+    def start(self, start: Start) -> None: ...
+
+    def step(self, metrics: dict[str, float]) -> None: ...
+
+    def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
+
+
+class Silent:
+    """For every process but the first."""
+
+    def start(self, start: Start) -> None: ...
+
+    def step(self, metrics: dict[str, float]) -> None: ...
+
+    def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
+
+
+class Lines:
+    """Plain lines, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._num_steps = 0
+
+    def start(self, start: Start) -> None:
+        self._num_steps = start.num_steps
+        self._print(start.title)
+        for name, value in start.rows:
+            self._print(f"  {name:<12} {value}")
+
+    def step(self, metrics: dict[str, float]) -> None:
+        self._print(
+            f"step {metrics['step']:,}/{self._num_steps:,}  loss {metrics['loss']:.4f}  "
+            f"lr {metrics['learning_rate']:.3e}  grad {metrics['grad_norm']:.3f}  "
+            f"{metrics['samples_per_s']:.1f} samples/s"
+        )
+
+    def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
+        for name, value in rows:
+            self._print(f"  {name:<12} {value}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Bar:
+    """A live bar, for terminals."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  lr {task.fields[rate]}  {task.fields[speed]} samples/s"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+        )
+        self._title = ""
+
+    def start(self, start: Start) -> None:
+        self._title = start.title
+        self._console.print(Panel(_grid(start.rows), title=start.title, title_align="left", expand=False))
+        self._task = self._progress.add_task(
+            "training", total=start.num_steps, completed=start.first_step, loss="–", rate="–", speed="–"
+        )
+        self._progress.start()
+
+    def step(self, metrics: dict[str, float]) -> None:
+        self._progress.update(
+            self._task,
+            completed=int(metrics["step"]),
+            loss=f"{metrics['loss']:.4f}",
+            rate=f"{metrics['learning_rate']:.2e}",
+            speed=f"{metrics['samples_per_s']:.1f}",
+        )
+
+    def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
+        self._progress.stop()
+        self._console.print(
+            Panel(_grid(rows), title=f"{self._title}: done", title_align="left", expand=False)
+        )
+
+
+def choose_reporter(*, is_first_process: bool) -> Reporter:
+    """The one that suits where the output goes."""
+    if not is_first_process:
+        return Silent()
+    console = Console()
+    return Bar(console) if console.is_terminal else Lines(console)
+
+
+def _grid(rows: tuple[tuple[str, str], ...]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        grid.add_row(f"[dim]{name}", value)
+    return grid

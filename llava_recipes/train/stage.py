@@ -1,0 +1,183 @@
+"""Train one stage of a plan: parts in, trained weights and a record out."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import PrinterCallback, TrainingArguments
+
+from llava_recipes.data.collate import Collator
+from llava_recipes.data.dataset import StageDataset
+from llava_recipes.data.order import EpochSampler
+from llava_recipes.model.assemble import Assembled, assemble
+from llava_recipes.model.freezing import freeze_model
+from llava_recipes.model.weights import load_trained, trainable_state
+from llava_recipes.plan.types import Plan, StagePlan
+from llava_recipes.train.arguments import build_arguments
+from llava_recipes.train.failures import out_of_memory
+from llava_recipes.train.metrics import MetricsLog
+from llava_recipes.train.progress import Reporter, Start, choose_reporter
+from llava_recipes.train.stop import StopOnSignal
+from llava_recipes.train.trainer import StageTrainer
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A stage that has run. `state` is empty on every process but the first."""
+
+    assembled: Assembled
+    state: dict[str, torch.Tensor]
+    num_steps: int
+    stopped_early: bool
+    last_loss: float | None
+    seconds: float
+    is_first_process: bool
+    trainer: StageTrainer
+    reporter: Reporter
+
+
+def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> Trained:
+    """Train stage number `index` of a plan in this process, one of `plan.world_size`.
+
+    Raises RecipeError for what the user can mend: weights that do not fit, a broken image, a loss that is not
+    finite, too little memory.
+    """
+    stage = plan.stages[index]
+    arguments, notes = build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
+    _join_processes(stage, arguments)
+    assembled, num_trainable = _build(plan, stage)
+    dataset = StageDataset(
+        stage.data,
+        tokenizer=assembled.tokenizer,
+        image_processor=assembled.image_processor,
+        start_end=plan.model.image_tokens.start_end,
+    )
+    first = arguments.process_index == 0
+    reporter = choose_reporter(is_first_process=first)
+    resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
+    metrics = MetricsLog(output_dir / "metrics.jsonl", resumed_step=resumed_step) if first else None
+    last_loss: list[float] = []
+
+    def record(line: dict[str, float]) -> None:
+        last_loss[:] = [line["loss"]]
+        if metrics is not None:
+            metrics.append(line)
+        reporter.step(line)
+
+    stop = StopOnSignal()
+    trainer = StageTrainer(
+        sampler=EpochSampler(len(dataset), seed=stage.train.seed, shuffle=stage.data.shuffle),
+        stage_path=("stages", index),
+        keep_checkpoints=_checkpoints_to_keep(stage),
+        on_metrics=record,
+        model=assembled.model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=Collator(
+            num_image_tokens=assembled.num_image_tokens,
+            max_length=stage.data.max_length,
+            pad_token_id=assembled.tokenizer.pad_token_id,
+        ),
+        callbacks=[stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    num_steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
+    if stage.train.max_steps is not None and num_steps != stage.train.max_steps:
+        raise AssertionError(f"the plan counts {stage.train.max_steps} steps, the Trainer {num_steps}")
+    reporter.start(
+        _describe(plan, stage, output_dir, num_trainable, num_steps, resumed_step, len(dataset), notes)
+    )
+    started_s = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(detail=str(error).splitlines()[0], stage=("stages", index)) from error
+    return Trained(
+        assembled=assembled,
+        state=trainable_state(assembled.model),
+        num_steps=trainer.state.global_step,
+        stopped_early=trainer.state.global_step < num_steps,
+        last_loss=last_loss[0] if last_loss else None,
+        seconds=time.monotonic() - started_s,
+        is_first_process=first,
+        trainer=trainer,
+        reporter=reporter,
+    )
+
+
+def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
+    """Set up the process group; under DeepSpeed before any weight is made, since ZeRO-3 splits them at birth."""
+    if stage.deepspeed is not None:
+        import deepspeed
+
+        backend = "gloo" if arguments.use_cpu else "nccl"
+        if arguments.use_cpu:
+            # The shared-memory kernel is compiled at the first start, for a minute; gloo does the same work.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    assert arguments.device is not None
+
+
+def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
+    """The model with earlier stages' weights laid over it, frozen as the stage says; and how much trains."""
+    zero_stage = _zero_stage(stage)
+    assembled = assemble(plan.model, dtype=_DTYPES[stage.train.precision], zero3=zero_stage == 3)
+    for folder in stage.starts_from:
+        load_trained(assembled.model, Path(folder))
+    freeze_model(assembled.model, freeze=stage.freeze, trainable=stage.trainable)
+    trained = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
+    if stage.deepspeed is None:
+        # DeepSpeed keeps float32 masters itself; without it, what trains must be float32 under autocast.
+        for parameter in trained:
+            parameter.data = parameter.data.float()
+    assembled.model.accepts_loss_kwargs = stage.train.loss_normalization == "token"
+    gc.collect()
+    return assembled, sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)
+
+
+def _zero_stage(stage: StagePlan) -> int:
+    block = (stage.deepspeed or {}).get("zero_optimization")
+    found = block.get("stage") if isinstance(block, dict) else None
+    return found if isinstance(found, int) else 0
+
+
+def _checkpoints_to_keep(stage: StagePlan) -> int | None:
+    keep = stage.train.training_arguments.get("save_total_limit")
+    return keep if isinstance(keep, int) else None
+
+
+def _describe(
+    plan: Plan,
+    stage: StagePlan,
+    output_dir: Path,
+    num_trainable: int,
+    num_steps: int,
+    resumed_step: int,
+    num_samples: int,
+    notes: list[str],
+) -> Start:
+    train = stage.train
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    modules = ", ".join(stage.trainable_modules or stage.trainable) or "everything"
+    batch = (
+        f"{train.global_batch_size:,} = {train.per_device_train_batch_size} per device × "
+        f"{train.gradient_accumulation_steps} accumulated × {world_size} processes"
+    )
+    rows = [
+        ("trains", f"{modules}: {num_trainable:,} parameters"),
+        ("data", f"{num_samples:,} samples, template {stage.data.template}"),
+        ("steps", f"{num_steps:,}" + (f", resumed after {resumed_step:,}" if resumed_step else "")),
+        ("batch", batch),
+        ("precision", f"{train.precision}, DeepSpeed {stage.deepspeed_source}, on {device}"),
+        ("writes to", str(output_dir)),
+    ]
+    rows += [("note", note) for note in notes]
+    return Start(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)

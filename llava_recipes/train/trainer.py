@@ -1,0 +1,165 @@
+"""The Hugging Face Trainer, held to what a LLaVA stage means.
+
+It differs from the stock Trainer in four things: the order of samples is a pure function of seed and epoch;
+only trainable weights are saved and loaded; a checkpoint is sealed when it is whole; a loss that is not finite
+ends the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
+
+from llava_recipes.data.order import EpochSampler
+from llava_recipes.model.weights import load_trained, trainable_state, write_trained
+from llava_recipes.recipe.errors import Path as RecipePath
+from llava_recipes.train.checkpoints import remove_old, seal
+from llava_recipes.train.failures import nonfinite_loss, nonfinite_weights
+
+Metrics = dict[str, float]
+
+
+class StageTrainer(Trainer):  # type: ignore[misc]
+    """Trains one stage. `sampler` gives the order; `on_metrics` receives each logged step on rank 0."""
+
+    def __init__(
+        self,
+        *,
+        sampler: EpochSampler,
+        stage_path: RecipePath,
+        keep_checkpoints: int | None,
+        on_metrics: Callable[[Metrics], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._sampler = sampler
+        self._stage_path = stage_path
+        self._keep_checkpoints = keep_checkpoints
+        self._on_metrics = on_metrics
+        self._num_tokens: torch.Tensor | None = None
+        self._num_samples = 0
+        self._logged_at_s = time.monotonic()
+        self._started_s = self._logged_at_s
+
+    # ---- order -------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: object = None) -> EpochSampler:
+        return self._sampler
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        # After a resume with several processes accelerate's own `set_epoch` does not reach the sampler.
+        self._sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **kwargs)
+
+    # ---- step and metrics --------------------------------------------------------------------------------
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        num_tokens = inputs["attention_mask"].sum()
+        self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
+        self._num_samples += inputs["attention_mask"].shape[0]
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            step = self.state.global_step
+            if not _is_finite(logs["loss"]):
+                raise nonfinite_loss(step=step, value=logs["loss"], stage=self._stage_path)
+            metrics = self._step_metrics(logs)
+            if self.is_world_process_zero():
+                self._on_metrics(metrics)
+            logs = {
+                **logs,
+                "samples_per_s": metrics["samples_per_s"],
+                "tokens_per_s": metrics["tokens_per_s"],
+            }
+        super().log(logs, start_time)
+
+    def _step_metrics(self, logs: dict[str, float]) -> Metrics:
+        """One line of metrics.jsonl; rates are over all processes, since the line before."""
+        now_s = time.monotonic()
+        elapsed_s = max(now_s - self._logged_at_s, 1e-9)
+        local = torch.tensor([0.0, float(self._num_samples)], device=self.args.device, dtype=torch.float64)
+        if self._num_tokens is not None:
+            local[0] = self._num_tokens
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(local)
+        num_tokens, num_samples = local.tolist()
+        self._num_tokens, self._num_samples, self._logged_at_s = None, 0, now_s
+        return {
+            "step": self.state.global_step,
+            "epoch": float(self.state.epoch or 0.0),
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": float(logs.get("grad_norm", float("nan"))),
+            "samples_per_s": num_samples / elapsed_s,
+            "tokens_per_s": num_tokens / elapsed_s,
+            "seconds": now_s - self._started_s,
+        }
+
+    # ---- checkpoints -------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trainable weights alone; frozen ones come from the base again."""
+        assert output_dir is not None
+        state = trainable_state(self.model)
+        if self.is_world_process_zero():
+            for name, tensor in state.items():
+                if not torch.isfinite(tensor).all():
+                    raise nonfinite_weights(step=self.state.global_step, name=name, stage=self._stage_path)
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            write_trained(state, Path(output_dir))
+        self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            run_dir = Path(self.args.output_dir)
+            step = self.state.global_step
+            seal(run_dir / f"checkpoint-{step}", step=step, world_size=self.args.world_size)
+            if self._keep_checkpoints is not None:
+                remove_old(run_dir, keep=self._keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint))
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: object, resume_from_checkpoint: str | None
+    ) -> tuple[torch.nn.Module, object]:
+        """As the Trainer's, but DeepSpeed loads a checkpoint that leaves the frozen weights out."""
+        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        model, loader = super()._prepare_for_training(max_steps, train_dataloader, None)
+        loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+        if loaded is None:
+            raise FileNotFoundError(f"DeepSpeed finds no checkpoint in {resume_from_checkpoint}")
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return model, loader
+
+
+def _is_finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

@@ -1,0 +1,177 @@
+"""What a run leaves behind, and what a second run does with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from llava_recipes.recipe.load import load_recipe
+from tests.tiny import FIXTURES, llava_recipe, read_metrics, run_to_end, stage1_values, write_recipe
+
+ARTIFACTS = {
+    "DONE",
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "mm_projector.bin",
+    "mm_projector.safetensors",
+    "plan.json",
+    "recipe.resolved.yaml",
+    "trainer_state.json",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 3 steps; its recipe lies beside the run folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    values = stage1_values(folder / "run", max_steps=3)
+    del values["stages"][0]["train"]["num_train_epochs"]
+    run_to_end(write_recipe(values, folder / "recipe.yaml"))
+    return folder
+
+
+def test_artifacts_are_there_and_speak(finished: Path) -> None:
+    run = finished / "run"
+    assert {path.name for path in run.iterdir()} == ARTIFACTS
+    assert all(
+        set(line)
+        == {"step", "epoch", "loss", "learning_rate", "grad_norm", "samples_per_s", "tokens_per_s", "seconds"}
+        for line in read_metrics(run)
+    )
+    state = json.loads((run / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+    done = json.loads((run / "DONE").read_text())
+    assert done["steps"] == 3
+    assert done["loss"] == read_metrics(run)[-1]["loss"]
+    environment = (run / "environment.json").read_text()
+    assert json.loads(environment)["packages"]["torch"]
+
+
+def test_resolved_recipe_means_the_same(finished: Path) -> None:
+    again = load_recipe(str(finished / "run" / "recipe.resolved.yaml"))
+    assert again.recipe == load_recipe(str(finished / "recipe.yaml")).recipe
+
+
+def test_frozen_weights_are_not_saved(finished: Path) -> None:
+    assert all("mm_projector" in name for name in load_file(finished / "run" / "mm_projector.safetensors"))
+
+
+def test_same_plan_again_does_nothing(finished: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (finished / "run").iterdir()}
+    said = run_to_end(finished / "recipe.yaml")
+    assert "done already" in said
+    assert {path.name: path.stat().st_mtime_ns for path in (finished / "run").iterdir()} == before
+
+
+def test_other_plan_is_refused_and_shown(finished: Path) -> None:
+    refused = llava_recipe(
+        "run", str(finished / "recipe.yaml"), "--set", "stages.pretrain.train.learning_rate=2e-3"
+    )
+    assert refused.returncode == 1
+    assert "learning_rate" in refused.stderr
+    assert "0.001" in refused.stderr
+    assert "0.002" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    refused = llava_recipe(
+        "run", str(write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml"))
+    )
+    assert refused.returncode == 1
+    assert "no run of ours" in refused.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_dry_run_trains_and_writes_nothing(tmp_path: Path) -> None:
+    said = run_to_end(write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml"), "--dry-run")
+    assert "18" in said
+    assert not (tmp_path / "run").exists()
+
+
+def change(values: dict[str, object], path: str, value: object) -> None:
+    *parents, last = path.split(".")
+    at: object = values
+    for key in parents:
+        at = at[int(key)] if isinstance(at, list) else at[key]  # type: ignore[index]
+    at[int(last) if isinstance(at, list) else last] = value  # type: ignore[index]
+
+
+BAD_INPUT = {
+    "missing data file": (
+        "stages.0.data.sources.0.annotations",
+        "nowhere.json",
+        "nowhere.json",
+        "annotations",
+    ),
+    "malformed JSON": (
+        "stages.0.data.sources.0.annotations",
+        str(FIXTURES / "broken.json"),
+        "broken.json:",
+        None,
+    ),
+    "missing image folder": ("stages.0.data.sources.0.images", "no/images", "no/images", "images"),
+    "tags and images": (
+        "stages.0.data.sources.0.annotations",
+        str(FIXTURES / "edge.json"),
+        "e_two_tags",
+        None,
+    ),
+    "wrong model path": ("model.language_model", "./no/llm", "no folder ./no/llm", "language_model"),
+    "wrong tower path": ("model.vision_tower.source", "./no/tower", "no folder ./no/tower", "source"),
+    "not a weights file": ("model.projector.init_from", "no.bin", "no.bin", "init_from"),
+    "wrong projector": ("model.projector.type", "linear", "mlp2x_gelu", None),
+    "output_dir is a file": ("stages.0.output_dir", __file__, "it is a file", "output_dir"),
+    "no GPU reports": ("stages.0.train.report_to", "wandb", "wandb", "report_to"),
+    "a glob without a module": (
+        "stages.0.trainable",
+        ["language_model.layers.7"],
+        "language_model",
+        "trainable",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_told_before_training(name: str, tmp_path: Path) -> None:
+    path, value, expected, marked = BAD_INPUT[name]
+    values = stage1_values(tmp_path / "run")
+    change(values, path, value)
+    recipe = write_recipe(values, tmp_path / "recipe.yaml")
+    refused = llava_recipe("run", str(recipe))
+    assert refused.returncode == 1, refused.stdout + refused.stderr
+    assert expected in refused.stderr
+    assert "Traceback" not in refused.stderr
+    if marked is not None:
+        lines = recipe.read_text().splitlines()
+        at = [
+            int(text.split(":")[1]) for text in refused.stderr.splitlines() if text.startswith(f"{recipe}:")
+        ]
+        assert at
+        assert any(marked in line for number in at for line in lines[max(0, number - 2) : number])
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_broken_image_in_training(policy: str, tmp_path: Path) -> None:
+    records = json.loads((FIXTURES / "stage1.json").read_text())[:8]
+    records[5]["image"] = "edge/truncated.jpg"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    values = stage1_values(tmp_path / "run", num_train_epochs=1, dataloader_num_workers=1)
+    values["stages"][0]["data"]["sources"][0]["annotations"] = str(tmp_path / "data.json")
+    values["stages"][0]["data"]["on_bad_image"] = policy
+    ended = llava_recipe("run", str(write_recipe(values, tmp_path / "recipe.yaml")))
+    assert "Traceback" not in ended.stderr
+    if policy == "error":
+        assert ended.returncode == 1
+        assert "s1_005" in ended.stderr
+        assert "truncated.jpg" in ended.stderr
+        assert not (tmp_path / "run" / "DONE").exists()
+    else:
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "s1_005" in ended.stdout + ended.stderr

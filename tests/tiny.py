@@ -1,0 +1,88 @@
+"""Tiny recipes over the golden fixtures, and how to run them as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+GOLDEN = Path(__file__).parent / "golden"
+FIXTURES = GOLDEN / "fixtures"
+
+
+def stage1_values(output_dir: Path, *, golden_run: str = "base", **train: Any) -> dict[str, Any]:
+    """The golden Stage-1 run as recipe values; keyword arguments go into `train`."""
+    return {
+        "version": 1,
+        "name": "tiny-pretrain",
+        "model": {
+            "language_model": str(FIXTURES / "tiny_vicuna"),
+            "vision_tower": {"source": str(FIXTURES / "tiny_clip"), "select_layer": -2},
+            "projector": {
+                "type": "linear" if golden_run == "linear" else "mlp2x_gelu",
+                "init_from": str(GOLDEN / "06_stage1" / golden_run / "init.safetensors"),
+            },
+        },
+        "stages": [
+            {
+                "name": "pretrain",
+                "freeze": "all",
+                "trainable": ["projector"],
+                "data": {
+                    "template": "plain",
+                    "sources": [
+                        {"annotations": str(FIXTURES / "stage1.json"), "images": str(FIXTURES / "images")}
+                    ],
+                    "image_aspect_ratio": "pad" if golden_run == "pad" else "square",
+                    "max_length": 2048,
+                },
+                "train": {
+                    "num_train_epochs": 3,
+                    "per_device_train_batch_size": 4,
+                    "learning_rate": 1e-3,
+                    "weight_decay": 0.0,
+                    "warmup_ratio": 0.03,
+                    "lr_scheduler_type": "cosine",
+                    "gradient_checkpointing": golden_run != "gc_off",
+                    "save_strategy": "no",
+                    **train,
+                },
+                "output_dir": str(output_dir),
+            }
+        ],
+    }
+
+
+def write_recipe(values: dict[str, Any], file: Path) -> Path:
+    """Write recipe values as YAML."""
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    return file
+
+
+def llava_recipe(*arguments: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "llava_recipes", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+
+
+def run_to_end(file: Path, *options: str) -> str:
+    """Run a recipe that must succeed; gives what it printed."""
+    done = llava_recipe("run", str(file), *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read_metrics(output_dir: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,53 @@
+"""A recipe's run equals the original code's: every loss, learning rate, gradient norm and final weight."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import GOLDEN, read_metrics, run_to_end, stage1_values, write_recipe
+
+RUNS = ["base", "pad", "linear", "accum2", "gc_off", "weight_decay", "save_every_5"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
+    folder = GOLDEN / "06_stage1" / name
+    record = json.loads((folder / "record.json").read_text())
+    options: dict[str, object] = {
+        "accum2": {"gradient_accumulation_steps": 2},
+        "weight_decay": {"weight_decay": 0.1},
+        "save_every_5": {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 1},
+    }.get(name, {})
+    values = stage1_values(tmp_path / "run", golden_run=name, **options)
+    run_to_end(write_recipe(values, tmp_path / "recipe.yaml"))
+
+    metrics = read_metrics(tmp_path / "run")
+    accumulation = 2 if name == "accum2" else 1
+    steps = [record["steps"][at : at + accumulation] for at in range(0, len(record["steps"]), accumulation)]
+    assert len(metrics) == len(steps)
+    for line, micro_batches in zip(metrics, steps, strict=True):
+        assert line["loss"] == pytest.approx(sum(step["loss"] for step in micro_batches), rel=1e-5)
+        assert line["learning_rate"] == pytest.approx(micro_batches[-1]["lr_used"][0], rel=1e-12, abs=1e-15)
+        assert line["grad_norm"] == pytest.approx(micro_batches[-1]["grad_norm"], rel=1e-4)
+
+    golden = torch.load(folder / "mm_projector.bin", weights_only=True)
+    written = torch.load(tmp_path / "run" / "mm_projector.bin", weights_only=True)
+    assert written.keys() == golden.keys()
+    for key, tensor in golden.items():
+        assert (written[key] - tensor).abs().max() <= 1e-5
+    same = load_file(tmp_path / "run" / "mm_projector.safetensors")
+    assert same.keys() == written.keys()
+    assert all(torch.equal(same[key], written[key]) for key in same)
+
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    expected = json.loads((folder / "config.json").read_text())
+    differing = {"transformers_version", "_name_or_path", "mm_vision_tower"}
+    assert config.keys() == expected.keys()
+    assert {k: v for k, v in config.items() if k not in differing} == {
+        k: v for k, v in expected.items() if k not in differing
+    }

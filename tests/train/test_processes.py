@@ -1,0 +1,73 @@
+"""One or two processes, without DeepSpeed, with ZeRO-2 and with ZeRO-3: the same losses, the same projector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import read_metrics, run_to_end, stage1_values, write_recipe
+
+MODES = [(1, "zero2"), (1, "zero3"), (2, "none"), (2, "zero2"), (2, "zero3")]
+
+
+def train(folder: Path, *, processes: int, deepspeed: str) -> Path:
+    """Train on 4 samples a step: 4 on one process, 2 on each of two, padded alike by equal captions."""
+    folder.mkdir()
+    values = stage1_values(
+        folder / "run",
+        num_train_epochs=2,
+        per_device_train_batch_size=4 // processes,
+        loss_normalization="token",
+    )
+    values["stages"][0]["deepspeed"] = deepspeed
+    run_to_end(write_recipe(values, folder / "recipe.yaml"), "--processes", str(processes))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("reference") / "one", processes=1, deepspeed="none")
+
+
+@pytest.mark.parametrize(("processes", "deepspeed"), MODES)
+def test_engines_agree(processes: int, deepspeed: str, reference: Path, tmp_path: Path) -> None:
+    """With the token mean a step's loss does not depend on how its samples are spread over processes."""
+    run = train(tmp_path / "other", processes=processes, deepspeed=deepspeed)
+    for ours, theirs in zip(read_metrics(run), read_metrics(reference), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["learning_rate"] == theirs["learning_rate"]
+    ours_projector = load_file(run / "mm_projector.safetensors")
+    start = load_file(reference / "mm_projector.safetensors")
+    assert ours_projector.keys() == start.keys()
+    for name, tensor in ours_projector.items():
+        assert tensor.numel() > 0
+        assert (tensor - start[name]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_device_batch_loss_agrees_between_engines(deepspeed: str, tmp_path: Path) -> None:
+    """The original's loss, a mean of device batch means, is the same in DDP and in DeepSpeed."""
+    runs = {}
+    for engine in ("none", deepspeed):
+        (tmp_path / engine).mkdir()
+        values = stage1_values(
+            tmp_path / engine / "run",
+            max_steps=4,
+            num_train_epochs=None,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+        )
+        del values["stages"][0]["train"]["num_train_epochs"]
+        values["stages"][0]["deepspeed"] = engine
+        run_to_end(write_recipe(values, tmp_path / engine / "recipe.yaml"), "--processes", "2")
+        runs[engine] = tmp_path / engine / "run"
+    ours, theirs = (read_metrics(runs[engine]) for engine in (deepspeed, "none"))
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
+    ours_bin, theirs_bin = (
+        torch.load(runs[engine] / "mm_projector.bin", weights_only=True) for engine in (deepspeed, "none")
+    )
+    for name in theirs_bin:
+        assert (ours_bin[name] - theirs_bin[name]).abs().max() <= 1e-5
