@@ -26,6 +26,7 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS: Final = 2**26
 """Largest picture that is decoded: 8192 x 8192, 192 MiB as RGB."""
 
+_TOWER: Final = ("model", "vision_tower")
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -56,7 +57,8 @@ def read_image(folder: str, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage(path, f"it has more than the {MAX_PIXELS:,} pixels allowed") from None
     except UnidentifiedImageError:
-        raise BadImage(path, f"not an image of a known format ({', '.join(FORMATS)})") from None
+        reason = f"not an image of a known format ({', '.join(FORMATS)})"
+        raise BadImage(path, reason if os.path.getsize(path) else "the file is empty") from None
     except FileNotFoundError:
         raise BadImage(path, "the file does not exist") from None
     except _DECODER_ERRORS as error:
@@ -89,47 +91,64 @@ def mean_colour(processor: BaseImageProcessor) -> tuple[int, int, int]:
 def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     """The tower's own image processor, or the usual one of its kind for an inline config.
 
-    Settings of `image_processor` win over both. Raises RecipeError when it cannot be loaded.
+    Settings of `image_processor` win over both. No weights are read. Raises RecipeError when it cannot be
+    loaded or has no such setting.
     """
-    settings = dict(plan.image_processor or {})
-    if plan.source is None:
-        return _processor_for_config(dict(plan.config or {}), settings)
+    processor = _own_processor(plan) if plan.source is not None else _usual_processor(dict(plan.config or {}))
+    settings = processor.to_dict()
+    given = plan.image_processor or {}
+    where = (*_TOWER, "image_processor")
+    unknown = [
+        Problem(f'the image processor has no setting "{key}"', path=(*where, key), on_key=True)
+        for key in given
+        if key not in settings
+    ]
+    if unknown:
+        raise RecipeError(*unknown)
+    changed: BaseImageProcessor = type(processor).from_dict({**settings, **given})
+    return changed
+
+
+def _own_processor(plan: VisionTower) -> BaseImageProcessor:
     try:
-        processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            plan.source, revision=plan.revision, backend="pil", **settings
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            plan.source, revision=plan.revision, backend="pil"
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(_unreadable(plan.source, error)) from error
-    return cast(BaseImageProcessor, processor)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        raise RecipeError(
+            Problem(
+                f'the image processor of "{plan.source}" cannot be loaded',
+                path=(*_TOWER, "source"),
+                found=lines[0] if lines else type(error).__name__,
+                hint="name a hub id, or a folder that holds a preprocessor_config.json",
+            )
+        ) from error
+    return processor
 
 
-def _processor_for_config(config: dict[str, JsonValue], settings: dict[str, JsonValue]) -> BaseImageProcessor:
-    model_type = str(config.get("model_type", ""))
+def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:
+    model_type = config.get("model_type")
     inner = config.get("vision_config", config)
     image_px = inner.get("image_size", 224) if isinstance(inner, dict) else 224
     square: dict[str, JsonValue] = {"height": image_px, "width": image_px}
+    settings: dict[str, JsonValue]
     if model_type in ("clip", "clip_vision_model"):
-        shortest: dict[str, JsonValue] = {"shortest_edge": image_px}
-        return CLIPImageProcessorPil.from_dict({"size": shortest, "crop_size": square, **settings})
-    if model_type in ("siglip", "siglip_vision_model"):
-        return SiglipImageProcessorPil.from_dict({"size": square, **settings})
-    raise RecipeError(
-        Problem(
-            f'no image processor is known for the vision model type "{model_type}"',
-            path=("model", "vision_tower", "config"),
-            hint="use clip_vision_model or siglip_vision_model",
+        kind: type[BaseImageProcessor] = CLIPImageProcessorPil
+        settings = {"size": {"shortest_edge": image_px}, "crop_size": square}
+    elif model_type in ("siglip", "siglip_vision_model"):
+        kind = SiglipImageProcessorPil
+        settings = {"size": square}
+    else:
+        raise RecipeError(
+            Problem(
+                f'no image processor is known for the vision model type "{model_type}"',
+                path=(*_TOWER, "config"),
+                hint="use clip_vision_model or siglip_vision_model",
+            )
         )
-    )
-
-
-def _unreadable(source: str, error: Exception) -> Problem:
-    lines = str(error).strip().splitlines()
-    return Problem(
-        f'the image processor of "{source}" cannot be loaded',
-        path=("model", "vision_tower"),
-        found=lines[0] if lines else type(error).__name__,
-        hint="name a hub id, or a folder that holds a preprocessor_config.json",
-    )
+    processor: BaseImageProcessor = kind.from_dict(settings)
+    return processor
 
 
 def _on_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -86,7 +86,8 @@ def open_records(sources: Sequence[SourcePlan]) -> Records:
     """The records of all sources.
 
     Raises RecipeError for every source at once: a file that is missing or not well formed, an image folder
-    that is missing, a number of records that is not the source's `num_samples`.
+    that is missing, a number of records that is not the source's `num_samples`. Problems without a mark carry a
+    path that starts at the source.
     """
     opened: list[tuple[AnnotationFile, str | None]] = []
     problems: list[Problem] = []
@@ -130,7 +131,8 @@ def _folder_problems(source: SourcePlan) -> list[Problem]:
     if source.images is None or Path(source.images).is_dir():
         return []
     what = "is not a folder" if Path(source.images).exists() else "does not exist"
-    return [Problem(f"{source.images}: the image folder {what}", hint="check `images` of the source")]
+    message = f"{source.images}: the image folder {what}"
+    return [Problem(message, path=("images",), hint="check `images` of the source")]
 
 
 def _count_problems(source: SourcePlan, num_records: int) -> list[Problem]:
@@ -139,6 +141,7 @@ def _count_problems(source: SourcePlan, num_records: int) -> list[Problem]:
     return [
         Problem(
             f"{source.annotations}: the file does not hold `num_samples` records",
+            path=("num_samples",),
             found=f"num_samples is {source.num_samples}, the file holds {num_records}",
             hint=f"write `num_samples: {num_records}`, or leave it out",
         )

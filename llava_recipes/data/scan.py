@@ -15,6 +15,9 @@ from typing import Final
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 WINDOW_BYTES: Final = 4 * 2**20
+SHOWN_LINE_BYTES: Final = 10_000
+"""A longer line, such as a whole file in one, is named in messages but not shown."""
+
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM: Final = codecs.BOM_UTF8
 _HINT: Final = "give a JSON list of records, or one record per line"
@@ -189,7 +192,9 @@ def _mark(data: mmap.mmap, path: str, offset: int) -> Mark:
     before = data[:offset]
     line_start = before.rfind(b"\n") + 1
     column = len(before[line_start:].decode("utf-8", "replace")) + 1
-    return Mark(path, before.count(b"\n") + 1, column)
+    line = data[line_start : line_start + SHOWN_LINE_BYTES + 1].splitlines()[:1] or [b""]
+    text = line[0].decode("utf-8", "replace") if len(line[0]) <= SHOWN_LINE_BYTES else None
+    return Mark(path, before.count(b"\n") + 1, column, text=text)
 
 
 def _map_file(path: str) -> mmap.mmap:
@@ -204,4 +209,4 @@ def _map_file(path: str) -> mmap.mmap:
 
 
 def _problem(path: str, message: str, found: str | None = None, hint: str | None = None) -> Problem:
-    return Problem(f"{path}: {message}", found=found, hint=hint)
+    return Problem(f"{path}: {message}", path=("annotations",), found=found, hint=hint)
