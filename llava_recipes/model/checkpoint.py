@@ -76,7 +76,9 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
         return TensorsInMemory(_only_tensors(_load_bin(file), file, path))
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         hint = "the file is cut short or not a weight file; fetch it again"
-        raise RecipeError(Problem(f"cannot read weights: {error}", path=path, found=str(file), hint=hint)) from error
+        raise RecipeError(
+            Problem(f"cannot read weights: {error}", path=path, found=str(file), hint=hint)
+        ) from error
     except pickle.UnpicklingError as error:
         hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
         raise RecipeError(
@@ -96,11 +98,20 @@ def _load_bin(file: pathlib.Path) -> object:
 
 def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, dict):
-        tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        tensors = {
+            name: value
+            for name, value in loaded.items()
+            if isinstance(name, str) and isinstance(value, Tensor)
+        }
         if len(tensors) == len(loaded):
             return tensors
     raise RecipeError(
-        Problem("this file is not a mapping of names to tensors", path=path, found=str(file), hint="give a state dict")
+        Problem(
+            "this file is not a mapping of names to tensors",
+            path=path,
+            found=str(file),
+            hint="give a state dict",
+        )
     )
 
 
@@ -131,7 +142,9 @@ def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Pat
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = {name: index.parent / file for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(Problem("this index of weight files is broken", path=path, found=str(index))) from error
+        raise RecipeError(
+            Problem("this index of weight files is broken", path=path, found=str(index))
+        ) from error
     missing = sorted({str(file) for file in shards.values() if not file.is_file()})
     if missing:
         raise RecipeError(

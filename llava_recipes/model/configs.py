@@ -20,7 +20,9 @@ LANGUAGE_PATH: Path = ("model", "language_model")
 TOWER_PATH: Path = ("model", "vision_tower")
 
 # Spellings of older configs that transformers translates while it reads them.
-TRANSLATED_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "partial_rotary_factor", "model_type"})
+TRANSLATED_KEYS = frozenset(
+    {"rope_theta", "rope_scaling", "torch_dtype", "partial_rotary_factor", "model_type"}
+)
 
 
 @dataclass(frozen=True)
@@ -119,17 +121,23 @@ def llava_config(
 def _inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedConfig:
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
-        raise RecipeError(Problem("an inline config needs its `model_type`", path=path, hint="e.g. model_type: llama"))
+        raise RecipeError(
+            Problem("an inline config needs its `model_type`", path=path, hint="e.g. model_type: llama")
+        )
     try:
         known = set(AutoConfig.for_model(model_type).to_dict()) | TRANSLATED_KEYS
-        config = AutoConfig.for_model(model_type, **{key: value for key, value in values.items() if key != "model_type"})
+        config = AutoConfig.for_model(
+            model_type, **{key: value for key, value in values.items() if key != "model_type"}
+        )
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise RecipeError(Problem(f"not a valid config: {error}", path=path, found=model_type)) from error
     unknown = [key for key in values if key not in known and key not in config.attribute_map]
     if unknown:
         raise RecipeError(
             *(
-                Problem(f"a {model_type} config has no key {key!r}", path=(*path, key), found=key, on_key=True)
+                Problem(
+                    f"a {model_type} config has no key {key!r}", path=(*path, key), found=key, on_key=True
+                )
                 for key in unknown
             )
         )
@@ -142,10 +150,14 @@ def _raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(
-            Problem("this folder holds no config.json", path=path, found=str(folder), hint="is it a model folder?")
+            Problem(
+                "this folder holds no config.json", path=path, found=str(folder), hint="is it a model folder?"
+            )
         ) from error
     except (OSError, ValueError) as error:
-        raise RecipeError(Problem(f"cannot read the model's config: {error}", path=path, found=str(file))) from error
+        raise RecipeError(
+            Problem(f"cannot read the model's config: {error}", path=path, found=str(file))
+        ) from error
     if not isinstance(raw, dict):
         raise RecipeError(Problem("the model's config.json is not a mapping", path=path, found=str(file)))
     return raw
@@ -158,7 +170,9 @@ def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
     except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise RecipeError(
-            Problem(f"transformers cannot read this model's config: {first_line}", path=path, found=str(folder))
+            Problem(
+                f"transformers cannot read this model's config: {first_line}", path=path, found=str(folder)
+            )
         ) from error
 
 
@@ -166,6 +180,8 @@ def _vision_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
     half = getattr(config, "vision_config", config) if config.model_type in ("clip", "siglip") else config
     if not isinstance(half, (CLIPVisionConfig, SiglipVisionConfig)):
         raise RecipeError(
-            Problem("a vision tower is a CLIP or SigLIP model", path=path, found=f"model_type {config.model_type}")
+            Problem(
+                "a vision tower is a CLIP or SigLIP model", path=path, found=f"model_type {config.model_type}"
+            )
         )
     return half

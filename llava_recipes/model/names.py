@@ -18,7 +18,9 @@ def canonical_name(transformers_name: str) -> str:
     for theirs, ours in ROOTS.items():
         if transformers_name.startswith(theirs):
             name = ours + transformers_name.removeprefix(theirs)
-            return "vision_tower." + name.removeprefix(NESTED_TOWER) if name.startswith(NESTED_TOWER) else name
+            return (
+                "vision_tower." + name.removeprefix(NESTED_TOWER) if name.startswith(NESTED_TOWER) else name
+            )
     raise ValueError(f"{transformers_name!r} is under none of {', '.join(ROOTS)}")
 
 

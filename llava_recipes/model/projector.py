@@ -31,7 +31,9 @@ def num_linear_layers(projector_type: str) -> int:
     return int(match.group(1))
 
 
-def projector_shapes(projector_type: str, vision_hidden: int, language_hidden: int) -> dict[str, tuple[int, ...]]:
+def projector_shapes(
+    projector_type: str, vision_hidden: int, language_hidden: int
+) -> dict[str, tuple[int, ...]]:
     """Parameter names inside the projector and their shapes, in the original's numbering."""
     if projector_type == "linear":
         return {"weight": (language_hidden, vision_hidden), "bias": (language_hidden,)}

@@ -1,0 +1,128 @@
+"""The whole model from its plan: base weights straight into place, no second copy in memory."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from accelerate import init_empty_weights
+from pydantic import JsonValue
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.initialization import no_init_weights
+
+from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
+from llava_recipes.model.configs import (
+    Origin,
+    count_image_tokens,
+    language_origin,
+    llava_config,
+    tower_origin,
+)
+from llava_recipes.model.forward import adapt_forward
+from llava_recipes.model.head import Head, causal_skeleton, head_like
+from llava_recipes.model.image_processor import load_image_processor
+from llava_recipes.model.placing import Placement
+from llava_recipes.model.projector import build_projector
+from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
+from llava_recipes.model.weights import load_projector
+from llava_recipes.plan.types import ModelPlan
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A model that is ready to be frozen and trained, and what belongs to it."""
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+    num_image_tokens: int
+    language_config: dict[str, JsonValue]
+    """The language model's own config as it was found, its vocabulary size with the added tokens."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the plan's sources say, before any weight is read."""
+
+    language: Origin
+    tower: Origin
+    vocabulary: Vocabulary
+    head: Head
+
+
+def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Assembled:
+    """Build the model of a plan and fill it with its base weights.
+
+    Base weights get `dtype`; the projector is float32, since it is what Stage 1 trains. On one process the
+    weights are mapped from their files where they have `dtype` already. With `zero3` a DeepSpeed config must be
+    live and the process group set up; all processes call this.
+    Raises RecipeError when a source cannot be read or does not fit the plan.
+    """
+    parts = read_parts(plan, weights=True)
+    model = (_partitioned_model if zero3 else _empty_model)(plan, parts, dtype)
+    dress(model, plan, parts)
+    placement = Placement(model, dtype)
+    place_language_model(placement, parts.language, parts.vocabulary, seed=plan.language_model.seed)
+    place_tower(placement, parts.tower, seed=plan.vision_tower.seed)
+    left = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
+    assert not left, f"parameters without values: {left}"
+    if plan.projector.init_from is not None:
+        load_projector(model, plan.projector.init_from)
+    adapt_forward(model)
+    return Assembled(
+        model=model,
+        tokenizer=parts.vocabulary.tokenizer,
+        image_processor=load_image_processor(plan.vision_tower),
+        num_image_tokens=count_image_tokens(plan.vision_tower, parts.tower.config),
+        language_config={**parts.language.raw, "vocab_size": model.config.text_config.vocab_size},
+    )
+
+
+def read_parts(plan: ModelPlan, *, weights: bool) -> Parts:
+    """Configs and tokenizer of a plan; with `weights`, folders that hold the weights too."""
+    language = language_origin(plan.language_model, weights=weights)
+    tower = tower_origin(plan.vision_tower, weights=weights)
+    head = head_like(causal_skeleton(language.config))
+    return Parts(language, tower, plan_vocabulary(plan), head)
+
+
+def stock_model(
+    plan: ModelPlan, parts: Parts, dtype: torch.dtype, *, partitioned: bool
+) -> LlavaForConditionalGeneration:
+    """transformers' own model at the plan's sizes; its parameters are made as the surrounding context says."""
+    language = copy.deepcopy(parts.language.config)
+    language.vocab_size = parts.vocabulary.vocab_size(language)
+    config = llava_config(
+        plan, language=language, tower=parts.tower.config, image_token_id=parts.vocabulary.image_token_id()
+    )
+    for each in (config, config.text_config, config.vision_config):
+        each.dtype = dtype
+    make = LlavaForConditionalGeneration._from_config if partitioned else LlavaForConditionalGeneration
+    model: LlavaForConditionalGeneration = make(config)
+    return model
+
+
+def dress(model: LlavaForConditionalGeneration, plan: ModelPlan, parts: Parts) -> None:
+    """Give the stock model the language model's own head and the plan's projector."""
+    parts.head.take_place_in(model)
+    model.model.multi_modal_projector = build_projector(
+        plan.projector.type,
+        parts.tower.config.hidden_size,
+        parts.language.config.hidden_size,
+        seed=plan.projector.seed,
+    )
+
+
+def _empty_model(plan: ModelPlan, parts: Parts, dtype: torch.dtype) -> LlavaForConditionalGeneration:
+    # Parameters go to the meta device one by one; buffers such as rotary frequencies keep their values.
+    with private_randomness(), no_init_weights(), init_empty_weights(include_buffers=False):
+        model = stock_model(plan, parts, dtype, partitioned=False)
+    model.tie_weights()
+    return model
+
+
+def _partitioned_model(plan: ModelPlan, parts: Parts, dtype: torch.dtype) -> LlavaForConditionalGeneration:
+    with private_randomness():
+        return stock_model(plan, parts, dtype, partitioned=True)

@@ -1,0 +1,136 @@
+"""Base weights: from files, or drawn from a seed, into the places of the assembled model."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from llava_recipes.model.checkpoint import TensorsInMemory, TensorSource, open_checkpoint
+from llava_recipes.model.configs import LANGUAGE_PATH, TOWER_PATH, Origin
+from llava_recipes.model.head import causal_skeleton
+from llava_recipes.model.placing import Placement, check_names, check_shape
+from llava_recipes.model.vocabulary import Vocabulary, with_new_rows
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+
+# Values that older transformers versions saved and newer ones compute.
+COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias)$")
+OTHER_HALF = re.compile(r"^(text_model\.|text_projection\.|visual_projection\.|logit_scale$|logit_bias$)")
+
+
+def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocabulary, *, seed: int) -> None:
+    """Fill body and head from the origin's files, or from `seed` where it has none."""
+    causal = causal_skeleton(origin.config)
+    body = f"{causal.base_model_prefix}."
+    head = f"{_module_name(causal, causal.get_output_embeddings())}."
+    embedding = f"{_module_name(causal, causal.get_input_embeddings())}.weight"
+    wanted = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
+    source = _source(MODEL_FOR_CAUSAL_LM_MAPPING[type(origin.config)], origin, seed, LANGUAGE_PATH)
+    given = {
+        (name if name in wanted else body + name): name
+        for name in source.names()
+        if not COMPUTED.search(name)
+    }
+    if causal.config.tie_word_embeddings:
+        _check_tie(source, given, f"{head}weight", embedding)
+        del wanted[f"{head}weight"]
+        given.pop(f"{head}weight", None)
+    tensors = _Tensors(source, given, wanted, "language model", origin, LANGUAGE_PATH)
+    for name in wanted:
+        is_head = name.startswith(head)
+        ours = (
+            f"lm_head.{name.removeprefix(head)}"
+            if is_head
+            else f"model.language_model.{name.removeprefix(body)}"
+        )
+        read = tensors.reader(name)
+        placement.place(ours, _growing(read, vocabulary) if is_head or name == embedding else read)
+
+
+def _check_tie(source: TensorSource, given: dict[str, str], head: str, embedding: str) -> None:
+    if (
+        head in given
+        and embedding in given
+        and not torch.equal(source.read(given[head]), source.read(given[embedding]))
+    ):
+        raise RecipeError(
+            Problem(
+                "the language model's config ties embeddings and head, but its files hold two different ones",
+                path=LANGUAGE_PATH,
+                found=f"{embedding} and {head} differ",
+                hint="set tie_word_embeddings to false in its config.json",
+            )
+        )
+
+
+def place_tower(placement: Placement, origin: Origin, *, seed: int) -> None:
+    """Fill the vision tower; of a full CLIP or SigLIP checkpoint, the text half is left aside."""
+    tower_class = MODEL_MAPPING[type(origin.config)]
+    with torch.device("meta"):
+        wanted = {
+            name: tuple(tensor.shape) for name, tensor in tower_class(origin.config).state_dict().items()
+        }
+    source = _source(tower_class, origin, seed, TOWER_PATH)
+    given = {
+        name.removeprefix("vision_model."): name
+        for name in source.names()
+        if not COMPUTED.search(name) and not OTHER_HALF.match(name)
+    }
+    tensors = _Tensors(source, given, wanted, "vision tower", origin, TOWER_PATH)
+    for name in wanted:
+        placement.place(f"model.vision_tower.{name}", tensors.reader(name))
+
+
+class _Tensors:
+    """A part's tensors by its own names: all there, none too many, each of the right shape."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        given: dict[str, str],
+        wanted: dict[str, tuple[int, ...]],
+        what: str,
+        origin: Origin,
+        path: Path,
+    ) -> None:
+        found = str(origin.folder or "the inline config")
+        check_names(wanted, given, what=what, found=found, path=path)
+        for name, shape in wanted.items():
+            check_shape(shape, source.read(given[name]), what=f"{what} weight {name}", found=found, path=path)
+        self._source, self._given = source, given
+
+    def reader(self, name: str) -> Callable[[], Tensor]:
+        return lambda: self._source.read(self._given[name])
+
+
+def _growing(read: Callable[[], Tensor], vocabulary: Vocabulary) -> Callable[[], Tensor]:
+    return lambda: with_new_rows(read(), vocabulary)
+
+
+def _source(model_class: type[PreTrainedModel], origin: Origin, seed: int, path: Path) -> TensorSource:
+    if origin.folder is None:
+        return _random_tensors(model_class, origin.config, seed)
+    return open_checkpoint(origin.folder, path)
+
+
+def _random_tensors(model_class: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> TensorSource:
+    """The weights that transformers draws for a config, from this seed alone."""
+    with private_randomness():
+        torch.default_generator.manual_seed(seed)
+        return TensorsInMemory(model_class(config).state_dict())
+
+
+@contextlib.contextmanager
+def private_randomness() -> Iterator[None]:
+    """Leave every random stream as it was."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _module_name(root: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in root.named_modules() if module is wanted)

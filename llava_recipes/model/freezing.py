@@ -1,0 +1,37 @@
+"""Freeze a model as a stage says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from llava_recipes.freeze import Decision, decide
+from llava_recipes.model.names import canonical_parameters
+from llava_recipes.recipe.errors import Problem, RecipeError
+
+
+def freeze_model(
+    model: nn.Module, *, freeze: Literal["all", "none"] | tuple[str, ...], trainable: tuple[str, ...]
+) -> Decision:
+    """Set `requires_grad` on every parameter by the stage's globs, and say what was decided.
+
+    Raises RecipeError when a glob matches nothing, or nothing is left to train.
+    """
+    parameters = canonical_parameters(model)
+    decision = decide(parameters, freeze=freeze, trainable=trainable)
+    if decision.unmatched:
+        roots = ", ".join(sorted({name.split(".")[0] for name in parameters}))
+        raise RecipeError(
+            *(
+                Problem(f'glob "{glob}" matches no module', found=f"the model has {roots}")
+                for glob in decision.unmatched
+            )
+        )
+    if not decision.trainable:
+        raise RecipeError(Problem("nothing in the model trains", hint="name modules under `trainable`"))
+    for name in decision.trainable:
+        parameters[name].requires_grad_(True)
+    for name in decision.frozen:
+        parameters[name].requires_grad_(False)
+    return decision

@@ -1,0 +1,207 @@
+"""Trained weights in files: the projector under the original's names, and everything trained under ours."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from llava_recipes.files import replacing
+from llava_recipes.model.checkpoint import open_tensor_file
+from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
+from llava_recipes.model.projector import projector_shapes
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+
+INIT_PATH: Path = ("model", "projector", "init_from")
+TRAINED_FILE = "trained.safetensors"
+ORIGINAL_PREFIX = "model.mm_projector."
+PROJECTOR_KEY = re.compile(r"^(?:.*\.)?(?:mm_projector|projector)\.((?:\d+\.)?(?:weight|bias))$")
+
+
+@dataclass(frozen=True)
+class ProjectorWeights:
+    """A projector's weights and what they say about it; sizes are None for `identity`, which has none."""
+
+    type: str
+    vision_hidden: int | None
+    language_hidden: int | None
+    tensors: dict[str, Tensor]
+    """By canonical name: `projector.0.weight`."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
+    """Read a `.bin` or `.safetensors` file of projector weights; type and sizes follow from its tensors.
+
+    Raises RecipeError when the file is broken, holds something else, or its layers do not fit each other.
+    """
+    file = pathlib.Path(path).expanduser()
+    source = open_tensor_file(file, INIT_PATH)
+    by_layer: dict[str, Tensor] = {}
+    foreign: list[str] = []
+    for name in sorted(source.names()):
+        match = PROJECTOR_KEY.match(name)
+        if match is None:
+            foreign.append(name)
+        else:
+            by_layer[match.group(1)] = source.read(name)
+    if foreign:
+        raise _misfit(
+            f"{len(foreign)} weight(s) of this file are not the projector's: {', '.join(foreign[:4])}",
+            str(file),
+            "expected names such as model.mm_projector.0.weight",
+        )
+    return _described(by_layer, str(file))
+
+
+def _described(by_layer: dict[str, Tensor], file: str) -> ProjectorWeights:
+    if not by_layer:
+        return ProjectorWeights("identity", None, None, {})
+    first = by_layer.get("weight", by_layer.get("0.weight"))
+    if first is None or first.dim() != 2 or first.numel() == 0:
+        raise _misfit("the projector in this file has no first layer", file, _layers(by_layer))
+    num_layers = sum(name.endswith("weight") for name in by_layer)
+    kind = "linear" if "weight" in by_layer else f"mlp{num_layers}x_gelu"
+    language_hidden, vision_hidden = first.shape
+    wanted = projector_shapes(kind, vision_hidden, language_hidden)
+    if wanted != {name: tuple(tensor.shape) for name, tensor in by_layer.items()}:
+        raise _misfit("the layers in this file do not make a projector", file, _layers(by_layer))
+    tensors = {f"projector.{name}": by_layer[name] for name in wanted}
+    return ProjectorWeights(kind, vision_hidden, language_hidden, tensors)
+
+
+def load_projector(model: LlavaForConditionalGeneration, path: str | pathlib.Path) -> None:
+    """Fill the model's projector from a file. Under ZeRO-3 all processes call this.
+
+    Raises RecipeError, both shapes shown, when the file holds another projector.
+    """
+    weights = read_projector_weights(path)
+    parameters = {
+        name: parameter
+        for name, parameter in canonical_parameters(model).items()
+        if name.startswith("projector.")
+    }
+    wanted = {name: full_shape(parameter) for name, parameter in parameters.items()}
+    if weights.shapes() != wanted:
+        raise _misfit(
+            "these projector weights do not fit the recipe's model",
+            f"{path} holds {weights.type}: {_shapes(weights.shapes())}",
+            f"the recipe's model needs {_shapes(wanted)}",
+        )
+    for name, parameter in parameters.items():
+        overwrite(parameter, lambda name=name: weights.tensors[name])  # type: ignore[misc]
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """What trains, by canonical name, on the CPU. Under ZeRO-3 all processes call this, the first gets it."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in canonical_parameters(model).items():
+        if parameter.requires_grad:
+            tensor = _gathered(parameter)
+            if is_first_process():
+                state[name] = tensor
+    return state
+
+
+def _gathered(parameter: nn.Parameter) -> Tensor:
+    if not is_partitioned(parameter):
+        return parameter.detach().to("cpu", copy=True)
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().to("cpu", copy=True)
+
+
+def write_projector(
+    state: Mapping[str, Tensor], folder: pathlib.Path, *, dtype: torch.dtype | None = None
+) -> tuple[pathlib.Path, ...]:
+    """Write the projector as `mm_projector.bin` and `mm_projector.safetensors`; returns both paths.
+
+    Names are the original's, and so is the dtype kept unless `dtype` is given. A projector without weights
+    (`identity`, or one that does not train) cannot be written: leave the call out.
+    """
+    tensors = {
+        ORIGINAL_PREFIX + name.removeprefix("projector."): tensor.detach()
+        .to("cpu", dtype)
+        .contiguous()
+        .clone()
+        for name, tensor in state.items()
+        if name.startswith("projector.")
+    }
+    _assert_filled(tensors)
+    binary, safe = folder / "mm_projector.bin", folder / "mm_projector.safetensors"
+    with replacing(binary) as temporary:
+        torch.save(tensors, temporary)
+    _write_safetensors(tensors, safe)
+    return binary, safe
+
+
+def write_trained(state: Mapping[str, Tensor], folder: pathlib.Path) -> pathlib.Path:
+    """Write everything that trains as `trained.safetensors`, by canonical name."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    _assert_filled(tensors)
+    file = folder / TRAINED_FILE
+    _write_safetensors(tensors, file)
+    return file
+
+
+def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
+    """Lay trained weights over the model's, from a file or the run folder that holds it; returns their names.
+
+    Under ZeRO-3 all processes call this. Raises RecipeError when a weight has no place or another shape.
+    """
+    file = pathlib.Path(path)
+    file = file / TRAINED_FILE if file.is_dir() else file
+    source = open_tensor_file(file, ("stages",))
+    parameters = canonical_parameters(model)
+    names = tuple(sorted(source.names()))
+    problems = [
+        Problem(f"trained weights do not fit this model: {trouble}", path=("stages",), found=str(file))
+        for name in names
+        if (trouble := _trouble(name, source.read(name), parameters.get(name))) is not None
+    ]
+    if problems:
+        raise RecipeError(*problems)
+    for name in names:
+        overwrite(parameters[name], lambda name=name: source.read(name))  # type: ignore[misc]
+    return names
+
+
+def _trouble(name: str, given: Tensor, parameter: nn.Parameter | None) -> str | None:
+    if parameter is None:
+        return f"it has no {name}"
+    if tuple(given.shape) != full_shape(parameter):
+        return f"{name} has shape {list(given.shape)} in the file, {list(full_shape(parameter))} in the model"
+    return None
+
+
+def _write_safetensors(tensors: dict[str, Tensor], file: pathlib.Path) -> None:
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def _assert_filled(tensors: Mapping[str, Tensor]) -> None:
+    assert tensors, "no trained weights to write"
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    assert not empty, f"weights were not gathered before writing: {empty}"
+
+
+def _layers(by_layer: Mapping[str, Tensor]) -> str:
+    return "it holds " + _shapes({name: tuple(tensor.shape) for name, tensor in by_layer.items()})
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "nothing"
+
+
+def _misfit(message: str, found: str, hint: str) -> RecipeError:
+    return RecipeError(Problem(message, path=INIT_PATH, found=found, hint=hint))
