@@ -76,7 +76,7 @@ stages:
       gradient_checkpointing: {gradient_checkpointing}
       logging_steps: 1
       save_strategy: no
-    output_dir: {folder}/out
+    output_dir: {output_dir}
 """
 
 
@@ -85,6 +85,7 @@ class Setting:
     """What one process measures."""
 
     recipe: str
+    output_dir: str
     num_warmup: int
     num_threads: int
 
@@ -251,27 +252,30 @@ def _prepare(setting: Setting) -> tuple[Step, int]:
 
 def measure_run(setting: Setting) -> Figures:
     """Take the steps through `llava-recipe run`, and read what it recorded."""
-    begin = time.time()
-    subprocess.run(
+    metrics = Path(setting.output_dir) / "metrics.jsonl"
+    begin = time.monotonic()
+    run = subprocess.Popen(
         [sys.executable, "-m", "llava_recipes", "run", setting.recipe, "--processes", "1"],
-        check=True,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": str(setting.num_threads)},
     )
-    out = Path(setting.recipe).parent / "out"
-    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    ends_s = [float(line["seconds"]) for line in logged]
-    steps_s = [after - before for before, after in pairwise(ends_s)]
+    first_line_after_s = 0.0
+    while run.poll() is None:
+        if not first_line_after_s and metrics.exists() and metrics.stat().st_size:
+            first_line_after_s = time.monotonic() - begin
+        time.sleep(0.01)
+    if run.returncode:
+        raise SystemExit(run.returncode)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps_s = [after["seconds"] - before["seconds"] for before, after in pairwise(lines)]
     measured = steps_s[max(setting.num_warmup - 1, 0) :]
-    first_line_written = (out / "plan.json").stat().st_mtime
     return Figures(
         step_s=statistics.median(measured),
         slowest_step_s=max(measured),
-        first_step_after_s=first_line_written - begin,
+        first_step_after_s=first_line_after_s - statistics.median(measured),
         peak_memory_gib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
         parts_s={},
         sequence_length=None,
-        last_loss=float(logged[-1]["loss"]),
+        last_loss=lines[-1]["loss"],
     )
 
 
@@ -280,17 +284,23 @@ ENGINES = {"loop": measure_loop, "run": measure_run}
 
 def measure_apart(folder: Path, *, gradient_checkpointing: bool, options: argparse.Namespace) -> Figures:
     """Measure one setting in a process of its own, so that its peak memory is its own."""
-    recipe = folder / f"checkpointing_{gradient_checkpointing}.yaml"
-    recipe.write_text(
+    name = "on" if gradient_checkpointing else "off"
+    setting = Setting(
+        recipe=str(folder / f"{name}.yaml"),
+        output_dir=str(folder / name),
+        num_warmup=options.warmup,
+        num_threads=options.threads,
+    )
+    Path(setting.recipe).write_text(
         RECIPE.format(
             folder=folder,
+            output_dir=setting.output_dir,
             vocab_size=VOCAB_SIZE,
             num_steps=options.warmup + options.steps,
             batch_size=options.batch,
             gradient_checkpointing=str(gradient_checkpointing).lower(),
         )
     )
-    setting = Setting(recipe=str(recipe), num_warmup=options.warmup, num_threads=options.threads)
     done = subprocess.run(
         [sys.executable, __file__, "--engine", options.engine, "--measure", json.dumps(asdict(setting))],
         check=True,
