@@ -10,12 +10,17 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a file. Lines and columns count from 1; `width` is in characters."""
+    """A place in a file. Lines and columns count from 1; `width` is in characters.
+
+    Line 0 is the file as a whole, or a `--set` of the command line named in `file`.
+    """
 
     file: str
     line: int
     column: int
     width: int = 1
+    text: str | None = field(default=None, compare=False, repr=False)
+    """The line itself, to be shown; None where it is not at hand."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,224 @@
+"""Say in plain words what the schema refuses: Pydantic's errors in, problems with recipe paths out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.keys import unknown_key
+from llava_recipes.recipe.renames import OTHER_TEMPLATES
+from llava_recipes.recipe.scalars import ScalarError, Value, kind_of, resolve_scalar, spell_value
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
+from llava_recipes.recipe.shape import choices_at, field_at, is_model, keys_at, shapes_at, wanted_at
+from llava_recipes.recipe.spelling import did_you_mean, nearest
+
+_BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+_NAME_RULE = "letters, digits, `.`, `_` and `-`, starting with a letter or digit"
+_PROJECTOR_TYPES = ("linear", "identity", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu")
+_SOURCES = {"vision_tower": "source", "projector": "type"}
+
+
+def explain_validation(error: ValidationError, root: Value) -> list[Problem]:
+    """One problem for every place that the schema refuses."""
+    errors = error.errors(include_url=False)
+    located = [(_path(details["loc"], root, details["type"]), details) for details in errors]
+    located.sort(key=lambda pair: [str(segment) for segment in pair[0]])
+    paths = {path for path, _ in located}
+    misspelt = {_meant(path) for path, details in located if details["type"] == "extra_forbidden"}
+    problems = []
+    for path, group in groupby(located, key=lambda pair: pair[0]):
+        alternatives = [details for _, details in group]
+        # A union reports every alternative; one that got further inside is the one that was meant.
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in paths)
+        # A list whose entries are wrong counts as too short as well.
+        hollow = alternatives[0]["type"] == "too_short" and _value_at(root, path) != []
+        # A key that is there under a misspelt name is not told as missing too.
+        hollow = hollow or (alternatives[0]["type"] == "missing" and path in misspelt)
+        if not hollow and not (inside and len(alternatives[0]["loc"]) > len(path)):
+            problems.append(_explain(path, alternatives, root))
+    return problems
+
+
+def _meant(path: Path) -> Path:
+    """The path that a misspelt key probably stands for."""
+    return (*path[:-1], nearest(str(path[-1]), keys_at(path[:-1])) or path[-1])
+
+
+def _path(loc: tuple[int | str, ...], root: Value, kind: str) -> Path:
+    """The recipe path of Pydantic's `loc`, without the tags of unions that it holds."""
+    path: Path = ()
+    value = root
+    for position, segment in enumerate(loc):
+        inner = _entry(value, segment)
+        if inner is not None:
+            path, value = (*path, segment), inner[0]
+        elif kind == "missing" and position == len(loc) - 1:
+            path = (*path, segment)
+    return path
+
+
+def _entry(value: Value, segment: int | str) -> tuple[Value] | None:
+    """What a mapping or list holds there, in a tuple of one; None when it holds nothing there."""
+    if isinstance(value, dict) and isinstance(segment, str) and segment in value:
+        return (value[segment],)
+    if isinstance(value, list) and isinstance(segment, int) and segment < len(value):
+        return (value[segment],)
+    return None
+
+
+def _value_at(root: Value, path: Path) -> Value:
+    value = root
+    for segment in path:
+        if isinstance(value, dict) and isinstance(segment, str):
+            value = value.get(segment)
+        elif isinstance(value, list) and isinstance(segment, int):
+            value = value[segment]
+    return value
+
+
+def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Problem:
+    details = alternatives[0]
+    kind, value = details["type"], _value_at(root, path)
+    name = _name(path)
+    if kind == "missing":
+        return _missing(path)
+    if kind == "extra_forbidden":
+        return unknown_key(path, value)
+    if details["loc"][-1] == "[key]":
+        return Problem(f"{name} cannot be a name", path=path, hint=f"names hold {_NAME_RULE}", on_key=True)
+    if value is None:
+        return Problem(f"{name} has no value", path=path, hint=_empty_hint(path), on_key=True)
+    if choices_at(path) and any(details["type"] == "literal_error" for details in alternatives):
+        return _choice(path, value)
+    if kind in _BOUNDS:
+        limit, word = _BOUNDS[kind]
+        bound = details.get("ctx", {}).get(limit)
+        return Problem(f"{name} must be {word} {spell_value(bound)}", path=path, found=spell_value(value))
+    if kind == "string_pattern_mismatch":
+        return _pattern(path, value)
+    if kind == "string_too_short":
+        return Problem(f"{name} is empty text", path=path, hint=_empty_hint(path))
+    if kind == "string_too_long":
+        most = details.get("ctx", {}).get("max_length")
+        return Problem(f"{name} is longer than {most} characters", path=path, found=spell_value(value))
+    if kind == "too_short":
+        return Problem(f"{name} is an empty list", path=path, hint="give at least one entry")
+    return _wrong_kind(path, value)
+
+
+def _name(path: Path) -> str:
+    if not path:
+        return "the recipe"
+    if isinstance(path[-1], int):
+        return f"`{path[-2]}[{path[-1]}]`"
+    return f"`{path[-1]}`"
+
+
+def _missing(path: Path) -> Problem:
+    field = field_at(path)
+    place = "the recipe" if len(path) == 1 else _name(path[:-1])
+    hint = None
+    if field is not None:
+        example = f": {spell_value(field.examples[0], limit=60)}" if field.examples else ":"
+        hint = f"write `{path[-1]}{example}`" + (f" ({field.description})" if field.description else "")
+        if path == ("version",):
+            hint = "write `version: 1`"
+    return Problem(f"{place} needs the key `{path[-1]}`", path=path[:-1], hint=hint, on_key=True)
+
+
+def _empty_hint(path: Path) -> str:
+    if path[-1:] == ("deepspeed",):
+        return "write `none` to train without DeepSpeed"
+    if path and isinstance(path[-1], str):
+        field = field_at(path)
+        if field is not None and field.examples:
+            return f"write `{path[-1]}: {spell_value(field.examples[0], limit=60)}`"
+        if field is not None and not field.is_required():
+            return "give it a value, or remove the key to take the default"
+    return "give it a value"
+
+
+def _choice(path: Path, value: Value) -> Problem:
+    choices = choices_at(path)
+    words = ", ".join(f"`{choice}`" for choice in choices)
+    name = f"entries of `{path[-2]}`" if isinstance(path[-1], int) else _name(path)
+    hint = None
+    if isinstance(value, str):
+        known = [str(choice) for choice in choices]
+        hint = did_you_mean(value, known)
+        if path[-1] == "template" and value in OTHER_TEMPLATES:
+            hint = f"write `{OTHER_TEMPLATES[value]}`"
+        if path == ("version",):
+            hint = "write `version: 1`; a conversation template is `template:` under `data:` of the stage"
+    if path[-1] == "freeze" and hint is None:
+        hint = f"write `[{value}]` for a glob" if isinstance(value, str) else "write a list for globs"
+    only = "must be" if len(choices) == 1 else "must be one of"
+    return Problem(f"{name} {only} {words}", path=path, found=spell_value(value), hint=hint)
+
+
+def _pattern(path: Path, value: Value) -> Problem:
+    if path[-1] == "type" and isinstance(value, str):
+        near = nearest(value, _PROJECTOR_TYPES)
+        hint = f"did you mean `{near}`?" if near else "for example `mlp2x_gelu`: two linear layers"
+        message = "`type` must be `linear`, `identity` or `mlpNx_gelu` with N from 1 to 99"
+        return Problem(message, path=path, found=spell_value(value), hint=hint)
+    return Problem(f"{_name(path)} must hold {_NAME_RULE}", path=path, found=spell_value(value))
+
+
+def _wrong_kind(path: Path, value: Value) -> Problem:
+    wanted, given = wanted_at(path), kind_of(value)
+    return Problem(
+        f"{_name(path)} needs {wanted}; {given} is given",
+        path=path,
+        found=spell_value(value),
+        hint=_kind_hint(path, value, wanted),
+    )
+
+
+def _kind_hint(path: Path, value: Value, wanted: str) -> str | None:
+    if isinstance(value, str):
+        return _text_hint(path, value, wanted)
+    if wanted == "a whole number" and isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}"
+    if wanted == "true or false" and value in (0, 1) and isinstance(value, int):
+        return f"write `{'true' if value else 'false'}`"
+    if wanted.startswith("text") and isinstance(value, (int, float)):
+        return "put it in quotes, exactly as it should be read"
+    if wanted == "a list" and isinstance(value, Mapping):
+        return "begin the entry with `- `"
+    if wanted == "a mapping" and isinstance(value, list):
+        return "remove the `- ` before its keys"
+    return None
+
+
+def _text_hint(path: Path, value: str, wanted: str) -> str | None:
+    if "number" in wanted:
+        try:
+            number = resolve_scalar(value.strip().replace("_", "").replace(",", ""))
+        except ScalarError:
+            return None
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return f"write {value.strip().replace('_', '').replace(',', '')}, without quotes or separators"
+        return None
+    if wanted == "true or false" and value.lower() in ("yes", "on", "y", "true", "no", "off", "n", "false"):
+        return f"write `{'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}`, without quotes"
+    if wanted == "a list":
+        return f"write `[{value}]`"
+    if any(map(is_model, shapes_at(path))) and path[-1] in _SOURCES:
+        return f"write `{path[-1]}: {{{_SOURCES[str(path[-1])]}: {value}}}`"
+    return None
+
+
+def explain_deepspeed_word(word: str) -> str:
+    """What to write instead of a DeepSpeed preset that is not known."""
+    presets = ("none", *DEEPSPEED_PRESETS)
+    return did_you_mean(word, presets) or f"presets: {', '.join(presets)}; a file is written as ./{word}.json"

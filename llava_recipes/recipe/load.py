@@ -1,0 +1,94 @@
+"""From a recipe file to a checked recipe: read, resolve, validate, and tell every problem at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
+
+from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.explain import explain_validation
+from llava_recipes.recipe.reading import read_file
+from llava_recipes.recipe.resolve import resolve
+from llava_recipes.recipe.rules import check_rules
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.schema import Recipe
+from llava_recipes.recipe.source import Document, parse_source
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe, and where each of its values was written."""
+
+    recipe: Recipe
+    file: str
+    values: dict[str, Value] = field(repr=False)
+    """The recipe's keys as written, with overrides and variables filled in; plain JSON values."""
+    document: Document = field(repr=False)
+
+    def locate(self, path: Path, on_key: bool = False) -> Mark | None:
+        """The place of a value or its key, or of the nearest parent that has one."""
+        return self.document.locate(path, on_key=on_key)
+
+    def explain(self, problem: Problem) -> Problem:
+        """The problem with its mark filled in from its path."""
+        return _with_mark(self.document, problem)
+
+    def fail(self, *problems: Problem) -> RecipeError:
+        """An error to raise that shows where the problems' values were written, ordered by line."""
+        return RecipeError(*_in_order(self.document, problems))
+
+
+def load_recipe(file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read and check one recipe; raises RecipeError with all of its problems, ordered by line."""
+    return load_source(read_file(file), file, overrides)
+
+
+def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Check a recipe that is already read."""
+    document = resolve(parse_source(source, file), overrides)
+    problems = list(document.problems)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(document.root))
+    except ValidationError as error:
+        problems += explain_validation(error, document.root)
+    problems += check_rules(document.root)
+    if problems or recipe is None:
+        raise RecipeError(*_in_order(document, _without_echoes(problems)))
+    assert isinstance(document.root, dict)
+    return LoadedRecipe(recipe=recipe, file=file, values=document.root, document=document)
+
+
+def _without_echoes(problems: Iterable[Problem]) -> list[Problem]:
+    """One problem per value: the first that was found explains those that follow from it."""
+    kept: list[Problem] = []
+    places: set[tuple[Path, bool, str]] = set()
+    for problem in problems:
+        place = problem.path
+        # Several keys of one mapping can be missing, so these differ by what they say.
+        saying = problem.message if problem.on_key else ""
+        if place is None or (place, problem.on_key, saying) not in places:
+            kept.append(problem)
+        if place is not None:
+            places.add((place, problem.on_key, saying))
+    return kept
+
+
+def _with_mark(document: Document, problem: Problem) -> Problem:
+    if problem.mark is not None or problem.path is None:
+        return problem
+    return replace(problem, mark=document.locate(problem.path, on_key=problem.on_key))
+
+
+def _in_order(document: Document, problems: Iterable[Problem]) -> list[Problem]:
+    marked = [_with_mark(document, problem) for problem in problems]
+    return sorted(marked, key=lambda problem: _place(document.file, problem.mark))
+
+
+def _place(file: str, mark: Mark | None) -> tuple[bool, str, int, int]:
+    if mark is None:
+        return True, "", 0, 0
+    return mark.file != file, mark.file, mark.line, mark.column

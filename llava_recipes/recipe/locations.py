@@ -1,0 +1,49 @@
+"""Where things lie: texts that cannot be a hub id or a local path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.scalars import Value, spell_value
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
+    """What keeps a text from being a hub id or a folder."""
+    if isinstance(value, str) and _URL.match(value):
+        name = "/".join(value.rstrip("/").split("/")[3:5])
+        hint = (
+            f"write `{name}`"
+            if value.startswith(("https://huggingface.co/", "https://hf.co/")) and name
+            else None
+        )
+        yield Problem(
+            f"`{path[-1]}` is a hub id or a folder, not a web address",
+            path=path,
+            found=spell_value(value),
+            hint=hint or "download it and write its folder",
+        )
+    else:
+        yield from _check_home(value, path)
+
+
+def check_local(value: Value, path: Path) -> Iterator[Problem]:
+    """What keeps a text from being a path on this machine."""
+    if isinstance(value, str) and _URL.match(value):
+        yield Problem(
+            f"`{path[-1]}` is a local path, not a web address",
+            path=path,
+            found=spell_value(value),
+            hint="download it and write where it lies",
+        )
+    else:
+        yield from _check_home(value, path)
+
+
+def _check_home(value: Value, path: Path) -> Iterator[Problem]:
+    if isinstance(value, str) and value.startswith("~"):
+        hint = "write the whole path, or one from the folder where the command is run"
+        yield Problem("`~` is not expanded in a recipe", path=path, found=spell_value(value), hint=hint)

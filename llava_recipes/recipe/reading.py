@@ -1,0 +1,81 @@
+"""Read a recipe file as text: bounded, UTF-8, and nothing that YAML cannot hold."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.spelling import nearest
+from llava_recipes.recipe.syntax import mark_at, split_lines
+
+MAX_BYTES = 1_000_000
+
+_NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_OTHER_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+def read_file(file: str) -> bytes:
+    """The bytes of a recipe file; raises RecipeError when it is missing, a folder or too large."""
+    whole = Mark(file, 0, 0)
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(Problem("no such file", mark=whole, hint=_beside(file))) from None
+    except IsADirectoryError:
+        hint = f"name a file in it, or {file.rstrip('/')}/*.yaml"
+        raise RecipeError(Problem("this is a folder; a recipe is a file", mark=whole, hint=hint)) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(Problem("the file cannot be read", mark=whole, found=reason)) from None
+    if len(data) > MAX_BYTES:
+        message = f"the file is larger than {MAX_BYTES:,} bytes; this is no recipe"
+        raise RecipeError(Problem(message, mark=whole))
+    return data
+
+
+def _beside(file: str) -> str | None:
+    folder, name = os.path.split(file)
+    try:
+        names = [entry for entry in os.listdir(folder or ".") if entry.endswith((".yaml", ".yml"))]
+    except (OSError, ValueError):
+        return None
+    near = nearest(name, names)
+    return f'did you mean "{os.path.join(folder, near)}"?' if near else None
+
+
+def decode(data: bytes, file: str) -> str:
+    """The text of UTF-8 bytes, without a byte order mark; raises RecipeError for anything else."""
+    for signature, encoding in _OTHER_ENCODINGS:
+        if data.startswith(signature):
+            raise _not_utf8(Mark(file, 0, 0), encoding)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        lines = split_lines(data[: error.start].decode("utf-8-sig", "replace"))
+        mark = mark_at(file, lines, len(lines) - 1, len(lines[-1]))
+        raise _not_utf8(mark, f"byte 0x{data[error.start]:02X}") from None
+    strange = _NOT_TEXT.search(text)
+    if strange:
+        line = len(split_lines(text[: strange.start()])) - 1
+        column = len(split_lines(text[: strange.start()])[-1])
+        raise RecipeError(
+            Problem(
+                "a character that YAML text cannot hold",
+                mark=mark_at(file, split_lines(text), line, column),
+                found=f"U+{ord(strange.group()):04X}",
+                hint="remove it; is this a binary file?",
+            )
+        )
+    return text
+
+
+def _not_utf8(mark: Mark, found: str) -> RecipeError:
+    return RecipeError(Problem("the file is not UTF-8", mark=mark, found=found, hint="save it as UTF-8"))

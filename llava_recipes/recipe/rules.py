@@ -1,0 +1,287 @@
+"""Rules between keys, which the schema cannot say; on plain values, so that they run beside its errors.
+
+A value of the wrong kind is passed over here: the schema tells it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.explain import explain_deepspeed_word
+from llava_recipes.recipe.globs import check_glob
+from llava_recipes.recipe.locations import check_hub_id, check_local
+from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Stage, Train
+from llava_recipes.recipe.secret import check_secrets
+from llava_recipes.recipe.spelling import did_you_mean, nearest
+
+Mapping = dict[str, Value]
+
+
+def check_rules(root: Value) -> list[Problem]:
+    """Every rule that the values break."""
+    problems: list[Problem] = []
+    recipe = _mapping(root)
+    problems += check_secrets(_mapping(recipe.get("vars")), ("vars",))
+    problems += _check_model(_mapping(recipe.get("model")))
+    stages = [_mapping(stage) for stage in _list(recipe.get("stages"))]
+    problems += _check_stage_names(stages)
+    problems += _check_output_folders(stages)
+    for index, stage in enumerate(stages):
+        path: Path = ("stages", index)
+        for check in (_check_trainable, _check_deepspeed, _check_stage_paths):
+            problems += check(stage, path)
+        problems += _check_init_from(stages, index)
+        problems += _check_train(_mapping(stage.get("train")), (*path, "train"), given="train" in stage)
+    return problems
+
+
+def _mapping(value: Value) -> Mapping:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Value) -> list[Value]:
+    return value if isinstance(value, list) else []
+
+
+def _given(mapping: Mapping, *keys: str) -> list[str]:
+    return [key for key in keys if mapping.get(key) is not None]
+
+
+def _check_model(model: Mapping) -> Iterator[Problem]:
+    for part in ("language_model", "vision_tower"):
+        chosen = model.get(part)
+        if isinstance(chosen, dict):
+            yield from _check_origin(chosen, ("model", part))
+        elif isinstance(chosen, str):
+            yield from check_hub_id(chosen, ("model", part))
+    projector, path = _mapping(model.get("projector")), ("model", "projector", "init_from")
+    if projector.get("type") == "identity" and _given(projector, "init_from"):
+        yield Problem(
+            "an `identity` projector has no weights to load",
+            path=path,
+            hint="remove `init_from`",
+            on_key=True,
+        )
+    yield from check_local(projector.get("init_from"), path)
+
+
+def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
+    name = path[-1]
+    given = _given(part, "source", "config")
+    if len(given) == 2:
+        yield Problem(
+            f"`{name}` has both `source` and `config`",
+            path=(*path, "config"),
+            hint="keep `source` for pretrained weights, or `config` for random ones",
+            on_key=True,
+        )
+    elif not given:
+        hint = "write `source:` for pretrained weights, or `config:` for random ones"
+        yield Problem(f"`{name}` needs one of `source` and `config`", path=path, hint=hint, on_key=True)
+    elif given == ["config"]:
+        yield from _check_config(part, path)
+    else:
+        for key in _given(part, "image_processor", "seed"):
+            yield Problem(
+                f"`{key}` has no effect on `{name}` with `source`",
+                path=(*path, key),
+                hint=f"remove it; `{key}` goes with `config`",
+                on_key=True,
+            )
+    yield from check_hub_id(part.get("source"), (*path, "source"))
+    yield from check_hub_id(part.get("tokenizer"), (*path, "tokenizer"))
+
+
+def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
+    if path[-1] == "language_model" and not _given(part, "tokenizer"):
+        hint = "write `tokenizer:` with a hub id or a folder"
+        yield Problem(
+            "`language_model` with `config` needs the key `tokenizer`", path=path, hint=hint, on_key=True
+        )
+    if _given(part, "revision"):
+        hint = "remove it; `revision` goes with `source`"
+        yield Problem(
+            "`revision` has no effect with `config`", path=(*path, "revision"), hint=hint, on_key=True
+        )
+    config = part.get("config")
+    if isinstance(config, dict) and not isinstance(config.get("model_type"), str):
+        example = "clip_vision_model" if path[-1] == "vision_tower" else "llama"
+        yield Problem(
+            "`config` needs the key `model_type`",
+            path=(*path, "config"),
+            hint=f"write `model_type: {example}`",
+            on_key=True,
+        )
+
+
+def _check_stage_names(stages: list[Mapping]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, stage in enumerate(stages):
+        name = stage.get("name")
+        if not isinstance(name, str):
+            continue
+        path: Path = ("stages", index, "name")
+        if name in first:
+            message = f"two stages have the name `{name}`"
+            yield Problem(
+                message, path=path, found=f"stages[{first[name]}] has it too", hint="rename one of them"
+            )
+        if name == "base":
+            hint = "choose another; `init_from: base` means the base weights"
+            yield Problem("a stage cannot have the name `base`", path=path, hint=hint)
+        first.setdefault(name, index)
+
+
+def _check_output_folders(stages: list[Mapping]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, stage in enumerate(stages):
+        folder = stage.get("output_dir")
+        if not isinstance(folder, str) or not folder:
+            continue
+        folder = os.path.normpath(folder)
+        if folder in first:
+            yield Problem(
+                "two stages write to the same folder",
+                path=("stages", index, "output_dir"),
+                found=f"stages[{first[folder]}] writes to {folder} too",
+                hint="give each stage a folder of its own",
+            )
+        first.setdefault(folder, index)
+
+
+def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
+    start = stages[index].get("init_from")
+    path: Path = ("stages", index, "init_from")
+    if not isinstance(start, str) or not start or start == "base":
+        return
+    names = [name if isinstance(name := stage.get("name"), str) else "" for stage in stages]
+    if start in names[:index]:
+        return
+    found = spell_value(start)
+    if start == names[index]:
+        yield Problem(
+            "a stage cannot start from itself", path=path, found=found, hint="name an earlier one, or `base`"
+        )
+    elif start in names[index:]:
+        yield Problem(
+            "`init_from` names a later stage", path=path, found=found, hint="stages run in their order"
+        )
+    elif "/" not in start and "." not in start:
+        earlier = [name for name in names[:index] if name]
+        choices = ", ".join(f"`{name}`" for name in ("base", *earlier))
+        hint = did_you_mean(start, ["base", *earlier]) or f"{choices}, or a folder, written ./{start}"
+        yield Problem("`init_from` names no earlier stage", path=path, found=found, hint=hint)
+    else:
+        yield from check_local(start, path)
+
+
+def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
+    freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
+    trainable = stage.get("trainable")
+    if freeze == "all" and (trainable == [] or "trainable" not in stage):
+        yield Problem(
+            "nothing trains in this stage: everything is frozen and `trainable` is empty",
+            path=(*path, "trainable")
+            if "trainable" in stage
+            else (*path, "freeze")
+            if "freeze" in stage
+            else path,
+            hint="write `trainable: [projector]` for feature alignment",
+        )
+    if freeze == "none" and trainable:
+        yield Problem(
+            "`trainable` has no effect with `freeze: none`: everything trains already",
+            path=(*path, "trainable"),
+            hint="remove it, or write `freeze: all`",
+            on_key=True,
+        )
+    if freeze == []:
+        yield Problem("`freeze` is an empty list", path=(*path, "freeze"), hint="write `freeze: none`")
+    for key in ("freeze", "trainable"):
+        for index, glob in enumerate(_list(stage.get(key))):
+            if isinstance(glob, str) and glob:
+                yield from check_glob(glob, (*path, key, index))
+
+
+def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
+    choice = stage.get("deepspeed")
+    path = (*path, "deepspeed")
+    if isinstance(choice, dict):
+        yield from check_secrets(choice, path)
+    if not isinstance(choice, str) or choice in ("", "none", *DEEPSPEED_PRESETS):
+        return
+    if "/" in choice or "." in choice:
+        yield from check_local(choice, path)
+    else:
+        hint = explain_deepspeed_word(choice)
+        yield Problem("`deepspeed` names no preset", path=path, found=spell_value(choice), hint=hint)
+
+
+def _check_stage_paths(stage: Mapping, path: Path) -> Iterator[Problem]:
+    yield from check_local(stage.get("output_dir"), (*path, "output_dir"))
+    for index, source in enumerate(_list(_mapping(stage.get("data")).get("sources"))):
+        for key in ("annotations", "images"):
+            yield from check_local(_mapping(source).get(key), (*path, "data", "sources", index, key))
+
+
+def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem]:
+    def both(left: str, right: str, reason: str) -> Iterator[Problem]:
+        if len(_given(train, left, right)) == 2:
+            last = max((left, right), key=list(train).index)
+            message = f"`{left}` and `{right}` are both given; {reason}"
+            yield Problem(message, path=(*path, last), hint="keep one of the two", on_key=True)
+
+    yield from both("num_train_epochs", "max_steps", "each of them says how long to train")
+    yield from both("gradient_accumulation_steps", "global_batch_size", "the one follows from the other")
+    yield from both("warmup_ratio", "warmup_steps", "each of them says how long to warm up")
+    if given and not _given(train, "num_train_epochs", "max_steps") and not _misspelt(train):
+        hint = "write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps"
+        yield Problem(
+            "`train` needs one of `num_train_epochs` and `max_steps`", path=path, hint=hint, on_key=True
+        )
+    if train.get("bf16") is True and train.get("fp16") is True:
+        last = max(("bf16", "fp16"), key=list(train).index)
+        yield Problem(
+            "`bf16` and `fp16` are both on", path=(*path, last), hint="keep one; bf16 where the GPU has it"
+        )
+    if train.get("lr_scheduler_type") == "constant":
+        for key in ("warmup_ratio", "warmup_steps"):
+            if train.get(key):
+                yield Problem(
+                    f"`{key}` has no effect with `lr_scheduler_type: constant`",
+                    path=(*path, key),
+                    hint="write `lr_scheduler_type: constant_with_warmup`, or remove it",
+                    on_key=True,
+                )
+    reports = _list(train.get("report_to"))
+    for index, name in enumerate(reports):
+        if name in reports[:index]:
+            yield Problem(f"`report_to` names {spell_value(name)} twice", path=(*path, "report_to", index))
+    yield from _check_extra(_mapping(train.get("extra")), (*path, "extra"))
+
+
+def _misspelt(train: Mapping) -> bool:
+    """Whether an unknown key stands for the length of training: then its spelling is all there is to tell."""
+    return any(
+        key not in Train.model_fields
+        and nearest(key, Train.model_fields) in ("num_train_epochs", "max_steps")
+        for key in train
+    )
+
+
+def _check_extra(extra: Mapping, path: Path) -> Iterator[Problem]:
+    for key in extra:
+        place = (
+            "`train:` itself"
+            if key in Train.model_fields
+            else "the stage"
+            if key in Stage.model_fields
+            else None
+        )
+        if place is not None:
+            hint = f"move it to {place}"
+            yield Problem(f"`{key}` has a key of its own", path=(*path, key), hint=hint, on_key=True)
+    yield from check_secrets(extra, path)

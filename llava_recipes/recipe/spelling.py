@@ -1,0 +1,47 @@
+"""Near misses: which known word was probably meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_SEPARATORS = re.compile(r"[-_ .]")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word closest to `word`, or None when none is close enough to be meant.
+
+    A short word may have one slip, a longer one a slip for every four letters; case, dashes and underscores
+    are free.
+    """
+    if len(word) > 200:
+        return None
+    ranked = sorted((distance(_bare(word), _bare(other)), other) for other in known if other != word)
+    if not ranked or ranked[0][0] > max(1, len(word) // 4):
+        return None
+    shortest = min(len(_bare(word)), len(_bare(ranked[0][1])))
+    return ranked[0][1] if shortest > ranked[0][0] + 1 or ranked[0][0] == 0 else None
+
+
+def did_you_mean(word: str, known: Iterable[str], *, quote: str = "`") -> str | None:
+    """A hint that names the nearest known word, or None."""
+    near = nearest(word, known)
+    return f"did you mean {quote}{near}{quote}?" if near else None
+
+
+def distance(left: str, right: str) -> int:
+    """Slips between two words: letters changed, added, left out, or two neighbours swapped."""
+    before: list[int] = []
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, 1):
+        before, last, row = row, before, [i]
+        for j, b in enumerate(right, 1):
+            slips = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == right[j - 2] and left[i - 2] == b:
+                slips = min(slips, last[j - 2] + 1)
+            row.append(slips)
+    return row[-1]
+
+
+def _bare(word: str) -> str:
+    return _SEPARATORS.sub("", word).lower()
