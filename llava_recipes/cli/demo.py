@@ -1,0 +1,102 @@
+"""`llava-recipe demo`: draw pictures, run the demo recipe on them, caption pictures that it never saw."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llava_recipes.plan.types import Plan
+
+NUM_HELD_OUT, NUM_UNSEEN, NUM_NOTES, SEED = 224, 96, 6000, 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="recipes/demo.yaml", help="the recipe (default: %(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=Path("demo/data"), help="folder of the drawn pictures (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="folder that the stages write into (default: the recipe's)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
+    parser.add_argument(
+        "--pictures", type=_positive, default=3000, metavar="N", help="training pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="replace pictures that were drawn with other settings"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.demo.dataset import DatasetSettings, write_dataset
+
+    started_s = time.monotonic()
+    settings = DatasetSettings(
+        num_train=arguments.pictures,
+        num_held_out=NUM_HELD_OUT,
+        num_unseen=NUM_UNSEEN,
+        num_notes=NUM_NOTES,
+        seed=SEED,
+    )
+    drawn = write_dataset(arguments.data, settings, redraw=arguments.redraw)
+    num_pictures = f"{arguments.pictures:,} pictures to train on, {NUM_HELD_OUT + NUM_UNSEEN} held out"
+    print(f"{num_pictures}: {'drawn' if drawn else 'there already'}, in {arguments.data}", flush=True)
+    overrides = _overrides(arguments)
+    code = _train(arguments.recipe, overrides)
+    if code == 0:
+        _score(_compile(arguments.recipe, overrides), arguments.data)
+        print(f"\nthe whole demo took {time.monotonic() - started_s:.0f} s")
+    return code
+
+
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    """The folders as variables of the recipe, quoted, then what the user set."""
+    folders = {"data": arguments.data, "out": arguments.out}
+    quoted = [f"vars.{name}={json.dumps(str(folder))}" for name, folder in folders.items() if folder is not None]
+    given: list[str] = arguments.set
+    return quoted + given
+
+
+def _train(recipe: str, overrides: Sequence[str]) -> int:
+    """Run the recipe as `llava-recipe run` does, on one process; a run that was cut short goes on."""
+    from llava_recipes.cli import run as run_command
+
+    parser = argparse.ArgumentParser()
+    run_command.add_arguments(parser)
+    options = [f"--set={override}" for override in overrides]
+    return run_command.run(parser.parse_args([recipe, "--processes=1", "--resume", *options]))
+
+
+def _compile(recipe: str, overrides: Sequence[str]) -> Plan:
+    from llava_recipes.plan.compile import compile_plan
+    from llava_recipes.recipe.load import load_recipe
+    from llava_recipes.runner.facts import gather_facts
+
+    loaded = load_recipe(recipe, overrides)
+    return compile_plan(loaded.recipe, world_size=1, facts=gather_facts(loaded))
+
+
+def _score(plan: Plan, folder: Path) -> None:
+    """Caption the held-out pictures after the first and after the last stage; print and keep the scores."""
+    from llava_recipes.demo.captions import caption_held_out, model_after
+    from llava_recipes.demo.dataset import read_held_out
+    from llava_recipes.demo.score import render_examples, render_scores, score_captions, scores_as_json
+    from llava_recipes.files import write_text
+
+    last = plan.stages[-1]
+    before = caption_held_out(model_after(plan, 0), last.data, folder)
+    after = caption_held_out(model_after(plan, len(plan.stages) - 1), last.data, folder)
+    held_out = read_held_out(folder)
+    scores = score_captions(held_out, before=before, after=after)
+    write_text(Path(last.output_dir).parent / "score.json", scores_as_json(scores))
+    print(f"\n{render_examples(held_out, after)}\n\n{render_scores(scores)}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number

@@ -1,0 +1,48 @@
+"""What a trained model says to the held-out pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from llava_recipes.data.dataset import StageDataset
+from llava_recipes.data.tokens import IGNORED
+from llava_recipes.demo.dataset import HELD_OUT, IMAGES
+from llava_recipes.model.assemble import Assembled, assemble
+from llava_recipes.model.generate import caption
+from llava_recipes.model.weights import load_trained
+from llava_recipes.plan.types import DataPlan, Plan, SourcePlan
+
+BATCH_SIZE = 32
+MAX_CAPTION_TOKENS = 12
+
+
+def model_after(plan: Plan, stage_index: int) -> Assembled:
+    """The model as a finished stage left it, in float32 on the CPU."""
+    stage = plan.stages[stage_index]
+    assembled = assemble(plan.model, dtype=torch.float32)
+    for folder in (*stage.starts_from, stage.output_dir):
+        load_trained(assembled.model, Path(folder))
+    return assembled
+
+
+def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list[str]:
+    """The first line that the model says to each held-out picture of a dataset, in file order.
+
+    The prompt is what the stage's template writes before the answer; the answer itself is not shown.
+    """
+    source = SourcePlan(annotations=str(folder / HELD_OUT), images=str(folder / IMAGES), num_samples=None)
+    dataset = StageDataset(
+        data.model_copy(update={"sources": (source,), "num_samples": None}),
+        tokenizer=assembled.tokenizer,
+        image_processor=assembled.image_processor,
+        start_end=False,
+    )
+    said: list[str] = []
+    for first in range(0, len(dataset), BATCH_SIZE):
+        samples = [dataset[index] for index in range(first, min(first + BATCH_SIZE, len(dataset)))]
+        pictures = torch.cat([sample.pixel_values for sample in samples if sample.pixel_values is not None])
+        prompts = [sample.input_ids[sample.labels == IGNORED].tolist() for sample in samples]
+        said += caption(assembled, pictures, prompts, MAX_CAPTION_TOKENS)
+    return [text.partition("\n")[0].strip() for text in said]
