@@ -16,9 +16,11 @@ from llava_recipes.model.base_weights import place_language_model, place_tower, 
 from llava_recipes.model.configs import (
     Origin,
     count_image_tokens,
+    language_half,
     language_origin,
     llava_config,
     tower_origin,
+    vision_half,
 )
 from llava_recipes.model.forward import adapt_forward
 from llava_recipes.model.head import Head, causal_skeleton, head_like
@@ -55,9 +57,9 @@ class Parts:
 def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Assembled:
     """Build the model of a plan and fill it with its base weights.
 
-    Base weights get `dtype`; the projector is float32, since it is what Stage 1 trains. On one process the
-    weights are mapped from their files where they have `dtype` already. With `zero3` a DeepSpeed config must be
-    live and the process group set up; all processes call this.
+    Base weights get `dtype`; the projector is float32, since it is what Stage 1 trains. Weights that have
+    `dtype` already stay mapped from their files. With `zero3` a DeepSpeed config must be live and the process
+    group set up; all processes call this.
     Raises RecipeError when a source cannot be read or does not fit the plan.
     """
     parts = read_parts(plan, weights=True)
@@ -76,7 +78,7 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
         tokenizer=parts.vocabulary.tokenizer,
         image_processor=load_image_processor(plan.vision_tower),
         num_image_tokens=count_image_tokens(plan.vision_tower, parts.tower.config),
-        language_config={**parts.language.raw, "vocab_size": model.config.text_config.vocab_size},
+        language_config={**parts.language.raw, "vocab_size": language_half(model.config).vocab_size},
     )
 
 
@@ -91,13 +93,13 @@ def read_parts(plan: ModelPlan, *, weights: bool) -> Parts:
 def stock_model(
     plan: ModelPlan, parts: Parts, dtype: torch.dtype, *, partitioned: bool
 ) -> LlavaForConditionalGeneration:
-    """transformers' own model at the plan's sizes; its parameters are made as the surrounding context says."""
+    """transformers' own model at the plan's sizes; its parameters are made as the context says."""
     language = copy.deepcopy(parts.language.config)
     language.vocab_size = parts.vocabulary.vocab_size(language)
     config = llava_config(
         plan, language=language, tower=parts.tower.config, image_token_id=parts.vocabulary.image_token_id()
     )
-    for each in (config, config.text_config, config.vision_config):
+    for each in (config, language_half(config), vision_half(config)):
         each.dtype = dtype
     make = LlavaForConditionalGeneration._from_config if partitioned else LlavaForConditionalGeneration
     model: LlavaForConditionalGeneration = make(config)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava_recipes.model.checkpoint import TensorsInMemory, TensorSource, open_checkpoint
 from llava_recipes.model.configs import LANGUAGE_PATH, TOWER_PATH, Origin
-from llava_recipes.model.head import causal_skeleton
+from llava_recipes.model.head import body_class, causal_class, causal_skeleton
 from llava_recipes.model.placing import Placement, check_names, check_shape
 from llava_recipes.model.vocabulary import Vocabulary, with_new_rows
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
@@ -29,7 +29,7 @@ def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocab
     head = f"{_module_name(causal, causal.get_output_embeddings())}."
     embedding = f"{_module_name(causal, causal.get_input_embeddings())}.weight"
     wanted = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
-    source = _source(MODEL_FOR_CAUSAL_LM_MAPPING[type(origin.config)], origin, seed, LANGUAGE_PATH)
+    source = _source(causal_class(origin.config), origin, seed, LANGUAGE_PATH)
     given = {
         (name if name in wanted else body + name): name
         for name in source.names()
@@ -69,7 +69,7 @@ def _check_tie(source: TensorSource, given: dict[str, str], head: str, embedding
 
 def place_tower(placement: Placement, origin: Origin, *, seed: int) -> None:
     """Fill the vision tower; of a full CLIP or SigLIP checkpoint, the text half is left aside."""
-    tower_class = MODEL_MAPPING[type(origin.config)]
+    tower_class = body_class(origin.config)
     with torch.device("meta"):
         wanted = {
             name: tuple(tensor.shape) for name, tensor in tower_class(origin.config).state_dict().items()
@@ -133,4 +133,5 @@ def private_randomness() -> Iterator[None]:
 
 
 def _module_name(root: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in root.named_modules() if module is wanted)
+    names = (name for name, module in root.named_modules() if module is wanted)
+    return str(next(names))

@@ -67,7 +67,10 @@ class _Safetensors:
 
 
 def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
-    """One `.safetensors` or `.bin` file. Raises RecipeError when it is missing, broken, or holds more than tensors."""
+    """One `.safetensors` or `.bin` file.
+
+    Raises RecipeError when it is missing, broken, or holds more than tensors.
+    """
     if not file.is_file():
         raise RecipeError(Problem("no such weight file", path=path, found=str(file)))
     try:
@@ -126,7 +129,7 @@ def open_checkpoint(folder: pathlib.Path, path: Path) -> Checkpoint:
             return Checkpoint(dict(_sharded(index, path)), path)
         if single.is_file():
             names = open_tensor_file(single, path).names()
-            return Checkpoint({name: single for name in names}, path)
+            return Checkpoint(dict.fromkeys(names, single), path)
     raise RecipeError(
         Problem(
             "this folder holds no weights",
@@ -140,7 +143,7 @@ def open_checkpoint(folder: pathlib.Path, path: Path) -> Checkpoint:
 def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Path]]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {name: index.parent / file for name, file in weight_map.items()}
+        shards = {name: index.parent / pathlib.PurePath(file).name for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(
             Problem("this index of weight files is broken", path=path, found=str(index))

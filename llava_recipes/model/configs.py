@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from pydantic import JsonValue
 from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
 
-from llava_recipes.model.pretrained import pretrained_folder
+from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
@@ -39,7 +39,7 @@ def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
     if plan.config is not None:
         return Origin(_inline_config(plan.config, (*LANGUAGE_PATH, "config")), dict(plan.config), None)
     assert plan.source is not None
-    parts = ("config", "weights") if weights else ("config",)
+    parts: tuple[Part, ...] = ("config", "weights") if weights else ("config",)
     folder = pretrained_folder(plan.source, plan.revision, parts=parts, path=LANGUAGE_PATH)
     raw = _raw_config(folder, LANGUAGE_PATH)
     if str(raw.get("model_type", "")).startswith("llava"):
@@ -58,12 +58,12 @@ def tower_origin(tower: VisionTower, *, weights: bool) -> Origin:
     """The tower's config (the vision half of a full CLIP or SigLIP config), and its folder."""
     if tower.config is not None:
         path = (*TOWER_PATH, "config")
-        return Origin(_vision_half(_inline_config(tower.config, path), path), dict(tower.config), None)
+        return Origin(_tower_half(_inline_config(tower.config, path), path), dict(tower.config), None)
     assert tower.source is not None
     path = (*TOWER_PATH, "source")
-    parts = ("config", "image_processor", "weights") if weights else ("config",)
+    parts: tuple[Part, ...] = ("config", "image_processor", "weights") if weights else ("config",)
     folder = pretrained_folder(tower.source, tower.revision, parts=parts, path=path)
-    return Origin(_vision_half(_config_from_folder(folder, path), path), _raw_config(folder, path), folder)
+    return Origin(_tower_half(_config_from_folder(folder, path), path), _raw_config(folder, path), folder)
 
 
 def has_class_token(tower_config: PreTrainedConfig) -> bool:
@@ -104,7 +104,7 @@ def llava_config(
                 "the tower has no such hidden state",
                 path=(*TOWER_PATH, "select_layer"),
                 found=str(layer),
-                hint=f"{num_layers} layers allow {-num_layers - 1} to {num_layers}; 0 is the embedding output",
+                hint=f"with {num_layers} layers: {-num_layers - 1} to {num_layers}; 0 is the embedding output",
             )
         )
     drop_class_token = has_class_token(tower) and plan.vision_tower.select_feature == "patch"
@@ -116,6 +116,16 @@ def llava_config(
         vision_feature_layer=layer,
         vision_feature_select_strategy="default" if drop_class_token else "full",
     )
+
+
+def language_half(config: LlavaConfig) -> PreTrainedConfig:
+    assert isinstance(config.text_config, PreTrainedConfig)
+    return config.text_config
+
+
+def vision_half(config: LlavaConfig) -> PreTrainedConfig:
+    assert isinstance(config.vision_config, PreTrainedConfig)
+    return config.vision_config
 
 
 def _inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedConfig:
@@ -166,7 +176,8 @@ def _raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
 def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
     _raw_config(folder, path)
     try:
-        return AutoConfig.from_pretrained(folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        return config
     except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise RecipeError(
@@ -176,7 +187,7 @@ def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
         ) from error
 
 
-def _vision_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
+def _tower_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
     half = getattr(config, "vision_config", config) if config.model_type in ("clip", "siglip") else config
     if not isinstance(half, (CLIPVisionConfig, SiglipVisionConfig)):
         raise RecipeError(

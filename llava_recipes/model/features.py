@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from llava_recipes.model.configs import vision_half
 from llava_recipes.model.projector import projector_dtype
 
 
@@ -21,9 +22,9 @@ def tower_features(tower: nn.Module, config: LlavaConfig, pixels_NCHW: Tensor) -
     Returns float[N, P, V]: index 0 is what enters the first layer, k the output of layer k, negative from the
     end; no final norm. The layers behind it are not run.
     """
-    layer = config.vision_feature_layer
+    layer, vision = config.vision_feature_layer, vision_half(config)
     assert isinstance(layer, int)
-    num_layers = layer if layer >= 0 else config.vision_config.num_hidden_layers + 1 + layer
+    num_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
     hidden_NPV: Tensor = tower.get_submodule("embeddings")(pixels_NCHW)
     if "pre_layrnorm" in tower._modules:
         hidden_NPV = tower.get_submodule("pre_layrnorm")(hidden_NPV)
@@ -35,7 +36,7 @@ def tower_features(tower: nn.Module, config: LlavaConfig, pixels_NCHW: Tensor) -
 
 
 def image_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) -> Tensor:
-    """float[N, P, D]: pictures in the language model's space; no graph through a tower that does not train."""
+    """float[N, P, D]: pictures in the language model's space; no graph through a frozen tower."""
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     with contextlib.nullcontext() if trains(tower) else torch.no_grad():
         features_NPV = tower_features(tower, model.config, pixels_NCHW)
@@ -46,5 +47,5 @@ def image_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) ->
 
 def zero_pictures(model: LlavaForConditionalGeneration, device: torch.device) -> Tensor:
     """float[1, C, H, W]: the picture that stands in where a batch has none."""
-    vision = model.config.vision_config
+    vision = vision_half(model.config)
     return torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size, device=device)

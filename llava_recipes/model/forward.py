@@ -1,7 +1,7 @@
 """The forward pass of training: only what the loss needs.
 
-Differs from the stock forward in what it leaves out, not in its numbers: the tower stops at the selected layer
-and builds no graph unless it trains; logits exist only where a label is learned; a batch padded at the right
+Differs from the stock forward in what it leaves out, not in its numbers: the tower stops at the selected
+layer and builds no graph unless it trains; logits exist only where a label is learned; a batch padded right
 needs no attention mask, since under a causal model padding never reaches a token before it.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from llava_recipes.model.features import image_features, trains, zero_pictures
 from llava_recipes.model.placing import is_partitioned
@@ -37,8 +38,8 @@ class TrainingOutput(ModelOutput):  # type: ignore[misc]
 
 def adapt_forward(model: LlavaForConditionalGeneration) -> None:
     """Make training's forward this model's own; `stock_forward` gives transformers' back for a while."""
-    model.forward = types.MethodType(training_forward, model)
-    model.generate = types.MethodType(_generate, model)
+    model.__dict__["forward"] = types.MethodType(training_forward, model)
+    model.__dict__["generate"] = types.MethodType(_generate, model)
 
 
 @contextlib.contextmanager
@@ -49,12 +50,14 @@ def stock_forward(model: LlavaForConditionalGeneration) -> Iterator[None]:
         yield
     finally:
         if adapted is not None:
-            model.forward = adapted
+            model.__dict__["forward"] = adapted
 
 
-def _generate(self: LlavaForConditionalGeneration, *args: object, **kwargs: object) -> object:
+def _generate(self: LlavaForConditionalGeneration, *args: Any, **kwargs: Any) -> Any:
+    """transformers' generation, whose arguments and results are its own."""
+    stock: Callable[..., Any] = LlavaForConditionalGeneration.generate
     with stock_forward(self):
-        return type(self).generate(self, *args, **kwargs)
+        return stock(self, *args, **kwargs)
 
 
 def training_forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def caption(
     prompt_ids    token ids with one -200 per picture
     """
     model, tokenizer = assembled.model, assembled.tokenizer
-    device = model.get_input_embeddings().weight.device
+    device = next(model.parameters()).device
     input_ids, is_image, attention_mask = _pad_left(prompt_ids, assembled.num_image_tokens, device)
     pixel_values = None if pixel_values is None else pixel_values.to(device)
     settings = GenerationConfig(
@@ -38,7 +38,8 @@ def caption(
     )
     with _evaluating(model):
         embeds_BTD = embed_prompt(model, input_ids, is_image, pixel_values, None)
-        new_ids = model.generate(
+        generate: Callable[..., Tensor] = model.generate
+        new_ids = generate(
             inputs_embeds=embeds_BTD, attention_mask=attention_mask, generation_config=settings
         )
     texts: list[str] = tokenizer.batch_decode(new_ids, skip_special_tokens=True)

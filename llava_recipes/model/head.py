@@ -1,6 +1,8 @@
-"""The language model's head: what turns its last hidden states into logits, proven on the model's own forward."""
+"""The language model's head: hidden states to logits, proven on the model's own forward."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from llava_recipes.model.configs import LANGUAGE_PATH
+from llava_recipes.model.configs import LANGUAGE_PATH, language_half
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 
@@ -37,11 +39,11 @@ class Head(nn.Linear):
         if self.scale == 1.0 and self.softcap is None and self.bias is None:
             return
         self.weight = model.lm_head.weight
-        self.out_features = model.config.text_config.vocab_size
+        self.out_features = language_half(model.config).vocab_size
         if self.bias is not None:
             # Never partitioned here: an engine that partitions takes it in when it wraps the model.
             device = "meta" if self.weight.device.type == "meta" else "cpu"
-            self.bias = nn.Parameter(torch.zeros(self.out_features, device=device, dtype=model.config.dtype))
+            self.bias = nn.Parameter(torch.zeros(self.out_features, device=device, dtype=self.weight.dtype))
         model.lm_head = self
 
 
@@ -54,6 +56,14 @@ class _FixedBody(nn.Module):
 
     def forward(self, *args: object, **kwargs: object) -> BaseModelOutputWithPast:
         return BaseModelOutputWithPast(last_hidden_state=self._hidden)
+
+
+def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    return cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def body_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    return cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
 
 
 def causal_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
@@ -70,8 +80,7 @@ def causal_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
             )
         )
     with torch.device("meta"):
-        causal: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-    return causal
+        return causal_class(config)(config)
 
 
 def head_like(causal: PreTrainedModel) -> Head:
@@ -81,7 +90,7 @@ def head_like(causal: PreTrainedModel) -> Head:
     Raises RecipeError for a model that does more between hidden states and logits than is known here.
     """
     theirs = causal.get_output_embeddings()
-    if type(theirs) is not nn.Linear or type(causal.base_model) is not MODEL_MAPPING[type(causal.config)]:
+    if type(theirs) is not nn.Linear or type(causal.base_model) is not body_class(causal.config):
         raise _unsupported(causal, f"a head of type {type(theirs).__name__}")
     scale, softcap = _scale(causal.config), getattr(causal.config, "final_logit_softcapping", None)
     head = Head(

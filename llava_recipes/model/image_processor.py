@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor
@@ -47,7 +48,7 @@ def _inline_processor(tower: VisionTower, image_px: int, *, clip: bool) -> BaseI
     if clip:
         values = {"size": {"shortest_edge": image_px}, "crop_size": square}
     given = dict(tower.image_processor or {})
-    kind = CLIPImageProcessorPil if clip else SiglipImageProcessorPil
+    kind: Callable[..., BaseImageProcessor] = CLIPImageProcessorPil if clip else SiglipImageProcessorPil
     unknown = [key for key in given if key not in kind().to_dict()]
     if unknown:
         path = (*TOWER_PATH, "image_processor")
@@ -57,5 +58,4 @@ def _inline_processor(tower: VisionTower, image_px: int, *, clip: bool) -> BaseI
                 for key in unknown
             )
         )
-    processor: BaseImageProcessor = kind(**{**values, **given})
-    return processor
+    return kind(**{**values, **given})

@@ -14,13 +14,12 @@ NESTED_TOWER = "vision_tower.vision_model."
 
 
 def canonical_name(transformers_name: str) -> str:
-    """`model.multi_modal_projector.0.weight` -> `projector.0.weight`. Raises ValueError for a foreign name."""
+    """`model.multi_modal_projector.0.weight` -> `projector.0.weight`; ValueError for a foreign name."""
     for theirs, ours in ROOTS.items():
         if transformers_name.startswith(theirs):
             name = ours + transformers_name.removeprefix(theirs)
-            return (
-                "vision_tower." + name.removeprefix(NESTED_TOWER) if name.startswith(NESTED_TOWER) else name
-            )
+            nested = name.startswith(NESTED_TOWER)
+            return "vision_tower." + name.removeprefix(NESTED_TOWER) if nested else name
     raise ValueError(f"{transformers_name!r} is under none of {', '.join(ROOTS)}")
 
 

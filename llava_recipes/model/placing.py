@@ -29,7 +29,10 @@ def is_first_process() -> bool:
 
 @torch.no_grad()
 def overwrite(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
-    """Copy a tensor over a parameter that has its storage. Under ZeRO-3 all processes call this; the first reads."""
+    """Copy a tensor over a parameter that has its storage.
+
+    Under ZeRO-3 all processes call this, and the first one's tensor counts.
+    """
     if not is_partitioned(parameter):
         parameter.copy_(read())
         return
@@ -83,7 +86,7 @@ class Placement:
                 self._owners.setdefault(id(parameter), []).append((module, leaf))
 
     def place(self, name: str, read: Callable[[], Tensor]) -> None:
-        """Give one parameter or buffer its values; a meta parameter takes the tensor itself, tied ones with it."""
+        """Give a parameter or buffer its values; a meta one takes the tensor itself, tied ones with it."""
         module_name, _, leaf = name.rpartition(".")
         owner = self._model.get_submodule(module_name)
         parameter = owner._parameters.get(leaf)

@@ -1,4 +1,4 @@
-"""Where pretrained files lie: a local folder, or a snapshot of a hub repository with the needed files alone."""
+"""Where pretrained files lie: a local folder, or a hub snapshot of the needed files alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,

@@ -18,4 +18,5 @@ def build_skeleton(plan: ModelPlan) -> LlavaForConditionalGeneration:
     with torch.device("meta"):
         model = stock_model(plan, parts, torch.float32, partitioned=False)
     dress(model, plan, parts)
-    return model.to("meta")
+    meta: LlavaForConditionalGeneration = model.to(device=torch.device("meta"))
+    return meta

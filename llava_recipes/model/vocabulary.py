@@ -29,7 +29,7 @@ class Vocabulary:
         return max(size, self.end_new) if self.end_new > self.first_new else size
 
     def image_token_id(self) -> int:
-        """An id that stands for images in configs: `<image>` where the tokenizer has it, else unknown or padding."""
+        """An id that stands for images in configs: that of `<image>`, of unknown, or of padding."""
         known = self.tokenizer.get_vocab().get(IMAGE_TOKEN)
         for candidate in (known, self.tokenizer.unk_token_id, self.tokenizer.pad_token_id):
             if isinstance(candidate, int):
