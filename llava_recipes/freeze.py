@@ -56,16 +56,21 @@ def _parse_segment(text: str) -> _Segment:
     return _Segment(re.compile(shape), tuple(bounds))
 
 
-@lru_cache(maxsize=1024)
-def _parse(glob: str) -> tuple[_Segment | None, ...]:
-    """The segments of a glob; None stands for `**`."""
+def split_glob(glob: str) -> tuple[str, ...]:
+    """The dotted segments of a glob; a range such as `{30..39}` stays whole."""
     segments, start = [], 0
     while start <= len(glob):
         found = _SEGMENT.match(glob, start)
-        assert found is not None, "the pattern matches nothing at all too"
-        segments.append(None if found[0] == "**" else _parse_segment(found[0]))
+        assert found is not None, "the pattern also matches nothing at all"
+        segments.append(found[0])
         start = found.end() + 1
     return tuple(segments)
+
+
+@lru_cache(maxsize=1024)
+def _parse(glob: str) -> tuple[_Segment | None, ...]:
+    """The segments of a glob; None stands for `**`."""
+    return tuple(None if text == "**" else _parse_segment(text) for text in split_glob(glob))
 
 
 def _after_spans(segments: tuple[_Segment | None, ...], places: Iterable[int]) -> set[int]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from llava_recipes.plan.batch import Batch
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest
@@ -102,17 +102,8 @@ CLIPPING_DEFAULT = 1.0
 """Where DeepSpeed clips gradients when its config does not say."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Samples per device and pass, passes per step, samples per step over all devices."""
-
-    per_device: int
-    accumulation: int
-    in_all: int
-
-
 def preset(name: str, *, max_grad_norm: float) -> Config:
-    """A preset: the original LLaVA's ZeRO-2 or ZeRO-3 config, told to clip where the recipe clips otherwise."""
+    """The original LLaVA's ZeRO-2 or ZeRO-3 config, told to clip where the recipe clips otherwise."""
     config = deepcopy(_PRESETS[name])
     return config if max_grad_norm == CLIPPING_DEFAULT else {**config, "gradient_clipping": "auto"}
 
@@ -144,7 +135,9 @@ def _preset_names() -> str:
     return ", ".join((*DEEPSPEED_PRESETS, "none"))
 
 
-def check_config(config: Config, *, train: Train, batch: Batch, path: Path, inline: bool) -> list[Problem]:
+def check_config(
+    config: Config, *, train: Train, batch: Batch | None, path: Path, inline: bool
+) -> list[Problem]:
     """Where a config contradicts the recipe, or would silently replace what the recipe says.
 
     `path` is that of `deepspeed`; problems of an inline config point below it.
@@ -152,7 +145,8 @@ def check_config(config: Config, *, train: Train, batch: Batch, path: Path, inli
     report = _Report(path, inline)
     _check_keys(config, report)
     _check_precision(config, train, report)
-    _check_batch(config, batch, report)
+    if batch is not None:
+        _check_batch(config, batch, report)
     _check_zero(config, report)
     _check_clipping(config, train, report)
     for block, key in (("optimizer", "optim"), ("scheduler", "lr_scheduler_type")):

@@ -114,6 +114,12 @@ def vision_part(config: Config) -> Config:
     return config
 
 
+def is_known(config: Config) -> bool:
+    """Whether this type of language model or vision tower can be counted here."""
+    model_type = vision_part(config).get("model_type")
+    return model_type in LANGUAGE_DEFAULTS or model_type in VISION_DEFAULTS
+
+
 def outline_model(*, language: Config, vision: Config, projector_type: str) -> ModelOutline | None:
     """The assembled model's outline, or None where a model type is not known here.
 

@@ -1,0 +1,108 @@
+"""Batch and step arithmetic, as the Hugging Face Trainer counts with one data loader for all processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.schema import Train
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples per device and pass, passes per step, samples per step over all processes."""
+
+    per_device: int
+    accumulation: int
+    in_all: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps; None where the samples are not counted."""
+
+    per_epoch: int | None
+    in_all: int | None
+    warmup: int | None
+
+
+def derive_batch(train: Train, *, world_size: int) -> Batch | None:
+    """The batch for a number of processes, or None where the global batch size does not divide."""
+    per_pass = train.per_device_train_batch_size * world_size
+    if train.global_batch_size is None:
+        accumulation = train.gradient_accumulation_steps or 1
+    elif train.global_batch_size % per_pass == 0:
+        accumulation = train.global_batch_size // per_pass
+    else:
+        return None
+    return Batch(train.per_device_train_batch_size, accumulation, per_pass * accumulation)
+
+
+def explain_batch(train: Train, *, world_size: int, path: Path) -> Problem:
+    """Why the global batch size does not divide, with values that do. `path` is that of `train`."""
+    wanted, per_device = train.global_batch_size, train.per_device_train_batch_size
+    assert wanted is not None, "only a given global batch size can fail to divide"
+    per_pass = per_device * world_size
+    near = sorted({max(1, wanted // per_pass) * per_pass, math.ceil(wanted / per_pass) * per_pass})
+    proposals = [f"`global_batch_size: {' or '.join(map(str, near))}`"]
+    share, rest = divmod(wanted, world_size)
+    if rest == 0:
+        sizes = [size for size in range(1, share + 1) if share % size == 0]
+        nearest = min(sizes, key=lambda size: (abs(size - per_device), size))
+        proposals.append(f"`per_device_train_batch_size: {nearest}`")
+    return Problem(
+        "`global_batch_size` cannot be reached with whole accumulation steps",
+        path=(*path, "global_batch_size"),
+        found=f"{wanted} = {_processes(world_size)} × {per_device} samples × {wanted / per_pass:.4g}",
+        hint=f"write {', or '.join(proposals)}",
+    )
+
+
+def count_steps(train: Train, batch: Batch, *, num_samples: int | None, world_size: int) -> Steps:
+    """Optimizer steps; `per_epoch` is 0 where not one batch can be filled.
+
+    The last batch of an epoch is kept even when it is not full, unless `dataloader_drop_last` is set, and
+    the data loader gives every process the same number of batches.
+    """
+    per_epoch = None
+    if num_samples is not None:
+        drops_last = train.extra.get("dataloader_drop_last") is True
+        if drops_last:
+            num_passes = num_samples // batch.per_device // world_size
+        else:
+            num_passes = math.ceil(math.ceil(num_samples / batch.per_device) / world_size)
+        per_epoch = math.ceil(num_passes / batch.accumulation)
+    in_all = train.max_steps
+    if in_all is None and per_epoch is not None and train.num_train_epochs is not None:
+        in_all = math.ceil(train.num_train_epochs * per_epoch)
+    if train.warmup_steps is not None:
+        warmup: int | None = train.warmup_steps
+    elif not train.warmup_ratio:
+        warmup = 0
+    else:
+        warmup = None if in_all is None else math.ceil(in_all * train.warmup_ratio)
+    return Steps(per_epoch, in_all, warmup)
+
+
+def batch_notes(train: Train, batch: Batch, steps: Steps, *, world_size: int) -> Iterator[str]:
+    """What was derived, and what may not be meant."""
+    if train.global_batch_size is not None:
+        yield (
+            f"{batch.accumulation} accumulation steps: global batch {batch.in_all} = "
+            f"{_processes(world_size)} × {batch.per_device} samples × {batch.accumulation}"
+        )
+    if steps.in_all is None:
+        return
+    if train.save_strategy == "steps" and train.save_steps > steps.in_all:
+        yield (
+            f"no checkpoint is written before the end: `save_steps: {train.save_steps}` is beyond the last "
+            f"of {steps.in_all} steps"
+        )
+    if steps.warmup is not None and steps.warmup > steps.in_all:
+        yield f"warm-up takes {steps.warmup} steps, training ends after {steps.in_all}"
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"

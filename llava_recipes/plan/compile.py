@@ -1,0 +1,249 @@
+"""Compile a recipe for a number of processes: every derived value, and every contradiction at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from llava_recipes.freeze import Decision, decide, summarize_modules
+from llava_recipes.plan import deepspeed
+from llava_recipes.plan.arguments import check_arguments, training_arguments
+from llava_recipes.plan.batch import (
+    Batch,
+    Steps,
+    batch_notes,
+    count_steps,
+    derive_batch,
+    explain_batch,
+)
+from llava_recipes.plan.freezing import freezing_problems
+from llava_recipes.plan.model import PlannedModel, plan_model
+from llava_recipes.plan.types import DataPlan, Plan, SourcePlan, StagePlan, TrainPlan
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
+from llava_recipes.recipe.spelling import did_you_mean
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was read from disk for a recipe, since compiling reads nothing itself."""
+
+    language_config: Mapping[str, JsonValue] | None = None
+    """Config of a language model found on disk; inline configs and the catalog need no disk."""
+    vision_config: Mapping[str, JsonValue] | None = None
+    num_samples: Mapping[str, int] = field(default_factory=dict)
+    """Records of annotation files whose `num_samples` the recipe does not give."""
+    deepspeed_files: Mapping[str, dict[str, JsonValue]] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    """Files that are there and cannot be read; told with everything else that is wrong."""
+
+
+def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
+    """The plan of a recipe on `world_size` processes.
+
+    Raises RecipeError with every problem at once; their paths are those of the recipe.
+    """
+    problems, notes = list(facts.problems), list[str]()
+    model = plan_model(recipe.model, language_config=facts.language_config, vision_config=facts.vision_config)
+    told = {problem.path for problem in problems}
+    problems += [problem for problem in model.problems if problem.path not in told]
+    notes += model.notes
+    stages = []
+    for index, stage in enumerate(recipe.stages):
+        compiled = _StageCompiler(recipe, index, model, world_size, facts)
+        stages.append(compiled.plan())
+        problems += compiled.problems
+        prefix = f"stage {stage.name}: " if len(recipe.stages) > 1 else ""
+        notes += [f"{prefix}{note}" for note in compiled.notes]
+    if problems:
+        raise RecipeError(*problems)
+    return Plan(
+        plan_version=1,
+        recipe=recipe.name,
+        world_size=world_size,
+        model=model.plan,
+        stages=tuple(stage for stage in stages if stage is not None),
+        notes=tuple(notes),
+    )
+
+
+class _StageCompiler:
+    """One stage's plan, with the problems and notes met on the way."""
+
+    def __init__(
+        self, recipe: Recipe, index: int, model: PlannedModel, world_size: int, facts: Facts
+    ) -> None:
+        self._recipe, self._model, self._world_size, self._facts = recipe, model, world_size, facts
+        self._index, self._stage = index, recipe.stages[index]
+        self._path: Path = ("stages", index)
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+
+    def plan(self) -> StagePlan | None:
+        """The stage's plan, or None where the global batch size cannot be reached."""
+        stage, train = self._stage, self._stage.train
+        train_path = (*self._path, "train")
+        self.problems += check_arguments(train, path=train_path)
+        data = self._plan_data()
+        decision = self._decide()
+        starts_from = self._starts_from(self._index)
+        batch = derive_batch(train, world_size=self._world_size)
+        config, source = self._plan_deepspeed(batch)
+        if batch is None:
+            self.problems.append(explain_batch(train, world_size=self._world_size, path=train_path))
+            return None
+        steps = count_steps(train, batch, num_samples=data.num_samples, world_size=self._world_size)
+        if steps.per_epoch == 0:
+            self.problems.append(self._explain_no_step(batch, data))
+        self.notes += batch_notes(train, batch, steps, world_size=self._world_size)
+        self.notes += _deepspeed_notes(config, decision)
+        shapes = self._model.shapes
+        return StagePlan(
+            name=stage.name,
+            starts_from=starts_from,
+            freeze=stage.freeze,
+            trainable=stage.trainable,
+            num_trainable_parameters=self._model.count(decision.trainable) if decision else None,
+            trainable_modules=summarize_modules(decision.trainable, shapes) if decision and shapes else None,
+            data=data,
+            train=_plan_train(train, batch, steps),
+            deepspeed=config,
+            deepspeed_source=source,
+            output_dir=stage.output_dir,
+        )
+
+    def _plan_data(self) -> DataPlan:
+        data = self._stage.data
+        sources = []
+        for source in data.sources:
+            num_samples = source.num_samples or self._facts.num_samples.get(source.annotations)
+            sources.append(
+                SourcePlan(annotations=source.annotations, images=source.images, num_samples=num_samples)
+            )
+            if num_samples is None:
+                self.notes.append(
+                    f"{source.annotations} is not here, so its samples are not counted; "
+                    "`num_samples` of the source would tell"
+                )
+        self._check_length()
+        counts = [source.num_samples for source in sources]
+        return DataPlan(
+            template=data.template,
+            sources=tuple(sources),
+            num_samples=None if None in counts else sum(count for count in counts if count is not None),
+            image_aspect_ratio=data.image_aspect_ratio,
+            max_length=data.max_length,
+            shuffle=data.shuffle,
+            on_bad_image=data.on_bad_image,
+            lazy_preprocess=data.lazy_preprocess,
+        )
+
+    def _check_length(self) -> None:
+        data, sizes = self._stage.data, self._model.plan.sizes
+        if sizes is None:
+            return
+        has_images = any(source.images is not None for source in data.sources)
+        if has_images and data.max_length <= sizes.num_image_tokens:
+            self.problems.append(
+                Problem(
+                    "`max_length` leaves no room for text beside an image",
+                    path=(*self._path, "data", "max_length"),
+                    found=f"{data.max_length}, and one image takes {sizes.num_image_tokens} tokens",
+                    hint=f"write {sizes.num_image_tokens + 1} or more; 2048 is usual",
+                )
+            )
+        positions = sizes.max_position_embeddings
+        if positions is not None and data.max_length > positions:
+            self.notes.append(
+                f"`max_length: {data.max_length}` is beyond the {positions} positions that the language "
+                "model was made for"
+            )
+
+    def _decide(self) -> Decision | None:
+        stage, shapes = self._stage, self._model.shapes
+        if shapes is None:
+            return None
+        self.problems += freezing_problems(
+            shapes, freeze=stage.freeze, trainable=stage.trainable, stage_path=self._path
+        )
+        return decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
+
+    def _starts_from(self, index: int) -> tuple[str, ...]:
+        """Output folders whose trained weights are laid over the base weights, the oldest first."""
+        stages = self._recipe.stages
+        start = stages[index].init_from or (stages[index - 1].name if index else "base")
+        if start == "base":
+            return ()
+        names = [stage.name for stage in stages]
+        if start in names[:index]:
+            earlier = names.index(start)
+            return (*self._starts_from(earlier), stages[earlier].output_dir)
+        if index == self._index and (start in names or not ("/" in start or "." in start)):
+            choices = ("base", *names[:index])
+            self.problems.append(
+                Problem(
+                    "`init_from` names no earlier stage",
+                    path=(*self._path, "init_from"),
+                    found=start,
+                    hint=did_you_mean(start, choices)
+                    or f"{', '.join(choices)}, or a folder, written ./{start}",
+                )
+            )
+        return (start,)
+
+    def _explain_no_step(self, batch: Batch, data: DataPlan) -> Problem:
+        return Problem(
+            "not one full batch for every process, and `dataloader_drop_last` drops what is not full",
+            path=(*self._path, "train", "extra", "dataloader_drop_last"),
+            found=f"{data.num_samples} samples, {batch.per_device * self._world_size} are needed",
+            hint="remove `dataloader_drop_last`, or make the batch smaller",
+        )
+
+    def _plan_deepspeed(self, batch: Batch | None) -> tuple[dict[str, JsonValue] | None, str]:
+        train, choice = self._stage.train, self._stage.deepspeed
+        path: Path = (*self._path, "deepspeed")
+        if choice == "none":
+            return None, "none"
+        if isinstance(choice, str) and choice in DEEPSPEED_PRESETS:
+            config, source = deepspeed.preset(choice, max_grad_norm=train.max_grad_norm), choice
+        elif isinstance(choice, str):
+            if choice not in self._facts.deepspeed_files:
+                if all(problem.path != path for problem in self._facts.problems):
+                    self.problems.append(deepspeed.unknown_choice(choice, path=path))
+                return None, choice
+            config, source = dict(self._facts.deepspeed_files[choice]), choice
+        else:
+            config, source = dict(choice), "inline"
+        self.problems += deepspeed.check_config(
+            config, train=train, batch=batch, path=path, inline=source == "inline"
+        )
+        return config, source
+
+
+def _deepspeed_notes(config: dict[str, JsonValue] | None, decision: Decision | None) -> Iterator[str]:
+    if decision is None or any(name.startswith("language_model.") for name in decision.trainable):
+        return
+    if deepspeed.zero_stage(config) == 3:
+        yield (
+            "ZeRO stage 3 keeps the inputs of frozen linear layers too; `zero2` takes less memory where "
+            "the frozen language model fits on one GPU"
+        )
+
+
+def _plan_train(train: Train, batch: Batch, steps: Steps) -> TrainPlan:
+    return TrainPlan(
+        per_device_train_batch_size=batch.per_device,
+        gradient_accumulation_steps=batch.accumulation,
+        global_batch_size=batch.in_all,
+        num_train_epochs=train.num_train_epochs,
+        steps_per_epoch=steps.per_epoch,
+        max_steps=steps.in_all,
+        warmup_steps=steps.warmup,
+        learning_rate=train.learning_rate,
+        precision="bf16" if train.bf16 else "fp16" if train.fp16 else "fp32",
+        loss_normalization=train.loss_normalization,
+        seed=train.seed,
+        training_arguments=training_arguments(train, gradient_accumulation_steps=batch.accumulation),
+    )

@@ -1,0 +1,91 @@
+"""What a stage's globs come to on a model's parameter names, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Literal
+
+from llava_recipes.freeze import decide, match_glob, split_glob
+from llava_recipes.plan.sizes import ROOTS
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.renames import OTHER_MODULES
+from llava_recipes.recipe.spelling import nearest
+
+_NUM_SHOWN = 8
+
+
+def freezing_problems(
+    names: Collection[str],
+    *,
+    freeze: Literal["all", "none"] | tuple[str, ...],
+    trainable: tuple[str, ...],
+    stage_path: Path,
+) -> Iterator[Problem]:
+    """Globs that match nothing in these canonical parameter names, and a stage in which nothing trains."""
+    decision = decide(names, freeze=freeze, trainable=trainable)
+    for key, globs in (("freeze", freeze if isinstance(freeze, tuple) else ()), ("trainable", trainable)):
+        for index, glob in enumerate(globs):
+            if glob in decision.unmatched:
+                yield _explain_glob(glob, names, key=key, path=(*stage_path, key, index))
+    if not decision.unmatched and not decision.trainable:
+        yield Problem(
+            "nothing trains in this stage",
+            path=(*stage_path, "trainable" if trainable else "freeze"),
+            found="every parameter is frozen",
+            hint="name what trains, for example `trainable: [projector]`",
+        )
+
+
+def _explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> Problem:
+    segments = split_glob(glob)
+    depth = 0 if "**" in segments else _matched_depth(segments, names)
+    known = ".".join(segments[:depth])
+    children = _children(known, names) if known else _roots(names)
+    hint = _suggest(segments, depth, children)
+    if segments[0] == "lm_head" and "lm_head" not in children:
+        hint = "this model has no lm_head of its own: it shares the weights of language_model.embed_tokens"
+    return Problem(
+        f'glob "{glob}" in `{key}` matches no module',
+        path=path,
+        found=f"{known or 'the model'} has {_listed(children)}",
+        hint=hint,
+    )
+
+
+def _matched_depth(segments: tuple[str, ...], names: Collection[str]) -> int:
+    """How many of a glob's first segments name a module that has others under it."""
+    for depth in range(len(segments) - 1, 0, -1):
+        if _children(".".join(segments[:depth]), names):
+            return depth
+    return 0
+
+
+def _roots(names: Collection[str]) -> list[str]:
+    present = {name.split(".", 1)[0] for name in names}
+    return [root for root in sorted(ROOTS) if root in present]
+
+
+def _children(parent: str, names: Collection[str]) -> list[str]:
+    """What stands directly under the modules that a glob matches."""
+    depth = len(split_glob(parent))
+    found: dict[str, None] = {}
+    for name in names:
+        segments = name.split(".")
+        if len(segments) > depth and match_glob(parent, ".".join(segments[:depth])):
+            found[segments[depth]] = None
+    return list(found)
+
+
+def _suggest(segments: tuple[str, ...], depth: int, children: list[str]) -> str | None:
+    word = segments[depth]
+    near = nearest(word, children) or (OTHER_MODULES.get(word) if depth == 0 else None)
+    if near is None or near not in children:
+        return None
+    return f'did you mean "{".".join((*segments[:depth], near, *segments[depth + 1 :]))}"?'
+
+
+def _listed(words: list[str]) -> str:
+    if all(word.isdigit() for word in words) and len(words) > 1:
+        return f"{words[0]} to {words[-1]}"
+    shown = ", ".join(words[:_NUM_SHOWN])
+    return shown if len(words) <= _NUM_SHOWN else f"{shown}, … ({len(words)} in all)"

@@ -1,0 +1,139 @@
+"""The model's part of a plan: where its parts come from, how large they are, whether they fit together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from llava_recipes.plan import catalog
+from llava_recipes.plan.sizes import (
+    ConfigValueError,
+    ModelOutline,
+    Shapes,
+    is_known,
+    model_sizes,
+    num_vision_layers,
+    outline_model,
+)
+from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, ModelSizes
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.schema import LanguageModel, Model
+
+Config = Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model's plan, with the shapes of its parameters where its configs are known."""
+
+    plan: ModelPlan
+    shapes: Shapes | None
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+    def count(self, names: Collection[str]) -> int:
+        """Parameters under these names."""
+        assert self.shapes is not None, "names come from the shapes"
+        return sum(math.prod(self.shapes[name]) for name in names)
+
+
+def plan_model(model: Model, *, language_config: Config | None, vision_config: Config | None) -> PlannedModel:
+    """The plan of a model from its recipe; configs found on disk go before the catalog's."""
+    language = _plan_language(model.language_model)
+    tower = model.vision_tower
+    language_config = language.config or language_config or catalog.LANGUAGE_MODELS.get(language.source or "")
+    vision_config = tower.config or vision_config or catalog.VISION_TOWERS.get(tower.source or "")
+    notes = [*_unknown_notes("language model", language.source, language_config)]
+    notes += _unknown_notes("vision tower", tower.source, vision_config)
+    outline, problems = None, list[Problem]()
+    if language_config is not None and vision_config is not None:
+        try:
+            outline = outline_model(
+                language=language_config, vision=vision_config, projector_type=model.projector.type
+            )
+        except ConfigValueError as error:
+            problems.append(_explain_config(error, language, model))
+    sizes = None
+    if outline is not None:
+        sizes = model_sizes(outline, select_feature=tower.select_feature)
+        problems += _check_fit(model, outline, sizes)
+        notes += _token_notes(model)
+    plan = ModelPlan(
+        language_model=language,
+        vision_tower=tower,
+        projector=model.projector,
+        image_tokens=model.image_tokens,
+        sizes=sizes,
+    )
+    return PlannedModel(plan, outline.shapes if outline else None, tuple(problems), tuple(notes))
+
+
+def _plan_language(choice: str | LanguageModel) -> LanguageModelPlan:
+    if isinstance(choice, str):
+        return LanguageModelPlan(source=choice, revision=None, config=None, tokenizer=choice, seed=0)
+    tokenizer = choice.tokenizer or choice.source
+    assert tokenizer is not None, "a rule asks for a tokenizer where there is no source"
+    return LanguageModelPlan(
+        source=choice.source,
+        revision=choice.revision,
+        config=choice.config,
+        tokenizer=tokenizer,
+        seed=choice.seed,
+    )
+
+
+def _unknown_notes(part: str, source: str | None, config: Config | None) -> Iterator[str]:
+    if config is None:
+        yield f"the config of {part} {source} is not here; its sizes are read when the model is built"
+    elif not is_known(config):
+        name = config.get("model_type")
+        yield f"sizes of the {part}'s type {name} are not known here; they are read when the model is built"
+
+
+def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model: Model) -> Problem:
+    config = language.config if error.part == "language_model" else model.vision_tower.config
+    path: Path = ("model", error.part)
+    if config is not None:
+        path = (*path, "config", error.key)
+        return Problem(error.message, path=path, found=str(error.found))
+    source = language.source if error.part == "language_model" else model.vision_tower.source
+    return Problem(
+        f"the config.json of {source} cannot be used: {error.message}",
+        path=path,
+        found=f"{error.key}: {error.found}",
+    )
+
+
+def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterator[Problem]:
+    tower, num_layers = model.vision_tower, num_vision_layers(outline)
+    path: Path = ("model", "vision_tower")
+    if not -num_layers - 1 <= tower.select_layer <= num_layers:
+        yield Problem(
+            "`select_layer` is outside the vision tower",
+            path=(*path, "select_layer"),
+            found=f"{tower.select_layer}, and the tower has {num_layers} layers",
+            hint=f"{-num_layers - 1} to {num_layers}; -2 is the second to last layer",
+        )
+    if tower.select_feature == "cls_patch" and outline.vision["model_type"] != "clip_vision_model":
+        yield Problem(
+            "this vision tower has no class token",
+            path=(*path, "select_feature"),
+            found=f"`cls_patch` with a {outline.vision['model_type']}",
+            hint="write `select_feature: patch`",
+        )
+    widths = sizes.vision_hidden_size, sizes.language_hidden_size
+    if model.projector.type == "identity" and widths[0] != widths[1]:
+        yield Problem(
+            "an `identity` projector needs a tower and a language model of the same hidden size",
+            path=("model", "projector", "type"),
+            found=f"{widths[0]} and {widths[1]}",
+            hint="write `type: mlp2x_gelu`",
+        )
+
+
+def _token_notes(model: Model) -> Iterator[str]:
+    if model.image_tokens.start_end or model.image_tokens.patch:
+        yield "the rows of added image tokens are not in the parameter counts"

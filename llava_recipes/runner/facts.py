@@ -1,0 +1,140 @@
+"""What a plan needs to know from disk: configs, sizes of annotation files, DeepSpeed files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from llava_recipes.plan import catalog
+from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.types import Plan
+from llava_recipes.recipe.errors import Path as RecipePath
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.load import LoadedRecipe
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel
+
+Config = dict[str, JsonValue]
+
+
+def plan_recipe(loaded: LoadedRecipe, *, world_size: int) -> Plan:
+    """The plan of a loaded recipe. Raises RecipeError with every problem at its line."""
+    try:
+        return compile_plan(loaded.recipe, world_size=world_size, facts=gather_facts(loaded))
+    except RecipeError as error:
+        raise loaded.fail(*error.problems) from None
+
+
+def gather_facts(loaded: LoadedRecipe) -> Facts:
+    """Read what there is. A file that is there and cannot be read becomes one of the facts' problems."""
+    model, problems = loaded.recipe.model, list[Problem]()
+    source, revision, path = _language_source(model.language_model)
+    language = _read_model_config(source, revision, catalog.LANGUAGE_MODELS, path, problems)
+    tower = model.vision_tower
+    tower_path = ("model", "vision_tower", "source")
+    vision = _read_model_config(tower.source, tower.revision, catalog.VISION_TOWERS, tower_path, problems)
+    return Facts(
+        language_config=language,
+        vision_config=vision,
+        num_samples=_count_samples(loaded, problems),
+        deepspeed_files=dict(_read_deepspeed_files(loaded, problems)),
+        problems=tuple(problems),
+    )
+
+
+def _language_source(choice: str | LanguageModel) -> tuple[str | None, str | None, RecipePath]:
+    path: RecipePath = ("model", "language_model")
+    if isinstance(choice, str):
+        return choice, None, path
+    return choice.source, choice.revision, (*path, "source")
+
+
+def _read_model_config(
+    source: str | None,
+    revision: str | None,
+    known: Mapping[str, object],
+    path: RecipePath,
+    problems: list[Problem],
+) -> Config | None:
+    """A config.json from a local folder, or from the hub's cache where the catalog has no numbers."""
+    if source is None:
+        return None
+    file = Path(source) / "config.json"
+    if not Path(source).is_dir():
+        cached = None if source in known else _cached_config(source, revision)
+        if cached is None:
+            return None
+        file = cached
+    return _read_object(file, path, problems) if file.is_file() else None
+
+
+def _cached_config(source: str, revision: str | None) -> Path | None:
+    """Where the hub's cache keeps the config of a model that was downloaded before."""
+    home = Path(
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    )
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    folder = cache / f"models--{source.replace('/', '--')}"
+    wanted = revision or "main"
+    try:
+        commit = (folder / "refs" / wanted).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        commit = wanted
+    file = folder / "snapshots" / commit / "config.json"
+    return file if file.is_file() else None
+
+
+def _read_object(file: Path, path: RecipePath, problems: list[Problem]) -> Config | None:
+    """The mapping that a JSON file holds; what is wrong with it goes to `problems`."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        found = f"{file}:{error.lineno}:{error.colno}: {error.msg}"
+        problems.append(Problem(f"{file.name} is not well-formed JSON", path=path, found=found))
+        return None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        problems.append(Problem(f"{file.name} cannot be read", path=path, found=f"{file}: {error}"))
+        return None
+    if not isinstance(value, dict):
+        found = f"{file} holds {'a list' if isinstance(value, list) else 'a single value'}"
+        problems.append(Problem(f"{file.name} must hold a mapping", path=path, found=found))
+        return None
+    return value
+
+
+def _count_samples(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, int]:
+    """Records of every annotation file that is there and whose `num_samples` is not given."""
+    counts: dict[str, int] = {}
+    for index, stage in enumerate(loaded.recipe.stages):
+        for number, source in enumerate(stage.data.sources):
+            file = source.annotations
+            if source.num_samples is not None or file in counts or not Path(file).is_file():
+                continue
+            from llava_recipes.data.records import count_records
+
+            path = ("stages", index, "data", "sources", number, "annotations")
+            try:
+                counts[file] = count_records(file)
+            except RecipeError as error:
+                problems += [
+                    problem if problem.mark else replace(problem, path=path) for problem in error.problems
+                ]
+    return counts
+
+
+def _read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> Iterator[tuple[str, Config]]:
+    for index, stage in enumerate(loaded.recipe.stages):
+        choice = stage.deepspeed
+        if (
+            not isinstance(choice, str)
+            or choice in ("none", *DEEPSPEED_PRESETS)
+            or not Path(choice).is_file()
+        ):
+            continue
+        config = _read_object(Path(choice), ("stages", index, "deepspeed"), problems)
+        if config is not None:
+            yield choice, config
