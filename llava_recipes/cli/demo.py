@@ -18,13 +18,14 @@ NUM_HELD_OUT, NUM_UNSEEN, NUM_NOTES, SEED = 224, 96, 6000, 0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="recipes/demo.yaml", help="the recipe (default: %(default)s)")
     parser.add_argument(
-        "--data", type=Path, default=Path("demo/data"), help="folder of the drawn pictures (default: %(default)s)"
+        "--data", type=Path, default=Path("demo/data"), help="folder of the pictures (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="folder that the stages write into (default: the recipe's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
     parser.add_argument(
-        "--pictures", type=_positive, default=3000, metavar="N", help="training pictures (default: %(default)s)"
+        "--pictures", type=_positive, default=3000, metavar="N", help="to train on (default: %(default)s)"
     )
+    parser.add_argument("--resume", action="store_true", help="continue a demo that was stopped")
     parser.add_argument(
         "--redraw", action="store_true", help="replace pictures that were drawn with other settings"
     )
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     num_pictures = f"{arguments.pictures:,} pictures to train on, {NUM_HELD_OUT + NUM_UNSEEN} held out"
     print(f"{num_pictures}: {'drawn' if drawn else 'there already'}, in {arguments.data}", flush=True)
     overrides = _overrides(arguments)
-    code = _train(arguments.recipe, overrides)
+    code = _train(arguments.recipe, overrides, resume=arguments.resume)
     if code == 0:
         _score(_compile(arguments.recipe, overrides), arguments.data)
         print(f"\nthe whole demo took {time.monotonic() - started_s:.0f} s")
@@ -54,20 +55,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
     """The folders as variables of the recipe, quoted, then what the user set."""
-    folders = {"data": arguments.data, "out": arguments.out}
-    quoted = [f"vars.{name}={json.dumps(str(folder))}" for name, folder in folders.items() if folder is not None]
+    folders: dict[str, Path | None] = {"data": arguments.data, "out": arguments.out}
     given: list[str] = arguments.set
-    return quoted + given
+    return [
+        f"vars.{name}={json.dumps(str(path))}" for name, path in folders.items() if path is not None
+    ] + given
 
 
-def _train(recipe: str, overrides: Sequence[str]) -> int:
-    """Run the recipe as `llava-recipe run` does, on one process; a run that was cut short goes on."""
+def _train(recipe: str, overrides: Sequence[str], *, resume: bool) -> int:
+    """Run the recipe as `llava-recipe run` does, on one process."""
     from llava_recipes.cli import run as run_command
 
     parser = argparse.ArgumentParser()
     run_command.add_arguments(parser)
-    options = [f"--set={override}" for override in overrides]
-    return run_command.run(parser.parse_args([recipe, "--processes=1", "--resume", *options]))
+    options = ["--resume"] * resume + [f"--set={override}" for override in overrides]
+    return run_command.run(parser.parse_args([recipe, "--processes=1", *options]))
 
 
 def _compile(recipe: str, overrides: Sequence[str]) -> Plan:

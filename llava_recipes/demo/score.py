@@ -90,7 +90,9 @@ def render_examples(held_out: Sequence[HeldOut], said: Sequence[str]) -> str:
     """A few held-out pictures, spread over the file, and what the model says to them."""
     lines = []
     for index in range(0, len(held_out), max(1, len(held_out) // NUM_EXAMPLES)):
-        lines += [f"{held_out[index].image}", f"  drawn  {held_out[index].caption}", f"  said   {said[index]}"]
+        picture = held_out[index]
+        note = "  (a combination that training never showed)" if picture.is_unseen else ""
+        lines += [f"{picture.image}{note}", f"  shows  {picture.caption}", f"  said   {said[index]}"]
     return "\n".join(lines)
 
 

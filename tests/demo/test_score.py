@@ -1,0 +1,73 @@
+"""The score counts what a caption names, and compares with an honest guess."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.demo.dataset import HeldOut
+from llava_recipes.demo.score import (
+    Tally,
+    count_right,
+    render_examples,
+    render_scores,
+    score_captions,
+    scores_as_json,
+)
+
+TRUE = "a small red cross at the top left"
+
+
+@pytest.mark.parametrize(
+    ("said", "colour", "shape"),
+    [
+        (TRUE, 1, 1),
+        ("a large red cross at the bottom right", 1, 1),
+        ("red cross", 1, 1),
+        ("a small red circle at the top left", 1, 0),
+        ("a small blue cross at the top left", 0, 1),
+        ("a small pink square at the top left", 0, 0),
+        ("a red blue cross", 0, 1),
+        ("a red cross circle square triangle", 1, 0),
+        ("a reddish crossing", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_colour_and_shape_are_counted_by_name(said: str, colour: int, shape: int) -> None:
+    assert count_right([said], [TRUE]) == Tally(1, colour, shape, colour * shape)
+
+
+def test_both_counts_single_captions_where_both_are_right() -> None:
+    said = ["a red circle", "a blue cross", "a red cross", "a red cross"]
+    assert count_right(said, [TRUE] * 4) == Tally(4, num_colour=3, num_shape=3, num_both=2)
+    assert count_right(said, [TRUE] * 4).share_both == 0.5
+
+
+def test_captions_and_pictures_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        count_right(["a red cross"], [TRUE, TRUE])
+
+
+def test_scores_keep_known_and_unseen_combinations_apart() -> None:
+    held_out = [HeldOut(Path(f"{index}.png"), TRUE, is_unseen=index >= 3) for index in range(5)]
+    known, unseen = score_captions(
+        held_out, before=[""] * 5, after=["red cross", "red cross", "blue cross", "red cross", "ground"]
+    )
+    assert (known.before.num_both, known.after) == (0, Tally(3, 2, 3, 2))
+    assert unseen.after == Tally(2, 1, 1, 1)
+    assert known.chance == 1 / 28
+    assert unseen.chance == 1 / 32
+    assert known.times_chance == pytest.approx(28 * 2 / 3)
+
+
+def test_scores_are_shown_to_people_and_kept_for_programs() -> None:
+    held_out = [HeldOut(Path(f"{index}.png"), TRUE, is_unseen=index == 1) for index in range(2)]
+    scores = score_captions(held_out, before=["", ""], after=[TRUE, "blue cross"])
+    table = render_scores(scores)
+    assert "1 of known combinations" in table
+    assert "100.0%" in table and "3.6%" in table and "28.0" in table
+    assert [entry["after"]["num_both"] for entry in json.loads(scores_as_json(scores))] == [1, 0]
+    examples = render_examples(held_out, [TRUE, "blue cross"])
+    assert "0.png" in examples and "said   blue cross" in examples

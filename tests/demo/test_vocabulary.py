@@ -1,0 +1,53 @@
+"""Words of the demo: notes that hold what their caption says, and a tokenizer that keeps every word."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from llava_recipes.demo.shapes import all_combinations
+from llava_recipes.demo.vocabulary import (
+    FILLER,
+    GLUE,
+    NUM_NOTES,
+    WORDS,
+    caption_of,
+    draw_notes,
+    write_tokenizer,
+)
+
+
+@pytest.mark.parametrize("combination", all_combinations())
+def test_notes_hold_every_word_of_their_caption_and_nothing_else(combination: tuple[str, str]) -> None:
+    colour, shape = combination
+    text = draw_notes(colour=colour, shape=shape, draw=random.Random(f"{colour} {shape}"))
+    notes, caption = text.split()[:NUM_NOTES], text.split()[NUM_NOTES:]
+    assert set(notes) - {FILLER} == set(caption) - set(GLUE)
+    assert caption[2:4] == [colour, shape]
+    assert set(text.split()) <= set(WORDS)
+
+
+def test_the_tokenizer_keeps_captions_and_their_line_end(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    caption = caption_of(size="small", colour="red", shape="cross", row="top", column="left")
+    ids = tokenizer(caption + "\n").input_ids
+    assert tokenizer.is_fast
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", *caption.split(), "\n"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).split() == caption.split()
+
+
+def test_the_tokenizer_has_one_id_per_word_and_the_special_tokens(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert len(tokenizer) == len(WORDS) == len(set(WORDS))
+    assert [tokenizer.convert_tokens_to_ids(word) for word in WORDS] == list(range(len(WORDS)))
+    special = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    assert special == ("<unk>", "<s>", "</s>", "<pad>")
+    assert tokenizer("a zebra", add_special_tokens=False).input_ids == [
+        WORDS.index("a"),
+        WORDS.index("<unk>"),
+    ]
