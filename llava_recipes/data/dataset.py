@@ -17,6 +17,7 @@ from llava_recipes.data.images import BadImage, pixel_values, read_image
 from llava_recipes.data.records import Record, open_records
 from llava_recipes.data.tokens import IGNORED, Encoded, encode
 from llava_recipes.plan.types import DataPlan
+from llava_recipes.recipe.errors import Problem
 from llava_recipes.templates import spell
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ class Sample:
     input_ids: Tensor
     labels: Tensor
     pixel_values: Tensor | None
+
+
+class BadImageError(SampleError):
+    """A sample whose picture cannot be used."""
 
 
 class StageDataset(Dataset[Sample]):
@@ -66,41 +71,37 @@ class StageDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
+        if self.data.on_bad_image == "error":
+            return self.read(index)
         for offset in range(len(self.records)):
-            if offset:
-                record = self.records[(index + offset) % len(self.records)]
             try:
-                return self.sample(record)
-            except BadImage as error:
-                problem = sample_problem(
-                    record.index,
-                    record.id,
-                    "its image cannot be used",
-                    mark=self.records.mark(record.index),
-                    found=str(error),
-                    hint="mend or remove it, or set `on_bad_image: skip`",
-                )
-                if self.data.on_bad_image == "error":
-                    raise SampleError(problem) from None
-                self._count_skipped(problem.message, error)
-        raise SampleError(problem)
+                return self.read((index + offset) % len(self.records))
+            except BadImageError as error:
+                self._count_skipped(error)
+        raise SampleError(Problem("no sample has an image that can be used", hint="check the image folder"))
+
+    def read(self, index: int) -> Sample:
+        """The sample itself, whatever `on_bad_image` says: BadImageError where its picture cannot be used."""
+        record = self.records[index]
+        encoded = self._encodings.encoding(index) if self._encodings else self.encoding(record)
+        try:
+            pictures = self._pixel_values(record)
+        except BadImage as error:
+            hint = "mend or remove it, or set `on_bad_image: skip`"
+            problem = self._problem(record, "its image cannot be used", found=str(error), hint=hint)
+            raise BadImageError(problem) from None
+        return Sample(
+            index=index,
+            id=record.id,
+            input_ids=torch.tensor(encoded.input_ids),
+            labels=torch.tensor(encoded.labels),
+            pixel_values=pictures,
+        )
 
     @property
     def num_skipped(self) -> int:
         """How many times a sample with a bad image was replaced, over all worker processes of this one."""
         return int(self._num_skipped.value)
-
-    def sample(self, record: Record) -> Sample:
-        """A record as a sample. Raises BadImage whatever `on_bad_image` says."""
-        encoded = self._encodings.encoding(record.index) if self._encodings else self.encoding(record)
-        return Sample(
-            index=record.index,
-            id=record.id,
-            input_ids=torch.tensor(encoded.input_ids),
-            labels=torch.tensor(encoded.labels),
-            pixel_values=self._pixel_values(record),
-        )
 
     def encoding(self, record: Record) -> Encoded:
         """Token ids and labels of a record. Raises SampleError when the template cannot hold it."""
@@ -113,15 +114,18 @@ class StageDataset(Dataset[Sample]):
                 end_of_answer=str(self.tokenizer.eos_token or "</s>"),
             )
         except ValueError as error:
-            raise self._error(record, str(error)) from None
+            raise SampleError(self._problem(record, str(error))) from None
         encoded = encode(segments, self.tokenizer)
         if all(label == IGNORED for label in encoded.labels[1:]):
-            raise self._error(record, "nothing in it is learned", hint="give it an answer (a gpt turn)")
+            hint = "give it an answer (a gpt turn)"
+            raise SampleError(self._problem(record, "nothing in it is learned", hint=hint))
         return encoded
 
-    def _error(self, record: Record, message: str, *, hint: str | None = None) -> SampleError:
+    def _problem(
+        self, record: Record, message: str, *, found: str | None = None, hint: str | None = None
+    ) -> Problem:
         mark = self.records.mark(record.index)
-        return SampleError(sample_problem(record.index, record.id, message, mark=mark, hint=hint))
+        return sample_problem(record.index, record.id, message, mark=mark, found=found, hint=hint)
 
     def _pixel_values(self, record: Record) -> Tensor | None:
         if not record.images or record.folder is None:
@@ -132,10 +136,11 @@ class StageDataset(Dataset[Sample]):
             [pixel_values(picture, self.image_processor, image_aspect_ratio=ratio) for picture in pictures]
         )
 
-    def _count_skipped(self, name: str, error: BadImage) -> None:
+    def _count_skipped(self, error: BadImageError) -> None:
         with self._num_skipped.get_lock():
             self._num_skipped.value += 1
-        logger.warning("%s and is skipped: %s", name, error)
+        for problem in error.problems:
+            logger.warning("skipped %s (%s)", problem.message, problem.found)
 
     def _encode_all(self) -> _Encodings:
         encodings = _Encodings()

@@ -24,7 +24,7 @@ class SampleError(RecipeError):
         return _CARRIED + json.dumps([asdict(problem) for problem in self.problems])
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[Problem, ...]]:
-        return SampleError, self.problems
+        return type(self), self.problems
 
 
 def sample_problem(

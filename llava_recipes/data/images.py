@@ -111,7 +111,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
     try:
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(
             plan.source, revision=plan.revision, backend="pil"
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -86,8 +86,8 @@ def open_records(sources: Sequence[SourcePlan]) -> Records:
     """The records of all sources.
 
     Raises RecipeError for every source at once: a file that is missing or not well formed, an image folder
-    that is missing, a number of records that is not the source's `num_samples`. Problems without a mark carry a
-    path that starts at the source.
+    that is missing, a number of records that is not the source's `num_samples`.
+    Problems without a mark carry a path that starts at the source.
     """
     opened: list[tuple[AnnotationFile, str | None]] = []
     problems: list[Problem] = []

@@ -55,6 +55,8 @@ def _match_slow_llama(tokenizer: LlamaTokenizer, *, legacy: bool) -> None:
     """
     backend = tokenizer.backend_tokenizer
     tokenizer.legacy = legacy
+    # What is saved with the model says it too.
+    tokenizer.init_kwargs["legacy"] = legacy
     spaces = normalizers.Replace(" ", "▁")
     if legacy:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])

@@ -1,0 +1,183 @@
+"""`llava-recipe preview FILE`: show samples as a stage's tokens, and which of them are learned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+
+if TYPE_CHECKING:
+    from llava_recipes.data.dataset import Sample, StageDataset
+    from llava_recipes.plan.types import ModelPlan, Plan
+    from llava_recipes.recipe.load import LoadedRecipe
+
+EPILOG = """\
+--format jsonl prints one JSON object per sample: index, id, input_ids (-200 where an image goes; text-only
+samples end at max_length), labels (-100 where nothing is learned), num_image_tokens (per image), length
+(input_ids with every image expanded) and num_kept (what is left of that at max_length)."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A stage's data, opened to be looked at."""
+
+    dataset: StageDataset
+    num_image_tokens: int
+    max_length: int
+
+    def length(self, sample: Sample) -> int:
+        """Tokens of a sample with its images expanded, before the cut at `max_length`."""
+        num_images = 0 if sample.pixel_values is None else len(sample.pixel_values)
+        return len(sample.input_ids) + num_images * (self.num_image_tokens - 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("file", metavar="FILE", help="the recipe")
+    parser.add_argument("--stage", metavar="NAME", help="the stage; may be left out when there is only one")
+    parser.add_argument(
+        "--samples",
+        type=_span,
+        default=(0, 5),
+        metavar="A:B",
+        help="samples A to B-1, counted from 0 over all sources; one number for one sample (default 0:5)",
+    )
+    parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="default: table")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override a value, for example stages.pretrain.data.max_length=512",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.plan.compile import compile_plan
+    from llava_recipes.recipe.load import load_recipe
+    from llava_recipes.runner.facts import gather_facts
+
+    loaded = load_recipe(arguments.file, arguments.overrides)
+    number = _stage_number(loaded, arguments.stage)
+    try:
+        plan = compile_plan(loaded.recipe, world_size=1, facts=gather_facts(loaded))
+        preview = open_preview(plan, number)
+    except RecipeError as error:
+        raise loaded.fail(*error.problems) from None
+    problems: list[Problem] = []
+    samples = read_samples(preview, *arguments.samples, problems=problems)
+    if arguments.format == "jsonl":
+        for sample in samples:
+            print(json_line(preview, sample))
+    else:
+        from llava_recipes.cli.preview_table import print_table
+
+        print_table(preview, samples)
+    if problems:
+        raise RecipeError(*problems)
+    return 0
+
+
+def open_preview(plan: Plan, number: int) -> Preview:
+    """A stage's data with tokenizer and image processor, no model weights; raises RecipeError."""
+    from llava_recipes.data.dataset import StageDataset
+    from llava_recipes.data.images import load_image_processor
+    from llava_recipes.data.tokenizer import load_tokenizer
+
+    # Tokenising everything would make a look at five samples as slow as the start of a run.
+    data = plan.stages[number].data.model_copy(update={"lazy_preprocess": True})
+    tokenizer = load_tokenizer(plan.model.language_model, plan.model.image_tokens)
+    image_processor = load_image_processor(plan.model.vision_tower)
+    try:
+        dataset = StageDataset(data, tokenizer, image_processor, plan.model.image_tokens.start_end)
+    except RecipeError:
+        raise RecipeError(*_source_problems(plan, number)) from None
+    return Preview(dataset, _num_image_tokens(plan.model), data.max_length)
+
+
+def read_samples(preview: Preview, first: int, end: int, *, problems: list[Problem]) -> Iterator[Sample]:
+    """The samples of a span that can be read; what is wrong with the others is added to `problems`."""
+    records = preview.dataset.records
+    if first >= len(records):
+        found = f"samples 0 to {len(records) - 1}"
+        problems.append(
+            Problem(f"there is no sample {first}", found=found, hint="choose others with --samples")
+        )
+    for index in range(first, min(end, len(records))):
+        try:
+            yield preview.dataset.read(index)
+        except RecipeError as error:
+            problems += error.problems
+
+
+def json_line(preview: Preview, sample: Sample) -> str:
+    """One sample as a line of JSON; its fields are told in the command's help."""
+    input_ids, labels = sample.input_ids.tolist(), sample.labels.tolist()
+    length = preview.length(sample)
+    if sample.pixel_values is None:
+        # The original's tokenizer cuts text-only samples; those with images are cut once they are expanded.
+        input_ids, labels = input_ids[: preview.max_length], labels[: preview.max_length]
+        length = len(input_ids)
+    values = {
+        "index": sample.index,
+        "id": sample.id,
+        "input_ids": input_ids,
+        "labels": labels,
+        "num_image_tokens": preview.num_image_tokens,
+        "length": length,
+        "num_kept": min(length, preview.max_length),
+    }
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _stage_number(loaded: LoadedRecipe, name: str | None) -> int:
+    names = [stage.name for stage in loaded.recipe.stages]
+    if name in names:
+        return names.index(name)
+    if name is None and len(names) == 1:
+        return 0
+    message = (
+        f'the recipe has no stage "{name}"' if name else "the recipe has several stages; --stage chooses one"
+    )
+    raise loaded.fail(Problem(message, path=("stages",), on_key=True, hint=f"stages: {', '.join(names)}"))
+
+
+def _source_problems(plan: Plan, number: int) -> Iterator[Problem]:
+    """What is wrong with each source, at its place in the recipe."""
+    from llava_recipes.data.records import open_records
+
+    for position, source in enumerate(plan.stages[number].data.sources):
+        where: Path = ("stages", number, "data", "sources", position)
+        try:
+            open_records([source])
+        except RecipeError as error:
+            yield from (
+                problem if problem.mark else replace(problem, path=(*where, *(problem.path or ())))
+                for problem in error.problems
+            )
+
+
+def _num_image_tokens(model: ModelPlan) -> int:
+    if model.sizes is not None:
+        return model.sizes.num_image_tokens
+    from llava_recipes.model.configs import count_image_tokens, tower_origin
+
+    return count_image_tokens(model.vision_tower, tower_origin(model.vision_tower, weights=False).config)
+
+
+def _span(text: str) -> tuple[int, int]:
+    first, colon, end = text.partition(":")
+    try:
+        start = int(first or 0)
+        stop = int(end) if end else start + (5 if colon else 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B with whole numbers") from None
+    if start < 0 or stop <= start:
+        raise argparse.ArgumentTypeError(f"{text!r} is empty or negative; A:B means samples A to B-1")
+    return start, stop

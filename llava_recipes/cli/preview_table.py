@@ -1,0 +1,98 @@
+"""Samples as a table in which a person sees what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, cast
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llava_recipes.data.images import read_image
+from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+
+if TYPE_CHECKING:
+    from llava_recipes.cli.preview import Preview
+    from llava_recipes.data.dataset import Sample
+
+STYLES = {"learned": "bold green", "ignored": "dim", "image": "cyan"}
+CUT = "red"
+
+
+def print_table(preview: Preview, samples: Iterator[Sample]) -> None:
+    """Print every sample's text with its learned tokens in colour, or between ⟦ and ⟧ where there is none."""
+    console = Console(highlight=False)
+    coloured = console.color_system is not None
+    legend = (
+        Text.assemble(("learned", STYLES["learned"]), " and ", ("ignored", STYLES["ignored"]), " tokens")
+        if coloured
+        else Text("⟦learned tokens⟧ stand in brackets, the others are ignored")
+    )
+    table = Table(show_lines=True, caption=legend)
+    table.add_column("sample", no_wrap=False, min_width=18)
+    table.add_column("text", overflow="fold", ratio=1)
+    for sample in samples:
+        table.add_row("\n".join(facts(preview, sample)), marked_text(preview, sample, coloured=coloured))
+    if table.row_count:
+        console.print(table)
+
+
+def facts(preview: Preview, sample: Sample) -> Iterator[str]:
+    """What is to be said of a sample besides its text, line by line."""
+    record = preview.dataset.records[sample.index]
+    length = preview.length(sample)
+    yield f"index {sample.index}"
+    yield f"id {sample.id}"
+    for name in record.images:
+        assert record.folder is not None
+        width, height = read_image(record.folder, name).size
+        yield f"{name} {width}×{height}"
+    if sample.pixel_values is not None:
+        height, width = sample.pixel_values.shape[-2:]
+        yield f"image {width}×{height}, {preview.num_image_tokens} tokens"
+    yield f"{length} tokens"
+    learned = sum(kind == "learned" and not is_cut for is_cut, kind, _ in _tokens(preview, sample))
+    yield f"{learned} learned"
+    if length > preview.max_length:
+        yield f"cut at {preview.max_length}"
+
+
+def marked_text(preview: Preview, sample: Sample, *, coloured: bool) -> Text:
+    """The sample's tokens as text; learned runs are marked, and the end is where it is cut."""
+    text = Text()
+    for (is_cut, kind), run in groupby(_tokens(preview, sample), key=lambda token: token[:2]):
+        if is_cut:
+            break
+        shown = _shown(preview, kind, [token for _, _, token in run])
+        text.append(f"⟦{shown}⟧" if kind == "learned" and not coloured else shown, style=STYLES[kind])
+    num_cut = preview.length(sample) - preview.max_length
+    if num_cut > 0:
+        text.append(f" ✂ {num_cut} more tokens are cut off", style=CUT)
+    return text
+
+
+def _tokens(preview: Preview, sample: Sample) -> Iterator[tuple[bool, str, int]]:
+    """Every token: whether it is cut off, its kind, its id. An image is cut off when all of it is."""
+    position = 0
+    for token, label in zip(sample.input_ids.tolist(), sample.labels.tolist(), strict=True):
+        kind = "image" if token == IMAGE_ID else "ignored" if label == IGNORED else "learned"
+        yield position >= preview.max_length, kind, token
+        position += preview.num_image_tokens if token == IMAGE_ID else 1
+
+
+def _shown(preview: Preview, kind: str, ids: list[int]) -> str:
+    if kind == "image":
+        return f"[image: {preview.num_image_tokens} tokens]" * len(ids)
+    tokenizer = preview.dataset.tokenizer
+    # A token before the run keeps Llama's decoder from dropping the run's first space.
+    anchor = [] if tokenizer.bos_token_id is None else [cast(int, tokenizer.bos_token_id)]
+    whole = cast(str, tokenizer.decode(anchor + ids, clean_up_tokenization_spaces=False))
+    text = whole[
+        len(cast(str, tokenizer.decode(anchor, clean_up_tokenization_spaces=False))) if anchor else 0 :
+    ]
+    return "".join(
+        letter if letter.isprintable() else "↵\n" if letter == "\n" else "→" if letter == "\t" else "�"
+        for letter in text
+    )
