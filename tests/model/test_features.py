@@ -1,0 +1,100 @@
+"""Tower features are the original's, and those that transformers computes with all layers."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from pydantic import JsonValue
+from transformers import CLIPModel, CLIPVisionConfig, CLIPTextConfig, SiglipVisionModel
+
+from llava_recipes.model.assemble import assemble
+from llava_recipes.model.features import tower_features
+from llava_recipes.recipe.errors import RecipeError
+from tests.model.plans import CLIP, GOLDEN, INLINE_CLIP, plan_of
+
+FOLDER = GOLDEN / "05_vision"
+SAMPLES = json.loads((FOLDER / "vision.json").read_text())["samples"]
+RECORDED = [sample for sample in SAMPLES if sample["tower_dtype"] == "float32" and "file" in sample]
+
+INLINE_SIGLIP: dict[str, JsonValue] = {**INLINE_CLIP, "model_type": "siglip_vision_model"}
+
+
+def test_there_are_figures_to_compare_with() -> None:
+    assert len(RECORDED) == 12
+
+
+@pytest.mark.parametrize("sample", RECORDED, ids=lambda sample: sample["file"])
+def test_features_equal_the_original(sample: dict[str, JsonValue]) -> None:
+    layer, feature = sample["mm_vision_select_layer"], sample["mm_vision_select_feature"]
+    assert isinstance(layer, int) and feature in ("patch", "cls_patch")
+    assembled = assemble(plan_of(select_layer=layer, select_feature=feature), dtype=torch.float32)  # type: ignore[arg-type]
+    pixels = torch.from_numpy(np.load(FOLDER / "pixels.npy"))
+    with torch.no_grad():
+        features = tower_features(assembled.model.model.vision_tower, assembled.model.config, pixels)
+    expected = torch.from_numpy(np.load(FOLDER / str(sample["file"])))
+    assert features.shape[1] == assembled.num_image_tokens
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [-4, -2, -1, 0, 3])
+@pytest.mark.parametrize("config", [INLINE_CLIP, INLINE_SIGLIP], ids=["clip", "siglip"])
+def test_features_equal_the_stock_hidden_states(config: dict[str, JsonValue], layer: int) -> None:
+    model = assemble(plan_of(tower_config=config, select_layer=layer, projector="linear"), dtype=torch.float32).model
+    pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = tower_features(model.model.vision_tower, model.config, pixels)
+        expected = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[layer]
+    dropped = 1 if config is INLINE_CLIP else 0
+    assert torch.equal(features, expected[:, dropped:])
+
+
+@pytest.mark.parametrize("layer", [-5, 4])
+def test_a_layer_the_tower_does_not_have_is_refused(layer: int) -> None:
+    with pytest.raises(RecipeError) as caught:
+        assemble(plan_of(select_layer=layer), dtype=torch.float32)
+    assert caught.value.problems[0].path == ("model", "vision_tower", "select_layer")
+
+
+def test_class_token_of_a_tower_without_one_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no class token"):
+        assemble(plan_of(tower_config=INLINE_SIGLIP, select_feature="cls_patch"), dtype=torch.float32)
+
+
+def test_the_vision_half_of_a_full_clip_checkpoint(tmp_path: object) -> None:
+    import shutil
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    vision = CLIPVisionConfig.from_pretrained(CLIP)
+    from transformers import CLIPConfig
+
+    full = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
+    full.save_pretrained(folder)
+    shutil.copy(CLIP / "preprocessor_config.json", folder)
+    tower = assemble(plan_of(tower=folder), dtype=torch.float32).model.model.vision_tower
+    expected = full.vision_model.state_dict()
+    state = tower.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_a_siglip_folder_as_tower(tmp_path: object) -> None:
+    from pathlib import Path
+
+    from transformers import SiglipImageProcessorPil, SiglipVisionConfig
+
+    folder = Path(str(tmp_path))
+    torch.manual_seed(0)
+    values = {key: value for key, value in INLINE_SIGLIP.items() if key != "model_type"}
+    tower = SiglipVisionModel(SiglipVisionConfig(**values))  # type: ignore[arg-type]
+    tower.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
+    assembled = assemble(plan_of(tower=folder), dtype=torch.float32)
+    assert assembled.num_image_tokens == 4
+    state = assembled.model.model.vision_tower.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tower.state_dict().items())
