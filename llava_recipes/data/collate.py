@@ -38,8 +38,22 @@ class Expanded:
         return bool((self.labels[1:] != IGNORED).any())
 
 
-def expand(input_ids: Tensor, labels: Tensor, *, num_image_tokens: int, max_length: int) -> Expanded:
-    """Put `num_image_tokens` positions in the place of every image, then keep the first `max_length`."""
+def expand(
+    input_ids: Tensor,
+    labels: Tensor,
+    *,
+    num_image_tokens: int,
+    max_length: int,
+    dropped_token_id: int | None = None,
+) -> Expanded:
+    """Put `num_image_tokens` positions in the place of every image, then keep the first `max_length`.
+
+    Tokens equal to `dropped_token_id` are left out first. The original pads with the unknown token and takes
+    every such token for padding, those of the text too.
+    """
+    if dropped_token_id is not None:
+        is_kept = input_ids != dropped_token_id
+        input_ids, labels = input_ids[is_kept], labels[is_kept]
     is_tag = input_ids == IMAGE_ID
     widths = torch.where(is_tag, num_image_tokens, 1)
     starts = widths.cumsum(0) - widths
@@ -62,6 +76,7 @@ def collate(
     max_length: int,
     pad_token_id: int,
     padding_side: Literal["left", "right"],
+    dropped_token_id: int | None = None,
 ) -> dict[str, Tensor]:
     """A batch of B samples, T positions in the longest of them, N pictures in reading order.
 
@@ -74,7 +89,13 @@ def collate(
     num_kept_tokens  int64[N]     how many of each picture's tokens survive the cut; likewise
     """
     expanded = [
-        expand(sample.input_ids, sample.labels, num_image_tokens=num_image_tokens, max_length=max_length)
+        expand(
+            sample.input_ids,
+            sample.labels,
+            num_image_tokens=num_image_tokens,
+            max_length=max_length,
+            dropped_token_id=dropped_token_id,
+        )
         for sample in samples
     ]
 
@@ -108,11 +129,13 @@ class Collator:
         max_length: int,
         pad_token_id: int,
         padding_side: Literal["left", "right"] = "right",
+        dropped_token_id: int | None = None,
     ) -> None:
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
         self.pad_token_id = pad_token_id
         self.padding_side: Literal["left", "right"] = padding_side
+        self.dropped_token_id = dropped_token_id
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         problems = [
@@ -134,6 +157,7 @@ class Collator:
             max_length=self.max_length,
             pad_token_id=self.pad_token_id,
             padding_side=self.padding_side,
+            dropped_token_id=self.dropped_token_id,
         )
 
     def _expanded(self, sample: Sample) -> Expanded:
@@ -142,4 +166,5 @@ class Collator:
             sample.labels,
             num_image_tokens=self.num_image_tokens,
             max_length=self.max_length,
+            dropped_token_id=self.dropped_token_id,
         )

@@ -84,6 +84,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
             num_image_tokens=assembled.num_image_tokens,
             max_length=stage.data.max_length,
             pad_token_id=assembled.tokenizer.pad_token_id,
+            dropped_token_id=_padding_that_text_may_hold(assembled),
         ),
         callbacks=[stop],
     )
@@ -140,6 +141,13 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     assembled.model.accepts_loss_kwargs = stage.train.loss_normalization == "token"
     gc.collect()
     return assembled, sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)
+
+
+def _padding_that_text_may_hold(assembled: Assembled) -> int | None:
+    """The unknown token where it is also the padding: the original loses it from the text."""
+    tokenizer = assembled.tokenizer
+    pad_id: int = tokenizer.pad_token_id
+    return pad_id if pad_id == tokenizer.unk_token_id else None
 
 
 def _zero_stage(stage: StagePlan) -> int:
