@@ -32,11 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.plan.compile import compile_plan
-    from llava_recipes.recipe.errors import RecipeError
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.execute import Run, Stopped, WorkerBug, run_stages
-    from llava_recipes.runner.facts import gather_facts
+    from llava_recipes.runner.facts import plan_recipe
     from llava_recipes.runner.launch import Processes, count_local_devices
     from llava_recipes.runner.preflight import check_before_loading
 
@@ -52,10 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         rdzv_endpoint=arguments.rdzv_endpoint,
         rdzv_id=arguments.rdzv_id,
     )
-    try:
-        plan = compile_plan(loaded.recipe, world_size=processes.world_size, facts=gather_facts(loaded))
-    except RecipeError as error:
-        raise loaded.fail(*error.problems) from None
+    plan = plan_recipe(loaded, world_size=processes.world_size)
     check_before_loading(loaded, plan)
     if arguments.dry_run:
         from llava_recipes.cli.plan import print_plan

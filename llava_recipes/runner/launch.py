@@ -78,8 +78,7 @@ def _environment(processes: Processes) -> dict[str, str]:
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     # Forked data loader processes would each warn about the tokenizer's threads.
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if processes.per_node > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.per_node)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.per_node)))
     if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment

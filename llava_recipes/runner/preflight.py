@@ -166,10 +166,11 @@ def _has_trained_weights(folder: Path) -> bool:
 
 def _freezing_problems(plan: Plan) -> Iterator[Problem]:
     """What trains, for models whose parameter names only transformers knows: built without weights."""
-    from llava_recipes.model.skeleton import canonical_parameter_names
+    from llava_recipes.model.names import canonical_parameters
+    from llava_recipes.model.skeleton import build_skeleton
     from llava_recipes.plan.freezing import freezing_problems
 
-    names = canonical_parameter_names(plan.model)
+    names = canonical_parameters(build_skeleton(plan.model))
     for index, stage in enumerate(plan.stages):
         yield from freezing_problems(
             names, freeze=stage.freeze, trainable=stage.trainable, stage_path=("stages", index)

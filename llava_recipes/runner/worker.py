@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from llava_recipes.recipe.errors import RecipeError
@@ -33,7 +34,7 @@ def main(request_file: str) -> int:
 
 
 def _train(request: Request) -> Result | None:
-    _quiet_libraries()
+    _quiet_libraries(is_first_process=os.environ.get("RANK", "0") == "0")
     from llava_recipes.plan.types import Plan
     from llava_recipes.runner.artifacts import write_results
     from llava_recipes.train.stage import train_stage
@@ -59,8 +60,12 @@ def _train(request: Request) -> Result | None:
     return Result(trained.num_steps, trained.stopped_early, trained.last_loss, trained.seconds)
 
 
-def _quiet_libraries() -> None:
-    """Let rank 0 alone speak, in our words; the libraries' warnings stay."""
+def _quiet_libraries(*, is_first_process: bool) -> None:
+    """Let the first process alone speak, and the libraries only of what the user can change."""
+    if not is_first_process:
+        warnings.simplefilter("ignore")
+    # DeepSpeed calls torch.distributed by names that torch is about to drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.")
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -77,7 +82,11 @@ def _leave(code: int) -> None:
 
     if dist.is_available() and dist.is_initialized():
         if code == 0:
-            dist.barrier()
+            try:
+                dist.barrier()
+            except RuntimeError:
+                # Another process ended first, and says why itself.
+                code = 1
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
