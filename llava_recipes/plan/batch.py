@@ -49,14 +49,16 @@ def explain_batch(train: Train, *, world_size: int, path: Path) -> Problem:
     proposals = [f"`global_batch_size: {' or '.join(map(str, near))}`"]
     share, rest = divmod(wanted, world_size)
     if rest == 0:
-        sizes = [size for size in range(1, share + 1) if share % size == 0]
-        nearest = min(sizes, key=lambda size: (abs(size - per_device), size))
+        nearest = min(_divisors(share), key=lambda size: (abs(size - per_device), size))
         proposals.append(f"`per_device_train_batch_size: {nearest}`")
+    elif wanted % per_device == 0:
+        fewer = max(count for count in _divisors(wanted // per_device) if count < world_size)
+        proposals.append(f"run on {_processes(fewer)}")
     return Problem(
         "`global_batch_size` cannot be reached with whole accumulation steps",
         path=(*path, "global_batch_size"),
         found=f"{wanted} = {_processes(world_size)} × {per_device} samples × {wanted / per_pass:.4g}",
-        hint=f"write {', or '.join(proposals)}",
+        hint=", or ".join(proposals),
     )
 
 
@@ -102,6 +104,11 @@ def batch_notes(train: Train, batch: Batch, steps: Steps, *, world_size: int) ->
         )
     if steps.warmup is not None and steps.warmup > steps.in_all:
         yield f"warm-up takes {steps.warmup} steps, training ends after {steps.in_all}"
+
+
+def _divisors(number: int) -> list[int]:
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def _processes(number: int) -> str:

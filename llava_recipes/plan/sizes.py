@@ -233,12 +233,12 @@ def _language_shapes(config: Config) -> Shapes:
     model_type = config["model_type"]
     hidden, inner = _count(config, "hidden_size"), _count(config, "intermediate_size")
     num_heads = _count(config, "num_attention_heads")
+    width = _head_width(config, hidden, num_heads)
     num_pairs = _optional_count(config, "num_key_value_heads") or num_heads
     if num_heads % num_pairs:
         raise ConfigValueError(
             config, "num_key_value_heads", f"`num_key_value_heads` does not divide the {num_heads} heads"
         )
-    width = _head_width(config, hidden, num_heads)
     has_bias = model_type in ("llama", "qwen3") and _flag(config, "attention_bias")
     reads_bias = has_bias or model_type == "qwen2"
     inner_bias = model_type == "llama" and _flag(config, "mlp_bias")

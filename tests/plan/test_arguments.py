@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from llava_recipes.plan.arguments import (
+    EXTRA_FIELDS,
+    FIELDS,
+    OPTIMIZERS,
+    REFUSED_FIELDS,
+    check_arguments,
+    training_arguments,
+)
+from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.schema import Train
+
+PATH = ("stages", 0, "train")
+
+
+def train(**values: Any) -> Train:
+    return Train.model_validate({"learning_rate": 1e-3, "num_train_epochs": 1.0, **values})
+
+
+def build(settings: Train, folder: Path) -> TrainingArguments:
+    wanted: dict[str, Any] = training_arguments(settings, gradient_accumulation_steps=2)
+    return TrainingArguments(output_dir=str(folder), use_cpu=True, **wanted)
+
+
+def kinds(hint: object) -> set[str]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return set().union(*(kinds(part) for part in typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return {type(value).__name__ for value in typing.get_args(hint)}
+    origin = typing.get_origin(hint) or hint
+    if origin is type(None):
+        return {"None"}
+    assert isinstance(origin, type)
+    return {"str" if issubclass(origin, enum.Enum) else origin.__name__}
+
+
+def test_the_known_fields_are_those_of_the_installed_class() -> None:
+    assert {field.name for field in dataclasses.fields(TrainingArguments)} == FIELDS
+
+
+def test_no_field_is_both_accepted_and_refused() -> None:
+    assert not set(EXTRA_FIELDS) & set(REFUSED_FIELDS)
+
+
+def test_types_of_accepted_fields_are_those_of_the_installed_class() -> None:
+    hints = typing.get_type_hints(TrainingArguments)
+    assert {name: "|".join(sorted(kinds(hints[name]))) for name in EXTRA_FIELDS} == dict(EXTRA_FIELDS)
+
+
+def test_optimizers_are_those_of_the_installed_class() -> None:
+    assert {name.value for name in OptimizerNames} == OPTIMIZERS
+
+
+def test_every_setting_arrives(tmp_path: Path) -> None:
+    settings = train(
+        num_train_epochs=1.5,
+        per_device_train_batch_size=3,
+        per_device_eval_batch_size=5,
+        weight_decay=0.1,
+        adam_beta1=0.8,
+        adam_beta2=0.95,
+        adam_epsilon=1e-7,
+        max_grad_norm=0.5,
+        optim="sgd",
+        warmup_ratio=0.03,
+        lr_scheduler_type="linear",
+        bf16=True,
+        gradient_checkpointing=True,
+        dataloader_num_workers=2,
+        logging_steps=7,
+        save_strategy="epoch",
+        save_steps=9,
+        save_total_limit=2,
+        seed=7,
+        extra={"dataloader_pin_memory": False, "ddp_timeout": 60},
+    )
+    built = build(settings, tmp_path)
+    same = set(Train.model_fields) & FIELDS - {
+        "max_steps",
+        "report_to",
+        "tf32",
+        "gradient_accumulation_steps",
+    }
+    for name in same - {"warmup_steps", "save_strategy", "lr_scheduler_type", "eval_strategy", "optim"}:
+        assert getattr(built, name) == getattr(settings, name), name
+    for name in ("save_strategy", "lr_scheduler_type", "eval_strategy", "optim"):
+        assert getattr(built, name).value == getattr(settings, name)
+    assert built.gradient_accumulation_steps == 2
+    assert built.activation_checkpointing_kwargs == {"use_reentrant": False}
+    assert built.max_steps == -1
+    assert built.report_to == []
+    assert built.dataloader_pin_memory is False
+    assert built.ddp_timeout == 60
+    # The original's warm-up is ceil(ratio × steps).
+    assert built.get_warmup_steps(2181) == 66
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, 0), (1, 1), (50, 50)])
+def test_warmup_in_steps_stays_in_steps(steps: int, expected: int, tmp_path: Path) -> None:
+    assert build(train(warmup_steps=steps), tmp_path).get_warmup_steps(2181) == expected
+
+
+def test_max_steps_replace_epochs(tmp_path: Path) -> None:
+    assert build(train(num_train_epochs=None, max_steps=5), tmp_path).max_steps == 5
+
+
+@pytest.mark.parametrize(("normalization", "averages"), [("device_batch", False), ("token", True)])
+def test_loss_normalization_chooses_the_average(normalization: str, averages: bool, tmp_path: Path) -> None:
+    built = build(train(loss_normalization=normalization), tmp_path)
+    assert built.average_tokens_across_devices is averages
+
+
+def test_tf32_is_asked_for_only_when_it_is_on() -> None:
+    assert "tf32" not in training_arguments(train(), gradient_accumulation_steps=1)
+    assert training_arguments(train(tf32=True), gradient_accumulation_steps=1)["tf32"] is True
+
+
+def problem_with(**values: Any) -> Problem:
+    (problem,) = check_arguments(train(**values), path=PATH)
+    return problem
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED_FIELDS))
+def test_refused_fields_say_where_they_belong(name: str) -> None:
+    problem = problem_with(extra={name: 1})
+    assert problem.path == (*PATH, "extra", name)
+    assert problem.on_key and problem.hint
+
+
+@pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
+def test_a_secret_is_refused_and_never_shown(name: str) -> None:
+    problem = problem_with(extra={name: "hf_verysecret"})
+    assert "verysecret" not in f"{problem.message} {problem.found} {problem.hint}"
+    assert problem.hint and "no secrets" in problem.hint
+
+
+def test_a_misspelt_field_is_corrected() -> None:
+    problem = problem_with(extra={"dataloader_pin_memry": False})
+    assert problem.message == "`dataloader_pin_memry` is no field of TrainingArguments"
+    assert problem.hint == "did you mean `dataloader_pin_memory`?"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("dataloader_pin_memory", "no", "`dataloader_pin_memory` takes true or false"),
+        ("ddp_timeout", True, "`ddp_timeout` takes a whole number"),
+        ("neftune_noise_alpha", "5", "`neftune_noise_alpha` takes null or a number"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(name: str, value: object, message: str) -> None:
+    assert problem_with(extra={name: value}).message == message
+
+
+def test_values_of_the_right_type_are_taken() -> None:
+    extra = {"neftune_noise_alpha": 5, "ddp_bucket_cap_mb": None, "optim_target_modules": ["projector"]}
+    assert check_arguments(train(extra=extra), path=PATH) == []
+
+
+def test_an_unknown_optimizer_is_corrected() -> None:
+    problem = problem_with(optim="adamw_torhc")
+    assert problem.path == (*PATH, "optim")
+    assert problem.hint == "did you mean `adamw_torch`?"

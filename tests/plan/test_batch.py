@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler, SequentialSampler
+
+from llava_recipes.plan.batch import count_steps, derive_batch, explain_batch
+from llava_recipes.recipe.schema import Train
+
+COUNTS = st.integers(1, 9)
+
+
+def train(**values: object) -> Train:
+    return Train.model_validate({"learning_rate": 1e-3, "num_train_epochs": 1.0, **values})
+
+
+@given(
+    num_samples=st.integers(1, 400),
+    per_device=COUNTS,
+    accumulation=COUNTS,
+    world_size=COUNTS,
+    epochs=st.sampled_from([0.3, 0.5, 1.0, 1.5, 2.0, 3.7]),
+    drops_last=st.booleans(),
+)
+def test_steps_are_those_of_the_trainer(
+    num_samples: int, per_device: int, accumulation: int, world_size: int, epochs: float, drops_last: bool
+) -> None:
+    settings = train(
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        extra={"dataloader_drop_last": drops_last},
+    )
+    batch = derive_batch(settings, world_size=world_size)
+    assert batch is not None
+    assert batch.in_all == per_device * accumulation * world_size
+    sampler = BatchSampler(SequentialSampler(range(num_samples)), per_device, drops_last)
+    # Trainer.set_initial_training_values on the length of the loader that accelerate prepares.
+    num_passes = len(BatchSamplerShard(sampler, num_processes=world_size))
+    per_epoch = num_passes // accumulation + int(num_passes % accumulation > 0)
+    steps = count_steps(settings, batch, num_samples=num_samples, world_size=world_size)
+    assert steps.per_epoch == per_epoch
+    assert steps.in_all == math.ceil(epochs * per_epoch)
+
+
+def test_the_original_schedule_of_stage_1() -> None:
+    settings = train(per_device_train_batch_size=32, warmup_ratio=0.03)
+    batch = derive_batch(settings, world_size=8)
+    assert batch is not None and batch.in_all == 256
+    steps = count_steps(settings, batch, num_samples=558_128, world_size=8)
+    assert (steps.per_epoch, steps.in_all, steps.warmup) == (2181, 2181, 66)
+
+
+def test_max_steps_need_no_samples() -> None:
+    settings = train(max_steps=10, num_train_epochs=None, warmup_ratio=0.25)
+    batch = derive_batch(settings, world_size=1)
+    assert batch is not None
+    steps = count_steps(settings, batch, num_samples=None, world_size=1)
+    assert (steps.per_epoch, steps.in_all, steps.warmup) == (None, 10, 3)
+
+
+def test_uncounted_samples_leave_steps_open() -> None:
+    settings = train(warmup_ratio=0.03)
+    batch = derive_batch(settings, world_size=1)
+    assert batch is not None
+    steps = count_steps(settings, batch, num_samples=None, world_size=1)
+    assert (steps.per_epoch, steps.in_all, steps.warmup) == (None, None, None)
+
+
+@given(global_batch=st.integers(1, 300), per_device=st.integers(1, 40), world_size=st.integers(1, 40))
+def test_proposed_batches_can_be_reached(global_batch: int, per_device: int, world_size: int) -> None:
+    settings = train(per_device_train_batch_size=per_device, global_batch_size=global_batch)
+    batch = derive_batch(settings, world_size=world_size)
+    if batch is not None:
+        assert batch.in_all == global_batch == per_device * world_size * batch.accumulation
+        return
+    hint = explain_batch(settings, world_size=world_size, path=()).hint
+    assert hint is not None
+    for proposal in re.findall(r"`global_batch_size: (.*?)`", hint):
+        for value in proposal.split(" or "):
+            assert derive_batch(
+                settings.model_copy(update={"global_batch_size": int(value)}), world_size=world_size
+            )
+    for value in re.findall(r"`per_device_train_batch_size: (\d+)`", hint):
+        changed = settings.model_copy(update={"per_device_train_batch_size": int(value)})
+        assert derive_batch(changed, world_size=world_size)
+    for value in re.findall(r"run on (\d+) process", hint):
+        assert derive_batch(settings, world_size=int(value))
+
+
+@pytest.mark.parametrize(
+    ("per_device", "world_size", "hint"),
+    [
+        (32, 12, "`global_batch_size: 384`, or run on 8 processes"),
+        (24, 8, "`global_batch_size: 192 or 384`, or `per_device_train_batch_size: 16`"),
+        (7, 3, "`global_batch_size: 252 or 273`"),
+    ],
+)
+def test_a_global_batch_that_does_not_divide(per_device: int, world_size: int, hint: str) -> None:
+    settings = train(per_device_train_batch_size=per_device, global_batch_size=256)
+    assert derive_batch(settings, world_size=world_size) is None
+    problem = explain_batch(settings, world_size=world_size, path=("stages", 0, "train"))
+    assert problem.path == ("stages", 0, "train", "global_batch_size")
+    assert problem.hint == hint

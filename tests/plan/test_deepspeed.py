@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import deepspeed.runtime.constants as constants
+import pytest
+
+from llava_recipes.plan.batch import Batch
+from llava_recipes.plan.deepspeed import (
+    CLIPPING_DEFAULT,
+    KNOWN_KEYS,
+    check_config,
+    preset,
+    unknown_choice,
+    zero_stage,
+)
+from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.schema import Train
+
+PATH = ("stages", 0, "deepspeed")
+BATCH = Batch(per_device=4, accumulation=2, in_all=64)
+ZERO2: dict[str, Any] = {
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "bf16": {"enabled": "auto"},
+    "train_micro_batch_size_per_gpu": "auto",
+    "train_batch_size": "auto",
+    "gradient_accumulation_steps": "auto",
+    "zero_optimization": {
+        "stage": 2,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+    },
+}
+
+
+def train(**values: Any) -> Train:
+    return Train.model_validate({"learning_rate": 1e-3, "num_train_epochs": 1.0, "bf16": True, **values})
+
+
+def check(config: dict[str, Any], *, inline: bool = True, **values: Any) -> list[Problem]:
+    return check_config(config, train=train(**values), batch=BATCH, path=PATH, inline=inline)
+
+
+def test_zero2_is_the_original_config() -> None:
+    assert preset("zero2", max_grad_norm=1.0) == ZERO2
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        # SHA-256 of scripts/zero2.json and scripts/zero3.json of haotian-liu/LLaVA.
+        ("zero2", "bb7d7a3360f8181c132e8666e6045cb75fa8a1a225d2b79148c1136fe99eaaa4"),
+        ("zero3", "8d25d1f104be517b09152d6398a7352a8db4956f956565ec2ed8af58feba7a81"),
+    ],
+)
+def test_presets_are_the_original_files_to_the_byte(name: str, digest: str) -> None:
+    text = json.dumps(preset(name, max_grad_norm=1.0), indent=4).replace("1000000000.0", "1e9")
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
+
+
+def test_a_preset_is_a_fresh_copy() -> None:
+    preset("zero2", max_grad_norm=1.0)["zero_optimization"] = None
+    assert preset("zero2", max_grad_norm=1.0) == ZERO2
+
+
+def test_deepspeed_clips_where_we_say_that_it_does() -> None:
+    assert constants.GRADIENT_CLIPPING_DEFAULT == CLIPPING_DEFAULT
+
+
+def test_a_preset_clips_where_the_recipe_does() -> None:
+    assert "gradient_clipping" not in preset("zero2", max_grad_norm=CLIPPING_DEFAULT)
+    assert preset("zero2", max_grad_norm=0.5)["gradient_clipping"] == "auto"
+
+
+def test_known_keys_hold_those_of_the_installed_deepspeed() -> None:
+    names = ("OPTIMIZER", "SCHEDULER", "BFLOAT16", "FP16", "GRADIENT_CLIPPING", "DATA_TYPES", "CHECKPOINT")
+    names += ("TRAIN_BATCH_SIZE", "TRAIN_MICRO_BATCH_SIZE_PER_GPU", "GRADIENT_ACCUMULATION_STEPS")
+    names += ("STEPS_PER_PRINT", "PRESCALE_GRADIENTS", "TORCH_AUTOCAST", "ZERO_FORCE_DS_CPU_OPTIMIZER")
+    assert {getattr(constants, name) for name in names} <= KNOWN_KEYS
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+@pytest.mark.parametrize("precision", [{"bf16": True}, {"bf16": False}, {"bf16": False, "fp16": True}])
+def test_presets_agree_with_every_recipe(name: str, precision: dict[str, bool]) -> None:
+    assert check(preset(name, max_grad_norm=0.3), max_grad_norm=0.3, **precision) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "path", "message"),
+    [
+        ({"bf16": {"enabled": False}}, {}, ("bf16", "enabled"), "the recipe says `bf16: true`"),
+        ({"bf16": {"enabled": True}}, {"bf16": False}, ("bf16", "enabled"), "the recipe says `bf16: false`"),
+        ({"fp16": {"enabled": True}}, {}, ("fp16", "enabled"), "the recipe says `fp16: false`"),
+        ({"bf16": None}, {}, (), "does not switch bf16 on"),
+        ({"amp": {"enabled": True}}, {}, ("amp", "enabled"), "`amp` of DeepSpeed"),
+        ({"train_batch_size": 128}, {}, ("train_batch_size",), "says 128, the recipe comes to 64"),
+        (
+            {"train_micro_batch_size_per_gpu": 8},
+            {},
+            ("train_micro_batch_size_per_gpu",),
+            "says 8, the recipe comes to 4",
+        ),
+        (
+            {"gradient_accumulation_steps": 1},
+            {},
+            ("gradient_accumulation_steps",),
+            "says 1, the recipe comes to 2",
+        ),
+        ({"gradient_clipping": 0.5}, {}, ("gradient_clipping",), "the DeepSpeed config clips at 0.5"),
+        ({}, {"max_grad_norm": 0.5}, (), "DeepSpeed clips at 1 without `gradient_clipping`"),
+        (
+            {"optimizer": {"type": "AdamW"}},
+            {},
+            ("optimizer",),
+            "would replace the recipe's `optim: adamw_torch`",
+        ),
+        (
+            {"scheduler": {"type": "WarmupLR"}},
+            {},
+            ("scheduler",),
+            "would replace the recipe's `lr_scheduler_type: cosine`",
+        ),
+        ({"zero_optimization": None}, {}, (), "has no `zero_optimization`"),
+        ({"zero_optimization": {"stage": 4}}, {}, ("zero_optimization", "stage"), "0, 1, 2 or 3"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            {},
+            ("zero_optimization", "offload_param"),
+            "needs ZeRO stage 3",
+        ),
+        ({"zero_optimisation": {}}, {}, ("zero_optimisation",), "no key `zero_optimisation`"),
+    ],
+)
+def test_contradictions_are_told_at_their_key(
+    change: dict[str, Any], settings: dict[str, Any], path: tuple[str, ...], message: str
+) -> None:
+    config = {key: value for key, value in (ZERO2 | change).items() if value is not None}
+    (problem,) = check(config, **settings)
+    assert problem.path == (*PATH, *path)
+    assert message in problem.message
+    (from_file,) = check(config, inline=False, **settings)
+    assert from_file.path == PATH
+    assert ".".join(path) in from_file.message
+
+
+def test_equal_values_are_no_contradiction() -> None:
+    same = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2}
+    assert check(ZERO2 | same | {"gradient_clipping": 1.0, "bf16": {"enabled": True}}) == []
+
+
+def test_keys_that_resemble_nothing_are_left_alone() -> None:
+    assert check(ZERO2 | {"my_own_launcher_setting": 1}) == []
+
+
+def test_every_contradiction_is_told_at_once() -> None:
+    config = ZERO2 | {"train_batch_size": 1, "optimizer": {}, "bf16": {"enabled": False}}
+    assert len(check(config)) == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "message", "hint"),
+    [
+        ("zero_2", "unknown DeepSpeed preset 'zero_2'", "did you mean `zero2`?"),
+        ("fancy", "unknown DeepSpeed preset 'fancy'", "presets: zero2, zero3, none"),
+        ("./scripts/zero2.json", "DeepSpeed config not found", "presets: zero2, zero3, none"),
+        ("zero2.json", "DeepSpeed config not found", "presets: zero2, zero3, none"),
+    ],
+)
+def test_a_word_that_is_no_preset_and_no_file(word: str, message: str, hint: str) -> None:
+    problem = unknown_choice(word, path=PATH)
+    assert (problem.message, problem.path) == (message, PATH)
+    assert problem.hint is not None and problem.hint.startswith(hint)
+
+
+def test_the_stage_of_a_config() -> None:
+    assert [zero_stage(config) for config in (None, {}, ZERO2)] == [0, 0, 2]
