@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def check_before_loading(loaded: LoadedRecipe, plan: Plan) -> None:
-    """Raise RecipeError with every problem of models, data, folders and reporting, at its line of the recipe."""
+    """Raise RecipeError with every problem of models, data, folders and reporting, each at its line."""
     problems = [*_model_problems(loaded, plan)]
     for index, stage in enumerate(plan.stages):
         path: RecipePath = ("stages", index)

@@ -1,4 +1,4 @@
-"""recipe.resolved.yaml: the recipe as it was run, defaults and overrides included, readable as a recipe again."""
+"""recipe.resolved.yaml: the recipe as it was run, defaults and overrides included; itself a recipe."""
 
 from __future__ import annotations
 

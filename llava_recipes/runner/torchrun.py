@@ -14,7 +14,7 @@ from llava_recipes.runner.orphans import stop_with_parent
 
 
 def main(argv: list[str]) -> int:
-    """Take torchrun's options and a `-m MODULE ARGUMENT…`, run it on every process, return the worst exit code."""
+    """Run a `-m MODULE ARGUMENT…` on every process, after torchrun's options; give the worst exit code."""
     stop_with_parent()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config, command, arguments = config_from_args(parse_args(argv))

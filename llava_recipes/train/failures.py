@@ -23,7 +23,8 @@ def nonfinite_weights(*, step: int, name: str, stage: Path) -> RecipeError:
         Problem(
             f"{name} holds NaN or infinite values at step {step:,}; they were not saved",
             path=(*stage, "train", "learning_rate"),
-            hint="lower the learning rate or lengthen the warm-up; `--resume` continues from the last checkpoint",
+            hint="lower the learning rate or lengthen the warm-up; "
+            "`--resume` continues from the last checkpoint",
         )
     )
 

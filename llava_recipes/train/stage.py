@@ -114,7 +114,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
 
 
 def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
-    """Set up the process group; under DeepSpeed before any weight is made, since ZeRO-3 splits them at birth."""
+    """Set up the process group; under DeepSpeed before any weight is made, since ZeRO-3 splits them then."""
     if stage.deepspeed is not None:
         import deepspeed
 

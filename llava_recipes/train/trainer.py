@@ -1,8 +1,8 @@
 """The Hugging Face Trainer, held to what a LLaVA stage means.
 
-It differs from the stock Trainer in four things: the order of samples is a pure function of seed and epoch;
-only trainable weights are saved and loaded; a checkpoint is sealed when it is whole; a loss that is not finite
-ends the run.
+It differs from the stock Trainer in four things: the order of samples is a pure function of seed and
+epoch; only trainable weights are saved and loaded; a checkpoint is sealed when it is whole; a loss that is
+not finite ends the run.
 """
 
 from __future__ import annotations
@@ -151,14 +151,17 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self, max_steps: int, train_dataloader: object, resume_from_checkpoint: str | None
     ) -> tuple[torch.nn.Module, object]:
         """As the Trainer's, but DeepSpeed loads a checkpoint that leaves the frozen weights out."""
-        if resume_from_checkpoint is None or not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        model, loader = super()._prepare_for_training(max_steps, train_dataloader, None)
+        by_us = resume_from_checkpoint is not None and self.is_deepspeed_enabled
+        prepared: tuple[torch.nn.Module, object] = super()._prepare_for_training(
+            max_steps, train_dataloader, None if by_us else resume_from_checkpoint
+        )
+        if not by_us:
+            return prepared
         loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
         if loaded is None:
             raise FileNotFoundError(f"DeepSpeed finds no checkpoint in {resume_from_checkpoint}")
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        return model, loader
+        return prepared
 
 
 def _is_finite(value: float) -> bool:

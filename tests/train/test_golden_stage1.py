@@ -18,12 +18,12 @@ RUNS = ["base", "pad", "linear", "accum2", "gc_off", "weight_decay", "save_every
 def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
     folder = GOLDEN / "06_stage1" / name
     record = json.loads((folder / "record.json").read_text())
-    options: dict[str, object] = {
+    options: dict[str, dict[str, object]] = {
         "accum2": {"gradient_accumulation_steps": 2},
         "weight_decay": {"weight_decay": 0.1},
         "save_every_5": {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 1},
-    }.get(name, {})
-    values = stage1_values(tmp_path / "run", golden_run=name, **options)
+    }
+    values = stage1_values(tmp_path / "run", golden_run=name, **options.get(name, {}))
     run_to_end(write_recipe(values, tmp_path / "recipe.yaml"))
 
     metrics = read_metrics(tmp_path / "run")

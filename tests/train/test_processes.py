@@ -1,4 +1,4 @@
-"""One or two processes, without DeepSpeed, with ZeRO-2 and with ZeRO-3: the same losses, the same projector."""
+"""One or two processes, without DeepSpeed, with ZeRO-2, with ZeRO-3: the same losses and projector."""
 
 from __future__ import annotations
 
