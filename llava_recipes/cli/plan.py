@@ -48,34 +48,53 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def print_plan(plan: Plan) -> None:
-    """Show a plan to a person: in colour on a terminal, plain text elsewhere."""
+    """Show a plan to a person: in columns that fit the terminal, or as plain lines elsewhere."""
+    if not sys.stdout.isatty():
+        print("\n".join(plain_lines(plan)))
+        return
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
-    if not sys.stdout.isatty():
-        console = Console(highlight=False, width=100, color_system=None, force_terminal=False)
-    world = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
-    stages = "1 stage" if len(plan.stages) == 1 else f"{len(plan.stages)} stages"
-    console.print(f"[bold]{_plain(plan.recipe)}[/]: {stages} on {world}\n")
-    _print_rows(console, "model", _model_rows(plan.model))
-    for stage in plan.stages:
-        _print_rows(console, f"stage {stage.name}", _stage_rows(stage, plan))
-    if plan.notes:
-        _print_rows(console, "notes", [("", note) for note in plan.notes])
+    show(plan, Console(highlight=False))
 
 
-def _print_rows(console: Console, title: str, rows: list[Row]) -> None:
+def plain_lines(plan: Plan) -> Iterator[str]:
+    """The plan as text: no colour, one line for each fact."""
+    yield _headline(plan)
+    for title, rows in _sections(plan):
+        yield f"\n{title}"
+        widest = max(len(label) for label, _ in rows)
+        yield from (f"  {label:<{widest}}  {text}".rstrip() for label, text in rows)
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print the plan on a terminal, long facts folded inside their column."""
     from rich.table import Table
     from rich.text import Text
 
-    console.print(Text(title, style="bold"))
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(Text(f"  {label or '–'}", style="cyan"), Text(text))
-    console.print(table)
-    console.print()
+    console.print(Text(_headline(plan), style="bold"))
+    for title, rows in _sections(plan):
+        console.print()
+        console.print(Text(title, style="bold"))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for label, text in rows:
+            table.add_row(Text(f"  {label}", style="cyan"), Text(text))
+        console.print(table)
+
+
+def _headline(plan: Plan) -> str:
+    stages = "1 stage" if len(plan.stages) == 1 else f"{len(plan.stages)} stages"
+    processes = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
+    return f"{plan.recipe}: {stages} on {processes}"
+
+
+def _sections(plan: Plan) -> Iterator[tuple[str, list[Row]]]:
+    yield "model", _model_rows(plan.model)
+    for stage in plan.stages:
+        yield f"stage {stage.name}", _stage_rows(stage, plan)
+    if plan.notes:
+        yield "notes", [("–", note) for note in plan.notes]
 
 
 def _model_rows(model: ModelPlan) -> list[Row]:
@@ -92,7 +111,7 @@ def _model_rows(model: ModelPlan) -> list[Row]:
     if sizes is None:
         return [(name, text) for name, text in origin.items() if text]
     widest = len(f"{sizes.num_parameters:,}")
-    rows = [
+    rows: list[Row] = [
         (part.name, f"{part.num_parameters:>{widest},}  {origin[part.name]}".rstrip())
         for part in sizes.modules
     ]
@@ -168,7 +187,7 @@ def _step_words(stage: StagePlan) -> Iterator[str]:
     train = stage.train
     yield "not counted" if train.max_steps is None else f"{train.max_steps:,}"
     if train.num_train_epochs is not None:
-        yield f"{train.num_train_epochs:g} epoch" + ("" if train.num_train_epochs == 1 else "s")
+        yield f"{train.num_train_epochs:g} {'epoch' if train.num_train_epochs == 1 else 'epochs'}"
     if train.warmup_steps is not None:
         yield f"warm-up {train.warmup_steps:,}"
     arguments = train.training_arguments
@@ -195,11 +214,6 @@ def _deepspeed_words(stage: StagePlan) -> str:
 
 def _words(value: str | tuple[str, ...]) -> str:
     return value if isinstance(value, str) else f"[{', '.join(value)}]"
-
-
-def _plain(text: str) -> str:
-    """The text with nothing that rich would read as markup."""
-    return text.replace("[", "\\[")
 
 
 def _positive(text: str) -> int:

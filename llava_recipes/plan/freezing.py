@@ -85,7 +85,7 @@ def _suggest(segments: tuple[str, ...], depth: int, children: list[str]) -> str 
 
 
 def _listed(words: list[str]) -> str:
-    if all(word.isdigit() for word in words) and len(words) > 1:
-        return f"{words[0]} to {words[-1]}"
+    if len(words) > 2 and words == [str(number) for number in range(len(words))]:
+        return f"0 to {len(words) - 1}"
     shown = ", ".join(words[:_NUM_SHOWN])
     return shown if len(words) <= _NUM_SHOWN else f"{shown}, … ({len(words)} in all)"

@@ -84,9 +84,11 @@ def test_a_preset_clips_where_the_recipe_does() -> None:
 
 
 def test_known_keys_hold_those_of_the_installed_deepspeed() -> None:
-    names = ("OPTIMIZER", "SCHEDULER", "BFLOAT16", "FP16", "GRADIENT_CLIPPING", "DATA_TYPES", "CHECKPOINT")
-    names += ("TRAIN_BATCH_SIZE", "TRAIN_MICRO_BATCH_SIZE_PER_GPU", "GRADIENT_ACCUMULATION_STEPS")
-    names += ("STEPS_PER_PRINT", "PRESCALE_GRADIENTS", "TORCH_AUTOCAST", "ZERO_FORCE_DS_CPU_OPTIMIZER")
+    names = (
+        *("OPTIMIZER", "SCHEDULER", "BFLOAT16", "FP16", "GRADIENT_CLIPPING", "DATA_TYPES", "CHECKPOINT"),
+        *("TRAIN_BATCH_SIZE", "TRAIN_MICRO_BATCH_SIZE_PER_GPU", "GRADIENT_ACCUMULATION_STEPS"),
+        *("STEPS_PER_PRINT", "PRESCALE_GRADIENTS", "TORCH_AUTOCAST", "ZERO_FORCE_DS_CPU_OPTIMIZER"),
+    )
     assert {getattr(constants, name) for name in names} <= KNOWN_KEYS
 
 
