@@ -8,7 +8,6 @@ import mmap
 import re
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -60,20 +59,23 @@ class AnnotationFile:
         self._bytes = _map_file(self.path)
 
 
-@dataclass
 class _Window:
-    """A decoded stretch of the file; `at` is a position in `text`, `start` its first byte in the file."""
+    """A decoded stretch of the file; `at` is a position in `text`, `last` says that the file ends with it."""
 
-    text: str
-    start: int
-    last: bool
-    at: int = 0
+    def __init__(self, text: str, start: int, last: bool) -> None:
+        self.text = text
+        self.last = last
+        self.at = 0
+        self._known = (0, start)
 
     def byte(self, at: int) -> int:
-        return self.start + self.num_bytes(0, at)
-
-    def num_bytes(self, first: int, end: int) -> int:
-        return end - first if self.text.isascii() else len(self.text[first:end].encode())
+        """Where a position of the text stands in the file."""
+        known_at, known_byte = self._known
+        # Counting on from the last position asked for keeps a whole file linear.
+        between = self.text[known_at:at] if at >= known_at else self.text[at:known_at]
+        distance = len(between) if between.isascii() else len(between.encode())
+        self._known = at, known_byte + (distance if at >= known_at else -distance)
+        return self._known[1]
 
 
 class _Reader:
@@ -110,8 +112,8 @@ class _Reader:
             except RecursionError:
                 raise self.failure("the record is nested too deeply") from None
             start = window.byte(window.at)
-            start_of_rest, window.at = window.at, end
-            return value, start, start + window.num_bytes(start_of_rest, end)
+            window.at = end
+            return value, start, window.byte(end)
 
     def failure(self, message: str, *, byte: int | None = None, found: str | None = None) -> RecipeError:
         offset = self.window.byte(self.window.at) if byte is None else byte

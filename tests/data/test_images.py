@@ -1,0 +1,187 @@
+"""Pixel values against the original's, and pictures that must be refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import JsonValue
+from transformers import BaseImageProcessor
+
+from llava_recipes.data.images import (
+    MAX_PIXELS,
+    BadImage,
+    load_image_processor,
+    mean_colour,
+    pixel_values,
+    read_image,
+)
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.schema import VisionTower
+from tests.tiny import FIXTURES, GOLDEN
+
+PICTURES = str(FIXTURES / "images")
+TOLERANCE = 1e-6
+
+
+@cache
+def tiny_processor() -> BaseImageProcessor:
+    return load_image_processor(VisionTower(source=str(FIXTURES / "tiny_clip")))
+
+
+def inline(model_type: str, image_px: int, **settings: JsonValue) -> BaseImageProcessor:
+    config: dict[str, JsonValue] = {"model_type": model_type, "image_size": image_px}
+    return load_image_processor(VisionTower(config=config, image_processor=settings or None))
+
+
+def golden(name: str) -> list[dict[str, Any]]:
+    samples: list[dict[str, Any]] = json.loads((GOLDEN / f"02_images/{name}.json").read_text())["samples"]
+    assert len(samples) >= 24
+    return samples
+
+
+@pytest.mark.parametrize("name", ["square", "pad", "clip336"])
+def test_every_picture_has_the_originals_pixels(name: str) -> None:
+    processor = inline("clip_vision_model", 336) if name == "clip336" else tiny_processor()
+    for sample in golden(name):
+        ratio = sample.get("image_aspect_ratio", name)
+        pixels = pixel_values(read_image(PICTURES, sample["image"]), processor, image_aspect_ratio=ratio)
+        assert list(pixels.shape) == sample["shape"]
+        assert pixels.dtype == torch.float32
+        slack = TOLERANCE * pixels.numel()
+        assert pixels.double().sum().item() == pytest.approx(sample["sum"], abs=slack), sample["image"]
+        assert pixels.double().abs().sum().item() == pytest.approx(sample["abs_sum"], abs=slack)
+        if "first5" in sample:
+            assert pixels.flatten()[:5].tolist() == pytest.approx(sample["first5"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("array", "ratio", "index"),
+    [
+        ("square_01", "square", 1),
+        ("square_15", "square", 15),
+        ("pad_01", "pad", 1),
+        ("pad_15", "pad", 15),
+        ("clip336_square_07", "square", 7),
+        ("clip336_pad_07", "pad", 7),
+    ],
+)
+def test_whole_arrays_are_the_originals(array: str, ratio: str, index: int) -> None:
+    processor = inline("clip_vision_model", 336) if array.startswith("clip336") else tiny_processor()
+    image = read_image(PICTURES, golden("square")[index]["image"])
+    pixels = pixel_values(image, processor, image_aspect_ratio="pad" if ratio == "pad" else "square")
+    expected = np.load(GOLDEN / f"02_images/{array}.npy")
+    assert np.abs(pixels.numpy() - expected).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["h1", "h3", "w1", "w3", "one_pixel", "three"])
+@pytest.mark.parametrize("ratio", ["square", "pad"])
+def test_tiny_pictures_are_read_as_rows_and_columns(name: str, ratio: Any) -> None:
+    image = read_image(PICTURES, f"edge/{name}.png")
+    pixels = pixel_values(image, tiny_processor(), image_aspect_ratio=ratio)
+    assert pixels.shape == (3, 56, 56)
+    # The same picture enlarged has the same proportions, so it gives about the same mean colour.
+    larger = image.resize((image.width * 8, image.height * 8), Image.Resampling.NEAREST)
+    same = pixel_values(larger, tiny_processor(), image_aspect_ratio=ratio)
+    assert (pixels.mean(dim=(1, 2)) - same.mean(dim=(1, 2))).abs().max() < 0.6
+
+
+def test_padding_has_the_mean_colour() -> None:
+    assert mean_colour(tiny_processor()) == (122, 116, 104)
+    assert mean_colour(inline("siglip_vision_model", 32)) == (127, 127, 127)
+
+
+def test_siglip_squeezes_the_picture_into_its_square() -> None:
+    processor = inline("siglip_vision_model", 48)
+    image = Image.new("RGB", (90, 30), (255, 0, 0))
+    pixels = pixel_values(image, processor, image_aspect_ratio="square")
+    assert pixels.shape == (3, 48, 48)
+    assert pixels[0].min() == pixels[0].max() == 1.0
+    assert pixels[1].min() == pixels[1].max() == -1.0
+
+
+def test_inline_settings_win() -> None:
+    processor = inline("clip_vision_model", 28, image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0])
+    white = pixel_values(Image.new("RGB", (50, 50), "white"), processor, image_aspect_ratio="square")
+    assert white.shape == (3, 28, 28)
+    assert torch.equal(white, torch.ones_like(white))
+
+
+def test_an_unknown_setting_is_told_at_its_key() -> None:
+    with pytest.raises(RecipeError) as caught:
+        inline("clip_vision_model", 28, image_meen=[0.0])
+    (problem,) = caught.value.problems
+    assert problem.path == ("model", "vision_tower", "image_processor", "image_meen")
+
+
+def test_a_tower_without_image_processor_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be loaded"):
+        load_image_processor(VisionTower(source=str(tmp_path)))
+    with pytest.raises(RecipeError, match="no image processor is known"):
+        inline("resnet", 28)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("does_not_exist.jpg", "does not exist"),
+        ("edge/truncated.jpg", "truncated"),
+        ("edge/truncated.png", "truncated"),
+        ("edge/empty.jpg", "the file is empty"),
+        ("edge/text.jpg", "not an image of a known format"),
+        ("edge", "directory"),
+        ("../images/rgb_0.jpg", "hold no `..`"),
+        ("sub/../rgb_0.jpg", "hold no `..`"),
+        ("..\\rgb_0.jpg", "hold no `..`"),
+        ("a\0b.jpg", "null"),
+    ],
+)
+def test_bad_images_say_why(name: str, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason) as caught:
+        read_image(PICTURES, name)
+    assert caught.value.file.endswith(name)
+
+
+def test_absolute_paths_are_refused() -> None:
+    with pytest.raises(BadImage, match="start from the image folder"):
+        read_image(PICTURES, str(FIXTURES / "images/rgb_0.jpg"))
+
+
+def test_links_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    Image.new("RGB", (4, 4)).save(outside / "a.png")
+    (inside / "link.png").symlink_to(outside / "a.png")
+    with pytest.raises(BadImage, match="leads out of the image folder"):
+        read_image(str(inside), "link.png")
+    (tmp_path / "alias").symlink_to(outside)
+    assert read_image(str(tmp_path / "alias"), "a.png").size == (4, 4)
+
+
+def test_a_format_outside_the_list_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.ppm")
+    with pytest.raises(BadImage, match="not an image of a known format"):
+        read_image(str(tmp_path), "a.ppm")
+
+
+@pytest.mark.parametrize("side", [8193, 20000])
+def test_a_small_file_with_too_many_pixels_is_refused(tmp_path: Path, side: int) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    )
+    assert side * side > MAX_PIXELS
+    with pytest.raises(BadImage, match="pixels"):
+        read_image(str(tmp_path), "bomb.png")
