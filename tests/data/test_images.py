@@ -34,12 +34,14 @@ TOLERANCE = 1e-6
 
 @cache
 def tiny_processor() -> BaseImageProcessor:
-    return load_image_processor(VisionTower(source=str(FIXTURES / "tiny_clip")))
+    return load_image_processor(VisionTower.model_validate({"source": str(FIXTURES / "tiny_clip")}))
 
 
 def inline(model_type: str, image_px: int, **settings: JsonValue) -> BaseImageProcessor:
     config: dict[str, JsonValue] = {"model_type": model_type, "image_size": image_px}
-    return load_image_processor(VisionTower(config=config, image_processor=settings or None))
+    return load_image_processor(
+        VisionTower.model_validate({"config": config, "image_processor": settings or None})
+    )
 
 
 def golden(name: str) -> list[dict[str, Any]]:
@@ -124,7 +126,7 @@ def test_an_unknown_setting_is_told_at_its_key() -> None:
 
 def test_a_tower_without_image_processor_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be loaded"):
-        load_image_processor(VisionTower(source=str(tmp_path)))
+        load_image_processor(VisionTower.model_validate({"source": str(tmp_path)}))
     with pytest.raises(RecipeError, match="no image processor is known"):
         inline("resnet", 28)
 

@@ -31,7 +31,7 @@ REFUSED = {"e_two_tags_one_turn", "e_tag_in_answer", "e_tag_but_no_image_key"}
 def tokenizer_of(folder: Path, start_end: bool = False) -> PreTrainedTokenizerBase:
     source = str(folder)
     plan = LanguageModelPlan(source=source, revision=None, config=None, tokenizer=source, seed=0)
-    return load_tokenizer(plan, ImageTokens(start_end=start_end))
+    return load_tokenizer(plan, ImageTokens.model_validate({"start_end": start_end}))
 
 
 def golden_samples(file: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, Any]]]]:
