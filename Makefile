@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is too old or absent: name a Python 3.11 or newer, as in make PYTHON=python3.12"; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  $(PYTHON) -m venv --clear .venv
-	@echo "installing the tested set into .venv/ (about 2 GB; one to several minutes)"
+	@echo "installing the tested set into .venv/ (gigabytes; one to several minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 	  -c constraints.txt $(TORCH) -e '.[dev]'
 	@touch $@

@@ -95,6 +95,7 @@ class Figures:
     """What one process measured: seconds (medians over the steps after warm-up), GiB, tokens."""
 
     step_s: float
+    fastest_step_s: float
     slowest_step_s: float
     first_step_after_s: float
     peak_memory_gib: float
@@ -184,6 +185,7 @@ def measure_loop(setting: Setting) -> Figures:
     measured = steps_s[setting.num_warmup :]
     return Figures(
         step_s=statistics.median(measured),
+        fastest_step_s=min(measured),
         slowest_step_s=max(measured),
         first_step_after_s=first_step_after_s,
         peak_memory_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -218,7 +220,7 @@ def _prepare(setting: Setting) -> tuple[Step, int]:
     freeze_model(model, freeze=stage.freeze, trainable=stage.trainable)
     model.train()
     if loaded.recipe.stages[0].train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     dataset = StageDataset(stage.data, parts.tokenizer, parts.image_processor, start_end=False)
     pad = parts.tokenizer.pad_token_id
     collator = Collator(
@@ -270,6 +272,7 @@ def measure_run(setting: Setting) -> Figures:
     measured = steps_s[max(setting.num_warmup - 1, 0) :]
     return Figures(
         step_s=statistics.median(measured),
+        fastest_step_s=min(measured),
         slowest_step_s=max(measured),
         first_step_after_s=first_line_after_s - statistics.median(measured),
         peak_memory_gib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
@@ -326,7 +329,7 @@ def report(figures: Figures, *, gradient_checkpointing: bool) -> str:
     parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in figures.parts_s.items())
     return (
         f"gradient checkpointing {'on' if gradient_checkpointing else 'off'}\n"
-        f"  step {figures.step_s:.2f} s (slowest {figures.slowest_step_s:.2f} s)"
+        f"  step {figures.step_s:.2f} s ({figures.fastest_step_s:.2f} to {figures.slowest_step_s:.2f} s)"
         f"{': ' + parts if parts else ''}\n"
         f"  peak memory {figures.peak_memory_gib:.2f} GiB\n"
         f"  {figures.first_step_after_s:.1f} s from process start to the first step\n"
