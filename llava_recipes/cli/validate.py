@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.render import render_problems
 
@@ -17,21 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="recipe file, or a glob of recipe files")
     parser.add_argument(
         "--set",
-        dest="overrides",
         action="append",
         default=[],
-        metavar="PATH=VALUE",
-        help="override a value, for example stages.pretrain.train.max_steps=5",
+        metavar="KEY=VALUE",
+        help="override one value, for example stages.pretrain.train.max_steps=5",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     num_bad = 0
     for file in _expand(arguments.files):
-        problems = check_file(file, arguments.overrides)
+        problems = check_file(file, arguments.set)
         if problems:
+            print("\n" * bool(num_bad) + render_problems(problems), file=sys.stderr, flush=True)
             num_bad += 1
-            print(render_problems(problems), end="\n\n", file=sys.stderr, flush=True)
         else:
             print(f"ok  {file}", flush=True)
     return 1 if num_bad else 0
@@ -49,7 +48,11 @@ def _expand(patterns: Sequence[str]) -> Iterator[str]:
 def check_file(file: str, overrides: Sequence[str]) -> Sequence[Problem]:
     """Every problem of one recipe file; empty when it is good."""
     try:
-        load_recipe(file, overrides)
+        loaded = load_recipe(file, overrides)
+        # Imported for a recipe that is good so far: the checks of the plan are most of the time this takes.
+        from llava_recipes.runner.facts import plan_recipe
+
+        plan_recipe(loaded, world_size=1)
     except RecipeError as error:
-        return error.problems or (Problem(str(error), mark=Mark(file, 0, 0)),)
+        return error.problems
     return ()

@@ -34,6 +34,8 @@ class Problem:
     hint: str | None = None
     on_key: bool = field(default=False)
     """Point at the key rather than at its value."""
+    is_secret: bool = field(default=False)
+    """Show the place, but not the line: it holds what should not be printed."""
 
 
 class RecipeError(Exception):

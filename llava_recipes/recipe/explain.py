@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -13,7 +12,7 @@ from llava_recipes.recipe.keys import unknown_key
 from llava_recipes.recipe.renames import OTHER_TEMPLATES
 from llava_recipes.recipe.scalars import ScalarError, Value, kind_of, resolve_scalar, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
-from llava_recipes.recipe.shape import choices_at, field_at, is_model, keys_at, shapes_at, wanted_at
+from llava_recipes.recipe.shape import choices_at, field_at, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.spelling import did_you_mean, nearest
 
 _BOUNDS = {
@@ -31,14 +30,14 @@ def explain_validation(error: ValidationError, root: Value) -> list[Problem]:
     """One problem for every place that the schema refuses."""
     errors = error.errors(include_url=False)
     located = [(_path(details["loc"], root, details["type"]), details) for details in errors]
-    located.sort(key=lambda pair: [str(segment) for segment in pair[0]])
-    paths = {path for path, _ in located}
+    grouped: dict[Path, list[ErrorDetails]] = {}
+    for path, details in located:
+        grouped.setdefault(path, []).append(details)
     misspelt = {_meant(path) for path, details in located if details["type"] == "extra_forbidden"}
     problems = []
-    for path, group in groupby(located, key=lambda pair: pair[0]):
-        alternatives = [details for _, details in group]
+    for path, alternatives in grouped.items():
         # A union reports every alternative; one that got further inside is the one that was meant.
-        inside = any(len(other) > len(path) and other[: len(path)] == path for other in paths)
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in grouped)
         # A list whose entries are wrong counts as too short as well.
         hollow = alternatives[0]["type"] == "too_short" and _value_at(root, path) != []
         # A key that is there under a misspelt name is not told as missing too.
@@ -101,8 +100,8 @@ def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Probl
         return _choice(path, value)
     if kind in _BOUNDS:
         limit, word = _BOUNDS[kind]
-        bound = details.get("ctx", {}).get(limit)
-        return Problem(f"{name} must be {word} {spell_value(bound)}", path=path, found=spell_value(value))
+        bound = details.get("ctx", {}).get(limit, 0)
+        return Problem(f"{name} must be {word} {bound:,g}", path=path, found=spell_value(value))
     if kind == "string_pattern_mismatch":
         return _pattern(path, value)
     if kind == "string_too_short":
@@ -128,7 +127,7 @@ def _missing(path: Path) -> Problem:
     place = "the recipe" if len(path) == 1 else _name(path[:-1])
     hint = None
     if field is not None:
-        example = f": {spell_value(field.examples[0], limit=60)}" if field.examples else ":"
+        example = f": {spell_value(field.examples[0], limit=100)}" if field.examples else ":"
         hint = f"write `{path[-1]}{example}`" + (f" ({field.description})" if field.description else "")
         if path == ("version",):
             hint = "write `version: 1`"
@@ -141,7 +140,7 @@ def _empty_hint(path: Path) -> str:
     if path and isinstance(path[-1], str):
         field = field_at(path)
         if field is not None and field.examples:
-            return f"write `{path[-1]}: {spell_value(field.examples[0], limit=60)}`"
+            return f"write `{path[-1]}: {spell_value(field.examples[0], limit=100)}`"
         if field is not None and not field.is_required():
             return "give it a value, or remove the key to take the default"
     return "give it a value"
@@ -160,9 +159,10 @@ def _choice(path: Path, value: Value) -> Problem:
         if path == ("version",):
             hint = "write `version: 1`; a conversation template is `template:` under `data:` of the stage"
     if path[-1] == "freeze" and hint is None:
-        hint = f"write `[{value}]` for a glob" if isinstance(value, str) else "write a list for globs"
+        hint = f"write `[{value}]` for a glob" if isinstance(value, str) else "globs stand in a list"
     only = "must be" if len(choices) == 1 else "must be one of"
-    return Problem(f"{name} {only} {words}", path=path, found=spell_value(value), hint=hint)
+    other = ", or a list" if any(map(is_list, shapes_at(path))) else ""
+    return Problem(f"{name} {only} {words}{other}", path=path, found=spell_value(value), hint=hint)
 
 
 def _pattern(path: Path, value: Value) -> Problem:
@@ -176,6 +176,10 @@ def _pattern(path: Path, value: Value) -> Problem:
 
 def _wrong_kind(path: Path, value: Value) -> Problem:
     wanted, given = wanted_at(path), kind_of(value)
+    if isinstance(value, bool):
+        given = spell_value(value)
+    elif isinstance(value, float) and wanted == "a whole number":
+        given = "a decimal number"
     return Problem(
         f"{_name(path)} needs {wanted}; {given} is given",
         path=path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
@@ -49,38 +49,32 @@ def load_recipe(file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
 def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Check a recipe that is already read."""
     document = resolve(parse_source(source, file), overrides)
-    problems = list(document.problems)
+    found: list[Problem] = []
     recipe = None
     try:
         recipe = Recipe.model_validate_json(json.dumps(document.root))
     except ValidationError as error:
-        problems += explain_validation(error, document.root)
-    problems += check_rules(document.root)
+        found += explain_validation(error, document.root)
+    found += check_rules(document.root)
+    problems = [*document.problems, *_without_echoes(found, document.spoiled)]
     if problems or recipe is None:
-        raise RecipeError(*_in_order(document, _without_echoes(problems)))
+        raise RecipeError(*_in_order(document, problems))
     assert isinstance(document.root, dict)
     return LoadedRecipe(recipe=recipe, file=file, values=document.root, document=document)
 
 
-def _without_echoes(problems: Iterable[Problem]) -> list[Problem]:
-    """One problem per value: the first that was found explains those that follow from it."""
-    kept: list[Problem] = []
-    places: set[tuple[Path, bool, str]] = set()
-    for problem in problems:
-        place = problem.path
-        # Several keys of one mapping can be missing, so these differ by what they say.
-        saying = problem.message if problem.on_key else ""
-        if place is None or (place, problem.on_key, saying) not in places:
-            kept.append(problem)
-        if place is not None:
-            places.add((place, problem.on_key, saying))
-    return kept
+def _without_echoes(problems: Iterable[Problem], spoiled: Collection[Path]) -> list[Problem]:
+    """The problems without those that only follow from a value that could not be read."""
+    return [problem for problem in problems if problem.path is None or problem.path not in spoiled]
 
 
 def _with_mark(document: Document, problem: Problem) -> Problem:
     if problem.mark is not None or problem.path is None:
         return problem
-    return replace(problem, mark=document.locate(problem.path, on_key=problem.on_key))
+    mark = document.locate(problem.path, on_key=problem.on_key)
+    if mark is not None and problem.is_secret:
+        mark = replace(mark, text=None, file=mark.file if mark.line else f"{mark.file.partition('=')[0]}=…")
+    return replace(problem, mark=mark)
 
 
 def _in_order(document: Document, problems: Iterable[Problem]) -> list[Problem]:

@@ -57,4 +57,4 @@ def _columns(text: str) -> int:
 
 def _printable(text: str) -> str:
     """Nothing that moves the cursor, colours the terminal or turns the text around."""
-    return "".join(letter if letter.isprintable() else " " if letter == "\t" else "�" for letter in text)
+    return "".join(letter if letter.isprintable() else "→" if letter == "\t" else "�" for letter in text)

@@ -12,7 +12,7 @@ from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.override import Override, read_override
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
 from llava_recipes.recipe.source import Document
-from llava_recipes.recipe.spelling import did_you_mean
+from llava_recipes.recipe.spelling import did_you_mean, nearest
 
 MAX_TEXT_CHARACTERS = 100_000
 
@@ -33,7 +33,9 @@ def resolve(document: Document, overrides: Sequence[str]) -> Document:
     with_overrides = _override(document, overrides)
     filling = _Filling(with_overrides)
     root = filling.fill(with_overrides.root, ())
-    in_file = _references(document.root) | _references(with_overrides.root)
+    used = _references(document.root) | _references(with_overrides.root)
+    # A reference with a slip is told as such; the variable that was meant is not told as unused too.
+    used |= {near for name in used if (near := nearest(name, filling.variables)) is not None}
     unused = [
         Problem(
             f"the variable `{name}` is used nowhere",
@@ -42,10 +44,10 @@ def resolve(document: Document, overrides: Sequence[str]) -> Document:
             on_key=True,
         )
         for name in filling.variables
-        if name not in in_file
+        if name not in used
     ]
     problems = (*with_overrides.problems, *filling.problems, *unused)
-    return replace(with_overrides, root=root, problems=problems)
+    return replace(with_overrides, root=root, problems=problems, spoiled=frozenset(filling.spoiled))
 
 
 def _override(document: Document, overrides: Sequence[str]) -> Document:
@@ -53,6 +55,7 @@ def _override(document: Document, overrides: Sequence[str]) -> Document:
     root = copy.deepcopy(document.root)
     value_marks, key_marks = dict(document.value_marks), dict(document.key_marks)
     problems = list(document.problems)
+    spoiled = set(document.spoiled)
     set_paths: set[Path] = set()
     for text in overrides:
         try:
@@ -63,10 +66,12 @@ def _override(document: Document, overrides: Sequence[str]) -> Document:
         for path in (override.path, *_displaced(override, set_paths)):
             _remove(root, path, value_marks, key_marks)
             problems = [problem for problem in problems if not _is_under(problem.path, path)]
+            spoiled = {place for place in spoiled if not _is_under(place, path)}
         _insert(root, override, value_marks, key_marks)
         problems += override.problems
+        spoiled.update(problem.path for problem in override.problems if problem.path and not problem.on_key)
         set_paths.add(override.path)
-    return Document(document.file, root, value_marks, key_marks, tuple(problems))
+    return Document(document.file, root, value_marks, key_marks, tuple(problems), frozenset(spoiled))
 
 
 def _displaced(override: Override, set_paths: set[Path]) -> list[Path]:
@@ -145,6 +150,7 @@ class _Filling:
         variables = root.get("vars") if isinstance(root, dict) else None
         self.variables: dict[str, Value] = variables if isinstance(variables, dict) else {}
         self.problems: list[Problem] = []
+        self.spoiled = set(document.spoiled)
         self.known: dict[str, Value] = {}
         self.filling: list[str] = []
 
@@ -172,7 +178,7 @@ class _Filling:
             if not found["end"]:
                 return self.refuse(value, path, "`${` without its `}`", f"close it; {_PLAIN}")
             filled = self.reference(found["name"].strip(), value, path)
-            if filled is None or found.span() == (0, len(value)):
+            if path in self.spoiled or found.span() == (0, len(value)):
                 return filled
             parts.append(filled if isinstance(filled, str) else spell_value(filled))
             if sum(map(len, parts)) > MAX_TEXT_CHARACTERS:
@@ -184,12 +190,13 @@ class _Filling:
         if name in self.variables:
             return self.variable(name, path)
         names = ", ".join(f"`{known}`" for known in self.variables)
-        hint = did_you_mean(name, self.variables) or (
-            f"`vars` holds {names}" if names else f"write `vars: {{{name}: …}}` at the top level"
-        )
-        return self.refuse(value, path, f"no variable for `${{{name}}}`", f"{hint}; {_PLAIN}")
+        start = f"`vars` holds {names}" if names else f"write `vars: {{{name}: …}}` at the top level"
+        hint = did_you_mean(name, self.variables) or f"{start}; {_PLAIN}"
+        return self.refuse(value, path, f"no variable for `${{{name}}}`", hint)
 
     def variable(self, name: str, path: Path) -> Value:
+        if ("vars", name) in self.spoiled:
+            self.spoiled.add(path)
         if name in self.known:
             return self.known[name]
         value = self.variables[name]
@@ -203,10 +210,13 @@ class _Filling:
         self.filling.append(name)
         self.known[name] = self.text(value, ("vars", name)) if isinstance(value, str) else value
         self.filling.pop()
+        if ("vars", name) in self.spoiled:
+            self.spoiled.add(path)
         return self.known[name]
 
     def refuse(self, value: Value, path: Path, message: str, hint: str) -> Value:
         problem = Problem(message, path=path, found=spell_value(value), hint=hint)
         if problem not in self.problems:
             self.problems.append(problem)
-        return None
+        self.spoiled.add(path)
+        return value

@@ -12,6 +12,7 @@ from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.explain import explain_deepspeed_word
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
+from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Stage, Train
 from llava_recipes.recipe.secret import check_secrets
@@ -183,7 +184,7 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     trainable = stage.get("trainable")
     if freeze == "all" and (trainable == [] or "trainable" not in stage):
         yield Problem(
-            "nothing trains in this stage: everything is frozen and `trainable` is empty",
+            "nothing trains in this stage: all is frozen, and `trainable` names nothing",
             path=(*path, "trainable")
             if "trainable" in stage
             else (*path, "freeze")
@@ -265,10 +266,12 @@ def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem
 
 def _misspelt(train: Mapping) -> bool:
     """Whether an unknown key stands for the length of training: then its spelling is all there is to tell."""
+    length = ("num_train_epochs", "max_steps")
     return any(
-        key not in Train.model_fields
-        and nearest(key, Train.model_fields) in ("num_train_epochs", "max_steps")
+        nearest(key, Train.model_fields) in length
+        or any(f"`{name}:`" in OTHER_NAMES.get(key, "") for name in length)
         for key in train
+        if key not in Train.model_fields
     )
 
 

@@ -21,7 +21,6 @@ def check_secrets(value: Value, path: Path) -> Iterator[Problem]:
         words = set(_NOT_WORD.split(key.lower()))
         if (words & _SECRET_WORDS or {"api", "key"} <= words) and isinstance(inner, str):
             hint = "remove it and set it in the environment, for example HF_TOKEN or WANDB_API_KEY"
-            yield Problem(
-                f"`{key}` looks like a secret; a recipe is shared", path=(*path, key), hint=hint, on_key=True
-            )
+            message = f"`{key}` looks like a secret; a recipe is shared"
+            yield Problem(message, path=(*path, key), hint=hint, on_key=True, is_secret=True)
         yield from check_secrets(inner, (*path, key))

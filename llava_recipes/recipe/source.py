@@ -31,6 +31,8 @@ class Document:
     value_marks: dict[Path, Mark] = field(repr=False)
     key_marks: dict[Path, Mark] = field(repr=False)
     problems: tuple[Problem, ...] = ()
+    spoiled: frozenset[Path] = frozenset()
+    """Values that a problem has been told of already, so that nothing more is said about them."""
 
     def locate(self, path: Path, *, on_key: bool = False) -> Mark | None:
         """The mark of a value or its key, or of the nearest parent that has one."""
@@ -85,7 +87,8 @@ def parse_value(text: str, file: str) -> Document:
         raise RecipeError(explain_syntax(error, file, lines)) from None
     layout = _Layout()
     root = layout.lay_out(node, (), None)
-    return Document(file, root, layout.value_marks, layout.key_marks, tuple(layout.problems))
+    spoiled = frozenset(problem.path for problem in layout.problems if problem.path and not problem.on_key)
+    return Document(file, root, layout.value_marks, layout.key_marks, tuple(layout.problems), spoiled)
 
 
 class _Composer:
@@ -140,12 +143,11 @@ class _Composer:
         mark = self.mark(event)
         node = _Node(mark, fault=self.tag_fault(event.tag, mark))
         plain = not event.style
+        node.value = event.value
         try:
+            check_text(event.value)
             if plain and event.tag is None:
                 node.value = resolve_scalar(event.value)
-            else:
-                node.value = event.value
-            check_text(event.value)
         except ScalarError as error:
             node.fault = Problem(str(error), mark=mark)
         node.on_key_line = plain and event.value == ""
@@ -191,7 +193,10 @@ class _Composer:
             parent.size += node.size
             num_values = parent.size
         if num_values > MAX_VALUES:
-            raise RecipeError(Problem(f"more than {MAX_VALUES:,} values in one file", mark=node.mark))
+            message = f"more than {MAX_VALUES:,} values in one file"
+            raise RecipeError(
+                Problem(message, mark=node.mark, hint="an alias counts as all that it stands for")
+            )
         if len(self.open) + node.height > MAX_DEPTH + 1:
             raise RecipeError(Problem(f"values are nested deeper than {MAX_DEPTH} levels", mark=node.mark))
         if anchor is not None:

@@ -20,7 +20,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     if not ranked or ranked[0][0] > max(1, len(word) // 4):
         return None
     shortest = min(len(_bare(word)), len(_bare(ranked[0][1])))
-    return ranked[0][1] if shortest > ranked[0][0] + 1 or ranked[0][0] == 0 else None
+    return ranked[0][1] if shortest > ranked[0][0] or ranked[0][0] == 0 else None
 
 
 def did_you_mean(word: str, known: Iterable[str], *, quote: str = "`") -> str | None:

@@ -20,7 +20,7 @@ _IN_OUR_WORDS = (
     ),
     (
         "could not find expected ':'",
-        "a key without a colon above this line",
+        "a key without a colon",
         "write `key: value`, with a space",
     ),
     (
@@ -59,6 +59,13 @@ _IN_OUR_WORDS = (
     ("found incompatible YAML document", "this version of YAML is not known", "remove the `%YAML` line"),
 )
 
+_POINT_BACK = (
+    "a key without a colon",
+    "a list that opens with `[` is not closed",
+    "a mapping that opens with `{` is not closed",
+    "a quote that is never closed",
+)
+
 
 def split_lines(text: str) -> list[str]:
     """Split where YAML breaks lines."""
@@ -85,7 +92,10 @@ def explain_syntax(error: yaml.YAMLError, file: str, lines: Sequence[str]) -> Pr
     for theirs, ours, hint in _IN_OUR_WORDS:
         if theirs in reason:
             opened = getattr(error, "context_mark", None)
-            if opened is not None and "closed" in ours:
+            if opened is not None and ours in _POINT_BACK:
+                written = "".join(lines[opened.line : line + 1])
                 line, column = opened.line, opened.column
+                if "${" in written and "opens with" in ours:
+                    hint = f"{hint}; inside brackets, text with `${{…}}` needs quotes"
             return Problem(f"bad YAML: {ours}", mark=mark_at(file, lines, line, column), hint=hint)
     return Problem(f"bad YAML: {reason}", mark=mark_at(file, lines, line, column))

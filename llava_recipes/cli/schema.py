@@ -1,0 +1,30 @@
+"""`llava-recipe schema`: the JSON Schema of recipes or plans, for editors and other programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from llava_recipes.recipe.json_schema import recipe_schema, value_schema
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "kind", nargs="?", choices=("recipe", "plan"), default="recipe", help="default: recipe"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    print(schema_text(arguments.kind), end="")
+    return 0
+
+
+def schema_text(kind: str) -> str:
+    """The JSON Schema of a kind of file, as it is committed in `schemas/`."""
+    if kind == "recipe":
+        schema = recipe_schema()
+    else:
+        from llava_recipes.plan.types import Plan
+
+        schema = value_schema(Plan, title="llava_recipes plan")
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

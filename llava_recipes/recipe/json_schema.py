@@ -1,0 +1,114 @@
+"""The JSON Schema (draft 2020-12) of recipes as they are typed, and of other values as they are."""
+
+from __future__ import annotations
+
+from typing import TypeAlias, cast
+
+from pydantic import BaseModel, JsonValue
+from pydantic_core import to_jsonable_python
+
+from llava_recipes.recipe.schema import Frozen, Recipe
+
+Schema: TypeAlias = dict[str, JsonValue]
+
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_VARIABLE: Schema = {
+    "title": "Variable",
+    "description": "A value from `vars`, written `${name}`; it keeps its type.",
+    "type": "string",
+    "pattern": r"^\$\{[^{}]+\}$",
+}
+_TEXT_WITH_VARIABLES: Schema = {
+    "title": "Text with variables",
+    "description": "Text that holds `${name}`, filled in from `vars`.",
+    "type": "string",
+    "pattern": r"\$\{[^{}]+\}",
+}
+_ABOUT = ("title", "description", "default", "examples")
+_NOT_VARIABLE = {("Recipe", "version"), ("Recipe", "vars")}
+
+
+def recipe_schema() -> Schema:
+    """What an editor checks a recipe file with: every value may also be written `${name}`."""
+    schema = value_schema(Recipe, title="llava_recipes recipe")
+    definitions = _inner(schema, "$defs")
+    for name, definition in {**definitions, "Recipe": schema}.items():
+        if "properties" not in cast(Schema, definition):
+            continue
+        properties = _inner(cast(Schema, definition), "properties")
+        for key, value in properties.items():
+            if (name, key) not in _NOT_VARIABLE:
+                properties[key] = _or_variable(cast(Schema, value))
+    definitions["Variable"] = _VARIABLE
+    definitions["TextWithVariables"] = _TEXT_WITH_VARIABLES
+    return schema
+
+
+def value_schema(model: type[BaseModel], *, title: str) -> Schema:
+    """The JSON Schema of a model, with its defaults and no keys but its own."""
+    schema = cast(Schema, model.model_json_schema())
+    definitions = _inner(schema, "$defs")
+    for name, known in _models(model).items():
+        definition = schema if known is model else _inner(definitions, name)
+        _close(definition)
+        for key, field in known.model_fields.items():
+            if field.default_factory is not None:
+                default = field.get_default(call_default_factory=True, validated_data={})
+                _inner(_inner(definition, "properties"), key)["default"] = to_jsonable_python(default)
+    return {"$schema": _DRAFT, **schema, "title": title}
+
+
+def _models(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The model and every model of the language that its schema can refer to, by name."""
+    found: dict[str, type[BaseModel]] = {model.__name__: model}
+    waiting: list[type[BaseModel]] = [Frozen]
+    while waiting:
+        for child in waiting.pop().__subclasses__():
+            found.setdefault(child.__name__, child)
+            waiting.append(child)
+    names = set(_inner(cast(Schema, model.model_json_schema()), "$defs")) | {model.__name__}
+    return {name: known for name, known in found.items() if name in names}
+
+
+def _inner(schema: Schema, key: str) -> Schema:
+    value = schema.setdefault(key, {})
+    assert isinstance(value, dict)
+    return value
+
+
+def _close(schema: Schema) -> None:
+    """Where keys must match a pattern, refuse those that do not."""
+    for value in _inner(schema, "properties").values():
+        if isinstance(value, dict) and "patternProperties" in value:
+            value["additionalProperties"] = False
+
+
+def _or_variable(schema: Schema) -> Schema:
+    """The schema of a value that may be written as a variable too, where plain text would not do already."""
+    for word in ("anyOf", "oneOf"):
+        choices = schema.get(word)
+        if isinstance(choices, list):
+            widened = [_items_or_variable(cast(Schema, choice)) for choice in choices]
+            references = [reference for reference in map(_reference, widened) if reference is not None]
+            plain = any(choice.get("type") == "string" and _reference(choice) is None for choice in widened)
+            return {**schema, word: [*widened, *([] if plain else references[:1])]}
+    schema = _items_or_variable(schema)
+    reference = _reference(schema)
+    if reference is None:
+        return schema
+    about = {key: value for key, value in schema.items() if key in _ABOUT}
+    rules = {key: value for key, value in schema.items() if key not in _ABOUT}
+    return {**about, "anyOf": [rules, reference]}
+
+
+def _items_or_variable(schema: Schema) -> Schema:
+    items = schema.get("items")
+    return {**schema, "items": _or_variable(items)} if isinstance(items, dict) else schema
+
+
+def _reference(schema: Schema) -> Schema | None:
+    if schema.get("type") in ("integer", "number", "boolean"):
+        return {"$ref": "#/$defs/Variable"}
+    if "enum" in schema or "const" in schema or "pattern" in schema:
+        return {"$ref": "#/$defs/TextWithVariables"}
+    return None

@@ -1,0 +1,42 @@
+"""Every bad recipe here prints exactly the text beside it.
+
+After a change of wording: llava-recipe validate tests/errors/NAME.yaml 2> tests/errors/NAME.txt
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.cli.main import main
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+BAD_RECIPES = sorted(HERE.glob("*.yaml"))
+
+
+def test_the_gallery_is_whole() -> None:
+    names = {file.stem for file in BAD_RECIPES}
+    assert len(names) >= 80
+    assert names == {file.stem for file in HERE.glob("*.txt")}
+
+
+@pytest.mark.parametrize("file", BAD_RECIPES, ids=lambda file: file.stem)
+def test_a_bad_recipe_prints_its_text(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["validate", file.relative_to(ROOT).as_posix()]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == file.with_suffix(".txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", BAD_RECIPES, ids=lambda file: file.stem)
+def test_a_message_keeps_house_style(file: Path) -> None:
+    """A place, no words of other programs' error classes, and never a secret."""
+    text = file.with_suffix(".txt").read_text(encoding="utf-8")
+    assert all(block.startswith(f"tests/errors/{file.name}:") for block in text.strip().split("\n\n"))
+    for foreign in ("Traceback", "pydantic", "Input should", "Error", "hf_abcdefgh"):
+        assert foreign not in text
