@@ -98,7 +98,7 @@ class _StageCompiler:
         if steps.per_epoch == 0:
             self.problems.append(self._explain_no_step(batch, data))
         self.notes += batch_notes(train, batch, steps, world_size=self._world_size)
-        self.notes += _deepspeed_notes(config, decision)
+        self.notes += [*_deepspeed_notes(config, decision), *_text_only_notes(data, decision)]
         shapes = self._model.shapes
         return StagePlan(
             name=stage.name,
@@ -230,6 +230,13 @@ def _deepspeed_notes(config: dict[str, JsonValue] | None, decision: Decision | N
             "ZeRO stage 3 keeps the inputs of frozen linear layers too; `zero2` takes less memory where "
             "the frozen language model fits on one GPU"
         )
+
+
+def _text_only_notes(data: DataPlan, decision: Decision | None) -> Iterator[str]:
+    has_images = any(source.images is not None for source in data.sources)
+    if decision is not None and not has_images and decision.trainable:
+        if all(name.startswith(("projector.", "vision_tower.")) for name in decision.trainable):
+            yield "no source has `images`, and what trains here learns from images alone"
 
 
 def _plan_train(train: Train, batch: Batch, steps: Steps) -> TrainPlan:

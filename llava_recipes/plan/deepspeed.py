@@ -178,10 +178,8 @@ class _Report:
         self, keys: Path, message: str, *, hint: str | None, on_key: bool = False, found: str | None = None
     ) -> None:
         path = (*self._path, *keys) if self._inline else self._path
-        place = ".".join(str(key) for key in keys)
-        text = message if self._inline or not place else f"{message} (`{place}` of the file)"
         on_key = on_key and self._inline
-        self.problems.append(Problem(text, path=path, found=found, hint=hint, on_key=on_key))
+        self.problems.append(Problem(message, path=path, found=found, hint=hint, on_key=on_key))
 
 
 def _check_keys(config: Config, report: _Report) -> None:
@@ -204,7 +202,7 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
         if enabled in (True, False) and enabled != wanted:
             report.add(
                 (block, "enabled"),
-                f"the recipe says `{block}: {said}`, the DeepSpeed config says {str(enabled).lower()}",
+                f"the recipe says `{block}: {said}`, DeepSpeed's `{block}.enabled` is {str(enabled).lower()}",
                 hint='write "auto" there, or make the two agree',
             )
         elif enabled is None and wanted:
@@ -214,7 +212,7 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
                 hint=f'add {block}: {{"enabled": "auto"}}',
             )
     if _enabled(config, "amp") is True:
-        message = "`amp` of DeepSpeed would replace the recipe's precision"
+        message = "`amp.enabled` of DeepSpeed would replace the recipe's precision"
         report.add(("amp", "enabled"), message, hint="remove `amp`")
 
 
@@ -230,7 +228,7 @@ def _check_clipping(config: Config, train: Train, report: _Report) -> None:
     elif clipping not in (None, "auto", train.max_grad_norm):
         report.add(
             ("gradient_clipping",),
-            f"{wanted}, the DeepSpeed config clips at {clipping}",
+            f"{wanted}, the DeepSpeed config says `gradient_clipping: {clipping}`",
             hint='write "auto" there, or make the two agree',
         )
 
@@ -245,9 +243,19 @@ def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
         if value != "auto" and value != planned:
             report.add(
                 (key,),
-                f"the DeepSpeed config says {value}, the recipe comes to {planned}",
+                f"the DeepSpeed config says `{key}: {value}`, the recipe comes to {planned}",
                 hint='write "auto" there, or make the two agree',
             )
+    if "train_micro_batch_size_per_gpu" not in config and "train_batch_size" not in config:
+        hint = 'add "train_micro_batch_size_per_gpu": "auto"'
+        report.add((), "the DeepSpeed config has no batch size, which DeepSpeed needs", hint=hint)
+    if "gradient_accumulation_steps" not in config and batch.accumulation != 1:
+        report.add(
+            (),
+            f"the recipe comes to {batch.accumulation} accumulation steps, DeepSpeed takes 1 where its "
+            "config does not say",
+            hint='add "gradient_accumulation_steps": "auto"',
+        )
 
 
 def _check_zero(config: Config, report: _Report) -> None:
@@ -258,13 +266,13 @@ def _check_zero(config: Config, report: _Report) -> None:
         return
     stage = zero.get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        message = "a ZeRO stage is 0, 1, 2 or 3"
+        message = "`zero_optimization.stage` is 0, 1, 2 or 3"
         report.add(("zero_optimization", "stage"), message, hint=None, found=str(stage))
         return
     if stage != 3 and zero.get("offload_param") is not None:
         report.add(
             ("zero_optimization", "offload_param"),
-            f"`offload_param` needs ZeRO stage 3, the config says {stage}",
+            f"`zero_optimization.offload_param` needs ZeRO stage 3, the config says {stage}",
             hint="remove it, or write `stage: 3`",
             on_key=True,
         )

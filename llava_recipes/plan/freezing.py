@@ -78,7 +78,9 @@ def _children(parent: str, names: Collection[str]) -> list[str]:
 
 def _suggest(segments: tuple[str, ...], depth: int, children: list[str]) -> str | None:
     word = segments[depth]
-    near = nearest(word, children) or (OTHER_MODULES.get(word) if depth == 0 else None)
+    # Another layer's number is no misspelling.
+    near = None if word.isdigit() else nearest(word, children)
+    near = near or (OTHER_MODULES.get(word) if depth == 0 else None)
     if near is None or near not in children:
         return None
     return f'did you mean "{".".join((*segments[:depth], near, *segments[depth + 1 :]))}"?'

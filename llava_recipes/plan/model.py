@@ -10,6 +10,8 @@ from pydantic import JsonValue
 
 from llava_recipes.plan import catalog
 from llava_recipes.plan.sizes import (
+    LANGUAGE_DEFAULTS,
+    VISION_DEFAULTS,
     ConfigValueError,
     ModelOutline,
     Shapes,
@@ -21,6 +23,7 @@ from llava_recipes.plan.sizes import (
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, ModelSizes
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import LanguageModel, Model
+from llava_recipes.recipe.spelling import nearest
 
 Config = Mapping[str, JsonValue]
 
@@ -48,7 +51,9 @@ def plan_model(model: Model, *, language_config: Config | None, vision_config: C
     vision_config = tower.config or vision_config or catalog.VISION_TOWERS.get(tower.source or "")
     notes = [*_unknown_notes("language model", language.source, language_config)]
     notes += _unknown_notes("vision tower", tower.source, vision_config)
-    outline, problems = None, list[Problem]()
+    problems = [*_check_keys(language.config, LANGUAGE_DEFAULTS, "language_model")]
+    problems += _check_keys(tower.config, VISION_DEFAULTS, "vision_tower")
+    outline = None
     if language_config is not None and vision_config is not None:
         try:
             outline = outline_model(
@@ -105,6 +110,20 @@ def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model:
         path=path,
         found=f"{error.key}: {error.found}",
     )
+
+
+def _check_keys(config: Config | None, known: Mapping[str, Config], part: str) -> Iterator[Problem]:
+    """Misspelt keys of an inline config: transformers would keep them and read its defaults instead."""
+    keys = known.get(str((config or {}).get("model_type")), {})
+    for key in config or {}:
+        near = None if key in keys else nearest(key, keys)
+        if keys and near is not None and near not in (config or {}):
+            yield Problem(
+                f"`{key}` resembles a key that changes the model",
+                path=("model", part, "config", key),
+                hint=f"did you mean `{near}`?",
+                on_key=True,
+            )
 
 
 def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterator[Problem]:

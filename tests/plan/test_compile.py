@@ -105,7 +105,7 @@ def test_a_start_that_is_not_there(start: str, hint: str | None) -> None:
         ),
         ("projetor", "the model has language_model", 'did you mean "projector"?'),
         ("language_model.layer", "language_model has embed_tokens, layers, norm", '"language_model.layers"?'),
-        ("language_model.layers.9", "language_model.layers has 0 to 3", None),
+        ("language_model.layers.13", "language_model.layers has 0 to 3", None),
         (
             "language_model.layers.{2..3}.mpl",
             "language_model.layers.{2..3} has self_attn, mlp",
@@ -183,12 +183,23 @@ def test_a_length_that_an_image_fills() -> None:
     assert compiled(stage_values(data__max_length=17))
     text_only = stage_values(data__max_length=16)
     del text_only["stages"][0]["data"]["sources"][0]["images"]
-    assert compiled(text_only)
+    assert (
+        "no source has `images`, and what trains here learns from images alone" in compiled(text_only).notes
+    )
 
 
 def test_a_config_value_that_builds_no_model_is_at_its_key() -> None:
     problem = only_problem(recipe_values(model__language_model__config={**LANGUAGE, "hidden_size": "64"}))
     assert problem.path == ("model", "language_model", "config", "hidden_size")
+
+
+def test_a_misspelt_config_key_is_told() -> None:
+    config = {key: value for key, value in LANGUAGE.items() if key != "hidden_size"} | {"hiden_size": 64}
+    problem = only_problem(recipe_values(model__language_model__config=config))
+    assert problem.path == ("model", "language_model", "config", "hiden_size")
+    assert problem.on_key and problem.hint == "did you mean `hidden_size`?"
+    tower = {**TOWER, "hidden_act": "gelu", "attention_dropout": 0.0, "rope_theta": 1e4}
+    assert compiled(recipe_values(model__vision_tower__config=tower))
 
 
 def test_a_config_file_that_builds_no_model_is_at_its_source() -> None:
@@ -240,7 +251,11 @@ def test_a_long_max_length_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "source", "stage"),
-    [("none", "none", None), ("zero3", "zero3", 3), ({"zero_optimization": {"stage": 1}}, "inline", 1)],
+    [
+        ("none", "none", None),
+        ("zero3", "zero3", 3),
+        ({"zero_optimization": {"stage": 1}, "train_batch_size": "auto"}, "inline", 1),
+    ],
 )
 def test_deepspeed_choices(choice: Any, source: str, stage: int | None) -> None:
     planned = compiled(stage_values(deepspeed=choice)).stages[0]
@@ -256,7 +271,7 @@ def test_a_deepspeed_file_is_checked() -> None:
         stage_values(deepspeed="ds.json"), facts=Facts(deepspeed_files={"ds.json": config})
     )
     assert problem.path == ("stages", 0, "deepspeed")
-    assert "says 7, the recipe comes to 4" in problem.message
+    assert "`train_batch_size: 7`, the recipe comes to 4" in problem.message
 
 
 def test_everything_wrong_is_told_at_once() -> None:

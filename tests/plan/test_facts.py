@@ -102,9 +102,10 @@ def test_broken_annotations_are_told() -> None:
 
 
 def test_deepspeed_files_are_read_and_checked() -> None:
-    write("ds.json", {"zero_optimization": {"stage": 2}})
+    config = {"zero_optimization": {"stage": 2}, "train_batch_size": "auto"}
+    write("ds.json", config)
     plan = plan_recipe(load(stage_values(deepspeed="./ds.json")), world_size=1)
-    assert plan.stages[0].deepspeed == {"zero_optimization": {"stage": 2}}
+    assert plan.stages[0].deepspeed == config
     assert plan.stages[0].deepspeed_source == "./ds.json"
 
 
