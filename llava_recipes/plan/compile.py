@@ -234,9 +234,10 @@ def _deepspeed_notes(config: dict[str, JsonValue] | None, decision: Decision | N
 
 def _text_only_notes(data: DataPlan, decision: Decision | None) -> Iterator[str]:
     has_images = any(source.images is not None for source in data.sources)
-    if decision is not None and not has_images and decision.trainable:
-        if all(name.startswith(("projector.", "vision_tower.")) for name in decision.trainable):
-            yield "no source has `images`, and what trains here learns from images alone"
+    if has_images or decision is None or not decision.trainable:
+        return
+    if all(name.startswith(("projector.", "vision_tower.")) for name in decision.trainable):
+        yield "no source has `images`, and what trains here learns from images alone"
 
 
 def _plan_train(train: Train, batch: Batch, steps: Steps) -> TrainPlan:
