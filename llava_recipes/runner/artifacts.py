@@ -66,7 +66,7 @@ def write_results(plan: Plan, trained: Trained, folder: Path) -> None:
         write_projector(trained.state, folder)
     if any(not name.startswith("projector.") for name in trained.state):
         write_trained(trained.state, folder)
-    config = original_config(plan, stage=plan.stages[0], assembled=trained.assembled)
+    config = original_config(plan.model, stage=plan.stages[0], assembled=trained.assembled)
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     with replacing(folder / "trainer_state.json") as temporary:
         trained.trainer.state.save_to_json(str(temporary))
