@@ -78,8 +78,12 @@ def _with_mark(document: Document, problem: Problem) -> Problem:
 
 
 def _in_order(document: Document, problems: Iterable[Problem]) -> list[Problem]:
-    marked = [_with_mark(document, problem) for problem in problems]
-    return sorted(marked, key=lambda problem: _place(document.file, problem.mark))
+    # A value that an alias repeats is wrong in every place and told once.
+    told: dict[Problem, Problem] = {}
+    for problem in problems:
+        marked = _with_mark(document, problem)
+        told.setdefault(replace(marked, path=None), marked)
+    return sorted(told.values(), key=lambda problem: _place(document.file, problem.mark))
 
 
 def _place(file: str, mark: Mark | None) -> tuple[bool, str, int, int]:

@@ -14,7 +14,7 @@ from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import Value, spell_value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Stage, Train
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Frozen, LanguageModel, Stage, Train, VisionTower
 from llava_recipes.recipe.secret import check_secrets
 from llava_recipes.recipe.spelling import did_you_mean, nearest
 
@@ -32,10 +32,14 @@ def check_rules(root: Value) -> list[Problem]:
     problems += _check_output_folders(stages)
     for index, stage in enumerate(stages):
         path: Path = ("stages", index)
+        if not stage:
+            continue
         for check in (_check_trainable, _check_deepspeed, _check_stage_paths):
             problems += check(stage, path)
         problems += _check_init_from(stages, index)
-        problems += _check_train(_mapping(stage.get("train")), (*path, "train"), given="train" in stage)
+        problems += _check_train(
+            _mapping(stage.get("train")), (*path, "train"), given=isinstance(stage.get("train"), dict)
+        )
     return problems
 
 
@@ -80,8 +84,10 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
             on_key=True,
         )
     elif not given:
-        hint = "write `source:` for pretrained weights, or `config:` for random ones"
-        yield Problem(f"`{name}` needs one of `source` and `config`", path=path, hint=hint, on_key=True)
+        model = LanguageModel if name == "language_model" else VisionTower
+        if not _misspelt(part, model, "source", "config"):
+            hint = "write `source:` for pretrained weights, or `config:` for random ones"
+            yield Problem(f"`{name}` needs one of `source` and `config`", path=path, hint=hint, on_key=True)
     elif given == ["config"]:
         yield from _check_config(part, path)
     else:
@@ -182,7 +188,8 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
 def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
     trainable = stage.get("trainable")
-    if freeze == "all" and (trainable == [] or "trainable" not in stage):
+    absent = "trainable" not in stage and not _misspelt(stage, Stage, "trainable", "freeze")
+    if freeze == "all" and (trainable == [] or absent):
         yield Problem(
             "nothing trains in this stage: all is frozen, and `trainable` names nothing",
             path=(*path, "trainable")
@@ -235,10 +242,11 @@ def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem
             message = f"`{left}` and `{right}` are both given; {reason}"
             yield Problem(message, path=(*path, last), hint="keep one of the two", on_key=True)
 
-    yield from both("num_train_epochs", "max_steps", "each of them says how long to train")
+    length = ("num_train_epochs", "max_steps")
+    yield from both(*length, "each of them says how long to train")
     yield from both("gradient_accumulation_steps", "global_batch_size", "the one follows from the other")
     yield from both("warmup_ratio", "warmup_steps", "each of them says how long to warm up")
-    if given and not _given(train, "num_train_epochs", "max_steps") and not _misspelt(train):
+    if given and not _given(train, *length) and not _misspelt(train, Train, *length):
         hint = "write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps"
         yield Problem(
             "`train` needs one of `num_train_epochs` and `max_steps`", path=path, hint=hint, on_key=True
@@ -264,14 +272,13 @@ def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem
     yield from _check_extra(_mapping(train.get("extra")), (*path, "extra"))
 
 
-def _misspelt(train: Mapping) -> bool:
-    """Whether an unknown key stands for the length of training: then its spelling is all there is to tell."""
-    length = ("num_train_epochs", "max_steps")
+def _misspelt(mapping: Mapping, model: type[Frozen], *names: str) -> bool:
+    """Whether one of the names is there under another spelling: then the spelling is all there is to tell."""
+    unknown = [key for key in mapping if key not in model.model_fields]
     return any(
-        nearest(key, Train.model_fields) in length
-        or any(f"`{name}:`" in OTHER_NAMES.get(key, "") for name in length)
-        for key in train
-        if key not in Train.model_fields
+        nearest(key, model.model_fields) in names
+        or any(f"`{name}:" in OTHER_NAMES.get(key, "") for name in names)
+        for key in unknown
     )
 
 

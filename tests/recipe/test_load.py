@@ -162,3 +162,24 @@ def test_far_words_are_not_suggested() -> None:
     assert nearest("zebra", ("freeze", "name", "data")) is None
     assert nearest("x", ("y",)) is None
     assert nearest("learning-rate", ("learning_rate", "max_steps")) == "learning_rate"
+
+
+def test_a_slip_is_told_once_and_nothing_that_follows_from_it() -> None:
+    """No "missing" and no "nothing trains" beside the misspelt key itself."""
+    text = GOOD.replace("trainable", "trainabel").replace("num_train_epochs", "num_train_epoch")
+    text = text.replace("{source", "{sorce").replace("output_dir", "output_dirr")
+    assert [message.split("`")[1] for message in _messages(text)] == [
+        "sorce",
+        "trainabel",
+        "num_train_epoch",
+        "output_dirr",
+    ]
+
+
+def test_a_value_repeated_by_an_alias_is_told_once() -> None:
+    text = (
+        GOOD.replace("{num", "&t {num").replace('"${rate}"', "-1")
+        + "  - {name: b, output_dir: b, train: *t}\n"
+    )
+    messages = _messages(text)
+    assert messages.count("`learning_rate` must be above 0") == 1

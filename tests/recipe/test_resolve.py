@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llava_recipes.recipe.errors import RecipeError
@@ -17,6 +19,13 @@ def _resolved(text: str, *overrides: str) -> Document:
 def _root(document: Document) -> dict[str, Value]:
     assert isinstance(document.root, dict)
     return document.root
+
+
+def _at(document: Document, *path: str | int) -> Any:
+    value: Any = document.root
+    for segment in path:
+        value = value[segment]
+    return value
 
 
 STAGES = "stages:\n  - name: a\n    train: {num_train_epochs: 1, learning_rate: 1e-3}\n  - name: a.b\n"
@@ -48,7 +57,7 @@ def test_text_that_doubles_itself_is_stopped() -> None:
 
 def test_an_override_takes_the_place_of_the_key_it_excludes() -> None:
     document = _resolved(STAGES, "stages.a.train.max_steps=5")
-    assert _root(document)["stages"][0]["train"] == {"learning_rate": 1e-3, "max_steps": 5}  # type: ignore[index,call-overload]
+    assert _at(document, "stages", 0, "train") == {"learning_rate": 1e-3, "max_steps": 5}
     mark = document.locate(("stages", 0, "train", "max_steps"))
     assert mark is not None
     assert mark.file == "--set stages.a.train.max_steps=5"
@@ -56,12 +65,12 @@ def test_an_override_takes_the_place_of_the_key_it_excludes() -> None:
 
 def test_two_overrides_that_exclude_each_other_both_stay() -> None:
     document = _resolved(STAGES, "stages.a.train.max_steps=5", "stages.a.train.num_train_epochs=2")
-    assert _root(document)["stages"][0]["train"].keys() >= {"max_steps", "num_train_epochs"}  # type: ignore[index,call-overload,union-attr]
+    assert _at(document, "stages", 0, "train").keys() >= {"max_steps", "num_train_epochs"}
 
 
 def test_the_longest_stage_name_is_meant() -> None:
     document = _resolved(STAGES, "stages.a.b.output_dir=x", "stages.1.deepspeed={bf16: {enabled: true}}")
-    stage = _root(document)["stages"][1]  # type: ignore[index,call-overload]
+    stage = _at(document, "stages", 1)
     assert stage == {"name": "a.b", "output_dir": "x", "deepspeed": {"bf16": {"enabled": True}}}
 
 
