@@ -49,7 +49,7 @@ def check_file(file: str, overrides: Sequence[str]) -> Sequence[Problem]:
     """Every problem of one recipe file; empty when it is good."""
     try:
         loaded = load_recipe(file, overrides)
-        # Imported for a recipe that is good so far: the checks of the plan are most of the time this takes.
+        # A recipe that is already found wrong need not wait for the plan to be imported.
         from llava_recipes.runner.facts import plan_recipe
 
         plan_recipe(loaded, world_size=1)
