@@ -245,7 +245,7 @@ def test_gradient_checkpointing_changes_no_number() -> None:
         freeze_model(model, freeze="all", trainable=("projector",))
         model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         model(**_small_batch()).loss.backward()
         grads.append(model.model.multi_modal_projector.weight.grad)
     assert torch.equal(*grads)

@@ -76,7 +76,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path: Path, capsys: pytest.Capture
     torch.save({"model.mm_projector.weight": _Harmful()}, tmp_path / "p.bin")
     with pytest.raises(RecipeError, match="more than tensors"):
         read_projector_weights(tmp_path / "p.bin")
-    (tmp_path / "q.bin").write_bytes(pickle.dumps(_Harmful()))
+    (tmp_path / "q.bin").write_bytes(pickle.dumps(_Harmful(), protocol=2))
     with pytest.raises(RecipeError):
         read_projector_weights(tmp_path / "q.bin")
     assert capsys.readouterr().out == ""
