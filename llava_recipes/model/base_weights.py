@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 # Values that older transformers versions saved and newer ones compute.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias)$")
+OLD_HEAD = re.compile(r"^embed_out\.")
 OTHER_HALF = re.compile(r"^(text_model\.|text_projection\.|visual_projection\.|logit_scale$|logit_bias$)")
 
 
@@ -31,7 +32,7 @@ def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocab
     wanted = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
     source = _source(causal_class(origin.config), origin, seed, LANGUAGE_PATH)
     given = {
-        (name if name in wanted else body + name): name
+        _current_name(name, wanted=wanted, body=body, head=head): name
         for name in source.names()
         if not COMPUTED.search(name)
     }
@@ -49,6 +50,12 @@ def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocab
         )
         read = tensors.reader(name)
         placement.place(ours, _growing(read, vocabulary) if is_head or name == embedding else read)
+
+
+def _current_name(name: str, *, wanted: Collection[str], body: str, head: str) -> str:
+    """What a tensor of a file is called in the model; a body saved alone lacks its root."""
+    name = OLD_HEAD.sub(head, name)
+    return name if name in wanted or name.startswith(body) else body + name
 
 
 def _check_tie(source: TensorSource, given: dict[str, str], head: str, embedding: str) -> None:

@@ -53,8 +53,6 @@ class _FixedBody(nn.Module):
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self._hidden = hidden
-        # Some models call the decoder inside their body; set past Module, which would walk it forever.
-        self.__dict__["decoder"] = self
 
     def forward(self, *args: object, **kwargs: object) -> BaseModelOutputWithPast:
         return BaseModelOutputWithPast(last_hidden_state=self._hidden)

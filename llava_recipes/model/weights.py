@@ -20,7 +20,9 @@ from llava_recipes.model.projector import projector_shapes
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 INIT_PATH: Path = ("model", "projector", "init_from")
+STAGES_PATH: Path = ("stages",)
 TRAINED_FILE = "trained.safetensors"
+RUN_FILES = (TRAINED_FILE, "mm_projector.safetensors", "mm_projector.bin")
 ORIGINAL_PREFIX = "model.mm_projector."
 PROJECTOR_KEY = re.compile(r"^(?:.*\.)?(?:mm_projector|projector)\.((?:\d+\.)?(?:weight|bias))$")
 
@@ -155,25 +157,34 @@ def write_trained(state: Mapping[str, Tensor], folder: pathlib.Path) -> pathlib.
 
 
 def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
-    """Lay trained weights over the model's, from a file or the run folder that holds it; returns their names.
+    """Lay trained weights over the model's; returns their names.
 
+    `path` is a file of canonical names, or a run's folder: its trained weights, or else its projector.
     Under ZeRO-3 all processes call this. Raises RecipeError when a weight has no place or another shape.
     """
-    file = pathlib.Path(path)
-    file = file / TRAINED_FILE if file.is_dir() else file
-    source = open_tensor_file(file, ("stages",))
+    found = pathlib.Path(path)
+    files = [found] if found.is_file() else [found / name for name in RUN_FILES if (found / name).is_file()]
+    tensors: dict[str, Tensor] = {}
+    for file in files[:1]:
+        if file.name == TRAINED_FILE or found.is_file():
+            source = open_tensor_file(file, STAGES_PATH)
+            tensors = {name: source.read(name) for name in sorted(source.names())}
+        else:
+            tensors = read_projector_weights(file).tensors
+    if not tensors:
+        hint = f"a finished run leaves {TRAINED_FILE} or mm_projector.safetensors there"
+        raise RecipeError(Problem("no trained weights here", path=STAGES_PATH, found=str(path), hint=hint))
     parameters = canonical_parameters(model)
-    names = tuple(sorted(source.names()))
     problems = [
-        Problem(f"trained weights do not fit this model: {trouble}", path=("stages",), found=str(file))
-        for name in names
-        if (trouble := _trouble(name, source.read(name), parameters.get(name))) is not None
+        Problem(f"trained weights do not fit this model: {trouble}", path=STAGES_PATH, found=str(files[0]))
+        for name, tensor in tensors.items()
+        if (trouble := _trouble(name, tensor, parameters.get(name))) is not None
     ]
     if problems:
         raise RecipeError(*problems)
-    for name in names:
-        overwrite(parameters[name], lambda name=name: source.read(name))  # type: ignore[misc]
-    return names
+    for name, tensor in tensors.items():
+        overwrite(parameters[name], lambda tensor=tensor: tensor)  # type: ignore[misc]
+    return tuple(tensors)
 
 
 def _trouble(name: str, given: Tensor, parameter: nn.Parameter | None) -> str | None:

@@ -54,7 +54,6 @@ LANGUAGE_MODELS: dict[str, dict[str, JsonValue]] = {
     "cohere (scale)": {"model_type": "cohere", "logit_scale": 0.25},
     "granite (divisor)": {"model_type": "granite", "logits_scaling": 4.0, "embedding_multiplier": 3.0},
     "gpt_neox (other names)": {"model_type": "gpt_neox", "num_key_value_heads": None},
-    "opt (nested body)": {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32},
 }
 
 
@@ -106,7 +105,9 @@ def test_logits_are_those_of_the_language_model(name: str, tmp_path: Path) -> No
     torch.testing.assert_close(_assembled_logits(model, IDS), expected, rtol=0, atol=1e-6)
     assert type(model) is LlavaForConditionalGeneration
     tied = "tied" in name or "soft cap" in name or "cohere" in name
-    assert (model.lm_head.weight is model.get_input_embeddings().weight) == (tied or model.config.tie_word_embeddings)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == (
+        tied or model.config.tie_word_embeddings
+    )
 
 
 def _as_bin(folder: Path, causal: PreTrainedModel, *, shards: int) -> None:
@@ -116,11 +117,15 @@ def _as_bin(folder: Path, causal: PreTrainedModel, *, shards: int) -> None:
     if shards == 1:
         torch.save(causal.state_dict(), folder / "pytorch_model.bin")
         return
-    weight_map = {name: f"pytorch_model-{index % shards + 1:05}-of-{shards:05}.bin" for index, name in enumerate(names)}
+    weight_map = {
+        name: f"pytorch_model-{index % shards + 1:05}-of-{shards:05}.bin" for index, name in enumerate(names)
+    }
     for file_name in set(weight_map.values()):
         part = {name: tensor for name, tensor in causal.state_dict().items() if weight_map[name] == file_name}
         torch.save(part, folder / file_name)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 @pytest.mark.parametrize("layout", ["safetensors shards", "bin", "bin shards"])
@@ -156,7 +161,9 @@ def test_training_writes_nothing_into_the_base_files(tmp_path: Path) -> None:
 
 def test_a_seed_gives_the_weights_that_transformers_draws_with_it() -> None:
     config = _config(LANGUAGE_MODELS["llama"])
-    model = assemble(plan_of(language_config=config, tower_config=INLINE_CLIP, seed=7), dtype=torch.float32).model
+    model = assemble(
+        plan_of(language_config=config, tower_config=INLINE_CLIP, seed=7), dtype=torch.float32
+    ).model
     torch.manual_seed(7)
     expected = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     assert torch.equal(_assembled_logits(model, IDS), _logits(expected, IDS))
@@ -190,8 +197,12 @@ def test_the_skeleton_reads_no_weight_file(tmp_path: Path) -> None:
         assemble(plan_of(language=tmp_path), dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("start_end", "patch", "num_added"), [(True, False, 2), (False, True, 1), (True, True, 3)])
-def test_added_tokens_start_as_the_mean_of_the_known_ones(start_end: bool, patch: bool, num_added: int) -> None:
+@pytest.mark.parametrize(
+    ("start_end", "patch", "num_added"), [(True, False, 2), (False, True, 1), (True, True, 3)]
+)
+def test_added_tokens_start_as_the_mean_of_the_known_ones(
+    start_end: bool, patch: bool, num_added: int
+) -> None:
     base = assemble(plan_of(), dtype=torch.float32).model
     assembled = assemble(plan_of(start_end=start_end, patch=patch), dtype=torch.float32)
     model = assembled.model
@@ -207,7 +218,9 @@ def test_added_tokens_start_as_the_mean_of_the_known_ones(start_end: bool, patch
 
 def test_added_tokens_use_spare_rows_before_they_grow_the_embeddings(tmp_path: Path) -> None:
     causal = _saved(tmp_path, {"model_type": "llama", "vocab_size": 1010})
-    model = assemble(plan_of(language=tmp_path, tower_config=INLINE_CLIP, start_end=True), dtype=torch.float32).model
+    model = assemble(
+        plan_of(language=tmp_path, tower_config=INLINE_CLIP, start_end=True), dtype=torch.float32
+    ).model
     rows, known = model.get_input_embeddings().weight, causal.get_input_embeddings().weight
     assert rows.shape == known.shape
     assert torch.equal(rows[:1000], known[:1000]) and torch.equal(rows[1002:], known[1002:])
@@ -278,6 +291,12 @@ def test_a_head_that_does_more_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         assemble(plan_of(language=tmp_path, tower_config=INLINE_CLIP), dtype=torch.float32)
 
 
+def test_a_head_that_cannot_be_checked_is_refused(tmp_path: Path) -> None:
+    _saved(tmp_path, {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32})
+    with pytest.raises(RecipeError, match="the head of OPTForCausalLM"):
+        assemble(plan_of(language=tmp_path, tower_config=INLINE_CLIP), dtype=torch.float32)
+
+
 def _broken(folder: Path, change: str) -> None:
     shutil.copytree(VICUNA, folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
@@ -289,7 +308,9 @@ def _broken(folder: Path, change: str) -> None:
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
     elif change == "shard missing":
         (folder / "model.safetensors").unlink()
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "a"}}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"lm_head.weight": "a"}})
+        )
     elif change == "a tower":
         shutil.copy(CLIP / "config.json", folder)
     else:
@@ -326,7 +347,9 @@ def test_a_tower_that_is_no_tower_and_one_without_processor(tmp_path: Path) -> N
         assemble(plan_of(tower=tmp_path), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("source", ["./no/such/folder", "/no/such", "no-such-model", "a/b/c", "~/nothing-here"])
+@pytest.mark.parametrize(
+    "source", ["./no/such/folder", "/no/such", "no-such-model", "a/b/c", "~/nothing-here"]
+)
 def test_a_folder_that_is_not_there_is_refused(source: str) -> None:
     with pytest.raises(RecipeError, match="no such folder"):
         assemble(plan_of(language=Path(source)), dtype=torch.float32)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from pydantic import JsonValue
-from transformers import CLIPModel, CLIPVisionConfig, CLIPTextConfig, SiglipVisionModel
+from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, SiglipVisionModel
 
 from llava_recipes.model.assemble import assemble
 from llava_recipes.model.features import tower_features
@@ -43,7 +42,9 @@ def test_features_equal_the_original(sample: dict[str, JsonValue]) -> None:
 @pytest.mark.parametrize("layer", [-4, -2, -1, 0, 3])
 @pytest.mark.parametrize("config", [INLINE_CLIP, INLINE_SIGLIP], ids=["clip", "siglip"])
 def test_features_equal_the_stock_hidden_states(config: dict[str, JsonValue], layer: int) -> None:
-    model = assemble(plan_of(tower_config=config, select_layer=layer, projector="linear"), dtype=torch.float32).model
+    model = assemble(
+        plan_of(tower_config=config, select_layer=layer, projector="linear"), dtype=torch.float32
+    ).model
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = tower_features(model.model.vision_tower, model.config, pixels)
@@ -69,7 +70,9 @@ def test_the_vision_half_of_a_full_clip_checkpoint(tmp_path: object) -> None:
     from pathlib import Path
 
     folder = Path(str(tmp_path))
-    text = CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    text = CLIPTextConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
+    )
     vision = CLIPVisionConfig.from_pretrained(CLIP)
     from transformers import CLIPConfig
 
@@ -91,7 +94,7 @@ def test_a_siglip_folder_as_tower(tmp_path: object) -> None:
     folder = Path(str(tmp_path))
     torch.manual_seed(0)
     values = {key: value for key, value in INLINE_SIGLIP.items() if key != "model_type"}
-    tower = SiglipVisionModel(SiglipVisionConfig(**values))  # type: ignore[arg-type]
+    tower = SiglipVisionModel(SiglipVisionConfig(**values))
     tower.save_pretrained(folder)
     SiglipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
     assembled = assemble(plan_of(tower=folder), dtype=torch.float32)

@@ -27,7 +27,15 @@ from tests.model.plans import GOLDEN, INLINE_CLIP, plan_of
 FOLDER = GOLDEN / "03_splice"
 FIXTURES = GOLDEN / "fixtures"
 CASES = {case["case"]: case for case in json.loads((FOLDER / "splice.json").read_text())["cases"]}
-WHOLE = ("right_padded", "right_padded_2", "all_text", "all_image", "single_image", "single_text", "left_padded")
+WHOLE = (
+    "right_padded",
+    "right_padded_2",
+    "all_text",
+    "all_image",
+    "single_image",
+    "single_text",
+    "left_padded",
+)
 CUT = ("truncated_40", "truncated_60", "truncated_5_before_image", "left_padded_truncated_60")
 
 LLAMA: dict[str, JsonValue] = {
@@ -103,7 +111,9 @@ def test_loss_equals_the_original(name: str) -> None:
         output = _golden()[0].model(**_golden_batch(CASES[name]))
     assert output.loss.item() == pytest.approx(CASES[name]["loss"], rel=1e-5)
     assert output.logits is None
-    assert output.num_label_tokens.item() == sum(label != -100 for row in CASES[name]["labels"] for label in row[1:])
+    assert output.num_label_tokens.item() == sum(
+        label != -100 for row in CASES[name]["labels"] for label in row[1:]
+    )
 
 
 @pytest.mark.parametrize("name", ("truncated_40", "left_padded_truncated_60"))
@@ -178,7 +188,9 @@ def test_right_padding_runs_without_a_mask_and_left_padding_with_one(monkeypatch
     model = _small(LLAMA)
     seen: list[Tensor | None] = []
     body = model.model.language_model
-    body.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True)
+    body.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+    )
     model(**_small_batch(padding="right"))
     model(**_small_batch(padding="left"))
     assert seen[0] is None and seen[1] is not None

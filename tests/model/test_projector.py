@@ -15,7 +15,10 @@ from tests.model.plans import GOLDEN
 
 FOLDER = GOLDEN / "04_projector"
 TYPES = ("linear", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu")
-RECORDED = {sample["mm_projector_type"]: sample for sample in json.loads((FOLDER / "projectors.json").read_text())["samples"]}
+RECORDED = {
+    sample["mm_projector_type"]: sample
+    for sample in json.loads((FOLDER / "projectors.json").read_text())["samples"]
+}
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -40,7 +40,9 @@ def test_an_empty_file_is_an_identity(tmp_path: Path) -> None:
     assert read_projector_weights(tmp_path / "none.safetensors").type == "identity"
 
 
-@pytest.mark.parametrize("prefix", ["model.mm_projector.", "mm_projector.", "projector.", "base_model.model.model.mm_projector."])
+@pytest.mark.parametrize(
+    "prefix", ["model.mm_projector.", "mm_projector.", "projector.", "base_model.model.model.mm_projector."]
+)
 def test_known_prefixes(tmp_path: Path, prefix: str) -> None:
     tensors = {f"{prefix}0.weight": torch.ones(8, 4), f"{prefix}0.bias": torch.ones(8)}
     torch.save(tensors, tmp_path / "p.bin")
@@ -121,7 +123,10 @@ def test_the_projector_is_written_as_the_original_writes_it(tmp_path: Path, run:
     for name, tensor in load_file(safe).items():
         assert torch.equal(tensor, original[name]) and torch.equal(written[name], original[name])
         assert tensor.dtype == original[name].dtype
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mm_projector.bin", "mm_projector.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mm_projector.bin",
+        "mm_projector.safetensors",
+    ]
 
 
 def test_an_empty_projector_cannot_be_written(tmp_path: Path) -> None:
@@ -147,6 +152,19 @@ def test_trained_weights_come_back(tmp_path: Path) -> None:
         assert torch.equal(parameter, canonical_parameters(first)[name]), name
 
 
+def test_a_run_that_trained_the_projector_alone_hands_it_on(tmp_path: Path) -> None:
+    plan = plan_of(init_from=STAGE1 / "base" / "mm_projector.bin")
+    first, second = assemble(plan, dtype=torch.float32).model, assemble(plan_of(), dtype=torch.float32).model
+    freeze_model(first, freeze="all", trainable=("projector",))
+    state = trainable_state(first)
+    write_projector(state, tmp_path)
+    assert set(load_trained(second, tmp_path)) == set(state)
+    for name, tensor in state.items():
+        assert torch.equal(canonical_parameters(second)[name], tensor)
+    with pytest.raises(RecipeError, match="no trained weights here"):
+        load_trained(second, tmp_path / "nothing")
+
+
 def test_the_state_is_a_copy() -> None:
     model = assemble(plan_of(projector="linear"), dtype=torch.float32).model
     freeze_model(model, freeze="all", trainable=("projector",))
@@ -158,7 +176,10 @@ def test_the_state_is_a_copy() -> None:
 
 def test_trained_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     model = assemble(plan_of(projector="linear"), dtype=torch.float32).model
-    save_file({"projector.weight": torch.ones(3, 3), "projector.7.bias": torch.ones(3)}, tmp_path / "trained.safetensors")
+    save_file(
+        {"projector.weight": torch.ones(3, 3), "projector.7.bias": torch.ones(3)},
+        tmp_path / "trained.safetensors",
+    )
     with pytest.raises(RecipeError) as caught:
         load_trained(model, tmp_path)
     assert len(caught.value.problems) == 2
@@ -186,7 +207,12 @@ def test_freezing_splits_the_model() -> None:
     decision = freeze_model(model, freeze="all", trainable=("projector",))
     trains = {name for name, parameter in canonical_parameters(model).items() if parameter.requires_grad}
     assert trains == set(decision.trainable)
-    assert sorted(trains) == ["projector.0.bias", "projector.0.weight", "projector.2.bias", "projector.2.weight"]
+    assert sorted(trains) == [
+        "projector.0.bias",
+        "projector.0.weight",
+        "projector.2.bias",
+        "projector.2.weight",
+    ]
     freeze_model(model, freeze=("vision_tower",), trainable=())
     assert all(
         parameter.requires_grad != name.startswith("vision_tower.")
