@@ -27,6 +27,10 @@ _Dumper.add_representer(str, _write_text)
 def write_resolved(recipe: Recipe) -> str:
     """YAML text of a recipe. Variables are already filled in, so a `${` that remains is meant literally."""
     values = recipe.model_dump(mode="json", exclude_none=True, exclude={"vars"})
+    for part in (values["model"]["language_model"], values["model"]["vision_tower"]):
+        # Pretrained weights have no seed, and a recipe that gives them one is refused.
+        if isinstance(part, dict) and "source" in part:
+            del part["seed"]
     return yaml.dump(_escape(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
