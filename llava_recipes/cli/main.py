@@ -79,5 +79,8 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
             "w", prefix="llava-recipe-", suffix=".log", delete=False, encoding="utf-8"
         ) as log:
             traceback.print_exc(file=log)
-        print(f"a bug in llava-recipe: {type(error).__name__}: {error}\nthe traceback is in {log.name}", file=sys.stderr)
+        print(
+            f"a bug in llava-recipe: {type(error).__name__}: {error}\nthe traceback is in {log.name}",
+            file=sys.stderr,
+        )
         return OUR_BUG

@@ -16,8 +16,8 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     """The tokenizer with a padding token and the image tokens that the recipe asks for.
 
     Tokenizers of the Llama family give the ids of the slow tokenizer that the original uses. A tokenizer
-    without padding token pads with its unknown token. Raises RecipeError when it cannot be loaded, when it
-    has no character offsets, or when it has neither padding nor unknown token.
+    without padding token pads with its unknown token, else with its end token. Raises RecipeError when it
+    cannot be loaded, when it has no character offsets, or when it has none of the three.
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
     try:
@@ -31,7 +31,7 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     if isinstance(tokenizer, LlamaTokenizer):
         _match_slow_llama(tokenizer, legacy=settings.get("legacy") is not False)
     if tokenizer.pad_token is None:
-        _pad_with_unknown(tokenizer, plan)
+        _pad_with_another(tokenizer, plan)
     added = [IMAGE_PATCH] * image_tokens.patch + [IMAGE_START, IMAGE_END] * image_tokens.start_end
     if added:
         tokenizer.add_tokens(added, special_tokens=True)
@@ -72,13 +72,17 @@ def _match_slow_llama(tokenizer: LlamaTokenizer, *, legacy: bool) -> None:
     )
 
 
-def _pad_with_unknown(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPlan) -> None:
-    if tokenizer.unk_token is None:
+def _pad_with_another(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPlan) -> None:
+    """Pad with the unknown token as the original does, else with the end of text.
+
+    Which one it is changes no number: padding is neither attended to nor learned.
+    """
+    tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
         raise RecipeError(
             Problem(
-                f'tokenizer "{plan.tokenizer}" has neither a padding nor an unknown token',
+                f'tokenizer "{plan.tokenizer}" has neither a padding, an unknown nor an end token',
                 path=("model", "language_model"),
                 hint="set `pad_token` in its tokenizer_config.json",
             )
         )
-    tokenizer.pad_token = tokenizer.unk_token

@@ -72,7 +72,7 @@ class VisionTower(Frozen):
     )
     image_processor: dict[str, JsonValue] | None = Field(
         None,
-        description="Inline image processor settings (size, crop, mean, std), over the defaults for `config`.",
+        description="Image processor settings (size, crop, mean, std), over the defaults for `config`.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
     select_layer: int = Field(
@@ -180,7 +180,9 @@ class Train(Frozen):
     per_device_train_batch_size: int = Field(8, gt=0, description="Samples per device and forward pass.")
     per_device_eval_batch_size: int = Field(8, gt=0, description="The same for evaluation.")
     gradient_accumulation_steps: int | None = Field(
-        None, gt=0, description="Forward passes per optimizer step. Default 1, or what `global_batch_size` needs."
+        None,
+        gt=0,
+        description="Forward passes per optimizer step. Default 1, or what `global_batch_size` needs.",
     )
     global_batch_size: int | None = Field(
         None,
@@ -205,8 +207,8 @@ class Train(Frozen):
     ] = Field("cosine", description="Shape of the learning rate after warm-up.")
     loss_normalization: Literal["device_batch", "token"] = Field(
         "device_batch",
-        description="`device_batch`: the original's mean over the label tokens of each device batch, averaged "
-        "over accumulation steps and processes. `token`: the mean over all label tokens of the step.",
+        description="`device_batch`: the original's mean over the label tokens of each device batch, "
+        "averaged over accumulation steps and processes. `token`: the mean over all label tokens of the step.",
     )
     bf16: bool = Field(False, description="Train in bfloat16.")
     fp16: bool = Field(False, description="Train in float16 with loss scaling.")
@@ -217,7 +219,9 @@ class Train(Frozen):
     dataloader_num_workers: int = Field(0, ge=0, description="Processes per device that load data.")
     eval_strategy: Literal["no"] = Field("no", description="Evaluation during training.")
     logging_steps: int = Field(1, gt=0, description="Steps between log lines.")
-    save_strategy: Literal["steps", "epoch", "no"] = Field("steps", description="When checkpoints are written.")
+    save_strategy: Literal["steps", "epoch", "no"] = Field(
+        "steps", description="When checkpoints are written."
+    )
     save_steps: int = Field(500, gt=0, description="Steps between checkpoints, with `save_strategy: steps`.")
     save_total_limit: int | None = Field(None, gt=0, description="Checkpoints to keep; older ones go.")
     report_to: Literal["none"] | Report | tuple[Report, ...] = Field(

@@ -47,16 +47,17 @@ def _train(request: Request) -> Result | None:
         return None
     if not trained.stopped_early:
         write_results(plan, trained, output_dir)
-    trained.reporter.finish(
+    rows = [
         (
-            (
-                "stopped" if trained.stopped_early else "done",
-                f"step {trained.num_steps:,} in {trained.seconds:,.1f} s",
-            ),
-            ("loss", "–" if trained.last_loss is None else f"{trained.last_loss:.4f}"),
-            ("written to", str(output_dir)),
-        )
-    )
+            "stopped" if trained.stopped_early else "done",
+            f"step {trained.num_steps:,} in {trained.seconds:,.1f} s",
+        ),
+        ("loss", "–" if trained.last_loss is None else f"{trained.last_loss:.4f}"),
+        ("written to", str(output_dir)),
+    ]
+    if trained.num_skipped:
+        rows.insert(2, ("skipped", f"{trained.num_skipped:,} samples with a bad image"))
+    trained.reporter.finish(tuple(rows))
     return Result(trained.num_steps, trained.stopped_early, trained.last_loss, trained.seconds)
 
 

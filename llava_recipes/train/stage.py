@@ -39,6 +39,8 @@ class Trained:
     last_loss: float | None
     seconds: float
     is_first_process: bool
+    num_skipped: int
+    """Samples whose image could not be used and that another took the place of, over all processes."""
     trainer: StageTrainer
     reporter: Reporter
 
@@ -108,6 +110,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         last_loss=last_loss[0] if last_loss else None,
         seconds=time.monotonic() - started_s,
         is_first_process=first,
+        num_skipped=_sum_over_processes(dataset.num_skipped, arguments),
         trainer=trainer,
         reporter=reporter,
     )
@@ -148,6 +151,13 @@ def _padding_that_text_may_hold(assembled: Assembled) -> int | None:
     tokenizer = assembled.tokenizer
     pad_id: int = tokenizer.pad_token_id
     return pad_id if pad_id == tokenizer.unk_token_id else None
+
+
+def _sum_over_processes(count: int, arguments: TrainingArguments) -> int:
+    total = torch.tensor(count, device=arguments.device)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return int(total)
 
 
 def _zero_stage(stage: StagePlan) -> int:
