@@ -73,10 +73,7 @@ def _match_slow_llama(tokenizer: LlamaTokenizer, *, legacy: bool) -> None:
 
 
 def _pad_with_another(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPlan) -> None:
-    """Pad with the unknown token as the original does, else with the end of text.
-
-    Which one it is changes no number: padding is neither attended to nor learned.
-    """
+    """Pad with the unknown token as the original does, else with the end of text."""
     tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise RecipeError(

@@ -208,7 +208,8 @@ class Train(Frozen):
     loss_normalization: Literal["device_batch", "token"] = Field(
         "device_batch",
         description="`device_batch`: the original's mean over the label tokens of each device batch, "
-        "averaged over accumulation steps and processes. `token`: the mean over all label tokens of the step.",
+        "averaged over accumulation steps and processes. "
+        "`token`: the mean over all label tokens of the step.",
     )
     bf16: bool = Field(False, description="Train in bfloat16.")
     fp16: bool = Field(False, description="Train in float16 with loss scaling.")

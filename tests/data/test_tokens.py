@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llava_recipes.data.tokenizer import load_tokenizer
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID, Encoded, encode
@@ -131,12 +132,15 @@ def test_padding_is_the_unknown_token() -> None:
     assert tokenizer_of(FIXTURES / "tiny_vicuna_padunk").pad_token_id == 0
 
 
-def test_a_tokenizer_without_padding_and_unknown_token_is_refused(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
+def test_padding_without_an_unknown_token_is_the_end_token(tmp_path: Path) -> None:
+    words = Tokenizer(models.BPE({"a": 0, "<end>": 1}, []))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(tmp_path)
+    assert tokenizer_of(tmp_path).pad_token == "<end>"
 
+
+def test_a_tokenizer_without_any_token_to_pad_with_is_refused(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, []))).save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match="neither a padding nor an unknown token"):
+    with pytest.raises(RecipeError, match="neither a padding, an unknown nor an end token"):
         tokenizer_of(tmp_path)
 
 
