@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.demo.dataset import DatasetSettings, write_dataset
 
     started_s = time.monotonic()
+    # On matrices this small, threads wait for each other longer than they compute.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings = DatasetSettings(
         num_train=arguments.pictures,
         num_held_out=NUM_HELD_OUT,

@@ -23,9 +23,9 @@ RGB: dict[str, tuple[int, int, int]] = {
     "pink": (244, 140, 190),
     "white": (244, 244, 244),
 }
-RADIUS_PX = {"small": (7.0, 8.0), "large": (10.0, 11.0)}
-SHIFT_PX = 2.5
-TURN = 0.15
+RADIUS_PX = {"small": (7.5, 8.5), "large": (10.5, 11.5)}
+SHIFT_PX = 2.0
+TURN = 0.12
 
 Combination = tuple[str, str]
 """A colour and a shape."""

@@ -1,0 +1,66 @@
+"""The demo from its first word to its last, with a handful of steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+FEW = ["--pictures=28", "--set=stages.warm-up.train.max_steps=3", "--set=stages.pretrain.train.max_steps=3"]
+
+
+def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llava_recipes", "demo", f"--recipe={REPOSITORY / 'recipes/demo.yaml'}"]
+    return subprocess.run(
+        [*command, f"--data={folder / 'data'}", f"--out={folder / 'runs'}", *options],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_the_demo_trains_captions_and_prints_its_score(tmp_path: Path) -> None:
+    done = run_demo(tmp_path, *FEW)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "224 of known combinations" in done.stdout
+    assert "chance" in done.stdout
+    scores = json.loads((tmp_path / "runs" / "score.json").read_text("utf-8"))
+    assert [score["after"]["num_pictures"] for score in scores] == [224, 96]
+    for score in scores:
+        assert score["times_chance"] * score["chance"] * score["after"]["num_pictures"] == pytest.approx(
+            score["after"]["num_both"]
+        )
+    for stage, weights in (("warm-up", "trained.safetensors"), ("pretrain", "mm_projector.bin")):
+        written = {file.name for file in (tmp_path / "runs" / stage).iterdir()}
+        assert {weights, "DONE", "plan.json", "metrics.jsonl", "config.json"} <= written
+    assert not (tmp_path / "runs" / "pretrain" / "trained.safetensors").exists()
+
+    again = run_demo(tmp_path, *FEW)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "there already" in again.stdout
+    assert "pretrain: done already" in again.stdout
+    assert json.loads((tmp_path / "runs" / "score.json").read_text("utf-8")) == scores
+
+
+def test_the_demo_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("years of work", "utf-8")
+    refused = run_demo(tmp_path, *FEW)
+    assert refused.returncode == 1
+    assert "the demo did not draw" in refused.stderr
+    assert "--data" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_number_of_pictures_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
+    refused = run_demo(tmp_path, "--pictures=0")
+    assert refused.returncode == 2
+    assert "0 is not 1 or more" in refused.stderr
