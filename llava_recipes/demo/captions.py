@@ -11,11 +11,10 @@ from llava_recipes.data.tokens import IGNORED
 from llava_recipes.demo.dataset import HELD_OUT, IMAGES
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.generate import caption
-from llava_recipes.model.weights import TRAINED_FILE, load_projector, load_trained
+from llava_recipes.model.weights import load_trained
 from llava_recipes.plan.types import DataPlan, Plan, SourcePlan
 
 BATCH_SIZE = 32
-PROJECTOR_FILE = "mm_projector.safetensors"
 MAX_CAPTION_TOKENS = 12
 
 
@@ -24,16 +23,8 @@ def model_after(plan: Plan, stage_index: int) -> Assembled:
     stage = plan.stages[stage_index]
     assembled = assemble(plan.model, dtype=torch.float32)
     for folder in (*stage.starts_from, stage.output_dir):
-        _lay_over(assembled, Path(folder))
+        load_trained(assembled.model, Path(folder))
     return assembled
-
-
-def _lay_over(assembled: Assembled, folder: Path) -> None:
-    """Load what a stage trained: everything but a projector alone stands in TRAINED_FILE."""
-    if (folder / TRAINED_FILE).is_file():
-        load_trained(assembled.model, folder)
-    if (folder / PROJECTOR_FILE).is_file():
-        load_projector(assembled.model, folder / PROJECTOR_FILE)
 
 
 def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list[str]:
