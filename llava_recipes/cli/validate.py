@@ -7,10 +7,16 @@ import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.render import render_problems
+
+if TYPE_CHECKING:
+    from llava_recipes.cli.validate_formats import FileReport
+    from llava_recipes.runner.deep import StageFindings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +28,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override one value, for example stages.pretrain.train.max_steps=5",
     )
+    parser.add_argument(
+        "--format",
+        choices=("text", "json", "github", "sarif"),
+        default="text",
+        help="text for people (default); the others go to standard output, for machines",
+    )
+    parser.add_argument("--strict", action="store_true", help="let a warning count as an error")
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="build the model without weights, try every glob on it, read the data and look for its pictures",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="with --deep: look for every picture, not for a sample of them"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    num_bad = 0
+    from llava_recipes.cli.validate_formats import MACHINE_FORMATS
+
+    if arguments.all and not arguments.deep:
+        print("llava-recipe validate: --all goes with --deep", file=sys.stderr)
+        return 2
+    reports: list[FileReport] = []
     for file in _expand(arguments.files):
-        problems = check_file(file, arguments.set)
-        if problems:
-            print("\n" * bool(num_bad) + render_problems(problems), file=sys.stderr, flush=True)
-            num_bad += 1
-        else:
-            print(f"ok  {file}", flush=True)
-    return 1 if num_bad else 0
+        report = _examine(file, arguments)
+        if arguments.format == "text":
+            _print(report, is_first=all(not earlier.problems for earlier in reports))
+        reports.append(report)
+    if arguments.format != "text":
+        text = MACHINE_FORMATS[arguments.format](reports)
+        print(text, end="\n" if text else "")
+    return 0 if all(report.is_valid for report in reports) else 1
+
+
+def _print(report: FileReport, *, is_first: bool) -> None:
+    if report.is_valid:
+        print(
+            f"ok  {report.file}", *(f"    {stage.summary()}" for stage in report.stages), sep="\n", flush=True
+        )
+    if report.problems:
+        print("\n" * (not is_first) + render_problems(report.problems), file=sys.stderr, flush=True)
 
 
 def _expand(patterns: Sequence[str]) -> Iterator[str]:
@@ -45,14 +81,27 @@ def _expand(patterns: Sequence[str]) -> Iterator[str]:
             yield pattern
 
 
-def check_file(file: str, overrides: Sequence[str]) -> Sequence[Problem]:
-    """Every problem of one recipe file; empty when it is good."""
+def _examine(file: str, arguments: argparse.Namespace) -> FileReport:
+    """Every problem of one recipe file, and what a deep look counted."""
+    from llava_recipes.cli.validate_formats import FileReport
+
+    stages: tuple[StageFindings, ...] = ()
     try:
-        loaded = load_recipe(file, overrides)
+        loaded = load_recipe(file, arguments.set)
         # A recipe that is already found wrong need not wait for the plan to be imported.
+        from llava_recipes.plan.advice import advise
         from llava_recipes.runner.facts import plan_recipe
 
-        plan_recipe(loaded, world_size=1)
+        plan = plan_recipe(loaded, world_size=1)
+        problems = list(advise(loaded.recipe, plan.model, plan.stages))
+        if arguments.deep:
+            from llava_recipes.runner.deep import look_deeply
+
+            deep_problems, stages = look_deeply(loaded, plan, every_image=arguments.all)
+            problems += deep_problems
+        found: Sequence[Problem] = loaded.fail(*problems).problems
     except RecipeError as error:
-        return error.problems
-    return ()
+        found = error.problems
+    if arguments.strict:
+        found = [replace(problem, severity="error") for problem in found]
+    return FileReport(file, tuple(found), stages)

@@ -6,7 +6,8 @@ import os
 import struct
 import warnings
 import zlib
-from typing import Final, Literal, cast
+from collections.abc import Callable
+from typing import Final, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ _TOWER: Final = ("model", "vision_tower")
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
+Result = TypeVar("Result")
+
+
 class BadImage(Exception):
     """A picture that cannot be used: which file, and why."""
 
@@ -44,6 +48,15 @@ def read_image(folder: str, name: str) -> Image.Image:
     Raises BadImage when the path leaves the folder (also through a link), when the file is missing,
     truncated or no image of a known format, or when it has more than MAX_PIXELS pixels.
     """
+    return _opened(folder, name, lambda image: image.convert("RGB"))
+
+
+def check_image(folder: str, name: str) -> None:
+    """Raise BadImage as `read_image` does, for what a picture's first bytes tell: it is not decoded."""
+    _opened(folder, name, lambda image: None)
+
+
+def _opened(folder: str, name: str, use: Callable[[Image.Image], Result]) -> Result:
     path = _path_inside(folder, name)
     try:
         with warnings.catch_warnings():
@@ -53,7 +66,7 @@ def read_image(folder: str, name: str) -> Image.Image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(path, f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
-            return image.convert("RGB")
+            return use(image)
     except Image.DecompressionBombError:
         raise BadImage(path, f"it has more than the {MAX_PIXELS:,} pixels allowed") from None
     except UnidentifiedImageError:

@@ -88,22 +88,13 @@ def count_steps(train: Train, batch: Batch, *, num_samples: int | None, world_si
     return Steps(per_epoch, in_all, warmup)
 
 
-def batch_notes(train: Train, batch: Batch, steps: Steps, *, world_size: int) -> Iterator[str]:
-    """What was derived, and what may not be meant."""
+def batch_notes(train: Train, batch: Batch, *, world_size: int) -> Iterator[str]:
+    """What was derived from the number of processes."""
     if train.global_batch_size is not None:
         yield (
             f"{batch.accumulation} accumulation steps: global batch {batch.in_all} = "
             f"{_processes(world_size)} × {batch.per_device} samples × {batch.accumulation}"
         )
-    if steps.in_all is None:
-        return
-    if train.save_strategy == "steps" and train.save_steps > steps.in_all:
-        yield (
-            f"no checkpoint is written before the end: `save_steps: {train.save_steps}` is beyond the last "
-            f"of {steps.in_all} steps"
-        )
-    if steps.warmup is not None and steps.warmup > steps.in_all:
-        yield f"warm-up takes {steps.warmup} steps, training ends after {steps.in_all}"
 
 
 def _divisors(number: int) -> list[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
 from llava_recipes.freeze import Decision, decide, summarize_modules
 from llava_recipes.plan import deepspeed
+from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
 from llava_recipes.plan.batch import (
     Batch,
@@ -59,12 +60,14 @@ def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
         notes += [f"{prefix}{note}" for note in compiled.notes]
     if problems:
         raise RecipeError(*problems)
+    planned = tuple(stage for stage in stages if stage is not None)
+    notes += [warning.message for warning in advise(recipe, model.plan, planned)]
     return Plan(
         plan_version=1,
         recipe=recipe.name,
         world_size=world_size,
         model=model.plan,
-        stages=tuple(stage for stage in stages if stage is not None),
+        stages=planned,
         notes=tuple(notes),
     )
 
@@ -97,8 +100,7 @@ class _StageCompiler:
         steps = count_steps(train, batch, num_samples=data.num_samples, world_size=self._world_size)
         if steps.per_epoch == 0:
             self.problems.append(self._explain_no_step(batch, data))
-        self.notes += batch_notes(train, batch, steps, world_size=self._world_size)
-        self.notes += [*_deepspeed_notes(config, decision), *_text_only_notes(data, decision)]
+        self.notes += batch_notes(train, batch, world_size=self._world_size)
         shapes = self._model.shapes
         return StagePlan(
             name=stage.name,
@@ -153,12 +155,6 @@ class _StageCompiler:
                     found=f"{data.max_length}, and one image takes {sizes.num_image_tokens} tokens",
                     hint=f"write {sizes.num_image_tokens + 1} or more; 2048 is usual",
                 )
-            )
-        positions = sizes.max_position_embeddings
-        if positions is not None and data.max_length > positions:
-            self.notes.append(
-                f"`max_length: {data.max_length}` is beyond the {positions} positions that the language "
-                "model was made for"
             )
 
     def _decide(self) -> Decision | None:
@@ -220,24 +216,6 @@ class _StageCompiler:
             config, train=train, batch=batch, path=path, inline=source == "inline"
         )
         return config, source
-
-
-def _deepspeed_notes(config: dict[str, JsonValue] | None, decision: Decision | None) -> Iterator[str]:
-    if decision is None or any(name.startswith("language_model.") for name in decision.trainable):
-        return
-    if deepspeed.zero_stage(config) == 3:
-        yield (
-            "ZeRO stage 3 keeps the inputs of frozen linear layers too; `zero2` takes less memory where "
-            "the frozen language model fits on one GPU"
-        )
-
-
-def _text_only_notes(data: DataPlan, decision: Decision | None) -> Iterator[str]:
-    has_images = any(source.images is not None for source in data.sources)
-    if has_images or decision is None or not decision.trainable:
-        return
-    if all(name.startswith(("projector.", "vision_tower.")) for name in decision.trainable):
-        yield "no source has `images`, and what trains here learns from images alone"
 
 
 def _plan_train(train: Train, batch: Batch, steps: Steps) -> TrainPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 Path = tuple[str | int, ...]
 """Where a value stands in a recipe: ("stages", 0, "train", "learning_rate")."""
@@ -36,6 +37,8 @@ class Problem:
     """Point at the key rather than at its value."""
     is_secret: bool = field(default=False)
     """Show the place, but not the line: it holds what should not be printed."""
+    severity: Literal["error", "warning"] = field(default="error")
+    """An error keeps a recipe from running; a warning says that it may not do what was meant."""
 
 
 class RecipeError(Exception):

@@ -16,7 +16,8 @@ def render_problems(problems: Iterable[Problem]) -> str:
 
 
 def _lines(problem: Problem) -> list[str]:
-    lines = [_printable(_place(problem.mark) + problem.message)]
+    word = "warning: " if problem.severity == "warning" else ""
+    lines = [_printable(_place(problem.mark) + word + problem.message)]
     if problem.mark is not None and problem.mark.line > 0 and problem.mark.text is not None:
         lines += _snippet(problem.mark, problem.mark.text)
     for word, text in (("found:", problem.found), ("hint: ", problem.hint)):

@@ -23,21 +23,22 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 def check_before_loading(loaded: LoadedRecipe, plan: Plan) -> None:
     """Raise RecipeError with every problem of models, data, folders and reporting, each at its line."""
-    problems = [*_model_problems(loaded, plan)]
+    problems = [*model_problems(loaded, plan)]
     for index, stage in enumerate(plan.stages):
         path: RecipePath = ("stages", index)
         problems += _data_problems(stage, path)
         problems += _output_problems(plan, index, path)
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
-        problems += _start_problems(stage, plan, path)
+        problems += start_problems(stage, plan, path)
     if plan.model.sizes is None and not problems:
         problems += _freezing_problems(plan)
     if problems:
         raise loaded.fail(*problems)
 
 
-def _model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
+def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
+    """Folders and files of the model that are not there, or are not what they should be."""
     model = loaded.recipe.model
     language: RecipePath = ("model", "language_model")
     if isinstance(model.language_model, LanguageModel):
@@ -144,7 +145,7 @@ def _deepspeed_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]
         yield Problem("deepspeed is not installed", path=(*path, "deepspeed"), hint="pip install deepspeed")
 
 
-def _start_problems(stage: StagePlan, plan: Plan, path: RecipePath) -> Iterator[Problem]:
+def start_problems(stage: StagePlan, plan: Plan, path: RecipePath) -> Iterator[Problem]:
     """Folders of earlier runs must hold trained weights; those of this recipe's own stages will."""
     own = {other.output_dir for other in plan.stages}
     for folder in stage.starts_from:

@@ -1,0 +1,178 @@
+"""How `validate` reports: text for a person; JSON, GitHub annotations and SARIF for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from llava_recipes import __version__
+from llava_recipes.recipe.errors import Mark, Problem
+
+if TYPE_CHECKING:
+    from llava_recipes.runner.deep import StageFindings
+
+SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+_QUOTED = re.compile(r"`[^`]*`|\"[^\"]*\"|'[^']*'")
+_NO_WORDS = re.compile(r"\S*[0-9]\S*|[^a-z]+")
+_NUM_RULE_WORDS = 8
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What was found in one recipe file."""
+
+    file: str
+    problems: tuple[Problem, ...]
+    stages: tuple[StageFindings, ...] = ()
+    """What `--deep` counted, stage by stage."""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether there are warnings at most."""
+        return all(problem.severity == "warning" for problem in self.problems)
+
+
+def json_report(reports: Sequence[FileReport]) -> str:
+    """One JSON object with every problem of every file."""
+    everything = [problem for report in reports for problem in report.problems]
+    num_errors = sum(problem.severity == "error" for problem in everything)
+    values: Json = {
+        "version": 1,
+        "num_errors": num_errors,
+        "num_warnings": len(everything) - num_errors,
+        "files": [
+            {
+                "file": report.file,
+                "is_valid": report.is_valid,
+                "problems": [_problem_values(problem, report.file) for problem in report.problems],
+                **({"stages": [asdict(stage) for stage in report.stages]} if report.stages else {}),
+            }
+            for report in reports
+        ],
+    }
+    return json.dumps(values, indent=2, ensure_ascii=False)
+
+
+def _problem_values(problem: Problem, file: str) -> Json:
+    place, line, column, width = _place(problem, file)
+    return {
+        "severity": problem.severity,
+        "rule": rule_of(problem),
+        "message": problem.message,
+        "found": problem.found,
+        "hint": problem.hint,
+        "path": list(problem.path) if problem.path is not None else None,
+        "file": place,
+        "line": line,
+        "column": column,
+        "end_column": column + width if column is not None else None,
+        "override": _override(problem.mark, file),
+    }
+
+
+def rule_of(problem: Problem) -> str:
+    """A name for the kind of problem: its message without the words that it quotes."""
+    said = _QUOTED.sub(" ", problem.message.lower()).partition(": ")[0]
+    words = _NO_WORDS.sub(" ", said).split()
+    return "-".join(words[:_NUM_RULE_WORDS]) or "problem"
+
+
+def _place(problem: Problem, file: str) -> tuple[str, int | None, int | None, int]:
+    """File, line, column and width; what the command line gave stands for the recipe as a whole."""
+    mark = problem.mark
+    if mark is None or mark.line == 0:
+        return (file if mark is None or _override(mark, file) else mark.file), None, None, 0
+    return mark.file, mark.line, mark.column, mark.width
+
+
+def _override(mark: Mark | None, file: str) -> str | None:
+    is_override = mark is not None and mark.line == 0 and mark.file.startswith("--")
+    return mark.file if mark is not None and is_override and mark.file != file else None
+
+
+def _whole_message(problem: Problem, file: str) -> str:
+    override = _override(problem.mark, file)
+    lines = [f"{override}: {problem.message}" if override else problem.message]
+    lines += [f"found: {problem.found}"] if problem.found is not None else []
+    lines += [f"hint: {problem.hint}"] if problem.hint is not None else []
+    return "\n".join(lines)
+
+
+def github_report(reports: Sequence[FileReport]) -> str:
+    """Workflow commands, which GitHub shows beside the lines of a pull request."""
+    return "\n".join(_annotation(problem, report.file) for report in reports for problem in report.problems)
+
+
+def _annotation(problem: Problem, file: str) -> str:
+    place, line, column, width = _place(problem, file)
+    properties: dict[str, str | int] = {"file": place}
+    if line is not None and column is not None:
+        properties |= {"line": line, "col": column, "endColumn": column + width - 1}
+    properties["title"] = rule_of(problem)
+    spelled = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in properties.items())
+    return f"::{problem.severity} {spelled}::{_escaped(_whole_message(problem, file))}"
+
+
+def _escaped(text: str, more: str = "") -> str:
+    for letter in "%\r\n" + more:
+        text = text.replace(letter, f"%{ord(letter):02X}")
+    return text
+
+
+def sarif_report(reports: Sequence[FileReport]) -> str:
+    """A SARIF 2.1.0 log, as code scanning services read it."""
+    rules = sorted({rule_of(problem) for report in reports for problem in report.problems})
+    results = [
+        _result(problem, report.file, rules.index(rule_of(problem)))
+        for report in reports
+        for problem in report.problems
+    ]
+    driver: Json = {
+        "name": "llava-recipe",
+        "semanticVersion": __version__,
+        "rules": [{"id": rule, "shortDescription": {"text": rule.replace("-", " ")}} for rule in rules],
+    }
+    log: Json = {
+        "$schema": SARIF_SCHEMA,
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}],
+    }
+    return json.dumps(log, indent=2, ensure_ascii=False)
+
+
+def _result(problem: Problem, file: str, rule_index: int) -> Json:
+    place, line, column, width = _place(problem, file)
+    physical: Json = {"artifactLocation": {"uri": _uri(place)}}
+    if line is not None and column is not None:
+        region: Json = {"startLine": line, "startColumn": column, "endColumn": column + width}
+        if problem.mark is not None and problem.mark.text is not None:
+            region["snippet"] = {"text": problem.mark.text[column - 1 : column - 1 + width]}
+        physical["region"] = region
+    return {
+        "ruleId": rule_of(problem),
+        "ruleIndex": rule_index,
+        "level": problem.severity,
+        "message": {"text": _whole_message(problem, file)},
+        "locations": [{"physicalLocation": physical}],
+    }
+
+
+def _uri(file: str) -> str:
+    from pathlib import Path
+    from urllib.parse import quote
+
+    return Path(file).as_uri() if os.path.isabs(file) else quote(file.replace(os.sep, "/"))
+
+
+MACHINE_FORMATS: dict[str, Callable[[Sequence[FileReport]], str]] = {
+    "json": json_report,
+    "github": github_report,
+    "sarif": sarif_report,
+}

@@ -1,0 +1,208 @@
+"""Warnings: what a recipe may say, a plan can carry out, and a person has probably not meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from llava_recipes.plan.deepspeed import zero_stage
+from llava_recipes.plan.types import ModelPlan, StagePlan
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.schema import Recipe, Stage
+
+LARGE_MODEL: Final = 1_000_000_000
+"""Parameters from which float32 is hardly ever meant."""
+
+FITS_ONE_GPU: Final = 30_000_000_000
+"""Frozen parameters that one GPU of 80 GB still holds in 16 bits."""
+
+PROJECTOR_RATES: Final = (1e-4, 1e-2)
+"""Learning rates that a projector alone is trained with; the published ones are 1e-3 and 2e-3."""
+
+PRETRAINED_RATE: Final = 2e-4
+"""Far above what pretrained weights are fine-tuned with; the published rates go from 2e-6 to 5e-5."""
+
+
+def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tuple[Problem, ...]:
+    """The warnings about a recipe and the plan made of it; their paths are those of the recipe."""
+    found: list[Problem] = []
+    for index, (stage, planned) in enumerate(zip(recipe.stages, stages, strict=True)):
+        path: Path = ("stages", index)
+        trains = _trained_roots(planned)
+        found += _check_saving(stage, planned, path)
+        found += _check_warm_up(stage, planned, path)
+        found += _check_precision(model, planned, path)
+        found += _check_length(model, planned, path)
+        found += _check_start(recipe, planned, index)
+        if trains is not None:
+            found += _check_sharding(model, planned, trains, path)
+            found += _check_text_only(planned, trains, path)
+            found += _check_rate(recipe, stage, trains, path)
+            found += _check_projector(recipe, planned, trains)
+    return tuple(found)
+
+
+def _warning(
+    message: str, *, path: Path, hint: str, found: str | None = None, on_key: bool = False
+) -> Problem:
+    return Problem(message, path=path, found=found, hint=hint, on_key=on_key, severity="warning")
+
+
+def _trained_roots(planned: StagePlan) -> frozenset[str] | None:
+    """The root modules in which something trains; None where the model's names are not known."""
+    modules = planned.trainable_modules
+    return None if modules is None else frozenset(module.split(".", 1)[0] for module in modules)
+
+
+def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    train, path = stage.train, (*path, "train", "save_steps")
+    if "save_steps" not in train.model_fields_set:
+        return
+    last = planned.train.max_steps
+    if train.save_strategy == "epoch":
+        yield _warning(
+            "`save_steps` has no effect with `save_strategy: epoch`",
+            path=path,
+            hint="remove it, or write `save_strategy: steps`",
+            on_key=True,
+        )
+    elif train.save_strategy == "steps" and last is not None and train.save_steps > last:
+        num_processes = planned.train.global_batch_size // (
+            planned.train.per_device_train_batch_size * planned.train.gradient_accumulation_steps
+        )
+        may_be_fewer = num_processes == 1 and train.global_batch_size is None and train.max_steps is None
+        yield _warning(
+            f"no checkpoint is written before the end: `save_steps: {train.save_steps}` is beyond the last "
+            f"of {last} steps",
+            path=path,
+            found="steps are counted for 1 process; several take fewer" if may_be_fewer else None,
+            hint="a run that is stopped before then starts again from nothing; write "
+            f"`save_steps: {max(1, min(500, last // 4))}` or so",
+        )
+
+
+def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    warmup, last = stage.train.warmup_steps, planned.train.max_steps
+    if warmup is not None and last is not None and warmup >= last:
+        yield _warning(
+            f"warm-up takes {warmup} steps, training ends after {last}",
+            path=(*path, "train", "warmup_steps"),
+            hint="the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are",
+        )
+
+
+def _check_precision(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    if model.sizes is None or planned.train.precision != "fp32" or model.sizes.num_parameters < LARGE_MODEL:
+        return
+    billions, gigabytes = model.sizes.num_parameters / 1e9, model.sizes.num_parameters * 4 / 1e9
+    yield _warning(
+        f"{billions:.1f} billion parameters in float32: {gigabytes:.0f} GB of weights alone",
+        path=(*path, "train"),
+        hint="write `bf16: true` (`fp16: true` on GPUs older than Ampere)",
+        on_key=True,
+    )
+
+
+def _check_length(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    positions = model.sizes.max_position_embeddings if model.sizes is not None else None
+    length = planned.data.max_length
+    if positions is not None and length > positions:
+        yield _warning(
+            f"`max_length: {length}` is beyond the {positions} positions that the language "
+            "model was made for",
+            path=(*path, "data", "max_length"),
+            hint=f"write `max_length: {positions}`; what it reads beyond them it has never learned to place",
+        )
+
+
+def _check_start(recipe: Recipe, planned: StagePlan, index: int) -> Iterator[Problem]:
+    """A stage that starts over from the base weights leaves aside what the stage before it trained."""
+    if index == 0 or recipe.stages[index].init_from != "base" or recipe.model.projector.init_from is not None:
+        return
+    earlier = recipe.stages[index - 1]
+    yield _warning(
+        f"stage `{planned.name}` starts from the base weights: what `{earlier.name}` trained is left aside",
+        path=("stages", index, "init_from"),
+        hint=f"write `init_from: {earlier.name}`, or keep the two in recipes of their own",
+    )
+
+
+def _check_sharding(
+    model: ModelPlan, planned: StagePlan, trains: frozenset[str], path: Path
+) -> Iterator[Problem]:
+    if zero_stage(planned.deepspeed) != 3 or trains & {"language_model", "lm_head"}:
+        return
+    if model.sizes is None or model.sizes.num_parameters > FITS_ONE_GPU:
+        return
+    yield _warning(
+        "ZeRO stage 3 fetches the frozen language model for every pass and keeps the inputs of its layers",
+        path=(*path, "deepspeed"),
+        hint="`zero2` is faster and takes less memory where the frozen model fits on one GPU",
+    )
+
+
+def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> Iterator[Problem]:
+    has_images = any(source.images is not None for source in planned.data.sources)
+    if not has_images and trains and trains <= {"projector", "vision_tower"}:
+        yield _warning(
+            "no source has `images`, and what trains here learns from images alone",
+            path=(*path, "data", "sources"),
+            hint="write `images:` with the folder of the pictures in each source that has them",
+            on_key=True,
+        )
+
+
+def _spell_rate(rate: float) -> str:
+    """As it is typed: 2e-5, not 2e-05."""
+    return f"{rate:g}".replace("e-0", "e-")
+
+
+def _check_rate(recipe: Recipe, stage: Stage, trains: frozenset[str], path: Path) -> Iterator[Problem]:
+    """A learning rate that belongs to another kind of stage: off by the factor that is between the kinds."""
+    rate, path = stage.train.learning_rate, (*path, "train", "learning_rate")
+    low, high = PROJECTOR_RATES
+    if trains == {"projector"} and rate < low:
+        yield _warning(
+            f"a learning rate of {_spell_rate(rate)} hardly moves a projector that trains alone",
+            path=path,
+            hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
+        )
+    elif trains == {"projector"} and rate > high:
+        yield _warning(
+            f"a learning rate of {_spell_rate(rate)} is far above what projectors are trained with",
+            path=path,
+            hint="feature alignment is done at 1e-3 or 2e-3",
+        )
+    elif rate > PRETRAINED_RATE:
+        for root in _pretrained(recipe) & trains:
+            yield _warning(
+                f"a learning rate of {_spell_rate(rate)} ruins a pretrained {root.replace('_', ' ')}",
+                path=path,
+                hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
+                "projector that trains alone",
+            )
+
+
+def _pretrained(recipe: Recipe) -> frozenset[str]:
+    """The root modules that start from weights which somebody has trained."""
+    language, tower = recipe.model.language_model, recipe.model.vision_tower
+    roots = set()
+    if isinstance(language, str) or language.source is not None:
+        roots.add("language_model")
+    if tower.source is not None:
+        roots.add("vision_tower")
+    return frozenset(roots)
+
+
+def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str]) -> Iterator[Problem]:
+    """A projector that nobody has trained and nobody trains: the language model sees noise."""
+    projector = recipe.model.projector
+    has_images = any(source.images is not None for source in planned.data.sources)
+    is_random = projector.type != "identity" and projector.init_from is None and not planned.starts_from
+    if has_images and is_random and trains and "projector" not in trains:
+        yield _warning(
+            f"the projector keeps its random weights in stage `{planned.name}`",
+            path=("model", "projector"),
+            hint="give its weights with `init_from:`, or add `projector` to `trainable:` of the stage",
+            on_key=True,
+        )

@@ -1,0 +1,219 @@
+"""`validate --deep`: what only the model's own names, the data and the pictures can tell; without weights."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
+
+from llava_recipes.data.faults import SampleError
+from llava_recipes.data.records import Record, Records, check_records, open_records
+from llava_recipes.freeze import decide
+from llava_recipes.plan.freezing import freezing_problems
+from llava_recipes.plan.types import DataPlan, Plan, StagePlan
+from llava_recipes.recipe.errors import Path as RecipePath
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.load import LoadedRecipe
+from llava_recipes.runner.preflight import model_problems, start_problems
+from llava_recipes.templates import spell
+
+NUM_SAMPLED: Final = 500
+"""Pictures that are opened where not all are asked for."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+_SEED: Final = 0
+_NUM_SHOWN: Final = 5
+
+
+@dataclass(frozen=True)
+class StageFindings:
+    """What was counted in one stage."""
+
+    stage: str
+    num_records: int
+    num_images: int
+    num_images_opened: int
+    num_trainable_parameters: int | None
+    num_parameters: int | None
+
+    def summary(self) -> str:
+        """One line for a person."""
+        said = [f"{self.num_records:,} records"]
+        if self.num_images:
+            every = self.num_images == self.num_images_opened
+            opened = "all" if every else f"{self.num_images_opened:,}"
+            said.append(f"{opened} of {self.num_images:,} pictures opened")
+        if self.num_trainable_parameters is not None:
+            said.append(f"{self.num_trainable_parameters:,} of {self.num_parameters:,} parameters train")
+        return f"{self.stage}: {', '.join(said)}"
+
+
+def look_deeply(
+    loaded: LoadedRecipe, plan: Plan, *, every_image: bool
+) -> tuple[list[Problem], tuple[StageFindings, ...]]:
+    """Every problem that a look at the model and the data finds, and what was counted, stage by stage.
+
+    Pictures are opened, not decoded; without `every_image` a sample of them, the same every time.
+    """
+    problems = [*model_problems(loaded, plan)]
+    shapes = None if problems else _model_shapes(plan, problems)
+    findings = []
+    for index, stage in enumerate(plan.stages):
+        path: RecipePath = ("stages", index)
+        problems += start_problems(stage, plan, path)
+        if shapes is not None:
+            problems += freezing_problems(
+                shapes, freeze=stage.freeze, trainable=stage.trainable, stage_path=path
+            )
+        look = _DataLook(stage.data, path)
+        problems += look.find(every_image=every_image)
+        findings.append(_findings(stage, look, shapes))
+    return problems, tuple(findings)
+
+
+def _model_shapes(plan: Plan, problems: list[Problem]) -> Shapes | None:
+    """Shapes by canonical name, from the model on the meta device; None where it cannot be built."""
+    from llava_recipes.model.names import canonical_parameters
+    from llava_recipes.model.skeleton import build_skeleton
+
+    try:
+        model = build_skeleton(plan.model)
+        shapes = {name: tuple(parameter.shape) for name, parameter in canonical_parameters(model).items()}
+        problems += _projector_problems(plan, shapes)
+    except RecipeError as error:
+        problems += error.problems
+        return None
+    return shapes
+
+
+def _projector_problems(plan: Plan, shapes: Shapes) -> Iterator[Problem]:
+    """Given projector weights that belong to another projector."""
+    from llava_recipes.model.weights import INIT_PATH, read_projector_weights
+
+    file = plan.model.projector.init_from
+    if file is None:
+        return
+    given = read_projector_weights(file)
+    wanted = {name: shape for name, shape in shapes.items() if name.startswith("projector.")}
+    if given.shapes() != wanted:
+        yield Problem(
+            "these projector weights do not fit the recipe's model",
+            path=INIT_PATH,
+            found=f"the file holds `{given.type}`, {_widths(given.shapes())}; "
+            f"the recipe says `{plan.model.projector.type}`, {_widths(wanted)}",
+            hint="give the weights of this projector, or leave `init_from` out",
+        )
+
+
+def _widths(shapes: Shapes) -> str:
+    """The sizes that a projector goes through: 1024 to 5120 to 5120."""
+    layers = [shape for shape in shapes.values() if len(shape) == 2]
+    widths = [layers[0][1], *(shape[0] for shape in layers)] if layers else []
+    return " to ".join(map(str, widths)) or "no layers"
+
+
+def _findings(stage: StagePlan, look: _DataLook, shapes: Shapes | None) -> StageFindings:
+    trainable = None
+    if shapes is not None:
+        decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
+        trainable = sum(math.prod(shapes[name]) for name in decision.trainable)
+    return StageFindings(
+        stage=stage.name,
+        num_records=look.num_records,
+        num_images=look.num_images,
+        num_images_opened=look.num_images_opened,
+        num_trainable_parameters=trainable,
+        num_parameters=sum(map(math.prod, shapes.values())) if shapes is not None else None,
+    )
+
+
+class _DataLook:
+    """The records of a stage, read one after another."""
+
+    def __init__(self, data: DataPlan, path: RecipePath) -> None:
+        self._data, self._path = data, path
+        self.num_records = self.num_images = self.num_images_opened = 0
+
+    def find(self, *, every_image: bool) -> Iterator[Problem]:
+        for number, source in enumerate(self._data.sources):
+            path = (*self._path, "data", "sources", number)
+            try:
+                records = open_records([source])
+            except RecipeError as error:
+                yield from _at_source(error.problems, path)
+                continue
+            self.num_records += len(records)
+            yield from _at_source(check_records(records), path)
+            images: list[tuple[int, str]] = []
+            yield from self._read(records, images)
+            yield from self._check_images(records, images, path, every_image=every_image)
+
+    def _read(self, records: Records, images: list[tuple[int, str]]) -> Iterator[Problem]:
+        """Conversations that the stage's template cannot hold; `images` gets the pictures by record."""
+        first: tuple[Record, str] | None = None
+        num_bad = 0
+        for record in _well_formed(records):
+            images += [(record.index, name) for name in record.images]
+            try:
+                has_image = bool(record.images)
+                spell(self._data.template, record.turns, has_image=has_image, start_end=False)
+            except ValueError as error:
+                num_bad += 1
+                first = first or (record, str(error))
+        if first is not None:
+            record, reason = first
+            yield Problem(
+                f'sample {record.index} (id "{record.id}"): {reason}',
+                mark=records.mark(record.index),
+                found=f"{num_bad:,} of {len(records):,} records; this is the first",
+                hint="conversations need `template: v1`" if self._data.template == "plain" else None,
+            )
+
+    def _check_images(
+        self, records: Records, images: list[tuple[int, str]], path: RecipePath, *, every_image: bool
+    ) -> Iterator[Problem]:
+        """Pictures that are missing or no pictures."""
+        # Here, since a look without --deep must stay free of torch.
+        from llava_recipes.data.images import BadImage, check_image
+
+        chosen = images
+        if not every_image and len(images) > NUM_SAMPLED:
+            chosen = sorted(random.Random(_SEED).sample(images, NUM_SAMPLED))
+        self.num_images += len(images)
+        self.num_images_opened += len(chosen)
+        num_bad = 0
+        for index, name in chosen:
+            record = records[index]
+            assert record.folder is not None, "a record with pictures has a folder"
+            try:
+                check_image(record.folder, name)
+            except BadImage as error:
+                num_bad += 1
+                if num_bad <= _NUM_SHOWN:
+                    message = f'sample {index} (id "{record.id}"): {error.reason}'
+                    yield Problem(message, mark=records.mark(index), found=error.file)
+        if num_bad > _NUM_SHOWN:
+            yield Problem(
+                f"{num_bad:,} of the {len(chosen):,} pictures that were opened cannot be used",
+                path=(*path, "images"),
+                hint=None if every_image or len(chosen) == len(images) else "`--all` opens every picture",
+            )
+
+
+def _well_formed(records: Records) -> Iterator[Record]:
+    for index in range(len(records)):
+        # What is wrong with a record is told by `check_records`.
+        with suppress(SampleError):
+            yield records[index]
+
+
+def _at_source(problems: Sequence[Problem], path: RecipePath) -> list[Problem]:
+    """Problems of a source's files, which know their own place or get the source's."""
+    return [
+        problem if problem.mark else replace(problem, path=(*path, *(problem.path or ("annotations",))))
+        for problem in problems
+    ]
