@@ -21,7 +21,7 @@ from llava_recipes.recipe.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")
 GUIDE = ROOT / "docs" / "guide.md"
 
 SMALLEST = {
@@ -138,15 +138,17 @@ def test_anchors_lead_to_headings() -> None:
 
 @pytest.mark.parametrize("block", FULL_RECIPES, ids=str)
 def test_a_whole_recipe_in_a_document_is_valid(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(ROOT / "recipes" / "base")
     file = tmp_path / "recipe.yaml"
     file.write_text(block.text, "utf-8")
     assert load_recipe(str(file)).recipe.stages
 
 
 @pytest.mark.parametrize("block", FRAGMENTS, ids=str)
-def test_a_fragment_fits_into_a_recipe(block: Block, tmp_path: Path) -> None:
+def test_a_fragment_fits_into_a_recipe(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each key of a fragment goes where a recipe has it, over a smallest recipe."""
-    places = {"vars": (), "model": (), "freeze": ("stages", 0), "trainable": ("stages", 0)}
+    monkeypatch.setenv("DATA_DIR", "/data")
+    places = {"env": (), "vars": (), "model": (), "freeze": ("stages", 0), "trainable": ("stages", 0)}
     places |= {"data": ("stages", 0), "deepspeed": ("stages", 0)}
     values = yaml.safe_load(yaml.safe_dump(SMALLEST))
     root = yaml.compose(block.text)

@@ -17,9 +17,17 @@ COMMANDS = {
     "run": "train what a recipe says",
     "validate": "check recipes without loading anything heavy",
     "plan": "show what a run would do: modules, parameters, steps, batch",
+    "show": "print a recipe with its parents, variables and defaults written out",
+    "diff": "compare what two recipes mean: their plans, not their text",
     "preview": "show samples as tokens, and which of them are learned",
     "schema": "print the JSON Schema of recipes or plans",
     "demo": "train a tiny model on drawn pictures, start to finish",
+    "new": "write a recipe from a template, filled in from your data",
+    "list": "show the gallery of recipes, with hardware, time and loss",
+    "copy": "copy a recipe of the gallery into a file of your own",
+    "explain": "explain a key: type, default, meaning, source, example",
+    "migrate": "turn another program's training script or config into a recipe",
+    "completion": "print completions for bash, zsh or fish",
 }
 
 USER_ERROR, USAGE_ERROR, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = f"did you mean `{near[0]}`?" if near else f"commands: {', '.join(COMMANDS)}"
         print(f"llava-recipe: unknown command {words[0]!r}; {advice}", file=sys.stderr)
         return USAGE_ERROR
-    command = cast(Command, importlib.import_module(f"llava_recipes.cli.{words[0]}"))
+    command = cast(Command, importlib.import_module(f"llava_recipes.cli.{words[0].replace('-', '_')}"))
     parser = argparse.ArgumentParser(prog=f"llava-recipe {words[0]}", description=COMMANDS[words[0]])
     command.add_arguments(parser)
     return _run(command, parser.parse_args(words[1:]))

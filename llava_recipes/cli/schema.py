@@ -1,16 +1,16 @@
-"""`llava-recipe schema`: the JSON Schema of recipes or plans, for editors and other programs."""
+"""`llava-recipe schema`: the JSON Schema of recipes, their bases or plans, for editors and other programs."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from llava_recipes.recipe.json_schema import recipe_schema, value_schema
+from llava_recipes.recipe.json_schema import base_schema, recipe_schema, value_schema
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "kind", nargs="?", choices=("recipe", "plan"), default="recipe", help="default: recipe"
+        "kind", nargs="?", choices=("recipe", "base", "plan"), default="recipe", help="default: recipe"
     )
 
 
@@ -23,6 +23,8 @@ def schema_text(kind: str) -> str:
     """The JSON Schema of a kind of file, as it is committed in `schemas/`."""
     if kind == "recipe":
         schema = recipe_schema()
+    elif kind == "base":
+        schema = base_schema()
     else:
         from llava_recipes.plan.types import Plan
 

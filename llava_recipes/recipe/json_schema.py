@@ -25,13 +25,29 @@ _TEXT_WITH_VARIABLES: Schema = {
     "pattern": r"\$\{[^{}]+\}",
 }
 _ABOUT = ("title", "description", "default", "examples")
-_NOT_VARIABLE = {("Recipe", "version"), ("Recipe", "vars")}
+_NOT_VARIABLE = {("Recipe", key) for key in ("version", "extends", "env", "vars")}
 
 
 def recipe_schema() -> Schema:
-    """What an editor checks a recipe file with: every value may also be written `${name}`."""
-    schema = value_schema(Recipe, title="llava_recipes recipe")
+    """What an editor checks a recipe file with: every value may also be written `${name}`.
+
+    A file that extends others may leave out what they say; one that extends none needs every key.
+    """
+    schema, needed = _parts_schema("llava_recipes recipe")
+    return {**schema, "if": {"required": ["extends"]}, "else": needed}
+
+
+def base_schema() -> Schema:
+    """What an editor checks a file with that others extend: the same keys, none of them needed."""
+    schema, _ = _parts_schema("llava_recipes base")
+    return schema
+
+
+def _parts_schema(title: str) -> tuple[Schema, Schema]:
+    """A recipe's schema where files may share the keys among them, and what they need together."""
+    schema = value_schema(Recipe, title=title)
     definitions = _inner(schema, "$defs")
+    needed = _loosen(schema, definitions)
     for name, definition in {**definitions, "Recipe": schema}.items():
         if "properties" not in cast(Schema, definition):
             continue
@@ -41,7 +57,32 @@ def recipe_schema() -> Schema:
                 properties[key] = _or_variable(cast(Schema, value))
     definitions["Variable"] = _VARIABLE
     definitions["TextWithVariables"] = _TEXT_WITH_VARIABLES
-    return schema
+    return schema, needed
+
+
+def _loosen(schema: Schema, definitions: Schema) -> Schema:
+    """Take `required` out of a mapping and of those inside it that merge; gives what was taken."""
+    needed: Schema = {}
+    required = schema.pop("required", None)
+    if required:
+        needed["required"] = required
+    inner: Schema = {}
+    for key, value in _inner(schema, "properties").items():
+        assert isinstance(value, dict)
+        entries = value["items"] if key == "stages" else value
+        reference = entries.get("$ref") if isinstance(entries, dict) else None
+        if not isinstance(reference, str):
+            continue
+        definition = _inner(definitions, reference.rpartition("/")[2])
+        needs = _loosen(definition, definitions)
+        if key == "stages":
+            # A stage is merged with the one of its name.
+            definition["required"] = ["name"]
+        if needs:
+            inner[key] = {"items": needs} if key == "stages" else needs
+    if inner:
+        needed["properties"] = inner
+    return needed
 
 
 def value_schema(model: type[BaseModel], *, title: str) -> Schema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.explain import explain_validation
+from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.reading import read_file
 from llava_recipes.recipe.resolve import resolve
 from llava_recipes.recipe.rules import check_rules
@@ -48,7 +50,7 @@ def load_recipe(file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Check a recipe that is already read."""
-    document = resolve(parse_source(source, file), overrides)
+    document = resolve(extend(parse_source(source, file)), overrides, os.environ)
     found: list[Problem] = []
     recipe = None
     try:

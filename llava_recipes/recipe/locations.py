@@ -11,6 +11,11 @@ from llava_recipes.recipe.scalars import Value, spell_value
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
+def is_web_address(text: str) -> bool:
+    """Whether a text begins with a scheme such as https://."""
+    return _URL.match(text) is not None
+
+
 def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
     """What keeps a text from being a hub id or a folder."""
     if isinstance(value, str) and _URL.match(value):

@@ -31,6 +31,9 @@ def read_override(text: str, root: Value) -> Override:
         hint = "for example --set stages.0.train.max_steps=5"
         raise RecipeError(Problem("an override needs `path=value`", mark=mark, hint=hint))
     path = _path(written.strip(), root, mark)
+    if path[0] == "extends":
+        hint = "write it in a recipe of its own; `--set` changes single values"
+        raise RecipeError(Problem("`extends` cannot be set on the command line", mark=mark, hint=hint))
     document = _value(value, mark)
     problems = tuple(
         replace(problem, mark=mark, path=None if problem.path is None else (*path, *problem.path))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Text = Annotated[str, Field(min_length=1)]
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
 ProjectorType = Annotated[str, Field(pattern=r"^(linear|identity|mlp[1-9][0-9]?x_gelu)$")]
 Report = Literal["wandb", "tensorboard"]
 TemplateName = Literal["plain", "v1"]
@@ -292,6 +293,18 @@ class Recipe(Frozen):
 
     version: Literal[1] = Field(description="Version of the recipe language.")
     name: Name = Field(description="Name of the recipe, for logs and reports.")
+    extends: Text | tuple[Text, ...] | None = Field(
+        None,
+        description="Recipe file that this one is laid over, or a list of them, the later over the earlier. "
+        "Paths start from the folder of this file. Mappings merge, stages merge by name, other values are "
+        "replaced.",
+        examples=["base/pretrain_v15.yaml"],
+    )
+    env: tuple[EnvironmentName, ...] = Field(
+        (),
+        description="Environment variables to use elsewhere as `${NAME}`. No others are read.",
+        examples=[["DATA_DIR"]],
+    )
     vars: dict[Name, str | int | float | bool] = Field(
         default_factory=dict, description="Values to use elsewhere as `${name}`."
     )

@@ -33,6 +33,10 @@ class Document:
     problems: tuple[Problem, ...] = ()
     spoiled: frozenset[Path] = frozenset()
     """Values that a problem has been told of already, so that nothing more is said about them."""
+    parents: tuple[str, ...] = ()
+    """The files that this one extends, and theirs."""
+    uses: dict[Path, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """The variables that a value was filled in from, with those that they need themselves."""
 
     def locate(self, path: Path, *, on_key: bool = False) -> Mark | None:
         """The mark of a value or its key, or of the nearest parent that has one."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.load import LoadedRecipe
+from llava_recipes.recipe.written import write_resolved
 from llava_recipes.runner.artifacts import (
     DONE,
     FolderState,
@@ -24,7 +25,6 @@ from llava_recipes.runner.artifacts import (
 from llava_recipes.runner.environment import describe_environment
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.messages import Request, Result, read_bug, read_problems
-from llava_recipes.runner.resolved import write_resolved
 from llava_recipes.train.checkpoints import find_damage, list_checkpoints
 
 _NUM_SHOWN_DIFFERENCES = 12

@@ -111,7 +111,8 @@ def test_a_recipe_that_does_not_compile_is_told_at_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "bad.yaml"
-    text = Path(RECIPE).read_text(encoding="utf-8").replace("[projector]", "[projector.5]")
+    text = Path(RECIPE).with_name("demo.yaml").read_text(encoding="utf-8")
+    text = text.replace("[projector]", "[projector.5]")
     file.write_text(text, encoding="utf-8")
     line = next(n for n, content in enumerate(text.splitlines(), 1) if "[projector.5]" in content)
     assert main(["plan", str(file)]) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -13,10 +13,13 @@ from jsonschema import Draft202012Validator
 
 from llava_recipes.cli.main import main
 from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.json_schema import value_schema
+from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_source
 
 ROOT = Path(__file__).parent.parent.parent
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+BASES = sorted((ROOT / "recipes" / "base").rglob("*.yaml"))
+RECIPES = sorted(set((ROOT / "recipes").rglob("*.yaml")) - set(BASES))
 # Errors of shape, which a schema can tell; the others are rules between keys, or of YAML itself.
 SHAPE_ERRORS = [
     file
@@ -37,14 +40,14 @@ def _values(file: Path) -> object:
     return parse_source(file.read_bytes(), str(file)).root
 
 
-@pytest.mark.parametrize("kind", ["recipe", "plan"])
+@pytest.mark.parametrize("kind", ["recipe", "base", "plan"])
 def test_the_committed_schema_is_the_code(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """After a change: llava-recipe schema KIND > schemas/KIND.schema.json."""
     assert main(["schema", kind]) == 0
     assert capsys.readouterr().out == (ROOT / "schemas" / f"{kind}.schema.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", ["recipe", "plan"])
+@pytest.mark.parametrize("kind", ["recipe", "base", "plan"])
 def test_the_schema_is_one(kind: str) -> None:
     Draft202012Validator.check_schema(_schema(kind))
 
@@ -56,12 +59,42 @@ def test_recipe_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_there_are_recipes() -> None:
     assert RECIPES
+    assert BASES
     assert len(SHAPE_ERRORS) > 30
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_a_shipped_recipe_fits(file: Path) -> None:
     Draft202012Validator(_schema("recipe")).validate(_values(file))
+
+
+@pytest.mark.parametrize("file", BASES, ids=lambda file: file.stem)
+def test_a_shipped_base_fits_its_own_schema_alone(file: Path) -> None:
+    Draft202012Validator(_schema("base")).validate(_values(file))
+
+
+def test_what_a_recipe_needs_may_stand_in_its_parents() -> None:
+    recipe = Draft202012Validator(_schema("recipe"))
+    part: dict[str, object] = {"extends": "base.yaml", "stages": [{"name": "pretrain", "train": {}}]}
+    assert recipe.is_valid(part)
+    assert not recipe.is_valid({**part, "stages": [{"train": {}}]})
+    assert not recipe.is_valid({**part, "stages": [{"name": "pretrain", "trian": {}}]})
+    alone = {key: value for key, value in part.items() if key != "extends"}
+    assert not recipe.is_valid(alone)
+    assert Draft202012Validator(_schema("base")).is_valid(alone)
+
+
+@pytest.mark.parametrize(
+    "path", ["name", "model", "model.vision_tower", "stages", "stages.0.train.learning_rate"]
+)
+def test_a_recipe_without_parents_needs_every_key(path: str) -> None:
+    values: Any = _values(ROOT / "recipes" / "demo.yaml")
+    at = values
+    *parents, last = path.split(".")
+    for key in parents:
+        at = at[int(key)] if isinstance(at, list) else at[key]
+    del at[last]
+    assert not Draft202012Validator(_schema("recipe")).is_valid(values)
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -89,8 +122,8 @@ def test_an_error_of_shape_is_refused_by_the_schema_too(file: Path) -> None:
 
 
 def test_every_mapping_is_closed_and_every_key_described() -> None:
-    schema = _schema("recipe")
-    for name, definition in _definitions(schema):
+    schema = value_schema(Recipe, title="recipe")
+    for name, definition in _definitions(cast(dict[str, Any], schema)):
         if "properties" not in definition:
             continue
         assert definition["additionalProperties"] is False, name

@@ -1,0 +1,114 @@
+"""`llava-recipe diff A B`: what two recipes mean differently, by their plans."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from llava_recipes.plan.compare import Difference
+
+SAME, DIFFERENT = 0, 1
+
+_ABSENT = "–"
+_WIDEST_COLUMN = 48
+_LONGEST_VALUE = 300
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Exit code 0 when both mean the same, 1 when they differ or one of them is wrong. Names of recipes"
+        " and stages are not compared, nor are two spellings of the same thing."
+    )
+    parser.add_argument("a", metavar="A", help="a recipe")
+    parser.add_argument("b", metavar="B", help="another recipe")
+    parser.add_argument(
+        "--world-size",
+        type=_positive,
+        metavar="N",
+        help="processes, one per GPU; default: this machine's GPUs",
+    )
+    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of both recipes"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.plan.compare import compare
+    from llava_recipes.recipe.load import load_recipe
+    from llava_recipes.runner.facts import plan_recipe
+    from llava_recipes.runner.launch import count_local_devices
+
+    world_size = arguments.world_size or count_local_devices()
+    a, b = (
+        plan_recipe(load_recipe(file, arguments.set), world_size=world_size)
+        for file in (arguments.a, arguments.b)
+    )
+    differences = compare(a, b)
+    if arguments.json:
+        print(_as_json(differences, a=arguments.a, b=arguments.b, world_size=world_size))
+    elif differences:
+        _show([("", arguments.a, arguments.b), *_rows(differences)])
+    else:
+        processes = "1 process" if world_size == 1 else f"{world_size} processes"
+        print(f"{arguments.a} and {arguments.b} mean the same on {processes}")
+    return DIFFERENT if differences else SAME
+
+
+def _as_json(differences: Sequence[Difference], *, a: str, b: str, world_size: int) -> str:
+    """The differences for a program; a side that has no such path has no key."""
+    entries = [
+        {"path": found.path} | ({"a": found.a} if found.in_a else {}) | ({"b": found.b} if found.in_b else {})
+        for found in differences
+    ]
+    report = {"equal": not entries, "a": a, "b": b, "world_size": world_size, "differences": entries}
+    return json.dumps(report, indent=2, ensure_ascii=False)
+
+
+def _rows(differences: Sequence[Difference]) -> Iterator[tuple[str, str, str]]:
+    for found in differences:
+        yield (
+            found.path,
+            _spell(found.a) if found.in_a else _ABSENT,
+            _spell(found.b) if found.in_b else _ABSENT,
+        )
+
+
+def _spell(value: JsonValue) -> str:
+    from llava_recipes.recipe.scalars import spell_value
+
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) and value else spell_value(value, limit=_LONGEST_VALUE)
+
+
+def _show(rows: Sequence[tuple[str, str, str]]) -> None:
+    """A table that fits the terminal, or plain lines elsewhere."""
+    if not sys.stdout.isatty():
+        widths = [min(max(len(row[column]) for row in rows), _WIDEST_COLUMN) for column in range(2)]
+        for path, a, b in rows:
+            print(f"{path:<{widths[0]}}  {a:<{widths[1]}}  {b}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title, style in zip(rows[0], ("cyan", "", ""), strict=True):
+        table.add_column(Text(title), style=style, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number

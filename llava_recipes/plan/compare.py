@@ -1,0 +1,117 @@
+"""What differs between two plans, in meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pydantic import JsonValue
+
+from llava_recipes.plan.types import Plan, StagePlan
+
+Values: TypeAlias = dict[str, JsonValue]
+
+# Names and notes are for people; the rest is compared elsewhere.
+_LABELS = {"recipe", "notes", "stages", "world_size", "plan_version"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A path of the plan, and the value of each side where it has one."""
+
+    path: str
+    a: JsonValue = None
+    b: JsonValue = None
+    in_a: bool = True
+    in_b: bool = True
+
+
+def compare(a: Plan, b: Plan) -> tuple[Difference, ...]:
+    """Every difference between two plans for the same number of processes; empty when they mean the same.
+
+    Stages are compared with those of the same name, and those left over in their order. Two spellings of the
+    same thing (globs that come to the same modules, a DeepSpeed preset and a file with the same content) are
+    no difference; nor are names, which no step of a run depends on.
+    """
+    assert a.world_size == b.world_size
+    left, right = (_without(plan.model_dump(mode="json"), _LABELS) for plan in (a, b))
+    found = list(_between(left, right, ""))
+    pairs, only_a, only_b = _pair(a.stages, b.stages)
+    for one, other in pairs:
+        place = f"stages.{one.name}" if one.name == other.name else f"stages.{one.name}|{other.name}"
+        found += _between(*_comparable(one, other), place)
+    found += [Difference(f"stages.{stage.name}", a="there", in_b=False) for stage in only_a]
+    found += [Difference(f"stages.{stage.name}", b="there", in_a=False) for stage in only_b]
+    order_a = [one.name for one in a.stages if one not in only_a]
+    order_b = [one.name for one, other in sorted(pairs, key=lambda pair: b.stages.index(pair[1]))]
+    if order_a != order_b:
+        found.append(Difference("stages", a=list[JsonValue](order_a), b=list[JsonValue](order_b)))
+    return tuple(found)
+
+
+def _pair(
+    a: tuple[StagePlan, ...], b: tuple[StagePlan, ...]
+) -> tuple[list[tuple[StagePlan, StagePlan]], list[StagePlan], list[StagePlan]]:
+    """Stages that belong together, and those of each side that are left over."""
+    names = {stage.name: stage for stage in b}
+    partners = {stage.name: names[stage.name] for stage in a if stage.name in names}
+    rest_a = [stage for stage in a if stage.name not in partners]
+    rest_b = [stage for stage in b if stage.name not in partners]
+    partners |= {one.name: other for one, other in zip(rest_a, rest_b, strict=False)}
+    pairs = [(stage, partners[stage.name]) for stage in a if stage.name in partners]
+    return pairs, rest_a[len(rest_b) :], rest_b[len(rest_a) :]
+
+
+def _comparable(a: StagePlan, b: StagePlan) -> tuple[Values, Values]:
+    """The values of two stages, without what is only another spelling of something else in them."""
+    left_out = {"name"}
+    if a.trainable_modules is not None and b.trainable_modules is not None:
+        left_out |= {"freeze", "trainable"}
+    if a.deepspeed == b.deepspeed:
+        left_out.add("deepspeed_source")
+    values = [_without(stage.model_dump(mode="json"), left_out) for stage in (a, b)]
+    if a.train.warmup_steps is not None and b.train.warmup_steps is not None:
+        # The argument may hold a share of the steps; what that comes to is compared.
+        for stage in values:
+            train = stage["train"]
+            assert isinstance(train, dict) and isinstance(train["training_arguments"], dict)
+            train["training_arguments"].pop("warmup_steps", None)
+    return values[0], values[1]
+
+
+def _without(values: Values, keys: set[str]) -> Values:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def _between(a: JsonValue, b: JsonValue, path: str) -> Iterator[Difference]:
+    a, b = _by_name(a), _by_name(b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys((*a, *b)):
+            inner = f"{path}.{key}" if path else key
+            if key not in a or key not in b:
+                yield Difference(inner, a=a.get(key), b=b.get(key), in_a=key in a, in_b=key in b)
+            else:
+                yield from _between(a[key], b[key], inner)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and _holds_mappings(a):
+        for index, (one, other) in enumerate(zip(a, b, strict=True)):
+            yield from _between(one, other, f"{path}[{index}]")
+    elif a != b or isinstance(a, bool) != isinstance(b, bool):
+        yield Difference(path, a=a, b=b)
+
+
+def _holds_mappings(entries: list[JsonValue]) -> bool:
+    return any(isinstance(entry, dict) for entry in entries)
+
+
+def _by_name(value: JsonValue) -> JsonValue:
+    """A list of mappings that have names, as a mapping; any other value as it is."""
+    if not isinstance(value, list) or not value:
+        return value
+    named: Values = {}
+    for entry in value:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or not isinstance(name, str):
+            return value
+        named[name] = _without(entry, {"name"})
+    return named if len(named) == len(value) else value

@@ -1,0 +1,88 @@
+"""Environment variables in a recipe: only those that it declares, and never a secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar, spell_value
+from llava_recipes.recipe.shape import shapes_at
+from llava_recipes.recipe.source import Document
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET_WORDS = {"TOKEN", "TOKENS", "PASS", "PASSWD", "CREDENTIAL", "CREDENTIALS", "APIKEY"}
+_SECRET_PARTS = ("PASSWORD", "SECRET")
+_SECRET_ENDS = {"KEY", "KEYS"}
+
+
+def declared(root: Value) -> dict[str, Path]:
+    """The environment variables that a recipe declares, each with its place."""
+    names = root.get("env") if isinstance(root, dict) else None
+    if isinstance(names, str):
+        # The schema tells that it should be a list; what was meant is clear.
+        return {names: ("env",)}
+    entries = list(enumerate(names)) if isinstance(names, list) else []
+    return {name: ("env", index) for index, name in reversed(entries) if isinstance(name, str)}
+
+
+def check_declarations(document: Document) -> Iterator[Problem]:
+    """What is wrong with the names under `env`."""
+    root = document.root
+    given = root.get("env") if isinstance(root, dict) else None
+    names = given if isinstance(given, list) else []
+    for index, name in enumerate(names):
+        path: Path = ("env", index)
+        if not isinstance(name, str) or path in document.spoiled:
+            continue
+        if _is_secret(name):
+            hint = "remove it: what a program needs to log in, it reads from the environment itself"
+            message = f"`{name}` looks like a secret; a recipe and its run folder are shared"
+            yield Problem(message, path=path, hint=hint)
+        elif not _NAME.fullmatch(name):
+            hint = "letters, digits and `_`, not starting with a digit; the name alone, without `$`"
+            yield Problem(
+                "this cannot be the name of an environment variable",
+                path=path,
+                found=spell_value(name),
+                hint=hint,
+            )
+        elif names.index(name) < index:
+            yield Problem(f"`env` names `{name}` twice", path=path, hint="remove one of them")
+        elif _is_variable_too(name, path, document):
+            hint = f"rename one of them, so that `${{{name}}}` means one thing"
+            yield Problem(f"`{name}` is in `env` and in `vars`", path=path, hint=hint)
+
+
+def _is_secret(name: str) -> bool:
+    words = [word for word in re.split(r"[^A-Z0-9]+", name.upper()) if not word.isdecimal()]
+    return (
+        bool(_SECRET_WORDS & set(words))
+        or any(part in name.upper() for part in _SECRET_PARTS)
+        or (len(words) > 1 and words[-1] in _SECRET_ENDS)
+    )
+
+
+def _is_variable_too(name: str, path: Path, document: Document) -> bool:
+    """Whether one and the same file says both; a variable of a file above simply takes the place."""
+    mark = document.key_marks.get(("vars", name))
+    return mark is not None and mark.file == getattr(document.locate(path), "file", None)
+
+
+def read_variable(name: str, environment: Mapping[str, str], path: Path, *, alone: bool) -> Value | Problem:
+    """The value of a declared variable, or why there is none.
+
+    An environment holds texts alone. One that is a whole value is read as what is wanted at its place.
+    """
+    text = environment.get(name)
+    if text is None:
+        hint = f"set it before the command, as in `{name}=… llava-recipe …`, or `--set vars.{name}=…`"
+        return Problem(f"the environment variable `{name}` is not set", path=path, hint=hint)
+    try:
+        check_text(text)
+        text.encode("utf-8")
+        return text if not alone or str in shapes_at(path) else resolve_scalar(text)
+    except ScalarError as error:
+        return Problem(f"the environment variable `{name}` cannot be used: {error}", path=path)
+    except UnicodeEncodeError:
+        return Problem(f"the environment variable `{name}` is not UTF-8", path=path)

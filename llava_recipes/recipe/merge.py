@@ -1,0 +1,145 @@
+"""Lay one recipe file over another: values, marks and problems move together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import TypeVar
+
+from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.source import Document
+
+Kept = TypeVar("Kept")
+
+# What a key takes the place of, since both together would contradict each other or have no effect.
+TAKES_THE_PLACE_OF: dict[str, tuple[str, ...]] = {
+    "num_train_epochs": ("max_steps",),
+    "max_steps": ("num_train_epochs",),
+    "gradient_accumulation_steps": ("global_batch_size",),
+    "global_batch_size": ("gradient_accumulation_steps",),
+    "warmup_ratio": ("warmup_steps",),
+    "warmup_steps": ("warmup_ratio",),
+    "source": ("config", "image_processor", "seed"),
+    "config": ("source", "revision"),
+}
+
+
+def lay_over(below: Document, above: Document) -> Document:
+    """One document of two: where both say something, `above` is right.
+
+    Mappings merge key by key, `stages` by their names, `env` is joined; any other value is replaced.
+    """
+    under, over = _by_name(below), _by_name(above)
+    merging = _Merging()
+    root = merging.merge(under.root, over.root, ())
+    merged = replace(
+        above,
+        root=root,
+        value_marks={**merging.kept(under.value_marks), **over.value_marks},
+        key_marks={**merging.kept(under.key_marks), **over.key_marks},
+        problems=(*under.problems, *over.problems),
+        spoiled=frozenset(merging.kept(dict.fromkeys(under.spoiled))) | over.spoiled,
+        parents=(*below.parents, *above.parents),
+    )
+    return _by_number(merged)
+
+
+def displaced(path: Path, value: Value, given: Collection[str]) -> list[Path]:
+    """The paths that a new value takes the place of, without the keys that were given together with it."""
+    if value is None or not path:
+        return []
+    others = TAKES_THE_PLACE_OF.get(str(path[-1]), ())
+    return [(*path[:-1], other) for other in others if other not in given]
+
+
+class _Named(dict[str, Value]):
+    """A list whose entries are known by name while two files are merged."""
+
+
+class _Merging:
+    """Merge values, and remember which of the lower ones are gone."""
+
+    def __init__(self) -> None:
+        self.gone: set[Path] = set()
+
+    def merge(self, under: Value, over: Value, path: Path) -> Value:
+        if not isinstance(under, dict) or not isinstance(over, dict) or type(under) is not type(over):
+            self.gone.add(path)
+            return over
+        merged = type(under)(under)
+        for key, value in over.items():
+            for other in displaced((*path, key), value, over):
+                if merged.pop(str(other[-1]), None) is not None:
+                    self.gone.add(other)
+            merged[key] = self.merge(under[key], value, (*path, key)) if key in under else value
+        return merged
+
+    def kept(self, marks: dict[Path, Kept]) -> dict[Path, Kept]:
+        """The lower marks whose values are still there."""
+        return {
+            path: mark
+            for path, mark in marks.items()
+            if not any(path[:end] in self.gone for end in range(len(path) + 1))
+        }
+
+
+def _by_name(document: Document) -> Document:
+    """The document with its stages and its environment variables under their names."""
+    if not isinstance(document.root, dict):
+        return document
+    root, names = dict(document.root), dict[str, list[str]]()
+    for key in ("stages", "env"):
+        entries = root.get(key)
+        if isinstance(entries, list):
+            names[key] = _names(entries, document.file)
+            root[key] = _Named(zip(names[key], entries, strict=True))
+
+    def move(path: Path) -> Path:
+        number = path[1] if len(path) > 1 else None
+        if not isinstance(number, int) or path[0] not in names:
+            return path
+        return (path[0], names[str(path[0])][number], *path[2:])
+
+    return _moved(document, root, move)
+
+
+def _by_number(document: Document) -> Document:
+    """The same undone: lists again, in the order in which their names came up."""
+    if not isinstance(document.root, dict):
+        return document
+    root, names = dict(document.root), dict[str, dict[str, int]]()
+    for key, entries in document.root.items():
+        if isinstance(entries, _Named):
+            names[key] = {name: index for index, name in enumerate(entries)}
+            root[key] = list(entries.values())
+
+    def move(path: Path) -> Path:
+        number = names.get(str(path[0]), {}).get(str(path[1])) if len(path) > 1 else None
+        return path if number is None else (path[0], number, *path[2:])
+
+    return _moved(document, root, move)
+
+
+def _names(entries: list[Value], file: str) -> list[str]:
+    """A name for each entry; one that has none of its own, or another's, gets one that nobody writes."""
+    names: list[str] = []
+    for index, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, dict) else entry
+        names.append(name if isinstance(name, str) and name not in names else f"\0{file}\0{index}")
+    return names
+
+
+def _moved(document: Document, root: Value, move: Callable[[Path], Path]) -> Document:
+    """The document with another root, and every path where it belongs in it."""
+    return replace(
+        document,
+        root=root,
+        value_marks={move(path): mark for path, mark in document.value_marks.items()},
+        key_marks={move(path): mark for path, mark in document.key_marks.items()},
+        problems=tuple(
+            problem if problem.path is None else replace(problem, path=move(problem.path))
+            for problem in document.problems
+        ),
+        spoiled=frozenset(map(move, document.spoiled)),
+    )

@@ -1,0 +1,42 @@
+"""Where a value of a recipe comes from, in words."""
+
+from __future__ import annotations
+
+from llava_recipes.recipe.errors import Mark, Path
+from llava_recipes.recipe.load import LoadedRecipe
+from llava_recipes.recipe.scalars import Value
+
+
+def origin(loaded: LoadedRecipe, path: Path) -> str:
+    """The place of a value: `file:line`, `--set …` or `default`, and the variables that it is made of."""
+    if not _is_given(loaded.values, path):
+        return "default"
+    return ", ".join([_spell(loaded.locate(path)), *_variables(loaded, path)])
+
+
+def _variables(loaded: LoadedRecipe, path: Path) -> list[str]:
+    marks = loaded.document.key_marks
+    return [
+        f"${{{name}}} from {_spell(marks[place]) if place in marks else 'the environment'}"
+        for name in loaded.document.uses.get(path, ())
+        for place in [("vars", name)]
+    ]
+
+
+def _is_given(value: Value, path: Path) -> bool:
+    for segment in path:
+        if isinstance(value, dict) and isinstance(segment, str):
+            value = value.get(segment)
+        elif isinstance(value, list) and isinstance(segment, int) and segment < len(value):
+            value = value[segment]
+        else:
+            return False
+    return value is not None
+
+
+def _spell(mark: Mark | None) -> str:
+    if mark is None:
+        return "unknown"
+    # The remark stands on one line, whatever the file is called.
+    file = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in mark.file)
+    return f"{file}:{mark.line}" if mark.line > 0 else file

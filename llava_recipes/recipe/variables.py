@@ -1,0 +1,138 @@
+"""Fill `${name}` in: variables of the recipe, and those of the environment that it declares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from llava_recipes.recipe.environment import declared, read_variable
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.scalars import Value, kind_of, spell_value
+from llava_recipes.recipe.source import Document
+from llava_recipes.recipe.spelling import did_you_mean
+
+MAX_TEXT_CHARACTERS = 100_000
+
+_REFERENCE = re.compile(r"\$?\$\{(?P<name>[^{}]*)(?P<end>\}?)")
+_PLAIN = "`$${` stands for a plain `${`"
+
+
+def references_in(value: Value) -> set[str]:
+    """Every name that a text anywhere inside a value refers to."""
+    if isinstance(value, dict):
+        return set().union(*map(references_in, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(references_in, value))
+    if isinstance(value, str):
+        references = (found for found in _REFERENCE.finditer(value) if not found.group().startswith("$$"))
+        return {found["name"].strip() for found in references}
+    return set()
+
+
+class Filling:
+    """Fill variables in, everywhere in one document."""
+
+    def __init__(self, document: Document, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+        self.declared = declared(document.root)
+        self.uses: dict[Path, list[str]] = {}
+        root = document.root
+        variables = root.get("vars") if isinstance(root, dict) else None
+        self.variables: dict[str, Value] = variables if isinstance(variables, dict) else {}
+        self.problems: list[Problem] = []
+        self.spoiled = set(document.spoiled)
+        self.known: dict[str, Value] = {}
+        self.filling: list[str] = []
+
+    def fill(self, value: Value, path: Path) -> Value:
+        if isinstance(value, dict):
+            return {key: self.fill(inner, (*path, key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.fill(inner, (*path, index)) for index, inner in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        if len(path) == 2 and path[0] == "vars":
+            return self.variable(str(path[1]), path)
+        return self.text(value, path)
+
+    def text(self, value: str, path: Path) -> Value:
+        """A text with its references filled in; a text that is one reference takes the variable's type."""
+        parts: list[str] = []
+        end = 0
+        for found in _REFERENCE.finditer(value):
+            parts.append(value[end : found.start()])
+            end = found.end()
+            if found.group().startswith("$$"):
+                parts.append(found.group()[1:])
+                continue
+            if not found["end"]:
+                return self.refuse(value, path, "`${` without its `}`", f"close it; {_PLAIN}")
+            filled = self.reference(found["name"].strip(), value, path)
+            if path in self.spoiled or found.span() == (0, len(value)):
+                return filled
+            parts.append(filled if isinstance(filled, str) else spell_value(filled))
+            if sum(map(len, parts)) > MAX_TEXT_CHARACTERS:
+                message = f"the text grows beyond {MAX_TEXT_CHARACTERS:,} characters"
+                return self.refuse(value, path, message, "use fewer variables inside variables")
+        return "".join((*parts, value[end:]))
+
+    def reference(self, name: str, value: str, path: Path) -> Value:
+        if name in self.variables:
+            filled = self.variable(name, path)
+            self.use(path, name, *self.uses.get(("vars", name), ()))
+            return filled
+        if name in self.declared:
+            self.use(path, name)
+            return self.from_environment(name, value, path)
+        return self.refuse(value, path, f"no variable for `${{{name}}}`", self.advice(name))
+
+    def use(self, path: Path, *names: str) -> None:
+        self.uses[path] = list(dict.fromkeys((*self.uses.get(path, ()), *names)))
+
+    def from_environment(self, name: str, value: str, path: Path) -> Value:
+        alone = value.strip() == value and _REFERENCE.fullmatch(value) is not None
+        read = read_variable(name, self.environment, path, alone=alone)
+        if not isinstance(read, Problem):
+            return read
+        if self.declared[name] not in self.spoiled and read not in self.problems:
+            self.problems.append(read)
+        self.spoiled.add(path)
+        return value
+
+    def advice(self, name: str) -> str:
+        """What to write instead of a reference to nothing."""
+        near = did_you_mean(name, (*self.variables, *self.declared))
+        if near is not None:
+            return near
+        if name in self.environment:
+            return f"to take it from the environment, write `env: [{name}]` at the top level"
+        names = ", ".join(f"`{known}`" for known in self.variables)
+        start = f"`vars` holds {names}" if names else f"write `vars: {{{name}: …}}` at the top level"
+        return f"{start}; {_PLAIN}"
+
+    def variable(self, name: str, path: Path) -> Value:
+        if ("vars", name) in self.spoiled:
+            self.spoiled.add(path)
+        if name in self.known:
+            return self.known[name]
+        value = self.variables[name]
+        if isinstance(value, (dict, list)):
+            message = f"the variable `{name}` is {kind_of(value)}"
+            return self.refuse(value, path, message, "a variable holds one value")
+        if name in self.filling:
+            chain = " → ".join((*self.filling[self.filling.index(name) :], name))
+            message = f"variables that need each other: {chain}"
+            return self.refuse(value, ("vars", name), message, "give one of them a value")
+        self.filling.append(name)
+        self.known[name] = self.text(value, ("vars", name)) if isinstance(value, str) else value
+        self.filling.pop()
+        if ("vars", name) in self.spoiled:
+            self.spoiled.add(path)
+        return self.known[name]
+
+    def refuse(self, value: Value, path: Path, message: str, hint: str) -> Value:
+        problem = Problem(message, path=path, found=spell_value(value), hint=hint)
+        if problem not in self.problems:
+            self.problems.append(problem)
+        self.spoiled.add(path)
+        return value
