@@ -52,9 +52,10 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
 def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: dict[str, object]) -> None:
     """Write what is known before training."""
     folder.mkdir(parents=True, exist_ok=True)
+    # First what says that the folder is ours: another node may look at it meanwhile.
+    write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
     write_text(folder / RECIPE, recipe_yaml)
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
-    write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
 
 
 def write_results(plan: Plan, trained: Trained, folder: Path) -> None:

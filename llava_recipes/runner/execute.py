@@ -140,7 +140,7 @@ def _run_stage(run: Run, index: int, beginning: _Beginning) -> None:
         )
         result = _read_answer(run, index, code, answers)
     if result is None:
-        # Another node's first process reports.
+        # The first process ran on another node, which reports.
         return
     if result.stopped_early:
         raise Stopped(
@@ -168,7 +168,7 @@ def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | Non
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
             )
         )
-    return None if run.processes.node_rank else _missing_result()
+    return None if run.processes.nnodes > 1 else _missing_result()
 
 
 def _missing_result() -> Result:

@@ -86,10 +86,12 @@ def _environment(processes: Processes) -> dict[str, str]:
 
 def _torchrun_options(processes: Processes) -> list[str]:
     endpoint = processes.rdzv_endpoint or f"127.0.0.1:{_free_port()}"
+    # The other ways to meet number the nodes themselves, and warn of a number that is given.
+    rank = [f"--node-rank={processes.node_rank}"] if processes.rdzv_backend == "static" else []
     return [
         f"--nnodes={processes.nnodes}",
         f"--nproc-per-node={processes.per_node}",
-        f"--node-rank={processes.node_rank}",
+        *rank,
         f"--rdzv-backend={processes.rdzv_backend}",
         f"--rdzv-endpoint={endpoint}",
         f"--rdzv-id={processes.rdzv_id or os.getpid()}",

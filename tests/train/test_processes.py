@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,24 @@ def test_engines_agree(processes: int, deepspeed: str, reference: Path, tmp_path
     for name, tensor in ours_projector.items():
         assert tensor.numel() > 0
         assert (tensor - start[name]).abs().max() <= 1e-5
+
+
+def test_two_nodes_agree_with_two_processes(reference: Path, tmp_path: Path) -> None:
+    """The same command on every node; here both nodes are this machine and share the run folder."""
+    values = stage1_values(
+        tmp_path / "run", num_train_epochs=2, per_device_train_batch_size=2, loss_normalization="token"
+    )
+    recipe = write_recipe(values, tmp_path / "recipe.yaml")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--processes=1", "--nnodes=2", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"]
+    with ThreadPoolExecutor(2) as nodes:
+        told = list(nodes.map(lambda rank: run_to_end(recipe, *options, f"--node-rank={rank}"), (0, 1)))
+    assert sum("step 12/12" in said for said in told) == 1
+    assert (tmp_path / "run" / "DONE").exists()
+    for ours, theirs in zip(read_metrics(tmp_path / "run"), read_metrics(reference), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
