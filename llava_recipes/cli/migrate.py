@@ -1,0 +1,156 @@
+"""`llava-recipe migrate FILE`: another program's script or config as a recipe. Nothing is executed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+MAX_BYTES = 200_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a shell script of LLaVA, LLaVA-NeXT or TinyLLaVA, a file of flags, an XTuner config (.py), "
+        "or an axolotl or LLaMA-Factory config (.yaml)",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="RECIPE", help="write the recipe here; default: standard output"
+    )
+    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    parser.add_argument(
+        "--arg",
+        action="append",
+        default=[],
+        metavar="VALUE",
+        help="the script's arguments $1, $2, … in order",
+    )
+    parser.add_argument(
+        "--var", action="append", default=[], metavar="NAME=VALUE", help="a variable that the script expects"
+    )
+    parser.add_argument(
+        "--command",
+        type=int,
+        metavar="N",
+        help="take the Nth training command of the script alone, from 1; default: each becomes a stage",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 also where a setting is lost that changes the run"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.migrate.migration import migrate
+    from llava_recipes.migrate.report import report_lines
+
+    if arguments.output is not None and os.path.exists(arguments.output) and not arguments.force:
+        hint = "choose another name, or write over it with --force"
+        raise RecipeError(Problem("this file is there already", mark=Mark(arguments.output, 0, 0), hint=hint))
+    migration = migrate(
+        read_script(arguments.file),
+        arguments.file,
+        positional=arguments.arg,
+        variables=_variables(arguments.var),
+        only=arguments.command,
+        read_beside=read_beside,
+    )
+    _write(migration.text, arguments.output)
+    print("\n".join(report_lines(migration, arguments.file)), file=sys.stderr)
+    problems = _check(migration.text, arguments.output or "recipe.yaml")
+    if problems:
+        from llava_recipes.recipe.render import render_problems
+
+        print("The recipe is not complete yet; this is to be mended in it:\n", file=sys.stderr)
+        print(render_problems(problems), file=sys.stderr)
+        return 1
+    lost = sum(entry.kind == "lost" for _, entries in migration.stages for entry in entries)
+    print(_closing(lost), file=sys.stderr)
+    return 1 if lost and arguments.strict else 0
+
+
+def _closing(lost: int) -> str:
+    if not lost:
+        return "The recipe is valid and says all that the script says."
+    settings = "1 setting is" if lost == 1 else f"{lost} settings are"
+    return f"The recipe is valid; {settings} lost, see above."
+
+
+def _variables(assignments: Sequence[str]) -> dict[str, str]:
+    variables = {}
+    for assignment in assignments:
+        name, has_value, value = assignment.partition("=")
+        if not has_value or not name.isidentifier():
+            mark = Mark(f"--var {assignment}", 0, 0)
+            raise RecipeError(Problem("a variable is given as NAME=VALUE", mark=mark))
+        variables[name] = value
+    return variables
+
+
+def read_script(file: str) -> str:
+    """The text of a script or config; raises RecipeError where it is no text file."""
+    whole = Mark(file, 0, 0)
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError(Problem("no such file", mark=whole)) from None
+    except IsADirectoryError:
+        raise RecipeError(Problem("this is a folder; name a script in it", mark=whole)) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(Problem("the file cannot be read", mark=whole, found=reason)) from None
+    if len(data) > MAX_BYTES:
+        message = f"the file is larger than {MAX_BYTES:,} bytes; this is no training script"
+        raise RecipeError(Problem(message, mark=whole))
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{data[error.start]:02X} at position {error.start}"
+        raise RecipeError(
+            Problem("the file is not UTF-8", mark=whole, found=found, hint="save it as UTF-8")
+        ) from None
+    if "\0" in text:
+        raise RecipeError(Problem("the file holds NUL bytes: it is not text", mark=whole))
+    return text
+
+
+def read_beside(path: str, caller: str) -> tuple[str, str] | None:
+    """A file that a script names: from the working folder, else from a folder above the script."""
+    try:
+        folders = [Path(), *Path(os.path.abspath(caller)).parents]
+        for folder in folders[:1] if os.path.isabs(path) else folders[:8]:
+            file = folder / path
+            if file.is_file():
+                return str(file), read_script(str(file))
+    except (OSError, ValueError, RecipeError):
+        return None
+    return None
+
+
+def _write(text: str, output: str | None) -> None:
+    if output is None:
+        print(text, end="", flush=True)
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        problem = Problem("cannot be written", mark=Mark(output, 0, 0), found=error.strerror)
+        raise RecipeError(problem) from None
+
+
+def _check(text: str, file: str) -> Sequence[Problem]:
+    """Every problem of the recipe as it was written."""
+    from llava_recipes.recipe.load import load_source
+    from llava_recipes.runner.facts import plan_recipe
+
+    try:
+        plan_recipe(load_source(text, file), world_size=1)
+    except RecipeError as error:
+        return error.problems
+    return ()

@@ -1,0 +1,123 @@
+"""The stages of a migration as one recipe."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llava_recipes.migrate.draft import MODEL, STAGE, Draft, Entry
+from llava_recipes.migrate.write import write_recipe
+from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.scalars import Value
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Migration:
+    """The recipe's text, and per stage what became of the settings it comes from."""
+
+    text: str
+    name: str
+    stages: tuple[tuple[str, tuple[Entry, ...]], ...]
+    num_processes: int | None
+
+
+def combine(drafts: Sequence[Draft], *, file: str, marks: Sequence[Mark | None]) -> Migration:
+    """One recipe of all drafts, a stage each. Raises RecipeError where they do not share one model."""
+    problems = [problem for draft in drafts for problem in draft.problems]
+    if problems:
+        raise RecipeError(*problems)
+    _hand_on(drafts)
+    first = drafts[0]
+    for number, (draft, mark) in enumerate(zip(drafts[1:], marks[1:], strict=True), 2):
+        different = _differences(first.values[MODEL], draft.values[MODEL])
+        if different:
+            raise RecipeError(_two_models(number, different, mark))
+    values: dict[str, Value] = {"version": 1}
+    comments: dict[Path, str] = {}
+    values["name"] = _clean_name(drafts[-1].name) or "migrated"
+    values["model"] = first.values[MODEL]
+    names: list[str] = []
+    stages: list[Value] = []
+    for index, draft in enumerate(drafts):
+        name = _stage_name(draft)
+        names.append(name if name not in names else f"{name}-{index + 1}")
+        stage = draft.values[STAGE]
+        assert isinstance(stage, dict)
+        stages.append({"name": names[-1], **stage})
+        for path, comment in draft.comments.items():
+            if path[0] == STAGE:
+                comments[("stages", index, *path[1:])] = comment
+            elif index == 0:
+                comments[path] = comment
+    values["stages"] = stages
+    return Migration(
+        text=write_recipe(values, comments, _header(file, drafts)),
+        name=str(values["name"]),
+        stages=tuple((name, tuple(draft.entries)) for name, draft in zip(names, drafts, strict=True)),
+        num_processes=first.num_processes,
+    )
+
+
+def _header(file: str, drafts: Sequence[Draft]) -> str:
+    processes = drafts[0].num_processes
+    run = "llava-recipe run THIS_FILE" + (f" --processes {processes}" if processes else "")
+    lost = sum(entry.kind == "lost" for draft in drafts for entry in draft.entries)
+    lines = [f"Migrated from {file}", f"Run       {run}"]
+    if lost:
+        lines.append(
+            f"Lost      {lost} of its settings have no place here; `llava-recipe migrate` lists them"
+        )
+    return "\n".join(lines)
+
+
+def _hand_on(drafts: Sequence[Draft]) -> None:
+    """A stage that takes the projector or the whole folder of the one before it starts from that stage."""
+    for before, draft in itertools.pairwise(drafts):
+        folder = before.read(STAGE, "output_dir")
+        if not isinstance(folder, str):
+            continue
+        start = draft.read(STAGE, "init_from")
+        if isinstance(start, str) and start.rstrip("/") == folder.rstrip("/"):
+            stage = draft.values[STAGE]
+            assert isinstance(stage, dict)
+            del stage["init_from"]
+        projector = draft.read(MODEL, "projector")
+        if (
+            isinstance(projector, dict)
+            and projector.get("init_from") == f"{folder.rstrip('/')}/mm_projector.bin"
+        ):
+            del projector["init_from"]
+
+
+def _differences(left: Value, right: Value, path: str = "") -> list[str]:
+    if not isinstance(left, dict) or not isinstance(right, dict):
+        return [] if left == right else [path]
+    return [
+        name
+        for key in {**left, **right}
+        for name in _differences(left.get(key), right.get(key), f"{path}.{key}" if path else key)
+    ]
+
+
+def _two_models(number: int, different: Sequence[str], mark: Mark | None) -> Problem:
+    names = ", ".join(f"`{name}`" for name in different)
+    return Problem(
+        f"training command {number} has another model than the first: one recipe has one model",
+        mark=mark,
+        found=f"they differ in {names}",
+        hint="migrate them one by one: --command 1, --command 2, …",
+    )
+
+
+def _stage_name(draft: Draft) -> str:
+    if draft.read(STAGE, "trainable") == ["projector"]:
+        return "finetune" if draft.read(STAGE, "lora") is not None else "pretrain"
+    return "finetune"
+
+
+def _clean_name(name: str) -> str:
+    return _NOT_IN_NAMES.sub("-", name).lstrip("._-")[:100]

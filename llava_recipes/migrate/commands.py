@@ -1,0 +1,195 @@
+"""Find the training commands of a script, and read their flags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llava_recipes.migrate.shell import Argument, Command, ReadScript, walk_commands
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+MAX_COMMANDS = 20
+
+_PROGRAM = re.compile(r"(?:.*/)?[\w.-]*(?:train|finetune)[\w.-]*\.py")
+_MODULE = re.compile(r"(?:\w+\.)+\w*train\w*")
+_FLAG = re.compile(r"--[A-Za-z][A-Za-z0-9_-]*(?==|$)")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of a command with its values; none means that it stands alone."""
+
+    name: str
+    values: tuple[str, ...]
+    mark: Mark
+
+    @property
+    def text(self) -> str:
+        """The values as they would be typed."""
+        return " ".join(self.values)
+
+
+@dataclass(frozen=True)
+class TrainingCommand:
+    """A training program with its flags, and what its launcher says."""
+
+    program: str
+    """Empty for a file that holds nothing but flags."""
+    flags: Mapping[str, Flag]
+    repeated: tuple[Flag, ...]
+    """Flags that a later one of the same name replaces."""
+    num_processes: int | None
+    mark: Mark
+
+
+def find_training_commands(
+    text: str,
+    file: str,
+    *,
+    positional: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+    read_script: ReadScript | None = None,
+) -> list[TrainingCommand]:
+    """The training commands of a script, or the one of a file that holds nothing but flags.
+
+    Raises RecipeError where there is none, and where the value of a flag cannot be told.
+    """
+    found: list[TrainingCommand] = []
+    loose: list[Argument] = []
+    is_flag_file = True
+    for command in walk_commands(
+        text, file, positional=positional, variables=variables, read_script=read_script
+    ):
+        filled = command.fill()
+        first = filled[0] if filled else None
+        if isinstance(first, Argument) and _FLAG.match(first.text):
+            if not is_flag_file:
+                raise RecipeError(_cut_off(first))
+            loose += _told(filled)
+            continue
+        is_flag_file = False
+        place = _program_place(filled)
+        if place is not None:
+            found.append(_training_command(command, filled, place))
+        if len(found) > MAX_COMMANDS:
+            message = f"more than {MAX_COMMANDS} training commands in one script"
+            raise RecipeError(Problem(message, mark=command.words[0].mark))
+    if loose and is_flag_file:
+        flags, repeated = _read_flags(loose)
+        return [TrainingCommand("", flags, repeated, None, loose[0].mark)]
+    if not found:
+        raise RecipeError(_nothing_found(file))
+    return found
+
+
+def _told(filled: Sequence[Argument | Problem]) -> list[Argument]:
+    problems = [entry for entry in filled if isinstance(entry, Problem)]
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
+    return [entry for entry in filled if isinstance(entry, Argument)]
+
+
+def _program_place(filled: Sequence[Argument | Problem]) -> int | None:
+    """Which argument names the training program: `…/train_mem.py`, or a module after `-m`."""
+    after_module_option = False
+    for place, entry in enumerate(filled):
+        text = entry.text if isinstance(entry, Argument) else ""
+        if (after_module_option and _MODULE.fullmatch(text)) or _PROGRAM.fullmatch(text):
+            has_flags = any(
+                isinstance(other, Argument) and _FLAG.match(other.text) for other in filled[place:]
+            )
+            return place if has_flags else None
+        after_module_option = text in ("-m", "--module")
+    return None
+
+
+def _training_command(command: Command, filled: Sequence[Argument | Problem], place: int) -> TrainingCommand:
+    program = filled[place]
+    assert isinstance(program, Argument)
+    if command.block:
+        raise RecipeError(
+            Problem(
+                f"this training command stands inside {command.block}",
+                mark=program.mark,
+                found="conditions, loops and functions are not followed",
+                hint="copy the command, with the variables that it needs, into a script of its own",
+            )
+        )
+    flags, repeated = _read_flags(_told(filled[place + 1 :]))
+    launcher = [entry.text if isinstance(entry, Argument) else "" for entry in filled[:place]]
+    return TrainingCommand(program.text, flags, repeated, _count_processes(launcher), program.mark)
+
+
+def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[Flag, ...]]:
+    flags: dict[str, Flag] = {}
+    repeated: list[Flag] = []
+    name, mark, values = "", None, list[str]()
+    problems: list[Problem] = []
+
+    def finish() -> None:
+        if mark is not None:
+            if name in flags:
+                repeated.append(flags.pop(name))
+            flags[name] = Flag(name, tuple(values), mark)
+
+    for argument in arguments:
+        found = _FLAG.match(argument.text)
+        if found is not None:
+            finish()
+            name, mark = found.group()[2:].replace("-", "_"), argument.mark
+            values = [argument.text[found.end() + 1 :]] if found.end() < len(argument.text) else []
+        elif argument.text.isspace() or argument.text == "\r":
+            problems.append(_space_after_backslash(argument))
+        elif mark is None:
+            message = f"`{argument.text}` belongs to no flag"
+            problems.append(Problem(message, mark=argument.mark, hint="a flag starts with `--`"))
+        else:
+            values.append(argument.text)
+    if problems:
+        raise RecipeError(*problems)
+    finish()
+    return flags, tuple(repeated)
+
+
+def _count_processes(launcher: Sequence[str]) -> int | None:
+    """How many processes the launcher starts, where it says so in numbers."""
+    options: dict[str, str] = {}
+    for word, following in zip(launcher, [*launcher[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, has_value, value = word[2:].replace("-", "_").partition("=")
+            options[name] = value if has_value else following
+    if options.get("num_processes", "").isdigit():
+        return int(options["num_processes"])
+    per_node = next((options[name] for name in ("nproc_per_node", "num_gpus") if name in options), "")
+    included = options.get("include", "")
+    if not per_node and ":" in included and "@" not in included:
+        per_node = str(len(included.partition(":")[2].split(",")))
+    nodes = next((options[name] for name in ("nnodes", "num_nodes") if name in options), "1")
+    small = per_node.isdigit() and nodes.isdigit() and len(per_node + nodes) < 9
+    return int(per_node) * int(nodes) or None if small else None
+
+
+def _cut_off(argument: Argument) -> Problem:
+    return Problem(
+        f"`{argument.text.partition('=')[0]}` starts a command of its own",
+        mark=argument.mark,
+        found="the line before ends the command: a comment line, an empty line, or no `\\` at its end",
+        hint="end every line of the command but the last with `\\`, and keep comments out of it",
+    )
+
+
+def _space_after_backslash(argument: Argument) -> Problem:
+    return Problem(
+        "a space after the backslash: the line is not continued",
+        mark=argument.mark,
+        hint="let `\\` be the last letter of the line",
+    )
+
+
+def _nothing_found(file: str) -> Problem:
+    return Problem(
+        "no training command in this script",
+        mark=Mark(file, 0, 0),
+        hint="looked for a program such as llava/train/train_mem.py, or `-m llava.train.train`, with flags",
+    )

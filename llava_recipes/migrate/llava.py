@@ -1,0 +1,330 @@
+"""Flags of LLaVA's training program and of LLaVA-NeXT's, which adds to them, as values of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
+from llava_recipes.migrate.draft import MODEL, STAGE, Draft
+from llava_recipes.migrate.flags import Flags
+from llava_recipes.migrate.known_data import known_num_samples
+from llava_recipes.migrate.train_flags import translate_rest, translate_training
+from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.schema import Data
+
+NEXT_FLAGS = (
+    "mm_tunable_parts",
+    "mm_vision_tower_lr",
+    "unfreeze_mm_vision_tower",
+    "unfreeze_language_model",
+    "mm_patch_merge_type",
+    "image_grid_pinpoints",
+    "attn_implementation",
+    "video_folder",
+    "frames_upbound",
+    "mm_resampler_type",
+)
+"""Flags that LLaVA-NeXT has and LLaVA has not."""
+
+FLAGS = (
+    *NEXT_FLAGS,
+    *("model_name_or_path", "version", "freeze_backbone", "tune_mm_mlp_adapter", "vision_tower"),
+    *("mm_vision_select_layer", "mm_vision_select_feature", "pretrain_mm_mlp_adapter", "mm_projector_type"),
+    *("mm_use_im_start_end", "mm_use_im_patch_token", "data_path", "image_folder", "image_aspect_ratio"),
+    *("freeze_mm_mlp_adapter", "model_max_length", "bits", "double_quant", "quant_type", "lora_enable"),
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_weight_path", "lora_bias", "mm_projector_lr"),
+    *("group_by_modality_length", "group_by_length", "lazy_preprocess", "deepspeed", "run_name"),
+    "use_dora",
+    "use_rslora",
+)
+
+TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {"plain": "plain", "v0_plain": "plain", "v1": "v1", "vicuna_v1": "v1"}
+)
+_OTHER_TEMPLATES = frozenset(
+    {"v0", "v0.5", "v0_mmtag", "v1_mmtag", "llava_v0", "llava_v1", "llama_2", "llava_llama_2", "mpt"}
+)
+
+
+def translate_llava(flags: Flags, *, is_next: bool, read_text: ReadText) -> Draft:
+    """The draft of one training command. Values of a wrong type are among the draft's problems."""
+    draft = Draft()
+    _translate_model(flags, draft)
+    lora = _translate_lora(flags, draft)
+    _translate_freezing(flags, draft, lora=lora)
+    _translate_rates(flags, draft)
+    _translate_data(flags, draft, is_next=is_next)
+    translate_training(flags, draft)
+    deepspeed = flags.text("deepspeed")
+    if deepspeed is not None:
+        mark = flags["deepspeed"].mark
+        translate_deepspeed("--deepspeed", deepspeed, draft, read_text=read_text, mark=mark)
+    name_draft(flags, draft)
+    translate_rest(flags, draft, FLAGS)
+    draft.problems += flags.problems
+    return draft
+
+
+def put_text(flags: Flags, draft: Draft, name: str, path: Path, default: str | None = None) -> None:
+    """A flag that is text here and there."""
+    text = flags.text(name)
+    if text is not None:
+        draft.mapped(f"--{name}", text, path, text, mark=flags[name].mark)
+    elif default is not None and name not in flags:
+        draft.default(f"--{name}", path, default)
+
+
+def put_whole(flags: Flags, draft: Draft, name: str, path: Path, default: int) -> None:
+    """A flag that is a whole number here and there."""
+    number = flags.whole(name)
+    if number is not None:
+        draft.mapped(f"--{name}", flags[name].text, path, number, mark=flags[name].mark)
+    elif name not in flags:
+        draft.default(f"--{name}", path, default)
+
+
+def put_switch(flags: Flags, draft: Draft, name: str, path: Path, default: bool) -> None:
+    """A flag that is on or off here and there."""
+    switch = flags.switch(name)
+    if switch is not None:
+        draft.mapped(f"--{name}", flags[name].text or "True", path, switch, mark=flags[name].mark)
+    elif name not in flags:
+        draft.default(f"--{name}", path, default)
+
+
+def name_draft(flags: Flags, draft: Draft) -> None:
+    """Name the recipe after the run, or after its folder."""
+    run_name, folder = flags.text("run_name"), draft.read(STAGE, "output_dir")
+    if run_name:
+        draft.name = run_name
+        draft.tell_mapped("--run_name", run_name, ("name",), mark=flags["run_name"].mark)
+    elif isinstance(folder, str):
+        draft.name = folder.rstrip("/").rpartition("/")[2]
+
+
+def _translate_model(flags: Flags, draft: Draft) -> None:
+    tower = (MODEL, "vision_tower")
+    put_text(flags, draft, "model_name_or_path", (MODEL, "language_model"))
+    put_text(flags, draft, "vision_tower", (*tower, "source"))
+    put_whole(flags, draft, "mm_vision_select_layer", (*tower, "select_layer"), -1)
+    put_text(flags, draft, "mm_vision_select_feature", (*tower, "select_feature"), "patch")
+    put_text(flags, draft, "mm_projector_type", (MODEL, "projector", "type"), "linear")
+    put_text(flags, draft, "pretrain_mm_mlp_adapter", (MODEL, "projector", "init_from"))
+    put_switch(flags, draft, "mm_use_im_start_end", (MODEL, "image_tokens", "start_end"), False)
+    put_switch(flags, draft, "mm_use_im_patch_token", (MODEL, "image_tokens", "patch"), True)
+
+
+def _translate_lora(flags: Flags, draft: Draft) -> bool:
+    is_on = flags.switch("lora_enable")
+    lora: Path = (STAGE, "lora")
+    if not is_on:
+        for name in ("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_weight_path"):
+            flag = flags.take(name)
+            if flag is not None:
+                draft.needless(f"--{name}", flag.text, "LoRA is off", flag.mark)
+    else:
+        remark = "every linear layer of the language model, as in the original"
+        draft.mapped("--lora_enable", "True", (*lora, "modules"), ["language_model"], remark=remark)
+        translate_lora_numbers(flags, draft)
+        for name in ("use_dora", "use_rslora"):
+            if name in flags:
+                put_switch(flags, draft, name, (*lora, name), False)
+        weights = flags.text("lora_weight_path")
+        if weights:
+            draft.lost("--lora_weight_path", weights, "the original does not read it either")
+    translate_quantization(flags, draft)
+    return bool(is_on)
+
+
+def translate_lora_numbers(flags: Flags, draft: Draft) -> None:
+    """The adapters' size, which LLaVA and TinyLLaVA call by the same names."""
+    lora: Path = (STAGE, "lora")
+    put_whole(flags, draft, "lora_r", (*lora, "r"), 64)
+    put_whole(flags, draft, "lora_alpha", (*lora, "alpha"), 16)
+    dropout = flags.number("lora_dropout")
+    if dropout is not None:
+        mark = flags["lora_dropout"].mark
+        draft.mapped("--lora_dropout", f"{dropout:g}", (*lora, "dropout"), dropout, mark=mark)
+    elif "lora_dropout" not in flags:
+        draft.default("--lora_dropout", (*lora, "dropout"), 0.05)
+    put_text(flags, draft, "lora_bias", (*lora, "bias"), "none")
+
+
+def translate_quantization(flags: Flags, draft: Draft) -> None:
+    """`--bits` and what belongs to it."""
+    bits = flags.whole("bits")
+    quantized = bits is not None and bits != 16
+    if bits is not None:
+        why = "recipes train in 16 or 32 bits" if quantized else "16 bits are what `bf16` and `fp16` say"
+        (draft.lost if quantized else draft.needless)("--bits", str(bits), why, flags["bits"].mark)
+    for name in ("double_quant", "quant_type"):
+        flag = flags.take(name)
+        if flag is not None:
+            why = "it goes with `--bits`"
+            (draft.lost if quantized else draft.needless)(f"--{name}", flag.text, why, flag.mark)
+
+
+def _translate_freezing(flags: Flags, draft: Draft, *, lora: bool) -> None:
+    parts = flags.text("mm_tunable_parts")
+    projector_alone = flags.switch("tune_mm_mlp_adapter")
+    freezes_projector = flags.switch("freeze_mm_mlp_adapter")
+    freezes_language = flags.switch("freeze_backbone")
+    opens_tower, opens_language = (
+        flags.switch("unfreeze_mm_vision_tower"),
+        flags.switch("unfreeze_language_model"),
+    )
+    if parts is not None:
+        trained, told = _tunable_parts(parts, flags, draft), "--mm_tunable_parts"
+    elif projector_alone:
+        trained, told = ["projector"], "--tune_mm_mlp_adapter"
+        if draft.read(MODEL, "image_tokens", "start_end") is True:
+            trained.append("language_model.embed_tokens")
+    else:
+        trained, told = ["projector"], "--freeze_backbone" if freezes_language else ""
+        if not lora:
+            # The original freezes the decoder alone: its head goes on learning.
+            trained += ["lm_head"] if freezes_language else ["language_model", "lm_head"]
+    if freezes_projector and "projector" in trained:
+        trained.remove("projector")
+        told = told or "--freeze_mm_mlp_adapter"
+    if opens_tower and parts is None:
+        trained.append("vision_tower")
+    if opens_language and parts is None and "language_model" not in trained:
+        trained += ["language_model", *(["lm_head"] if "lm_head" not in trained else [])]
+    put_trainable(draft, trained, told, flags)
+    for name, value in (
+        ("tune_mm_mlp_adapter", projector_alone),
+        ("freeze_mm_mlp_adapter", freezes_projector),
+        ("freeze_backbone", freezes_language),
+        ("unfreeze_mm_vision_tower", opens_tower),
+        ("unfreeze_language_model", opens_language),
+    ):
+        if value is None or told == f"--{name}":
+            continue
+        if parts is not None:
+            draft.needless(
+                f"--{name}", flags[name].text, "`mm_tunable_parts` goes before it", flags[name].mark
+            )
+        else:
+            remark = "" if value else "off: `trainable` says what trains"
+            path = (STAGE, "trainable")
+            draft.mapped(
+                f"--{name}", flags[name].text, path, draft.read(*path), remark=remark, mark=flags[name].mark
+            )
+
+
+def put_trainable(draft: Draft, trained: list[str], told: str, flags: Flags) -> None:
+    """Everything is frozen but what is listed, which the recipe says in two keys."""
+    draft.put((STAGE, "freeze"), "all")
+    path = (STAGE, "trainable")
+    if told:
+        flag = flags[told.removeprefix("--")]
+        draft.mapped(told, flag.text or "True", path, list[Value](trained), mark=flag.mark)
+    else:
+        remark = "all but the vision tower trains" if "language_model" in trained else ""
+        draft.default("what trains", path, list[Value](trained), remark=remark)
+
+
+_PARTS = {
+    "mm_mlp_adapter": ["projector"],
+    "mm_vision_tower": ["vision_tower"],
+    "mm_language_model": ["language_model", "lm_head"],
+}
+
+
+def _tunable_parts(parts: str, flags: Flags, draft: Draft) -> list[str]:
+    trained: list[str] = []
+    for part in (name.strip() for name in parts.split(",")):
+        if part in _PARTS:
+            trained += _PARTS[part]
+        else:
+            flag = flags["mm_tunable_parts"]
+            draft.lost("--mm_tunable_parts", part, "recipes have no such module", flag.mark)
+    order = ("projector", "language_model", "lm_head", "vision_tower")
+    return [name for name in order if name in trained]
+
+
+def _translate_rates(flags: Flags, draft: Draft) -> None:
+    translate_rate("mm_projector_lr", "projector", flags, draft)
+    translate_rate("mm_vision_tower_lr", "vision_tower", flags, draft)
+
+
+def translate_rate(name: str, module: str, flags: Flags, draft: Draft) -> None:
+    """A learning rate of its own for one module."""
+    rate = flags.number(name)
+    if rate is None:
+        return
+    groups = draft.read(STAGE, "param_groups")
+    entries = list(groups) if isinstance(groups, list) else []
+    path = (STAGE, "param_groups")
+    entries.append({"modules": [module], "learning_rate": rate})
+    draft.mapped(f"--{name}", flags[name].text, path, entries, mark=flags[name].mark)
+
+
+def _translate_data(flags: Flags, draft: Draft, *, is_next: bool) -> None:
+    _translate_template(flags, draft, is_next=is_next)
+    translate_sources(flags, draft)
+    put_text(flags, draft, "image_aspect_ratio", (STAGE, "data", "image_aspect_ratio"), "square")
+    put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 512)
+    put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)
+    translate_grouping(flags, draft)
+    merging = flags.text("mm_patch_merge_type")
+    if merging == "flat":
+        draft.needless(
+            "--mm_patch_merge_type",
+            merging,
+            "features are put one after another",
+            flags["mm_patch_merge_type"].mark,
+        )
+    elif merging is not None:
+        flag = flags["mm_patch_merge_type"]
+        draft.lost("--mm_patch_merge_type", merging, "recipes have no key for it yet", flag.mark)
+
+
+def _translate_template(flags: Flags, draft: Draft, *, is_next: bool) -> None:
+    path = (STAGE, "data", "template")
+    version = flags.text("version")
+    if version is None:
+        if "version" not in flags:
+            draft.default("--version", path, "v0", remark="recipes have no such template")
+        return
+    template, remark = TEMPLATES.get(version, version), ""
+    if version not in TEMPLATES and version not in _OTHER_TEMPLATES and not is_next:
+        template, remark = "v1", f"the original knows no `{version}` and takes vicuna_v1, without a word"
+    draft.mapped("--version", version, path, template, remark=remark, mark=flags["version"].mark)
+
+
+def translate_sources(flags: Flags, draft: Draft) -> None:
+    """`--data_path` and `--image_folder`, which LLaVA and TinyLLaVA call by the same names."""
+    annotations, images = flags.text("data_path"), flags.text("image_folder")
+    source: dict[str, Value] = {}
+    path = (STAGE, "data", "sources")
+    for name, key, value in (("data_path", "annotations", annotations), ("image_folder", "images", images)):
+        if value is not None:
+            source[key] = value
+            draft.tell_mapped(f"--{name}", value, (*path, 0, key), mark=flags[name].mark)
+    if not source:
+        return
+    count = known_num_samples(annotations or "")
+    if count is not None:
+        source["num_samples"] = count
+        draft.comments[(*path, 0, "num_samples")] = "known by the file's name; checked when it is read"
+    draft.put(path, [source])
+
+
+def translate_grouping(flags: Flags, draft: Draft) -> None:
+    """`--group_by_modality_length`, and Hugging Face's `--group_by_length`."""
+    path = (STAGE, "data", "group_by")
+    by_modality, by_length = flags.switch("group_by_modality_length"), flags.switch("group_by_length")
+    for name, value, word in (
+        ("group_by_modality_length", by_modality, "modality_length"),
+        ("group_by_length", by_length, "length"),
+    ):
+        if value is not None:
+            flag = flags[name]
+            chosen = word if value else draft.read(*path) or "none"
+            draft.mapped(f"--{name}", flag.text or "True", path, chosen, mark=flag.mark)
+    if by_modality is None and by_length is None and "group_by" in Data.model_fields:
+        draft.default("--group_by_modality_length", path, "none")

@@ -1,0 +1,48 @@
+"""What became of every setting, as text for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from llava_recipes.migrate.combine import Migration
+from llava_recipes.migrate.draft import Entry, Kind
+
+_TITLES: tuple[tuple[Kind, str], ...] = (
+    ("mapped", "has its key in the recipe"),
+    ("default", "left out there, and so at that program's default, which the recipe now says"),
+    ("needless", "has no place in a recipe, and nothing is lost"),
+    ("lost", "HAS NO PLACE IN A RECIPE: the run differs without it"),
+)
+MAX_VALUE_CHARACTERS = 60
+
+
+def report_lines(migration: Migration, file: str) -> Iterator[str]:
+    """The report of a whole migration, stage by stage."""
+    for name, entries in migration.stages:
+        yield f"{file}: stage {name}: {_counts(entries)}"
+        for kind, title in _TITLES:
+            chosen = [entry for entry in entries if entry.kind == kind]
+            if chosen:
+                yield f"\n  {title}"
+                yield from _table(chosen)
+        yield ""
+
+
+def _counts(entries: Iterable[Entry]) -> str:
+    kinds = [entry.kind for entry in entries]
+    words = (("mapped", "mapped"), ("default", "defaults"), ("needless", "not needed"), ("lost", "lost"))
+    return ", ".join(f"{kinds.count(kind)} {word}" for kind, word in words if kind in kinds)
+
+
+def _table(entries: Sequence[Entry]) -> Iterator[str]:
+    rows = [(entry.name, _short(entry.value), entry.key, entry.remark) for entry in entries]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, value, key, remark in rows:
+        arrow = "->" if key else "  " if widths[2] else ""
+        line = f"    {name:<{widths[0]}}  {value:<{widths[1]}}  {arrow} {key:<{widths[2]}}"
+        yield f"{line}  {remark}".rstrip()
+
+
+def _short(text: str) -> str:
+    text = "".join(letter if letter.isprintable() else "�" for letter in text)
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"…{text[1 - MAX_VALUE_CHARACTERS :]}"

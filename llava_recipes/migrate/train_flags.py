@@ -1,0 +1,187 @@
+"""Flags of Hugging Face's TrainingArguments, as transformers 4 had them, and what they are in a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from llava_recipes.migrate.draft import STAGE, Draft
+from llava_recipes.migrate.flags import Flags
+from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.spelling import did_you_mean
+
+_Type = Literal["number", "whole", "switch", "text"]
+
+_FLAGS: Mapping[str, tuple[_Type, Value]] = MappingProxyType(
+    {
+        "per_device_train_batch_size": ("whole", 8),
+        "per_device_eval_batch_size": ("whole", 8),
+        "gradient_accumulation_steps": ("whole", 1),
+        "learning_rate": ("number", 5e-5),
+        "weight_decay": ("number", 0.0),
+        "adam_beta1": ("number", None),
+        "adam_beta2": ("number", None),
+        "adam_epsilon": ("number", None),
+        "max_grad_norm": ("number", 1.0),
+        "optim": ("text", "adamw_torch"),
+        "lr_scheduler_type": ("text", "linear"),
+        "bf16": ("switch", False),
+        "fp16": ("switch", None),
+        "tf32": ("switch", None),
+        "gradient_checkpointing": ("switch", False),
+        "dataloader_num_workers": ("whole", 0),
+        "logging_steps": ("whole", 500),
+        "save_strategy": ("text", "steps"),
+        "save_steps": ("whole", 500),
+        "save_total_limit": ("whole", None),
+        "seed": ("whole", 42),
+    }
+)
+"""Flags that keep their name under `train`, and the value when they are left out (None: the recipe's own)."""
+
+_NEEDLESS: Mapping[str, str] = MappingProxyType(
+    {
+        "remove_unused_columns": "the data is read as the recipe says",
+        "do_train": "a stage always trains",
+        "overwrite_output_dir": "a finished run is never overwritten",
+        "logging_dir": "logs go to `output_dir`",
+        "cache_dir": "the variable HF_HOME says where models are kept",
+        "local_rank": "`llava-recipe run` starts the processes",
+        "attn_implementation": "the fastest attention at hand is used; the numbers are the same",
+        "tokenizer_use_fast": "the token ids are those of the slow tokenizer",
+        "is_multimodal": "a source with `images` holds pictures",
+        "save_safetensors": "both forms are written",
+        "logging_strategy": "`logging_steps` counts steps",
+        "logging_first_step": "with `logging_steps: 1` every step is logged",
+        "mpt_attn_impl": "it speaks of another language model",
+        "verbose_logging": "it changes nothing in training",
+        "disable_tqdm": "progress is shown by llava-recipe itself",
+        "resume_from_checkpoint": "run `llava-recipe run FILE --resume`",
+        "tokenizer_padding_side": "sequences are padded at the right",
+    }
+)
+_TRACKERS = ("wandb", "tensorboard")
+
+
+def translate_training(flags: Flags, draft: Draft) -> None:
+    """Fill in `train` and `output_dir`."""
+    for name, (kind, default) in _FLAGS.items():
+        value: Value = getattr(flags, kind)(name)
+        path = (STAGE, "train", name)
+        if value is not None:
+            draft.mapped(f"--{name}", flags[name].text, path, value, mark=flags[name].mark)
+        elif default is not None and name not in flags:
+            draft.default(f"--{name}", path, default)
+    _translate_length(flags, draft)
+    _translate_warmup(flags, draft)
+    _translate_evaluation(flags, draft)
+    _translate_reports(flags, draft)
+    folder = flags.text("output_dir")
+    if folder is not None:
+        draft.mapped("--output_dir", folder, (STAGE, "output_dir"), folder, mark=flags["output_dir"].mark)
+
+
+def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...]) -> None:
+    """Say of every flag that is left what becomes of it. `known` are the flags that this program has."""
+    for flag in flags.unread():
+        name = flag.name
+        if name in EXTRA_FIELDS and _translate_extra(name, flags, draft):
+            continue
+        if name in _NEEDLESS:
+            draft.needless(f"--{name}", flag.text, _NEEDLESS[name], flag.mark)
+        elif name in REFUSED_FIELDS:
+            draft.lost(f"--{name}", flag.text, REFUSED_FIELDS[name].removeprefix("remove it: "), flag.mark)
+        else:
+            names = (*known, *_FLAGS, *_NEEDLESS, *EXTRA_FIELDS)
+            near = did_you_mean(name, [f"--{other}" for other in names]) if name not in names else None
+            why = near or "recipes have no key for it yet"
+            draft.lost(f"--{name}", flag.text, why, flag.mark)
+
+
+def _translate_length(flags: Flags, draft: Draft) -> None:
+    max_steps, epochs = flags.whole("max_steps"), flags.number("num_train_epochs")
+    if max_steps is not None and max_steps > 0:
+        path = (STAGE, "train", "max_steps")
+        draft.mapped("--max_steps", str(max_steps), path, max_steps, mark=flags["max_steps"].mark)
+        if epochs is not None:
+            draft.needless("--num_train_epochs", f"{epochs:g}", "`max_steps` goes before it")
+        return
+    if max_steps is not None:
+        draft.needless("--max_steps", str(max_steps), "training is counted in epochs")
+    length = (STAGE, "train", "num_train_epochs")
+    if epochs is not None:
+        value = int(epochs) if epochs == int(epochs) else epochs
+        flag = flags["num_train_epochs"]
+        draft.mapped("--num_train_epochs", flag.text, length, value, mark=flag.mark)
+    elif "num_train_epochs" not in flags:
+        draft.default("--num_train_epochs", length, 3)
+
+
+def _translate_warmup(flags: Flags, draft: Draft) -> None:
+    steps, ratio = flags.whole("warmup_steps"), flags.number("warmup_ratio")
+    schedule = draft.read(STAGE, "train", "lr_scheduler_type")
+    given = [(name, value) for name, value in (("warmup_steps", steps), ("warmup_ratio", ratio)) if value]
+    for index, (name, value) in enumerate(given):
+        flag = flags[name]
+        if schedule == "constant":
+            draft.needless(f"--{name}", flag.text, "the schedule `constant` does not warm up", flag.mark)
+        elif index:
+            draft.needless(f"--{name}", flag.text, "`warmup_steps` goes before it", flag.mark)
+        else:
+            draft.mapped(f"--{name}", flag.text, (STAGE, "train", name), value, mark=flag.mark)
+    if not given:
+        for name in ("warmup_steps", "warmup_ratio"):
+            if name in flags:
+                draft.needless(f"--{name}", flags[name].text, "no warm-up, as without it", flags[name].mark)
+
+
+def _translate_evaluation(flags: Flags, draft: Draft) -> None:
+    for name in ("evaluation_strategy", "eval_strategy"):
+        strategy = flags.text(name)
+        if strategy is None:
+            continue
+        if strategy == "no":
+            draft.mapped(
+                f"--{name}", strategy, (STAGE, "train", "eval_strategy"), "no", mark=flags[name].mark
+            )
+        else:
+            draft.lost(f"--{name}", strategy, "nothing is evaluated during training", flags[name].mark)
+
+
+def _translate_reports(flags: Flags, draft: Draft) -> None:
+    path = (STAGE, "train", "report_to")
+    flag = flags.take("report_to")
+    if flag is None:
+        remark = "the original reports to every tracker that is installed"
+        draft.default("--report_to", path, "none", remark=remark)
+        return
+    names = [name for name in flag.values if name in _TRACKERS]
+    for name in flag.values:
+        if name not in (*_TRACKERS, "none"):
+            draft.lost("--report_to", name, "trackers: wandb, tensorboard", flag.mark)
+    value: Value = "none"
+    if names:
+        value = names[0] if len(names) == 1 else list[Value](names)
+    draft.mapped("--report_to", flag.text, path, value, mark=flag.mark)
+
+
+def _translate_extra(name: str, flags: Flags, draft: Draft) -> bool:
+    """Whether the flag could be read as the type that `train.extra` takes."""
+    kinds = EXTRA_FIELDS[name].split("|")
+    value: Value
+    if "bool" in kinds:
+        value = flags.switch(name)
+    elif "int" in kinds:
+        value = flags.whole(name)
+    elif "float" in kinds:
+        value = flags.number(name)
+    elif "str" in kinds:
+        value = flags.text(name)
+    else:
+        return False
+    if value is not None:
+        path = (STAGE, "train", "extra", name)
+        draft.mapped(f"--{name}", flags[name].text, path, value, mark=flags[name].mark)
+    return True

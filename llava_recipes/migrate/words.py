@@ -1,0 +1,339 @@
+"""Read shell text into words, without running any of it.
+
+A word keeps its parts apart (plain text, quoted text, parameters), so that it can be filled in later with
+the values that stand at that point of the script.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+MAX_NESTING = 20
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
+_PLAIN = re.compile(r"[^\s\\'\"$`;&|<>()#}/]+")
+_IN_QUOTES = re.compile(r"[^\\\"$`]+")
+_OPERATOR = re.compile(r"&&|\|\||;;&?|;&|<<-|<<<|<<|>>|>&|<&|&>>|&>|>\||[;&|<>()\n]")
+_BLANK = re.compile(r"(?:[ \t\r]|\\\r?\n)+")
+_CHANGE = re.compile(r":[-=?+]|##|%%|//|/[#%]|\^\^|,,|[-=?+#%/^,:@]")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Text as it stands; quoted text is neither split nor read as a pattern."""
+
+    text: str
+    quoted: bool
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """`$NAME` or `${NAME…}`, with what is done to its value."""
+
+    name: str
+    change: str
+    """`:-`, `#`, `//` and the like; empty for the value as it is, `[@]` for all entries of an array."""
+    first: tuple[Part, ...]
+    second: tuple[Part, ...]
+    quoted: bool
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Something whose value only a shell could tell, such as `$(date)`."""
+
+    what: str
+    quoted: bool
+    mark: Mark
+
+
+Part = Plain | Parameter | Unread
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a command, and where it stands; `entries` of an array assignment `NAME=(…)`."""
+
+    parts: tuple[Part, ...]
+    mark: Mark
+    entries: tuple[Word, ...] | None = None
+
+    @property
+    def plain(self) -> str | None:
+        """The text of a word that holds nothing but plain, unquoted text."""
+        if self.entries is None and all(isinstance(part, Plain) and not part.quoted for part in self.parts):
+            return "".join(part.text for part in self.parts if isinstance(part, Plain))
+        return None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What separates commands: `;`, `&&`, `|`, a line break, a bracket, a redirection."""
+
+    text: str
+    mark: Mark
+
+
+def read_words(text: str, file: str) -> Iterator[Word | Operator]:
+    """The words and operators of a script, comments and here-documents left out.
+
+    Raises RecipeError where a quote, a bracket or a here-document is not closed.
+    """
+    return _Reader(text, file).tokens()
+
+
+class _Reader:
+    def __init__(self, text: str, file: str) -> None:
+        self._text, self._file, self._at, self._depth = text, file, 0, 0
+        self._lines = text.split("\n")
+        self._starts = [0]
+        for line in self._lines:
+            self._starts.append(self._starts[-1] + len(line) + 1)
+        self._documents: list[tuple[str, Mark]] = []
+
+    def mark(self, start: int, width: int = 1) -> Mark:
+        line = min(bisect.bisect_right(self._starts, start) - 1, len(self._lines) - 1)
+        column = start - self._starts[line]
+        shown = self._lines[line].rstrip("\r")
+        return Mark(self._file, line + 1, column + 1, max(1, min(width, len(shown) - column)), shown)
+
+    def refuse(self, message: str, start: int, hint: str | None = None, width: int = 1) -> RecipeError:
+        return RecipeError(Problem(message, mark=self.mark(start, width), hint=hint))
+
+    def tokens(self) -> Iterator[Word | Operator]:
+        text, wants_document = self._text, False
+        while True:
+            blank = _BLANK.match(text, self._at)
+            self._at = blank.end() if blank else self._at
+            if self._at >= len(text):
+                break
+            start = self._at
+            if text[start] == "#":
+                self._at = _end_of(text, "\n", start)
+                continue
+            if text.startswith(("<(", ">("), start):
+                yield self._word()
+                continue
+            operator = _OPERATOR.match(text, start)
+            if operator is None:
+                word = self._word()
+                if wants_document:
+                    self._documents.append((_unquoted(word), word.mark))
+                    wants_document = False
+                yield word
+                continue
+            self._at = operator.end()
+            wants_document = operator.group() in ("<<", "<<-")
+            yield Operator(operator.group(), self.mark(start, len(operator.group())))
+            if operator.group() == "\n":
+                self._skip_documents()
+        if self._documents:
+            raise RecipeError(_not_closed("a here-document", self._documents[0][1]))
+
+    def _skip_documents(self) -> None:
+        for delimiter, mark in self._documents:
+            while True:
+                if self._at >= len(self._text):
+                    raise RecipeError(_not_closed("a here-document", mark))
+                end = _end_of(self._text, "\n", self._at)
+                line = self._text[self._at : end].strip("\t\r")
+                self._at = min(end + 1, len(self._text))
+                if line == delimiter:
+                    break
+        self._documents.clear()
+
+    def _word(self) -> Word:
+        start = self._at
+        parts = tuple(self._parts(stops=" \t\r\n;&|<>()", quoted=False))
+        entries = None
+        is_open = self._text[self._at : self._at + 1] == "("
+        name = parts[0].text if len(parts) == 1 and isinstance(parts[0], Plain) else ""
+        if is_open and _ASSIGNMENT.fullmatch(name):
+            entries = tuple(self._entries())
+        if not parts and self._text.startswith(("<(", ">("), self._at):
+            parts = (self._command(self._at + 1, start, "a process substitution", quoted=False),)
+        return Word(parts, self.mark(start, self._at - start), entries)
+
+    def _entries(self) -> Iterator[Word]:
+        opened = self._at
+        self._at += 1
+        while True:
+            while self._at < len(self._text) and self._text[self._at].isspace():
+                self._at += 1
+            blank = _BLANK.match(self._text, self._at)
+            self._at = blank.end() if blank else self._at
+            if self._at >= len(self._text):
+                raise self.refuse("a list that opens with `(` is not closed", opened, "close it with `)`")
+            letter = self._text[self._at]
+            if letter == ")":
+                self._at += 1
+                return
+            if letter == "#":
+                self._at = _end_of(self._text, "\n", self._at)
+            elif letter in ";&|<>(":
+                raise self.refuse(f"`{letter}` has no place inside a list", self._at)
+            elif not letter.isspace():
+                yield self._word()
+
+    def _parts(self, *, stops: str, quoted: bool) -> Iterator[Part]:
+        text = self._text
+        self._depth += 1
+        if self._depth > MAX_NESTING:
+            raise self.refuse(f"nested deeper than {MAX_NESTING} levels", self._at)
+        while self._at < len(text) and text[self._at] not in stops:
+            letter, start = text[self._at], self._at
+            if letter == "\\":
+                self._at += 2
+                if text.startswith("\r\n", start + 1):
+                    self._at += 1
+                elif text[start + 1 : start + 2] != "\n":
+                    yield Plain(text[start + 1 : start + 2], quoted=True)
+            elif letter == "'" and not quoted:
+                yield self._single(start)
+            elif letter == '"':
+                yield from self._double(start)
+            elif letter == "$":
+                yield self._dollar(quoted=quoted)
+            elif letter == "`":
+                self._at = self._close("`", start, "a command substitution with backticks")
+                yield Unread("a command substitution", quoted, self.mark(start, self._at - start))
+            else:
+                plain = _PLAIN.match(text, start)
+                self._at = plain.end() if plain else start + 1
+                yield Plain(text[start : self._at], quoted)
+        self._depth -= 1
+
+    def _single(self, start: int) -> Plain:
+        self._at = self._close("'", start, "a quote")
+        return Plain(self._text[start + 1 : self._at - 1], quoted=True)
+
+    def _double(self, start: int) -> Iterator[Part]:
+        text = self._text
+        self._at += 1
+        yield Plain("", quoted=True)
+        while self._at < len(text) and text[self._at] != '"':
+            at = self._at
+            run = _IN_QUOTES.match(text, at)
+            if run is not None:
+                self._at = run.end()
+                yield Plain(run.group(), quoted=True)
+            elif text[at] == "\\":
+                following = text[at + 1 : at + 2]
+                self._at += 2
+                if following != "\n":
+                    yield Plain(following if following in '$`"\\' else "\\" + following, quoted=True)
+            elif text[at] == "$":
+                yield self._dollar(quoted=True)
+            else:
+                self._at = self._close("`", at, "a command substitution with backticks")
+                yield Unread("a command substitution", True, self.mark(at, self._at - at))
+        if self._at >= len(text):
+            raise self.refuse("a quote that is never closed", start, 'close it with `"`')
+        self._at += 1
+
+    def _dollar(self, *, quoted: bool) -> Part:
+        text, start = self._text, self._at
+        following = text[start + 1 : start + 2]
+        name = _NAME.match(text, start + 1)
+        if name is not None:
+            self._at = name.end()
+            return self._parameter(name.group(), start, quoted)
+        if following and following in "0123456789@*#?$!-":
+            self._at = start + 2
+            return self._parameter(following, start, quoted)
+        if following == "{":
+            return self._braces(start, quoted)
+        if following == "(":
+            is_sum = text.startswith("((", start + 1)
+            what = "arithmetic" if is_sum else "a command substitution"
+            return self._command(start + 1, start, what, quoted=quoted)
+        self._at = start + 1
+        if following == "'" and not quoted:
+            return self._single(self._at)
+        return Plain("" if following == '"' and not quoted else "$", quoted)
+
+    def _parameter(self, name: str, start: int, quoted: bool) -> Parameter:
+        change = "[@]" if name in ("@", "*") else ""
+        return Parameter(name, change, (), (), quoted, self.mark(start, self._at - start))
+
+    def _braces(self, start: int, quoted: bool) -> Part:
+        text = self._text
+        self._at = start + 2
+        found = re.compile(
+            r"(#(?=[A-Za-z_0-9@*]))?([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-])(\[[@*]\])?"
+        ).match(text, self._at)
+        if found is None:
+            self._at = self._close("}", start, "a parameter `${`")
+            return Unread("an expansion of this kind", quoted, self.mark(start, self._at - start))
+        self._at = found.end()
+        length, name, array = found.groups()
+        change = _CHANGE.match(text, self._at)
+        first: tuple[Part, ...] = ()
+        second: tuple[Part, ...] = ()
+        kind = "[@]" if array or name in ("@", "*") else ""
+        if change is not None:
+            kind = change.group()
+            self._at = change.end()
+            replaces = kind.startswith("/")
+            # A pattern is not quoted by quotes around the whole parameter.
+            inside = quoted and kind[0] not in "#%/"
+            first = tuple(self._parts(stops="/}" if replaces else "}", quoted=inside))
+            if replaces and text[self._at : self._at + 1] == "/":
+                self._at += 1
+                second = tuple(self._parts(stops="}", quoted=quoted))
+        if text[self._at : self._at + 1] != "}":
+            if "}" in text[self._at :].partition("\n")[0]:
+                self._at = self._close("}", start, "a parameter `${`")
+                return Unread("an expansion of this kind", quoted, self.mark(start, self._at - start))
+            raise self.refuse("`${` is not closed", start, "close it with `}`", width=2)
+        self._at += 1
+        mark = self.mark(start, self._at - start)
+        if length:
+            return Unread("the length of a value", quoted, mark)
+        return Parameter(name, kind, first, second, quoted, mark)
+
+    def _command(self, opened: int, start: int, what: str, *, quoted: bool) -> Part:
+        """Skip to the bracket that closes, past quotes and brackets inside."""
+        text, depth, at = self._text, 0, opened
+        while at < len(text):
+            letter = text[at]
+            if letter == "\\":
+                at += 1
+            elif letter in "'\"":
+                at = self._close(letter, at, "a quote") - 1
+            elif letter in "()":
+                depth += 1 if letter == "(" else -1
+                if depth == 0:
+                    self._at = at + 1
+                    return Unread(what, quoted, self.mark(start, self._at - start))
+            at += 1
+        raise self.refuse(f"{what} is not closed", start, "close it with `)`", width=2)
+
+    def _close(self, closing: str, start: int, what: str) -> int:
+        """The place after the closing letter."""
+        at = start + 1
+        while at < len(self._text) and self._text[at] != closing:
+            at += 2 if self._text[at] == "\\" and closing != "'" else 1
+        if at >= len(self._text):
+            raise self.refuse(f"{what} that is never closed", start, f"close it with `{closing}`")
+        return at + 1
+
+
+def _end_of(text: str, letter: str, start: int) -> int:
+    found = text.find(letter, start)
+    return len(text) if found < 0 else found
+
+
+def _unquoted(word: Word) -> str:
+    return "".join(part.text for part in word.parts if isinstance(part, Plain))
+
+
+def _not_closed(what: str, mark: Mark) -> Problem:
+    return Problem(f"{what} that is never closed", mark=mark, hint="end it with its own word on a line")
