@@ -29,13 +29,18 @@ class Start:
 
 
 class Reporter(Protocol):
-    """Told of the start, of every logged step and of the end; speaks to a person or to nobody."""
+    """Told of the start, of every logged step and of the end; speaks to a person or to nobody.
+
+    `abandon` gives the terminal back when training ends by an error.
+    """
 
     def start(self, start: Start) -> None: ...
 
     def step(self, metrics: dict[str, float]) -> None: ...
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
+
+    def abandon(self) -> None: ...
 
 
 class Silent:
@@ -46,6 +51,8 @@ class Silent:
     def step(self, metrics: dict[str, float]) -> None: ...
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
+
+    def abandon(self) -> None: ...
 
 
 class Lines:
@@ -71,6 +78,8 @@ class Lines:
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         for name, value in rows:
             self._print(f"  {name:<12} {value}")
+
+    def abandon(self) -> None: ...
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -115,6 +124,9 @@ class Bar:
         self._console.print(
             Panel(_grid(rows), title=f"{self._title}: done", title_align="left", expand=False)
         )
+
+    def abandon(self) -> None:
+        self._progress.stop()
 
 
 def choose_reporter(*, is_first_process: bool) -> Reporter:
