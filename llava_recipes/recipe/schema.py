@@ -23,7 +23,9 @@ DEEPSPEED_PRESETS = ("zero2", "zero3")
 class Frozen(BaseModel):
     """A value that never changes and refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), defer_build=True
+    )
 
 
 class LanguageModel(Frozen):
