@@ -1,0 +1,82 @@
+"""How long the commands take that a person waits for: whole processes, interpreter start included.
+
+    python benchmarks/cli.py [--repeats 10]
+
+Bytecode is cached as in any installed package, in a folder of its own that is filled by a first run of each
+command. CPU seconds (user and system) stand beside the wall's, since they do not grow on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RECIPE = "recipes/pretrain_v15_13b.yaml"
+COMMANDS: dict[str, list[str]] = {
+    "python -c pass": ["-c", "pass"],
+    "python -c 'import pydantic.main, yaml'": ["-c", "import pydantic.main, yaml"],
+    "llava-recipe --help": ["-m", "llava_recipes", "--help"],
+    "llava-recipe validate RECIPE": ["-m", "llava_recipes", "validate", RECIPE],
+    "llava-recipe plan RECIPE --world-size 8": [
+        *("-m", "llava_recipes", "plan", RECIPE, "--world-size", "8"),
+    ],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="runs of each (default 10)")
+    repeats = parser.parse_args().repeats
+    with tempfile.TemporaryDirectory() as bytecode:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        print(_machine())
+        print(f"RECIPE is {RECIPE}; medians (smallest) of {repeats} runs\n")
+        print("| | wall, s | CPU, s |\n|---|---:|---:|")
+        for name, arguments in COMMANDS.items():
+            _time_once(arguments, environment)
+            walls, cpus = zip(*(_time_once(arguments, environment) for _ in range(repeats)), strict=True)
+            print(f"| `{name}` | {_middle(walls)} | {_middle(cpus)} |", flush=True)
+
+
+def _machine() -> str:
+    parts = [
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in ("pydantic", "PyYAML")),
+    ]
+    return f"{', '.join(parts)}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+
+
+def _middle(values: tuple[float, ...]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f})"
+
+
+def _time_once(arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Wall and CPU seconds of one process, which must succeed."""
+    start_s = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - start_s
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{arguments} ended with {process.returncode}")
+    return wall_s, usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    main()
