@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_recipes.data.faults import SampleError, sample_problem
+from llava_recipes.data.grouping import Grouping
 from llava_recipes.data.images import BadImage, pixel_values, read_image
 from llava_recipes.data.records import Record, open_records
 from llava_recipes.data.tokens import IGNORED, Encoded, encode
@@ -21,6 +22,9 @@ from llava_recipes.recipe.errors import Problem
 from llava_recipes.templates import spell
 
 logger = logging.getLogger(__name__)
+
+PICTURE_WORDS = 128
+"""What a picture adds to a sample's words with `group_by: length`, as in the original."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,22 @@ class StageDataset(Dataset[Sample]):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.start_end = start_end
-        self.records = open_records(data.sources)
+        self.records = open_records(data.sources, measure=data.group_by != "none")
         self._num_skipped = multiprocessing.Value("q", 0)
         self._encodings = None if data.lazy_preprocess else self._encode_all()
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def grouping(self, *, batch_size: int, num_shares: int) -> Grouping | None:
+        """How the samples are put in groups of like length, or None where they are not."""
+        if self.data.group_by == "none":
+            return None
+        by_modality = self.data.group_by == "modality_length"
+        lengths = self.records.lengths()
+        if not by_modality:
+            lengths = [length + PICTURE_WORDS if length > 0 else -length for length in lengths]
+        return Grouping(lengths, batch_size=batch_size, num_shares=num_shares, by_modality=by_modality)
 
     def __getitem__(self, index: int) -> Sample:
         if self.data.on_bad_image == "error":

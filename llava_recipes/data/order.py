@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+from llava_recipes.data.grouping import Grouping
+
 
 def epoch_order(num_samples: int, seed: int, epoch: int, shuffle: bool) -> list[int]:
     """Sample indices of one epoch, counted from 0; file order without `shuffle`.
@@ -24,13 +26,27 @@ def epoch_order(num_samples: int, seed: int, epoch: int, shuffle: bool) -> list[
     return permutation.tolist()
 
 
-class EpochSampler(Sampler[int]):
-    """Yields `epoch_order` of the epoch that was set last."""
+def grouped_order(grouping: Grouping, seed: int, epoch: int) -> list[int]:
+    """Sample indices of one epoch, samples of like length side by side.
 
-    def __init__(self, num_samples: int, seed: int, shuffle: bool) -> None:
+    As the original draws it: one generator, seeded once, gives per epoch the data loader's base seed and then
+    the permutations themselves, so that the epochs before are drawn again to reach a later one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epoch + 1):
+        _draw(generator)
+        order = grouping.order(generator)
+    return order
+
+
+class EpochSampler(Sampler[int]):
+    """Yields the order of the epoch that was set last, grouped where there is a grouping."""
+
+    def __init__(self, num_samples: int, seed: int, shuffle: bool, grouping: Grouping | None = None) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.shuffle = shuffle
+        self.grouping = grouping
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -40,6 +56,8 @@ class EpochSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
+        if self.grouping is not None:
+            return iter(grouped_order(self.grouping, self.seed, self.epoch))
         return iter(epoch_order(self.num_samples, self.seed, self.epoch, self.shuffle))
 
 

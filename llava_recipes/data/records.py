@@ -71,6 +71,10 @@ class Records(Sequence[Record]):
                 )
             ) from None
 
+    def lengths(self) -> list[int]:
+        """Words of each conversation, negative without a picture; for records opened with `measure`."""
+        return [length for file, _ in self._sources for length in file.lengths]
+
     def mark(self, index: int) -> Mark:
         """Where a record begins in its annotation file."""
         file, _, position = self._place(index)
@@ -82,8 +86,8 @@ class Records(Sequence[Record]):
         return file, folder, index - (self._ends[source] - len(file))
 
 
-def open_records(sources: Sequence[SourcePlan]) -> Records:
-    """The records of all sources.
+def open_records(sources: Sequence[SourcePlan], *, measure: bool = False) -> Records:
+    """The records of all sources; with `measure` their lengths are taken on the way.
 
     Raises RecipeError for every source at once: a file that is missing or not well formed, an image folder
     that is missing, a number of records that is not the source's `num_samples`.
@@ -94,7 +98,7 @@ def open_records(sources: Sequence[SourcePlan]) -> Records:
     for source in sources:
         problems += _folder_problems(source)
         try:
-            file = AnnotationFile(source.annotations)
+            file = AnnotationFile(source.annotations, measure=measure)
         except RecipeError as error:
             problems += error.problems
             continue

@@ -7,7 +7,7 @@ import json
 import mmap
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,18 +25,22 @@ _HINT: Final = "give a JSON list of records, or one record per line"
 class AnnotationFile:
     """A JSON list or JSONL file of records, mapped into memory.
 
-    Only two integers per record are kept, so forked workers share everything. Raises RecipeError, with line
-    and column, when the file is missing, not UTF-8, not JSON, not a list of mappings, or empty.
+    Only two integers per record are kept (three with `measure`), so forked workers share everything. Raises
+    RecipeError, with line and column, when the file is missing, not UTF-8, not JSON, not a list of mappings,
+    or empty.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, measure: bool = False) -> None:
         self.path = path
         self._bytes = _map_file(path)
         self._starts = array("Q")
         self._ends = array("Q")
-        for start, end in _spans(self._bytes, path):
+        self._lengths = array("q")
+        for record, start, end in _records(self._bytes, path):
             self._starts.append(start)
             self._ends.append(end)
+            if measure:
+                self._lengths.append(_length(record))
         if not self._starts:
             raise RecipeError(_problem(path, "the file holds no records", hint=_HINT))
 
@@ -46,6 +50,11 @@ class AnnotationFile:
     def text(self, index: int) -> bytes:
         """One record's JSON text, UTF-8."""
         return self._bytes[self._starts[index] : self._ends[index]]
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Words of each record's conversation, negative without a picture; empty unless `measure` was set."""
+        return self._lengths
 
     def mark(self, index: int) -> Mark:
         """Where the record begins."""
@@ -137,23 +146,27 @@ class _Reader:
 _DECODER = json.JSONDecoder()
 
 
-def _spans(data: mmap.mmap, path: str) -> Iterator[tuple[int, int]]:
+Located = tuple[dict[str, object], int, int]
+"""A record and the bytes it covers."""
+
+
+def _records(data: mmap.mmap, path: str) -> Iterator[Located]:
     reader = _Reader(data, path)
     first = reader.peek()
     if first == "[":
-        yield from _list_spans(reader)
+        yield from _listed(reader)
     elif first == "{":
-        yield from _line_spans(reader)
+        yield from _by_line(reader)
     else:
         raise reader.failure("the file is not a list of records", found=_shown(first))
 
 
-def _list_spans(reader: _Reader) -> Iterator[tuple[int, int]]:
+def _listed(reader: _Reader) -> Iterator[Located]:
     reader.take()
     closed = reader.peek() == "]"
     while not closed:
         reader.peek()
-        yield _record_span(reader)
+        yield _record(reader)
         separator = reader.peek()
         if separator not in (",", "]"):
             raise reader.failure("malformed JSON: expected `,` or `]`", found=_shown(separator))
@@ -165,20 +178,29 @@ def _list_spans(reader: _Reader) -> Iterator[tuple[int, int]]:
         raise reader.failure("malformed JSON: text after the end of the list", found=_shown(reader.peek()))
 
 
-def _line_spans(reader: _Reader) -> Iterator[tuple[int, int]]:
-    value, start, end = reader.value()
-    if not reader.peek() and isinstance(value, dict) and "conversations" not in value:
+def _by_line(reader: _Reader) -> Iterator[Located]:
+    first, start, end = _record(reader)
+    if not reader.peek() and "conversations" not in first:
         raise reader.failure("the file is not a list of records", byte=start, found="one mapping")
-    yield start, end
+    yield first, start, end
     while reader.peek():
-        yield _record_span(reader)
+        yield _record(reader)
 
 
-def _record_span(reader: _Reader) -> tuple[int, int]:
+def _record(reader: _Reader) -> Located:
     value, start, end = reader.value()
     if not isinstance(value, dict):
         raise reader.failure("a record is not a mapping", byte=start, found=json.dumps(value)[:60])
-    return start, end
+    return value, start, end
+
+
+def _length(record: dict[str, object]) -> int:
+    """The original's measure: words of all turns, negative without a picture. Malformed parts count 0."""
+    conversation = record.get("conversations")
+    turns = conversation if isinstance(conversation, list) else []
+    texts = (turn.get("value") for turn in turns if isinstance(turn, dict))
+    num_words = sum(len(text.split()) for text in texts if isinstance(text, str))
+    return -num_words if record.get("image") is None else num_words
 
 
 def _skip_space(text: str, at: int) -> int:

@@ -46,6 +46,11 @@ def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
 
     Raises RecipeError with every problem at once; their paths are those of the recipe.
     """
+    return compile_with_model(recipe, world_size=world_size, facts=facts)[0]
+
+
+def compile_with_model(recipe: Recipe, *, world_size: int, facts: Facts) -> tuple[Plan, PlannedModel]:
+    """The plan, and the model that it was counted from. Raises RecipeError as `compile_plan` does."""
     problems, notes = list(facts.problems), list[str]()
     model = plan_model(recipe.model, language_config=facts.language_config, vision_config=facts.vision_config)
     told = {problem.path for problem in problems}
@@ -62,7 +67,7 @@ def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
         raise RecipeError(*problems)
     planned = tuple(stage for stage in stages if stage is not None)
     notes += [warning.message for warning in advise(recipe, model.plan, planned)]
-    return Plan(
+    plan = Plan(
         plan_version=1,
         recipe=recipe.name,
         world_size=world_size,
@@ -70,6 +75,7 @@ def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
         stages=planned,
         notes=tuple(notes),
     )
+    return plan, model
 
 
 class _StageCompiler:
@@ -138,6 +144,7 @@ class _StageCompiler:
             image_aspect_ratio=data.image_aspect_ratio,
             max_length=data.max_length,
             shuffle=data.shuffle,
+            group_by=data.group_by,
             on_bad_image=data.on_bad_image,
             lazy_preprocess=data.lazy_preprocess,
         )

@@ -64,6 +64,7 @@ class DataPlan(Frozen):
     image_aspect_ratio: Literal["square", "pad"]
     max_length: int
     shuffle: bool
+    group_by: Literal["none", "length", "modality_length"]
     on_bad_image: Literal["error", "skip"]
     lazy_preprocess: bool
 

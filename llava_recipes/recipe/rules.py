@@ -17,38 +17,30 @@ from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Frozen, LanguageModel, Stage, Train, VisionTower
 from llava_recipes.recipe.secret import check_secrets
 from llava_recipes.recipe.spelling import did_you_mean, nearest
-
-Mapping = dict[str, Value]
+from llava_recipes.recipe.tuning import check_tuning
+from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 
 
 def check_rules(root: Value) -> list[Problem]:
     """Every rule that the values break."""
     problems: list[Problem] = []
-    recipe = _mapping(root)
-    problems += check_secrets(_mapping(recipe.get("vars")), ("vars",))
-    problems += _check_model(_mapping(recipe.get("model")))
-    stages = [_mapping(stage) for stage in _list(recipe.get("stages"))]
+    recipe = as_mapping(root)
+    problems += check_secrets(as_mapping(recipe.get("vars")), ("vars",))
+    problems += _check_model(as_mapping(recipe.get("model")))
+    stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
     problems += _check_stage_names(stages)
     problems += _check_output_folders(stages)
     for index, stage in enumerate(stages):
         path: Path = ("stages", index)
         if not stage:
             continue
-        for check in (_check_trainable, _check_deepspeed, _check_stage_paths):
+        for check in (_check_trainable, _check_deepspeed, _check_stage_paths, check_tuning):
             problems += check(stage, path)
         problems += _check_init_from(stages, index)
         problems += _check_train(
-            _mapping(stage.get("train")), (*path, "train"), given=isinstance(stage.get("train"), dict)
+            as_mapping(stage.get("train")), (*path, "train"), given=isinstance(stage.get("train"), dict)
         )
     return problems
-
-
-def _mapping(value: Value) -> Mapping:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Value) -> list[Value]:
-    return value if isinstance(value, list) else []
 
 
 def _given(mapping: Mapping, *keys: str) -> list[str]:
@@ -62,7 +54,7 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
             yield from _check_origin(chosen, ("model", part))
         elif isinstance(chosen, str):
             yield from check_hub_id(chosen, ("model", part))
-    projector, path = _mapping(model.get("projector")), ("model", "projector", "init_from")
+    projector, path = as_mapping(model.get("projector")), ("model", "projector", "init_from")
     if projector.get("type") == "identity" and _given(projector, "init_from"):
         yield Problem(
             "an `identity` projector has no weights to load",
@@ -209,7 +201,7 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     if freeze == []:
         yield Problem("`freeze` is an empty list", path=(*path, "freeze"), hint="write `freeze: none`")
     for key in ("freeze", "trainable"):
-        for index, glob in enumerate(_list(stage.get(key))):
+        for index, glob in enumerate(as_list(stage.get(key))):
             if isinstance(glob, str) and glob:
                 yield from check_glob(glob, (*path, key, index))
 
@@ -230,9 +222,9 @@ def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
 
 def _check_stage_paths(stage: Mapping, path: Path) -> Iterator[Problem]:
     yield from check_local(stage.get("output_dir"), (*path, "output_dir"))
-    for index, source in enumerate(_list(_mapping(stage.get("data")).get("sources"))):
+    for index, source in enumerate(as_list(as_mapping(stage.get("data")).get("sources"))):
         for key in ("annotations", "images"):
-            yield from check_local(_mapping(source).get(key), (*path, "data", "sources", index, key))
+            yield from check_local(as_mapping(source).get(key), (*path, "data", "sources", index, key))
 
 
 def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem]:
@@ -265,11 +257,11 @@ def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem
                     hint="write `lr_scheduler_type: constant_with_warmup`, or remove it",
                     on_key=True,
                 )
-    reports = _list(train.get("report_to"))
+    reports = as_list(train.get("report_to"))
     for index, name in enumerate(reports):
         if name in reports[:index]:
             yield Problem(f"`report_to` names {spell_value(name)} twice", path=(*path, "report_to", index))
-    yield from _check_extra(_mapping(train.get("extra")), (*path, "extra"))
+    yield from _check_extra(as_mapping(train.get("extra")), (*path, "extra"))
 
 
 def _misspelt(mapping: Mapping, model: type[Frozen], *names: str) -> bool:

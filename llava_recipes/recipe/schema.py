@@ -163,6 +163,11 @@ class Data(Frozen):
         2048, gt=0, description="Longest sequence in tokens, counted after the image is expanded."
     )
     shuffle: bool = Field(True, description="Draw a new order every epoch; false keeps the file order.")
+    group_by: Literal["none", "length", "modality_length"] = Field(
+        "none",
+        description="`length` puts samples of like length in one batch; `modality_length` also keeps samples "
+        "with and without pictures apart. Less padding; the order is still random.",
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         "error",
         description="What a missing or broken image does during training: stop the run, "

@@ -75,7 +75,15 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
 
     stop = StopOnSignal()
     trainer = StageTrainer(
-        sampler=EpochSampler(len(dataset), seed=stage.train.seed, shuffle=stage.data.shuffle),
+        sampler=EpochSampler(
+            len(dataset),
+            seed=stage.train.seed,
+            shuffle=stage.data.shuffle,
+            grouping=dataset.grouping(
+                batch_size=stage.train.per_device_train_batch_size,
+                num_shares=plan.world_size * stage.train.gradient_accumulation_steps,
+            ),
+        ),
         stage_path=("stages", index),
         keep_checkpoints=_checkpoints_to_keep(stage),
         on_metrics=record,
@@ -101,7 +109,11 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except torch.OutOfMemoryError as error:
+        reporter.abandon()
         raise out_of_memory(detail=str(error).splitlines()[0], stage=("stages", index)) from error
+    except BaseException:
+        reporter.abandon()
+        raise
     return Trained(
         assembled=assembled,
         state=trainable_state(assembled.model),

@@ -45,6 +45,7 @@ def dataset(
         "image_aspect_ratio": "square",
         "max_length": 2048,
         "shuffle": True,
+        "group_by": "none",
         "on_bad_image": "error",
         "lazy_preprocess": True,
     }

@@ -65,6 +65,7 @@ def _golden() -> tuple[Assembled, StageDataset]:
         image_aspect_ratio="pad",
         max_length=2048,
         shuffle=False,
+        group_by="none",
         on_bad_image="error",
         lazy_preprocess=True,
     )

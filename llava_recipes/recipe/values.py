@@ -1,0 +1,17 @@
+"""Plain values as they came from a file, taken for what they should be."""
+
+from __future__ import annotations
+
+from llava_recipes.recipe.scalars import Value
+
+Mapping = dict[str, Value]
+
+
+def as_mapping(value: Value) -> Mapping:
+    """The mapping itself; an empty one for anything else, which the schema tells."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Value) -> list[Value]:
+    """The list itself; an empty one for anything else, which the schema tells."""
+    return value if isinstance(value, list) else []
