@@ -104,7 +104,7 @@ def llava_config(
                 "the tower has no such hidden state",
                 path=(*TOWER_PATH, "select_layer"),
                 found=str(layer),
-                hint=f"{num_layers} layers give {-num_layers - 1} to {num_layers}; 0 is what enters the first",
+                hint=f"its {num_layers} layers give {-num_layers - 1} to {num_layers}; 0 is what enters them",
             )
         )
     drop_class_token = has_class_token(tower) and plan.vision_tower.select_feature == "patch"

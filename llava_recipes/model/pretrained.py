@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -38,6 +39,7 @@ PATTERNS: dict[Part, tuple[str, ...]] = {
     "weights": ("config.json", "model*.safetensors", "model.safetensors.index.json"),
 }
 TIMEOUT_S = 20.0
+SERVER_FAULT = 500
 BIN_PATTERNS = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -64,61 +66,71 @@ def pretrained_folder(
 def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: Path) -> pathlib.Path:
     try:
         available = _repository_files(source, revision)
-        patterns = [pattern for part in parts for pattern in PATTERNS[part]]
-        if "weights" in parts and (
-            available is None or not any(name.endswith(".safetensors") for name in available)
-        ):
-            patterns += BIN_PATTERNS
-        return pathlib.Path(
-            snapshot_download(
-                source, revision=revision, allow_patterns=patterns, local_files_only=available is None
-            )
-        )
-    except GatedRepoError as error:
-        raise _refusal(
-            source,
-            path,
-            "the hub grants this model to approved accounts only",
-            "ask for access, then `hf auth login`",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise _refusal(
-            source, path, f"the hub's repository has no revision {revision!r}", "check `revision`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise _refusal(
-            source,
-            path,
-            "no such folder, and no such repository on the hub",
-            "check the spelling; a private one needs `hf auth login`",
-        ) from error
-    except HFValidationError as error:
-        raise _refusal(
-            source, path, "no such folder, and not a hub id", "hub ids read `owner/name`"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise _refusal(
-            source,
-            path,
-            "no such folder, not in the local cache, and the hub cannot be reached",
-            "check the network, or give a local folder",
-        ) from error
-    except (EntryNotFoundError, HTTPError, OSError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise _refusal(
-            source, path, f"the hub did not deliver this model: {first_line}", "try again later"
-        ) from error
+        *others, last = _pattern_choices(parts, available)
+        for patterns in others:
+            with contextlib.suppress(LocalEntryNotFoundError):
+                return _download(source, revision, patterns, cached=available is None)
+        return _download(source, revision, last, cached=available is None)
+    except (HTTPError, HFValidationError, OSError) as error:
+        message, hint = _in_plain_words(error, revision)
+        raise _refusal(source, path, message, hint) from error
+
+
+def _pattern_choices(parts: Sequence[Part], available: Sequence[str] | None) -> list[list[str]]:
+    """Which files to ask for, best first. Offline, where nobody says what there is, both kinds of weights."""
+    safe = [pattern for part in parts for pattern in PATTERNS[part]]
+    if "weights" not in parts:
+        return [safe]
+    if available is None:
+        return [safe, [*safe, *BIN_PATTERNS]]
+    has_safetensors = any(fnmatch.fnmatch(name, "model*.safetensors") for name in available)
+    return [safe if has_safetensors else [*safe, *BIN_PATTERNS]]
+
+
+def _download(source: str, revision: str | None, patterns: list[str], *, cached: bool) -> pathlib.Path:
+    folder = snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=cached)
+    return pathlib.Path(folder)
 
 
 def _repository_files(source: str, revision: str | None) -> list[str] | None:
     """Names in the hub's repository; None when it cannot be asked, and the cache must do."""
     try:
         siblings = HfApi().model_info(source, revision=revision, timeout=TIMEOUT_S).siblings
-    except HfHubHTTPError:
-        raise
+    except HfHubHTTPError as error:
+        if error.response.status_code < SERVER_FAULT:
+            raise
+        return None
     except (OfflineModeIsEnabled, HTTPError):
         return None
     return [file.rfilename for file in siblings or ()]
+
+
+def _in_plain_words(error: Exception, revision: str | None) -> tuple[str, str]:
+    """What went wrong, and what to do. The first class that fits counts."""
+    reasons: tuple[tuple[type[Exception], str, str], ...] = (
+        (
+            GatedRepoError,
+            "the hub grants this model to approved accounts only",
+            "ask for access, then `hf auth login`",
+        ),
+        (RevisionNotFoundError, f"the hub's repository has no revision {revision!r}", "check `revision`"),
+        (
+            RepositoryNotFoundError,
+            "no such folder, and no such repository on the hub",
+            "check the spelling; a private one needs `hf auth login`",
+        ),
+        (HFValidationError, "no such folder, and not a hub id", "hub ids read `owner/name`"),
+        (
+            LocalEntryNotFoundError,
+            "no such folder, not in the local cache, and the hub cannot be reached",
+            "check the network, or give a local folder",
+        ),
+    )
+    for kind, message, hint in reasons:
+        if isinstance(error, kind):
+            return message, hint
+    first_line = str(error).strip().split("\n")[0]
+    return f"the hub did not deliver this model: {first_line}", "try again later"
 
 
 def _refusal(source: str, path: Path, message: str, hint: str) -> RecipeError:
