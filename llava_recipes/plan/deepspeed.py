@@ -8,6 +8,7 @@ from copy import deepcopy
 from pydantic import JsonValue
 
 from llava_recipes.plan.batch import Batch
+from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest
@@ -50,53 +51,10 @@ _PRESETS: Mapping[str, Config] = {
     },
 }
 
-KNOWN_KEYS = frozenset(
-    [
-        "activation_checkpointing",
-        "aio",
-        "amp",
-        "autotuning",
-        "bf16",
-        "bfloat16",
-        "checkpoint",
-        "comms_logger",
-        "communication_data_type",
-        "compile",
-        "compression_training",
-        "csv_monitor",
-        "curriculum_learning",
-        "data_efficiency",
-        "data_types",
-        "disable_allgather",
-        "dump_state",
-        "elasticity",
-        "flops_profiler",
-        "fp16",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "gradient_predivide_factor",
-        "memory_breakdown",
-        "monitor_config",
-        "optimizer",
-        "prescale_gradients",
-        "scheduler",
-        "seq_parallel_communication_data_type",
-        "sparse_attention",
-        "sparse_gradients",
-        "steps_per_print",
-        "tensor_parallel",
-        "tensorboard",
-        "torch_autocast",
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "wall_clock_breakdown",
-        "wandb",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "zero_optimization",
-    ]
+OFFLOADED = frozenset(
+    ["adamw_torch", "adamw_torch_fused", "adagrad", "lion_32bit", "paged_adamw_32bit", "paged_lion_32bit"]
 )
-"""Top-level keys of a DeepSpeed config. DeepSpeed ignores others in silence."""
+"""Optimizers that DeepSpeed has a CPU version of; accelerate puts its Adam in the place of any other."""
 
 CLIPPING_DEFAULT = 1.0
 """Where DeepSpeed clips gradients when its config does not say."""
@@ -148,12 +106,13 @@ def check_config(
     if batch is not None:
         _check_batch(config, batch, report)
     _check_zero(config, report)
+    _check_offload(config, train, report)
     _check_clipping(config, train, report)
     for block, key in (("optimizer", "optim"), ("scheduler", "lr_scheduler_type")):
         if config.get(block) is not None:
             report.add(
                 (block,),
-                f"a `{block}` block of DeepSpeed would replace the recipe's `{key}: {getattr(train, key)}`",
+                f"DeepSpeed's own `{block}` would replace the recipe's `{key}: {getattr(train, key)}`",
                 hint=f"remove the block; set `{key}` under `train:`",
                 on_key=True,
             )
@@ -183,10 +142,18 @@ class _Report:
 
 
 def _check_keys(config: Config, report: _Report) -> None:
-    for key in config:
-        near = None if key in KNOWN_KEYS else nearest(key, KNOWN_KEYS)
-        if near is not None:
-            report.add((key,), f"DeepSpeed has no key `{key}`", hint=f"did you mean `{near}`?", on_key=True)
+    zero = config.get("zero_optimization")
+    places = [
+        (config, KNOWN_KEYS, ()),
+        (zero if isinstance(zero, dict) else {}, ZERO_KEYS, ("zero_optimization",)),
+    ]
+    for block, known, path in places:
+        for key in block:
+            near = None if key in known else nearest(key, known)
+            if near is not None:
+                place = "DeepSpeed's `zero_optimization`" if path else "DeepSpeed"
+                message = f"{place} has no key `{key}`"
+                report.add((*path, key), message, hint=f"did you mean `{near}`?", on_key=True)
 
 
 def _enabled(config: Config, block: str) -> JsonValue:
@@ -276,3 +243,17 @@ def _check_zero(config: Config, report: _Report) -> None:
             hint="remove it, or write `stage: 3`",
             on_key=True,
         )
+
+
+def _check_offload(config: Config, train: Train, report: _Report) -> None:
+    zero = config.get("zero_optimization")
+    offload = zero.get("offload_optimizer") if isinstance(zero, dict) else None
+    device = offload.get("device", "none") if isinstance(offload, dict) else "none"
+    if device == "none" or config.get("zero_force_ds_cpu_optimizer") is False or train.optim in OFFLOADED:
+        return
+    report.add(
+        ("zero_optimization", "offload_optimizer"),
+        f"with `offload_optimizer` DeepSpeed's Adam takes the place of the recipe's `optim: {train.optim}`",
+        hint='write `optim: adamw_torch`, or add "zero_force_ds_cpu_optimizer": false',
+        on_key=True,
+    )

@@ -6,16 +6,17 @@ from typing import Any
 
 import deepspeed.runtime.constants as constants
 import pytest
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from llava_recipes.plan.batch import Batch
 from llava_recipes.plan.deepspeed import (
     CLIPPING_DEFAULT,
-    KNOWN_KEYS,
     check_config,
     preset,
     unknown_choice,
     zero_stage,
 )
+from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.schema import Train
 
@@ -90,6 +91,37 @@ def test_known_keys_hold_those_of_the_installed_deepspeed() -> None:
         *("STEPS_PER_PRINT", "PRESCALE_GRADIENTS", "TORCH_AUTOCAST", "ZERO_FORCE_DS_CPU_OPTIMIZER"),
     )
     assert {getattr(constants, name) for name in names} <= KNOWN_KEYS
+
+
+def test_zero_keys_are_those_of_the_installed_deepspeed() -> None:
+    fields = DeepSpeedZeroConfig.model_fields
+    aliases = {field.alias for field in fields.values() if field.alias}
+    assert fields.keys() | aliases == ZERO_KEYS
+
+
+@pytest.mark.parametrize(
+    ("offload", "optim", "is_told"),
+    [
+        ({"device": "cpu"}, "adamw_torch", False),
+        ({"device": "cpu"}, "sgd", True),
+        ({"device": "none"}, "sgd", False),
+        (None, "sgd", False),
+    ],
+)
+def test_an_optimizer_that_offload_would_replace(offload: Any, optim: str, is_told: bool) -> None:
+    zero = {"zero_optimization": {"stage": 2, "offload_optimizer": offload}}
+    problems = check({**ZERO2, **zero}, optim=optim)
+    assert [problem.path for problem in problems] == [
+        (*PATH, "zero_optimization", "offload_optimizer")
+    ] * is_told
+    forced = {**ZERO2, **zero, "zero_force_ds_cpu_optimizer": False}
+    assert check(forced, optim=optim) == []
+
+
+def test_a_misspelt_key_of_zero_is_told() -> None:
+    (problem,) = check({**ZERO2, "zero_optimization": {"stage": 2, "overlap_com": True}})
+    assert problem.path == (*PATH, "zero_optimization", "overlap_com")
+    assert problem.hint == "did you mean `overlap_comm`?"
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
