@@ -26,10 +26,15 @@ _PROJECTOR_TYPES = ("linear", "identity", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gel
 _SOURCES = {"vision_tower": "source", "projector": "type"}
 
 
-def explain_validation(error: ValidationError, root: Value) -> list[Problem]:
-    """One problem for every place that the schema refuses."""
+def explain_validation(error: ValidationError, root: Value, *, is_part: bool = False) -> list[Problem]:
+    """One problem for every place that the schema refuses.
+
+    A part of a recipe may lack keys, and its variables are not filled in.
+    """
     errors = error.errors(include_url=False)
     located = [(_path(details["loc"], root, details["type"]), details) for details in errors]
+    if is_part:
+        located = [(path, details) for path, details in located if not _may_be_elsewhere(path, details, root)]
     grouped: dict[Path, list[ErrorDetails]] = {}
     for path, details in located:
         grouped.setdefault(path, []).append(details)
@@ -45,6 +50,11 @@ def explain_validation(error: ValidationError, root: Value) -> list[Problem]:
         if not hollow and not (inside and len(alternatives[0]["loc"]) > len(path)):
             problems.append(_explain(path, alternatives, root))
     return problems
+
+
+def _may_be_elsewhere(path: Path, details: ErrorDetails, root: Value) -> bool:
+    value = _value_at(root, path) if details["type"] != "missing" else None
+    return details["type"] == "missing" or (isinstance(value, str) and "${" in value)
 
 
 def _meant(path: Path) -> Path:

@@ -63,9 +63,11 @@ class _Family:
         if isinstance(extends, list):
             entries = [(("extends", index), entry) for index, entry in enumerate(extends)]
         for path, name in entries:
+            if path in document.spoiled:
+                continue
             if isinstance(name, str) and name:
                 yield path, name
-            elif path not in document.spoiled:
+            else:
                 given = "empty text" if name == "" else kind_of(name)
                 problem = Problem(
                     f"`extends` needs the path of a recipe file, or a list of paths; {given} is given",
@@ -77,7 +79,7 @@ class _Family:
     def read(self, name: str, mark: Mark | None, real: tuple[str, ...], shown: tuple[str, ...]) -> Document:
         """A parent with its own parents under it; raises RecipeError."""
         _check_name(name)
-        file = os.path.normpath(os.path.join(os.path.dirname(shown[-1]), name))
+        file = _beside(shown[-1], name)
         if _real(file) in real:
             chain = (*shown[real.index(_real(file)) :], file)
             raise RecipeError(
@@ -107,6 +109,14 @@ class _Family:
             message = f"the files that the recipe extends are larger than {MAX_BYTES:,} bytes together"
             raise RecipeError(Problem(message))
         return data
+
+
+def _beside(file: str, name: str) -> str:
+    """The path that a name in a file stands for, as short as it can be written."""
+    joined = os.path.join(os.path.dirname(file), name)
+    short = os.path.normpath(joined)
+    # `..` behind a link leads elsewhere than it seems to.
+    return short if _real(short) == _real(joined) else joined
 
 
 def _real(file: str) -> str:
@@ -149,11 +159,11 @@ def _check_file(file: str, name: str) -> None:
         raise RecipeError(Problem("`extends` names a folder", found=file, hint=hint))
     if exists:
         raise RecipeError(Problem("`extends` names something that is no ordinary file", found=file))
-    hint = _beside(file, name)
+    hint = _nearby(file, name)
     raise RecipeError(Problem("`extends` names a file that is not there", found=file, hint=hint))
 
 
-def _beside(file: str, name: str) -> str:
+def _nearby(file: str, name: str) -> str:
     """What may have been meant, spelled as it would be written."""
     folder, wanted = os.path.split(file)
     try:

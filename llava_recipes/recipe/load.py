@@ -13,11 +13,13 @@ from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.explain import explain_validation
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.reading import read_file
+from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.resolve import resolve
 from llava_recipes.recipe.rules import check_rules
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import Document, parse_source
+from llava_recipes.recipe.spelling import nearest
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def load_recipe(file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Check a recipe that is already read."""
-    document = resolve(extend(parse_source(source, file)), overrides, os.environ)
+    document = resolve(_with_parents(parse_source(source, file)), overrides, os.environ)
     found: list[Problem] = []
     recipe = None
     try:
@@ -63,6 +65,32 @@ def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -
         raise RecipeError(*_in_order(document, problems))
     assert isinstance(document.root, dict)
     return LoadedRecipe(recipe=recipe, file=file, values=document.root, document=document)
+
+
+def _with_parents(document: Document) -> Document:
+    """The document over its parents; where they cannot be read, what is wrong with it by itself is told."""
+    problems = list(document.problems)
+    try:
+        if not _misspells_extends(document.root):
+            return extend(document)
+    except RecipeError as error:
+        problems = list(error.problems)
+    try:
+        Recipe.model_validate_json(json.dumps(document.root))
+    except ValidationError as error:
+        found = explain_validation(error, document.root, is_part=True)
+        found = [problem for problem in found if problem.path is None or problem.path[:1] != ("extends",)]
+        problems += _without_echoes(found, document.spoiled)
+    raise RecipeError(*_in_order(document, problems))
+
+
+def _misspells_extends(root: Value) -> bool:
+    keys = root if isinstance(root, dict) else {}
+    unknown = [key for key in keys if key not in Recipe.model_fields]
+    return "extends" not in keys and any(
+        nearest(key, Recipe.model_fields) == "extends" or "`extends:" in OTHER_NAMES.get(key, "")
+        for key in unknown
+    )
 
 
 def _without_echoes(problems: Iterable[Problem], spoiled: Collection[Path]) -> list[Problem]:

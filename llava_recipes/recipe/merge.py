@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.schema import Stage
 from llava_recipes.recipe.source import Document
+from llava_recipes.recipe.spelling import nearest
 
 Kept = TypeVar("Kept")
 
@@ -33,13 +35,20 @@ def lay_over(below: Document, above: Document) -> Document:
     under, over = _by_name(below), _by_name(above)
     merging = _Merging()
     root = merging.merge(under.root, over.root, ())
+    lost = list(_lost_stages(under.root, over.root))
     merged = replace(
         above,
         root=root,
         value_marks={**merging.kept(under.value_marks), **over.value_marks},
         key_marks={**merging.kept(under.key_marks), **over.key_marks},
-        problems=(*under.problems, *over.problems),
-        spoiled=frozenset(merging.kept(dict.fromkeys(under.spoiled))) | over.spoiled,
+        problems=(*under.problems, *over.problems, *lost),
+        spoiled=frozenset(
+            (
+                *merging.kept(dict.fromkeys(under.spoiled)),
+                *over.spoiled,
+                *(problem.path[:2] for problem in lost if problem.path is not None),
+            )
+        ),
         parents=(*below.parents, *above.parents),
     )
     return _by_number(merged)
@@ -82,6 +91,26 @@ class _Merging:
             for path, mark in marks.items()
             if not any(path[:end] in self.gone for end in range(len(path) + 1))
         }
+
+
+def _lost_stages(under: Value, over: Value) -> Iterator[Problem]:
+    """Stages that were meant for one below and do not find it."""
+    below = under.get("stages") if isinstance(under, dict) else None
+    above = over.get("stages") if isinstance(over, dict) else None
+    if not isinstance(below, _Named) or not isinstance(above, _Named):
+        return
+    needed = [name for name, field in Stage.model_fields.items() if field.is_required()]
+    names = ", ".join(f"`{name}`" for name in below)
+    for name, stage in above.items():
+        if name in below or not isinstance(stage, dict) or all(key in stage for key in needed):
+            continue
+        path: Path = ("stages", name)
+        if "name" not in stage:
+            hint = f"write its `name:` first; what is extended has {names}"
+            yield Problem("`stages` merge by name, and this one has none", path=path, hint=hint)
+        elif (near := nearest(name, below)) is not None:
+            message = f"what is extended has no stage `{name}`, and this is not a whole one"
+            yield Problem(message, path=(*path, "name"), hint=f"did you mean `{near}`?")
 
 
 def _by_name(document: Document) -> Document:

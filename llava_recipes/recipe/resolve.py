@@ -27,19 +27,21 @@ def resolve(
 ) -> Document:
     """The document with overrides laid over it and every `${name}` filled in; it keeps its problems."""
     with_overrides = _override(document, overrides)
-    filling = Filling(with_overrides, environment)
+    declarations = list(check_declarations(with_overrides))
+    told = frozenset(problem.path for problem in declarations if problem.path is not None)
+    # A name that may not be read is not read, and its uses are not told as well.
+    filling = Filling(replace(with_overrides, spoiled=with_overrides.spoiled | told), environment)
     root = filling.fill(with_overrides.root, ())
     used = references_in(document.root) | references_in(with_overrides.root)
     # A reference with a slip is told as such; the variable that was meant is not told as unused too.
-    used |= {near for name in used if (near := nearest(name, filling.variables)) is not None}
-    declarations = list(check_declarations(with_overrides))
-    told = {problem.path for problem in declarations if problem.path is not None}
+    known = (*filling.variables, *filling.declared)
+    used |= {near for name in used if name not in known and (near := nearest(name, known)) is not None}
     unused = [problem for problem in _unused(with_overrides, used) if problem.path not in told]
     return replace(
         with_overrides,
         root=root,
         problems=(*with_overrides.problems, *declarations, *filling.problems, *unused),
-        spoiled=frozenset(filling.spoiled | told),
+        spoiled=frozenset(filling.spoiled),
         uses={path: tuple(names) for path, names in filling.uses.items()},
     )
 
@@ -50,7 +52,7 @@ def _unused(document: Document, used: set[str]) -> Iterator[Problem]:
     places: dict[Path, str] = {}
     if isinstance(variables, dict):
         places = {("vars", name): name for name in variables}
-    places |= {path: name for name, path in declared(document.root).items()}
+    places |= {path: name for name, path in declared(document.root).items() if path != ("env",)}
     for path, name in places.items():
         mark = document.locate(path, on_key=path[0] == "vars")
         if name in used or (mark is not None and mark.file in document.parents):

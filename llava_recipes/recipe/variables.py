@@ -90,12 +90,13 @@ class Filling:
         self.uses[path] = list(dict.fromkeys((*self.uses.get(path, ()), *names)))
 
     def from_environment(self, name: str, value: str, path: Path) -> Value:
-        alone = value.strip() == value and _REFERENCE.fullmatch(value) is not None
-        read = read_variable(name, self.environment, path, alone=alone)
-        if not isinstance(read, Problem):
-            return read
-        if self.declared[name] not in self.spoiled and read not in self.problems:
-            self.problems.append(read)
+        if self.declared[name] not in self.spoiled:
+            alone = _REFERENCE.fullmatch(value) is not None
+            read = read_variable(name, self.environment, path, alone=alone)
+            if not isinstance(read, Problem):
+                return read
+            if read not in self.problems:
+                self.problems.append(read)
         self.spoiled.add(path)
         return value
 
