@@ -1,0 +1,110 @@
+"""A recipe of the gallery as one file that stands alone: what it extends is laid under it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from llava_recipes.authoring.edit import block_lines
+from llava_recipes.authoring.gallery import Entry
+from llava_recipes.authoring.keys import read_keys
+from llava_recipes.authoring.shipped import modeline, read_schema
+from llava_recipes.recipe.extends import extend
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.source import Document, parse_source, parse_value
+from llava_recipes.recipe.variables import references_in
+
+_REMARK = re.compile(r"[\s\]},]*(#.*)")
+_KEY_REMARK = re.compile(r":\s+(#.*)")
+_REMARK_COLUMN = 48
+
+
+def copied_text(entry: Entry, output: Path) -> str:
+    """The text of a copy of a gallery recipe, written for `output`.
+
+    A recipe that extends nothing is copied as it stands, comments included. One that extends others is
+    flattened: the values after all its files are put together, variables still in them, with the head of the
+    recipe and the remarks that stood behind the values.
+    """
+    text = entry.file.read_text(encoding="utf-8")
+    document = parse_source(text, str(entry.file))
+    assert isinstance(document.root, dict)
+    if "extends" in document.root:
+        text = _head(text) + _flat(extend(document))
+    return _readdressed(text, entry, output)
+
+
+def _readdressed(text: str, entry: Entry, output: Path) -> str:
+    """The text with the editor's schema found from its new place, and its own name in its commands."""
+    shown = str(output) if " " not in str(output) else f"'{output}'"
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if line.startswith("# yaml-language-server"):
+            lines[number] = modeline(output) + "\n"
+        elif line.startswith("#"):
+            lines[number] = re.sub(rf"\brecipes/{re.escape(entry.name)}\.yaml", lambda _: shown, line)
+    return "".join(lines)
+
+
+def _head(text: str) -> str:
+    """The comment at the top of a recipe."""
+    lines = text.splitlines(keepends=True)
+    end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "".join(lines[:end])
+
+
+def _flat(document: Document) -> str:
+    """The values of a document that is put together, in block style and with their remarks."""
+    ranks = {key.names: rank for rank, key in enumerate(read_keys(read_schema()))}
+    root = _ordered(_without_unused(document.root), (), ranks)
+    return _spaced(_with_remarks("\n".join(block_lines(root, "")), document))
+
+
+def _without_unused(root: Value) -> Value:
+    """The values without variables that only other children of the parents use: alone they are an error."""
+    assert isinstance(root, dict)
+    variables = root.get("vars")
+    if not isinstance(variables, dict):
+        return root
+    used = references_in(root)
+    kept = {name: value for name, value in variables.items() if name in used}
+    others = {key: value for key, value in root.items() if key != "vars"}
+    return {**others, "vars": kept} if kept else others
+
+
+def _ordered(value: Value, names: tuple[str, ...], ranks: Mapping[tuple[str, ...], int]) -> Value:
+    """The value with every mapping's keys in the order of the schema."""
+    if isinstance(value, list):
+        return [_ordered(entry, names, ranks) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    ordered = sorted(value, key=lambda key: ranks.get((*names, key), 0))
+    return {key: _ordered(value[key], (*names, key), ranks) for key in ordered}
+
+
+def _with_remarks(text: str, document: Document) -> str:
+    """The text with what stood behind its values and keys in the files they come from."""
+    places = parse_value(text, "")
+    remarks: dict[int, str] = {}
+    for marks, written in (
+        (places.value_marks, document.value_marks),
+        (places.key_marks, document.key_marks),
+    ):
+        pattern = _REMARK if marks is places.value_marks else _KEY_REMARK
+        for path, mark in marks.items():
+            source = written.get(path)
+            found = source and pattern.fullmatch((source.text or "")[source.column + source.width - 1 :])
+            if found:
+                remarks.setdefault(mark.line, found.group(1))
+    return "".join(
+        f"{line:<{_REMARK_COLUMN}} {remarks[number]}\n" if number in remarks else f"{line}\n"
+        for number, line in enumerate(text.split("\n"), 1)
+    )
+
+
+def _spaced(text: str) -> str:
+    """The text with an empty line before `model`, `stages` and every stage but the first."""
+    text = re.sub(r"^(?=model:|stages:)", "\n", text, flags=re.MULTILINE)
+    first, *others = re.split(r"^(?=  - name:)", text, flags=re.MULTILINE)
+    return first + "\n".join(others)

@@ -1,0 +1,243 @@
+"""Fill a template of `llava-recipe new` in: models, data, folders, and what the data file shows."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from llava_recipes.authoring.edit import remove_key, set_value, value_text
+from llava_recipes.authoring.shipped import modeline, templates_folder
+from llava_recipes.authoring.survey import Survey, survey
+from llava_recipes.recipe.errors import Path as KeyPath
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.merge import displaced
+from llava_recipes.recipe.override import read_override
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.source import parse_source
+
+TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {
+        "pretrain": "Stage 1: train the projector on captions, everything else frozen",
+        "finetune": "Stage 2: train projector and language model on conversations",
+        "task": "go on from a finished run with data of your own",
+        "tiny": "random weights and small sizes, to try things out on a laptop",
+        "custom": "a tower and a language model of your own, both stages in one recipe",
+    }
+)
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_TOWER = ("model", "vision_tower")
+_LANGUAGE_MODEL = ("model", "language_model")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user said; None and empty where nothing was said."""
+
+    template: str
+    language_model: str | None = None
+    vision_tower: str | None = None
+    data: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    output_dir: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass
+class Draft:
+    """The text of a recipe, what was seen on the way, and what the user should mend or know."""
+
+    text: str
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def template_text(name: str) -> str:
+    """A template as it is shipped; itself a recipe."""
+    return (templates_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def draft_recipe(wishes: Wishes, output: Path) -> Draft:
+    """The template with everything filled in.
+
+    Raises RecipeError when a data file cannot be read, or an override names no key.
+    """
+    draft = Draft(template_text(wishes.template))
+    name = recipe_name(output)
+    draft.text = set_value(draft.text, ("name",), name)
+    _name_the_file(draft, output)
+    _set_models(draft, wishes)
+    _set_folders(draft, wishes.output_dir or f"./checkpoints/{name}")
+    _set_data(draft, wishes)
+    _set_overrides(draft, wishes.overrides)
+    return draft
+
+
+def recipe_name(output: Path) -> str:
+    """A name for the recipe, from its file's."""
+    return _NOT_IN_NAMES.sub("-", output.stem).strip("-._")[:100] or "my-recipe"
+
+
+def _name_the_file(draft: Draft, output: Path) -> None:
+    lines = draft.text.splitlines(keepends=True)
+    shown = str(output) if " " not in str(output) else f"'{output}'"
+    for number, line in enumerate(lines):
+        if line.startswith("# yaml-language-server"):
+            lines[number] = modeline(output) + "\n"
+        elif line.startswith("#"):
+            lines[number] = line.replace("FILE", shown)
+    draft.text = "".join(lines)
+
+
+def _set_models(draft: Draft, wishes: Wishes) -> None:
+    if wishes.language_model is not None:
+        by_source = value_text(draft.text, (*_LANGUAGE_MODEL, "source")) is not None
+        path = (*_LANGUAGE_MODEL, "source") if by_source else _LANGUAGE_MODEL
+        draft.text = set_value(draft.text, path, wishes.language_model)
+        draft.text = remove_key(draft.text, (*_LANGUAGE_MODEL, "revision"))
+    if wishes.vision_tower is not None:
+        draft.text = set_value(draft.text, (*_TOWER, "source"), wishes.vision_tower)
+        for key in ("config", "image_processor", "seed", "revision"):
+            draft.text = remove_key(draft.text, (*_TOWER, key))
+
+
+def _stages(text: str) -> list[dict[str, Value]]:
+    root = parse_source(text, "").root
+    assert isinstance(root, dict) and isinstance(root["stages"], list)
+    return [stage for stage in root["stages"] if isinstance(stage, dict)]
+
+
+def _set_folders(draft: Draft, folder: str) -> None:
+    stages = _stages(draft.text)
+    for index, stage in enumerate(stages):
+        inner = folder if len(stages) == 1 else f"{folder.rstrip('/')}/{stage['name']}"
+        draft.text = set_value(draft.text, ("stages", index, "output_dir"), inner)
+
+
+def _set_data(draft: Draft, wishes: Wishes) -> None:
+    """Give every stage the data files that fit it."""
+    if not wishes.data:
+        if wishes.images:
+            raise RecipeError(Problem("`--images` goes with `--data`", hint="name the annotation file too"))
+        return
+    stages = _stages(draft.text)
+    shares: list[list[_Source]] = [[] for _ in stages]
+    for source in _sources(wishes):
+        draft.notes += source.notes
+        draft.warnings += source.warnings
+        shares[_stage_for(source, stages)].append(source)
+    for index, share in enumerate(shares):
+        if share:
+            _set_stage_data(draft, index, share)
+        else:
+            name = stages[index]["name"]
+            draft.warnings.append(
+                f"no data file given is for stage `{name}`: it names the template's own data"
+            )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A data file as it goes into the recipe, and what it holds where it could be read."""
+
+    annotations: str
+    images: str | None
+    seen: Survey | None
+
+    @property
+    def template(self) -> str | None:
+        return self.seen.template if self.seen is not None else None
+
+    @property
+    def notes(self) -> list[str]:
+        if self.seen is None:
+            return []
+        seen = self.seen
+        notes = [f"{seen.annotations}: {seen.num_records:,} records; {seen.reason}"]
+        if seen.num_pictures_found:
+            found = f"{seen.num_pictures_found:,} of {seen.num_pictures_tried:,} pictures looked for"
+            notes.append(f"{seen.images}: {found} are there")
+        return notes
+
+    @property
+    def warnings(self) -> list[str]:
+        if self.seen is None:
+            missing = f"{self.annotations} is not there yet: `num_samples` and template are not checked"
+            return [missing]
+        return [f"{self.annotations}: {warning}" for warning in self.seen.warnings]
+
+    @property
+    def values(self) -> dict[str, Value]:
+        values: dict[str, Value] = {"annotations": self.annotations}
+        if self.images is not None:
+            values["images"] = self.images
+        if self.seen is not None:
+            values["num_samples"] = self.seen.num_records
+        return values
+
+
+def _sources(wishes: Wishes) -> Iterator[_Source]:
+    if len(wishes.images) not in (0, 1, len(wishes.data)):
+        given = f"{len(wishes.data)} data files, {len(wishes.images)} image folders"
+        hint = "give `--images` once for all, or once for each `--data`, in order"
+        raise RecipeError(Problem("`--data` and `--images` differ in number", found=given, hint=hint))
+    for index, file in enumerate(wishes.data):
+        images = wishes.images[min(index, len(wishes.images) - 1)] if wishes.images else None
+        if not os.path.exists(file):
+            yield _Source(file, images or _likely_folder(file), None)
+            continue
+        seen = survey(file, images)
+        if images is None and seen.num_with_image:
+            images = seen.images or _likely_folder(file)
+        yield _Source(file, images, seen)
+
+
+def _likely_folder(file: str) -> str:
+    return os.path.join(os.path.dirname(file) or ".", "images")
+
+
+def _stage_for(source: _Source, stages: Sequence[Mapping[str, Value]]) -> int:
+    """The first stage whose template the data calls for; the last one where it says nothing."""
+    for index, stage in enumerate(stages):
+        data = stage["data"]
+        if isinstance(data, dict) and data["template"] == source.template:
+            return index
+    return len(stages) - 1
+
+
+def _set_stage_data(draft: Draft, index: int, share: Sequence[_Source]) -> None:
+    path: KeyPath = ("stages", index, "data")
+    draft.text = set_value(draft.text, (*path, "sources"), [source.values for source in share])
+    wanted = {source.template for source in share if source.template is not None}
+    template = value_text(draft.text, (*path, "template"))
+    if wanted and template not in wanted:
+        # Conversations cannot be written as captions; captions can be written as conversations.
+        chosen = "v1" if "v1" in wanted else "plain"
+        draft.text = set_value(draft.text, (*path, "template"), chosen)
+        draft.warnings.append(f"template is `{chosen}`, as the data calls for, in place of `{template}`")
+    elif len(wanted) > 1:
+        draft.text = set_value(draft.text, (*path, "template"), "v1")
+        draft.notes.append("template is `v1`: some of the data files hold conversations")
+
+
+def _set_overrides(draft: Draft, overrides: Sequence[str]) -> None:
+    problems: list[Problem] = []
+    paths: list[KeyPath] = []
+    for text in overrides:
+        try:
+            override = read_override(text, parse_source(draft.text, "").root)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        problems += override.problems
+        for other in displaced(override.path, override.value, ()):
+            if other not in paths:
+                draft.text = remove_key(draft.text, other)
+        draft.text = set_value(draft.text, override.path, override.value)
+        paths.append(override.path)
+    if problems:
+        raise RecipeError(*problems)

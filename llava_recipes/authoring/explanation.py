@@ -1,0 +1,136 @@
+"""Find the keys that a person means by `train.learning_rate` or `learning_rate`, and explain them."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from llava_recipes.authoring.keys import Key
+from llava_recipes.authoring.origins import origin
+from llava_recipes.authoring.spell import spell
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.renames import OTHER_NAMES
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.spelling import nearest
+
+_INDEX = re.compile(r"\[[^\[\]]*\]")
+_MAX_QUERY_CHARACTERS = 200
+
+
+def find_keys(query: str, keys: Sequence[Key]) -> tuple[Key, ...]:
+    """The keys that `query` names: by full path, by its end, or the free mapping that holds it.
+
+    Raises RecipeError, with what was probably meant, when there is none.
+    """
+    if len(query) > _MAX_QUERY_CHARACTERS:
+        hint = "llava-recipe explain train.learning_rate"
+        raise RecipeError(Problem("this is too long for a key", hint=hint))
+    words = _words(query)
+    for candidate in _candidates(words, keys):
+        exact = [key for key in keys if key.names == candidate and len(candidate) > 1]
+        found = exact or [key for key in keys if key.names[-len(candidate) :] == candidate]
+        if candidate and found:
+            return tuple(found)
+    for length in range(len(words) - 1, 0, -1):
+        for candidate in _candidates(words[:length], keys):
+            free = [key for key in keys if key.is_free and key.names[-len(candidate) :] == candidate]
+            if candidate and free:
+                return tuple(free)
+    raise RecipeError(_unknown(query, words, keys))
+
+
+def _words(query: str) -> tuple[str, ...]:
+    return tuple(word for word in _INDEX.sub("", query.strip().strip("`:")).split(".") if word)
+
+
+def _candidates(words: tuple[str, ...], keys: Sequence[Key]) -> Iterator[tuple[str, ...]]:
+    """The words, then the words without list indices and without a stage's name after `stages`."""
+    yield words
+    names = {key.name for key in keys}
+    yield tuple(
+        word
+        for position, word in enumerate(words)
+        if not word.isdecimal() and not (word not in names and position and words[position - 1] == "stages")
+    )
+
+
+def _unknown(query: str, words: tuple[str, ...], keys: Sequence[Key]) -> Problem:
+    last = words[-1] if words else ""
+    names = sorted({key.name for key in keys})
+    near = nearest(".".join(words), [".".join(key.names) for key in keys]) or nearest(last, names)
+    if last in OTHER_NAMES:
+        hint = OTHER_NAMES[last]
+    elif near is not None:
+        hint = f"did you mean `{near}`?"
+    else:
+        from llava_recipes.plan.arguments import EXTRA_FIELDS
+
+        hint = "`llava-recipe explain` without a key shows the top level"
+        if last in EXTRA_FIELDS:
+            hint = f"a TrainingArguments field: write it under `extra:` of `train:`, `extra: {{{last}: …}}`"
+    return Problem(f"no key `{query}` in the recipe language", hint=hint)
+
+
+def explain_key(key: Key, keys: Iterable[Key], *, width: int) -> str:
+    """Everything about one key, as a page."""
+    rows = [("type", key.type), ("default", key.default_text), ("source", origin(key.path))]
+    lines = [key.path, "", *textwrap.wrap(key.meaning, width), ""]
+    for label, text in rows:
+        lines += textwrap.wrap(text, width, initial_indent=f"{label:<9} ", subsequent_indent=" " * 10)
+    example = example_lines(key)
+    if example:
+        lines += [f"{'example':<9} {example[0]}", *(" " * 10 + line for line in example[1:])]
+    children = children_of(key, keys)
+    if children:
+        lines += ["", "keys", *overview(children, width=width)]
+    return "\n".join(lines)
+
+
+def children_of(key: Key, keys: Iterable[Key]) -> list[Key]:
+    """The keys directly inside a mapping, or inside the entries of a list."""
+    return [other for other in keys if other.names[:-1] == key.names]
+
+
+def overview(keys: Sequence[Key], *, width: int) -> list[str]:
+    """One entry for each key: name, and the first sentence of what it means."""
+    column = min(28, max(len(key.name) for key in keys))
+    lines: list[str] = []
+    for key in keys:
+        needed = " Needed." if key.needed else ""
+        lines += textwrap.wrap(
+            first_sentence(key.meaning) + needed,
+            width,
+            initial_indent=f"  {key.name:<{column}}  ",
+            subsequent_indent=" " * (column + 4),
+        )
+    return lines
+
+
+def first_sentence(text: str) -> str:
+    """The text up to the first full stop that ends a sentence."""
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
+
+
+def example_value(key: Key) -> Value:
+    """A value to show: the schema's own example, else the default, else the first choice."""
+    for value in (*key.examples, key.default, *key.choices):
+        if value not in (None, {}, []):
+            return value
+    return {"whole number": 1, "number": 1, "true or false": True}.get(key.type.split(" ≥")[0].split(" >")[0])
+
+
+def example_lines(key: Key) -> list[str]:
+    """The key as it stands in a recipe, inside its parents; empty where there is nothing to show."""
+    value = example_value(key)
+    if value is None or (isinstance(value, dict) and not key.is_free):
+        return []
+    *parents, name = key.path.split(".")
+    lines: list[str] = []
+    indent = lead = ""
+    for parent in parents:
+        lines.append(f"{indent}{lead}{parent.removesuffix('[]')}:")
+        indent += "  " * (1 + len(lead) // 2)
+        lead = "- " if parent.endswith("[]") else ""
+    lines.append(f"{indent}{lead}{name}: {spell(value)}")
+    return lines

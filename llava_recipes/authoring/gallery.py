@@ -1,0 +1,101 @@
+"""The gallery's recipes, and what the comment at the head of each says about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_recipes.authoring.shipped import gallery_folder
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.spelling import nearest
+
+_LABEL = re.compile(r"#\s(?P<label>[A-Z][a-z]+)\s{2,}(?P<text>\S.*)")
+_AMOUNT = r"(?:\d+(?:\.\d+)?|one|two|three|four|five|ten)"
+_DURATION = re.compile(rf"(?:{_AMOUNT}(?: to |–|-))?{_AMOUNT} ?(?:h|hours?|min|minutes?|s|seconds?|days?)\b")
+# A comma ends a clause, but not inside a number.
+_CLAUSE = re.compile(r";\s*|,\s+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe of the gallery. Texts are empty where its head does not say."""
+
+    name: str
+    file: Path
+    purpose: str
+    hardware: str
+    time: str
+    loss: str
+    expect: str
+    data: str
+    source: str
+
+
+def gallery() -> tuple[Entry, ...]:
+    """Every recipe that can be run, by name. A file that others extend has no `Run` line and is no recipe."""
+    folder = gallery_folder()
+    entries = []
+    for file in sorted(folder.rglob("*.yaml")):
+        head = read_head(file.read_text(encoding="utf-8"))
+        if "Run" in head:
+            entries.append(_entry(file.relative_to(folder).with_suffix("").as_posix(), file, head))
+    return tuple(entries)
+
+
+def find(name: str) -> Entry:
+    """The recipe of that name, with or without folder and `.yaml`; raises RecipeError with a near miss."""
+    entries = gallery()
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
+    for entry in entries:
+        if wanted == entry.name:
+            return entry
+    same_stem = [entry for entry in entries if entry.file.stem == wanted]
+    if len(same_stem) == 1:
+        return same_stem[0]
+    near = nearest(wanted, [entry.name for entry in entries])
+    hint = f"did you mean `{near}`?" if near else "`llava-recipe list` shows what there is"
+    raise RecipeError(Problem(f"no recipe `{name}` in the gallery", hint=hint))
+
+
+def read_head(text: str) -> dict[str, str]:
+    """The labelled lines of the comment at the head of a recipe; what stands before them is under ""."""
+    head: dict[str, str] = {"": ""}
+    label = ""
+    for line in _comment_lines(text):
+        found = _LABEL.fullmatch(line.rstrip())
+        if found:
+            label = found["label"]
+            head[label] = found["text"]
+        else:
+            words = line.lstrip("#").strip()
+            head[label] = f"{head[label]} {words}".strip()
+    return head
+
+
+def _comment_lines(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            return
+        if "yaml-language-server" not in line:
+            yield line
+
+
+def _entry(name: str, file: Path, head: dict[str, str]) -> Entry:
+    expect = head.get("Expect", "")
+    clauses = [clause for clause in _CLAUSE.split(expect) if clause]
+    loss = next((clause for clause in clauses if re.search(r"\bloss\b", clause)), "")
+    timed = next((clause for clause in clauses if _DURATION.search(clause)), "")
+    spoken = _DURATION.search(f"{head.get('Hardware', '')} {head['']}")
+    return Entry(
+        name=name,
+        file=file,
+        purpose=head[""],
+        hardware=head.get("Hardware", ""),
+        time=timed or (spoken.group() if spoken else ""),
+        loss=loss,
+        expect=expect,
+        data=head.get("Data", ""),
+        source=head.get("Source", ""),
+    )

@@ -1,0 +1,58 @@
+"""Ask on a terminal for what the command line of `llava-recipe new` left open."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from rich.console import Console
+from rich.prompt import Prompt
+
+from llava_recipes.authoring.draft import TEMPLATES, Wishes, template_text
+from llava_recipes.authoring.edit import value_text
+
+_CONSOLE = Console(highlight=False)
+
+
+def ask_template() -> str:
+    """Which template, by name."""
+    for name, purpose in TEMPLATES.items():
+        _CONSOLE.print(f"  [bold]{name:<10}[/] {purpose}")
+    return Prompt.ask("template", choices=list(TEMPLATES), default="pretrain", console=_CONSOLE)
+
+
+def ask_wishes(given: Wishes) -> Wishes:
+    """The wishes with answers in place of what was not given; an empty answer leaves the template's value."""
+    text = template_text(given.template)
+    wishes = given
+    if given.language_model is None:
+        default = _default(text, "language_model")
+        wishes = replace(wishes, language_model=_ask("language model (hub id or folder)", default))
+    if given.vision_tower is None:
+        default = _default(text, "vision_tower")
+        wishes = replace(wishes, vision_tower=_ask("vision tower (hub id or folder)", default))
+    if not given.data:
+        data = _ask("data file (JSON or JSONL; empty: the template's)", "")
+        wishes = replace(wishes, data=(data,) if data else ())
+    return wishes
+
+
+def ask_output(default: str) -> str:
+    """Under which name to write the recipe."""
+    while True:
+        answer = Prompt.ask("write to", default=default, console=_CONSOLE)
+        if not os.path.exists(answer):
+            return answer
+        _CONSOLE.print(f"{answer} is there already")
+
+
+def _ask(question: str, default: str) -> str | None:
+    answer = Prompt.ask(question, default=default, show_default=bool(default), console=_CONSOLE).strip()
+    # An answer that changes nothing leaves the template's line, comment included, as it is.
+    return None if answer in ("", default) else answer
+
+
+def _default(text: str, part: str) -> str:
+    """What a template has for a model; empty where it is built from a config."""
+    path = ("model", part)
+    return value_text(text, (*path, "source")) or value_text(text, path) or ""

@@ -1,0 +1,75 @@
+"""docs/reference.md, from the schema: python -m llava_recipes.authoring.reference > docs/reference.md"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from llava_recipes.authoring.explanation import example_lines
+from llava_recipes.authoring.keys import Key, read_keys
+from llava_recipes.authoring.origins import origin
+from llava_recipes.authoring.shipped import Schema
+
+HOW_TO = "python -m llava_recipes.authoring.reference > docs/reference.md"
+_HEAD = f"""\
+<!-- Generated: do not edit. After a change of the schema: {HOW_TO} -->
+
+# Reference of the recipe language
+
+Every key, from the descriptions in the schema. [guide.md](guide.md) explains how they go together, and
+`llava-recipe explain KEY` prints one of them. `[]` stands for the entries of a list. Instead of a value,
+`${{name}}` puts a variable in.
+"""
+
+
+def reference(schema: Schema) -> str:
+    """The whole page, as Markdown."""
+    keys = read_keys(schema)
+    top = [key for key in keys if "." not in key.path]
+    mappings = [key for key in keys if any(other.names[:-1] == key.names for other in keys)]
+    parts = [_HEAD, *_contents(mappings), "\n## The top level\n", _table(top), *_details(top)]
+    for mapping in mappings:
+        children = [key for key in keys if key.names[:-1] == mapping.names]
+        parts += [f"\n## {mapping.path}\n", f"{mapping.meaning}\n", _table(children), *_details(children)]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _contents(mappings: Sequence[Key]) -> Iterator[str]:
+    yield "- [The top level](#the-top-level)"
+    for mapping in mappings:
+        yield f"- [{mapping.path}](#{_anchor(mapping.path)})"
+
+
+def _anchor(title: str) -> str:
+    """The anchor that Markdown viewers give a heading."""
+    return "".join(letter for letter in title.lower() if letter.isalnum() or letter in "_-")
+
+
+def _table(keys: Sequence[Key]) -> str:
+    rows = [
+        f"| `{key.name}` | {_cell(key.type)} | {_cell(key.default_text)} | {_cell(key.meaning)} |"
+        for key in keys
+    ]
+    return "\n".join(("| key | type | default | meaning |", "|---|---|---|---|", *rows))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _details(keys: Sequence[Key]) -> Iterator[str]:
+    """Where keys come from, and an example of each that the schema gives one for."""
+    rows = [
+        f"- `{key.name}`: {origin(key.path)}" for key in keys if "recipe language" not in origin(key.path)
+    ]
+    if rows:
+        yield "\n".join(("\nWhere they come from:\n", *rows))
+    for key in keys:
+        lines = example_lines(key) if key.examples else []
+        if lines:
+            yield "\n".join(("\n```yaml", *lines, "```"))
+
+
+if __name__ == "__main__":
+    from llava_recipes.recipe.json_schema import recipe_schema
+
+    print(reference(recipe_schema()), end="")

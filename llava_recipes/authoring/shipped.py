@@ -1,0 +1,54 @@
+"""Where gallery, templates and schemas lie: beside the package in a checkout, in it once installed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import TypeAlias, cast
+
+from llava_recipes.recipe.scalars import Value
+
+Schema: TypeAlias = dict[str, Value]
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+def gallery_folder() -> Path:
+    """The folder of the shipped recipes."""
+    return _shipped("gallery", "recipes")
+
+
+def schema_file() -> Path:
+    """The JSON Schema of recipes, as committed."""
+    return _shipped("schemas", "schemas") / "recipe.schema.json"
+
+
+def templates_folder() -> Path:
+    """The folder of the templates of `llava-recipe new`."""
+    return _PACKAGE / "authoring" / "templates"
+
+
+def _shipped(in_package: str, in_checkout: str) -> Path:
+    packaged = _PACKAGE / in_package
+    return packaged if packaged.is_dir() else _PACKAGE.parent / in_checkout
+
+
+@functools.cache
+def read_schema() -> Schema:
+    """The committed JSON Schema of recipes."""
+    return cast(Schema, json.loads(schema_file().read_text(encoding="utf-8")))
+
+
+def modeline(output: Path) -> str:
+    """The comment by which an editor finds the schema from `output`.
+
+    It is relative where both lie in one checkout, so that the file can be committed; else it names the
+    installed schema.
+    """
+    schema = schema_file().resolve()
+    folder = output.parent.resolve()
+    checkout = schema.parent.parent
+    place = os.path.relpath(schema, folder) if folder.is_relative_to(checkout) else str(schema)
+    return f"# yaml-language-server: $schema={Path(place).as_posix()}"

@@ -1,0 +1,161 @@
+"""Look at a data file: how many records, which template they call for, where their pictures lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llava_recipes.data.faults import SampleError
+from llava_recipes.data.records import Record, Records
+from llava_recipes.data.scan import AnnotationFile
+from llava_recipes.templates import IMAGE, spoken_turns
+
+NUM_LOOKED_AT = 2000
+NUM_PICTURES_TRIED = 200
+MAX_MALFORMED = 20
+MAX_FOLDERS_TRIED = 100
+MANY_INSTRUCTIONS = 30
+"""Caption data asks for a caption in a few ways; more ways than this are questions."""
+
+Template = Literal["plain", "v1"]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a data file holds. Records are looked at evenly over the file, all of them when they are few."""
+
+    annotations: str
+    num_records: int
+    num_looked_at: int
+    num_with_image: int
+    template: Template | None
+    """The layout that the conversations call for; None where either would do."""
+    reason: str
+    images: str | None
+    """The folder that the records' pictures were found in."""
+    num_pictures_found: int
+    num_pictures_tried: int
+    warnings: tuple[str, ...]
+
+
+def survey(annotations: str, images: str | None) -> Survey:
+    """Look at a file and, when `images` is None, for its pictures.
+
+    Raises RecipeError when the file cannot be read as records.
+    """
+    file = AnnotationFile(annotations)
+    indices = _evenly(len(file), NUM_LOOKED_AT)
+    records, malformed = _read(file, indices)
+    pictures = [record.images[0] for record in records if record.images]
+    tried = [pictures[index] for index in _evenly(len(pictures), NUM_PICTURES_TRIED)]
+    folder, num_found = _find_pictures(annotations, images, tried)
+    template, reason = _template(records)
+    return Survey(
+        annotations=annotations,
+        num_records=len(file),
+        num_looked_at=len(indices),
+        num_with_image=len(pictures),
+        template=template,
+        reason=reason,
+        images=folder,
+        num_pictures_found=num_found,
+        num_pictures_tried=len(tried),
+        warnings=tuple(_warnings(malformed, tried, images or folder, num_found)),
+    )
+
+
+def _evenly(size: int, most: int) -> list[int]:
+    """At most `most` indices, spread evenly over `size`, the first one among them."""
+    number = min(size, most)
+    return [index * size // number for index in range(number)]
+
+
+def _read(file: AnnotationFile, indices: Sequence[int]) -> tuple[list[Record], list[str]]:
+    """The well-formed records, and what is wrong with the others."""
+    # The folder is not known yet; without one a record with a picture counts as malformed.
+    records = Records([(file, ".")])
+    good, malformed = [], []
+    for index in indices:
+        try:
+            good.append(records[index])
+        except SampleError as error:
+            malformed.append("; ".join(problem.message for problem in error.problems))
+            # Finding the place of a record in a large file takes time, and one is enough to tell.
+            if len(malformed) == MAX_MALFORMED:
+                break
+    return good, malformed
+
+
+def _template(records: Sequence[Record]) -> tuple[Template | None, str]:
+    if not records:
+        return None, "no well-formed record to judge by"
+    exchanges = [spoken_turns(record.turns) for record in records]
+    longest = max(map(len, exchanges))
+    if longest > 2:
+        return "v1", f"conversations of up to {longest} turns"
+    if any(len(turns) < 2 for turns in exchanges):
+        return "v1", "some conversations have no answer"
+    if not all(record.images for record in records):
+        without = sum(not record.images for record in records)
+        return "v1", f"{without:,} of {len(records):,} records looked at have no picture"
+    asked = {turns[0].text.replace(IMAGE, "").strip() for turns in exchanges}
+    if asked == {""}:
+        return "plain", "a picture and a caption each, and no question"
+    if len(asked) > MANY_INSTRUCTIONS or len(asked) > max(1, len(records) // 2):
+        if len(records) < MANY_INSTRUCTIONS:
+            return None, "too few records to tell captions from answers"
+        return "v1", f"one question each, {len(asked):,} different ones in {len(records):,} records looked at"
+    words = "the same instruction" if len(asked) == 1 else f"{len(asked)} instructions"
+    return "plain", f"a picture and a caption each, asked for with {words}"
+
+
+def _find_pictures(annotations: str, images: str | None, tried: Sequence[str]) -> tuple[str | None, int]:
+    """The folder under which most of the pictures lie, and how many; None where none does."""
+    best: tuple[str | None, int] = (None, 0)
+    if not tried:
+        return best
+    for folder in (images,) if images is not None else _folders(annotations):
+        num_found = sum(_is_file(folder, picture) for picture in tried)
+        if num_found > best[1]:
+            best = (folder, num_found)
+        if num_found == len(tried):
+            break
+    return best
+
+
+def _is_file(folder: str, picture: str) -> bool:
+    # A picture's path stays inside its folder in a run, so one that leaves it is not found here.
+    path = os.path.normpath(picture)
+    if os.path.isabs(path) or path.startswith("..") or "\0" in path:
+        return False
+    return os.path.isfile(os.path.join(folder, path))
+
+
+def _folders(annotations: str) -> Iterator[str]:
+    """Where pictures usually lie: beside the file, in folders beside it, and the same one level up."""
+    home = os.path.dirname(annotations) or "."
+    above = os.path.join(home, "..") if not os.path.isabs(home) else os.path.dirname(home)
+    for folder in (home, os.path.normpath(above)):
+        yield os.path.join(folder, "images")
+        yield folder
+        try:
+            names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        except OSError:
+            continue
+        yield from (os.path.join(folder, name) for name in names[:MAX_FOLDERS_TRIED] if name != "images")
+
+
+def _warnings(
+    malformed: Sequence[str], tried: Sequence[str], folder: str | None, num_found: int
+) -> Iterator[str]:
+    if malformed:
+        more = f" (and at least {len(malformed) - 1} more such records)" if len(malformed) > 1 else ""
+        yield f"{malformed[0]}{more}: a run stops at such records"
+    if tried and folder is None:
+        yield f"the pictures were not found beside the file: {tried[0]} for one; set `images`"
+    elif tried and folder is not None and num_found < len(tried):
+        missing = next(picture for picture in tried if not _is_file(folder, picture))
+        num_missing = len(tried) - num_found
+        yield f"{num_missing:,} of {len(tried):,} pictures looked for are not in {folder}: {missing} for one"

@@ -1,0 +1,84 @@
+"""`llava-recipe completion SHELL`: a script that completes commands, options, recipes, templates and keys."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llava_recipes.authoring.completion import Command, Value
+
+HOW_TO = """\
+bash:  llava-recipe completion bash > ~/.local/share/bash-completion/completions/llava-recipe
+zsh:   llava-recipe completion zsh > a file _llava-recipe in a folder of $fpath
+fish:  llava-recipe completion fish > ~/.config/fish/completions/llava-recipe.fish"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from llava_recipes.authoring.completion import SHELLS
+
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = HOW_TO
+    parser.add_argument("shell", choices=SHELLS, help="for which shell")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.authoring.completion import script
+    from llava_recipes.cli.main import COMMANDS
+
+    print(script(arguments.shell, [_describe(name, purpose) for name, purpose in COMMANDS.items()]), end="")
+    return 0
+
+
+def _describe(name: str, purpose: str) -> Command:
+    """What a command takes, as its own parser has it."""
+    import importlib
+
+    from llava_recipes.authoring.completion import Command, Option, Takes, Value
+
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"llava_recipes.cli.{name}").add_arguments(parser)
+    options, operand = [], Value(Takes.NOTHING)
+    for action in parser._actions:
+        if action.option_strings:
+            text = (action.help or "") % {**vars(action), "prog": ""}
+            options.append(Option(tuple(action.option_strings), text, _option_value(action)))
+        else:
+            operand = _operand(name, action)
+    return Command(name, purpose, tuple(options), operand)
+
+
+def _option_value(action: argparse.Action) -> Value:
+    from llava_recipes.authoring.completion import Takes, Value
+
+    if action.nargs == 0:
+        return Value(Takes.NOTHING)
+    if action.choices is not None:
+        return Value(Takes.WORDS, tuple(map(str, action.choices)))
+    by_metavar: Mapping[object, Takes] = {
+        "FILE": Takes.FILES,
+        "RECIPE": Takes.RECIPES,
+        "DIR": Takes.FOLDERS,
+    }
+    if action.dest == "recipe":
+        return Value(Takes.RECIPES)
+    return Value(Takes.FILES if action.type is Path else by_metavar.get(action.metavar, Takes.ANYTHING))
+
+
+def _operand(command: str, action: argparse.Action) -> Value:
+    from llava_recipes.authoring.completion import Takes, Value
+
+    if action.choices is not None:
+        return Value(Takes.WORDS, tuple(map(str, action.choices)))
+    if command == "copy":
+        from llava_recipes.authoring.gallery import gallery
+
+        return Value(Takes.WORDS, tuple(entry.name for entry in gallery()))
+    if command == "explain":
+        from llava_recipes.authoring.keys import read_keys
+        from llava_recipes.authoring.shipped import read_schema
+
+        return Value(Takes.WORDS, tuple(".".join(key.names) for key in read_keys(read_schema())))
+    return Value(Takes.FILES if command == "migrate" else Takes.RECIPES)

@@ -1,0 +1,30 @@
+"""`llava-recipe copy NAME`: a recipe of the gallery as a file of your own, which stands alone."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a recipe of `llava-recipe list`")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: NAME.yaml; - for standard output")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there already")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from llava_recipes.authoring.copying import copied_text
+    from llava_recipes.authoring.gallery import find
+    from llava_recipes.authoring.output import write_new
+
+    entry = find(arguments.name)
+    to_stdout = arguments.output == "-"
+    output = Path(f"{entry.file.stem}.yaml" if to_stdout or not arguments.output else arguments.output)
+    text = copied_text(entry, output)
+    if to_stdout:
+        print(text, end="")
+        return 0
+    write_new(output, text, force=arguments.force)
+    print(f"wrote    {output}\nnext     llava-recipe plan {output}")
+    return 0

@@ -1,0 +1,33 @@
+"""`llava-recipe explain KEY`: type, default, meaning, source and an example of a key."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "keys",
+        nargs="*",
+        metavar="KEY",
+        help="for example train.learning_rate, learning_rate or stages; without one, the top level is shown",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import shutil
+
+    from llava_recipes.authoring.explanation import explain_key, find_keys, overview
+    from llava_recipes.authoring.keys import read_keys
+    from llava_recipes.authoring.shipped import read_schema
+
+    width = max(60, min(110, shutil.get_terminal_size().columns))
+    keys = read_keys(read_schema())
+    if not arguments.keys:
+        print("A recipe is one YAML file. Its keys:\n")
+        print("\n".join(overview([key for key in keys if "." not in key.path], width=width)))
+        print("\n`llava-recipe explain KEY` tells more, for example `llava-recipe explain train`.")
+        return 0
+    found = [key for query in arguments.keys for key in find_keys(query, keys)]
+    print(f"\n\n{'-' * 40}\n\n".join(explain_key(key, keys, width=width) for key in found))
+    return 0

@@ -1,0 +1,129 @@
+"""`llava-recipe new`: write a commented recipe from a template, filled in from flags and data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llava_recipes.authoring.draft import Draft, Wishes
+
+LARGE_FILE_BYTES = 50_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from llava_recipes.authoring.draft import TEMPLATES
+
+    rows = "\n".join(f"  {name:<10} {purpose}" for name, purpose in TEMPLATES.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        f"templates:\n{rows}\n\nOn a terminal it asks for what is not given; --yes takes the defaults."
+    )
+    parser.add_argument("template", nargs="?", metavar="TEMPLATE", choices=tuple(TEMPLATES), help="see below")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="default: TEMPLATE.yaml; - for standard output"
+    )
+    parser.add_argument("--llm", metavar="MODEL", help="language model: hub id or folder")
+    parser.add_argument("--tower", metavar="MODEL", help="vision tower: hub id or folder")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="annotation file; may be given several times",
+    )
+    parser.add_argument(
+        "--images", action="append", default=[], metavar="DIR", help="its image folder (default: looked for)"
+    )
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="where the run writes (default: ./checkpoints/NAME)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set any other value")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there already")
+    parser.add_argument("--yes", action="store_true", help="ask nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.authoring.draft import TEMPLATES, draft_recipe
+
+    asking = not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    if arguments.template is None and not asking:
+        print(f"llava-recipe new: name a template: {', '.join(TEMPLATES)}", file=sys.stderr)
+        return 2
+    try:
+        wishes, file = _wishes(arguments, asking=asking)
+    except EOFError:
+        # Ctrl-D at a question means what Ctrl-C means.
+        raise KeyboardInterrupt from None
+    output = Path(f"{wishes.template}.yaml" if file == "-" else file)
+    _announce_large_files(wishes)
+    draft = draft_recipe(wishes, output)
+    advice = _check(draft.text, str(output))
+    code = _deliver(draft, output, to_stdout=file == "-", force=arguments.force)
+    if advice:
+        print("\n" + advice, file=sys.stderr)
+    return code
+
+
+def _wishes(arguments: argparse.Namespace, *, asking: bool) -> tuple[Wishes, str]:
+    """What to write, and into which file; asks for what is open when `asking`."""
+    from llava_recipes.authoring.draft import Wishes
+
+    template = arguments.template
+    if template is None:
+        from llava_recipes.authoring.questions import ask_template
+
+        template = ask_template()
+    wishes = Wishes(
+        template=template,
+        language_model=arguments.llm,
+        vision_tower=arguments.tower,
+        data=tuple(arguments.data),
+        images=tuple(arguments.images),
+        output_dir=arguments.output_dir,
+        overrides=tuple(arguments.set),
+    )
+    file: str = arguments.output or f"{template}.yaml"
+    if asking:
+        from llava_recipes.authoring.questions import ask_output, ask_wishes
+
+        wishes = ask_wishes(wishes)
+        file = arguments.output or ask_output(file)
+    return wishes, file
+
+
+def _announce_large_files(wishes: Wishes) -> None:
+    for file in map(Path, wishes.data):
+        if file.is_file() and file.stat().st_size > LARGE_FILE_BYTES:
+            print(f"reading {file} …", file=sys.stderr, flush=True)
+
+
+def _check(text: str, file: str) -> str:
+    """The warnings about the recipe as it will be written; raises RecipeError when it is not one that runs."""
+    from llava_recipes.plan.advice import advise
+    from llava_recipes.recipe.load import load_source
+    from llava_recipes.recipe.render import render_problems
+    from llava_recipes.runner.facts import plan_recipe
+
+    loaded = load_source(text, file)
+    plan = plan_recipe(loaded, world_size=1)
+    return render_problems(loaded.fail(*advise(loaded.recipe, plan.model, plan.stages)).problems)
+
+
+def _deliver(draft: Draft, output: Path, *, to_stdout: bool, force: bool) -> int:
+    from llava_recipes.authoring.output import write_new
+
+    remarks = sys.stderr if to_stdout else sys.stdout
+    if to_stdout:
+        print(draft.text, end="")
+    else:
+        write_new(output, draft.text, force=force)
+    for note in draft.notes:
+        print(f"saw      {note}", file=remarks)
+    for warning in draft.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if not to_stdout:
+        print(f"wrote    {output}\nnext     llava-recipe plan {output}", file=remarks)
+    return 0

@@ -1,0 +1,69 @@
+"""What the heads of the gallery's recipes say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.authoring.gallery import Entry, find, gallery, read_head
+from llava_recipes.authoring.shipped import gallery_folder, modeline, schema_file
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.load import load_recipe
+
+ENTRIES = gallery()
+
+
+def test_there_is_a_gallery() -> None:
+    names = {entry.name for entry in ENTRIES}
+    assert {"demo", "pretrain_v15_7b", "pretrain_v15_13b"} <= names
+    assert len(names) == len(ENTRIES)
+
+
+def test_every_whole_recipe_is_listed() -> None:
+    """What loads by itself is a recipe; what does not is there to be extended."""
+    whole = set()
+    for file in gallery_folder().rglob("*.yaml"):
+        try:
+            load_recipe(str(file))
+        except RecipeError:
+            continue
+        whole.add(file)
+    assert whole == {entry.file for entry in ENTRIES}
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_a_recipe_says_what_to_expect(entry: Entry) -> None:
+    """The head needs `Run`, `Hardware` and `Expect`; the last gives time and loss in clauses of their own."""
+    for label in ("purpose", "hardware", "time", "loss", "expect", "source"):
+        assert getattr(entry, label), f"{label} of {entry.name}"
+
+
+def test_a_head_is_read_by_its_labels() -> None:
+    head = read_head(
+        "# yaml-language-server: $schema=x\n#\n# One thing.\n# And more.\n#\n"
+        "# Run       it\n#           now\n"
+        "# Expect    a loss near 2; 3 h\nversion: 1\n# Hardware  not of the head\n"
+    )
+    assert head == {"": "One thing. And more.", "Run": "it now", "Expect": "a loss near 2; 3 h"}
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.yaml", "recipes/demo.yaml"])
+def test_a_recipe_is_found_by_its_name(name: str) -> None:
+    assert find(name).file == gallery_folder() / "demo.yaml"
+
+
+def test_a_near_miss_is_told() -> None:
+    with pytest.raises(RecipeError) as stopped:
+        find("pretrain_v15_7")
+    assert stopped.value.problems[0].hint == "did you mean `pretrain_v15_7b`?"
+
+
+def test_the_modeline_finds_the_schema(tmp_path: Path) -> None:
+    """From inside the checkout by a path that can be committed, from elsewhere by the whole one."""
+    for output in (gallery_folder() / "mine.yaml", tmp_path / "mine.yaml"):
+        schema = modeline(output).partition("$schema=")[2]
+        assert json.loads((output.parent / schema).read_text(encoding="utf-8"))
+    assert modeline(gallery_folder() / "mine.yaml").endswith("$schema=../schemas/recipe.schema.json")
+    assert modeline(tmp_path / "mine.yaml").endswith(str(schema_file().resolve()))
