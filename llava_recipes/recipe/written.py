@@ -40,7 +40,7 @@ def write_with_remarks(recipe: Recipe, remark: Callable[[Path], str]) -> str:
     places = parse_value(text, "").value_marks
     inner = {path[:-1] for path in places if path}
     remarks = {mark.line: remark(path) for path, mark in places.items() if path not in inner}
-    lines = text.splitlines()
+    lines = text.rstrip("\n").split("\n")
     widest = min(max(map(len, lines)), _LONGEST_ALIGNED)
     return "".join(
         f"{line:<{widest}}  # {remarks[number]}\n" if number in remarks else f"{line}\n"
