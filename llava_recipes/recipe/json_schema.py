@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias, cast
 
 from pydantic import BaseModel, JsonValue
@@ -47,7 +48,7 @@ def _parts_schema(title: str) -> tuple[Schema, Schema]:
     """A recipe's schema where files may share the keys among them, and what they need together."""
     schema = value_schema(Recipe, title=title)
     definitions = _inner(schema, "$defs")
-    needed = _loosen(schema, definitions)
+    needed = _loosen(schema, definitions, {})
     for name, definition in {**definitions, "Recipe": schema}.items():
         if "properties" not in cast(Schema, definition):
             continue
@@ -60,8 +61,11 @@ def _parts_schema(title: str) -> tuple[Schema, Schema]:
     return schema, needed
 
 
-def _loosen(schema: Schema, definitions: Schema) -> Schema:
-    """Take `required` out of a mapping and of those inside it that merge; gives what was taken."""
+def _loosen(schema: Schema, definitions: Schema, known: dict[str, Schema]) -> Schema:
+    """Take `required` out of a mapping and of those inside it that merge; gives what was taken.
+
+    `known` holds what was taken from definitions that are referred to before.
+    """
     needed: Schema = {}
     required = schema.pop("required", None)
     if required:
@@ -69,20 +73,31 @@ def _loosen(schema: Schema, definitions: Schema) -> Schema:
     inner: Schema = {}
     for key, value in _inner(schema, "properties").items():
         assert isinstance(value, dict)
-        entries = value["items"] if key == "stages" else value
-        reference = entries.get("$ref") if isinstance(entries, dict) else None
-        if not isinstance(reference, str):
-            continue
-        definition = _inner(definitions, reference.rpartition("/")[2])
-        needs = _loosen(definition, definitions)
-        if key == "stages":
-            # A stage is merged with the one of its name.
-            definition["required"] = ["name"]
-        if needs:
-            inner[key] = {"items": needs} if key == "stages" else needs
+        for name in _merged_definitions(value["items"] if key == "stages" else value):
+            definition = _inner(definitions, name)
+            if name not in known:
+                known[name] = _loosen(definition, definitions, known)
+            if key == "stages":
+                # A stage is merged with the one of its name.
+                definition["required"] = ["name"]
+            if known[name]:
+                inner[key] = {"items": known[name]} if key == "stages" else known[name]
     if inner:
         needed["properties"] = inner
     return needed
+
+
+def _merged_definitions(value: JsonValue) -> Iterator[str]:
+    """The mappings that may stand at a place themselves, not inside a list: these merge."""
+    if not isinstance(value, dict):
+        return
+    reference = value.get("$ref")
+    if isinstance(reference, str):
+        yield reference.rpartition("/")[2]
+    for word in ("anyOf", "oneOf"):
+        choices = value.get(word)
+        for choice in choices if isinstance(choices, list) else ():
+            yield from _merged_definitions(choice)
 
 
 def value_schema(model: type[BaseModel], *, title: str) -> Schema:
