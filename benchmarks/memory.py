@@ -111,7 +111,7 @@ class _Alive(TorchDispatchMode):
     """Adds up the storages that are alive, and remembers the largest sum."""
 
     def __init__(self, known: Iterator[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._storages: dict[int, object] = {}
         self._known = [tensor.untyped_storage() for tensor in known]

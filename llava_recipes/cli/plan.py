@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.fold import fold_layers
 from llava_recipes.plan.types import ModelPlan, Plan, StagePlan
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llava_recipes.plan.estimate import Estimate, Estimator
+    from llava_recipes.plan.hardware import Gpu
+    from llava_recipes.plan.sizes import ModelOutline
+
 _NUM_SHOWN_MODULES = 6
-_LAYER = re.compile(r"(?P<owner>.*\.)(?P<number>0|[1-9][0-9]*)(?P<rest>(\.[^.0-9][^.]*)*)")
 
 Row = tuple[str, str]
+Section = tuple[str, list[Row]]
+
+USAGE_ERROR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +33,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes, one per GPU; default: this machine's GPUs",
     )
-    parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
+    parser.add_argument(
+        "--gpu", type=_gpu, metavar="NAME", help="judge memory and hours on this GPU: a100-80g, …"
+    )
+    parser.add_argument("--fit", action="store_true", help="with --gpu: say what to change so that it fits")
+    parser.add_argument(
+        "--text-tokens",
+        type=_positive,
+        metavar="N",
+        help="text tokens of a usual sample, in place of a guess",
+    )
+    parser.add_argument(
+        "--label-tokens",
+        type=_positive,
+        metavar="N",
+        help="how many of them are learned, in place of a guess",
+    )
+    parser.add_argument(
+        "--show-config", action="store_true", help="add what TrainingArguments and DeepSpeed are told"
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole plan and its estimate as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write a page to look at; replaces only its own")
+    parser.add_argument("--force", action="store_true", help="let --html replace any file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of the recipe"
     )
@@ -35,44 +62,113 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import plan_recipe
+    from llava_recipes.runner.facts import plan_with_outline
     from llava_recipes.runner.launch import count_local_devices
 
+    if arguments.fit and arguments.gpu is None:
+        print("llava-recipe plan: --fit needs --gpu", file=sys.stderr)
+        return USAGE_ERROR
     loaded = load_recipe(arguments.file, arguments.set)
-    plan = plan_recipe(loaded, world_size=arguments.world_size or count_local_devices())
+    world_size = arguments.world_size or count_local_devices()
+    plan, outline = plan_with_outline(loaded, world_size=world_size)
+    estimator = _estimator(plan, outline, arguments)
+    estimate = estimator.estimate() if estimator else None
+    overview = list(_sections(plan))
+    proposals = list(_proposals(plan, estimator, arguments.gpu)) if estimator and arguments.fit else []
+    sections = [*overview, *_estimate_sections(estimate), *proposals]
+    if arguments.show_config:
+        from llava_recipes.cli.plan_estimate import config_sections
+
+        sections += config_sections(plan)
+    if arguments.html is not None:
+        from llava_recipes.cli.plan_page import write_page
+
+        write_page(
+            arguments.html,
+            plan,
+            estimate,
+            overview=overview,
+            proposals=proposals,
+            headline=_headline(plan),
+            force=arguments.force,
+        )
+        print(f"written: {arguments.html}", file=sys.stderr)
     if arguments.json:
-        print(plan.model_dump_json(indent=2))
-    else:
-        print_plan(plan)
+        from llava_recipes.plan.estimate import PlanReport
+
+        print(PlanReport(**dict(plan), estimate=estimate).model_dump_json(indent=2))
+    elif arguments.html is None:
+        print_sections(_headline(plan), sections)
     return 0
 
 
+def _estimator(plan: Plan, outline: ModelOutline | None, arguments: argparse.Namespace) -> Estimator | None:
+    if outline is None:
+        return None
+    from llava_recipes.plan.estimate import Assumptions, Estimator
+
+    given = Assumptions(arguments.gpu, arguments.text_tokens, arguments.label_tokens)
+    return Estimator(plan, outline, given)
+
+
+def _estimate_sections(estimate: Estimate | None) -> Iterator[Section]:
+    if estimate is None:
+        yield "estimate", [("–", "none: a config is not at hand, so that nothing can be counted")]
+        return
+    from llava_recipes.cli.plan_estimate import estimate_sections
+
+    yield from estimate_sections(estimate)
+
+
+def _proposals(plan: Plan, estimator: Estimator, gpu: Gpu) -> Iterator[Section]:
+    from llava_recipes.cli.plan_estimate import proposal_sections
+    from llava_recipes.plan.fit import propose
+
+    found = [
+        (stage.name, propose(estimator, stage, gpu=gpu, world_size=plan.world_size)) for stage in plan.stages
+    ]
+    yield from proposal_sections(found, gpu.name)
+
+
 def print_plan(plan: Plan) -> None:
-    """Show a plan to a person: in columns that fit the terminal, or as plain lines elsewhere."""
+    """Show a plan to a person, without its estimate."""
+    print_sections(_headline(plan), list(_sections(plan)))
+
+
+def print_sections(headline: str, sections: Sequence[Section]) -> None:
+    """Show sections: in columns that fit the terminal, or as plain lines elsewhere."""
     if not sys.stdout.isatty():
-        print("\n".join(plain_lines(plan)))
+        print("\n".join(_plain(headline, sections)))
         return
     from rich.console import Console
 
-    show(plan, Console(highlight=False))
+    _show(headline, sections, Console(highlight=False))
 
 
 def plain_lines(plan: Plan) -> Iterator[str]:
     """The plan as text: no colour, one line for each fact."""
-    yield _headline(plan)
-    for title, rows in _sections(plan):
+    yield from _plain(_headline(plan), list(_sections(plan)))
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print the plan on a terminal, long facts folded inside their column."""
+    _show(_headline(plan), list(_sections(plan)), console)
+
+
+def _plain(headline: str, sections: Sequence[Section]) -> Iterator[str]:
+    yield headline
+    for title, rows in sections:
         yield f"\n{title}"
         widest = max(len(label) for label, _ in rows)
         yield from (f"  {label:<{widest}}  {text}".rstrip() for label, text in rows)
 
 
-def show(plan: Plan, console: Console) -> None:
-    """Print the plan on a terminal, long facts folded inside their column."""
+def _show(headline: str, sections: Sequence[Section], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console.print(Text(_headline(plan), style="bold"))
-    for title, rows in _sections(plan):
+    console.print(Text(headline, style="bold"))
+    for title, rows in sections:
         console.print()
         console.print(Text(title, style="bold"))
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -160,29 +256,6 @@ def _what_trains(stage: StagePlan, model: ModelPlan) -> str:
     return f"{shown}: {stage.num_trainable_parameters:,} of {model.sizes.num_parameters:,} parameters"
 
 
-def fold_layers(modules: tuple[str, ...]) -> tuple[str, ...]:
-    """The same modules with runs of layers written as one glob: `layers.{30..39}`."""
-    folded: dict[tuple[str, str, int], list[int]] = {}
-    last: dict[tuple[str, str], int] = {}
-    for place, name in enumerate(modules):
-        found = _LAYER.fullmatch(name)
-        if found is None:
-            folded[(name, "", place)] = []
-            continue
-        around, number = (found["owner"], found["rest"]), int(found["number"])
-        start = last.get(around)
-        run = folded.get((*around, start)) if start is not None else None
-        if run is not None and run[-1] + 1 == number:
-            run.append(number)
-        else:
-            last[around] = place
-            folded[(*around, place)] = [number]
-    return tuple(
-        owner + (f"{{{run[0]}..{run[-1]}}}" if len(run) > 1 else "".join(map(str, run))) + rest
-        for (owner, rest, _), run in folded.items()
-    )
-
-
 def _step_words(stage: StagePlan) -> Iterator[str]:
     train = stage.train
     yield "not counted" if train.max_steps is None else f"{train.max_steps:,}"
@@ -221,3 +294,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
+
+
+def _gpu(text: str) -> Gpu:
+    from llava_recipes.plan.hardware import UnknownGpuError, find_gpu
+
+    try:
+        return find_gpu(text)
+    except UnknownGpuError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -30,12 +30,16 @@ Config = Mapping[str, JsonValue]
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model's plan, with the shapes of its parameters where its configs are known."""
+    """A model's plan, with the outline of its parameters where its configs are known."""
 
     plan: ModelPlan
-    shapes: Shapes | None
+    outline: ModelOutline | None
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+
+    @property
+    def shapes(self) -> Shapes | None:
+        return None if self.outline is None else self.outline.shapes
 
     def count(self, names: Collection[str]) -> int:
         """Parameters under these names."""
@@ -73,7 +77,7 @@ def plan_model(model: Model, *, language_config: Config | None, vision_config: C
         image_tokens=model.image_tokens,
         sizes=sizes,
     )
-    return PlannedModel(plan, outline.shapes if outline else None, tuple(problems), tuple(notes))
+    return PlannedModel(plan, outline, tuple(problems), tuple(notes))
 
 
 def _plan_language(choice: str | LanguageModel) -> LanguageModelPlan:

@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.plan import catalog
-from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.compile import Facts, compile_with_model
+from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -23,10 +24,16 @@ Config = dict[str, JsonValue]
 
 def plan_recipe(loaded: LoadedRecipe, *, world_size: int) -> Plan:
     """The plan of a loaded recipe. Raises RecipeError with every problem at its line."""
+    return plan_with_outline(loaded, world_size=world_size)[0]
+
+
+def plan_with_outline(loaded: LoadedRecipe, *, world_size: int) -> tuple[Plan, ModelOutline | None]:
+    """The plan and the model's outline, None where a config is not at hand. Raises as `plan_recipe` does."""
     try:
-        return compile_plan(loaded.recipe, world_size=world_size, facts=gather_facts(loaded))
+        plan, model = compile_with_model(loaded.recipe, world_size=world_size, facts=gather_facts(loaded))
     except RecipeError as error:
         raise loaded.fail(*error.problems) from None
+    return plan, model.outline
 
 
 def gather_facts(loaded: LoadedRecipe) -> Facts:

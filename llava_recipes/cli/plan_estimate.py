@@ -1,0 +1,231 @@
+"""A plan's estimate as rows of text: modules, tokens, memory, verdict, hours, disk, and what to change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from llava_recipes.cli.fold import fold_layers
+from llava_recipes.plan.assignment import Assignment
+from llava_recipes.plan.cost import Compute, Disk, Tokens
+from llava_recipes.plan.effective import effective_deepspeed
+from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
+from llava_recipes.plan.fit import Proposal
+from llava_recipes.plan.hardware import GIB, GPUS
+from llava_recipes.plan.memory import Memory
+from llava_recipes.plan.types import Plan
+
+Row = tuple[str, str]
+Section = tuple[str, list[Row]]
+
+_NUM_SHOWN_MODULES = 4
+
+
+def estimate_sections(estimate: Estimate) -> Iterator[Section]:
+    """Sections of text, each a title with labelled rows."""
+    for stage in estimate.stages:
+        yield f"stage {stage.name}, modules", list(module_rows(stage.modules))
+        yield f"stage {stage.name}, cost", list(_cost_rows(stage, estimate))
+        yield f"stage {stage.name}, memory of one GPU", list(_memory_rows(stage))
+    yield "estimate", [("–", estimate.basis)]
+
+
+def config_sections(plan: Plan) -> Iterator[Section]:
+    """What TrainingArguments and DeepSpeed are told, stage by stage."""
+    hidden = plan.model.sizes.language_hidden_size if plan.model.sizes else None
+    for stage in plan.stages:
+        rows = [(key, json.dumps(value)) for key, value in sorted(stage.train.training_arguments.items())]
+        yield f"stage {stage.name}, TrainingArguments", rows
+        config = effective_deepspeed(stage, world_size=plan.world_size, hidden=hidden)
+        if config is None:
+            yield f"stage {stage.name}, DeepSpeed", [("none", "")]
+        else:
+            rows = [(key, json.dumps(value)) for key, value in config.items()]
+            yield f"stage {stage.name}, DeepSpeed ({stage.deepspeed_source})", rows
+
+
+def proposal_sections(proposals: Sequence[tuple[str, Proposal | None]], gpu: str) -> Iterator[Section]:
+    """What `--fit` found for each stage, with the lines to write."""
+    for name, proposal in proposals:
+        title = f"stage {name}, to fit on {GPUS[gpu].title}"
+        if proposal is None:
+            yield title, [("–", "no micro batch, checkpointing or ZeRO stage fits: use more or larger GPUs")]
+            continue
+        if not proposal.changes:
+            yield title, [("–", f"nothing to change: {_margin(proposal.fit.longest_margin_bytes)}")]
+            continue
+        rows = [("change to", "; ".join(proposal.changes)), ("then", verdict_words(proposal.fit))]
+        rows += [("write" if number == 0 else "", line) for number, line in enumerate(proposal.lines)]
+        rows += [("or" if n == 0 else "", f"--set '{value}'") for n, value in enumerate(proposal.overrides)]
+        yield title, [*rows, *(("note", note) for note in proposal.notes)]
+
+
+def group_modules(modules: Sequence[Assignment]) -> list[list[Assignment]]:
+    """Modules of one root that share their fate, together."""
+    grouped: dict[tuple[object, ...], list[Assignment]] = {}
+    for each in modules:
+        fate = each.model_dump(exclude={"module", "num_parameters", "num_decayed"})
+        grouped.setdefault((each.module.split(".")[0], *fate.values()), []).append(each)
+    return list(grouped.values())
+
+
+def module_rows(modules: Sequence[Assignment]) -> Iterator[Row]:
+    """Modules of one fate in one row, their layers folded."""
+    for members in group_modules(modules):
+        names = fold_layers(tuple(member.module for member in members))
+        shown = ", ".join(names[:_NUM_SHOWN_MODULES])
+        if len(names) > _NUM_SHOWN_MODULES:
+            shown += f" and {len(names) - _NUM_SHOWN_MODULES} more"
+        yield members[0].module.split(".")[0], _fate_words(members, shown)
+
+
+def _fate_words(members: Sequence[Assignment], shown: str) -> str:
+    first = members[0]
+    size = sum(member.num_parameters for member in members)
+    words = [f"{size:,} in {shown}" if "." in shown else f"{size:,}"]
+    if first.trains:
+        words.append(f"train at {first.learning_rate:g}")
+        decayed = sum(member.num_decayed for member in members)
+        decay = f"decay {first.weight_decay:g} on {decayed:,}" if decayed else "no weight decay"
+        words.append(decay)
+    else:
+        words.append("frozen")
+    words.append(first.dtype + (" and float32 masters" if first.masters else ""))
+    return f"{', '.join(words)}  ({first.rule})"
+
+
+def _cost_rows(stage: StageEstimate, estimate: Estimate) -> Iterator[Row]:
+    yield from token_rows(stage.tokens)
+    yield from compute_rows(stage.compute, estimate)
+    yield from disk_rows(stage.disk)
+
+
+def token_rows(tokens: Tokens) -> Iterator[Row]:
+    yield (
+        "sample",
+        f"{tokens.usual_length:,} tokens = {tokens.image:,} of an image + {tokens.text:,} of text, "
+        f"{tokens.labels:,} of them learned (text is assumed; see --text-tokens, --label-tokens)",
+    )
+    if tokens.usual is None or tokens.at_most is None or tokens.from_images is None:
+        yield "tokens", "not counted"
+        return
+    yield (
+        "tokens",
+        f"{millions(tokens.usual)} usually, {millions(tokens.from_images)} of them of images; at most "
+        f"{millions(tokens.at_most)}, every sample at max_length",
+    )
+
+
+def compute_rows(compute: Compute, estimate: Estimate) -> Iterator[Row]:
+    if compute.flops is None:
+        yield "compute", "not counted"
+        return
+    yield "compute", f"{compute.flops:.3g} floating-point operations, recomputation included"
+    if compute.hours is None or compute.efficiency is None or estimate.gpu is None:
+        yield "time", "name a GPU with --gpu"
+        return
+    gpu = GPUS[estimate.gpu]
+    yield (
+        "time",
+        f"{duration(compute.hours)} on {estimate.world_size} × {gpu.title}, "
+        f"{compute.hours * estimate.world_size:,.1f} GPU hours; {compute.efficiency:.0%} of the rate is "
+        f"assumed, since {compute.kind}",
+    )
+
+
+def disk_rows(disk: Disk) -> Iterator[Row]:
+    final = f"{size(disk.final_bytes)} of trained weights at the end"
+    if disk.num_checkpoints is None:
+        yield "disk", f"{size(disk.checkpoint_bytes)} a checkpoint, {final}"
+    elif disk.num_checkpoints == 0:
+        yield "disk", f"no checkpoints, {final}"
+    else:
+        yield (
+            "disk",
+            f"{size(disk.checkpoint_bytes)} a checkpoint, {disk.num_checkpoints:,} written, "
+            f"{disk.num_kept:,} kept; {final}; at most {size(disk.peak_bytes or 0)} at once",
+        )
+
+
+def _memory_rows(stage: StageEstimate) -> Iterator[Row]:
+    yield "", f"{_tokens(stage.usual):>12}  {_tokens(stage.longest):>12}  tokens in every sample of a batch"
+    for name, usual, longest, formula in merged_parts(stage.usual, stage.longest):
+        yield name, f"{gib(usual):>12}  {gib(longest):>12}  {formula}"
+    yield (
+        "in all",
+        f"{gib(stage.usual.total_bytes):>12}  {gib(stage.longest.total_bytes):>12}  {moments(stage)}",
+    )
+    if stage.usual.host_bytes:
+        yield "main memory", f"{gib(stage.usual.host_bytes):>12}  for each process"
+    yield from fit_rows(stage.fits)
+
+
+def fit_rows(fits: Sequence[Fit]) -> Iterator[Row]:
+    if len(fits) == 1:
+        yield GPUS[fits[0].gpu].title, verdict_words(fits[0])
+        if fits[0].caution is not None:
+            yield "but", fits[0].caution
+        return
+    for verdict in ("fits", "fits at the usual length", "does not fit"):
+        names = [fit.gpu for fit in fits if fit.verdict == verdict]
+        if names:
+            yield verdict.replace("fits at the usual length", "usual length"), ", ".join(names)
+
+
+def verdict_words(fit: Fit) -> str:
+    if fit.verdict == "fits":
+        return f"fits, {_margin(fit.usual_margin_bytes)} at the usual length, " + (
+            f"{_margin(fit.longest_margin_bytes)} at max_length"
+        )
+    if fit.verdict == "fits at the usual length":
+        return (
+            f"fits at the usual length, {_margin(fit.usual_margin_bytes)}; a batch at max_length lacks "
+            f"{gib(-fit.longest_margin_bytes)}: --fit says what to change"
+        )
+    return f"does not fit, {gib(-fit.usual_margin_bytes)} are missing: --fit says what to change"
+
+
+def merged_parts(usual: Memory, longest: Memory) -> Iterator[tuple[str, int, int, str]]:
+    """The parts of both lengths side by side, those that come and go last."""
+    parts = {part.name: (part, 0) for part in usual.parts}
+    parts |= {part.name: (part, 0) for part in longest.parts if part.name not in parts}
+    at_longest = {part.name: part.num_bytes for part in longest.parts}
+    at_usual = {part.name: part.num_bytes for part in usual.parts}
+    for name, (part, _) in parts.items():
+        yield name, at_usual.get(name, 0), at_longest.get(name, 0), part.formula
+
+
+def moments(stage: StageEstimate) -> str:
+    if stage.usual.moment == stage.longest.moment:
+        return f"at the {stage.usual.moment}"
+    return f"at the {stage.usual.moment}; at max_length at the {stage.longest.moment}"
+
+
+def _tokens(memory: Memory) -> str:
+    return f"{memory.length:,}"
+
+
+def _margin(num_bytes: int) -> str:
+    return f"{gib(num_bytes)} to spare"
+
+
+def gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:,.2f} GiB" if num_bytes else "–"
+
+
+def size(num_bytes: int) -> str:
+    """Bytes on disk, in the decimal units that disks are sold in."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {unit}"
+    return f"{num_bytes} bytes"
+
+
+def millions(number: int) -> str:
+    return f"{number / 1e6:,.1f} million" if number >= 10_000 else f"{number:,}"
+
+
+def duration(hours: float) -> str:
+    if hours >= 100:
+        return f"about {hours / 24:.1f} days"
+    return f"about {hours:.1f} h" if hours >= 1 else f"about {max(hours * 60, 0.1):.2g} min"

@@ -1,0 +1,167 @@
+"""A plan as one page of HTML for people: nothing loaded from elsewhere, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from llava_recipes.cli.fold import fold_layers
+from llava_recipes.cli.plan_estimate import (
+    Section,
+    compute_rows,
+    config_sections,
+    disk_rows,
+    gib,
+    group_modules,
+    merged_parts,
+    moments,
+    token_rows,
+    verdict_words,
+)
+from llava_recipes.files import replacing
+from llava_recipes.plan.assignment import Assignment
+from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
+from llava_recipes.plan.hardware import GPUS
+from llava_recipes.plan.memory import Memory
+from llava_recipes.plan.types import Plan
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+_GENERATOR = "llava-recipe plan"
+_MARKER = f'<meta name="generator" content="{_GENERATOR}">'
+_MARKER_WITHIN = 1000
+_CLASSES = {"fits": "fits", "fits at the usual length": "usual", "does not fit": "misfit"}
+_COLOURS = ("#4878a8", "#6a9fb5", "#8f7bb3", "#b5835a", "#888888", "#a9a9a9", "#c9a227", "#6b9e6b", "#c0655d")
+
+
+def write_page(
+    path: str,
+    plan: Plan,
+    estimate: Estimate | None,
+    *,
+    overview: Sequence[Section],
+    proposals: Sequence[Section],
+    headline: str,
+    force: bool,
+) -> None:
+    """Write the page of a plan. Replaces a page that this wrote before, another file only with `force`.
+
+    Raises RecipeError where the file cannot be written or is not ours.
+    """
+    file = Path(path)
+    if not force:
+        _check_ours(file)
+    text = page(plan, estimate, overview=overview, proposals=proposals, headline=headline)
+    try:
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _refused(file, "the page cannot be written", found=str(error.strerror or error)) from error
+
+
+def page(
+    plan: Plan,
+    estimate: Estimate | None,
+    *,
+    overview: Sequence[Section],
+    proposals: Sequence[Section],
+    headline: str,
+) -> str:
+    """The text of the page."""
+    import jinja2
+
+    template = files("llava_recipes.cli").joinpath("plan_page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(template).render(
+        generator=_GENERATOR,
+        plan=plan,
+        headline=headline,
+        overview=overview,
+        estimate=estimate,
+        stages=[_stage(stage, estimate) for stage in estimate.stages] if estimate else [],
+        proposals=proposals,
+        configs=list(config_sections(plan)),
+    )
+
+
+def _check_ours(file: Path) -> None:
+    """Refuse to write over what is not a page of this command."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(_MARKER_WITHIN)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _refused(file, "the page cannot be written", found=str(error.strerror or error)) from error
+    if _MARKER.encode() not in start:
+        raise _refused(file, "this file was not written by `llava-recipe plan --html`", found=str(file))
+
+
+def _refused(file: Path, message: str, *, found: str) -> RecipeError:
+    hint = "give another name, or --force to replace it" if "not written by" in message else None
+    return RecipeError(Problem(message, mark=Mark(f"--html {file}", 0, 0), found=found, hint=hint))
+
+
+def _stage(stage: StageEstimate, estimate: Estimate) -> dict[str, object]:
+    parts = list(merged_parts(stage.usual, stage.longest))
+    colours = {name: _COLOURS[number % len(_COLOURS)] for number, (name, *_) in enumerate(parts)}
+    return {
+        "name": stage.name,
+        "modules": [_module(members) for members in group_modules(stage.modules)],
+        "cost": [
+            *token_rows(stage.tokens),
+            *compute_rows(stage.compute, estimate),
+            *disk_rows(stage.disk),
+        ],
+        "bars": list(_bars(stage, colours)),
+        "key": list(colours.items()),
+        "usual_length": f"{stage.usual.length:,}",
+        "longest_length": f"{stage.longest.length:,}",
+        "parts": [(name, gib(usual), gib(longest), formula) for name, usual, longest, formula in parts],
+        "usual_total": gib(stage.usual.total_bytes),
+        "longest_total": gib(stage.longest.total_bytes),
+        "moment": moments(stage),
+        "fits": [_fit(fit) for fit in stage.fits],
+    }
+
+
+def _module(members: Sequence[Assignment]) -> dict[str, str]:
+    first = members[0]
+    decayed = sum(member.num_decayed for member in members)
+    return {
+        "module": ", ".join(fold_layers(tuple(member.module for member in members))),
+        "num_parameters": f"{sum(member.num_parameters for member in members):,}",
+        "trains": "yes" if first.trains else "no",
+        "learning_rate": "" if first.learning_rate is None else f"{first.learning_rate:g}",
+        "weight_decay": f"{first.weight_decay:g} on {decayed:,}"
+        if decayed
+        else "none"
+        if first.trains
+        else "",
+        "dtype": first.dtype + (" and float32 masters" if first.masters else ""),
+        "rule": first.rule,
+    }
+
+
+def _bars(stage: StageEstimate, colours: Mapping[str, str]) -> Iterator[dict[str, object]]:
+    capacity = stage.fits[0].capacity_bytes if len(stage.fits) == 1 else 0
+    widest = max(stage.usual.total_bytes, stage.longest.total_bytes, capacity)
+    for memory in (stage.usual, stage.longest):
+        title = f"{memory.length:,} tokens: {gib(memory.total_bytes)}"
+        if capacity:
+            title += f" of {gib(capacity)}"
+        yield {"title": title, "cuts": list(_cuts(memory, widest, colours))}
+
+
+def _cuts(memory: Memory, widest: int, colours: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    for part in memory.parts:
+        yield {
+            "title": f"{part.name}: {gib(part.num_bytes)}",
+            "percent": f"{100 * part.num_bytes / widest:.3f}",
+            "colour": colours[part.name],
+        }
+
+
+def _fit(fit: Fit) -> dict[str, str]:
+    words = verdict_words(fit) + (f"; {fit.caution}" if fit.caution else "")
+    return {"gpu": GPUS[fit.gpu].title, "words": words, "kind": _CLASSES[fit.verdict]}

@@ -1,0 +1,281 @@
+"""What one forward pass leaves in memory for the backward pass, counted from the configs.
+
+The formulas name every tensor that autograd keeps, in bytes per token and layer. For a decoder layer with
+hidden size D, inner size I, A = heads × head size, K = key-value heads × head size, H heads, and c bytes a
+number (2 in half precision, 4 in float32):
+
+    two norms                8 D            the residual stream in float32, and 8 bytes of scales
+    attention                2 c (A + K)    queries, keys, values and the output; 4 H for the row sums
+    gated inner layer        3 c I          gate, activated gate and up
+    inputs of linear layers  c (2 D + I)    only of those that train; of all under ZeRO-3
+    inputs of norm weights   2 c D          only of those that train
+
+A frozen linear layer keeps no input, since its weight needs no gradient. Nothing at all is kept before the
+first module that trains. With gradient checkpointing a layer keeps its input, c D, and one layer at a time
+is computed again. `benchmarks/memory.md` holds these against what torch keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from llava_recipes.plan.sizes import ModelOutline
+from llava_recipes.plan.types import ModelPlan, StagePlan
+
+_LABEL_BYTES = 4
+_DECODER_LINEARS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    *("mlp.gate_proj", "mlp.up_proj"),
+)
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The numbers of both halves that activations and FLOPs are counted from."""
+
+    hidden: int
+    inner: int
+    num_layers: int
+    num_heads: int
+    attention: int
+    """Heads × head size."""
+    keys: int
+    """Key-value heads × head size."""
+    has_head_norms: bool
+    vocab: int
+    tower_hidden: int
+    tower_inner: int
+    tower_heads: int
+    num_tower_layers: int
+    """Layers of the tower that are run."""
+    tower_tokens: int
+    """Tokens of one image inside the tower, the class token among them."""
+    tower_patch_inputs: int
+    """Numbers in one patch of pixels."""
+    tower_gate: bool
+    """The tower's activation keeps two tensors (quick GELU), not one."""
+    image_tokens: int
+    """Tokens of one image in the sequence."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: samples, their padded length, label tokens in all, images in all."""
+
+    num_samples: int
+    length: int
+    num_labels: int
+    num_images: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_samples * self.length
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that are alive during a pass beside weights, gradients and optimizer."""
+
+    kept: int
+    """By the forward pass for the backward pass, logits aside."""
+    recomputed: int
+    """By the one layer that is computed again; 0 without gradient checkpointing."""
+    logits: int
+    """At the label positions, when the loss is computed."""
+    working: int
+    """Gradients in flight inside the largest layer."""
+
+    layer: int
+    """By one layer with its working room: what is still alive where the backward pass ends."""
+
+
+def read_dimensions(outline: ModelOutline, model: ModelPlan) -> Dimensions:
+    """The numbers of an outline; its configs are complete and checked."""
+    language, vision = outline.language, outline.vision
+    hidden, num_heads = _int(language, "hidden_size"), _int(language, "num_attention_heads")
+    width = _int(language, "head_dim") or hidden // num_heads
+    side = _int(vision, "image_size") // _int(vision, "patch_size")
+    is_clip = vision["model_type"] == "clip_vision_model"
+    layer, num_layers = model.vision_tower.select_layer, _int(vision, "num_hidden_layers")
+    kept_class = is_clip and model.vision_tower.select_feature == "cls_patch"
+    return Dimensions(
+        hidden=hidden,
+        inner=_int(language, "intermediate_size"),
+        num_layers=_int(language, "num_hidden_layers"),
+        num_heads=num_heads,
+        attention=num_heads * width,
+        keys=(_int(language, "num_key_value_heads") or num_heads) * width,
+        has_head_norms=language["model_type"] == "qwen3",
+        vocab=_int(language, "vocab_size"),
+        tower_hidden=_int(vision, "hidden_size"),
+        tower_inner=_int(vision, "intermediate_size"),
+        tower_heads=_int(vision, "num_attention_heads"),
+        num_tower_layers=layer if layer >= 0 else num_layers + 1 + layer,
+        tower_tokens=side**2 + is_clip,
+        tower_patch_inputs=_int(vision, "patch_size") ** 2 * _int(vision, "num_channels"),
+        tower_gate=str(vision.get("hidden_act", "quick_gelu" if is_clip else "gelu")) == "quick_gelu",
+        image_tokens=side**2 + kept_class,
+    )
+
+
+class ActivationModel:
+    """Counts what a stage's passes keep. `trainable` holds canonical parameter names."""
+
+    def __init__(self, sizes: Dimensions, stage: StagePlan, trainable: Collection[str]) -> None:
+        self._sizes, self._trainable = sizes, frozenset(trainable)
+        self._checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
+        self._width = 4 if stage.train.precision == "fp32" else 2
+        self._zero3 = zero_stage(stage) == 3
+        owners = {name.rpartition(".")[0] for name in self._trainable}
+        self._owners = frozenset(owners)
+        self._roots = frozenset(name.split(".", 1)[0] for name in self._trainable)
+        # Without DeepSpeed half precision is autocast's: what trains is float32, its inputs are cast.
+        mixed = stage.deepspeed is None and self._width == 2
+        self._casts_text = mixed and "language_model" in self._roots
+        self._casts_tower = mixed and "vision_tower" in self._roots
+
+    def count(self, batch: Batch) -> Activations:
+        """The activations of one forward and backward pass."""
+        layers = [self._decoder_layer(index) for index in self._decoder_layers_in_graph()]
+        tower = [self._tower_layer(index) for index in self._tower_layers_in_graph()]
+        text, patches = batch.num_tokens, batch.num_images * self._sizes.tower_tokens
+        kept = self._around_layers(batch)
+        if self._checkpoints:
+            stream = 4 if self._casts_text else self._width
+            kept += len(layers) * stream * self._sizes.hidden * text
+            kept += (
+                len(tower) * (4 if self._casts_tower else self._width) * self._sizes.tower_hidden * patches
+            )
+        else:
+            kept += sum(layers) * text + sum(tower) * patches
+        working = self._working(batch, bool(layers), bool(tower))
+        largest = max(max(layers, default=0) * text, max(tower, default=0) * patches)
+        return Activations(
+            kept=kept,
+            recomputed=largest if self._checkpoints else 0,
+            logits=self._logits(batch),
+            working=working,
+            layer=largest + working,
+        )
+
+    def graph_starts(self) -> tuple[int, int]:
+        """The first layer of tower and language model that has a backward pass; the count where none has."""
+        tower, decoder = self._tower_layers_in_graph(), self._decoder_layers_in_graph()
+        return tower.start, decoder.start
+
+    def _decoder_layers_in_graph(self) -> range:
+        num_layers = self._sizes.num_layers
+        before = {"projector", "vision_tower"} & self._roots
+        if before or "language_model.embed_tokens" in self._owners:
+            return range(num_layers)
+        return range(_first_layer(self._trainable, "language_model.layers.", num_layers), num_layers)
+
+    def _tower_layers_in_graph(self) -> range:
+        num_layers = self._sizes.num_tower_layers
+        if self._embeds_tower():
+            return range(num_layers)
+        return range(_first_layer(self._trainable, "vision_tower.encoder.layers.", num_layers), num_layers)
+
+    def _embeds_tower(self) -> bool:
+        return any(name.startswith(("vision_tower.embeddings", "vision_tower.pre_")) for name in self._owners)
+
+    def _decoder_layer(self, index: int) -> int:
+        """Bytes per token that one layer of the language model keeps."""
+        sizes, c = self._sizes, self._width
+        prefix = f"language_model.layers.{index}."
+        norms = 8 * sizes.hidden + 8
+        attention = 2 * c * (sizes.attention + sizes.keys) + 4 * sizes.num_heads
+        if sizes.has_head_norms:
+            trained = c if f"{prefix}self_attn.q_norm" in self._owners else 0
+            norms += (4 + trained) * (sizes.attention + sizes.keys) + 8 * sizes.num_heads
+        kept = norms + attention + 3 * c * sizes.inner
+        return kept + self._decoder_inputs(prefix)
+
+    def _decoder_inputs(self, prefix: str) -> int:
+        """Inputs kept for the sake of weights that train, per token."""
+        sizes, c = self._sizes, self._width
+        reads = [f"{prefix}{name}" for name in _DECODER_LINEARS]
+        kept = [self._zero3 or name in self._owners for name in reads]
+        # Autocast casts the input of each linear layer anew; else those that read one tensor share it.
+        groups = sum(kept) if self._casts_text else any(kept[:3]) + any(kept[3:])
+        total = groups * c * sizes.hidden
+        total += c * sizes.inner * (self._zero3 or f"{prefix}mlp.down_proj" in self._owners)
+        norm_bytes = 4 if self._casts_text else c
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            total += norm_bytes * sizes.hidden * (f"{prefix}{name}" in self._owners)
+        return total
+
+    def _tower_layer(self, index: int) -> int:
+        """Bytes per patch that one layer of the tower keeps; its inner layer has no gate."""
+        sizes, c = self._sizes, self._width
+        prefix = f"vision_tower.encoder.layers.{index}."
+        norms = 2 * ((4 if self._casts_tower else c) * sizes.tower_hidden + 2 * c)
+        attention = 4 * c * sizes.tower_hidden + 4 * sizes.tower_heads
+        inner = (2 if sizes.tower_gate else 1) * c * sizes.tower_inner
+        reads = [
+            self._zero3 or f"{prefix}{name}" in self._owners
+            for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1")
+        ]
+        groups = sum(reads) if self._casts_tower else any(reads[:3]) + reads[3]
+        fc2 = self._zero3 or f"{prefix}mlp.fc2" in self._owners
+        return norms + attention + inner + groups * c * sizes.tower_hidden + fc2 * c * sizes.tower_inner
+
+    def _around_layers(self, batch: Batch) -> int:
+        """What projector, splice, last norm and head keep."""
+        sizes, c = self._sizes, self._width
+        tokens = batch.num_tokens
+        kept = 0
+        if {"projector", "vision_tower"} & self._roots:
+            kept += self._projector(batch)
+        if self._embeds_tower():
+            stream = 4 if self._casts_tower else c
+            pixels = c * sizes.tower_patch_inputs * batch.num_images * sizes.tower_tokens
+            kept += pixels + stream * sizes.tower_hidden * batch.num_images * sizes.tower_tokens
+        if self._decoder_layers_in_graph() or "language_model.norm" in self._owners:
+            kept += tokens * (4 * sizes.hidden + 4)
+        if "language_model.norm" in self._owners:
+            kept += tokens * (4 if self._casts_text else c) * sizes.hidden
+        if "lm_head" in self._owners or self._zero3:
+            kept += batch.num_labels * c * sizes.hidden
+        return kept
+
+    def _projector(self, batch: Batch) -> int:
+        sizes, c = self._sizes, self._width
+        patches = batch.num_images * sizes.image_tokens
+        linears = sorted(owner for owner in self._owners if owner.split(".")[0] == "projector")
+        # Between two linear layers stand the input of the GELU and its output; an index for each place.
+        between = max(0, len(linears) - 1) * 2 * c * sizes.hidden
+        first = c * sizes.tower_hidden * bool(linears)
+        return patches * (between + first + 8)
+
+    def _logits(self, batch: Batch) -> int:
+        """float32 scores, their softmax and its gradient live together with the half-precision logits."""
+        return batch.num_labels * self._sizes.vocab * (2 * _LABEL_BYTES + self._width)
+
+    def _working(self, batch: Batch, in_text: bool, in_tower: bool) -> int:
+        """Gradients in flight: two of the inner size and two of the hidden size."""
+        sizes, c = self._sizes, self._width
+        text = 2 * c * (sizes.inner + sizes.hidden) * batch.num_tokens * in_text
+        # The tower's layers need room for their own tensors even where no graph is built.
+        tower = c * (2 * sizes.tower_inner + 4 * sizes.tower_hidden)
+        return max(text, tower * batch.num_images * sizes.tower_tokens)
+
+
+def zero_stage(stage: StagePlan) -> int:
+    """The ZeRO stage that a stage trains under; 0 for none."""
+    block = (stage.deepspeed or {}).get("zero_optimization")
+    found = block.get("stage") if isinstance(block, dict) else None
+    return found if isinstance(found, int) else 0
+
+
+def _first_layer(names: Collection[str], prefix: str, num_layers: int) -> int:
+    numbers = {name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)}
+    return min((int(number) for number in numbers), default=num_layers)
+
+
+def _int(config: Mapping[str, JsonValue], key: str) -> int:
+    value = config.get(key)
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,122 @@
+"""Which part of a model learns what, how fast, and which words of the recipe decided it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from llava_recipes.freeze import match_glob
+from llava_recipes.plan.sizes import ROOTS, Shapes
+from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.schema import Frozen
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+_DTYPES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class Assignment(Frozen):
+    """One module of a stage, as large as one rule reaches."""
+
+    module: str
+    num_parameters: int
+    trains: bool
+    rule: str = Field(description="The words of the recipe that decided it.")
+    learning_rate: float | None = Field(description="Peak learning rate; None where nothing trains.")
+    weight_decay: float | None = Field(description="Weight decay of what is not a bias or a norm.")
+    num_decayed: int = Field(description="Parameters that decay; biases and norms never do.")
+    dtype: DType = Field(description="How the weights are held on the GPU.")
+    masters: bool = Field(description="Whether the optimizer holds a float32 copy besides.")
+
+
+@dataclass(frozen=True)
+class _Fate:
+    """What a parameter shares with others of the same assignment."""
+
+    trains: bool
+    rule: str
+    learning_rate: float | None
+    weight_decay: float | None
+    dtype: DType
+    masters: bool
+
+
+def assign(stage: StagePlan, shapes: Shapes) -> tuple[Assignment, ...]:
+    """The module tree of a stage, cut where the fate of the parameters differs."""
+    fates = {name: _fate(name, stage) for name in shapes}
+    grouped: dict[str, list[str]] = {}
+    for name, module in _owners(fates).items():
+        grouped.setdefault(module, []).append(name)
+    return tuple(
+        Assignment(
+            module=module,
+            num_parameters=sum(math.prod(shapes[name]) for name in names),
+            num_decayed=sum(math.prod(shapes[name]) for name in names if decays(name))
+            if fates[names[0]].weight_decay
+            else 0,
+            **vars(fates[names[0]]),
+        )
+        for module, names in grouped.items()
+    )
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay reaches this parameter: not a bias, not the weight of a norm."""
+    *owners, leaf = name.split(".")
+    return "bias" not in leaf and not (owners and "norm" in owners[-1].replace("layr", "layer"))
+
+
+def is_held_in_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
+    """Whether a parameter is float32 on the GPU although the stage computes in half precision.
+
+    Without DeepSpeed what trains is its own master, and the projector is never cast.
+    """
+    return stage.deepspeed is None and (trains or name.split(".", 1)[0] == "projector")
+
+
+def _fate(name: str, stage: StagePlan) -> _Fate:
+    trains, rule = _decide(name, stage)
+    held = is_held_in_float32(name, trains=trains, stage=stage)
+    decay = stage.train.training_arguments.get("weight_decay")
+    return _Fate(
+        trains=trains,
+        rule=rule,
+        learning_rate=stage.train.learning_rate if trains else None,
+        weight_decay=float(decay) if trains and isinstance(decay, (int, float)) else None,
+        dtype="float32" if held else _DTYPES[stage.train.precision],
+        masters=trains and stage.deepspeed is not None,
+    )
+
+
+def _decide(name: str, stage: StagePlan) -> tuple[bool, str]:
+    for glob in stage.trainable:
+        if match_glob(glob, name):
+            return True, f'trainable "{glob}"'
+    if isinstance(stage.freeze, tuple):
+        for glob in stage.freeze:
+            if match_glob(glob, name):
+                return False, f'freeze "{glob}"'
+        return True, "in no glob of `freeze`"
+    return stage.freeze == "none", f"freeze: {stage.freeze}"
+
+
+def _owners(fates: Mapping[str, _Fate]) -> dict[str, str]:
+    """For each parameter the largest module that shares its fate; a root at most."""
+    shared: dict[str, _Fate | None] = {}
+    for name, fate in fates.items():
+        for module in _modules(name):
+            shared[module] = fate if shared.get(module, fate) == fate else None
+    return {
+        name: next(module for module in (*_modules(name), name) if module == name or shared[module] == fate)
+        for name, fate in fates.items()
+    }
+
+
+def _modules(name: str) -> tuple[str, ...]:
+    segments = name.split(".")
+    assert segments[0] in ROOTS, name
+    return tuple(".".join(segments[:end]) for end in range(1, len(segments)))

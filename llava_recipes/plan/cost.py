@@ -1,0 +1,199 @@
+"""What a stage costs: tokens, floating-point operations, hours, disk.
+
+Operations are those that the GPUs are asked for, recomputation included: two for each weight and token in the
+forward pass, as many for the gradient of what a layer reads where a graph is built, as many for the gradient
+of the weights that train, and once more the forward pass under gradient checkpointing. Hours follow from a
+share of the GPU's rate that is assumed by kind of stage; docs/guide.md holds it against published runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from llava_recipes.plan.activations import Dimensions, zero_stage
+from llava_recipes.plan.hardware import Gpu
+from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.schema import Frozen
+
+TEXT_TOKENS: Mapping[str, tuple[int, int]] = {"plain": (29, 28), "v1": (350, 200)}
+"""Text tokens of a usual sample by template, and how many of them are learned. An assumption."""
+
+EFFICIENCY: Mapping[str, float] = {
+    "the language model is frozen": 0.45,
+    "the language model trains": 0.40,
+    "the language model trains under ZeRO stage 3": 0.35,
+    "optimizer or weights are offloaded": 0.20,
+}
+"""Share of an A100's rate that is reached, by kind of stage. An assumption."""
+
+
+class Tokens(Frozen):
+    """Tokens of one sample and of the whole stage."""
+
+    image: int = Field(description="Image tokens of one sample; one picture each is assumed.")
+    text: int = Field(description="Text tokens of a usual sample; assumed by template, or as given.")
+    labels: int = Field(description="Label tokens of a usual sample; assumed by template, or as given.")
+    usual_length: int = Field(description="Tokens of a usual sample.")
+    samples: int | None = Field(description="Samples drawn in all; None while they are not counted.")
+    usual: int | None = Field(description="Tokens of all samples at the usual length.")
+    from_images: int | None = Field(description="Image tokens of all samples.")
+    at_most: int | None = Field(description="Tokens of all samples if each filled `max_length`.")
+
+
+class Compute(Frozen):
+    """Floating-point operations, and hours on a GPU."""
+
+    flops: float | None = Field(description="Operations of all GPUs, recomputation included.")
+    kind: str = Field(description="What the assumed efficiency depends on.")
+    efficiency: float | None = Field(description="Assumed share of the GPU's rate; None without a GPU.")
+    hours: float | None
+
+
+class Disk(Frozen):
+    """What a stage writes."""
+
+    checkpoint_bytes: int = Field(description="One checkpoint: trained weights and optimizer.")
+    num_checkpoints: int | None = Field(description="Written over the whole stage.")
+    num_kept: int | None = Field(description="On disk at the end.")
+    peak_bytes: int | None = Field(description="Checkpoints on disk at once, and the final weights.")
+    final_bytes: int = Field(description="Trained weights as the stage leaves them.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How much of each part trains, in weights of matrices, and where graphs begin."""
+
+    language: int
+    tower: int
+    projector: int
+    head: int
+    first_layer: int
+    first_tower_layer: int
+
+
+def count_tokens(
+    stage: StagePlan, sizes: Dimensions, *, text_tokens: int | None, label_tokens: int | None
+) -> Tokens:
+    """Tokens of a stage; assumptions where nothing is given."""
+    has_images = any(source.images is not None for source in stage.data.sources)
+    image = sizes.image_tokens if has_images else 0
+    text, labels = TEXT_TOKENS[stage.data.template]
+    text = text if text_tokens is None else text_tokens
+    labels = min(labels, text) if label_tokens is None else min(label_tokens, text)
+    length = min(image + text, stage.data.max_length)
+    text = length - image
+    samples = count_samples(stage)
+    return Tokens(
+        image=image,
+        text=text,
+        labels=min(labels, text),
+        usual_length=length,
+        samples=samples,
+        usual=None if samples is None else samples * length,
+        from_images=None if samples is None else samples * image,
+        at_most=None if samples is None else samples * stage.data.max_length,
+    )
+
+
+def count_samples(stage: StagePlan) -> int | None:
+    """Samples drawn over the whole stage."""
+    train, num_samples = stage.train, stage.data.num_samples
+    if train.num_train_epochs is None:
+        return None if train.max_steps is None else train.max_steps * train.global_batch_size
+    return None if num_samples is None else round(num_samples * train.num_train_epochs)
+
+
+def sample_flops(stage: StagePlan, sizes: Dimensions, tokens: Tokens, trained: Trained) -> float:
+    """Operations of one sample of the usual length, forward and backward."""
+    checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
+    length = tokens.usual_length
+    layer = 2 * length * _layer_weights(sizes) + 2 * sizes.attention * length**2
+    in_graph = sizes.num_layers - trained.first_layer
+    total = layer * (sizes.num_layers + in_graph * (1 + checkpoints)) + 2.0 * length * trained.language
+    head = 2 * sizes.hidden * sizes.vocab * tokens.labels
+    total += 2 * head + 2 * tokens.labels * trained.head
+    if not tokens.image:
+        return total
+    patches, width, inner = sizes.tower_tokens, sizes.tower_hidden, sizes.tower_inner
+    layer = 2 * patches * (4 * width**2 + 2 * width * inner) + 4 * width * patches**2
+    in_graph = sizes.num_tower_layers - trained.first_tower_layer
+    total += layer * (sizes.num_tower_layers + in_graph * (1 + checkpoints)) + 2 * patches * trained.tower
+    return total + 2 * tokens.image * trained.projector * 3
+
+
+def estimate_compute(
+    stage: StagePlan,
+    sizes: Dimensions,
+    tokens: Tokens,
+    trained: Trained,
+    *,
+    gpu: Gpu | None,
+    world_size: int,
+) -> Compute:
+    """Operations of a stage and, on a known GPU, its hours."""
+    per_sample = sample_flops(stage, sizes, tokens, trained)
+    flops = None if tokens.samples is None else per_sample * tokens.samples
+    kind = _kind(stage, trained)
+    if gpu is None:
+        return Compute(flops=flops, kind=kind, efficiency=None, hours=None)
+    tf32 = stage.train.training_arguments.get("tf32") is True
+    efficiency = EFFICIENCY[kind] * gpu.efficiency
+    rate = gpu.tflops(stage.train.precision, tf32=tf32) * 1e12 * efficiency * world_size
+    hours = None if flops is None else flops / rate / 3600
+    return Compute(flops=flops, kind=kind, efficiency=efficiency, hours=hours)
+
+
+def estimate_disk(stage: StagePlan, *, num_trainable: int, num_projector: int) -> Disk:
+    """Bytes that a stage writes; `num_projector` are the trainable parameters of the projector."""
+    uses_deepspeed = stage.deepspeed is not None
+    width = 2 if uses_deepspeed and stage.train.precision != "fp32" else 4
+    # DeepSpeed's files hold the weights once more, float32 masters and two moments; else two moments.
+    optimizer = num_trainable * (width + 12 if uses_deepspeed else 8)
+    checkpoint = num_trainable * width + optimizer
+    written, kept = _count_checkpoints(stage)
+    rest = num_trainable if num_trainable > num_projector else 0
+    final = (2 * num_projector + rest) * width
+    at_once = None if written is None or kept is None else min(written, kept + 1) * checkpoint + final
+    return Disk(
+        checkpoint_bytes=checkpoint,
+        num_checkpoints=written,
+        num_kept=kept,
+        peak_bytes=at_once,
+        final_bytes=final,
+    )
+
+
+def _count_checkpoints(stage: StagePlan) -> tuple[int | None, int | None]:
+    """Checkpoints written over the stage, the one at the end among them, and those kept."""
+    train, arguments = stage.train, stage.train.training_arguments
+    strategy, every = arguments["save_strategy"], arguments["save_steps"]
+    written: int | None = 0
+    if strategy == "steps" and isinstance(every, int):
+        written = None if train.max_steps is None else math.ceil(train.max_steps / every)
+    elif strategy == "epoch":
+        per_epoch = train.steps_per_epoch
+        written = None if train.max_steps is None or not per_epoch else math.ceil(train.max_steps / per_epoch)
+    limit = arguments.get("save_total_limit")
+    kept = written if not isinstance(limit, int) or written is None else min(written, limit)
+    return written, kept
+
+
+def _layer_weights(sizes: Dimensions) -> int:
+    return 2 * sizes.hidden * (sizes.attention + sizes.keys) + 3 * sizes.hidden * sizes.inner
+
+
+def _kind(stage: StagePlan, trained: Trained) -> str:
+    frozen, trains, zero3, offloads = EFFICIENCY
+    zero = (stage.deepspeed or {}).get("zero_optimization")
+    blocks = (
+        [zero.get(key) for key in ("offload_optimizer", "offload_param")] if isinstance(zero, dict) else []
+    )
+    if any(isinstance(block, dict) and block.get("device") not in (None, "none") for block in blocks):
+        return offloads
+    if not trained.language:
+        return frozen
+    return zero3 if zero_stage(stage) == 3 else trains

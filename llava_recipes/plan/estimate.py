@@ -1,0 +1,210 @@
+"""What a plan takes: which module learns what, memory of a GPU, hours, disk. Counted, and not yet measured.
+
+An estimate stands beside the plan and is no part of it: a run folder is compared by its plan alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from llava_recipes.freeze import decide
+from llava_recipes.plan.activations import ActivationModel, read_dimensions
+from llava_recipes.plan.assignment import Assignment, assign
+from llava_recipes.plan.cost import (
+    Compute,
+    Disk,
+    Tokens,
+    Trained,
+    count_tokens,
+    estimate_compute,
+    estimate_disk,
+)
+from llava_recipes.plan.hardware import GPUS, Gpu
+from llava_recipes.plan.memory import Memory, MemoryModel, count_parameters
+from llava_recipes.plan.sizes import ModelOutline
+from llava_recipes.plan.types import Plan, StagePlan
+from llava_recipes.recipe.schema import Frozen
+
+NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/guide.md for the formulas"
+
+Verdict = Literal["fits", "fits at the usual length", "does not fit"]
+
+
+class Fit(Frozen):
+    """A stage on one kind of GPU."""
+
+    gpu: str
+    capacity_bytes: int
+    verdict: Verdict
+    usual_margin_bytes: int = Field(description="What is left at the usual length; below 0 what is missing.")
+    longest_margin_bytes: int = Field(description="The same where every sample fills `max_length`.")
+    caution: str | None = Field(description="Why it may not run although it fits.")
+
+
+class StageEstimate(Frozen):
+    name: str
+    modules: tuple[Assignment, ...]
+    tokens: Tokens
+    usual: Memory = Field(description="Memory of a GPU for batches of the usual length.")
+    longest: Memory = Field(description="Memory of a GPU where every sample fills `max_length`.")
+    fits: tuple[Fit, ...] = Field(description="On the GPU asked for, or on each of those known.")
+    compute: Compute
+    disk: Disk
+
+
+class Estimate(Frozen):
+    """What each stage of a plan takes."""
+
+    basis: str = Field(description="How far the figures can be trusted.")
+    gpu: str | None = Field(description="The GPU asked for.")
+    world_size: int
+    stages: tuple[StageEstimate, ...]
+
+
+class PlanReport(Plan):
+    """A plan with its estimate: what `llava-recipe plan --json` prints."""
+
+    estimate: Estimate | None = Field(
+        None, description="None where a config is not at hand, and in the plan of a run folder."
+    )
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a person may know better than the plan."""
+
+    gpu: Gpu | None = None
+    text_tokens: int | None = None
+    label_tokens: int | None = None
+
+
+class Estimator:
+    """Estimates stages of one model, as they are or as they might be."""
+
+    def __init__(self, plan: Plan, outline: ModelOutline, assumptions: Assumptions) -> None:
+        self._plan, self._outline, self._assumptions = plan, outline, assumptions
+        self._sizes = read_dimensions(outline, plan.model)
+        self._decided: dict[str, frozenset[str]] = {}
+
+    def estimate(self) -> Estimate:
+        gpu = self._assumptions.gpu
+        return Estimate(
+            basis=NOT_MEASURED,
+            gpu=None if gpu is None else gpu.name,
+            world_size=self._plan.world_size,
+            stages=tuple(map(self.stage, self._plan.stages)),
+        )
+
+    def stage(self, stage: StagePlan) -> StageEstimate:
+        shapes = self._outline.shapes
+        tokens = self.tokens(stage)
+        usual, longest = self.memory(stage)
+        gpu = self._assumptions.gpu
+        trainable = self._trainable(stage)
+        return StageEstimate(
+            name=stage.name,
+            modules=assign(stage, shapes),
+            tokens=tokens,
+            usual=usual,
+            longest=longest,
+            fits=tuple(judge(each, stage, usual, longest) for each in ([gpu] if gpu else GPUS.values())),
+            compute=self.compute(stage),
+            disk=estimate_disk(
+                stage,
+                num_trainable=_count(self._outline, trainable),
+                num_projector=_count(self._outline, [n for n in trainable if n.startswith("projector")]),
+            ),
+        )
+
+    def tokens(self, stage: StagePlan) -> Tokens:
+        given = self._assumptions
+        return count_tokens(
+            stage, self._sizes, text_tokens=given.text_tokens, label_tokens=given.label_tokens
+        )
+
+    def memory(self, stage: StagePlan) -> tuple[Memory, Memory]:
+        """Memory at the usual length and where every sample fills `max_length`."""
+        tokens, trainable = self.tokens(stage), self._trainable(stage)
+        model = MemoryModel(
+            stage,
+            count_parameters(stage, self._outline.shapes, trainable),
+            ActivationModel(self._sizes, stage, trainable),
+            hidden=self._sizes.hidden,
+            world_size=self._plan.world_size,
+        )
+        num_samples = stage.train.per_device_train_batch_size
+        num_images = num_samples if tokens.image else 0
+        longest = stage.data.max_length
+        return (
+            model.count(
+                length=tokens.usual_length, num_labels=num_samples * tokens.labels, num_images=num_images
+            ),
+            model.count(
+                length=longest, num_labels=num_samples * (longest - tokens.image), num_images=num_images
+            ),
+        )
+
+    def compute(self, stage: StagePlan) -> Compute:
+        return estimate_compute(
+            stage,
+            self._sizes,
+            self.tokens(stage),
+            self._trained(stage),
+            gpu=self._assumptions.gpu,
+            world_size=self._plan.world_size,
+        )
+
+    def _trainable(self, stage: StagePlan) -> frozenset[str]:
+        if stage.name not in self._decided:
+            decision = decide(self._outline.shapes, freeze=stage.freeze, trainable=stage.trainable)
+            self._decided[stage.name] = frozenset(decision.trainable)
+        return self._decided[stage.name]
+
+    def _trained(self, stage: StagePlan) -> Trained:
+        shapes, trainable = self._outline.shapes, self._trainable(stage)
+        tower, decoder = ActivationModel(self._sizes, stage, trainable).graph_starts()
+
+        def matrices(prefix: str, names: frozenset[str] | dict[str, tuple[int, ...]]) -> int:
+            return sum(math.prod(shapes[n]) for n in names if n.startswith(prefix) and len(shapes[n]) == 2)
+
+        return Trained(
+            language=matrices("language_model.layers.", trainable),
+            tower=matrices("vision_tower.encoder.layers.", trainable),
+            projector=matrices("projector.", shapes),
+            head=matrices("lm_head.", trainable),
+            first_layer=decoder,
+            first_tower_layer=tower,
+        )
+
+
+def judge(gpu: Gpu, stage: StagePlan, usual: Memory, longest: Memory) -> Fit:
+    """Whether a stage fits on a GPU, at the usual and at the longest length."""
+    capacity = gpu.memory_bytes
+    margins = capacity - usual.total_bytes, capacity - longest.total_bytes
+    verdict: Verdict = (
+        "fits" if margins[1] >= 0 else "fits at the usual length" if margins[0] >= 0 else "does not fit"
+    )
+    return Fit(
+        gpu=gpu.name,
+        capacity_bytes=capacity,
+        verdict=verdict,
+        usual_margin_bytes=margins[0],
+        longest_margin_bytes=margins[1],
+        caution=_caution(gpu, stage),
+    )
+
+
+def _caution(gpu: Gpu, stage: StagePlan) -> str | None:
+    if stage.train.precision == "bf16" and not gpu.has_bf16:
+        return f"{gpu.title} has no bf16 units: write `fp16: true` in place of `bf16: true`"
+    if stage.train.training_arguments.get("tf32") is True and not gpu.tf32_tflops:
+        return f"{gpu.title} has no TF32 units: leave `tf32` out"
+    return None
+
+
+def _count(outline: ModelOutline, names: frozenset[str] | list[str]) -> int:
+    return sum(math.prod(outline.shapes[name]) for name in names)

@@ -1,0 +1,193 @@
+"""What to change in a recipe so that a stage fits on a GPU, the global batch kept as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from llava_recipes.plan import deepspeed
+from llava_recipes.plan.activations import zero_stage
+from llava_recipes.plan.estimate import Estimator, Fit, judge
+from llava_recipes.plan.hardware import Gpu
+from llava_recipes.plan.types import StagePlan
+
+_OFFLOAD: Mapping[str, JsonValue] = {"device": "cpu", "pin_memory": True}
+_ROOM = 0.03
+"""Share of a GPU that a proposal leaves free, since an estimate is no measurement."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run a stage; `engine` is `as it is`, `none`, `zero2`, `zero3` or one with `offload`."""
+
+    micro_batch: int
+    checkpoints: bool
+    engine: str
+
+    @property
+    def offloads(self) -> bool:
+        return self.engine.endswith("offload")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A choice that fits, with the lines to write."""
+
+    stage: str
+    changes: tuple[str, ...]
+    """Empty where the stage fits as it is."""
+    lines: tuple[str, ...]
+    overrides: tuple[str, ...]
+    """The same as values of `--set`."""
+    fit: Fit
+    notes: tuple[str, ...]
+
+
+def propose(estimator: Estimator, stage: StagePlan, *, gpu: Gpu, world_size: int) -> Proposal | None:
+    """The fastest choice by the cost model that fits at `max_length`; None where none does.
+
+    Of equally fast ones the one that changes least. A stage that fits stays as it is.
+    """
+    best: tuple[tuple[float, ...], Choice, Fit] | None = None
+    for choice in _choices(stage, world_size=world_size):
+        changed = apply(choice, stage, world_size=world_size)
+        usual, longest = estimator.memory(changed)
+        fit = judge(gpu, changed, usual, longest)
+        unchanged = not _changes(choice, stage)
+        if fit.longest_margin_bytes < (0 if unchanged else _ROOM * gpu.memory_bytes):
+            continue
+        if unchanged:
+            return _proposal(choice, stage, fit, world_size=world_size)
+        hours = estimator.compute(changed).hours or 0.0
+        rank = (hours, len(_changes(choice, stage)), _distance(choice, stage))
+        if best is None or rank < best[0]:
+            best = (rank, choice, fit)
+    return None if best is None else _proposal(best[1], stage, best[2], world_size=world_size)
+
+
+def apply(choice: Choice, stage: StagePlan, *, world_size: int) -> StagePlan:
+    """The stage's plan under a choice."""
+    accumulation = stage.train.global_batch_size // (choice.micro_batch * world_size)
+    arguments = {
+        **stage.train.training_arguments,
+        "per_device_train_batch_size": choice.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "activation_checkpointing": choice.checkpoints,
+    }
+    train = stage.train.model_copy(
+        update={
+            "per_device_train_batch_size": choice.micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            "training_arguments": arguments,
+        }
+    )
+    update: dict[str, object] = {"train": train}
+    if choice.engine != "as it is":
+        update |= {"deepspeed": _config(choice), "deepspeed_source": choice.engine}
+    return stage.model_copy(update=update)
+
+
+def _config(choice: Choice) -> dict[str, JsonValue] | None:
+    if choice.engine == "none":
+        return None
+    config = deepspeed.preset(choice.engine.split()[0], max_grad_norm=deepspeed.CLIPPING_DEFAULT)
+    zero = config["zero_optimization"]
+    assert isinstance(zero, dict), "a preset has a ZeRO block"
+    if choice.offloads:
+        zero["offload_optimizer"] = dict(_OFFLOAD)
+        if zero["stage"] == 3:
+            zero["offload_param"] = dict(_OFFLOAD)
+    return config
+
+
+def _choices(stage: StagePlan, *, world_size: int) -> Iterator[Choice]:
+    """The stage as it is, then every other way; engines only where their memory differs."""
+    train = stage.train
+    now = train.per_device_train_batch_size
+    checkpoints = bool(train.training_arguments.get("activation_checkpointing"))
+    share = train.global_batch_size // world_size
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    engines = ["as it is"]
+    if train.precision != "fp32" or stage.deepspeed is not None:
+        engines += [name for name in ("zero2", "zero3") if int(name[-1]) != zero_stage(stage)]
+        engines += ["zero2 offload", "zero3 offload"]
+    yield Choice(now, checkpoints, "as it is")
+    for engine in engines:
+        for recompute in (False, True):
+            for size in sizes:
+                if (size, recompute, engine) != (now, checkpoints, "as it is"):
+                    yield Choice(size, recompute, engine)
+
+
+def _distance(choice: Choice, stage: StagePlan) -> float:
+    """How far the micro batch is from the recipe's, a larger one further."""
+    ratio = math.log2(choice.micro_batch / stage.train.per_device_train_batch_size)
+    return abs(ratio) + (0.5 if ratio > 0 else 0)
+
+
+def _changes(choice: Choice, stage: StagePlan) -> list[str]:
+    """What a choice changes, in words."""
+    train, changes = stage.train, []
+    if choice.micro_batch != train.per_device_train_batch_size:
+        changes.append(f"{choice.micro_batch} samples per device")
+    if choice.checkpoints != bool(train.training_arguments.get("activation_checkpointing")):
+        changes.append("gradient checkpointing" if choice.checkpoints else "no gradient checkpointing")
+    if choice.engine != "as it is":
+        words = f"ZeRO stage {choice.engine[4]}" if choice.engine != "none" else "no DeepSpeed"
+        changes.append(words + (", optimizer and weights in main memory" if choice.offloads else ""))
+    return changes
+
+
+def _proposal(choice: Choice, stage: StagePlan, fit: Fit, *, world_size: int) -> Proposal:
+    train, changes = stage.train, _changes(choice, stage)
+    accumulation = train.global_batch_size // (choice.micro_batch * world_size)
+    lines, overrides, notes = [], [], list[str]()
+    values: dict[str, str] = {}
+    if choice.micro_batch != train.per_device_train_batch_size:
+        values["per_device_train_batch_size"] = str(choice.micro_batch)
+        values["gradient_accumulation_steps"] = str(accumulation)
+        if train.loss_normalization == "device_batch":
+            notes.append(
+                "`loss_normalization: device_batch` takes the mean over each device batch, so that another "
+                "size weighs short answers otherwise; `token` does not depend on it"
+            )
+    if choice.checkpoints != bool(train.training_arguments.get("activation_checkpointing")):
+        values["gradient_checkpointing"] = str(choice.checkpoints).lower()
+    if changes:
+        lines = ["stages:", f"  - name: {stage.name}"]
+    if values:
+        lines += ["    train:", *(f"      {key}: {value}" for key, value in values.items())]
+        overrides = [f"stages.{stage.name}.train.{key}={value}" for key, value in values.items()]
+    if choice.engine != "as it is":
+        lines += _engine_lines(choice)
+        overrides.append(f"stages.{stage.name}.deepspeed={_engine_value(choice)}")
+    return Proposal(stage.name, tuple(changes), tuple(lines), tuple(overrides), fit, tuple(notes))
+
+
+def _engine_lines(choice: Choice) -> Iterator[str]:
+    if not choice.offloads:
+        yield f"    deepspeed: {choice.engine}"
+        return
+    yield "    deepspeed:"
+    for key, value in (_config(choice) or {}).items():
+        if not isinstance(value, dict):
+            yield f"      {key}: {_yaml(value)}"
+            continue
+        yield f"      {key}:"
+        yield from (f"        {inner}: {_yaml(each)}" for inner, each in value.items())
+
+
+def _engine_value(choice: Choice) -> str:
+    return _yaml(_config(choice)) if choice.offloads else choice.engine
+
+
+def _yaml(value: JsonValue) -> str:
+    """A value on one line; JSON with spaces is YAML."""
+    import json
+
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value)
