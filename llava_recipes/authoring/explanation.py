@@ -31,7 +31,8 @@ def find_keys(query: str, keys: Sequence[Key]) -> tuple[Key, ...]:
         exact = [key for key in keys if key.names == candidate and len(candidate) > 1]
         found = exact or [key for key in keys if key.names[-len(candidate) :] == candidate]
         if candidate and found:
-            return tuple(found)
+            # Of several keys with one name, the one with the plainer path is more often meant.
+            return tuple(sorted(found, key=lambda key: key.path.count("[]")))
     for length in range(len(words) - 1, 0, -1):
         for candidate in _candidates(words[:length], keys):
             free = [key for key in keys if key.is_free and key.names[-len(candidate) :] == candidate]
@@ -58,7 +59,8 @@ def _candidates(words: tuple[str, ...], keys: Sequence[Key]) -> Iterator[tuple[s
 def _unknown(query: str, words: tuple[str, ...], keys: Sequence[Key]) -> Problem:
     last = words[-1] if words else ""
     names = sorted({key.name for key in keys})
-    near = nearest(".".join(words), [".".join(key.names) for key in keys]) or nearest(last, names)
+    ends = sorted({".".join(key.names[-len(words) :]) for key in keys})
+    near = nearest(".".join(words), ends) or nearest(last, names)
     if last in OTHER_NAMES:
         hint = OTHER_NAMES[last]
     elif near is not None:

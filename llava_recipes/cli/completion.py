@@ -39,7 +39,7 @@ def _describe(name: str, purpose: str) -> Command:
     from llava_recipes.authoring.completion import Command, Option, Takes, Value
 
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"llava_recipes.cli.{name}").add_arguments(parser)
+    importlib.import_module(f"llava_recipes.cli.{name.replace('-', '_')}").add_arguments(parser)
     options, operand = [], Value(Takes.NOTHING)
     for action in parser._actions:
         if action.option_strings:

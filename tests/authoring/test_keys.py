@@ -112,7 +112,7 @@ def test_origins_name_keys_that_are_there() -> None:
     ("query", "paths"),
     [
         ("train.learning_rate", ["stages[].train.learning_rate"]),
-        ("learning_rate", ["stages[].train.learning_rate"]),
+        ("warmup_ratio", ["stages[].train.warmup_ratio"]),
         ("stages.pretrain.train.learning_rate", ["stages[].train.learning_rate"]),
         ("stages.0.train.learning_rate", ["stages[].train.learning_rate"]),
         ("stages[0].data.sources[1].images", ["stages[].data.sources[].images"]),

@@ -1,0 +1,71 @@
+"""`llava-recipe explain`: a key at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.cli.main import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+PAGE = """\
+stages[].train.learning_rate
+
+Peak learning rate.
+
+type      number > 0
+default   none; the key is needed
+source    Hugging Face `TrainingArguments.learning_rate`; in the original `--learning_rate`
+example   stages:
+            - train:
+                learning_rate: 1e-3
+"""
+
+
+def test_a_key_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "train.learning_rate"]) == 0
+    assert capsys.readouterr().out == PAGE
+
+
+def test_a_mapping_shows_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "projector"]) == 0
+    printed = capsys.readouterr().out
+    assert "default   see its keys" in printed
+    for key in ("type", "init_from", "seed"):
+        assert f"\n  {key} " in printed
+
+
+def test_without_a_key_the_top_level(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain"]) == 0
+    printed = capsys.readouterr().out
+    for key in ("version", "name", "vars", "model", "stages"):
+        assert f"\n  {key} " in printed
+    assert "learning_rate" not in printed
+
+
+def test_several_keys_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "freeze", "trainable"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("stages[].freeze\n")
+    assert "\nstages[].trainable\n" in printed
+
+
+def test_a_misspelt_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "train.learnin_rate"]) == 1
+    assert "did you mean `train.learning_rate`?" in capsys.readouterr().err
+
+
+def test_it_needs_neither_schema_code_nor_anything_heavy() -> None:
+    """The committed schema is read, so that an answer comes at once."""
+    script = (
+        "import sys; from llava_recipes.cli.main import main; main(['explain', 'bf16']);"
+        "heavy = {'pydantic', 'torch', 'transformers', 'numpy', 'yaml', 'rich'} & set(sys.modules);"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("stages[].train.bf16\n")
