@@ -89,7 +89,7 @@ def _inline_commands() -> list[str]:
 def _parser(command: str) -> argparse.ArgumentParser:
     assert command in COMMANDS
     parser = argparse.ArgumentParser(prog=command, allow_abbrev=False)
-    importlib.import_module(f"llava_recipes.cli.{command}").add_arguments(parser)
+    importlib.import_module(f"llava_recipes.cli.{command.replace('-', '_')}").add_arguments(parser)
     return parser
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "copy": "copy a recipe of the gallery into a file of your own",
     "explain": "explain a key: type, default, meaning, source, example",
     "migrate": "turn another program's training script or config into a recipe",
+    "export-script": "write a recipe as the original's shell command",
     "completion": "print completions for bash, zsh or fish",
 }
 
@@ -41,7 +42,7 @@ class Command(Protocol):
 
 
 def _overview() -> str:
-    rows = "\n".join(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items())
+    rows = "\n".join(f"  {name:<13} {purpose}" for name, purpose in COMMANDS.items())
     return f"usage: llava-recipe COMMAND …\n\n{rows}\n\n`llava-recipe COMMAND --help` explains a command."
 
 

@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         positional=arguments.arg,
         variables=_variables(arguments.var),
         only=arguments.command,
+        recipe_file=arguments.output or "recipe.yaml",
         read_beside=read_beside,
     )
     _write(migration.text, arguments.output)

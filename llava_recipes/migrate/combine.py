@@ -25,7 +25,9 @@ class Migration:
     num_processes: int | None
 
 
-def combine(drafts: Sequence[Draft], *, file: str, marks: Sequence[Mark | None]) -> Migration:
+def combine(
+    drafts: Sequence[Draft], *, file: str, recipe_file: str, marks: Sequence[Mark | None]
+) -> Migration:
     """One recipe of all drafts, a stage each. Raises RecipeError where they do not share one model."""
     problems = [problem for draft in drafts for problem in draft.problems]
     if problems:
@@ -55,16 +57,16 @@ def combine(drafts: Sequence[Draft], *, file: str, marks: Sequence[Mark | None])
                 comments[path] = comment
     values["stages"] = stages
     return Migration(
-        text=write_recipe(values, comments, _header(file, drafts)),
+        text=write_recipe(values, comments, _header(file, recipe_file, drafts)),
         name=str(values["name"]),
         stages=tuple((name, tuple(draft.entries)) for name, draft in zip(names, drafts, strict=True)),
         num_processes=first.num_processes,
     )
 
 
-def _header(file: str, drafts: Sequence[Draft]) -> str:
+def _header(file: str, recipe_file: str, drafts: Sequence[Draft]) -> str:
     processes = drafts[0].num_processes
-    run = "llava-recipe run THIS_FILE" + (f" --processes {processes}" if processes else "")
+    run = f"llava-recipe run {recipe_file}" + (f" --processes {processes}" if processes else "")
     lost = sum(entry.kind == "lost" for draft in drafts for entry in draft.entries)
     lines = [f"Migrated from {file}", f"Run       {run}"]
     if lost:

@@ -106,8 +106,8 @@ def _parameter(part: Parameter, scope: Scope) -> list[str]:
     if value is None:
         raise _unset(part, scope)
     values = _known(value)
-    if part.change == "[@]":
-        return values
+    if part.change in ("[@]", "[*]"):
+        return [" ".join(values)] if part.quoted and part.change == "[*]" else values
     if isinstance(value, tuple):
         values = values[:1] or [""]
     if part.change == "":

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.scripts import migrate_script
 from llava_recipes.migrate.shell import ReadScript
+from llava_recipes.migrate.xtuner import migrate_xtuner
+from llava_recipes.migrate.yaml_configs import migrate_yaml
 
 
 def migrate(
@@ -16,12 +18,30 @@ def migrate(
     positional: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
     only: int | None = None,
+    recipe_file: str = "recipe.yaml",
     read_beside: ReadScript | None = None,
 ) -> Migration:
     """The recipe that a file of another program comes to; which program it is, its content tells.
 
     Nothing is executed. Raises RecipeError with places in the file where it cannot be read.
     """
+
+    def read_text(path: str) -> str | None:
+        found = read_beside(path, file) if read_beside is not None else None
+        return found[1] if found is not None else None
+
+    ending = file.lower().rpartition(".")[2]
+    if ending == "py":
+        return migrate_xtuner(text, file, recipe_file=recipe_file)
+    if ending in ("yaml", "yml"):
+        return migrate_yaml(text, file, recipe_file=recipe_file, read_text=read_text)
     return migrate_script(
-        text, file, positional=positional, variables=variables, only=only, read_beside=read_beside
+        text,
+        file,
+        positional=positional,
+        variables=variables,
+        only=only,
+        recipe_file=recipe_file,
+        read_script=read_beside,
+        read_text=read_text,
     )

@@ -22,14 +22,16 @@ def migrate_script(
     positional: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
     only: int | None = None,
-    read_beside: ReadScript | None = None,
+    recipe_file: str,
+    read_script: ReadScript | None = None,
+    read_text: ReadText,
 ) -> Migration:
     """The recipe of a script's training commands, or of the one numbered `only`, from 1.
 
     Nothing is executed. Raises RecipeError, with places in the script, where it cannot be read.
     """
     commands = find_training_commands(
-        text, file, positional=positional, variables=variables, read_script=read_beside
+        text, file, positional=positional, variables=variables, read_script=read_script
     )
     if only is not None:
         if not 1 <= only <= len(commands):
@@ -38,13 +40,8 @@ def migrate_script(
                 Problem(f"the script has {counted}, and no number {only}", mark=Mark(file, 0, 0))
             )
         commands = [commands[only - 1]]
-
-    def read_text(path: str) -> str | None:
-        found = read_beside(path, file) if read_beside is not None else None
-        return found[1] if found is not None else None
-
     drafts = [_translate(command, read_text) for command in commands]
-    return combine(drafts, file=file, marks=[command.mark for command in commands])
+    return combine(drafts, file=file, recipe_file=recipe_file, marks=[command.mark for command in commands])
 
 
 def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from llava_recipes.migrate.expand import Scope, UnknownValue, Variable, expand_text, expand_word
 from llava_recipes.migrate.statements import Statement, read_statements
-from llava_recipes.migrate.words import Part, Plain, Word
+from llava_recipes.migrate.words import Parameter, Part, Plain, Word
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMAND_CHARACTERS = 100_000
@@ -130,6 +130,8 @@ class _Walk:
                 self._forget(word.plain or "", word.mark, f"`{name}` sets it, which is not followed")
             if name in ("for", "select"):
                 return
+        elif name == ":" and not statement.block:
+            self._keep_defaults(words)
         elif name == "unset" and not statement.block:
             for word in words[1:]:
                 self._variables.pop(word.plain or "", None)
@@ -143,6 +145,16 @@ class _Walk:
                 return
         scope = Scope(self._variables, self._positional, self._file)
         yield Command(words, scope, statement.block)
+
+    def _keep_defaults(self, words: tuple[Word, ...]) -> None:
+        """`: ${NAME:=value}` sets what is not set yet."""
+        for part in (part for word in words[1:] for part in word.parts):
+            if isinstance(part, Parameter) and part.change in (":=", "="):
+                scope = Scope(self._variables, self._positional, self._file)
+                try:
+                    self._keep(part.name, expand_text((part,), scope), part.mark)
+                except UnknownValue as unknown:
+                    self._variables[part.name] = unknown
 
     def _called(self, words: tuple[Word, ...], statement: Statement) -> Iterator[Command] | None:
         """The commands of a script that this one calls; None where it is not at hand."""

@@ -38,7 +38,7 @@ class Parameter:
 
     name: str
     change: str
-    """`:-`, `#`, `//` and the like; empty for the value as it is, `[@]` for all entries of an array."""
+    """`:-`, `#`, `//` and the like; empty for the value as it is, `[@]` or `[*]` for all of an array."""
     first: tuple[Part, ...]
     second: tuple[Part, ...]
     quoted: bool
@@ -260,7 +260,7 @@ class _Reader:
         return Plain("" if following == '"' and not quoted else "$", quoted)
 
     def _parameter(self, name: str, start: int, quoted: bool) -> Parameter:
-        change = "[@]" if name in ("@", "*") else ""
+        change = f"[{name}]" if name in ("@", "*") else ""
         return Parameter(name, change, (), (), quoted, self.mark(start, self._at - start))
 
     def _braces(self, start: int, quoted: bool) -> Part:
@@ -277,7 +277,7 @@ class _Reader:
         change = _CHANGE.match(text, self._at)
         first: tuple[Part, ...] = ()
         second: tuple[Part, ...] = ()
-        kind = "[@]" if array or name in ("@", "*") else ""
+        kind = array or (f"[{name}]" if name in ("@", "*") else "")
         if change is not None:
             kind = change.group()
             self._at = change.end()

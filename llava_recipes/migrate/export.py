@@ -1,0 +1,190 @@
+"""A recipe's stages as commands of the original LLaVA, where it can say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from pydantic import JsonValue
+
+from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
+from llava_recipes.plan.batch import derive_batch
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.schema import Recipe, Stage
+
+DEEPSPEED_FILES: Mapping[str, str] = MappingProxyType(
+    {"zero2": "./scripts/zero2.json", "zero3": "./scripts/zero3.json"}
+)
+
+
+def export_script(recipe: Recipe, *, file: str, stages: Sequence[int], world_size: int | None) -> str:
+    """A shell script with the original's command for each of the stages, by their place in the recipe.
+
+    Raises RecipeError, with paths of the recipe, for everything that the original cannot say.
+    """
+    problems: list[Problem] = []
+    commands: list[str] = []
+    for index in stages:
+        export = _export_stage(recipe, index, world_size)
+        problems += export.problems
+        title = f"# Stage {recipe.stages[index].name} of {recipe.name}"
+        commands.append("\n".join([title, *_command_lines(export.flags)]))
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
+    header = [
+        "#!/bin/bash",
+        f"# Written by `llava-recipe export-script` from {_one_line(file)}.",
+        "# Run it in a checkout of the original, with one process on each of the GPUs that the recipe means.",
+    ]
+    return "\n".join(header) + "\n\n" + "\n\n".join(commands) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _command_lines(flags: Sequence[tuple[str, str]]) -> Iterator[str]:
+    yield "deepspeed llava/train/train_mem.py \\"
+    for number, (name, value) in enumerate(flags, 1):
+        end = " \\" if number < len(flags) else ""
+        yield f"    --{name} {value}{end}"
+
+
+def _export_stage(recipe: Recipe, index: int, world_size: int | None) -> Export:
+    stage, path = recipe.stages[index], ("stages", index)
+    export = Export()
+    trained = trained_modules(stage, path, export)
+    _adapter_flags(stage, path, trained, export)
+    _group_flags(stage, path, export)
+    _deepspeed_flag(stage, path, export)
+    model_flags(recipe.model, export)
+    _start_flags(recipe, index, export)
+    _freezing_flags(stage, path, trained, recipe.model.image_tokens.start_end, export)
+    _data_flags(stage, path, export)
+    export.add("output_dir", stage.output_dir)
+    last_folder = recipe.stages[-1].output_dir.rstrip("/").rpartition("/")[2]
+    if recipe.name != last_folder:
+        export.add("run_name", recipe.name)
+    batch = derive_batch(stage.train, world_size=world_size or 1)
+    if stage.train.global_batch_size is not None and (world_size is None or batch is None):
+        export.refuse(
+            "the original takes accumulation steps, which follow from the number of processes",
+            (*path, "train", "global_batch_size"),
+            hint="give --world-size N, with a number that divides the batch",
+        )
+    training_flags(stage.train, path, export, accumulation=batch.accumulation if batch else 1)
+    return export
+
+
+def _adapter_flags(stage: Stage, path: Path, trained: frozenset[str], export: Export) -> None:
+    lora = getattr(stage, "lora", None)
+    if lora is None:
+        return
+    where = (*path, "lora")
+    export.add("lora_enable", True)
+    for name, value in (("lora_r", lora.r), ("lora_alpha", lora.alpha), ("lora_dropout", lora.dropout)):
+        export.add(name, value)
+    if lora.bias != "none":
+        export.add("lora_bias", lora.bias)
+    if tuple(lora.modules) != ("language_model",):
+        export.refuse("the original's adapters go into the whole language model", (*where, "modules"))
+    for key in ("use_dora", "use_rslora"):
+        if getattr(lora, key):
+            export.refuse(f"the original has no `{key}`", (*where, key))
+    if trained - {"projector"}:
+        export.refuse("beside adapters, the original trains the projector alone", (*path, "trainable"))
+
+
+def _group_flags(stage: Stage, path: Path, export: Export) -> None:
+    for number, group in enumerate(getattr(stage, "param_groups", ())):
+        where = (*path, "param_groups", number)
+        if tuple(group.modules) != ("projector",) or group.learning_rate is None:
+            export.refuse("the original gives the projector alone a learning rate of its own", where)
+        elif group.weight_decay is not None and group.weight_decay != stage.train.weight_decay:
+            export.refuse("the original has one weight decay", (*where, "weight_decay"))
+        else:
+            export.add("mm_projector_lr", group.learning_rate)
+
+
+def _deepspeed_flag(stage: Stage, path: Path, export: Export) -> None:
+    choice, where = stage.deepspeed, (*path, "deepspeed")
+    if isinstance(choice, dict):
+        hint = "write it to a JSON file, and name that file"
+        export.refuse("the original takes a DeepSpeed file, not a config inline", where, hint=hint)
+    elif choice != "none":
+        export.add("deepspeed", DEEPSPEED_FILES.get(choice, choice))
+        if choice in DEEPSPEED_FILES and stage.train.max_grad_norm != 1.0:
+            message = "under DeepSpeed the original clips at 1.0: its files have no `gradient_clipping`"
+            export.refuse(message, (*path, "train", "max_grad_norm"))
+
+
+def _start_flags(recipe: Recipe, index: int, export: Export) -> None:
+    stages = recipe.stages
+    start = stages[index].init_from or (stages[index - 1].name if index else "base")
+    projector = recipe.model.projector.init_from
+    if start == "base":
+        if projector is not None:
+            export.add("pretrain_mm_mlp_adapter", projector)
+        return
+    before = next((stage for stage in stages[:index] if stage.name == start), None)
+    quiet = Export()
+    if (
+        before is not None
+        and trained_modules(before, (), quiet) == {"projector"}
+        and getattr(before, "lora", None) is None
+    ):
+        export.add("pretrain_mm_mlp_adapter", f"{before.output_dir.rstrip('/')}/mm_projector.bin")
+        return
+    where: Path = ("stages", index, "init_from" if stages[index].init_from else "name")
+    export.refuse(
+        "the original can start from a stage that trained the projector alone, not from this one",
+        where,
+        found=start,
+    )
+
+
+def _freezing_flags(
+    stage: Stage, path: Path, trained: frozenset[str], start_end: bool, export: Export
+) -> None:
+    embeddings = {"language_model.embed_tokens"} if start_end else set[str]()
+    said: dict[frozenset[str], tuple[str, ...]] = {
+        frozenset({"projector", "language_model", "lm_head"}): (),
+        frozenset({"language_model", "lm_head"}): ("freeze_mm_mlp_adapter",),
+        frozenset({"projector", "lm_head"}): ("freeze_backbone",),
+        frozenset({"projector"} | embeddings): ("tune_mm_mlp_adapter",),
+    }
+    if getattr(stage, "lora", None) is not None:
+        said = {frozenset({"projector"}): (), frozenset(): ("freeze_mm_mlp_adapter",)}
+    if trained in said:
+        for name in said[trained]:
+            export.add(name, True)
+    elif not export.problems:
+        export.refuse(
+            "the original cannot train just these modules",
+            (*path, "trainable" if stage.trainable else "freeze"),
+            found=", ".join(sorted(trained)) or "nothing",
+            hint="it trains the projector alone, or language model and projector, or adapters",
+        )
+
+
+def _data_flags(stage: Stage, path: Path, export: Export) -> None:
+    data, where = stage.data, (*path, "data")
+    source, *more = data.sources
+    if more:
+        export.refuse("the original takes one annotation file", (*where, "sources", 1))
+    if data.template not in ("plain", "v1"):
+        export.refuse("the original's template of this name is not this one", (*where, "template"))
+    if not data.shuffle:
+        export.refuse("the original always shuffles", (*where, "shuffle"))
+    if data.on_bad_image != "error":
+        export.refuse("the original stops at a bad image", (*where, "on_bad_image"))
+    if data.image_aspect_ratio not in ("square", "pad"):
+        export.refuse("the original knows `square` and `pad`", (*where, "image_aspect_ratio"))
+    values: list[tuple[str, JsonValue]] = [("version", data.template), ("data_path", source.annotations)]
+    values += [("image_folder", source.images)] if source.images is not None else []
+    values += [("image_aspect_ratio", data.image_aspect_ratio), ("model_max_length", data.max_length)]
+    grouping = {"modality_length": "group_by_modality_length", "length": "group_by_length"}
+    values += [(grouping[data.group_by], True)] if data.group_by in grouping else []
+    values.append(("lazy_preprocess", data.lazy_preprocess))
+    for name, value in values:
+        export.add(name, value)

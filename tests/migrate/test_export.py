@@ -1,0 +1,98 @@
+"""Recipes as commands of the original, and back: the plan stays the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.migrate.export import export_script
+from llava_recipes.migrate.migration import migrate
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.load import load_recipe, load_source
+from llava_recipes.recipe.schema import Recipe
+from tests.migrate.plans import ROOT, WORLD_SIZE, plan_of_recipe, plan_of_text
+
+RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")
+NOT_OF_THE_ORIGINAL = {"demo"}
+"""Recipes that say what the original cannot."""
+
+BASE = """\
+version: 1
+name: tuned
+model:
+  language_model: lmsys/vicuna-7b-v1.5
+  vision_tower: {source: openai/clip-vit-large-patch14-336, select_layer: -2}
+stages:
+  - name: finetune
+    freeze: [vision_tower]
+    data:
+      template: v1
+      sources: [{annotations: data/a.json, images: "data/my images"}]
+    train: {max_steps: 7, learning_rate: 2e-5}
+    deepspeed: zero3
+    output_dir: "out/it's tuned"
+"""
+
+
+def exported(recipe: Recipe, world_size: int | None = None) -> str:
+    return export_script(recipe, file="recipe.yaml", stages=range(len(recipe.stages)), world_size=world_size)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipe_to_script_to_recipe_is_the_same_plan(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(str(file)).recipe
+    expected = plan_of_recipe(file)
+    # Where no data is at hand that could be counted.
+    monkeypatch.chdir(tmp_path)
+    if file.stem in NOT_OF_THE_ORIGINAL:
+        with pytest.raises(RecipeError):
+            exported(recipe)
+        return
+    script = exported(recipe, WORLD_SIZE)
+    migration = migrate(script, "exported.sh")
+    assert {entry.kind for _, entries in migration.stages for entry in entries} <= {"mapped", "default"}
+    assert plan_of_text(migration.text) == expected
+
+
+def test_values_that_a_shell_would_take_apart_come_back() -> None:
+    migration = migrate(exported(load_source(BASE, "x.yaml").recipe), "exported.sh")
+    plan, expected = plan_of_text(migration.text), plan_of_text(BASE)
+    (stage,), (wanted,) = plan.stages, expected.stages
+    assert stage.data.sources == wanted.data.sources
+    assert stage.output_dir == wanted.output_dir
+    assert plan.recipe == expected.recipe == "tuned"
+    assert stage.train == wanted.train
+    assert stage.trainable_modules == wanted.trainable_modules
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("freeze: [vision_tower]", "trainable: [vision_tower]", "cannot train just these modules"),
+        ("freeze: [vision_tower]", "freeze: [vision_tower.encoder]", "whole modules alone"),
+        ("template: v1", "template: v1\n      shuffle: false", "always shuffles"),
+        ("template: v1", "template: v1\n      on_bad_image: skip", "stops at a bad image"),
+        ("select_layer: -2", "revision: main", "no `revision`"),
+        ("deepspeed: zero3", "deepspeed: {zero_optimization: {stage: 2}}", "not a config inline"),
+        ("max_steps: 7", "max_steps: 7, loss_normalization: token", "each device batch"),
+        ("max_steps: 7", "max_steps: 7, global_batch_size: 64", "accumulation steps"),
+        ("max_steps: 7", "max_steps: 7, max_grad_norm: 0.5", "clips at 1.0"),
+        (
+            "annotations: data/a.json",
+            "annotations: data/b.json}, {annotations: data/a.json",
+            "one annotation",
+        ),
+    ],
+)
+def test_what_the_original_cannot_say_is_refused(old: str, new: str, message: str) -> None:
+    assert old in BASE
+    with pytest.raises(RecipeError, match=message):
+        exported(load_source(BASE.replace(old, new), "x.yaml").recipe)
+
+
+def test_a_global_batch_becomes_accumulation() -> None:
+    text = BASE.replace("max_steps: 7", "max_steps: 7, global_batch_size: 64, per_device_train_batch_size: 2")
+    assert "--gradient_accumulation_steps 8 \\" in exported(load_source(text, "x.yaml").recipe, world_size=4)

@@ -1,0 +1,77 @@
+"""Scripts are read as bash reads them: the same arguments reach the training program."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_recipes.migrate.shell import Argument, walk_commands
+from llava_recipes.recipe.errors import Problem, RecipeError
+
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="compares with bash")
+
+FEATURES = (Path(__file__).parent / "scripts/features.txt").read_text(encoding="utf-8")
+SCRIPTS = dict(section.split("\n", 1) for section in FEATURES.split("==== ")[1:])
+POSITIONAL = ("one", "two words", "three", *"456789", "ten")
+
+
+def ours(script: str, *positional: str) -> list[str]:
+    """The arguments that the training program gets; raises RecipeError where one cannot be told."""
+    for command in walk_commands(script, "script.sh", positional=positional):
+        filled = command.fill()
+        words = [entry.text for entry in filled if isinstance(entry, Argument)]
+        if "train.py" in words:
+            problems = [entry for entry in filled if isinstance(entry, Problem)]
+            if problems:
+                raise RecipeError(*problems)
+            return words[words.index("train.py") + 1 :]
+    return []
+
+
+def of_bash(script: str, *positional: str) -> list[str]:
+    shown = 'deepspeed() { shift; printf "%s\\0" "$@" >&3; }\n'
+    done = subprocess.run(
+        ["bash", "-c", f"exec 3>&1 >/dev/null\n{shown}{script}", "script.sh", *positional],
+        capture_output=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nowhere"},
+        timeout=20,
+    )
+    return done.stdout.decode().split("\0")[:-1]
+
+
+@needs_bash
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_arguments_are_those_of_bash(name: str) -> None:
+    expected = of_bash(SCRIPTS[name], *POSITIONAL)
+    assert expected
+    assert ours(SCRIPTS[name], *POSITIONAL) == expected
+
+
+PIECES = r"""
+a|b c|1e-3|$A|${A}|"$B"|$B|'x y'|"p $A q"|\$|\ |${U:-d e}|"${U:-d e}"|${B#a}|${B%%c*}|${B// /_}|${B/b}|'|"|''
+=|#|-2|${E}|${E:-$A}|}|{|/|%|.|${B:+y}|"\\"|*x|"`"|$(|"${B#a *}"
+"""
+pieces = st.sampled_from([*PIECES.strip().replace("\n", "|").split("|"), "\\\n", "\n"])
+
+
+@needs_bash
+@settings(max_examples=150, deadline=None)
+@given(st.lists(pieces, max_size=6).map("".join), st.lists(pieces, max_size=5).map("".join))
+def test_any_word_is_read_as_bash_reads_it_or_refused(value: str, word: str) -> None:
+    script = f"A=1.5\nB='a b c'\nE=\nV={value}\ndeepspeed train.py --a {word} --v \"$V\" --w $V\n"
+    try:
+        found = ours(script)
+    except RecipeError:
+        return
+    assert found == of_bash(script)
+
+
+def test_windows_line_ends_make_no_difference() -> None:
+    for script in SCRIPTS.values():
+        assert ours(script.replace("\n", "\r\n"), *POSITIONAL) == ours(script, *POSITIONAL)
