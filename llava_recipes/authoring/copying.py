@@ -9,7 +9,7 @@ from pathlib import Path
 from llava_recipes.authoring.edit import block_lines
 from llava_recipes.authoring.gallery import Entry
 from llava_recipes.authoring.keys import read_keys
-from llava_recipes.authoring.shipped import modeline, read_schema
+from llava_recipes.authoring.shipped import read_schema, readdress
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document, parse_source, parse_value
@@ -32,19 +32,7 @@ def copied_text(entry: Entry, output: Path) -> str:
     assert isinstance(document.root, dict)
     if "extends" in document.root:
         text = _head(text) + _flat(extend(document))
-    return _readdressed(text, entry, output)
-
-
-def _readdressed(text: str, entry: Entry, output: Path) -> str:
-    """The text with the editor's schema found from its new place, and its own name in its commands."""
-    shown = str(output) if " " not in str(output) else f"'{output}'"
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        if line.startswith("# yaml-language-server"):
-            lines[number] = modeline(output) + "\n"
-        elif line.startswith("#"):
-            lines[number] = re.sub(rf"\brecipes/{re.escape(entry.name)}\.yaml", lambda _: shown, line)
-    return "".join(lines)
+    return readdress(text, f"recipes/{entry.name}.yaml", output)
 
 
 def _head(text: str) -> str:

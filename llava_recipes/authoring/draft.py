@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llava_recipes.authoring.edit import remove_key, set_value, value_text
-from llava_recipes.authoring.shipped import modeline, templates_folder
+from llava_recipes.authoring.shipped import check_words, readdress, templates_folder
 from llava_recipes.authoring.survey import Survey, survey
 from llava_recipes.recipe.errors import Path as KeyPath
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -66,10 +66,12 @@ def draft_recipe(wishes: Wishes, output: Path) -> Draft:
 
     Raises RecipeError when a data file cannot be read, or an override names no key.
     """
+    models = (wishes.language_model or "", wishes.vision_tower or "", wishes.output_dir or "")
+    check_words(*models, *wishes.data, *wishes.images, *wishes.overrides)
     draft = Draft(template_text(wishes.template))
     name = recipe_name(output)
     draft.text = set_value(draft.text, ("name",), name)
-    _name_the_file(draft, output)
+    draft.text = readdress(draft.text, "FILE", output)
     _set_models(draft, wishes)
     _set_folders(draft, wishes.output_dir or f"./checkpoints/{name}")
     _set_data(draft, wishes)
@@ -80,17 +82,6 @@ def draft_recipe(wishes: Wishes, output: Path) -> Draft:
 def recipe_name(output: Path) -> str:
     """A name for the recipe, from its file's."""
     return _NOT_IN_NAMES.sub("-", output.stem).strip("-._")[:100] or "my-recipe"
-
-
-def _name_the_file(draft: Draft, output: Path) -> None:
-    lines = draft.text.splitlines(keepends=True)
-    shown = str(output) if " " not in str(output) else f"'{output}'"
-    for number, line in enumerate(lines):
-        if line.startswith("# yaml-language-server"):
-            lines[number] = modeline(output) + "\n"
-        elif line.startswith("#"):
-            lines[number] = line.replace("FILE", shown)
-    draft.text = "".join(lines)
 
 
 def _set_models(draft: Draft, wishes: Wishes) -> None:

@@ -34,6 +34,9 @@ def ask_wishes(given: Wishes) -> Wishes:
     if not given.data:
         data = _ask("data file (JSON or JSONL; empty: the template's)", "")
         wishes = replace(wishes, data=(data,) if data else ())
+        if data and not given.images:
+            images = _ask("its image folder (empty: looked for)", "")
+            wishes = replace(wishes, images=(images,) if images else ())
     return wishes
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import TypeAlias, cast
 
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.scalars import Value
 
 Schema: TypeAlias = dict[str, Value]
 
 _PACKAGE = Path(__file__).parent.parent
+_NOT_IN_A_RECIPE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def gallery_folder() -> Path:
@@ -39,6 +43,31 @@ def _shipped(in_package: str, in_checkout: str) -> Path:
 def read_schema() -> Schema:
     """The committed JSON Schema of recipes."""
     return cast(Schema, json.loads(schema_file().read_text(encoding="utf-8")))
+
+
+def readdress(text: str, old: str, output: Path) -> str:
+    """A recipe's text for its new place: schema of the editor, and `output` for `old` in its comments.
+
+    Raises RecipeError when the name of `output` cannot stand in a recipe.
+    """
+    check_words(str(output))
+    shown = shlex.quote(str(output))
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if line.startswith("# yaml-language-server"):
+            lines[number] = modeline(output) + "\n"
+        elif line.startswith("#"):
+            lines[number] = re.sub(rf"(?<![\w/]){re.escape(old)}(?!\w)", lambda _: shown, line)
+    return "".join(lines)
+
+
+def check_words(*words: str) -> None:
+    """Raise RecipeError for a name or value that holds what YAML text cannot, such as half a character."""
+    for word in words:
+        found = _NOT_IN_A_RECIPE.search(word)
+        if found:
+            message = f"{word!a} holds the character U+{ord(found.group()):04X}, which no recipe can hold"
+            raise RecipeError(Problem(message, hint="rename it"))
 
 
 def modeline(output: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.records import Record, Records
 from llava_recipes.data.scan import AnnotationFile
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.templates import IMAGE, spoken_turns
 
 NUM_LOOKED_AT = 2000
@@ -45,6 +46,9 @@ def survey(annotations: str, images: str | None) -> Survey:
 
     Raises RecipeError when the file cannot be read as records.
     """
+    if os.path.exists(annotations) and not os.path.isfile(annotations):
+        # Opening a pipe would wait for ever.
+        raise RecipeError(Problem(f"{annotations} is no ordinary file", hint="`--data` names a JSON file"))
     file = AnnotationFile(annotations)
     indices = _evenly(len(file), NUM_LOOKED_AT)
     records, malformed = _read(file, indices)

@@ -126,6 +126,28 @@ def test_wishes_that_do_not_go_together(wishes: Wishes, message: str) -> None:
     assert message in str(stopped.value)
 
 
+@pytest.mark.parametrize("file", ["a; rm x.yaml", r"\1\g<0>", "# a: b.yaml", "a'b.yaml", "ü 日本.yaml"])
+def test_a_strange_file_name_stays_in_its_comment(file: str) -> None:
+    text = draft_recipe(Wishes("pretrain"), Path(file)).text
+    assert _plan(text).stages
+    assert text.count("\n") == template_text("pretrain").count("\n")
+
+
+@pytest.mark.parametrize("word", ["a\nversion: 2", "a\rb", "a\u2028b", "a\0b", "a\udcffb", "\x1b[31m"])
+def test_what_no_recipe_can_hold_is_refused(word: str) -> None:
+    with pytest.raises(RecipeError, match="which no recipe can hold"):
+        draft_recipe(Wishes("pretrain"), Path(word))
+    for wishes in (
+        Wishes("pretrain", language_model=word),
+        Wishes("pretrain", vision_tower=word),
+        Wishes("pretrain", data=(word,)),
+        Wishes("pretrain", overrides=(f"name={word}",)),
+        Wishes("pretrain", output_dir=word),
+    ):
+        with pytest.raises(RecipeError, match="which no recipe can hold"):
+            draft_recipe(wishes, Path("x.yaml"))
+
+
 def test_an_override_takes_the_place_of_what_it_contradicts() -> None:
     wishes = Wishes("pretrain", overrides=("stages.pretrain.train.warmup_steps=7",))
     text = draft_recipe(wishes, Path("x.yaml")).text

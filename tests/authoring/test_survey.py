@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,9 @@ def test_a_file_that_holds_no_records(write_data: WriteData, content: str) -> No
         survey(file, None)
 
 
-def test_a_folder_in_place_of_a_file(write_data: WriteData) -> None:
+def test_what_is_no_file(write_data: WriteData) -> None:
     write_data([])
-    with pytest.raises(RecipeError):
-        survey("data", None)
+    os.mkfifo("pipe")
+    for name in ("data", "pipe", "/dev/zero"):
+        with pytest.raises(RecipeError, match="no ordinary file"):
+            survey(name, None)

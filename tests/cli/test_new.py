@@ -154,7 +154,7 @@ def _on_a_terminal(folder: Path, words: Sequence[str], answers: bytes) -> tuple[
 
 
 def test_a_terminal_is_asked_for_what_is_open(elsewhere: Path) -> None:
-    answers = b"tiny\n\nopenai/clip-vit-large-patch14\ncaptions.json\nasked.yaml\n"
+    answers = b"tiny\n\nopenai/clip-vit-large-patch14\ncaptions.json\n\nasked.yaml\n"
     code, screen = _on_a_terminal(elsewhere, [], answers)
     assert code == 0, screen
     recipe = load_recipe("asked.yaml").recipe
