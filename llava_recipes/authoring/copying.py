@@ -15,7 +15,7 @@ from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document, parse_source, parse_value
 from llava_recipes.recipe.variables import references_in
 
-_REMARK = re.compile(r"[\s\]},]*(#.*)")
+_REMARK = re.compile(r"\s+(#.*)")
 _KEY_REMARK = re.compile(r":\s+(#.*)")
 _REMARK_COLUMN = 48
 
@@ -52,13 +52,16 @@ def _flat(document: Document) -> str:
 def _without_unused(root: Value) -> Value:
     """The values without variables that only other children of the parents use: alone they are an error."""
     assert isinstance(root, dict)
-    variables = root.get("vars")
-    if not isinstance(variables, dict):
-        return root
+    variables, environment = root.get("vars"), root.get("env")
     used = references_in(root)
-    kept = {name: value for name, value in variables.items() if name in used}
-    others = {key: value for key, value in root.items() if key != "vars"}
-    return {**others, "vars": kept} if kept else others
+    kept: dict[str, Value] = dict(root)
+    if isinstance(variables, dict):
+        kept["vars"] = {name: value for name, value in variables.items() if name in used}
+    if isinstance(environment, list):
+        kept["env"] = [name for name in environment if name in used]
+    kept = {key: value for key, value in kept.items() if key not in ("vars", "env") or value}
+    # A variable that is gone may have been the only one to use another.
+    return kept if kept == root else _without_unused(kept)
 
 
 def _ordered(value: Value, names: tuple[str, ...], ranks: Mapping[tuple[str, ...], int]) -> Value:

@@ -42,12 +42,14 @@ def test_a_recipe_without_parents_is_copied_as_it_stands(tmp_path: Path) -> None
     assert copied[1:] == entry.file.read_text(encoding="utf-8").splitlines()[1:]
 
 
-def test_remarks_and_used_variables_come_along(tmp_path: Path) -> None:
+def test_remarks_and_used_variables_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the file that each value is written in; an unused variable would be an error in a file alone."""
+    monkeypatch.setenv("DATA_DIR", "/data")
     (tmp_path / "base.yaml").write_text(
-        "version: 1\nvars: {data: ./d, other: x}\nmodel:  # put together\n"
+        "version: 1\nenv: [DATA_DIR, UNUSED]\n"
+        "vars: {data: '${DATA_DIR}/d', other: 'x${third}', third: y}\nmodel:  # put together\n"
         "  language_model: lmsys/vicuna-7b-v1.5  # of the base\n"
-        "  vision_tower: {source: openai/clip-vit-large-patch14-336}\n"
+        "  vision_tower: {source: openai/clip-vit-large-patch14-336}  # sees\n"
         "stages:\n  - name: one\n    trainable: [projector]  # alone\n    data: {template: plain, sources: "
         "[{annotations: '${data}/a.json'}]}\n    train: {max_steps: 5, learning_rate: 1e-3}\n"
         "    output_dir: ./o\n",
@@ -68,7 +70,9 @@ def test_remarks_and_used_variables_come_along(tmp_path: Path) -> None:
     assert "trainable: [projector] # alone" in lines
     assert "learning_rate: 5e-4 # lower" in lines
     assert "- annotations: ${data}/a.json" in lines
-    assert "other" not in text
+    assert text.count("# sees") == 1
+    assert "env: [DATA_DIR]" in lines
+    assert not [name for name in ("other", "third", "UNUSED") if name in text]
     assert _copy(entry, tmp_path).recipe.stages == load_recipe(str(file)).recipe.stages
 
 
