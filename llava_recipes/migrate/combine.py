@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft, Entry
 from llava_recipes.migrate.write import write_recipe
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value
 
+_FOLLOWS = "the stage starts from the one before"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -33,6 +34,8 @@ def combine(
     if problems:
         raise RecipeError(*problems)
     _hand_on(drafts)
+    for draft in drafts[:-1]:
+        _retell(draft, "name", "the recipe is named after its last stage")
     first = drafts[0]
     for number, (draft, mark) in enumerate(zip(drafts[1:], marks[1:], strict=True), 2):
         different = _differences(first.values[MODEL], draft.values[MODEL])
@@ -87,12 +90,22 @@ def _hand_on(drafts: Sequence[Draft]) -> None:
             stage = draft.values[STAGE]
             assert isinstance(stage, dict)
             del stage["init_from"]
+            _retell(draft, "init_from", _FOLLOWS)
         projector = draft.read(MODEL, "projector")
         if (
             isinstance(projector, dict)
             and projector.get("init_from") == f"{folder.rstrip('/')}/mm_projector.bin"
         ):
             del projector["init_from"]
+            _retell(draft, "model.projector.init_from", _FOLLOWS)
+
+
+def _retell(draft: Draft, key: str, why: str) -> None:
+    """Say of a setting that had a key why it needs none."""
+    draft.entries = [
+        replace(entry, key="", kind="needless", remark=why) if entry.key == key else entry
+        for entry in draft.entries
+    ]
 
 
 def _differences(left: Value, right: Value, path: str = "") -> list[str]:

@@ -23,6 +23,7 @@ class Flag:
     name: str
     values: tuple[str, ...]
     mark: Mark
+    value_mark: Mark
 
     @property
     def text(self) -> str:
@@ -124,20 +125,22 @@ def _training_command(command: Command, filled: Sequence[Argument | Problem], pl
 def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[Flag, ...]]:
     flags: dict[str, Flag] = {}
     repeated: list[Flag] = []
-    name, mark, values = "", None, list[str]()
+    name, values = "", list[str]()
+    mark: Mark | None = None
+    value_mark: Mark | None = None
     problems: list[Problem] = []
 
     def finish() -> None:
         if mark is not None:
             if name in flags:
                 repeated.append(flags.pop(name))
-            flags[name] = Flag(name, tuple(values), mark)
+            flags[name] = Flag(name, tuple(values), mark, value_mark or mark)
 
     for argument in arguments:
         found = _FLAG.match(argument.text)
         if found is not None:
             finish()
-            name, mark = found.group()[2:].replace("-", "_"), argument.mark
+            name, mark, value_mark = found.group()[2:].replace("-", "_"), argument.mark, None
             values = [argument.text[found.end() + 1 :]] if found.end() < len(argument.text) else []
         elif argument.text.isspace() or argument.text == "\r":
             problems.append(_space_after_backslash(argument))
@@ -146,6 +149,7 @@ def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[F
             problems.append(Problem(message, mark=argument.mark, hint="a flag starts with `--`"))
         else:
             values.append(argument.text)
+            value_mark = value_mark or argument.mark
     if problems:
         raise RecipeError(*problems)
     finish()

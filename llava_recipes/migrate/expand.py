@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llava_recipes.migrate.words import Parameter, Part, Plain, Unread, Word
+from llava_recipes.migrate.word_parts import Parameter, Part, Plain, Unread, Word
 from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.spelling import did_you_mean
 
@@ -136,12 +136,13 @@ def _look_up(name: str, scope: Scope) -> Variable | None:
 
 def _unset(part: Parameter, scope: Scope) -> UnknownValue:
     if part.name.isdigit():
-        given = f"{len(scope.positional)} given" if scope.positional else "none is given"
+        number = len(scope.positional)
+        given = f"{number or 'no'} {'argument is' if number < 2 else 'arguments are'} given"
         return UnknownValue(
             Problem(
                 f"the script's argument ${part.name} is needed",
                 mark=part.mark,
-                found=f"arguments: {given}",
+                found=given,
                 hint="give the script's arguments in their order, each with `--arg VALUE`",
             )
         )
@@ -151,7 +152,7 @@ def _unset(part: Parameter, scope: Scope) -> UnknownValue:
         Problem(
             f"nothing in the script sets the variable `{part.name}`",
             mark=part.mark,
-            hint=f"{near} or give it: --var {part.name}=VALUE" if near else hint,
+            hint=f"{near} Or {hint}" if near else hint,
         )
     )
 

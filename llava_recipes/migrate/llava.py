@@ -9,6 +9,7 @@ from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.known_data import known_num_samples
+from llava_recipes.migrate.llava_freezing import translate_freezing
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
 from llava_recipes.recipe.errors import Path
 from llava_recipes.recipe.scalars import Value
@@ -53,7 +54,7 @@ def translate_llava(flags: Flags, *, is_next: bool, read_text: ReadText) -> Draf
     draft = Draft()
     _translate_model(flags, draft)
     lora = _translate_lora(flags, draft)
-    _translate_freezing(flags, draft, lora=lora)
+    translate_freezing(flags, draft, lora=lora)
     _translate_rates(flags, draft)
     _translate_data(flags, draft, is_next=is_next)
     translate_training(flags, draft)
@@ -166,86 +167,6 @@ def translate_quantization(flags: Flags, draft: Draft) -> None:
             (draft.lost if quantized else draft.needless)(f"--{name}", flag.text, why, flag.mark)
 
 
-def _translate_freezing(flags: Flags, draft: Draft, *, lora: bool) -> None:
-    parts = flags.text("mm_tunable_parts")
-    projector_alone = flags.switch("tune_mm_mlp_adapter")
-    freezes_projector = flags.switch("freeze_mm_mlp_adapter")
-    freezes_language = flags.switch("freeze_backbone")
-    opens_tower, opens_language = (
-        flags.switch("unfreeze_mm_vision_tower"),
-        flags.switch("unfreeze_language_model"),
-    )
-    if parts is not None:
-        trained, told = _tunable_parts(parts, flags, draft), "--mm_tunable_parts"
-    elif projector_alone:
-        trained, told = ["projector"], "--tune_mm_mlp_adapter"
-        if draft.read(MODEL, "image_tokens", "start_end") is True:
-            trained.append("language_model.embed_tokens")
-    else:
-        trained, told = ["projector"], "--freeze_backbone" if freezes_language else ""
-        if not lora:
-            # The original freezes the decoder alone: its head goes on learning.
-            trained += ["lm_head"] if freezes_language else ["language_model", "lm_head"]
-    if freezes_projector and "projector" in trained:
-        trained.remove("projector")
-        told = told or "--freeze_mm_mlp_adapter"
-    if opens_tower and parts is None:
-        trained.append("vision_tower")
-    if opens_language and parts is None and "language_model" not in trained:
-        trained += ["language_model", *(["lm_head"] if "lm_head" not in trained else [])]
-    put_trainable(draft, trained, told, flags)
-    for name, value in (
-        ("tune_mm_mlp_adapter", projector_alone),
-        ("freeze_mm_mlp_adapter", freezes_projector),
-        ("freeze_backbone", freezes_language),
-        ("unfreeze_mm_vision_tower", opens_tower),
-        ("unfreeze_language_model", opens_language),
-    ):
-        if value is None or told == f"--{name}":
-            continue
-        if parts is not None:
-            draft.needless(
-                f"--{name}", flags[name].text, "`mm_tunable_parts` goes before it", flags[name].mark
-            )
-        else:
-            remark = "" if value else "off: `trainable` says what trains"
-            path = (STAGE, "trainable")
-            draft.mapped(
-                f"--{name}", flags[name].text, path, draft.read(*path), remark=remark, mark=flags[name].mark
-            )
-
-
-def put_trainable(draft: Draft, trained: list[str], told: str, flags: Flags) -> None:
-    """Everything is frozen but what is listed, which the recipe says in two keys."""
-    draft.put((STAGE, "freeze"), "all")
-    path = (STAGE, "trainable")
-    if told:
-        flag = flags[told.removeprefix("--")]
-        draft.mapped(told, flag.text or "True", path, list[Value](trained), mark=flag.mark)
-    else:
-        remark = "all but the vision tower trains" if "language_model" in trained else ""
-        draft.default("what trains", path, list[Value](trained), remark=remark)
-
-
-_PARTS = {
-    "mm_mlp_adapter": ["projector"],
-    "mm_vision_tower": ["vision_tower"],
-    "mm_language_model": ["language_model", "lm_head"],
-}
-
-
-def _tunable_parts(parts: str, flags: Flags, draft: Draft) -> list[str]:
-    trained: list[str] = []
-    for part in (name.strip() for name in parts.split(",")):
-        if part in _PARTS:
-            trained += _PARTS[part]
-        else:
-            flag = flags["mm_tunable_parts"]
-            draft.lost("--mm_tunable_parts", part, "recipes have no such module", flag.mark)
-    order = ("projector", "language_model", "lm_head", "vision_tower")
-    return [name for name in order if name in trained]
-
-
 def _translate_rates(flags: Flags, draft: Draft) -> None:
     translate_rate("mm_projector_lr", "projector", flags, draft)
     translate_rate("mm_vision_tower_lr", "vision_tower", flags, draft)
@@ -307,6 +228,9 @@ def translate_sources(flags: Flags, draft: Draft) -> None:
             draft.tell_mapped(f"--{name}", value, (*path, 0, key), mark=flags[name].mark)
     if not source:
         return
+    if annotations is not None and ("{" in annotations or annotations.endswith((".yaml", ".yml", ".txt"))):
+        why = "it stands for several files: write each as an entry of `sources:`"
+        draft.lost("--data_path", annotations, why, flags["data_path"].mark)
     count = known_num_samples(annotations or "")
     if count is not None:
         source["num_samples"] = count

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from llava_recipes.migrate.expand import Scope, UnknownValue, Variable, expand_text, expand_word
 from llava_recipes.migrate.statements import Statement, read_statements
-from llava_recipes.migrate.words import Parameter, Part, Plain, Word
+from llava_recipes.migrate.word_parts import Parameter, Part, Plain, Word
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMAND_CHARACTERS = 100_000
@@ -109,7 +109,8 @@ class _Walk:
         self._spent = spent
 
     def commands(self, text: str) -> Iterator[Command]:
-        for statement in read_statements(text, self._file):
+        # All of it first, so that what is not closed is told before anything else.
+        for statement in list(read_statements(text, self._file)):
             words = statement.words
             declares = words[0].plain in _DECLARES
             rest = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llava_recipes.migrate.words import Operator, Word, read_words
+from llava_recipes.migrate.word_parts import Operator, Word
+from llava_recipes.migrate.words import read_words
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_OPEN_BLOCKS = 100

@@ -1,16 +1,12 @@
-"""Read shell text into words, without running any of it.
-
-A word keeps its parts apart (plain text, quoted text, parameters), so that it can be filled in later with
-the values that stand at that point of the script.
-"""
+"""Read shell text into words, without running any of it."""
 
 from __future__ import annotations
 
 import bisect
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from llava_recipes.migrate.word_parts import Operator, Parameter, Part, Plain, Unread, Word
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_NESTING = 20
@@ -22,63 +18,6 @@ _IN_QUOTES = re.compile(r"[^\\\"$`]+")
 _OPERATOR = re.compile(r"&&|\|\||;;&?|;&|<<-|<<<|<<|>>|>&|<&|&>>|&>|>\||[;&|<>()\n]")
 _BLANK = re.compile(r"(?:[ \t\r]|\\\r?\n)+")
 _CHANGE = re.compile(r":[-=?+]|##|%%|//|/[#%]|\^\^|,,|[-=?+#%/^,:@]")
-
-
-@dataclass(frozen=True)
-class Plain:
-    """Text as it stands; quoted text is neither split nor read as a pattern."""
-
-    text: str
-    quoted: bool
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """`$NAME` or `${NAME…}`, with what is done to its value."""
-
-    name: str
-    change: str
-    """`:-`, `#`, `//` and the like; empty for the value as it is, `[@]` or `[*]` for all of an array."""
-    first: tuple[Part, ...]
-    second: tuple[Part, ...]
-    quoted: bool
-    mark: Mark
-
-
-@dataclass(frozen=True)
-class Unread:
-    """Something whose value only a shell could tell, such as `$(date)`."""
-
-    what: str
-    quoted: bool
-    mark: Mark
-
-
-Part = Plain | Parameter | Unread
-
-
-@dataclass(frozen=True)
-class Word:
-    """One word of a command, and where it stands; `entries` of an array assignment `NAME=(…)`."""
-
-    parts: tuple[Part, ...]
-    mark: Mark
-    entries: tuple[Word, ...] | None = None
-
-    @property
-    def plain(self) -> str | None:
-        """The text of a word that holds nothing but plain, unquoted text."""
-        if self.entries is None and all(isinstance(part, Plain) and not part.quoted for part in self.parts):
-            return "".join(part.text for part in self.parts if isinstance(part, Plain))
-        return None
-
-
-@dataclass(frozen=True)
-class Operator:
-    """What separates commands: `;`, `&&`, `|`, a line break, a bracket, a redirection."""
-
-    text: str
-    mark: Mark
 
 
 def read_words(text: str, file: str) -> Iterator[Word | Operator]:
@@ -322,7 +261,8 @@ class _Reader:
         while at < len(self._text) and self._text[at] != closing:
             at += 2 if self._text[at] == "\\" and closing != "'" else 1
         if at >= len(self._text):
-            raise self.refuse(f"{what} that is never closed", start, f"close it with `{closing}`")
+            named = "a backtick" if closing == "`" else f"`{closing}`"
+            raise self.refuse(f"{what} that is never closed", start, f"close it with {named}")
         return at + 1
 
 

@@ -9,86 +9,10 @@ from llava_recipes.migrate.combine import Migration, combine
 from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.known_data import known_num_samples
+from llava_recipes.migrate.yaml_keys import AXOLOTL, LLAMA_FACTORY, NEEDLESS, TRAIN, WHOLE_MODELS
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import Document, parse_source
-
-_TRAIN = (STAGE, "train")
-_TRAIN_KEYS = (
-    *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("warmup_ratio", "warmup_steps", "bf16", "fp16", "tf32", "logging_steps", "save_strategy", "save_steps"),
-    *("save_total_limit", "seed", "max_steps", "dataloader_num_workers", "gradient_accumulation_steps"),
-    "per_device_eval_batch_size",
-)
-_SAME: Mapping[str, Path] = {key: (*_TRAIN, key) for key in _TRAIN_KEYS} | {
-    "output_dir": (STAGE, "output_dir"),
-    "gradient_checkpointing": (*_TRAIN, "gradient_checkpointing"),
-    "lora_dropout": (STAGE, "lora", "dropout"),
-}
-
-_AXOLOTL: Mapping[str, Path] = {
-    **_SAME,
-    "micro_batch_size": (*_TRAIN, "per_device_train_batch_size"),
-    "eval_batch_size": (*_TRAIN, "per_device_eval_batch_size"),
-    "num_epochs": (*_TRAIN, "num_train_epochs"),
-    "optimizer": (*_TRAIN, "optim"),
-    "lr_scheduler": (*_TRAIN, "lr_scheduler_type"),
-    "sequence_len": (STAGE, "data", "max_length"),
-    "lora_r": (STAGE, "lora", "r"),
-    "lora_alpha": (STAGE, "lora", "alpha"),
-    "peft_use_dora": (STAGE, "lora", "use_dora"),
-    "peft_use_rslora": (STAGE, "lora", "use_rslora"),
-    "mm_vision_tower": (MODEL, "vision_tower", "source"),
-    "mm_vision_select_layer": (MODEL, "vision_tower", "select_layer"),
-    "mm_vision_select_feature": (MODEL, "vision_tower", "select_feature"),
-    "mm_projector_type": (MODEL, "projector", "type"),
-    "pretrain_mm_mlp_adapter": (MODEL, "projector", "init_from"),
-    "mm_use_im_start_end": (MODEL, "image_tokens", "start_end"),
-    "mm_use_im_patch_token": (MODEL, "image_tokens", "patch"),
-}
-_LLAMA_FACTORY: Mapping[str, Path] = {
-    **_SAME,
-    "per_device_train_batch_size": (*_TRAIN, "per_device_train_batch_size"),
-    "num_train_epochs": (*_TRAIN, "num_train_epochs"),
-    "optim": (*_TRAIN, "optim"),
-    "lr_scheduler_type": (*_TRAIN, "lr_scheduler_type"),
-    "cutoff_len": (STAGE, "data", "max_length"),
-    "lora_rank": (STAGE, "lora", "r"),
-    "lora_alpha": (STAGE, "lora", "alpha"),
-    "use_dora": (STAGE, "lora", "use_dora"),
-    "use_rslora": (STAGE, "lora", "use_rslora"),
-}
-_NEEDLESS: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("flash_attention", "flash_attn", "sdp_attention", "xformers_attention", "attn_implementation"),
-        "the fastest attention at hand is used; the numbers are the same",
-    ),
-    **dict.fromkeys(
-        ("overwrite_cache", "preprocessing_num_workers", "dataset_prepared_path", "cache_dir"),
-        "data is tokenised as it is drawn",
-    ),
-    **dict.fromkeys(
-        ("do_train", "overwrite_output_dir", "plot_loss", "strict", "debug", "local_rank", "ddp_timeout"),
-        "it changes nothing in training",
-    ),
-    **dict.fromkeys(
-        ("model_type", "tokenizer_type", "processor_type", "trust_remote_code", "multimodal"),
-        "the model's own config says it",
-    ),
-    **dict.fromkeys(
-        ("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "run_name"),
-        "W&B reads its environment variables; the run is named after the recipe",
-    ),
-    **dict.fromkeys(
-        ("skip_prepare_dataset", "remove_unused_columns", "pad_to_sequence_len", "stage"),
-        "the data is read as the recipe says",
-    ),
-}
-WHOLE_MODELS: Mapping[str, tuple[str, str]] = {
-    f"llava-hf/llava-1.5-{size}-hf": (f"liuhaotian/llava-v1.5-{size}", "openai/clip-vit-large-patch14-336")
-    for size in ("7b", "13b")
-}
-"""Whole LLaVA models by hub id: the same weights in the original's form, and their tower."""
 
 
 @dataclass
@@ -156,7 +80,7 @@ def _axolotl(config: _Config, read_text: ReadText) -> None:
         config.lost("train_on_inputs", True, "answers alone are learned")
     if config.take("sample_packing") is True:
         config.lost("sample_packing", True, "samples are not packed")
-    _rest(config, _AXOLOTL, read_text, defaults={"num_epochs": 1, "lr_scheduler": "cosine", "seed": 42})
+    _rest(config, AXOLOTL, read_text, defaults={"num_epochs": 1, "lr_scheduler": "cosine", "seed": 42})
 
 
 def _llama_factory(config: _Config, read_text: ReadText) -> None:
@@ -184,7 +108,7 @@ def _llama_factory(config: _Config, read_text: ReadText) -> None:
     if is_lora:
         alpha = 2 * rank if isinstance(rank, int) else 16
         defaults |= {"lora_rank": 8, "lora_alpha": alpha, "lora_dropout": 0.0}
-    _rest(config, _LLAMA_FACTORY, read_text, defaults=defaults)
+    _rest(config, LLAMA_FACTORY, read_text, defaults=defaults)
 
 
 def _freezing_llama_factory(config: _Config, kind: Value) -> None:
@@ -296,7 +220,7 @@ def _rest(
     if isinstance(deepspeed, str):
         translate_deepspeed("deepspeed", deepspeed, draft, read_text=read_text, mark=config.mark("deepspeed"))
     report = config.take("report_to") or ("wandb" if config.values.get("wandb_project") else "none")
-    draft.mapped("report_to", spell_value(report), (*_TRAIN, "report_to"), report)
+    draft.mapped("report_to", spell_value(report), (*TRAIN, "report_to"), report)
     for key, value in config.values.items():
         if value is None or (value is False and key not in keys):
             continue
@@ -305,8 +229,8 @@ def _rest(
                 config.mapped(key, value, keys[key], True if value == "auto" and key == "bf16" else value)
             else:
                 draft.needless(key, spell_value(value), "LoRA is off", config.mark(key))
-        elif key in _NEEDLESS:
-            draft.needless(key, spell_value(value), _NEEDLESS[key], config.mark(key))
+        elif key in NEEDLESS:
+            draft.needless(key, spell_value(value), NEEDLESS[key], config.mark(key))
         else:
             config.lost(key, value, "recipes have no key for it yet")
 

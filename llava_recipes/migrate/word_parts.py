@@ -1,0 +1,64 @@
+"""Words of a shell command with their parts kept apart, so that values can be filled in later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llava_recipes.recipe.errors import Mark
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Text as it stands; quoted text is neither split nor read as a pattern."""
+
+    text: str
+    quoted: bool
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """`$NAME` or `${NAME…}`, with what is done to its value."""
+
+    name: str
+    change: str
+    """`:-`, `#`, `//` and the like; empty for the value as it is, `[@]` or `[*]` for all of an array."""
+    first: tuple[Part, ...]
+    second: tuple[Part, ...]
+    quoted: bool
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Something whose value only a shell could tell, such as `$(date)`."""
+
+    what: str
+    quoted: bool
+    mark: Mark
+
+
+Part = Plain | Parameter | Unread
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a command, and where it stands; `entries` of an array assignment `NAME=(…)`."""
+
+    parts: tuple[Part, ...]
+    mark: Mark
+    entries: tuple[Word, ...] | None = None
+
+    @property
+    def plain(self) -> str | None:
+        """The text of a word that holds nothing but plain, unquoted text."""
+        if self.entries is None and all(isinstance(part, Plain) and not part.quoted for part in self.parts):
+            return "".join(part.text for part in self.parts if isinstance(part, Plain))
+        return None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What separates commands: `;`, `&&`, `|`, a line break, a bracket, a redirection."""
+
+    text: str
+    mark: Mark

@@ -1,0 +1,1 @@
+bash calls_itself.sh

@@ -1,0 +1,4 @@
+deepspeed llava/train/train_mem.py \
+    --version plain \
+    # --bf16 True \
+    --output_dir out

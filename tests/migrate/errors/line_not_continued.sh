@@ -1,0 +1,3 @@
+deepspeed llava/train/train_mem.py \
+    --version plain
+    --output_dir out

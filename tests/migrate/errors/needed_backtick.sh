@@ -1,0 +1,1 @@
+deepspeed llava/train/train_mem.py --output_dir out/`date +%F`

@@ -1,0 +1,2 @@
+X=`date
+deepspeed llava/train/train_mem.py --version v1

@@ -1,0 +1,2 @@
+cat <<END
+deepspeed llava/train/train_mem.py --version v1

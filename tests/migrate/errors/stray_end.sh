@@ -1,0 +1,2 @@
+done
+deepspeed llava/train/train_mem.py --version v1

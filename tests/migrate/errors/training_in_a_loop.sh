@@ -1,0 +1,3 @@
+for RATE in 1e-3 2e-3; do
+    deepspeed llava/train/train_mem.py --learning_rate $RATE
+done

@@ -1,0 +1,1 @@
+deepspeed llava/train/train_mem.py --version --output_dir out
