@@ -85,6 +85,10 @@ VISION_DEFAULTS: Mapping[str, Config] = {
 _NESTED = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
+MOST_LAYERS, MOST = 1_000, 2**31
+"""Bounds that keep the names of a model in memory and its counts in 64 bits."""
+
+
 class ConfigValueError(ValueError):
     """A config key holds what no model can be built from."""
 
@@ -131,6 +135,7 @@ def outline_model(*, language: Config, vision: Config, projector_type: str) -> M
     if language_defaults is None or vision_defaults is None:
         return None
     language, vision = {**language_defaults, **language}, {**vision_defaults, **vision}
+    _count(language, "max_position_embeddings")
     language_shapes = _language_shapes(language)
     shapes = {f"vision_tower.{name}": shape for name, shape in _vision_shapes(vision).items()}
     shapes |= projector_shapes(
@@ -195,6 +200,9 @@ def _count(config: Config, key: str) -> int:
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ConfigValueError(config, key, f"`{key}` must be a whole number above 0")
+    most = MOST_LAYERS if key == "num_hidden_layers" else MOST
+    if value > most:
+        raise ConfigValueError(config, key, f"`{key}` is beyond any model: {most:,} at most")
     return value
 
 
@@ -265,6 +273,8 @@ def _vision_shapes(config: Config) -> Shapes:
     hidden, inner = _count(config, "hidden_size"), _count(config, "intermediate_size")
     patch, channels = _count(config, "patch_size"), _count(config, "num_channels")
     num_patches = (_count(config, "image_size") // patch) ** 2
+    if num_patches == 0:
+        raise ConfigValueError(config, "patch_size", "`patch_size` is larger than the image")
     _head_width(config, hidden, _count(config, "num_attention_heads"))
     shapes: Shapes = {
         "embeddings.patch_embedding.weight": (hidden, channels, patch, patch),
