@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from llava_recipes.model.assemble import Assembled
+from llava_recipes.plan.param_groups import group_of
 from llava_recipes.plan.types import ModelPlan, StagePlan
 
 _DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -31,7 +32,7 @@ def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) 
         "mm_projector_type": plan.projector.type,
         "mm_hidden_size": assembled.model.config.vision_config.hidden_size,
         "mm_patch_merge_type": "flat",
-        "mm_projector_lr": None,
+        "mm_projector_lr": _projector_rate(stage),
         "mm_use_im_start_end": tokens.start_end,
         "mm_use_im_patch_token": tokens.patch,
         "use_mm_proj": True,
@@ -41,6 +42,12 @@ def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) 
         "tokenizer_model_max_length": stage.data.max_length,
         "tokenizer_padding_side": "right",
     }
+
+
+def _projector_rate(stage: StagePlan) -> float | None:
+    """The projector's learning rate where it has one of its own."""
+    index = group_of("projector.0.weight", stage.param_groups)
+    return None if index is None else stage.param_groups[index].learning_rate
 
 
 def _trained_modules(assembled: Assembled) -> set[str]:

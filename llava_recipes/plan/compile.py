@@ -21,7 +21,8 @@ from llava_recipes.plan.batch import (
 )
 from llava_recipes.plan.freezing import freezing_problems
 from llava_recipes.plan.model import PlannedModel, plan_model
-from llava_recipes.plan.types import DataPlan, Plan, SourcePlan, StagePlan, TrainPlan
+from llava_recipes.plan.param_groups import group_of, optimizer_problem, param_group_problems
+from llava_recipes.plan.types import DataPlan, ParamGroupPlan, Plan, SourcePlan, StagePlan, TrainPlan
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
 from llava_recipes.recipe.spelling import did_you_mean
@@ -115,6 +116,7 @@ class _StageCompiler:
             trainable=stage.trainable,
             num_trainable_parameters=self._model.count(decision.trainable) if decision else None,
             trainable_modules=summarize_modules(decision.trainable, shapes) if decision and shapes else None,
+            param_groups=self._plan_groups(decision),
             data=data,
             train=_plan_train(train, batch, steps),
             deepspeed=config,
@@ -172,6 +174,28 @@ class _StageCompiler:
             shapes, freeze=stage.freeze, trainable=stage.trainable, stage_path=self._path
         )
         return decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
+
+    def _plan_groups(self, decision: Decision | None) -> tuple[ParamGroupPlan, ...]:
+        train, groups = self._stage.train, self._stage.param_groups
+        problem = optimizer_problem(train.optim, groups, stage_path=self._path)
+        self.problems += [problem] if problem else []
+        members: dict[int | None, list[str]] = {}
+        if decision is not None:
+            names = (*decision.trainable, *decision.frozen)
+            self.problems += param_group_problems(
+                groups, names=names, trainable=decision.trainable, stage_path=self._path
+            )
+            for name in decision.trainable:
+                members.setdefault(group_of(name, groups), []).append(name)
+        return tuple(
+            ParamGroupPlan(
+                modules=group.modules,
+                learning_rate=group.learning_rate or train.learning_rate,
+                weight_decay=train.weight_decay if group.weight_decay is None else group.weight_decay,
+                num_parameters=self._model.count(members.get(index, ())) if decision else None,
+            )
+            for index, group in enumerate(groups)
+        )
 
     def _starts_from(self, index: int) -> tuple[str, ...]:
         """Output folders whose trained weights are laid over the base weights, the oldest first."""

@@ -26,7 +26,7 @@ def freezing_problems(
     for key, globs in (("freeze", freeze if isinstance(freeze, tuple) else ()), ("trainable", trainable)):
         for index, glob in enumerate(globs):
             if glob in decision.unmatched:
-                yield _explain_glob(glob, names, key=key, path=(*stage_path, key, index))
+                yield explain_glob(glob, names, key=key, path=(*stage_path, key, index))
     if not decision.unmatched and not decision.trainable:
         yield Problem(
             "nothing trains in this stage",
@@ -36,7 +36,8 @@ def freezing_problems(
         )
 
 
-def _explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> Problem:
+def explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> Problem:
+    """What is wrong with a glob that matches none of these names, and what is there instead."""
     segments = split_glob(glob)
     depth = 0 if "**" in segments else _matched_depth(segments, names)
     known = ".".join(segments[:depth])

@@ -90,6 +90,15 @@ class TrainPlan(Frozen):
     )
 
 
+class ParamGroupPlan(Frozen):
+    """Modules that are trained at their own rate."""
+
+    modules: tuple[str, ...]
+    learning_rate: float
+    weight_decay: float = Field(description="Not applied to biases and norms.")
+    num_parameters: int | None = Field(description="What trains in the group; None without sizes.")
+
+
 class StagePlan(Frozen):
     name: str
     starts_from: tuple[str, ...] = Field(
@@ -101,6 +110,7 @@ class StagePlan(Frozen):
     trainable_modules: tuple[str, ...] | None = Field(
         description="Shortest list of module names that holds exactly what trains; None without sizes."
     )
+    param_groups: tuple[ParamGroupPlan, ...]
     data: DataPlan
     train: TrainPlan
     deepspeed: dict[str, JsonValue] | None

@@ -8,125 +8,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import Discriminator, Field, JsonValue, Tag
+
+from llava_recipes.recipe.frozen import Frozen as Frozen
+from llava_recipes.recipe.frozen import Text as Text
+from llava_recipes.recipe.model_schema import ImageTokens as ImageTokens
+from llava_recipes.recipe.model_schema import LanguageModel as LanguageModel
+from llava_recipes.recipe.model_schema import Model as Model
+from llava_recipes.recipe.model_schema import Projector as Projector
+from llava_recipes.recipe.model_schema import VisionTower as VisionTower
+from llava_recipes.recipe.tuning_schema import ParamGroup as ParamGroup
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Text = Annotated[str, Field(min_length=1)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
-ProjectorType = Annotated[str, Field(pattern=r"^(linear|identity|mlp[1-9][0-9]?x_gelu)$")]
 Report = Literal["wandb", "tensorboard"]
 TemplateName = Literal["plain", "v1"]
 
 DEEPSPEED_PRESETS = ("zero2", "zero3")
-
-
-class Frozen(BaseModel):
-    """A value that never changes and refuses keys it does not know."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, protected_namespaces=(), defer_build=True
-    )
-
-
-class LanguageModel(Frozen):
-    """The language model: `source` for pretrained weights, or `config` for random ones."""
-
-    source: Text | None = Field(
-        None,
-        description="Hub id or local folder of a pretrained causal language model.",
-        examples=["lmsys/vicuna-13b-v1.5"],
-    )
-    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
-    config: dict[str, JsonValue] | None = Field(
-        None,
-        description="Inline Hugging Face config with its `model_type`; the weights are random.",
-        examples=[{"model_type": "llama", "hidden_size": 64}],
-    )
-    tokenizer: Text | None = Field(
-        None,
-        description="Hub id or local folder of the tokenizer. Needed with `config`; default: `source`.",
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
-
-
-def _language_model_kind(value: object) -> str:
-    return "source" if isinstance(value, str) else "mapping"
-
-
-LanguageModelChoice = Annotated[
-    Annotated[Text, Tag("source")] | Annotated[LanguageModel, Tag("mapping")],
-    Discriminator(_language_model_kind),
-]
-
-
-class VisionTower(Frozen):
-    """The vision tower: `source` for pretrained weights, or `config` for random ones."""
-
-    source: Text | None = Field(
-        None,
-        description="Hub id or local folder of a CLIP or SigLIP model.",
-        examples=["openai/clip-vit-large-patch14-336"],
-    )
-    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
-    config: dict[str, JsonValue] | None = Field(
-        None,
-        description="Inline Hugging Face vision config with its `model_type`; the weights are random.",
-        examples=[{"model_type": "clip_vision_model", "hidden_size": 32}],
-    )
-    image_processor: dict[str, JsonValue] | None = Field(
-        None,
-        description="Image processor settings (size, crop, mean, std), over the defaults for `config`.",
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
-    select_layer: int = Field(
-        -2,
-        description="Which hidden state of the tower is used: -1 the last layer, -2 the second to last. "
-        "Index 0 is the embedding output.",
-    )
-    select_feature: Literal["patch", "cls_patch"] = Field(
-        "patch", description="`patch` drops the class token, `cls_patch` keeps it."
-    )
-
-
-class Projector(Frozen):
-    """The module between vision tower and language model."""
-
-    type: ProjectorType = Field(
-        "mlp2x_gelu",
-        description="`linear`, `identity`, or `mlpNx_gelu`: N linear layers with GELU between them.",
-        examples=["linear", "mlp2x_gelu", "identity"],
-    )
-    init_from: Text | None = Field(
-        None,
-        description="File with initial weights, `.bin` or `.safetensors`, with the original's key names.",
-        examples=["./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin"],
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random initial weights.")
-
-
-class ImageTokens(Frozen):
-    """Extra tokens around the image."""
-
-    start_end: bool = Field(False, description="Put `<im_start>` and `<im_end>` around every image.")
-    patch: bool = Field(False, description="Add the token `<im_patch>` to the tokenizer.")
-
-
-class Model(Frozen):
-    """What is assembled: language model, vision tower, projector."""
-
-    language_model: LanguageModelChoice = Field(
-        description="Hub id or folder of a causal language model, or a mapping.",
-        examples=["lmsys/vicuna-13b-v1.5"],
-    )
-    vision_tower: VisionTower = Field(description="The vision tower and which of its features are used.")
-    projector: Projector = Field(
-        default_factory=lambda: Projector.model_construct(type="mlp2x_gelu", init_from=None, seed=0),
-        description="The module between vision tower and language model.",
-    )
-    image_tokens: ImageTokens = Field(
-        default_factory=lambda: ImageTokens.model_construct(start_end=False, patch=False),
-        description="Extra tokens around the image.",
-    )
 
 
 class Source(Frozen):
@@ -182,7 +80,7 @@ class Train(Frozen):
     """How a stage trains. Names and meanings are those of Hugging Face TrainingArguments."""
 
     num_train_epochs: float | None = Field(
-        None, gt=0, description="Passes over the data. One of this and `max_steps` is needed."
+        None, gt=0, le=1e6, description="Passes over the data. One of this and `max_steps` is needed."
     )
     max_steps: int | None = Field(None, gt=0, description="Optimizer steps, instead of epochs.")
     per_device_train_batch_size: int = Field(8, gt=0, description="Samples per device and forward pass.")
@@ -281,6 +179,11 @@ class Stage(Frozen):
         description="Globs of modules that train; they win over `freeze`. Roots: vision_tower, projector, "
         "language_model, lm_head.",
         examples=[["projector"]],
+    )
+    param_groups: tuple[ParamGroup, ...] = Field(
+        (),
+        description="Modules with a learning rate or weight decay of their own; all else takes `train`'s.",
+        examples=[[{"modules": ["projector"], "learning_rate": 2e-5}]],
     )
     data: Data = Field(description="What the stage trains on.")
     train: Train = Field(description="How the stage trains.")

@@ -116,7 +116,10 @@ _WORDS: dict[object, str] = {str: "text", int: "a whole number", float: "a numbe
 
 @functools.cache
 def homes() -> dict[str, tuple[str, ...]]:
-    """Every key of the recipe language, with the mappings it belongs in: {"seed": ("model.projector", …)}."""
+    """Every key of the recipe language, with the mappings it belongs in: {"seed": ("model.projector", …)}.
+
+    A parameter group repeats keys of `train`: it is named for its own alone.
+    """
     found: dict[str, list[str]] = {}
 
     def visit(shape: object, place: str) -> None:
@@ -130,7 +133,10 @@ def homes() -> dict[str, tuple[str, ...]]:
                     visit(inner, f"{place}.{key}" if place else key)
 
     visit(Recipe, "")
-    return {key: tuple(places) for key, places in found.items()}
+    return {
+        key: tuple(place for place in places if place != "stages[].param_groups[]") or tuple(places)
+        for key, places in found.items()
+    }
 
 
 def spell_path(path: Path) -> str:

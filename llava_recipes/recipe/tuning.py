@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llava_recipes.recipe.errors import Path, Problem
-from llava_recipes.recipe.values import Mapping, as_mapping
+from llava_recipes.recipe.globs import check_glob
+from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 
 
 def check_tuning(stage: Mapping, path: Path) -> Iterator[Problem]:
     """Every such rule that a stage breaks."""
     yield from _check_order(as_mapping(stage.get("data")), (*path, "data"))
+    for index, group in enumerate(as_list(stage.get("param_groups"))):
+        yield from _check_group(as_mapping(group), (*path, "param_groups", index))
 
 
 def _check_order(data: Mapping, path: Path) -> Iterator[Problem]:
@@ -22,3 +25,19 @@ def _check_order(data: Mapping, path: Path) -> Iterator[Problem]:
             hint="remove one of the two",
             on_key=True,
         )
+
+
+def _check_group(group: Mapping, path: Path) -> Iterator[Problem]:
+    yield from _check_globs(group, (*path, "modules"))
+    if "modules" in group and not set(group) - {"modules"}:
+        yield Problem(
+            "a parameter group says nothing of its modules",
+            path=path,
+            hint="give it a `learning_rate` or a `weight_decay`, or remove it",
+        )
+
+
+def _check_globs(owner: Mapping, path: Path) -> Iterator[Problem]:
+    for index, glob in enumerate(as_list(owner.get("modules"))):
+        if isinstance(glob, str) and glob:
+            yield from check_glob(glob, (*path, index))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_recipes.data.records import check_records, open_records
+from llava_recipes.freeze import decide
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -170,9 +171,13 @@ def _freezing_problems(plan: Plan) -> Iterator[Problem]:
     from llava_recipes.model.names import canonical_parameters
     from llava_recipes.model.skeleton import build_skeleton
     from llava_recipes.plan.freezing import freezing_problems
+    from llava_recipes.plan.param_groups import param_group_problems
 
     names = canonical_parameters(build_skeleton(plan.model))
     for index, stage in enumerate(plan.stages):
-        yield from freezing_problems(
-            names, freeze=stage.freeze, trainable=stage.trainable, stage_path=("stages", index)
+        path: RecipePath = ("stages", index)
+        yield from freezing_problems(names, freeze=stage.freeze, trainable=stage.trainable, stage_path=path)
+        decision = decide(names, freeze=stage.freeze, trainable=stage.trainable)
+        yield from param_group_problems(
+            stage.param_groups, names=names, trainable=decision.trainable, stage_path=path
         )

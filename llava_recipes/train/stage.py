@@ -87,6 +87,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         stage_path=("stages", index),
         keep_checkpoints=_checkpoints_to_keep(stage),
         on_metrics=record,
+        param_groups=stage.param_groups,
         model=assembled.model,
         args=arguments,
         train_dataset=dataset,

@@ -1,8 +1,8 @@
 """The Hugging Face Trainer, held to what a LLaVA stage means.
 
-It differs from the stock Trainer in four things: the order of samples is a pure function of seed and
-epoch; only trainable weights are saved and loaded; a checkpoint is sealed when it is whole; a loss that is
-not finite ends the run.
+It differs from the stock Trainer in five things: the order of samples is a pure function of seed and
+epoch; modules may have a learning rate and weight decay of their own; only trainable weights are saved and
+loaded; a checkpoint is sealed when it is whole; a loss that is not finite ends the run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from transformers.trainer import SCHEDULER_NAME
 
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
+from llava_recipes.plan.types import ParamGroupPlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.train.checkpoints import remove_old, seal
 from llava_recipes.train.failures import nonfinite_loss, nonfinite_weights
+from llava_recipes.train.optimizer import split_groups
 
 Metrics = dict[str, float]
 
@@ -36,6 +38,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         stage_path: RecipePath,
         keep_checkpoints: int | None,
         on_metrics: Callable[[Metrics], None],
+        param_groups: tuple[ParamGroupPlan, ...] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -43,6 +46,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._stage_path = stage_path
         self._keep_checkpoints = keep_checkpoints
         self._on_metrics = on_metrics
+        self._param_groups = param_groups
         self._num_tokens: torch.Tensor | None = None
         self._num_samples = 0
         self._logged_at_s = time.monotonic()
@@ -57,6 +61,15 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         # After a resume with several processes accelerate's own `set_epoch` does not reach the sampler.
         self._sampler.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
+
+    # ---- optimizer ---------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self._param_groups:
+            split_groups(optimizer, self.model if model is None else model, self._param_groups)
+        return optimizer
 
     # ---- step and metrics --------------------------------------------------------------------------------
 

@@ -1,0 +1,112 @@
+"""The keys of `model`: what is assembled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, JsonValue, Tag
+
+from llava_recipes.recipe.frozen import Frozen, Text
+
+ProjectorType = Annotated[str, Field(pattern=r"^(linear|identity|mlp[1-9][0-9]?x_gelu)$")]
+
+
+class LanguageModel(Frozen):
+    """The language model: `source` for pretrained weights, or `config` for random ones."""
+
+    source: Text | None = Field(
+        None,
+        description="Hub id or local folder of a pretrained causal language model.",
+        examples=["lmsys/vicuna-13b-v1.5"],
+    )
+    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
+    config: dict[str, JsonValue] | None = Field(
+        None,
+        description="Inline Hugging Face config with its `model_type`; the weights are random.",
+        examples=[{"model_type": "llama", "hidden_size": 64}],
+    )
+    tokenizer: Text | None = Field(
+        None,
+        description="Hub id or local folder of the tokenizer. Needed with `config`; default: `source`.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+
+
+def _language_model_kind(value: object) -> str:
+    return "source" if isinstance(value, str) else "mapping"
+
+
+LanguageModelChoice = Annotated[
+    Annotated[Text, Tag("source")] | Annotated[LanguageModel, Tag("mapping")],
+    Discriminator(_language_model_kind),
+]
+
+
+class VisionTower(Frozen):
+    """The vision tower: `source` for pretrained weights, or `config` for random ones."""
+
+    source: Text | None = Field(
+        None,
+        description="Hub id or local folder of a CLIP or SigLIP model.",
+        examples=["openai/clip-vit-large-patch14-336"],
+    )
+    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
+    config: dict[str, JsonValue] | None = Field(
+        None,
+        description="Inline Hugging Face vision config with its `model_type`; the weights are random.",
+        examples=[{"model_type": "clip_vision_model", "hidden_size": 32}],
+    )
+    image_processor: dict[str, JsonValue] | None = Field(
+        None,
+        description="Image processor settings (size, crop, mean, std), over the defaults for `config`.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+    select_layer: int = Field(
+        -2,
+        description="Which hidden state of the tower is used: -1 the last layer, -2 the second to last. "
+        "Index 0 is the embedding output.",
+    )
+    select_feature: Literal["patch", "cls_patch"] = Field(
+        "patch", description="`patch` drops the class token, `cls_patch` keeps it."
+    )
+
+
+class Projector(Frozen):
+    """The module between vision tower and language model."""
+
+    type: ProjectorType = Field(
+        "mlp2x_gelu",
+        description="`linear`, `identity`, or `mlpNx_gelu`: N linear layers with GELU between them.",
+        examples=["linear", "mlp2x_gelu", "identity"],
+    )
+    init_from: Text | None = Field(
+        None,
+        description="File with initial weights, `.bin` or `.safetensors`, with the original's key names.",
+        examples=["./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin"],
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random initial weights.")
+
+
+class ImageTokens(Frozen):
+    """Extra tokens around the image."""
+
+    start_end: bool = Field(False, description="Put `<im_start>` and `<im_end>` around every image.")
+    patch: bool = Field(False, description="Add the token `<im_patch>` to the tokenizer.")
+
+
+class Model(Frozen):
+    """What is assembled: language model, vision tower, projector."""
+
+    language_model: LanguageModelChoice = Field(
+        description="Hub id or folder of a causal language model, or a mapping.",
+        examples=["lmsys/vicuna-13b-v1.5"],
+    )
+    vision_tower: VisionTower = Field(description="The vision tower and which of its features are used.")
+    projector: Projector = Field(
+        default_factory=lambda: Projector.model_construct(type="mlp2x_gelu", init_from=None, seed=0),
+        description="The module between vision tower and language model.",
+    )
+    image_tokens: ImageTokens = Field(
+        default_factory=lambda: ImageTokens.model_construct(start_end=False, patch=False),
+        description="Extra tokens around the image.",
+    )

@@ -1,0 +1,102 @@
+"""Train a recipe's one stage in this process, taking the samples of stage2.json as the original takes them.
+
+`python -m tests.train.as_the_original RECIPE FACTS`. The original throws away samples 11, 12, 13 and 19, by a
+mismatch of its own making, and takes sample 18, which has a picture and no tag for it, as text. The package
+learns the former and refuses the latter. To compare everything else with a recorded run, they are treated as
+there. FACTS receives the indices as they were drawn, and the optimizer's groups.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llava_recipes.data import dataset as datasets
+from llava_recipes.data import records
+from llava_recipes.data.collate import Collator, collate
+from llava_recipes.data.records import Record
+from llava_recipes.data.tokens import IGNORED, Encoded
+from llava_recipes.model.names import canonical_parameters
+from llava_recipes.recipe.load import load_recipe
+from llava_recipes.runner.artifacts import write_results
+from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.templates import IMAGE
+from llava_recipes.train import stage as stages
+from llava_recipes.train.trainer import StageTrainer
+
+MASKED = {11, 12, 13, 19}
+
+
+class MaskedDataset(datasets.StageDataset):
+    """The stage's samples; those that the original masks teach nothing, and are written down when drawn."""
+
+    drawn: list[int]
+
+    def encoding(self, record: Record) -> Encoded:
+        encoded = super().encoding(record)
+        if record.index in MASKED:
+            return Encoded(encoded.input_ids, [IGNORED] * len(encoded.labels))
+        return encoded
+
+    def __getitem__(self, index: int) -> datasets.Sample:
+        self.drawn.append(index)
+        return super().__getitem__(index)
+
+
+class LenientCollator(Collator):
+    """Lets a sample in that teaches nothing."""
+
+    def __call__(self, samples: Sequence[datasets.Sample]) -> dict[str, Tensor]:
+        return collate(
+            samples,
+            num_image_tokens=self.num_image_tokens,
+            max_length=self.max_length,
+            pad_token_id=self.pad_token_id,
+            padding_side=self.padding_side,
+            dropped_token_id=self.dropped_token_id,
+        )
+
+
+def parse_leniently(
+    values: dict[str, Any], index: int, folder: str | None, *, parse: Callable[..., Record]
+) -> Record:
+    if not any(IMAGE in turn["value"] for turn in values["conversations"]):
+        values = {key: value for key, value in values.items() if key != "image"}
+    return parse(values, index, folder)
+
+
+def describe_groups(trainer: StageTrainer) -> list[dict[str, object]]:
+    names = {id(parameter): name for name, parameter in canonical_parameters(trainer.model).items()}
+    assert trainer.optimizer is not None
+    return [
+        {
+            "names": [names[id(parameter)] for parameter in group["params"]],
+            "weight_decay": group["weight_decay"],
+            "initial_lr": group["initial_lr"],
+        }
+        for group in trainer.optimizer.param_groups
+    ]
+
+
+def main(recipe: str, record: str) -> None:
+    vars(stages)["StageDataset"] = MaskedDataset
+    vars(stages)["Collator"] = LenientCollator
+    records._parse = partial(parse_leniently, parse=records._parse)
+    MaskedDataset.drawn = []
+    plan = plan_recipe(load_recipe(recipe), world_size=1)
+    output_dir = Path(plan.stages[0].output_dir)
+    output_dir.mkdir(parents=True)
+    trained = stages.train_stage(plan, 0, output_dir=output_dir, resume_from=None)
+    write_results(plan, trained, output_dir)
+    facts = {"order": MaskedDataset.drawn, "groups": describe_groups(trained.trainer)}
+    Path(record).write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
