@@ -159,7 +159,7 @@ def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[F
 def _count_processes(launcher: Sequence[str]) -> int | None:
     """How many processes the launcher starts, where it says so in numbers."""
     options: dict[str, str] = {}
-    for word, following in zip(launcher, [*launcher[1:], ""], strict=True):
+    for word, following in zip(launcher, [*launcher[1:], ""], strict=False):
         if word.startswith("--"):
             name, has_value, value = word[2:].replace("-", "_").partition("=")
             options[name] = value if has_value else following

@@ -10,6 +10,7 @@ from llava_recipes.migrate.word_parts import Operator, Parameter, Part, Plain, U
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_NESTING = 20
+MAX_WORDS = 20_000
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
@@ -25,7 +26,11 @@ def read_words(text: str, file: str) -> Iterator[Word | Operator]:
 
     Raises RecipeError where a quote, a bracket or a here-document is not closed.
     """
-    return _Reader(text, file).tokens()
+    for number, token in enumerate(_Reader(text, file).tokens()):
+        if number >= MAX_WORDS:
+            message = f"more than {MAX_WORDS:,} words; this is no training script"
+            raise RecipeError(Problem(message, mark=token.mark))
+        yield token
 
 
 class _Reader:

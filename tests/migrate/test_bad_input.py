@@ -1,0 +1,171 @@
+"""Whatever is given to `migrate` ends in a recipe or in an error of the user's, soon and in little memory."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llava_recipes.cli.main import main
+from llava_recipes.migrate.migration import migrate
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.load import load_source
+from tests.migrate.plans import ROOT, SCRIPTS
+
+TRAIN = "deepspeed llava/train/train_mem.py --output_dir "
+BOMBS = {
+    "doubling": "A=xxxxxxxxxx\n" + "A=$A$A\n" * 60 + TRAIN + "$A\n",
+    "many large values": "A="
+    + "x" * 9000
+    + "\n"
+    + "".join(f"B{n}=$A\n" for n in range(9000))
+    + TRAIN
+    + "$B1\n",
+    "many large words": "A='" + "x " * 9000 + "'\n" + TRAIN + "$A " * 5000 + "\n",
+    "deep parameters": TRAIN + "${A:-" * 30_000 + "x" + "}" * 30_000,
+    "deep brackets": TRAIN + "$(" * 90_000,
+    "deep groups": "(" * 90_000 + TRAIN + ")" * 90_000,
+    "deep conditions": "if true; then\n" * 14_000 + TRAIN,
+    "patterns": "A=" + "a" * 1900 + "\n" + TRAIN + '"${A##*a*a*a*a*a*a*b}${A//*a*a*a*ac/x}"\n' * 1,
+    "many words": TRAIN + "a " * 95_000,
+    "many quotes": TRAIN + "''" * 95_000,
+    "many commands": "a\n" * 95_000,
+    "many training commands": (TRAIN + "x\n") * 4000,
+    "long line": "#" * 190_000,
+    "arrays": "A=(" + "x " * 9000 + ")\n" + "A=(${A[@]} ${A[@]})\n" * 30 + TRAIN + "${A[@]}\n",
+}
+
+IN_A_PROCESS = """
+import resource, sys
+from llava_recipes.cli.main import main
+code = main(["migrate", sys.argv[1]])
+print("peak_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+raise SystemExit(code)
+"""
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_does_not_go_off(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "bomb.sh"
+    file.write_text(BOMBS[name], encoding="utf-8")
+    started = _children_s()
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS, str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr[-1000:]
+    assert "bug in llava-recipe" not in done.stderr
+    assert int(done.stdout.split("peak_mb ")[1]) < 200
+    # Seconds of the processor rather than of the wall, on a machine that others use too.
+    assert _children_s() - started < 2
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff\xfe\x00d", "the file is not UTF-8"),
+        (b"deepspeed\x00", "NUL bytes"),
+        (b"x" * 300_000, "larger than 200,000 bytes"),
+        (b"", "no training command"),
+    ],
+)
+def test_a_file_that_is_no_script(
+    data: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "script.sh"
+    file.write_bytes(data)
+    assert main(["migrate", str(file)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_or_nothing_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate", str(tmp_path)]) == 1
+    assert main(["migrate", str(tmp_path / "none.sh")]) == 1
+    assert main(["migrate", "a\0b"]) == 1
+    told = capsys.readouterr().err
+    assert "this is a folder" in told and "no such file" in told and "cannot be read" in told
+
+
+GOOD = [(file.read_text(encoding="utf-8"), file.name) for file in sorted(SCRIPTS.rglob("*.sh"))]
+GOOD += [
+    (file.read_text(encoding="utf-8"), file.name.removesuffix(".txt"))
+    for file in sorted((Path(__file__).parent / "configs").iterdir())
+]
+SNIPPETS = [
+    "'",
+    '"',
+    "$",
+    "${",
+    "}",
+    "(",
+    ")",
+    "`",
+    "\\",
+    "\n",
+    " ",
+    "--",
+    "=",
+    "#",
+    "<<",
+    ";",
+    "&&",
+    "|",
+    "if ",
+]
+SNIPPETS += [
+    "fi",
+    "done",
+    "{",
+    "[",
+    "]",
+    ":",
+    "- ",
+    "&a ",
+    "*a",
+    "!!x ",
+    "\t",
+    "\r",
+    "\0",
+    "é",
+    "\ud7ff",
+    "9" * 400,
+    "%",
+]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> tuple[str, str]:
+    text, name = draw(st.sampled_from(GOOD))
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(text)))
+        end = min(len(text), start + draw(st.integers(0, 12)))
+        text = text[:start] + draw(st.sampled_from(["", *SNIPPETS])) + text[end:]
+    return text, name
+
+
+@settings(max_examples=400, deadline=None)
+@given(mutated())
+@example(("", "x.sh"))
+@example(("A=(\n", "x.sh"))
+@example(("a.b.c=1\n", "x.py"))
+def test_any_change_of_a_good_file_is_read_or_refused(changed: tuple[str, str]) -> None:
+    text, name = changed
+    try:
+        load_source(migrate(text, name).text, "recipe.yaml")
+    except RecipeError as error:
+        assert error.problems
+        assert all(problem.mark is not None for problem in error.problems)

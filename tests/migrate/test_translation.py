@@ -1,0 +1,262 @@
+"""What the flags of the three programs come to, the defaults that were traps, and what is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.cli.migrate import read_beside
+from llava_recipes.migrate.combine import Migration
+from llava_recipes.migrate.draft import Entry
+from llava_recipes.migrate.migration import migrate
+from llava_recipes.plan.deepspeed import preset
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.load import load_source
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.source import parse_value
+from tests.migrate.plans import SCRIPTS, migrated, plan_of_text
+
+BARE = """\
+deepspeed llava/train/train_mem.py \\
+    --model_name_or_path lmsys/vicuna-7b-v1.5 --version v1 \\
+    --vision_tower openai/clip-vit-large-patch14-336 \\
+    --data_path data.json --image_folder images --output_dir out"""
+
+
+def run(flags: str = "", script: str = BARE) -> Migration:
+    return migrate(f"{script} {flags}\n", "script.sh")
+
+
+def values(migration: Migration) -> dict[str, Value]:
+    root = parse_value(migration.text, "recipe.yaml").root
+    assert isinstance(root, dict)
+    return root
+
+
+def at(migration: Migration, path: str) -> Value:
+    """A value of the recipe by its dotted path; None where there is none."""
+    place: Value = values(migration)
+    for key in path.split("."):
+        if isinstance(place, list):
+            place = place[int(key)]
+        else:
+            place = place.get(key) if isinstance(place, dict) else None
+    return place
+
+
+def entries(migration: Migration, kind: str) -> list[Entry]:
+    return [entry for _, found in migration.stages for entry in found if entry.kind == kind]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.projector.type", "linear"),
+        ("model.vision_tower.select_layer", -1),
+        ("model.image_tokens.patch", True),
+        ("stages.0.data.max_length", 512),
+        ("stages.0.data.image_aspect_ratio", "square"),
+        ("stages.0.data.group_by", "none"),
+        ("stages.0.data.lazy_preprocess", False),
+        ("stages.0.train.num_train_epochs", 3),
+        ("stages.0.train.learning_rate", 5e-5),
+        ("stages.0.train.lr_scheduler_type", "linear"),
+        ("stages.0.train.logging_steps", 500),
+        ("stages.0.train.bf16", False),
+        ("stages.0.trainable", ["projector", "language_model", "lm_head"]),
+    ],
+)
+def test_a_flag_left_out_is_the_original_s_default_said_out_loud(path: str, value: Value) -> None:
+    migration = run()
+    assert at(migration, path) == value
+    assert path.removeprefix("stages.0.") in {entry.key for entry in entries(migration, "default")}
+
+
+def test_the_default_length_leaves_no_room_beside_an_image() -> None:
+    with pytest.raises(RecipeError, match="leaves no room for text beside an image"):
+        plan_of_text(run().text)
+
+
+def test_adapters_without_numbers_have_the_original_s() -> None:
+    migration = run("--lora_enable True --mm_projector_lr 2e-5")
+    lora = at(migration, "stages.0.lora")
+    expected = {"r": 64, "alpha": 16, "dropout": 0.05, "modules": ["language_model"], "bias": "none"}
+    assert lora == expected
+    assert at(migration, "stages.0.trainable") == ["projector"]
+    groups = [{"modules": ["projector"], "learning_rate": 2e-5}]
+    assert at(migration, "stages.0.param_groups") == groups
+
+
+@pytest.mark.parametrize(
+    ("flags", "trained"),
+    [
+        ("--tune_mm_mlp_adapter True", ["projector"]),
+        ("--tune_mm_mlp_adapter", ["projector"]),
+        ("--tune_mm_mlp_adapter False", ["projector", "language_model", "lm_head"]),
+        (
+            "--tune_mm_mlp_adapter True --mm_use_im_start_end True",
+            ["projector", "language_model.embed_tokens"],
+        ),
+        ("--freeze_mm_mlp_adapter True", ["language_model", "lm_head"]),
+        ("--freeze_backbone True", ["projector", "lm_head"]),
+        ("--tune_mm_mlp_adapter True --lora_enable True", ["projector"]),
+        ("--unfreeze_mm_vision_tower True", ["projector", "language_model", "lm_head", "vision_tower"]),
+        ("--mm_tunable_parts=mm_mlp_adapter", ["projector"]),
+        (
+            "--mm_tunable_parts mm_vision_tower,mm_mlp_adapter,mm_language_model --freeze_backbone True",
+            ["projector", "language_model", "lm_head", "vision_tower"],
+        ),
+    ],
+)
+def test_what_trains(flags: str, trained: list[Value]) -> None:
+    migration = run(flags)
+    assert at(migration, "stages.0.freeze") == "all"
+    assert at(migration, "stages.0.trainable") == trained
+    assert at(migration, "stages.0.lora") is None
+    load_source(migration.text, "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("--bits 4", "--bits"),
+        ("--bits 4 --quant_type fp4", "--quant_type"),
+        ("--eval_strategy steps", "--eval_strategy"),
+        ("--report_to mlflow", "--report_to"),
+        ("--mm_patch_merge_type spatial_unpad", "--mm_patch_merge_type"),
+        ("--lerning_rate 1e-3", "--lerning_rate"),
+        ("--label_smoothing_factor 0.1", "--label_smoothing_factor"),
+        ("--neither_here_nor_there 1", "--neither_here_nor_there"),
+        ("--mm_tunable_parts mm_vision_resampler", "--mm_tunable_parts"),
+    ],
+)
+def test_what_would_change_the_run_is_lost_out_loud(flags: str, name: str) -> None:
+    assert name in {entry.name for entry in entries(run(flags), "lost")}
+
+
+def test_a_misspelt_flag_is_recognised() -> None:
+    (entry,) = entries(run("--lerning_rate 1e-3"), "lost")
+    assert entry.remark == "did you mean `--learning_rate`?"
+
+
+@pytest.mark.parametrize(
+    ("flags", "path", "value"),
+    [
+        ("--max_steps 10 --num_train_epochs 2", "stages.0.train.max_steps", 10),
+        ("--max_steps 10 --num_train_epochs 2", "stages.0.train.num_train_epochs", None),
+        ("--max_steps -1 --num_train_epochs 2", "stages.0.train.num_train_epochs", 2),
+        ("--num_train_epochs 0.5", "stages.0.train.num_train_epochs", 0.5),
+        ("--warmup_steps 10 --warmup_ratio 0.1", "stages.0.train.warmup_ratio", None),
+        ("--lr_scheduler_type constant --warmup_ratio 0.1", "stages.0.train.warmup_ratio", None),
+        ("--report_to wandb tensorboard", "stages.0.train.report_to", ["wandb", "tensorboard"]),
+        ("--report_to none", "stages.0.train.report_to", "none"),
+        ("--group_by_length True", "stages.0.data.group_by", "length"),
+        ("--group_by_modality_length True", "stages.0.data.group_by", "modality_length"),
+        ("--dataloader_drop_last True", "stages.0.train.extra.dataloader_drop_last", True),
+        ("--learning-rate 1e-3", "stages.0.train.learning_rate", 1e-3),
+        ("--bf16", "stages.0.train.bf16", True),
+        ("--run_name a/b", "name", "a-b"),
+        ("--learning_rate 1 --learning_rate 2e-5", "stages.0.train.learning_rate", 2e-5),
+        ("--version plain", "stages.0.data.template", "plain"),
+        ("--version made_up", "stages.0.data.template", "v1"),
+    ],
+)
+def test_flags_that_come_to_something_else(flags: str, path: str, value: Value) -> None:
+    migration = run(flags)
+    assert at(migration, path) == value
+    load_source(migration.text, "recipe.yaml")
+
+
+def test_a_missing_data_path_is_told_as_missing_in_the_recipe() -> None:
+    migration = run(script="python llava/train/train.py --version plain --output_dir out")
+    with pytest.raises(RecipeError) as caught:
+        load_source(migration.text, "recipe.yaml")
+    told = " ".join(problem.message for problem in caught.value.problems)
+    assert all(key in told for key in ("`language_model`", "`sources`", "`vision_tower`"))
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "python llava/train/train_mem.py",
+        "python3 -m llava.train.train_mem",
+        "torchrun --nproc_per_node=8 --nnodes 1 llava/train/train_mem.py",
+        "python -m torch.distributed.run --nproc-per-node 8 llava/train/train_xformers.py",
+        "accelerate launch --num_processes 8 llava/train/train_mem.py",
+        "CUDA_VISIBLE_DEVICES=0 nohup deepspeed --include=localhost:0,1,2,3,4,5,6,7 ./llava/train/train.py",
+        "srun --gres=gpu:8 deepspeed --num_gpus 8 --module llava.train.train_mem",
+        "",
+    ],
+)
+def test_any_launcher_will_do(launcher: str) -> None:
+    flags = BARE.partition("\\\n")[2]
+    migration = run(script=f"{launcher} {flags}".lstrip())
+    assert at(migration, "model.language_model") == "lmsys/vicuna-7b-v1.5"
+    says = "8" in launcher or "0,1,2" in launcher
+    assert migration.num_processes == (8 if says else None)
+
+
+def test_a_file_of_flags_may_have_one_on_each_line() -> None:
+    text = "# what to train\n--version=plain\n--learning_rate 1e-3\n\n--output_dir 'my out'\n"
+    migration = migrate(text, "flags.txt")
+    assert at(migration, "stages.0.train.learning_rate") == 1e-3
+    assert at(migration, "stages.0.output_dir") == "my out"
+
+
+def test_a_deepspeed_file_that_holds_the_preset_is_the_preset(tmp_path: Path) -> None:
+    import json
+
+    same, other = tmp_path / "a.json", tmp_path / "zero2.json"
+    same.write_text(json.dumps(preset("zero3", max_grad_norm=1.0)), encoding="utf-8")
+    other.write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+    for file, choice in ((same, "zero3"), (other, str(other)), (tmp_path / "none/zero2.json", "zero2")):
+        text = f"{BARE} --deepspeed {file}\n"
+        migration = migrate(text, "script.sh", read_beside=read_beside)
+        assert at(migration, "stages.0.deepspeed") == choice
+
+
+def test_two_stages_of_one_script_follow_each_other() -> None:
+    first = f"{BARE}/one --model_max_length 2048 --tune_mm_mlp_adapter True"
+    second = f"{BARE}/two --model_max_length 2048 --pretrain_mm_mlp_adapter out/one/mm_projector.bin"
+    text = f"{first}\n\n{second}\n"
+    plan = plan_of_text(migrate(text, "script.sh").text)
+    assert [stage.name for stage in plan.stages] == ["pretrain", "finetune"]
+    assert plan.stages[1].starts_from == ("out/one",)
+    assert plan.model.projector.init_from is None
+    alone = migrate(text, "script.sh", only=2)
+    assert at(alone, "model.projector.init_from") == "out/one/mm_projector.bin"
+    with pytest.raises(RecipeError, match="no number 3"):
+        migrate(text, "script.sh", only=3)
+
+
+def test_tinyllava_calls_a_script_for_each_stage() -> None:
+    file = SCRIPTS / "tinyllava/train.sh"
+    migration = migrate(file.read_text(encoding="utf-8"), str(file), read_beside=read_beside)
+    assert not entries(migration, "lost")
+    assert migration.num_processes == 4
+    plan = plan_of_text(migration.text)
+    first, second = plan.stages
+    assert plan.recipe == "tiny-llava-TinyLlama-1.1B-Chat-v1.0-base-finetune"
+    assert (first.trainable, first.data.template) == (("projector",), "plain")
+    assert second.trainable[-1] == "vision_tower.encoder.layers.{20..23}"
+    assert second.data.template == "v1"
+    assert second.starts_from == (first.output_dir,)
+    assert first.train.precision == "fp16"
+
+
+def test_llava_next_says_exactly_what_recipes_cannot() -> None:
+    migration = migrated("next/finetune.sh")
+    lost = {entry.name for entry in entries(migration, "lost")}
+    assert lost <= {"--mm_patch_merge_type", "--image_grid_pinpoints"}
+    groups = [{"modules": ["vision_tower"], "learning_rate": 2e-6}]
+    assert at(migration, "stages.0.param_groups") == groups
+    assert (
+        at(migration, "name") == "llavanext-openai_clip-vit-large-patch14-336-Qwen_Qwen2-7B-Instruct-finetune"
+    )
+    try:
+        load_source(migration.text, "recipe.yaml")
+    except RecipeError as error:
+        for problem in error.problems:
+            assert problem.mark is not None and problem.mark.text is not None
+            assert "qwen_1_5" in problem.mark.text or "anyres" in problem.mark.text
