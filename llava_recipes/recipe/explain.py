@@ -15,6 +15,8 @@ from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.recipe.shape import choices_at, field_at, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.spelling import did_you_mean, nearest
 
+MAX_TOLD = 200
+
 _BOUNDS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -38,7 +40,11 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
     grouped: dict[Path, list[ErrorDetails]] = {}
     for path, details in located:
         grouped.setdefault(path, []).append(details)
-    misspelt = {_meant(path) for path, details in located if details["type"] == "extra_forbidden"}
+    # A file with thousands of faults is no recipe, and for each one what was meant is searched for.
+    untold = list(grouped)[MAX_TOLD:]
+    for path in untold:
+        del grouped[path]
+    misspelt = {_meant(path) for path, known in grouped.items() if known[0]["type"] == "extra_forbidden"}
     problems = []
     for path, alternatives in grouped.items():
         # A union reports every alternative; one that got further inside is the one that was meant.
@@ -49,6 +55,9 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
         hollow = hollow or (alternatives[0]["type"] == "missing" and path in misspelt)
         if not hollow and not (inside and len(alternatives[0]["loc"]) > len(path)):
             problems.append(_explain(path, alternatives, root))
+    if untold:
+        more = f"{len(untold):,} more problems are not shown"
+        problems.append(Problem(more, path=untold[0], hint="mend those above first", on_key=True))
     return problems
 
 

@@ -15,7 +15,7 @@ from llava_recipes.recipe.source import Document, parse_source
 from llava_recipes.recipe.spelling import nearest
 
 MAX_LEVELS = 8
-MAX_FILES = 32
+MAX_FILES = 16
 
 
 def extend(document: Document) -> Document:
@@ -61,7 +61,7 @@ class _Family:
         extends = document.root.get("extends")
         entries: list[tuple[Path, Value]] = [(("extends",), extends)] if "extends" in document.root else []
         if isinstance(extends, list):
-            entries = [(("extends", index), entry) for index, entry in enumerate(extends)]
+            entries = [(("extends", index), entry) for index, entry in enumerate(extends[: MAX_FILES + 1])]
         for path, name in entries:
             if path in document.spoiled:
                 continue

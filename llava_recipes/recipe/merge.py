@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from llava_recipes.recipe.errors import Path, Problem
@@ -32,7 +33,8 @@ def lay_over(below: Document, above: Document) -> Document:
 
     Mappings merge key by key, `stages` by their names, `env` is joined; any other value is replaced.
     """
-    under, over = _by_name(below), _by_name(above)
+    shared = [key for key in ("stages", "env") if all(map(partial(_holds_list, key), (below, above)))]
+    under, over = _by_name(below, shared), _by_name(above, shared)
     merging = _Merging()
     root = merging.merge(under.root, over.root, ())
     lost = list(_lost_stages(under.root, over.root))
@@ -86,10 +88,15 @@ class _Merging:
 
     def kept(self, marks: dict[Path, Kept]) -> dict[Path, Kept]:
         """The lower marks whose values are still there."""
+        if () in self.gone:
+            return {}
+        heads = {path[0] for path in self.gone}
         return {
             path: mark
             for path, mark in marks.items()
-            if not any(path[:end] in self.gone for end in range(len(path) + 1))
+            if not path
+            or path[0] not in heads
+            or not any(path[:end] in self.gone for end in range(1, len(path) + 1))
         }
 
 
@@ -113,21 +120,26 @@ def _lost_stages(under: Value, over: Value) -> Iterator[Problem]:
             yield Problem(message, path=(*path, "name"), hint=f"did you mean `{near}`?")
 
 
-def _by_name(document: Document) -> Document:
-    """The document with its stages and its environment variables under their names."""
-    if not isinstance(document.root, dict):
+def _holds_list(key: str, document: Document) -> bool:
+    return isinstance(document.root, dict) and isinstance(document.root.get(key), list)
+
+
+def _by_name(document: Document, keys: Sequence[str]) -> Document:
+    """The document with the entries of some lists, stages or environment variables, under their names."""
+    if not keys or not isinstance(document.root, dict):
         return document
     root, names = dict(document.root), dict[str, list[str]]()
-    for key in ("stages", "env"):
-        entries = root.get(key)
-        if isinstance(entries, list):
-            names[key] = _names(entries, document.file)
-            root[key] = _Named(zip(names[key], entries, strict=True))
+    for key in keys:
+        entries = root[key]
+        assert isinstance(entries, list)
+        names[key] = _names(entries, document.file)
+        root[key] = _Named(zip(names[key], entries, strict=True))
 
     def move(path: Path) -> Path:
-        number = path[1] if len(path) > 1 else None
-        if not isinstance(number, int) or path[0] not in names:
+        if len(path) < 2 or path[0] not in names:
             return path
+        number = path[1]
+        assert isinstance(number, int)
         return (path[0], names[str(path[0])][number], *path[2:])
 
     return _moved(document, root, move)
@@ -137,15 +149,18 @@ def _by_number(document: Document) -> Document:
     """The same undone: lists again, in the order in which their names came up."""
     if not isinstance(document.root, dict):
         return document
-    root, names = dict(document.root), dict[str, dict[str, int]]()
+    root, numbers = dict(document.root), dict[str, dict[str, int]]()
     for key, entries in document.root.items():
         if isinstance(entries, _Named):
-            names[key] = {name: index for index, name in enumerate(entries)}
+            numbers[key] = {name: index for index, name in enumerate(entries)}
             root[key] = list(entries.values())
+    if not numbers:
+        return document
 
     def move(path: Path) -> Path:
-        number = names.get(str(path[0]), {}).get(str(path[1])) if len(path) > 1 else None
-        return path if number is None else (path[0], number, *path[2:])
+        if len(path) < 2 or path[0] not in numbers:
+            return path
+        return (path[0], numbers[str(path[0])][str(path[1])], *path[2:])
 
     return _moved(document, root, move)
 
