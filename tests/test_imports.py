@@ -54,6 +54,8 @@ def _imported_by(words: tuple[str, ...], names: tuple[str, ...] = HEAVY) -> list
         ("new", "pretrain", "--yes", "-o", "-"),
         ("explain", "train"),
         ("completion", "bash"),
+        ("migrate", "tests/migrate/scripts/v1_5/pretrain.sh"),
+        ("export-script", RECIPE),
         ("validate", RECIPE),
         ("plan", RECIPE, "--world-size", "8"),
         ("plan", RECIPE, "--world-size", "8", "--json"),

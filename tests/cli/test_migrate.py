@@ -30,3 +30,62 @@ def test_the_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "this file is there already" in capsys.readouterr().err
     assert main(["migrate", str(SCRIPT), "--arg", "7b", "-o", str(recipe), "--force"]) == 0
     assert "vicuna-7b" in recipe.read_text(encoding="utf-8")
+
+
+def test_a_recipe_that_is_not_complete_is_written_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, recipe = tmp_path / "train.sh", tmp_path / "recipe.yaml"
+    script.write_text("python -m llava.train.train --version v0_mmtag --output_dir out\n", encoding="utf-8")
+    assert main(["migrate", str(script), "-o", str(recipe)]) == 1
+    told = capsys.readouterr().err
+    assert "The recipe is not complete yet" in told
+    assert f"{recipe}:" in told
+    assert "v0_mmtag" in recipe.read_text(encoding="utf-8")
+
+
+def test_what_is_lost_fails_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(SCRIPT.read_text(encoding="utf-8").rstrip() + " --bits 4\n", encoding="utf-8")
+    assert main(["migrate", str(script)]) == 0
+    assert "The recipe is valid; 1 setting is lost, see above." in capsys.readouterr().err
+    assert main(["migrate", str(script), "--strict"]) == 1
+
+
+def test_variables_come_from_the_command_line_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train.sh"
+    text = SCRIPT.read_text(encoding="utf-8").replace("SIZE=${1:-13b}\n", "")
+    script.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("SIZE", "7b")
+    assert main(["migrate", str(script)]) == 1
+    assert "give it: --var SIZE=VALUE" in capsys.readouterr().err
+    assert main(["migrate", str(script), "--var", "SIZE=7b"]) == 0
+    assert "vicuna-7b" in capsys.readouterr().out
+    assert main(["migrate", str(script), "--var", "SIZE"]) == 1
+    assert "a variable is given as NAME=VALUE" in capsys.readouterr().err
+
+
+def test_where_it_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate", str(SCRIPT), "-o", str(tmp_path / "none/recipe.yaml")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_there_and_back_through_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, script, again = (tmp_path / name for name in ("a.yaml", "a.sh", "b.yaml"))
+    assert main(["migrate", str(SCRIPT), "-o", str(recipe)]) == 0
+    assert main(["export-script", str(recipe), "-o", str(script)]) == 0
+    assert main(["export-script", str(recipe), "-o", str(script)]) == 1
+    assert main(["migrate", str(script), "-o", str(again)]) == 0
+    capsys.readouterr()
+    assert main(["diff", str(recipe), str(again)]) == 0
+    assert "mean the same" in capsys.readouterr().out
+
+
+def test_a_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(__file__).parents[2] / "recipes/pretrain_v15_13b.yaml"
+    assert main(["export-script", str(recipe), "--stage", "pretrian"]) == 1
+    assert "stages: pretrain" in capsys.readouterr().err
+    assert main(["export-script", str(recipe), "--stage", "pretrain"]) == 0
+    assert "deepspeed llava/train/train_mem.py" in capsys.readouterr().out
