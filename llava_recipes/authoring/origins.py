@@ -35,6 +35,7 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
         "stages[].data.max_length": Flag("model_max_length", "512"),
         "stages[].data.lazy_preprocess": Flag("lazy_preprocess", "False"),
         "stages[].data.group_by": Flag("group_by_modality_length", "False"),
+        "stages[].param_groups": Flag("mm_projector_lr", "none, the projector learns like the rest"),
         "stages[].deepspeed": Flag("deepspeed", "none"),
         "stages[].output_dir": Flag("output_dir", "none"),
     }
