@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import pathlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,21 +13,28 @@ from llava_recipes.authoring.origins import FLAGS, origin
 from llava_recipes.authoring.reference import HOW_TO, reference
 from llava_recipes.authoring.shipped import read_schema
 from llava_recipes.plan.arguments import FIELDS
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.errors import Path, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.recipe.shape import homes
+from llava_recipes.recipe.shape import keys_at, spell_path
 from llava_recipes.recipe.source import parse_value
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 KEYS = read_keys(recipe_schema())
 BY_PATH = {key.path: key for key in KEYS}
 
 
+def _paths(path: Path) -> Iterator[str]:
+    """Every key that the schema's own types have, list entries as `[]`."""
+    for key in keys_at(path):
+        yield spell_path((*path, key)).replace("[0]", "[]")
+        yield from _paths((*path, key))
+        yield from _paths((*path, key, 0))
+
+
 def test_the_keys_are_those_of_the_language() -> None:
-    there = {f"{place}.{key}".removeprefix(".") for key, places in homes().items() for place in places}
-    assert {key.path for key in KEYS} == there
+    assert {key.path for key in KEYS} == set(_paths(()))
     assert len(KEYS) == len(BY_PATH) > 60
 
 
