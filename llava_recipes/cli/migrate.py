@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+if TYPE_CHECKING:
+    from llava_recipes.migrate.combine import Migration
 
 MAX_BYTES = 200_000
 
@@ -47,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.migrate.migration import migrate
-    from llava_recipes.migrate.report import report_lines
 
     if arguments.output is not None and os.path.exists(arguments.output) and not arguments.force:
         hint = "choose another name, or write over it with --force"
@@ -62,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         read_beside=read_beside,
     )
     _write(migration.text, arguments.output)
-    print("\n".join(report_lines(migration, arguments.file)), file=sys.stderr)
+    _report(migration, arguments.file)
     problems = _check(migration.text, arguments.output or "recipe.yaml")
     if problems:
         from llava_recipes.recipe.render import render_problems
@@ -73,6 +76,19 @@ def run(arguments: argparse.Namespace) -> int:
     lost = sum(entry.kind == "lost" for _, entries in migration.stages for entry in entries)
     print(_closing(lost), file=sys.stderr)
     return 1 if lost and arguments.strict else 0
+
+
+def _report(migration: Migration, file: str) -> None:
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        from llava_recipes.cli.migrate_table import show_report
+
+        show_report(migration, file, Console(stderr=True, highlight=False))
+        return
+    from llava_recipes.migrate.report import report_lines
+
+    print("\n".join(report_lines(migration, file)), file=sys.stderr)
 
 
 def _closing(lost: int) -> str:

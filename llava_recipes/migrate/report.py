@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.draft import Entry, Kind
 
-_TITLES: tuple[tuple[Kind, str], ...] = (
+TITLES: tuple[tuple[Kind, str], ...] = (
     ("mapped", "has its key in the recipe"),
     ("default", "left out there, and so at that program's default, which the recipe now says"),
     ("needless", "has no place in a recipe, and nothing is lost"),
@@ -19,13 +19,23 @@ MAX_VALUE_CHARACTERS = 60
 def report_lines(migration: Migration, file: str) -> Iterator[str]:
     """The report of a whole migration, stage by stage."""
     for name, entries in migration.stages:
-        yield f"{file}: stage {name}: {_counts(entries)}"
-        for kind, title in _TITLES:
+        yield stage_title(file, name, entries)
+        for kind, title in TITLES:
             chosen = [entry for entry in entries if entry.kind == kind]
             if chosen:
                 yield f"\n  {title}"
                 yield from _table(chosen)
         yield ""
+
+
+def stage_title(file: str, name: str, entries: Iterable[Entry]) -> str:
+    """The file, the stage, and how many settings of each kind."""
+    return f"{printable(file)}: stage {name}: {_counts(entries)}"
+
+
+def printable(text: str) -> str:
+    """Nothing that moves the cursor or colours the terminal."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
 def _counts(entries: Iterable[Entry]) -> str:
@@ -35,7 +45,9 @@ def _counts(entries: Iterable[Entry]) -> str:
 
 
 def _table(entries: Sequence[Entry]) -> Iterator[str]:
-    rows = [(entry.name, _short(entry.value), entry.key, entry.remark) for entry in entries]
+    rows = [
+        (printable(entry.name), _short(entry.value), entry.key, printable(entry.remark)) for entry in entries
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, value, key, remark in rows:
         arrow = "->" if key else "  " if widths[2] else ""
@@ -44,5 +56,5 @@ def _table(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _short(text: str) -> str:
-    text = "".join(letter if letter.isprintable() else "�" for letter in text)
+    text = printable(text)
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"…{text[1 - MAX_VALUE_CHARACTERS :]}"

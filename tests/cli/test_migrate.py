@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
 from llava_recipes.cli.main import main
+from llava_recipes.migrate.migration import migrate
 
 SCRIPT = Path(__file__).parents[1] / "migrate/scripts/v1_5/pretrain.sh"
 
@@ -89,3 +91,19 @@ def test_a_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "stages: pretrain" in capsys.readouterr().err
     assert main(["export-script", str(recipe), "--stage", "pretrain"]) == 0
     assert "deepspeed llava/train/train_mem.py" in capsys.readouterr().out
+
+
+def test_on_a_terminal_the_report_fits_its_width() -> None:
+    from rich.console import Console
+
+    from llava_recipes.cli.migrate_table import show_report
+
+    migration = migrate(SCRIPT.read_text(encoding="utf-8"), "pretrain.sh")
+    console = Console(width=80, record=True, file=io.StringIO())
+    show_report(migration, "pretrain.sh", console)
+    lines = console.export_text().splitlines()
+    assert lines[0].startswith("pretrain.sh: stage pretrain: 32 mapped")
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for entry in migration.stages[0][1]:
+        assert entry.name in text
