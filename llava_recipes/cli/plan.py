@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         print(f"written: {arguments.html}", file=sys.stderr)
     if arguments.json:
-        from llava_recipes.plan.estimate import PlanReport
+        from llava_recipes.plan.report import PlanReport
 
         print(PlanReport(**dict(plan), estimate=estimate).model_dump_json(indent=2))
     elif arguments.html is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from llava_recipes.cli.fold import fold_layers
 from llava_recipes.plan.assignment import Assignment
@@ -62,10 +63,10 @@ def proposal_sections(proposals: Sequence[tuple[str, Proposal | None]], gpu: str
 
 def group_modules(modules: Sequence[Assignment]) -> list[list[Assignment]]:
     """Modules of one root that share their fate, together."""
-    grouped: dict[tuple[object, ...], list[Assignment]] = {}
+    grouped: dict[Assignment, list[Assignment]] = {}
     for each in modules:
-        fate = each.model_dump(exclude={"module", "num_parameters", "num_decayed"})
-        grouped.setdefault((each.module.split(".")[0], *fate.values()), []).append(each)
+        alike = replace(each, module=each.module.split(".")[0], num_parameters=0, num_decayed=0)
+        grouped.setdefault(alike, []).append(each)
     return list(grouped.values())
 
 
@@ -148,16 +149,33 @@ def disk_rows(disk: Disk) -> Iterator[Row]:
 
 
 def _memory_rows(stage: StageEstimate) -> Iterator[Row]:
-    yield "", f"{_tokens(stage.usual):>12}  {_tokens(stage.longest):>12}  tokens in every sample of a batch"
-    for name, usual, longest, formula in merged_parts(stage.usual, stage.longest):
-        yield name, f"{gib(usual):>12}  {gib(longest):>12}  {formula}"
-    yield (
-        "in all",
-        f"{gib(stage.usual.total_bytes):>12}  {gib(stage.longest.total_bytes):>12}  {moments(stage)}",
-    )
-    if stage.usual.host_bytes:
-        yield "main memory", f"{gib(stage.usual.host_bytes):>12}  for each process"
+    usual, longest = stage.usual, stage.longest
+    lengths = f"{usual.length:,}", f"{longest.length:,}"
+    yield "", _columns(*lengths, "tokens in every sample of a batch")
+    for name, one, another, formula in merged_parts(usual, longest):
+        yield name, _columns(gib(one), gib(another), formula)
+    yield "in all", _columns(gib(usual.total_bytes), gib(longest.total_bytes), moments(stage))
+    yield from aside_rows(stage)
+    if usual.host_bytes:
+        yield "main memory", _columns(gib(usual.host_bytes), gib(longest.host_bytes), "for each process")
     yield from fit_rows(stage.fits)
+
+
+def aside_rows(stage: StageEstimate) -> Iterator[Row]:
+    """What is not alive at the fullest moment, and what gradient checkpointing makes of it."""
+    usual, longest, other = stage.usual, stage.longest, stage.otherwise
+    yield "logits", _columns(gib(usual.logits_bytes), gib(longest.logits_bytes), "at the end of forward")
+    for one, another in zip(usual.moments, longest.moments, strict=True):
+        if one.name not in (usual.moment, longest.moment):
+            yield "", _columns(gib(one.num_bytes), gib(another.num_bytes), f"in all, {one.name}")
+    words = f"in all, {'with' if other.checkpointing else 'without'} gradient checkpointing"
+    yield "otherwise", _columns(gib(other.usual_bytes), gib(other.longest_bytes), words)
+    activations = gib(other.usual_activations_bytes), gib(other.longest_activations_bytes)
+    yield "", _columns(*activations, "of it activations")
+
+
+def _columns(left: str, right: str, words: str) -> str:
+    return f"{left:>12}  {right:>12}  {words}"
 
 
 def fit_rows(fits: Sequence[Fit]) -> Iterator[Row]:
@@ -199,10 +217,6 @@ def moments(stage: StageEstimate) -> str:
     if stage.usual.moment == stage.longest.moment:
         return f"at the {stage.usual.moment}"
     return f"at the {stage.usual.moment}; at max_length at the {stage.longest.moment}"
-
-
-def _tokens(memory: Memory) -> str:
-    return f"{memory.length:,}"
 
 
 def _margin(num_bytes: int) -> str:

@@ -5,32 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from llava_recipes.freeze import match_glob
+from llava_recipes.plan.param_groups import group_of
 from llava_recipes.plan.sizes import ROOTS, Shapes
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.schema import Frozen
 
 DType = Literal["float32", "bfloat16", "float16"]
 
 _DTYPES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-class Assignment(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
     """One module of a stage, as large as one rule reaches."""
 
     module: str
     num_parameters: int
     trains: bool
-    rule: str = Field(description="The words of the recipe that decided it.")
-    learning_rate: float | None = Field(description="Peak learning rate; None where nothing trains.")
-    weight_decay: float | None = Field(description="Weight decay of what is not a bias or a norm.")
-    num_decayed: int = Field(description="Parameters that decay; biases and norms never do.")
-    dtype: DType = Field(description="How the weights are held on the GPU.")
-    masters: bool = Field(description="Whether the optimizer holds a float32 copy besides.")
+    rule: Annotated[str, Field(description="The words of the recipe that decided it.")]
+    learning_rate: Annotated[
+        float | None, Field(description="Peak learning rate; None where nothing trains.")
+    ]
+    weight_decay: Annotated[float | None, Field(description="Weight decay of what is not a bias or a norm.")]
+    num_decayed: Annotated[int, Field(description="Parameters that decay; biases and norms never do.")]
+    dtype: Annotated[DType, Field(description="How the weights are held on the GPU.")]
+    masters: Annotated[bool, Field(description="Whether the optimizer holds a float32 copy besides.")]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def assign(stage: StagePlan, shapes: Shapes) -> tuple[Assignment, ...]:
 def decays(name: str) -> bool:
     """Whether weight decay reaches this parameter: not a bias, not the weight of a norm."""
     *owners, leaf = name.split(".")
-    return "bias" not in leaf and not (owners and "norm" in owners[-1].replace("layr", "layer"))
+    return "bias" not in leaf and not any("norm" in owner for owner in owners[-1:])
 
 
 def is_held_in_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
@@ -81,12 +84,17 @@ def is_held_in_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
 def _fate(name: str, stage: StagePlan) -> _Fate:
     trains, rule = _decide(name, stage)
     held = is_held_in_float32(name, trains=trains, stage=stage)
-    decay = stage.train.training_arguments.get("weight_decay")
+    given = stage.train.training_arguments.get("weight_decay")
+    rate, decay = stage.train.learning_rate, float(given) if isinstance(given, (int, float)) else 0.0
+    number = group_of(name, stage.param_groups) if trains else None
+    if number is not None:
+        group = stage.param_groups[number]
+        rate, decay, rule = group.learning_rate, group.weight_decay, f"{rule}, param_groups[{number}]"
     return _Fate(
         trains=trains,
         rule=rule,
-        learning_rate=stage.train.learning_rate if trains else None,
-        weight_decay=float(decay) if trains and isinstance(decay, (int, float)) else None,
+        learning_rate=rate if trains else None,
+        weight_decay=decay if trains else None,
         dtype="float32" if held else _DTYPES[stage.train.precision],
         masters=trains and stage.deepspeed is not None,
     )

@@ -11,19 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field
 
 from llava_recipes.plan.activations import Dimensions, zero_stage
 from llava_recipes.plan.hardware import Gpu
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.schema import Frozen
 
 TEXT_TOKENS: Mapping[str, tuple[int, int]] = {"plain": (29, 28), "v1": (350, 200)}
 """Text tokens of a usual sample by template, and how many of them are learned. An assumption."""
 
 EFFICIENCY: Mapping[str, float] = {
     "the language model is frozen": 0.45,
+    "the language model is frozen, and gathered for each pass by ZeRO stage 3": 0.35,
     "the language model trains": 0.40,
     "the language model trains under ZeRO stage 3": 0.35,
     "optimizer or weights are offloaded": 0.20,
@@ -31,36 +32,49 @@ EFFICIENCY: Mapping[str, float] = {
 """Share of an A100's rate that is reached, by kind of stage. An assumption."""
 
 
-class Tokens(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
     """Tokens of one sample and of the whole stage."""
 
-    image: int = Field(description="Image tokens of one sample; one picture each is assumed.")
-    text: int = Field(description="Text tokens of a usual sample; assumed by template, or as given.")
-    labels: int = Field(description="Label tokens of a usual sample; assumed by template, or as given.")
-    usual_length: int = Field(description="Tokens of a usual sample.")
-    samples: int | None = Field(description="Samples drawn in all; None while they are not counted.")
-    usual: int | None = Field(description="Tokens of all samples at the usual length.")
-    from_images: int | None = Field(description="Image tokens of all samples.")
-    at_most: int | None = Field(description="Tokens of all samples if each filled `max_length`.")
+    image: Annotated[int, Field(description="Image tokens of one sample; one picture each is assumed.")]
+    text: Annotated[
+        int, Field(description="Text tokens of a usual sample; assumed by template, or as given.")
+    ]
+    labels: Annotated[
+        int, Field(description="Label tokens of a usual sample; assumed by template, or as given.")
+    ]
+    usual_length: Annotated[int, Field(description="Tokens of a usual sample.")]
+    samples: Annotated[
+        int | None, Field(description="Samples drawn in all; None while they are not counted.")
+    ]
+    usual: Annotated[int | None, Field(description="Tokens of all samples at the usual length.")]
+    from_images: Annotated[int | None, Field(description="Image tokens of all samples.")]
+    at_most: Annotated[int | None, Field(description="Tokens of all samples if each filled `max_length`.")]
 
 
-class Compute(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Compute:
     """Floating-point operations, and hours on a GPU."""
 
-    flops: float | None = Field(description="Operations of all GPUs, recomputation included.")
-    kind: str = Field(description="What the assumed efficiency depends on.")
-    efficiency: float | None = Field(description="Assumed share of the GPU's rate; None without a GPU.")
+    flops: Annotated[float | None, Field(description="Operations of all GPUs, recomputation included.")]
+    kind: Annotated[str, Field(description="What the assumed efficiency depends on.")]
+    efficiency: Annotated[
+        float | None, Field(description="Assumed share of the GPU's rate; None without a GPU.")
+    ]
     hours: float | None
 
 
-class Disk(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Disk:
     """What a stage writes."""
 
-    checkpoint_bytes: int = Field(description="One checkpoint: trained weights and optimizer.")
-    num_checkpoints: int | None = Field(description="Written over the whole stage.")
-    num_kept: int | None = Field(description="On disk at the end.")
-    peak_bytes: int | None = Field(description="Checkpoints on disk at once, and the final weights.")
-    final_bytes: int = Field(description="Trained weights as the stage leaves them.")
+    checkpoint_bytes: Annotated[int, Field(description="One checkpoint: trained weights and optimizer.")]
+    num_checkpoints: Annotated[int | None, Field(description="Written over the whole stage.")]
+    num_kept: Annotated[int | None, Field(description="On disk at the end.")]
+    peak_bytes: Annotated[
+        int | None, Field(description="Checkpoints on disk at once, and the final weights.")
+    ]
+    final_bytes: Annotated[int, Field(description="Trained weights as the stage leaves them.")]
 
 
 @dataclass(frozen=True)
@@ -187,13 +201,13 @@ def _layer_weights(sizes: Dimensions) -> int:
 
 
 def _kind(stage: StagePlan, trained: Trained) -> str:
-    frozen, trains, zero3, offloads = EFFICIENCY
+    frozen, frozen_zero3, trains, trains_zero3, offloads = EFFICIENCY
     zero = (stage.deepspeed or {}).get("zero_optimization")
     blocks = (
         [zero.get(key) for key in ("offload_optimizer", "offload_param")] if isinstance(zero, dict) else []
     )
     if any(isinstance(block, dict) and block.get("device") not in (None, "none") for block in blocks):
         return offloads
-    if not trained.language:
-        return frozen
-    return zero3 if zero_stage(stage) == 3 else trains
+    if zero_stage(stage) == 3:
+        return trains_zero3 if trained.language else frozen_zero3
+    return trains if trained.language else frozen

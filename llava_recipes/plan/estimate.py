@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,50 +27,58 @@ from llava_recipes.plan.hardware import GPUS, Gpu
 from llava_recipes.plan.memory import Memory, MemoryModel, count_parameters
 from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import Plan, StagePlan
-from llava_recipes.recipe.schema import Frozen
 
 NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/guide.md for the formulas"
 
 Verdict = Literal["fits", "fits at the usual length", "does not fit"]
 
 
-class Fit(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Fit:
     """A stage on one kind of GPU."""
 
     gpu: str
     capacity_bytes: int
     verdict: Verdict
-    usual_margin_bytes: int = Field(description="What is left at the usual length; below 0 what is missing.")
-    longest_margin_bytes: int = Field(description="The same where every sample fills `max_length`.")
-    caution: str | None = Field(description="Why it may not run although it fits.")
+    usual_margin_bytes: Annotated[
+        int, Field(description="What is left at the usual length; below 0 what is missing.")
+    ]
+    longest_margin_bytes: Annotated[int, Field(description="The same where every sample fills `max_length`.")]
+    caution: Annotated[str | None, Field(description="Why it may not run although it fits.")]
 
 
-class StageEstimate(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Otherwise:
+    """Memory of a GPU with gradient checkpointing the other way."""
+
+    checkpointing: bool
+    usual_bytes: int
+    longest_bytes: int
+    usual_activations_bytes: int
+    longest_activations_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEstimate:
     name: str
     modules: tuple[Assignment, ...]
     tokens: Tokens
-    usual: Memory = Field(description="Memory of a GPU for batches of the usual length.")
-    longest: Memory = Field(description="Memory of a GPU where every sample fills `max_length`.")
-    fits: tuple[Fit, ...] = Field(description="On the GPU asked for, or on each of those known.")
+    usual: Annotated[Memory, Field(description="Memory of a GPU for batches of the usual length.")]
+    longest: Annotated[Memory, Field(description="Memory of a GPU where every sample fills `max_length`.")]
+    otherwise: Otherwise
+    fits: Annotated[tuple[Fit, ...], Field(description="On the GPU asked for, or on each of those known.")]
     compute: Compute
     disk: Disk
 
 
-class Estimate(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
     """What each stage of a plan takes."""
 
-    basis: str = Field(description="How far the figures can be trusted.")
-    gpu: str | None = Field(description="The GPU asked for.")
+    basis: Annotated[str, Field(description="How far the figures can be trusted.")]
+    gpu: Annotated[str | None, Field(description="The GPU asked for.")]
     world_size: int
     stages: tuple[StageEstimate, ...]
-
-
-class PlanReport(Plan):
-    """A plan with its estimate: what `llava-recipe plan --json` prints."""
-
-    estimate: Estimate | None = Field(
-        None, description="None where a config is not at hand, and in the plan of a run folder."
-    )
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ class Estimator:
             tokens=tokens,
             usual=usual,
             longest=longest,
+            otherwise=self._otherwise(stage),
             fits=tuple(judge(each, stage, usual, longest) for each in ([gpu] if gpu else GPUS.values())),
             compute=self.compute(stage),
             disk=estimate_disk(
@@ -146,6 +155,20 @@ class Estimator:
             model.count(
                 length=longest, num_labels=num_samples * (longest - tokens.image), num_images=num_images
             ),
+        )
+
+    def _otherwise(self, stage: StagePlan) -> Otherwise:
+        arguments = stage.train.training_arguments
+        checkpointing = not arguments.get("activation_checkpointing")
+        update = {"training_arguments": {**arguments, "activation_checkpointing": checkpointing}}
+        train = stage.train.model_copy(update=update)
+        usual, longest = self.memory(stage.model_copy(update={"train": train}))
+        return Otherwise(
+            checkpointing=checkpointing,
+            usual_bytes=usual.total_bytes,
+            longest_bytes=longest.total_bytes,
+            usual_activations_bytes=usual.activations_bytes,
+            longest_activations_bytes=longest.activations_bytes,
         )
 
     def compute(self, stage: StagePlan) -> Compute:

@@ -11,12 +11,15 @@ from pydantic import JsonValue
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.activations import zero_stage
 from llava_recipes.plan.estimate import Estimator, Fit, judge
-from llava_recipes.plan.hardware import Gpu
+from llava_recipes.plan.hardware import GIB, Gpu
 from llava_recipes.plan.types import StagePlan
 
 _OFFLOAD: Mapping[str, JsonValue] = {"device": "cpu", "pin_memory": True}
 _ROOM = 0.03
 """Share of a GPU that a proposal leaves free, since an estimate is no measurement."""
+
+_TOKENS_OF_DELAY = 1500
+"""Tokens that a GPU could have computed while a pass is launched: small passes are slow. An assumption."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def propose(estimator: Estimator, stage: StagePlan, *, gpu: Gpu, world_size: int
 
     Of equally fast ones the one that changes least. A stage that fits stays as it is.
     """
-    best: tuple[tuple[float, ...], Choice, Fit] | None = None
+    best: tuple[tuple[float, ...], Choice, Fit, int] | None = None
     for choice in _choices(stage, world_size=world_size):
         changed = apply(choice, stage, world_size=world_size)
         usual, longest = estimator.memory(changed)
@@ -60,12 +63,13 @@ def propose(estimator: Estimator, stage: StagePlan, *, gpu: Gpu, world_size: int
         if fit.longest_margin_bytes < (0 if unchanged else _ROOM * gpu.memory_bytes):
             continue
         if unchanged:
-            return _proposal(choice, stage, fit, world_size=world_size)
-        hours = estimator.compute(changed).hours or 0.0
+            return Proposal(stage.name, (), (), (), fit, ())
+        waiting = 1 + _TOKENS_OF_DELAY / (usual.length * choice.micro_batch)
+        hours = (estimator.compute(changed).hours or 0.0) * waiting
         rank = (hours, len(_changes(choice, stage)), _distance(choice, stage))
         if best is None or rank < best[0]:
-            best = (rank, choice, fit)
-    return None if best is None else _proposal(best[1], stage, best[2], world_size=world_size)
+            best = (rank, choice, fit, longest.host_bytes)
+    return None if best is None else _proposal(*best[1:], stage)
 
 
 def apply(choice: Choice, stage: StagePlan, *, world_size: int) -> StagePlan:
@@ -132,7 +136,8 @@ def _changes(choice: Choice, stage: StagePlan) -> list[str]:
     """What a choice changes, in words."""
     train, changes = stage.train, []
     if choice.micro_batch != train.per_device_train_batch_size:
-        changes.append(f"{choice.micro_batch} samples per device")
+        samples = "1 sample" if choice.micro_batch == 1 else f"{choice.micro_batch} samples"
+        changes.append(f"{samples} per device")
     if choice.checkpoints != bool(train.training_arguments.get("activation_checkpointing")):
         changes.append("gradient checkpointing" if choice.checkpoints else "no gradient checkpointing")
     if choice.engine != "as it is":
@@ -141,14 +146,14 @@ def _changes(choice: Choice, stage: StagePlan) -> list[str]:
     return changes
 
 
-def _proposal(choice: Choice, stage: StagePlan, fit: Fit, *, world_size: int) -> Proposal:
+def _proposal(choice: Choice, fit: Fit, host_bytes: int, stage: StagePlan) -> Proposal:
     train, changes = stage.train, _changes(choice, stage)
-    accumulation = train.global_batch_size // (choice.micro_batch * world_size)
-    lines, overrides, notes = [], [], list[str]()
+    lines, overrides, notes = ["stages:", f"  - name: {stage.name}"], list[str](), list[str]()
     values: dict[str, str] = {}
     if choice.micro_batch != train.per_device_train_batch_size:
         values["per_device_train_batch_size"] = str(choice.micro_batch)
-        values["gradient_accumulation_steps"] = str(accumulation)
+        values["global_batch_size"] = str(train.global_batch_size)
+        notes.append("`global_batch_size` takes the place of `gradient_accumulation_steps`")
         if train.loss_normalization == "device_batch":
             notes.append(
                 "`loss_normalization: device_batch` takes the mean over each device batch, so that another "
@@ -156,14 +161,14 @@ def _proposal(choice: Choice, stage: StagePlan, fit: Fit, *, world_size: int) ->
             )
     if choice.checkpoints != bool(train.training_arguments.get("activation_checkpointing")):
         values["gradient_checkpointing"] = str(choice.checkpoints).lower()
-    if changes:
-        lines = ["stages:", f"  - name: {stage.name}"]
     if values:
         lines += ["    train:", *(f"      {key}: {value}" for key, value in values.items())]
         overrides = [f"stages.{stage.name}.train.{key}={value}" for key, value in values.items()]
     if choice.engine != "as it is":
         lines += _engine_lines(choice)
         overrides.append(f"stages.{stage.name}.deepspeed={_engine_value(choice)}")
+    if host_bytes:
+        notes.append(f"each process needs {host_bytes / GIB:,.0f} GiB of main memory")
     return Proposal(stage.name, tuple(changes), tuple(lines), tuple(overrides), fit, tuple(notes))
 
 

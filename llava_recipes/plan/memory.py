@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field, JsonValue
 
@@ -19,7 +20,6 @@ from llava_recipes.plan.assignment import is_held_in_float32
 from llava_recipes.plan.hardware import GIB
 from llava_recipes.plan.sizes import Shapes
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.schema import Frozen
 
 CONTEXT_BYTES = int(0.6 * GIB)
 """CUDA context, kernels and cuBLAS workspaces of one process. An assumption."""
@@ -49,24 +49,41 @@ _STATE_BYTES: Mapping[str, float] = {
 }
 _ADAM_BYTES = 8.0
 _FUSED = ("adamw_torch_fused",)
-_LIVE_PARAMETERS = 1_000_000_000
+_LIVE_PARAMETERS = _SUB_GROUP = 1_000_000_000
 
 
-class MemoryPart(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class MemoryPart:
     name: str
     num_bytes: int
-    formula: str = Field(description="How it was counted, in numbers.")
+    formula: Annotated[str, Field(description="How it was counted, in numbers.")]
 
 
-class Memory(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """All that is alive on a GPU at one moment of a step."""
+
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
     """One GPU at its fullest, for batches of one padded length."""
 
-    length: int = Field(description="Tokens of every sample of the batch, padding included.")
-    num_labels: int = Field(description="Label tokens of the batch.")
-    moment: str = Field(description="When the GPU is fullest.")
-    parts: tuple[MemoryPart, ...] = Field(description="What is alive at that moment.")
+    length: Annotated[int, Field(description="Tokens of every sample of the batch, padding included.")]
+    num_labels: Annotated[int, Field(description="Label tokens of the batch.")]
+    moment: Annotated[str, Field(description="When the GPU is fullest.")]
+    parts: Annotated[tuple[MemoryPart, ...], Field(description="What is alive at that moment.")]
     total_bytes: int
-    host_bytes: int = Field(description="Main memory for what DeepSpeed offloads, per process.")
+    moments: Annotated[tuple[Moment, ...], Field(description="The moments that the fullest was chosen from.")]
+    activations_bytes: Annotated[
+        int, Field(description="What forward keeps for backward, whatever the moment.")
+    ]
+    logits_bytes: Annotated[
+        int, Field(description="Scores at the label positions, with softmax and gradient.")
+    ]
+    host_bytes: Annotated[int, Field(description="Main memory for what DeepSpeed offloads, per process.")]
 
 
 @dataclass(frozen=True)
@@ -125,16 +142,17 @@ class MemoryModel:
             "end of the backward pass": [*gradients, *_end(activations)],
             "optimizer step": [*gradients, *self._step()],
         }
-        moment = max(moments, key=lambda name: _total(moments[name]))
-        slack = int(SLACK * _total(moments[moment]))
-        parts = [*always, *moments[moment], _part("allocator", slack, f"{SLACK:.0%} of what comes and goes")]
-        parts = [part for part in parts if part.num_bytes]
+        totals = {name: _total([*always, *_with_slack(parts)]) for name, parts in moments.items()}
+        moment = max(totals, key=lambda name: totals[name])
         return Memory(
             length=length,
             num_labels=num_labels,
             moment=moment,
-            parts=tuple(parts),
-            total_bytes=_total(parts),
+            parts=tuple(part for part in (*always, *_with_slack(moments[moment])) if part.num_bytes),
+            total_bytes=totals[moment],
+            moments=tuple(Moment(name=name, num_bytes=size) for name, size in totals.items()),
+            activations_bytes=activations.kept,
+            logits_bytes=activations.logits,
             host_bytes=self._host_bytes(),
         )
 
@@ -194,11 +212,11 @@ class MemoryModel:
         masters = self._stage.deepspeed is not None and self._width == 2
         fused = self._stage.train.training_arguments["optim"] in _FUSED
         per_parameter = 4 * masters + 4 * (not fused)
-        size = self._counts.trainable * per_parameter // split
+        number = self._counts.trainable // split
+        if self._zero == 3:
+            number = min(number, self._int_option("sub_group_size", _SUB_GROUP))
         words = "float32 gradients and intermediate values" if masters else "intermediate values"
-        yield _part(
-            "step", size, f"{self._counts.trainable:,} × {per_parameter} bytes, {words}{_over(split)}"
-        )
+        yield _part("step", number * per_parameter, f"{number:,} × {per_parameter} bytes, {words}")
 
     def _buffers(self) -> Iterator[MemoryPart]:
         if not self._zero:
@@ -250,6 +268,11 @@ def _start(activations: Activations) -> Iterator[MemoryPart]:
 
 def _end(activations: Activations) -> Iterator[MemoryPart]:
     yield _part("activations", activations.layer, "of the last layer on the way back, and its working room")
+
+
+def _with_slack(parts: list[MemoryPart]) -> list[MemoryPart]:
+    """What comes and goes, with what the allocator loses by it."""
+    return [*parts, _part("allocator", int(SLACK * _total(parts)), f"{SLACK:.0%} of what comes and goes")]
 
 
 def _part(name: str, num_bytes: int, formula: str) -> MemoryPart:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from llava_recipes.cli.fold import fold_layers
@@ -135,3 +136,99 @@ def test_planning_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def lines_of(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
+    assert main(["plan", RECIPE, "--world-size", "8", *options]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_memory_hours_and_disk_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(lines_of(capsys, "--gpu", "a100-80g"))
+    assert "not yet measured on a GPU" in text
+    assert (
+        "  projector       31,467,520, train at 0.001, no weight decay, bfloat16 and float32 masters" in text
+    )
+    assert (
+        "  tokens   337.7 million usually, 321.5 million of them of images; at most 1,143.0 million" in text
+    )
+    assert "  frozen weights        24.81 GiB     24.81 GiB  13,319,371,776 × 2 bytes" in text
+    assert "  A100 80 GB         fits, " in text
+    assert " on 8 × A100 80 GB, " in text and "45% of the rate is assumed" in text
+    assert "126 MB of trained weights at the end" in text
+
+
+def test_without_a_gpu_each_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of(capsys)
+    verdicts = {
+        line.split()[0]: line for line in lines if line.startswith(("  fits  ", "  usual l", "  does"))
+    }
+    assert "a100-80g" in verdicts["fits"] and "a6000" in verdicts["usual"] and "rtx4090" in verdicts["does"]
+    assert any(line.startswith("  time ") and "--gpu" in line for line in lines)
+
+
+def test_assumptions_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(lines_of(capsys, "--text-tokens", "100", "--label-tokens", "90"))
+    assert "676 tokens = 576 of an image + 100 of text, 90 of them learned" in text
+
+
+def test_a_misspelt_gpu_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", RECIPE, "--gpu", "a100-8og"])
+    assert caught.value.code == 2
+    assert "unknown GPU 'a100-8og'; did you mean a100-80g?" in capsys.readouterr().err
+
+
+def test_fit_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", RECIPE, "--fit"]) == 2
+    assert "--fit needs --gpu" in capsys.readouterr().err
+
+
+def test_what_fit_proposes_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of(capsys, "--gpu", "l40s", "--fit")
+    assert "stage pretrain, to fit on L40S 48 GB" in lines
+    overrides = [line.split("'")[1] for line in lines if "--set '" in line]
+    assert overrides[0] == "stages.pretrain.train.per_device_train_batch_size=8"
+    options = [word for override in overrides for word in ("--set", override)]
+    text = "\n".join(lines_of(capsys, "--gpu", "l40s", "--fit", *options))
+    assert "  L40S 48 GB         fits, " in text
+    assert "nothing to change" in text
+    assert "  global batch   256 = 8 × 8 samples × 4 accumulation" in text
+
+
+def test_the_proposed_lines_are_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of(capsys, "--gpu", "rtx4090", "--fit")
+    start = next(number for number, line in enumerate(lines) if "  write  " in line)
+    width = lines[start].index("stages:")
+    written = [line[width:] for line in lines[start:]]
+    end = next(number for number, line in enumerate(written) if line.startswith("--set"))
+    file = tmp_path / "changed.yaml"
+    changes = "version: 1\nname: changed\n" + "\n".join(written[:end]).replace("stages:", "stages:", 1)
+    file.write_text(f"extends: {RECIPE}\n{changes}\n", encoding="utf-8")
+    assert main(["plan", str(file), "--world-size", "8", "--gpu", "rtx4090"]) == 0
+    assert "  RTX 4090 24 GB     fits, " in capsys.readouterr().out
+
+
+def test_the_config_of_trainer_and_deepspeed_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of(capsys, "--show-config")
+    assert "stage pretrain, TrainingArguments" in lines
+    assert "stage pretrain, DeepSpeed (zero2)" in lines
+    assert any('"reduce_bucket_size": 26214400' in line for line in lines)
+    assert not any('"auto"' in line for line in lines)
+
+
+def test_json_fits_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    schema = json.loads((Path(__file__).parents[2] / "schemas/plan.schema.json").read_text(encoding="utf-8"))
+    assert main(["plan", RECIPE, "--world-size", "8", "--gpu", "h100", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    Draft202012Validator(schema).validate(report)
+    assert report["estimate"]["stages"][0]["fits"][0]["gpu"] == "h100"
+    del report["estimate"]
+    Draft202012Validator(schema).validate(report)
+
+
+def test_an_unknown_model_has_no_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(
+        lines_of(capsys, "--gpu", "h100", "--fit", "--set", "model.language_model=some/unknown-model")
+    )
+    assert "a config is not at hand, so that nothing can be counted" in text
