@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Literal, TypeVar, cast
 
 import numpy as np
@@ -123,6 +124,16 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
 
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
+    folder = Path(str(plan.source)).expanduser()
+    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
+        raise RecipeError(
+            Problem(
+                "the vision tower's folder has no preprocessor_config.json",
+                path=(*_TOWER, "source"),
+                found=str(folder),
+                hint="its pictures are resized and normalised by it; copy it beside the weights",
+            )
+        )
     try:
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(
             plan.source, revision=plan.revision, backend="pil"

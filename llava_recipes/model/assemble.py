@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.initialization import no_init_weights
 
+from llava_recipes.data.images import load_image_processor
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
     Origin,
@@ -24,7 +25,6 @@ from llava_recipes.model.configs import (
 )
 from llava_recipes.model.forward import adapt_forward
 from llava_recipes.model.head import Head, causal_skeleton, head_like
-from llava_recipes.model.image_processor import load_image_processor
 from llava_recipes.model.placing import Placement
 from llava_recipes.model.projector import build_projector
 from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary

@@ -125,8 +125,12 @@ def test_an_unknown_setting_is_told_at_its_key() -> None:
 
 
 def test_a_tower_without_image_processor_is_told(tmp_path: Path) -> None:
+    tower = VisionTower.model_validate({"source": str(tmp_path)})
+    with pytest.raises(RecipeError, match=r"no preprocessor_config\.json"):
+        load_image_processor(tower)
+    (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(RecipeError, match="cannot be loaded"):
-        load_image_processor(VisionTower.model_validate({"source": str(tmp_path)}))
+        load_image_processor(tower)
     with pytest.raises(RecipeError, match="no image processor is known"):
         inline("resnet", 28)
 
