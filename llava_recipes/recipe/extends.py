@@ -11,7 +11,7 @@ from llava_recipes.recipe.locations import is_web_address
 from llava_recipes.recipe.merge import lay_over
 from llava_recipes.recipe.reading import MAX_BYTES, read_file
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
-from llava_recipes.recipe.source import Document, parse_source
+from llava_recipes.recipe.source import MAX_VALUES, Document, parse_source
 from llava_recipes.recipe.spelling import nearest
 
 MAX_LEVELS = 8
@@ -40,6 +40,7 @@ class _Family:
         self.problems: list[Problem] = []
         self.num_files = 0
         self.num_bytes = 0
+        self.num_values = 0
 
     def put_together(self, document: Document, real: tuple[str, ...], shown: tuple[str, ...]) -> Document:
         """A document over its parents. `real` and `shown` are the files on the way here, itself included."""
@@ -93,6 +94,10 @@ class _Family:
             message = f"files that extend files, more than {MAX_LEVELS} levels deep"
             raise RecipeError(Problem(message, found=" → ".join((*shown, file))))
         document = parse_source(self.content(file, name), file)
+        self.num_values += len(document.value_marks)
+        if self.num_values > MAX_VALUES:
+            message = f"the files that the recipe extends hold more than {MAX_VALUES:,} values together"
+            raise RecipeError(Problem(message))
         whole = self.put_together(document, (*real, _real(file)), (*shown, file))
         return replace(whole, parents=(*whole.parents, file))
 

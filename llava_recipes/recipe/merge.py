@@ -13,6 +13,9 @@ from llava_recipes.recipe.schema import Stage
 from llava_recipes.recipe.source import Document
 from llava_recipes.recipe.spelling import nearest
 
+MAX_SEARCHED = 20
+"""With more stages than this, none is suggested in the place of another."""
+
 Kept = TypeVar("Kept")
 
 # What a key takes the place of, since both together would contradict each other or have no effect.
@@ -107,6 +110,8 @@ def _lost_stages(under: Value, over: Value) -> Iterator[Problem]:
     if not isinstance(below, _Named) or not isinstance(above, _Named):
         return
     needed = [name for name, field in Stage.model_fields.items() if field.is_required()]
+    if len(below) > MAX_SEARCHED:
+        return
     names = ", ".join(f"`{name}`" for name in below)
     for name, stage in above.items():
         if name in below or not isinstance(stage, dict) or all(key in stage for key in needed):

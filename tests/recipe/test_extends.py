@@ -17,7 +17,7 @@ from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.extends import MAX_FILES, MAX_LEVELS, extend
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe
 from llava_recipes.recipe.merge import lay_over
-from llava_recipes.recipe.source import Document, parse_source
+from llava_recipes.recipe.source import MAX_VALUES, Document, parse_source
 
 ROOT = Path(__file__).parent.parent.parent
 BASES = sorted((ROOT / "recipes" / "base").glob("*.yaml"))
@@ -256,6 +256,8 @@ def test_limits_on_levels_files_and_bytes() -> None:
     assert problems("extends: l0.yaml\n")[0].message == f"the recipe extends more than {MAX_FILES} files"
     write("l0.yaml", f"name: x\n{'#' * 400_000}\n")
     assert "bytes together" in problems("extends: [l0.yaml, l0.yaml, l0.yaml]\n")[-1].message
+    write("l0.yaml", f"name: x\nmodel: [{', '.join(['1'] * (MAX_VALUES // 2))}]\n")
+    assert "values together" in problems("extends: [l0.yaml, l0.yaml]\n")[-1].message
     assert time.monotonic() - started_s < 5
 
 
