@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 
 from llava_recipes.recipe.scalars import Value, resolve_scalar
 
@@ -37,11 +38,9 @@ def spell_number(number: float) -> str:
     """A number in the shorter of its two forms: 0.9, 1e-3, 1.5e-4."""
     if number == 0 or 0.01 <= abs(number) < 1e6:
         return repr(number)
-    mantissa, _, exponent = repr(float(f"{number:.17g}")).partition("e")
-    if not exponent:
-        mantissa, _, exponent = f"{number:.16e}".partition("e")
-        mantissa = repr(float(mantissa))
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    # The digits are moved as text: another float between would round them.
+    mantissa, _, exponent = f"{Decimal(repr(number)).normalize():e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _is_plain(text: str) -> bool:
