@@ -46,6 +46,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
 )
 _OTHER_TEMPLATES = frozenset(
     {"v0", "v0.5", "v0_mmtag", "v1_mmtag", "llava_v0", "llava_v1", "llama_2", "llava_llama_2", "mpt"}
+    | {"default", "mistral_instruct", "mistral_direct", "chatml_direct"}
 )
 
 
@@ -176,6 +177,10 @@ def translate_rate(name: str, module: str, flags: Flags, draft: Draft) -> None:
     """A learning rate of its own for one module."""
     rate = flags.number(name)
     if rate is None:
+        return
+    trained = draft.read(STAGE, "trainable")
+    if module not in (trained if isinstance(trained, list) else []):
+        draft.needless(f"--{name}", flags[name].text, f"the {module} does not train", flags[name].mark)
         return
     groups = draft.read(STAGE, "param_groups")
     entries = list(groups) if isinstance(groups, list) else []

@@ -24,7 +24,8 @@ ReadScript = Callable[[str, str], tuple[str, str] | None]
 
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<adds>\+?)=")
 _DECLARES = frozenset({"export", "declare", "local", "readonly", "typeset"})
-_RUNS_SCRIPTS = frozenset({"bash", "sh", "source", ".", "zsh"})
+_SHELLS = frozenset({"bash", "sh", "zsh"})
+_RUNS_SCRIPTS = _SHELLS | {"source", "."}
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,33 @@ class _Walk:
         elif name == "shift" and not statement.block:
             count = words[1].plain if len(words) > 1 else "1"
             self._positional = self._positional[int(count) :] if count and count.isdigit() else ()
-        elif name in _RUNS_SCRIPTS and self._read_script is not None and len(words) > 1:
+        elif (
+            name in _RUNS_SCRIPTS
+            and self._read_script is not None
+            and len(words) > 1
+            and words[1].plain != "-c"
+        ):
             called = self._called(words, statement)
             if called is not None:
                 yield from called
                 return
+        inner = self._inner_script(words)
+        if inner is not None:
+            yield from self._walk_into(self._file, inner, dict(self._variables), (), words[0].mark, statement)
+            return
         scope = Scope(self._variables, self._positional, self._file)
         yield Command(words, scope, statement.block)
+
+    def _inner_script(self, words: tuple[Word, ...]) -> str | None:
+        """The text of `bash -c '…'`, behind whatever launcher, moved to where it stands in the file."""
+        for shell, option, script in zip(words, words[1:], words[2:], strict=False):
+            if shell.plain in _SHELLS and option.plain in ("-c", "-lc", "-ec"):
+                try:
+                    text = " ".join(expand_word(script, Scope(self._variables, self._positional, self._file)))
+                except UnknownValue as unknown:
+                    raise RecipeError(unknown.problem) from None
+                return "\n" * (script.mark.line - 1) + " " * script.mark.column + text
+        return None
 
     def _keep_defaults(self, words: tuple[Word, ...]) -> None:
         """`: ${NAME:=value}` sets what is not set yet."""
@@ -171,17 +192,28 @@ class _Walk:
         except UnknownValue as unknown:
             raise RecipeError(unknown.problem) from None
         file, text = found
-        self._spent.calls += 1
         if file in self._callers:
             raise RecipeError(Problem(f"the script {file} calls itself", mark=words[0].mark))
+        shares = words[0].plain in ("source", ".")
+        variables = self._variables if shares else dict(self._variables)
+        positional = arguments if arguments or not shares else self._positional
+        return self._walk_into(file, text, variables, positional, words[0].mark, statement)
+
+    def _walk_into(
+        self,
+        file: str,
+        text: str,
+        variables: dict[str, Variable],
+        positional: tuple[str, ...],
+        mark: Mark,
+        statement: Statement,
+    ) -> Iterator[Command]:
+        self._spent.calls += 1
         if len(self._callers) >= MAX_CALLS_DEEP or self._spent.calls > MAX_CALLS:
             message = (
                 f"more than {MAX_CALLS_DEEP} scripts call each other, or more than {MAX_CALLS} are called"
             )
-            raise RecipeError(Problem(message, mark=words[0].mark))
-        shares = words[0].plain in ("source", ".")
-        variables = self._variables if shares else dict(self._variables)
-        positional = arguments if arguments or not shares else self._positional
+            raise RecipeError(Problem(message, mark=mark))
         callers = (*self._callers, file)
         walk = _Walk(file, positional, variables, self._given, self._read_script, callers, self._spent)
         return (replace(command, block=command.block or statement.block) for command in walk.commands(text))

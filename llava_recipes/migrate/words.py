@@ -137,7 +137,7 @@ class _Reader:
                 self._at += 2
                 if text.startswith("\r\n", start + 1):
                     self._at += 1
-                elif text[start + 1 : start + 2] != "\n":
+                elif text[start + 1 : start + 2] not in ("\n", ""):
                     yield Plain(text[start + 1 : start + 2], quoted=True)
             elif letter == "'" and not quoted:
                 yield self._single(start)

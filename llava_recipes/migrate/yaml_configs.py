@@ -78,6 +78,11 @@ def _axolotl(config: _Config, read_text: ReadText) -> None:
         config.mapped("group_by_length", True, (*data, "group_by"), "length")
     if config.take("train_on_inputs") is True:
         config.lost("train_on_inputs", True, "answers alone are learned")
+    saves = config.take("saves_per_epoch")
+    if saves == 1:
+        config.mapped("saves_per_epoch", saves, (*TRAIN, "save_strategy"), "epoch")
+    elif saves is not None:
+        config.lost("saves_per_epoch", saves, "write `save_steps:` under `train:`")
     if config.take("sample_packing") is True:
         config.lost("sample_packing", True, "samples are not packed")
     _rest(config, AXOLOTL, read_text, defaults={"num_epochs": 1, "lr_scheduler": "cosine", "seed": 42})
@@ -196,6 +201,8 @@ def _template(config: _Config, key: str) -> None:
 def _source(config: _Config, key: str, path: Value, images: Value, index: int) -> None:
     if not isinstance(path, str):
         return
+    if not path.endswith((".json", ".jsonl")):
+        config.lost(key, path, "this is no JSON file: write the records to one, as LLaVA has them")
     source: dict[str, Value] = {"annotations": path}
     if isinstance(images, str):
         source["images"] = images
@@ -223,6 +230,9 @@ def _rest(
     draft.mapped("report_to", spell_value(report), (*TRAIN, "report_to"), report)
     for key, value in config.values.items():
         if value is None or (value is False and key not in keys):
+            continue
+        if key in ("val_size", "val_set_size", "evals_per_epoch") and not value:
+            draft.needless(key, spell_value(value), "nothing is held out", config.mark(key))
             continue
         if key in keys:
             if keys[key][1] != "lora" or draft.read(STAGE, "lora") is not None:

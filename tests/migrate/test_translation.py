@@ -260,3 +260,34 @@ def test_llava_next_says_exactly_what_recipes_cannot() -> None:
         for problem in error.problems:
             assert problem.mark is not None and problem.mark.text is not None
             assert "qwen_1_5" in problem.mark.text or "anyres" in problem.mark.text
+
+
+def test_a_command_inside_bash_c_behind_a_launcher() -> None:
+    migration = migrated("next/inner.sh")
+    assert migration.num_processes == 8
+    assert at(migration, "name") == "llava-next-7b"
+    rates = {"projector": 1e-5, "vision_tower": 2e-6}
+    groups = [{"modules": [module], "learning_rate": rate} for module, rate in rates.items()]
+    assert at(migration, "stages.0.param_groups") == groups
+    load_source(migration.text, "recipe.yaml")
+
+
+def test_places_inside_bash_c_are_places_in_the_file() -> None:
+    text = (SCRIPTS / "next/inner.sh").read_text(encoding="utf-8").replace("BASE_LR}", "RATE}")
+    with pytest.raises(RecipeError) as caught:
+        migrate(text, "inner.sh")
+    (problem,) = caught.value.problems
+    assert problem.mark is not None
+    line = text.splitlines()[problem.mark.line - 1]
+    assert line[problem.mark.column - 1 :].startswith("${RATE}")
+
+
+def test_the_rate_of_a_module_that_does_not_train_is_needless() -> None:
+    migration = run("--mm_vision_tower_lr 2e-6")
+    assert at(migration, "stages.0.param_groups") is None
+    assert "--mm_vision_tower_lr" in {entry.name for entry in entries(migration, "needless")}
+
+
+def test_a_backslash_at_the_very_end_continues_nothing() -> None:
+    migration = migrate(f"{BARE} --report_to wandb \\", "script.sh")
+    assert at(migration, "stages.0.train.report_to") == "wandb"
