@@ -187,7 +187,7 @@ def test_a_value_repeated_by_an_alias_is_told_once() -> None:
 
 def test_thousands_of_faults_are_told_by_a_few() -> None:
     messages = _messages(
-        GOOD.replace("model:", "model:\n" + "".join(f"  k{i}: 1\n" for i in range(5_000)), 1)
+        GOOD.replace("model:", "model:\n" + "".join(f"  k{i}: 1\n" for i in range(4_000)), 1)
     )
     assert len(messages) == 201
-    assert messages[-1] == "4,800 more problems are not shown"
+    assert messages[-1] == "3,800 more problems are not shown"
