@@ -21,6 +21,9 @@ from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import Document, parse_source
 from llava_recipes.recipe.spelling import nearest
 
+MAX_PROBLEMS = 300
+"""What is told of one file; nobody reads more."""
+
 
 @dataclass(frozen=True)
 class LoadedRecipe:
@@ -113,7 +116,12 @@ def _in_order(document: Document, problems: Iterable[Problem]) -> list[Problem]:
     for problem in problems:
         marked = _with_mark(document, problem)
         told.setdefault(replace(marked, path=None), marked)
-    return sorted(told.values(), key=lambda problem: _place(document.file, problem.mark))
+    ordered = sorted(told.values(), key=lambda problem: _place(document.file, problem.mark))
+    if len(ordered) > MAX_PROBLEMS:
+        hidden = len(ordered) - MAX_PROBLEMS
+        more = Problem(f"{hidden:,} more problems are not shown", mark=Mark(document.file, 0, 0))
+        ordered = [*ordered[:MAX_PROBLEMS], more]
+    return ordered
 
 
 def _place(file: str, mark: Mark | None) -> tuple[bool, str, int, int]:

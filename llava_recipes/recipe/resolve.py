@@ -15,7 +15,7 @@ from llava_recipes.recipe.override import Override, read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document
 from llava_recipes.recipe.spelling import nearest
-from llava_recipes.recipe.variables import Filling, references_in
+from llava_recipes.recipe.variables import MAX_ADVISED, Filling, references_in
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
@@ -35,12 +35,13 @@ def resolve(
     used = references_in(document.root) | references_in(with_overrides.root)
     # A reference with a slip is told as such; the variable that was meant is not told as unused too.
     known = (*filling.variables, *filling.declared)
-    used |= {near for name in used if name not in known and (near := nearest(name, known)) is not None}
+    if len(known) <= MAX_ADVISED:
+        used |= {near for name in used if name not in known and (near := nearest(name, known)) is not None}
     unused = [problem for problem in _unused(with_overrides, used) if problem.path not in told]
     return replace(
         with_overrides,
         root=root,
-        problems=(*with_overrides.problems, *declarations, *filling.problems, *unused),
+        problems=(*with_overrides.problems, *declarations, *filling.told, *unused),
         spoiled=frozenset(filling.spoiled),
         uses={path: tuple(names) for path, names in filling.uses.items()},
     )

@@ -17,7 +17,9 @@ from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve
 from llava_recipes.recipe.syntax import explain_syntax, mark_at, split_lines
 
 MAX_DEPTH = 64
-MAX_VALUES = 50_000
+MAX_VALUES = 10_000
+CHARACTERS_PER_VALUE = 200
+"""A longer text counts as several values, since an alias may repeat it."""
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -155,6 +157,7 @@ class _Composer:
         except ScalarError as error:
             node.fault = Problem(str(error), mark=mark)
         node.on_key_line = plain and event.value == ""
+        node.size += len(event.value) // CHARACTERS_PER_VALUE
         return node
 
     def alias(self, event: yaml.AliasEvent) -> _Node:

@@ -16,8 +16,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """
     if len(word) > 200:
         return None
-    ranked = sorted((distance(_bare(word), _bare(other)), other) for other in known if other != word)
-    if not ranked or ranked[0][0] > max(1, len(word) // 4):
+    bare, most = _bare(word), max(1, len(word) // 4)
+    others = ((_bare(other), other) for other in known if other != word)
+    ranked = sorted(
+        (distance(bare, other), name) for other, name in others if _may_be_near(bare, other, most)
+    )
+    if not ranked or ranked[0][0] > most:
         return None
     shortest = min(len(_bare(word)), len(_bare(ranked[0][1])))
     return ranked[0][1] if shortest > ranked[0][0] or ranked[0][0] == 0 else None
@@ -27,6 +31,11 @@ def did_you_mean(word: str, known: Iterable[str], *, quote: str = "`") -> str | 
     """A hint that names the nearest known word, or None."""
     near = nearest(word, known)
     return f"did you mean {quote}{near}{quote}?" if near else None
+
+
+def _may_be_near(left: str, right: str, most: int) -> bool:
+    """Whether two words need comparing letter by letter: lengths and letters bound their distance."""
+    return abs(len(left) - len(right)) <= most and len(set(left) - set(right)) <= most
 
 
 def distance(left: str, right: str) -> int:

@@ -6,12 +6,20 @@ import re
 from collections.abc import Mapping
 
 from llava_recipes.recipe.environment import declared, read_variable
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
 from llava_recipes.recipe.source import Document
 from llava_recipes.recipe.spelling import did_you_mean
 
 MAX_TEXT_CHARACTERS = 100_000
+MAX_FILLED_CHARACTERS = 2_000_000
+"""Of all texts with a variable together."""
+MAX_CHAIN = 32
+"""Variables inside variables inside variables."""
+MAX_USED = 100
+"""Variables that one text may need, directly or through others."""
+MAX_ADVISED = 100
+"""With more names than this, none is suggested in the place of another."""
 
 _REFERENCE = re.compile(r"\$?\$\{(?P<name>[^{}]*)(?P<end>\}?)")
 _PLAIN = "`$${` stands for a plain `${`"
@@ -33,16 +41,17 @@ class Filling:
     """Fill variables in, everywhere in one document."""
 
     def __init__(self, document: Document, environment: Mapping[str, str]) -> None:
-        self.environment = environment
+        self.document, self.environment = document, environment
         self.declared = declared(document.root)
         self.uses: dict[Path, list[str]] = {}
         root = document.root
         variables = root.get("vars") if isinstance(root, dict) else None
         self.variables: dict[str, Value] = variables if isinstance(variables, dict) else {}
-        self.problems: list[Problem] = []
+        self.told: dict[Problem, None] = {}
         self.spoiled = set(document.spoiled)
         self.known: dict[str, Value] = {}
         self.filling: list[str] = []
+        self.num_filled_characters = 0
 
     def fill(self, value: Value, path: Path) -> Value:
         if isinstance(value, dict):
@@ -51,9 +60,14 @@ class Filling:
             return [self.fill(inner, (*path, index)) for index, inner in enumerate(value)]
         if not isinstance(value, str) or "${" not in value:
             return value
-        if len(path) == 2 and path[0] == "vars":
-            return self.variable(str(path[1]), path)
-        return self.text(value, path)
+        is_variable = len(path) == 2 and path[0] == "vars"
+        filled = self.variable(str(path[1]), path) if is_variable else self.text(value, path)
+        self.num_filled_characters += len(filled) if isinstance(filled, str) else 0
+        if self.num_filled_characters > MAX_FILLED_CHARACTERS:
+            message = f"the texts of the recipe grow beyond {MAX_FILLED_CHARACTERS:,} characters"
+            hint = "use shorter variables, or fewer"
+            raise RecipeError(Problem(message, path=path, mark=self.document.locate(path), hint=hint))
+        return filled
 
     def text(self, value: str, path: Path) -> Value:
         """A text with its references filled in; a text that is one reference takes the variable's type."""
@@ -80,6 +94,10 @@ class Filling:
         if name in self.variables:
             filled = self.variable(name, path)
             self.use(path, name, *self.uses.get(("vars", name), ()))
+            if len(self.uses[path]) > MAX_USED:
+                del self.uses[path]
+                message = f"a text that needs more than {MAX_USED} variables"
+                return self.refuse(value, path, message, "write some of them out")
             return filled
         if name in self.declared:
             self.use(path, name)
@@ -95,19 +113,19 @@ class Filling:
             read = read_variable(name, self.environment, path, alone=alone)
             if not isinstance(read, Problem):
                 return read
-            if read not in self.problems:
-                self.problems.append(read)
+            self.told[read] = None
         self.spoiled.add(path)
         return value
 
     def advice(self, name: str) -> str:
         """What to write instead of a reference to nothing."""
-        near = did_you_mean(name, (*self.variables, *self.declared))
+        known = (*self.variables, *self.declared)
+        near = did_you_mean(name, known) if len(known) <= MAX_ADVISED else None
         if near is not None:
             return near
         if name in self.environment:
             return f"to take it from the environment, write `env: [{name}]` at the top level"
-        names = ", ".join(f"`{known}`" for known in self.variables)
+        names = ", ".join(f"`{known}`" for known in list(self.variables)[:MAX_ADVISED])
         start = f"`vars` holds {names}" if names else f"write `vars: {{{name}: …}}` at the top level"
         return f"{start}; {_PLAIN}"
 
@@ -124,6 +142,9 @@ class Filling:
             chain = " → ".join((*self.filling[self.filling.index(name) :], name))
             message = f"variables that need each other: {chain}"
             return self.refuse(value, ("vars", name), message, "give one of them a value")
+        if len(self.filling) >= MAX_CHAIN:
+            message = f"variables inside variables, more than {MAX_CHAIN} deep"
+            return self.refuse(value, ("vars", name), message, "write some of them out")
         self.filling.append(name)
         self.known[name] = self.text(value, ("vars", name)) if isinstance(value, str) else value
         self.filling.pop()
@@ -132,8 +153,6 @@ class Filling:
         return self.known[name]
 
     def refuse(self, value: Value, path: Path, message: str, hint: str) -> Value:
-        problem = Problem(message, path=path, found=spell_value(value), hint=hint)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.told[Problem(message, path=path, found=spell_value(value), hint=hint)] = None
         self.spoiled.add(path)
         return value
