@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,21 +92,38 @@ def _spell(value: JsonValue) -> str:
 
 def _show(rows: Sequence[tuple[str, str, str]]) -> None:
     """A table that fits the terminal, or plain lines elsewhere."""
-    if not sys.stdout.isatty():
-        widths = [min(max(len(row[column]) for row in rows), _WIDEST_COLUMN) for column in range(2)]
-        for path, a, b in rows:
-            print(f"{path:<{widths[0]}}  {a:<{widths[1]}}  {b}")
+    if sys.stdout.isatty():
+        _show_sections(rows)
         return
+    widths = [min(max(len(row[column]) for row in rows), _WIDEST_COLUMN) for column in range(2)]
+    for path, a, b in rows:
+        print(f"{path:<{widths[0]}}  {a:<{widths[1]}}  {b}")
+
+
+def _show_sections(rows: Sequence[tuple[str, str, str]]) -> None:
+    """The rows under the paths that they share, long values folded inside their columns."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title, style in zip(rows[0], ("cyan", "", ""), strict=True):
-        table.add_column(Text(title), style=style, overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    widest = max(len(path.rpartition(".")[2]) for path, _, _ in rows)
+    title, *differences = rows
+    for section, inside in groupby([("", *title), *(_split(row) for row in differences)], key=itemgetter(0)):
+        table = Table(box=None, show_header=False, expand=True, padding=(0, 2, 0, 0))
+        table.add_column(width=widest + 2, no_wrap=True, style="cyan")
+        table.add_column(ratio=1, overflow="fold")
+        table.add_column(ratio=1, overflow="fold")
+        for _, name, a, b in inside:
+            table.add_row(Text(f"  {name}" if name else ""), Text(a), Text(b))
+        if section:
+            console.print(Text(section, style="bold"))
+        console.print(table)
+
+
+def _split(row: tuple[str, str, str]) -> tuple[str, str, str, str]:
+    section, _, name = row[0].rpartition(".")
+    return (section, name, *row[1:])
 
 
 def _positive(text: str) -> int:

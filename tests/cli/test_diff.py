@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_two_sizes_differ_in_the_language_model_alone(capsys: pytest.CaptureFixt
     assert told["model.language_model.source"] == ["lmsys/vicuna-7b-v1.5", "lmsys/vicuna-13b-v1.5"]
     assert told["stages.pretrain.num_trainable_parameters"] == ["20,979,712", "31,467,520"]
     assert not [path for path in told if ".train." in path or "vision_tower" in path or ".data." in path]
+
+
+def test_a_terminal_shows_sections_in_its_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "90")
+    assert main(["diff", SMALL, LARGE, "--world-size", "8"]) == 1
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 90
+    assert "model.language_model" in lines
+    (row,) = (line.split() for line in lines if line.strip().startswith("num_trainable_parameters"))
+    assert row == ["num_trainable_parameters", "20,979,712", "31,467,520"]
 
 
 def test_json_holds_every_difference(capsys: pytest.CaptureFixture[str]) -> None:
