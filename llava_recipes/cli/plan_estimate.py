@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from llava_recipes.cli.fold import fold_layers
 from llava_recipes.plan.assignment import Assignment
 from llava_recipes.plan.cost import Compute, Disk, Tokens
-from llava_recipes.plan.effective import effective_deepspeed
 from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
-from llava_recipes.plan.fit import Proposal
 from llava_recipes.plan.hardware import GIB, GPUS
 from llava_recipes.plan.memory import Memory
 from llava_recipes.plan.types import Plan
+
+if TYPE_CHECKING:
+    from llava_recipes.plan.fit import Proposal
 
 Row = tuple[str, str]
 Section = tuple[str, list[Row]]
@@ -33,6 +35,8 @@ def estimate_sections(estimate: Estimate) -> Iterator[Section]:
 
 def config_sections(plan: Plan) -> Iterator[Section]:
     """What TrainingArguments and DeepSpeed are told, stage by stage."""
+    from llava_recipes.plan.effective import effective_deepspeed
+
     hidden = plan.model.sizes.language_hidden_size if plan.model.sizes else None
     for stage in plan.stages:
         rows = [(key, json.dumps(value)) for key, value in sorted(stage.train.training_arguments.items())]

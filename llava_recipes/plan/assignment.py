@@ -50,7 +50,9 @@ class _Fate:
 
 def assign(stage: StagePlan, shapes: Shapes) -> tuple[Assignment, ...]:
     """The module tree of a stage, cut where the fate of the parameters differs."""
-    fates = {name: _fate(name, stage) for name in shapes}
+    known: dict[_Fate, _Fate] = {}
+    # Few fates are shared by many names: each is one object, so that it is compared at once.
+    fates = {name: known.setdefault(fate, fate) for name in shapes for fate in [_fate(name, stage)]}
     grouped: dict[str, list[str]] = {}
     for name, module in _owners(fates).items():
         grouped.setdefault(module, []).append(name)
@@ -117,9 +119,9 @@ def _owners(fates: Mapping[str, _Fate]) -> dict[str, str]:
     shared: dict[str, _Fate | None] = {}
     for name, fate in fates.items():
         for module in _modules(name):
-            shared[module] = fate if shared.get(module, fate) == fate else None
+            shared[module] = fate if shared.get(module, fate) is fate else None
     return {
-        name: next(module for module in (*_modules(name), name) if module == name or shared[module] == fate)
+        name: next(module for module in (*_modules(name), name) if module == name or shared[module] is fate)
         for name, fate in fates.items()
     }
 
