@@ -8,18 +8,30 @@ from torch import nn
 
 from llava_recipes.freeze import Decision, decide
 from llava_recipes.model.names import canonical_parameters
+from llava_recipes.plan.lora import ADAPTER, decide_with_lora
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.schema import Lora
 
 
 def freeze_model(
-    model: nn.Module, *, freeze: Literal["all", "none"] | tuple[str, ...], trainable: tuple[str, ...]
+    model: nn.Module,
+    *,
+    freeze: Literal["all", "none"] | tuple[str, ...],
+    trainable: tuple[str, ...],
+    lora: Lora | None = None,
+    targets: tuple[str, ...] = (),
 ) -> Decision:
     """Set `requires_grad` on every parameter by the stage's globs, and say what was decided.
 
+    With `lora` the model holds adapters beside the weights `targets`.
     Raises RecipeError when a glob matches nothing, or nothing is left to train.
     """
     parameters = canonical_parameters(model)
-    decision = decide(parameters, freeze=freeze, trainable=trainable)
+    adapters = [name for name in parameters if ADAPTER.search(name)]
+    base = [name for name in parameters if not ADAPTER.search(name)]
+    decision = decide(base, freeze=freeze, trainable=trainable)
+    if lora is not None:
+        decision = decide_with_lora(decision, targets=targets, adapters=adapters, lora=lora)
     if decision.unmatched:
         roots = ", ".join(sorted({name.split(".")[0] for name in parameters}))
         raise RecipeError(

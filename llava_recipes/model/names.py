@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 ROOTS = {
@@ -10,11 +12,17 @@ ROOTS = {
     "model.language_model.": "language_model.",
     "lm_head.": "lm_head.",
 }
+_ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+)\.default\.")
 NESTED_TOWER = "vision_tower.vision_model."
 
 
 def canonical_name(transformers_name: str) -> str:
-    """`model.multi_modal_projector.0.weight` -> `projector.0.weight`; ValueError for a foreign name."""
+    """`model.multi_modal_projector.0.weight` -> `projector.0.weight`; ValueError for a foreign name.
+
+    A layer with an adapter keeps its name: `q_proj.base_layer.weight` is `q_proj.weight`, and the adapter's
+    parameters are `q_proj.lora_A.weight` and so on.
+    """
+    transformers_name = _ADAPTER.sub(r".\1.", transformers_name.replace(".base_layer.", "."))
     for theirs, ours in ROOTS.items():
         if transformers_name.startswith(theirs):
             name = ours + transformers_name.removeprefix(theirs)
@@ -31,6 +39,18 @@ def transformers_name(canonical: str, *, nested_tower: bool = False) -> str:
             nested = "vision_model." if nested_tower and ours == "vision_tower." else ""
             return theirs + nested + rest
     raise ValueError(f"{canonical!r} is under none of {', '.join(ROOTS.values())}")
+
+
+def original_name(canonical: str) -> str:
+    """What the original code calls a parameter: `projector.0.weight` -> `model.mm_projector.0.weight`."""
+    root, _, rest = canonical.partition(".")
+    before = {
+        "projector": "model.mm_projector.",
+        "language_model": "model.",
+        "vision_tower": "model.vision_tower.vision_tower.vision_model.",
+        "lm_head": "lm_head.",
+    }
+    return before[root] + rest
 
 
 def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

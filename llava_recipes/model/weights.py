@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.files import replacing
 from llava_recipes.model.checkpoint import open_tensor_file
+from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
 from llava_recipes.model.projector import projector_shapes
@@ -160,6 +161,7 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
     """Lay trained weights over the model's; returns their names.
 
     `path` is a file of canonical names, or a run's folder: its trained weights, or else its projector.
+    Adapters are merged into a model that has none.
     Under ZeRO-3 all processes call this. Raises RecipeError when a weight has no place or another shape.
     """
     found = pathlib.Path(path)
@@ -175,6 +177,11 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
         hint = f"a finished run leaves {TRAINED_FILE} or mm_projector.safetensors there"
         raise RecipeError(Problem("no trained weights here", path=STAGES_PATH, found=str(path), hint=hint))
     parameters = canonical_parameters(model)
+    merged: tuple[str, ...] = ()
+    if any(map(is_adapter, tensors)) and not any(map(is_adapter, parameters)):
+        # A finished LoRA stage goes into the weights, so that the next one starts from a plain model.
+        adapters = {name: tensors.pop(name) for name in [*tensors] if is_adapter(name)}
+        merged = merge_adapters(model, adapters, files[0].with_name(ADAPTER_CONFIG))
     problems = [
         Problem(f"trained weights do not fit this model: {trouble}", path=STAGES_PATH, found=str(files[0]))
         for name, tensor in tensors.items()
@@ -184,7 +191,7 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
         raise RecipeError(*problems)
     for name, tensor in tensors.items():
         overwrite(parameters[name], lambda tensor=tensor: tensor)  # type: ignore[misc]
-    return tuple(tensors)
+    return (*merged, *tensors)
 
 
 def _trouble(name: str, given: Tensor, parameter: nn.Parameter | None) -> str | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from llava_recipes.freeze import Decision, decide, summarize_modules
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
@@ -19,9 +18,9 @@ from llava_recipes.plan.batch import (
     derive_batch,
     explain_batch,
 )
-from llava_recipes.plan.freezing import freezing_problems
 from llava_recipes.plan.model import PlannedModel, plan_model
-from llava_recipes.plan.param_groups import group_of, optimizer_problem, param_group_problems
+from llava_recipes.plan.param_groups import group_of, optimizer_problem
+from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
 from llava_recipes.plan.types import DataPlan, ParamGroupPlan, Plan, SourcePlan, StagePlan, TrainPlan
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
@@ -97,7 +96,7 @@ class _StageCompiler:
         train_path = (*self._path, "train")
         self.problems += check_arguments(train, path=train_path)
         data = self._plan_data()
-        decision = self._decide()
+        trains = self._decide()
         starts_from = self._starts_from(self._index)
         batch = derive_batch(train, world_size=self._world_size)
         config, source = self._plan_deepspeed(batch)
@@ -108,15 +107,15 @@ class _StageCompiler:
         if steps.per_epoch == 0:
             self.problems.append(self._explain_no_step(batch, data))
         self.notes += batch_notes(train, batch, world_size=self._world_size)
-        shapes = self._model.shapes
         return StagePlan(
             name=stage.name,
             starts_from=starts_from,
             freeze=stage.freeze,
             trainable=stage.trainable,
-            num_trainable_parameters=self._model.count(decision.trainable) if decision else None,
-            trainable_modules=summarize_modules(decision.trainable, shapes) if decision and shapes else None,
-            param_groups=self._plan_groups(decision),
+            num_trainable_parameters=trains.count_trainable() if trains else None,
+            trainable_modules=trains.modules if trains else None,
+            lora=stage.lora,
+            param_groups=self._plan_groups(trains),
             data=data,
             train=_plan_train(train, batch, steps),
             deepspeed=config,
@@ -166,33 +165,27 @@ class _StageCompiler:
                 )
             )
 
-    def _decide(self) -> Decision | None:
-        stage, shapes = self._stage, self._model.shapes
+    def _decide(self) -> Trains | None:
+        shapes = self._model.shapes
         if shapes is None:
             return None
-        self.problems += freezing_problems(
-            shapes, freeze=stage.freeze, trainable=stage.trainable, stage_path=self._path
-        )
-        return decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
+        self.problems += tuning_problems(shapes, self._stage, stage_path=self._path)
+        return what_trains(shapes, self._stage)
 
-    def _plan_groups(self, decision: Decision | None) -> tuple[ParamGroupPlan, ...]:
+    def _plan_groups(self, trains: Trains | None) -> tuple[ParamGroupPlan, ...]:
         train, groups = self._stage.train, self._stage.param_groups
         problem = optimizer_problem(train.optim, groups, stage_path=self._path)
         self.problems += [problem] if problem else []
         members: dict[int | None, list[str]] = {}
-        if decision is not None:
-            names = (*decision.trainable, *decision.frozen)
-            self.problems += param_group_problems(
-                groups, names=names, trainable=decision.trainable, stage_path=self._path
-            )
-            for name in decision.trainable:
+        if trains is not None:
+            for name in trains.decision.trainable:
                 members.setdefault(group_of(name, groups), []).append(name)
         return tuple(
             ParamGroupPlan(
                 modules=group.modules,
                 learning_rate=group.learning_rate or train.learning_rate,
                 weight_decay=train.weight_decay if group.weight_decay is None else group.weight_decay,
-                num_parameters=self._model.count(members.get(index, ())) if decision else None,
+                num_parameters=trains.count(members.get(index, ())) if trains else None,
             )
             for index, group in enumerate(groups)
         )

@@ -20,6 +20,7 @@ def freezing_problems(
     freeze: Literal["all", "none"] | tuple[str, ...],
     trainable: tuple[str, ...],
     stage_path: Path,
+    has_lora: bool = False,
 ) -> Iterator[Problem]:
     """Globs that match nothing in these canonical parameter names, and a stage in which nothing trains."""
     decision = decide(names, freeze=freeze, trainable=trainable)
@@ -27,7 +28,7 @@ def freezing_problems(
         for index, glob in enumerate(globs):
             if glob in decision.unmatched:
                 yield explain_glob(glob, names, key=key, path=(*stage_path, key, index))
-    if not decision.unmatched and not decision.trainable:
+    if not decision.unmatched and not decision.trainable and not has_lora:
         yield Problem(
             "nothing trains in this stage",
             path=(*stage_path, "trainable" if trainable else "freeze"),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from llava_recipes.recipe.schema import Frozen, ImageTokens, Projector, TemplateName, VisionTower
+from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, TemplateName, VisionTower
 
 
 class LanguageModelPlan(Frozen):
@@ -108,8 +108,10 @@ class StagePlan(Frozen):
     trainable: tuple[str, ...]
     num_trainable_parameters: int | None
     trainable_modules: tuple[str, ...] | None = Field(
-        description="Shortest list of module names that holds exactly what trains; None without sizes."
+        description="Shortest list of module names that holds exactly what trains; globs for adapters. "
+        "None without sizes."
     )
+    lora: Lora | None
     param_groups: tuple[ParamGroupPlan, ...]
     data: DataPlan
     train: TrainPlan

@@ -181,7 +181,7 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
     trainable = stage.get("trainable")
     absent = "trainable" not in stage and not _misspelt(stage, Stage, "trainable", "freeze")
-    if freeze == "all" and (trainable == [] or absent):
+    if freeze == "all" and (trainable == [] or absent) and stage.get("lora") is None:
         yield Problem(
             "nothing trains in this stage: all is frozen, and `trainable` names nothing",
             path=(*path, "trainable")

@@ -17,6 +17,7 @@ from llava_recipes.recipe.model_schema import LanguageModel as LanguageModel
 from llava_recipes.recipe.model_schema import Model as Model
 from llava_recipes.recipe.model_schema import Projector as Projector
 from llava_recipes.recipe.model_schema import VisionTower as VisionTower
+from llava_recipes.recipe.tuning_schema import Lora as Lora
 from llava_recipes.recipe.tuning_schema import ParamGroup as ParamGroup
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -179,6 +180,12 @@ class Stage(Frozen):
         description="Globs of modules that train; they win over `freeze`. Roots: vision_tower, projector, "
         "language_model, lm_head.",
         examples=[["projector"]],
+    )
+    lora: Lora | None = Field(
+        None,
+        description="Train low-rank adapters beside linear layers, which stay frozen. "
+        "What `trainable` names trains in full beside them.",
+        examples=[{"r": 128, "alpha": 256}],
     )
     param_groups: tuple[ParamGroup, ...] = Field(
         (),

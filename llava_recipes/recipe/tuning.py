@@ -12,6 +12,7 @@ from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 def check_tuning(stage: Mapping, path: Path) -> Iterator[Problem]:
     """Every such rule that a stage breaks."""
     yield from _check_order(as_mapping(stage.get("data")), (*path, "data"))
+    yield from _check_globs(as_mapping(stage.get("lora")), (*path, "lora", "modules"))
     for index, group in enumerate(as_list(stage.get("param_groups"))):
         yield from _check_group(as_mapping(group), (*path, "param_groups", index))
 

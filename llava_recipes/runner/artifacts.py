@@ -60,13 +60,20 @@ def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: di
 
 def write_results(plan: Plan, trained: Trained, folder: Path) -> None:
     """Write what training made: weights, config.json, trainer_state.json. On the first process only."""
+    from llava_recipes.model.configs import language_half
     from llava_recipes.model.legacy_config import original_config
+    from llava_recipes.model.lora import write_adapter
     from llava_recipes.model.weights import write_projector, write_trained
 
     if any(name.startswith("projector.") for name in trained.state):
         write_projector(trained.state, folder)
     if any(not name.startswith("projector.") for name in trained.state):
         write_trained(trained.state, folder)
+    lora = plan.stages[0].lora
+    if lora is not None:
+        num_layers = language_half(trained.assembled.model.config).num_hidden_layers
+        base = plan.model.language_model.source or ""
+        write_adapter(trained.state, folder, lora, base=base, num_layers=num_layers)
     config = original_config(plan.model, stage=plan.stages[0], assembled=trained.assembled)
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     with replacing(folder / "trainer_state.json") as temporary:

@@ -11,8 +11,7 @@ from typing import Final
 
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.records import Record, Records, check_records, open_records
-from llava_recipes.freeze import decide
-from llava_recipes.plan.freezing import freezing_problems
+from llava_recipes.plan.tuning import tuning_problems, what_trains
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -66,9 +65,7 @@ def look_deeply(
         path: RecipePath = ("stages", index)
         problems += start_problems(stage, plan, path)
         if shapes is not None:
-            problems += freezing_problems(
-                shapes, freeze=stage.freeze, trainable=stage.trainable, stage_path=path
-            )
+            problems += tuning_problems(shapes, stage, stage_path=path)
         look = _DataLook(stage.data, path)
         problems += look.find(every_image=every_image)
         findings.append(_findings(stage, look, shapes))
@@ -119,8 +116,7 @@ def _widths(shapes: Shapes) -> str:
 def _findings(stage: StagePlan, look: _DataLook, shapes: Shapes | None) -> StageFindings:
     trainable = None
     if shapes is not None:
-        decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
-        trainable = sum(math.prod(shapes[name]) for name in decision.trainable)
+        trainable = what_trains(shapes, stage).count_trainable()
     return StageFindings(
         stage=stage.name,
         num_records=look.num_records,

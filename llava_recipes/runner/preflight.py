@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_recipes.data.records import check_records, open_records
-from llava_recipes.freeze import decide
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -55,7 +54,8 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
         yield from _source_problems(weights, source_path, "language model", ("config.json",))
     if model.vision_tower.source is not None:
         tower: RecipePath = ("model", "vision_tower", "source")
-        yield from _source_problems(model.vision_tower.source, tower, "vision tower", ("config.json",))
+        needs = ("config.json", "preprocessor_config.json")
+        yield from _source_problems(model.vision_tower.source, tower, "vision tower", needs)
     start = model.projector.init_from
     if start is not None and not Path(start).is_file():
         yield Problem(
@@ -170,14 +170,9 @@ def _freezing_problems(plan: Plan) -> Iterator[Problem]:
     """What trains, for models whose parameter names only transformers knows: built without weights."""
     from llava_recipes.model.names import canonical_parameters
     from llava_recipes.model.skeleton import build_skeleton
-    from llava_recipes.plan.freezing import freezing_problems
-    from llava_recipes.plan.param_groups import param_group_problems
+    from llava_recipes.plan.tuning import tuning_problems
 
-    names = canonical_parameters(build_skeleton(plan.model))
+    model = build_skeleton(plan.model)
+    shapes = {name: tuple(parameter.shape) for name, parameter in canonical_parameters(model).items()}
     for index, stage in enumerate(plan.stages):
-        path: RecipePath = ("stages", index)
-        yield from freezing_problems(names, freeze=stage.freeze, trainable=stage.trainable, stage_path=path)
-        decision = decide(names, freeze=stage.freeze, trainable=stage.trainable)
-        yield from param_group_problems(
-            stage.param_groups, names=names, trainable=decision.trainable, stage_path=path
-        )
+        yield from tuning_problems(shapes, stage, stage_path=("stages", index))

@@ -16,6 +16,7 @@ from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.freezing import freeze_model
+from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.weights import load_trained, trainable_state
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
@@ -148,7 +149,12 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     assembled = assemble(plan.model, dtype=_DTYPES[stage.train.precision], zero3=zero_stage == 3)
     for folder in stage.starts_from:
         load_trained(assembled.model, Path(folder))
-    freeze_model(assembled.model, freeze=stage.freeze, trainable=stage.trainable)
+    targets: tuple[str, ...] = ()
+    if stage.lora is not None:
+        targets = inject_lora(assembled.model, stage.lora, seed=stage.train.seed)
+    freeze_model(
+        assembled.model, freeze=stage.freeze, trainable=stage.trainable, lora=stage.lora, targets=targets
+    )
     trained = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
     if stage.deepspeed is None:
         # DeepSpeed keeps float32 masters itself; without it, what trains must be float32 under autocast.

@@ -1,9 +1,10 @@
 """Train a recipe's one stage in this process, taking the samples of stage2.json as the original takes them.
 
-`python -m tests.train.as_the_original RECIPE FACTS`. The original throws away samples 11, 12, 13 and 19, by a
-mismatch of its own making, and takes sample 18, which has a picture and no tag for it, as text. The package
-learns the former and refuses the latter. To compare everything else with a recorded run, they are treated as
-there. FACTS receives the indices as they were drawn, and the optimizer's groups.
+`python -m tests.train.as_the_original RECIPE FACTS [ADAPTERS]`. The original throws away samples 11, 12, 13
+and 19, by a mismatch of its own making, and takes sample 18, which has a picture and no tag for it, as text.
+The package learns the former and refuses the latter. To compare everything else with a recorded run, they are
+treated as there. FACTS receives the indices as they were drawn, and the optimizer's groups; ADAPTERS gives
+adapters their first weights.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.data import dataset as datasets
 from llava_recipes.data import records
 from llava_recipes.data.collate import Collator, collate
 from llava_recipes.data.records import Record
 from llava_recipes.data.tokens import IGNORED, Encoded
+from llava_recipes.model.lora import inject_lora, is_adapter
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.recipe.load import load_recipe
+from llava_recipes.recipe.schema import Lora
 from llava_recipes.runner.artifacts import write_results
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.templates import IMAGE
 from llava_recipes.train import stage as stages
 from llava_recipes.train.trainer import StageTrainer
+from tests.golden_runs import ours_for
 
 MASKED = {11, 12, 13, 19}
 
@@ -84,7 +90,21 @@ def describe_groups(trainer: StageTrainer) -> list[dict[str, object]]:
     ]
 
 
-def main(recipe: str, record: str) -> None:
+def inject_recorded(
+    model: LlavaForConditionalGeneration, lora: Lora, *, seed: int, file: str
+) -> tuple[str, ...]:
+    targets = inject_lora(model, lora, seed=seed)
+    recorded = {ours_for(name): tensor for name, tensor in load_file(file).items()}
+    for name, parameter in canonical_parameters(model).items():
+        if is_adapter(name):
+            parameter.data.copy_(recorded.pop(name))
+    assert all(name.startswith("projector.") for name in recorded)
+    return targets
+
+
+def main(recipe: str, record: str, adapters: str | None = None) -> None:
+    if adapters is not None:
+        vars(stages)["inject_lora"] = partial(inject_recorded, file=adapters)
     vars(stages)["StageDataset"] = MaskedDataset
     vars(stages)["Collator"] = LenientCollator
     records._parse = partial(parse_leniently, parse=records._parse)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,19 +23,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "freeze_backbone": {"freeze": "all", "trainable": ["projector", "lm_head"]},
     "ungrouped": {"group_by": "none"},
     "im_start_end": {"start_end": True},
+    "lora": {
+        "freeze": "all",
+        "trainable": ["projector"],
+        "lora": {"r": 8, "alpha": 16, "dropout": 0.0},
+        "param_groups": [{"modules": ["projector"], "learning_rate": 2e-5}],
+        "learning_rate": 2e-4,
+    },
 }
 
 
 def stage2_values(output_dir: Path, name: str) -> dict[str, Any]:
     """The recorded run as recipe values."""
     options = OPTIONS[name]
-    values = stage1_values(output_dir, learning_rate=2e-5)
-    init = name if name in ("im_start_end", "lora") else "full"
+    values = stage1_values(output_dir, learning_rate=options.get("learning_rate", 2e-5))
+    init = name if name == "im_start_end" else "full"
     values["model"]["projector"]["init_from"] = str(run_folder(init) / "init.safetensors")
     values["model"]["image_tokens"] = {"start_end": options.get("start_end", False)}
     stage = values["stages"][0]
     stage["freeze"] = options.get("freeze", ["vision_tower"])
     stage["trainable"] = options.get("trainable", [])
+    stage["lora"] = options.get("lora")
     stage["param_groups"] = options.get("param_groups", [])
     stage["data"] |= {"template": "v1", "image_aspect_ratio": "pad", "max_length": 512}
     stage["data"]["group_by"] = options.get("group_by", "modality_length")
@@ -42,11 +51,18 @@ def stage2_values(output_dir: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def train_as_the_original(values: dict[str, Any], folder: Path, *init: str) -> dict[str, Any]:
+def train_as_the_original(values: dict[str, Any], folder: Path, *adapters: str) -> dict[str, Any]:
     """Train in a process of its own; gives the order and the groups."""
     recipe = write_recipe(values, folder / "recipe.yaml")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.train.as_the_original", str(recipe), str(folder / "facts.json"), *init],
+        [
+            sys.executable,
+            "-m",
+            "tests.train.as_the_original",
+            str(recipe),
+            str(folder / "facts.json"),
+            *adapters,
+        ],
         capture_output=True,
         text=True,
         timeout=240,
@@ -77,7 +93,9 @@ def assert_same_config(ours: Path, theirs: Path) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
     record = recorded_run(name)
-    facts = train_as_the_original(stage2_values(tmp_path / "run", name), tmp_path)
+    values = stage2_values(tmp_path / "run", name)
+    adapters = [str(run_folder(name) / "init.safetensors")] if name == "lora" else []
+    facts = train_as_the_original(values, tmp_path, *adapters)
     assert facts["order"] == record["order"]
     # The original's projector comes after the language model; within a group the order means nothing.
     assert [{**group, "names": sorted(group["names"])} for group in facts["groups"]] == [
@@ -103,3 +121,16 @@ def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
         theirs = {ours_for(key): tensor for key, tensor in load_file(golden).items()}
         assert_same_weights(trained, {key: theirs[key] for key in trained})
     assert_same_config(tmp_path / "run", run_folder(name))
+    if name == "lora":
+        assert_same_lora_files(tmp_path / "run", run_folder(name))
+
+
+def assert_same_lora_files(ours: Path, theirs: Path) -> None:
+    assert_same_weights(*(load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs)))
+    name = "non_lora_trainables.bin"
+    assert_same_weights(*(torch.load(folder / name, weights_only=True) for folder in (ours, theirs)))
+    config, expected = (json.loads((folder / "adapter_config.json").read_text()) for folder in (ours, theirs))
+    assert sorted(expected.pop("target_modules")) == config.pop("target_modules")
+    expected["base_model_name_or_path"] = str(FIXTURES / "tiny_vicuna")
+    assert config.pop("use_dora") is False
+    assert config == {key: expected[key] for key in config}

@@ -1,0 +1,160 @@
+"""LoRA in the model itself: adapters injected, saved as the original saves them, merged where a run ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+import torch
+from pydantic import JsonValue
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from llava_recipes.files import replacing, write_text
+from llava_recipes.model.base_weights import private_randomness
+from llava_recipes.model.names import canonical_name, canonical_parameters, original_name
+from llava_recipes.model.placing import overwrite
+from llava_recipes.plan.lora import ADAPTER, lora_targets
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.schema import Lora
+
+STAGES_PATH: Path = ("stages",)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+OTHER_WEIGHTS = "non_lora_trainables.bin"
+PREFIX = "base_model.model."
+"""What peft's wrapper puts before every name."""
+
+
+def inject_lora(model: LlavaForConditionalGeneration, lora: Lora, *, seed: int) -> tuple[str, ...]:
+    """Put adapters, drawn from `seed`, beside the linear layers that `lora` names.
+
+    Returns the names of those layers' weights. The model keeps its class and its forward, and every process
+    draws the same adapters.
+    Raises RecipeError when there is no such layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = {
+        canonical_name(f"{name}.weight"): name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and "vision_tower.head." not in name
+    }
+    targets = lora_targets(linear, lora)
+    if not targets:
+        problem = Problem("`lora.modules` reaches no linear layer", found=", ".join(lora.modules))
+        raise RecipeError(problem)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides by r; a fraction does no harm
+        lora_dropout=lora.dropout,
+        target_modules=[linear[name] for name in targets],
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+    )
+    with private_randomness():
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    return targets
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a canonical name is that of an adapter's parameter."""
+    return ADAPTER.search(name) is not None
+
+
+def write_adapter(
+    state: Mapping[str, Tensor], folder: pathlib.Path, lora: Lora, *, base: str, num_layers: int
+) -> tuple[pathlib.Path, ...]:
+    """Write adapters and what trained beside them, in files and under names as the original's.
+
+    `state` is by canonical name; `base` names the language model, and `num_layers` counts its layers.
+    """
+    adapters = {name: tensor for name, tensor in state.items() if is_adapter(name)}
+    others = {name: tensor for name, tensor in state.items() if not is_adapter(name)}
+    weights, rest, config = folder / ADAPTER_WEIGHTS, folder / OTHER_WEIGHTS, folder / ADAPTER_CONFIG
+    with replacing(weights) as temporary:
+        save_file(_original(adapters), temporary, metadata={"format": "pt"})
+    with replacing(rest) as temporary:
+        torch.save(_original(others), temporary)
+    modules = {name[: name.index(".lora_")] for name in adapters}
+    settings = _adapter_config(lora, _target_modules(modules, num_layers), base)
+    write_text(config, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    return weights, rest, config
+
+
+def _original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        PREFIX + original_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()
+    }
+
+
+def _adapter_config(lora: Lora, target_modules: list[JsonValue], base: str) -> dict[str, JsonValue]:
+    return {
+        "base_model_name_or_path": base,
+        "bias": lora.bias,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "lora_dropout": lora.dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": lora.r,
+        "target_modules": target_modules,
+        "task_type": "CAUSAL_LM",
+        "use_dora": lora.use_dora,
+        "use_rslora": lora.use_rslora,
+    }
+
+
+def _target_modules(modules: Collection[str], num_layers: int) -> list[JsonValue]:
+    """Kinds of layers where all of the language model's are adapted, as in the original; else full names."""
+    kinds = Counter(name.rpartition(".")[2] for name in modules)
+    if all(name.startswith("language_model.") for name in modules) and set(kinds.values()) == {num_layers}:
+        return [*sorted(kinds)]
+    return [*sorted(original_name(f"{name}.weight").removesuffix(".weight") for name in modules)]
+
+
+def merge_adapters(model: nn.Module, adapters: Mapping[str, Tensor], config: pathlib.Path) -> tuple[str, ...]:
+    """Add a finished run's adapters to the weights they were trained beside; returns those weights' names.
+
+    Under ZeRO-3 all processes call this. Raises RecipeError when an adapter has no place, or its settings are
+    not there.
+    """
+    scale = _scale(config)
+    parameters = canonical_parameters(model)
+    names = [f"{name[: name.index('.lora_')]}.weight" for name in adapters if ".lora_A." in name]
+    foreign = [name for name in names if name not in parameters]
+    if foreign:
+        message = f"adapters do not fit this model: it has no {foreign[0]}"
+        raise RecipeError(Problem(message, path=STAGES_PATH, found=str(config.parent)))
+    for name in names:
+        weight, module = parameters[name], name.removesuffix(".weight")
+        overwrite(weight, lambda weight=weight, module=module: _merged(weight, module, adapters, scale))  # type: ignore[misc]
+    return tuple(names)
+
+
+def _merged(weight: Tensor, module: str, adapters: Mapping[str, Tensor], scale: float) -> Tensor:
+    down, up = (adapters[f"{module}.lora_{side}.weight"].to(weight.device).float() for side in "AB")
+    whole = weight.detach().float() + scale * (up @ down)
+    length = adapters.get(f"{module}.lora_magnitude_vector.weight")
+    if length is not None:
+        whole = whole * (length.to(weight.device).float() / whole.norm(dim=1))[:, None]
+    return whole.to(weight.dtype)
+
+
+def _scale(config: pathlib.Path) -> float:
+    try:
+        settings = json.loads(config.read_text("utf-8"))
+        rank = settings["r"]
+        return float(settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "a finished LoRA run leaves it beside its weights"
+        raise RecipeError(
+            Problem("the adapters' settings cannot be read", path=STAGES_PATH, found=str(config), hint=hint)
+        ) from error

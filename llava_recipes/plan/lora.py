@@ -1,0 +1,135 @@
+"""Which linear layers LoRA adapts, what that adds to the parameters, and what is wrong with the choice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+
+from llava_recipes.freeze import Decision, match_glob, split_glob
+from llava_recipes.plan.freezing import explain_glob
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.schema import Lora
+
+ADAPTER = re.compile(r"\.lora_[A-Za-z_]+\.")
+Shapes = Mapping[str, tuple[int, ...]]
+
+_EMBEDDINGS = ("embed_tokens", "position_embedding")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def linear_weights(shapes: Shapes) -> tuple[str, ...]:
+    """The weights of linear layers: matrices that are not embeddings. A SigLIP tower's head never runs."""
+    return tuple(
+        name
+        for name, shape in shapes.items()
+        if name.endswith(".weight")
+        and len(shape) == 2
+        and name.split(".")[-2] not in _EMBEDDINGS
+        and not name.startswith("vision_tower.head.")
+    )
+
+
+def lora_targets(linear: Collection[str], lora: Lora) -> tuple[str, ...]:
+    """The linear weights that get adapters. Outside the language model only what a glob names by its root."""
+    return tuple(name for name in linear if any(_reaches(glob, name) for glob in lora.modules))
+
+
+def adapter_shapes(shapes: Shapes, targets: Collection[str], lora: Lora) -> dict[str, tuple[int, ...]]:
+    """The parameters that adapters add, by canonical name."""
+    added: dict[str, tuple[int, ...]] = {}
+    for name in targets:
+        module, (num_out, num_in) = name.removesuffix(".weight"), shapes[name]
+        added[f"{module}.lora_A.weight"] = (lora.r, num_in)
+        added[f"{module}.lora_B.weight"] = (num_out, lora.r)
+        if lora.use_dora:
+            added[f"{module}.lora_magnitude_vector.weight"] = (num_out,)
+    return added
+
+
+def decide_with_lora(
+    decision: Decision, *, targets: Collection[str], adapters: Collection[str], lora: Lora
+) -> Decision:
+    """What trains once adapters are there: they do, and the biases that `bias` asks for."""
+    names = {*decision.trainable, *decision.frozen}
+    modules = {name.removesuffix(".weight") for name in targets}
+    roots = {name.split(".")[0] for name in targets}
+    biases = {
+        name
+        for name in names
+        if name.endswith("bias")
+        and (
+            (lora.bias == "all" and name.split(".")[0] in roots)
+            or (lora.bias == "lora_only" and name.removesuffix(".bias") in modules)
+        )
+    }
+    return Decision(
+        (*decision.trainable, *(name for name in decision.frozen if name in biases), *adapters),
+        tuple(name for name in decision.frozen if name not in biases),
+        decision.unmatched,
+    )
+
+
+def lora_problems(lora: Lora, *, shapes: Shapes, decision: Decision, stage_path: Path) -> Iterator[Problem]:
+    """Globs of `lora.modules` that reach no linear layer, or one that trains in full."""
+    linear, trains = linear_weights(shapes), set(decision.trainable)
+    for index, glob in enumerate(lora.modules):
+        path: Path = (*stage_path, "lora", "modules", index)
+        if not any(match_glob(glob, name) for name in shapes):
+            yield explain_glob(glob, shapes, key="modules", path=path)
+            continue
+        reached = [name for name in linear if _reaches(glob, name)]
+        in_full = [name for name in reached if name in trains]
+        if not reached:
+            yield Problem(
+                f'glob "{glob}" in `modules` reaches no linear layer',
+                path=path,
+                hint="LoRA goes beside linear layers, e.g. `language_model`; "
+                "vision_tower, projector and lm_head are adapted only where a glob begins with their name",
+            )
+        elif in_full:
+            yield Problem(
+                f'glob "{glob}" in `modules` adapts what trains in full',
+                path=path,
+                found=f"{len(in_full)} weight(s), the first {in_full[0]}",
+                hint="freeze it: `freeze: all`, with `trainable` naming only what trains beside LoRA",
+            )
+
+
+def summarize_adapters(adapters: Collection[str]) -> tuple[str, ...]:
+    """Globs that hold exactly these parameters: equal adapters of successive layers in one."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    plain: dict[str, None] = {}
+    for module in dict.fromkeys(map(_module, adapters)):
+        found = _NUMBER.search(module)
+        if found is None:
+            plain[f"{module}.lora_*"] = None
+        else:
+            key = module[: found.start()], f"{module[found.end() :]}.lora_*"
+            numbers.setdefault(key, []).append(int(found[0]))
+    for (before, after), layers in numbers.items():
+        for first, last in _runs(layers):
+            plain[f"{before}{first if first == last else f'{{{first}..{last}}}'}{after}"] = None
+    return tuple(plain)
+
+
+def _module(adapter: str) -> str:
+    return adapter[: adapter.index(".lora_")]
+
+
+def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Stretches of successive numbers."""
+    first = last = None
+    for number in sorted(numbers):
+        if last is not None and number == last + 1:
+            last = number
+            continue
+        if first is not None and last is not None:
+            yield first, last
+        first = last = number
+    if first is not None and last is not None:
+        yield first, last
+
+
+def _reaches(glob: str, name: str) -> bool:
+    root = name.split(".")[0]
+    return match_glob(glob, name) and (root == "language_model" or split_glob(glob)[0] == root)

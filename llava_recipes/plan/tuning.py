@@ -1,0 +1,71 @@
+"""What a stage trains of a model whose parameter shapes are known, and every glob of it that does not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from llava_recipes.freeze import Decision, decide, summarize_modules
+from llava_recipes.plan.freezing import freezing_problems
+from llava_recipes.plan.lora import (
+    Shapes,
+    adapter_shapes,
+    decide_with_lora,
+    linear_weights,
+    lora_problems,
+    lora_targets,
+    summarize_adapters,
+)
+from llava_recipes.plan.param_groups import param_group_problems
+from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.schema import Stage
+
+
+@dataclass(frozen=True)
+class Trains:
+    """What trains and what does not, adapters included."""
+
+    decision: Decision
+    shapes: Shapes
+    modules: tuple[str, ...]
+    """The shortest list of names that holds exactly what trains; globs for adapters."""
+
+    def count(self, names: Collection[str]) -> int:
+        """Parameters under these names."""
+        return sum(math.prod(self.shapes[name]) for name in names)
+
+    def count_trainable(self) -> int:
+        return self.count(self.decision.trainable)
+
+
+def what_trains(shapes: Shapes, stage: Stage | StagePlan) -> Trains:
+    """What a stage trains. `shapes` are those of the model without adapters, by canonical name."""
+    decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
+    if stage.lora is None:
+        return Trains(decision, shapes, summarize_modules(decision.trainable, shapes))
+    targets = lora_targets(linear_weights(shapes), stage.lora)
+    adapters = adapter_shapes(shapes, targets, stage.lora)
+    whole = decide_with_lora(decision, targets=targets, adapters=adapters, lora=stage.lora)
+    in_full = [name for name in whole.trainable if name not in adapters]
+    modules = (*summarize_modules(in_full, shapes), *summarize_adapters(adapters))
+    return Trains(whole, {**shapes, **adapters}, modules)
+
+
+def tuning_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_path: Path) -> Iterator[Problem]:
+    """What is wrong with `freeze`, `trainable`, `lora` and `param_groups` of a stage on this model."""
+    yield from freezing_problems(
+        shapes,
+        freeze=stage.freeze,
+        trainable=stage.trainable,
+        stage_path=stage_path,
+        has_lora=stage.lora is not None,
+    )
+    if stage.lora is not None:
+        decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
+        yield from lora_problems(stage.lora, shapes=shapes, decision=decision, stage_path=stage_path)
+    trains = what_trains(shapes, stage)
+    yield from param_group_problems(
+        stage.param_groups, names=trains.shapes, trainable=trains.decision.trainable, stage_path=stage_path
+    )
