@@ -101,7 +101,7 @@ def _announce_large_files(wishes: Wishes) -> None:
 
 
 def _check(text: str, file: str) -> str:
-    """The warnings about the recipe as it will be written; raises RecipeError when it is not one that runs."""
+    """The warnings about the recipe as it will be written; raises RecipeError when it cannot run."""
     from llava_recipes.plan.advice import advise
     from llava_recipes.recipe.load import load_source
     from llava_recipes.recipe.render import render_problems
