@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from llava_recipes.plan.deepspeed import zero_stage
@@ -18,6 +18,9 @@ FITS_ONE_GPU: Final = 30_000_000_000
 
 PROJECTOR_RATES: Final = (1e-4, 1e-2)
 """Learning rates that a projector alone is trained with; the published ones are 1e-3 and 2e-3."""
+
+ADAPTER_RATES: Final = (1e-5, 2e-3)
+"""Learning rates that LoRA adapters are trained with; the published ones are 2e-5 and 2e-4."""
 
 PRETRAINED_RATE: Final = 2e-4
 """Far above what pretrained weights are fine-tuned with; the published rates go from 2e-6 to 5e-5."""
@@ -37,7 +40,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         if trains is not None:
             found += _check_sharding(model, planned, trains, path)
             found += _check_text_only(planned, trains, path)
-            found += _check_rate(recipe, stage, trains, path)
+            found += _check_rates(recipe, planned, path)
             found += _check_projector(recipe, planned, trains)
     return tuple(found)
 
@@ -48,10 +51,13 @@ def _warning(
     return Problem(message, path=path, found=found, hint=hint, on_key=on_key, severity="warning")
 
 
+def _roots(modules: Iterable[str]) -> frozenset[str]:
+    return frozenset(module.split(".", 1)[0] for module in modules)
+
+
 def _trained_roots(planned: StagePlan) -> frozenset[str] | None:
     """The root modules in which something trains; None where the model's names are not known."""
-    modules = planned.trainable_modules
-    return None if modules is None else frozenset(module.split(".", 1)[0] for module in modules)
+    return None if planned.trainable_modules is None else _roots(planned.trainable_modules)
 
 
 def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
@@ -157,30 +163,62 @@ def _spell_rate(rate: float) -> str:
     return f"{rate:g}".replace("e-0", "e-")
 
 
-def _check_rate(recipe: Recipe, stage: Stage, trains: frozenset[str], path: Path) -> Iterator[Problem]:
-    """A learning rate that belongs to another kind of stage: off by the factor that is between the kinds."""
-    rate, path = stage.train.learning_rate, (*path, "train", "learning_rate")
+def _check_rates(recipe: Recipe, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    """Learning rates that belong to another kind of stage: off by the factor that is between the kinds."""
+    modules = planned.trainable_modules or ()
+    adapted = _roots(module for module in modules if ".lora_" in module)
+    in_full = _roots(module for module in modules if ".lora_" not in module)
+    base: Path = (*path, "train", "learning_rate")
+    if modules and _roots(modules) == {"projector"} and not planned.param_groups:
+        yield from _check_projector_rate(planned.train.learning_rate, base)
+        return
+    grouped: set[str] = set()
+    for index, group in enumerate(planned.param_groups):
+        own: Path = (*path, "param_groups", index, "learning_rate")
+        roots = _roots(group.modules)
+        grouped |= {glob for glob in group.modules if glob in roots}
+        yield from _check_full_rate(recipe, group.learning_rate, roots & in_full, own)
+    yield from _check_full_rate(recipe, planned.train.learning_rate, in_full - grouped, base)
+    if adapted - grouped:
+        yield from _check_adapter_rate(planned.train.learning_rate, base)
+
+
+def _check_projector_rate(rate: float, path: Path) -> Iterator[Problem]:
     low, high = PROJECTOR_RATES
-    if trains == {"projector"} and rate < low:
+    if rate < low:
         yield _warning(
             f"a learning rate of {_spell_rate(rate)} hardly moves a projector that trains alone",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
         )
-    elif trains == {"projector"} and rate > high:
+    elif rate > high:
         yield _warning(
             f"a learning rate of {_spell_rate(rate)} is far above what projectors are trained with",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3",
         )
-    elif rate > PRETRAINED_RATE:
-        for root in _pretrained(recipe) & trains:
-            yield _warning(
-                f"a learning rate of {_spell_rate(rate)} ruins a pretrained {root.replace('_', ' ')}",
-                path=path,
-                hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
-                "projector that trains alone",
-            )
+
+
+def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: Path) -> Iterator[Problem]:
+    ruined = [root.replace("_", " ") for root in sorted(_pretrained(recipe) & roots)]
+    if rate > PRETRAINED_RATE and ruined:
+        yield _warning(
+            f"a learning rate of {_spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
+            path=path,
+            hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
+            "projector that trains alone",
+        )
+
+
+def _check_adapter_rate(rate: float, path: Path) -> Iterator[Problem]:
+    low, high = ADAPTER_RATES
+    if not low <= rate <= high:
+        word = "hardly moves" if rate < low else "is far above what is usual for"
+        yield _warning(
+            f"a learning rate of {_spell_rate(rate)} {word} LoRA adapters",
+            path=path,
+            hint="adapters are trained at 1e-4 to 2e-4, ten times the rate of full fine-tuning",
+        )
 
 
 def _pretrained(recipe: Recipe) -> frozenset[str]:

@@ -1,0 +1,188 @@
+"""Warnings: each where it is true, none on what the published recipes do, except what is true of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_recipes.plan.advice import advise
+from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.load import load_recipe
+from llava_recipes.recipe.schema import Recipe
+from llava_recipes.runner.facts import plan_recipe
+from tests.plan.recipes import recipe_values, stage_values
+
+ROOT = Path(__file__).parent.parent.parent
+GALLERY = [file for file in sorted((ROOT / "recipes").rglob("*.yaml")) if file.parent.name != "base"]
+VICUNA = "lmsys/vicuna-7b-v1.5"
+CLIP = {"source": "openai/clip-vit-large-patch14-336"}
+
+# The original's scripts save every 24,000 or 50,000 steps, in runs of 2,181 and 5,198.
+TRUE_OF_THE_ORIGINAL = ("no checkpoint is written before the end",)
+
+
+def warnings_of(values: dict[str, Any], *, world_size: int = 1) -> list[Problem]:
+    recipe = Recipe.model_validate_json(json.dumps(values))
+    plan = compile_plan(recipe, world_size=world_size, facts=Facts())
+    found = advise(recipe, plan.model, plan.stages)
+    assert all(problem.severity == "warning" for problem in found)
+    assert all(problem.hint for problem in found), "a warning says what to do"
+    assert {problem.message for problem in found} <= set(plan.notes), "the plan says it too"
+    return list(found)
+
+
+def pretrained(**changes: Any) -> dict[str, Any]:
+    """A stage over pretrained weights, as most people run it."""
+    values = stage_values(train__bf16=True, **changes)
+    values["model"] = {"language_model": VICUNA, "vision_tower": CLIP}
+    values["stages"][0]["data"]["max_length"] = 2048
+    return values
+
+
+def test_the_gallery_is_there() -> None:
+    assert GALLERY
+
+
+@pytest.mark.parametrize("world_size", [1, 8])
+@pytest.mark.parametrize("file", GALLERY, ids=lambda file: file.stem)
+def test_a_shipped_recipe_warns_of_what_is_true_of_the_original_alone(file: Path, world_size: int) -> None:
+    loaded = load_recipe(str(file))
+    plan = plan_recipe(loaded, world_size=world_size)
+    for warning in advise(loaded.recipe, plan.model, plan.stages):
+        assert warning.message.startswith(TRUE_OF_THE_ORIGINAL), warning.message
+
+
+def test_an_ordinary_stage_has_none() -> None:
+    assert warnings_of(stage_values()) == []
+    assert warnings_of(pretrained()) == []
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "save", "is_told"),
+    [
+        (100, {"save_steps": 100}, False),
+        (100, {"save_steps": 101}, True),
+        (100, {"save_steps": 101, "save_strategy": "no"}, False),
+        (100, {"save_steps": 5, "save_strategy": "epoch"}, True),
+        # Nobody asked for checkpoints every 500 steps.
+        (100, {}, False),
+    ],
+)
+def test_saving(max_steps: int, save: dict[str, Any], is_told: bool) -> None:
+    values = stage_values()
+    train = values["stages"][0]["train"]
+    del train["save_steps"], train["num_train_epochs"]
+    train |= {"max_steps": max_steps, **save}
+    assert [problem.path for problem in warnings_of(values)] == [
+        ("stages", 0, "train", "save_steps")
+    ] * is_told
+
+
+def test_steps_of_one_process_are_an_upper_bound() -> None:
+    """`validate` does not know the number of processes: what it tells is true for any."""
+    values = stage_values(train__save_steps=30)
+    (problem,) = warnings_of(values, world_size=1)
+    assert problem.found is not None and "1 process" in problem.found
+    assert len(warnings_of(values, world_size=4)) == 1
+    values["stages"][0]["train"]["save_steps"] = 20
+    assert warnings_of(values, world_size=1) == []
+    (problem,) = warnings_of(values, world_size=4)
+    assert problem.found is None
+
+
+@pytest.mark.parametrize(("steps", "is_told"), [(24, False), (25, True), (1000, True)])
+def test_warm_up_that_never_ends(steps: int, is_told: bool) -> None:
+    assert bool(warnings_of(stage_values(train__warmup_steps=steps))) == is_told
+
+
+@pytest.mark.parametrize(
+    ("trainable", "rate", "is_told"),
+    [
+        (["projector"], 1e-3, False),
+        (["projector"], 2e-3, False),
+        (["projector"], 2e-5, True),
+        (["projector"], 0.1, True),
+        (["projector", "language_model"], 2e-5, False),
+        (["projector", "language_model"], 1e-3, True),
+        (["vision_tower", "projector"], 2e-6, False),
+        (["vision_tower", "projector"], 1e-3, True),
+    ],
+)
+def test_learning_rates(trainable: list[str], rate: float, is_told: bool) -> None:
+    found = warnings_of(pretrained(trainable=trainable, train__learning_rate=rate))
+    assert [problem.path for problem in found] == [("stages", 0, "train", "learning_rate")] * is_told
+
+
+def test_random_weights_may_be_trained_at_any_rate() -> None:
+    assert (
+        warnings_of(stage_values(trainable=["language_model", "projector"], train__learning_rate=3e-3)) == []
+    )
+
+
+def test_adapters_and_groups_have_rates_of_their_own() -> None:
+    """LLaVA-1.5 LoRA: adapters at 2e-4, the projector at 2e-5."""
+    lora = {"r": 128, "alpha": 256}
+    group = {"modules": ["projector"], "learning_rate": 2e-5}
+    values = pretrained(lora=lora, param_groups=[group], train__learning_rate=2e-4)
+    assert warnings_of(values) == []
+    values["stages"][0]["train"]["learning_rate"] = 2e-6
+    (problem,) = warnings_of(values)
+    assert "LoRA adapters" in problem.message
+    values = pretrained(freeze="none", param_groups=[{"modules": ["vision_tower"], "learning_rate": 1e-3}])
+    values["stages"][0]["trainable"] = []
+    values["stages"][0]["train"]["learning_rate"] = 2e-5
+    (problem,) = warnings_of(values)
+    assert problem.path == ("stages", 0, "param_groups", 0, "learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_told"), [({}, True), ({"bf16": True}, False), ({"fp16": True}, False)]
+)
+def test_large_models_in_float32(precision: dict[str, bool], is_told: bool) -> None:
+    values = pretrained()
+    values["stages"][0]["train"].pop("bf16")
+    values["stages"][0]["train"] |= precision
+    assert [problem.path for problem in warnings_of(values)] == [("stages", 0, "train")] * is_told
+
+
+def test_zero3_is_for_models_that_train_or_do_not_fit() -> None:
+    assert [problem.path for problem in warnings_of(pretrained(deepspeed="zero3"))] == [
+        ("stages", 0, "deepspeed")
+    ]
+    assert warnings_of(pretrained(deepspeed="zero2")) == []
+    trains = pretrained(
+        deepspeed="zero3", trainable=["language_model", "projector"], train__learning_rate=2e-5
+    )
+    assert warnings_of(trains) == []
+
+
+def test_a_frozen_random_projector_is_told_unless_it_has_weights() -> None:
+    values = pretrained(trainable=["language_model"], train__learning_rate=2e-5)
+    assert [problem.path for problem in warnings_of(values)] == [("model", "projector")]
+    values["model"]["projector"] = {"init_from": "mm_projector.bin"}
+    assert warnings_of(values) == []
+    values = pretrained(trainable=["language_model"], train__learning_rate=2e-5, init_from="./runs/pretrain")
+    assert warnings_of(values) == []
+
+
+def test_a_stage_that_starts_over() -> None:
+    values = recipe_values()
+    second = {**values["stages"][0], "name": "second", "output_dir": "out/second"}
+    values["stages"].append({**second, "init_from": "base"})
+    (problem,) = warnings_of(values)
+    assert problem.path == ("stages", 1, "init_from")
+    values["stages"][1] = second
+    assert warnings_of(values) == []
+
+
+def test_text_alone_and_long_texts() -> None:
+    values = stage_values(data__max_length=1024)
+    del values["stages"][0]["data"]["sources"][0]["images"]
+    assert {problem.path for problem in warnings_of(values)} == {
+        ("stages", 0, "data", "max_length"),
+        ("stages", 0, "data", "sources"),
+    }
