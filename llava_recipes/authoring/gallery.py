@@ -86,7 +86,8 @@ def _entry(name: str, file: Path, head: dict[str, str]) -> Entry:
     expect = head.get("Expect", "")
     clauses = [clause for clause in _CLAUSE.split(expect) if clause]
     loss = next((clause for clause in clauses if re.search(r"\bloss\b", clause)), "")
-    timed = next((clause for clause in clauses if _DURATION.search(clause)), "")
+    # "no duration is published" is an answer too.
+    timed = next((clause for clause in clauses if _DURATION.search(clause) or "duration" in clause), "")
     spoken = _DURATION.search(f"{head.get('Hardware', '')} {head['']}")
     return Entry(
         name=name,

@@ -40,6 +40,30 @@ def test_a_recipe_says_what_to_expect(entry: Entry) -> None:
         assert getattr(entry, label), f"{label} of {entry.name}"
 
 
+@pytest.mark.parametrize(
+    ("expect", "time", "loss"),
+    [
+        (
+            "2,181 steps, loss ending near 2; the original takes 5.5 h",
+            "the original takes 5.5 h",
+            "loss ending near 2",
+        ),
+        ("the loss falls; no duration is published", "no duration is published", "the loss falls"),
+        ("50 s at most, a loss of 1", "50 s at most", "a loss of 1"),
+        ("2,181 steps", "", ""),
+    ],
+)
+def test_time_and_loss_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect: str, time: str, loss: str
+) -> None:
+    (tmp_path / "one.yaml").write_text(
+        f"# Purpose.\n# Run       it\n# Expect    {expect}\n", encoding="utf-8"
+    )
+    monkeypatch.setattr("llava_recipes.authoring.gallery.gallery_folder", lambda: tmp_path)
+    (entry,) = gallery()
+    assert (entry.time, entry.loss) == (time, loss)
+
+
 def test_a_head_is_read_by_its_labels() -> None:
     head = read_head(
         "# yaml-language-server: $schema=x\n#\n# One thing.\n# And more.\n#\n"
