@@ -27,9 +27,12 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.model.assemble import assemble
 from llava_recipes.model.freezing import freeze_model
-from llava_recipes.plan.activations import ActivationModel, Activations, Batch, read_dimensions
+from llava_recipes.model.lora import inject_lora
+from llava_recipes.plan.activations import ActivationModel, Activations, Batch
 from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.model import plan_model
+from llava_recipes.plan.tuning import what_trains
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.schema import Recipe
 
@@ -77,6 +80,8 @@ class Case:
     tower: str = "clip_vision_model"
     num_samples: int = 4
     num_text_tokens: int = 40
+    lora: bool = False
+    """Adapters of rank 16 in the language model, without dropout: a CPU's is not a GPU's."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,8 @@ def measure(case: Case) -> Measured:
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     planned = plan_model(recipe.model, language_config=None, vision_config=None)
     assert planned.outline is not None
-    names = [name for name in planned.outline.shapes if name.startswith(case.trainable)]
-    counted = ActivationModel(read_dimensions(planned.outline, plan.model), plan.stages[0], names)
+    trains = what_trains(planned.outline.shapes, plan.stages[0])
+    counted = ActivationModel(read_dimensions(planned.outline, plan.model), plan.stages[0], trains)
     num_samples, length = batch["input_ids"].shape
     num_labels = int((batch["labels"] != -100).sum())
     shape = Batch(num_samples=num_samples, length=length, num_labels=num_labels, num_images=num_samples)
@@ -192,6 +197,7 @@ def _recipe(case: Case, folder: str) -> dict[str, Any]:
         "trainable": case.trainable,
         "data": {"template": "plain", "sources": [{"annotations": "none.json", "images": "images"}]},
         "train": train,
+        **({"lora": {"r": 16, "dropout": 0.0}} if case.lora else {}),
         "deepspeed": "zero2" if case.deepspeed else "none",
         "output_dir": "out",
     }
@@ -210,7 +216,8 @@ def _build(plan: Plan, case: Case) -> LlavaForConditionalGeneration:
     """The stage's model as training has it: cast whole under DeepSpeed, float32 where it trains without."""
     model = assemble(plan.model, dtype=_dtype(case)).model
     stage = plan.stages[0]
-    freeze_model(model, freeze=stage.freeze, trainable=stage.trainable)
+    targets = inject_lora(model, stage.lora, seed=0) if stage.lora is not None else ()
+    freeze_model(model, freeze=stage.freeze, trainable=stage.trainable, lora=stage.lora, targets=targets)
     if case.deepspeed:
         model.to(_dtype(case))
     else:
@@ -286,6 +293,9 @@ CASES |= {
     "last two layers train, bf16": Case(("language_model.layers.6", "language_model.layers.7")),
     "projector trains, qwen2, bf16": Case(language="qwen2, 2 of 8 heads"),
     "projector and LLM train, qwen3, bf16": Case(LLM, language="qwen3"),
+    "projector and LoRA train, bf16": Case(lora=True),
+    "projector and LoRA train, checkpointing, bf16": Case(lora=True, checkpointing=True),
+    "projector and LoRA train, autocast": Case(lora=True, deepspeed=False),
     "projector trains, autocast": Case(deepspeed=False),
     "projector and LLM train, autocast": Case(LLM, deepspeed=False),
     "projector and LLM train, checkpointing, autocast": Case(LLM, deepspeed=False, checkpointing=True),

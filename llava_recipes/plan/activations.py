@@ -12,7 +12,8 @@ number (2 in half precision, 4 in float32):
 
 A frozen linear layer keeps no input, since its weight needs no gradient. Nothing at all is kept before the
 first module that trains. With gradient checkpointing a layer keeps its input, c D, and one layer at a time
-is computed again. `benchmarks/memory.md` holds these against what torch keeps.
+is computed again. An adapter of LoRA keeps its input and, with dropout, a mask.
+`benchmarks/memory.md` holds these against what torch keeps.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from pydantic import JsonValue
-
-from llava_recipes.plan.sizes import ModelOutline
-from llava_recipes.plan.types import ModelPlan, StagePlan
+from llava_recipes.plan.dimensions import Dimensions
+from llava_recipes.plan.lora import ADAPTER
+from llava_recipes.plan.tuning import Trains
+from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.schema import Lora
 
 _LABEL_BYTES = 4
 _DECODER_LINEARS = (
@@ -32,33 +34,14 @@ _DECODER_LINEARS = (
 )
 
 
-@dataclass(frozen=True)
-class Dimensions:
-    """The numbers of both halves that activations and FLOPs are counted from."""
-
-    hidden: int
-    inner: int
-    num_layers: int
-    num_heads: int
-    attention: int
-    """Heads × head size."""
-    keys: int
-    """Key-value heads × head size."""
-    has_head_norms: bool
-    vocab: int
-    tower_hidden: int
-    tower_inner: int
-    tower_heads: int
-    num_tower_layers: int
-    """Layers of the tower that are run."""
-    tower_tokens: int
-    """Tokens of one image inside the tower, the class token among them."""
-    tower_patch_inputs: int
-    """Numbers in one patch of pixels."""
-    tower_gate: bool
-    """The tower's activation keeps two tensors (quick GELU), not one."""
-    image_tokens: int
-    """Tokens of one image in the sequence."""
+_SHARED_INPUTS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+    ("mlp.fc1",),
+    ("mlp.fc2",),
+)
+"""Linear layers that read one tensor, which attention does not keep anyway."""
 
 
 @dataclass(frozen=True)
@@ -92,40 +75,11 @@ class Activations:
     """By one layer with its working room: what is still alive where the backward pass ends."""
 
 
-def read_dimensions(outline: ModelOutline, model: ModelPlan) -> Dimensions:
-    """The numbers of an outline; its configs are complete and checked."""
-    language, vision = outline.language, outline.vision
-    hidden, num_heads = _int(language, "hidden_size"), _int(language, "num_attention_heads")
-    width = _int(language, "head_dim") or hidden // num_heads
-    side = _int(vision, "image_size") // _int(vision, "patch_size")
-    is_clip = vision["model_type"] == "clip_vision_model"
-    layer, num_layers = model.vision_tower.select_layer, _int(vision, "num_hidden_layers")
-    kept_class = is_clip and model.vision_tower.select_feature == "cls_patch"
-    return Dimensions(
-        hidden=hidden,
-        inner=_int(language, "intermediate_size"),
-        num_layers=_int(language, "num_hidden_layers"),
-        num_heads=num_heads,
-        attention=num_heads * width,
-        keys=(_int(language, "num_key_value_heads") or num_heads) * width,
-        has_head_norms=language["model_type"] == "qwen3",
-        vocab=_int(language, "vocab_size"),
-        tower_hidden=_int(vision, "hidden_size"),
-        tower_inner=_int(vision, "intermediate_size"),
-        tower_heads=_int(vision, "num_attention_heads"),
-        num_tower_layers=layer if layer >= 0 else num_layers + 1 + layer,
-        tower_tokens=side**2 + is_clip,
-        tower_patch_inputs=_int(vision, "patch_size") ** 2 * _int(vision, "num_channels"),
-        tower_gate=str(vision.get("hidden_act", "quick_gelu" if is_clip else "gelu")) == "quick_gelu",
-        image_tokens=side**2 + kept_class,
-    )
-
-
 class ActivationModel:
-    """Counts what a stage's passes keep. `trainable` holds canonical parameter names."""
+    """Counts what a stage's passes keep."""
 
-    def __init__(self, sizes: Dimensions, stage: StagePlan, trainable: Collection[str]) -> None:
-        self._sizes, self._trainable = sizes, frozenset(trainable)
+    def __init__(self, sizes: Dimensions, stage: StagePlan, trains: Trains) -> None:
+        self._sizes, self._trainable = sizes, frozenset(trains.decision.trainable)
         self._checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
         self._width = 4 if stage.train.precision == "fp32" else 2
         self._zero3 = zero_stage(stage) == 3
@@ -133,9 +87,12 @@ class ActivationModel:
         self._owners = frozenset(owners)
         self._roots = frozenset(name.split(".", 1)[0] for name in self._trainable)
         # Without DeepSpeed half precision is autocast's: what trains is float32, its inputs are cast.
+        # Adapters leave the numbers that pass between layers as they are.
+        in_full = {name.split(".", 1)[0] for name in self._trainable if not ADAPTER.search(name)}
         mixed = stage.deepspeed is None and self._width == 2
-        self._casts_text = mixed and "language_model" in self._roots
-        self._casts_tower = mixed and "vision_tower" in self._roots
+        self._adapters = _Adapters(stage.lora, trains.shapes, self._width, casts=mixed)
+        self._casts_text = mixed and "language_model" in in_full
+        self._casts_tower = mixed and "vision_tower" in in_full
 
     def count(self, batch: Batch) -> Activations:
         """The activations of one forward and backward pass."""
@@ -192,7 +149,7 @@ class ActivationModel:
             trained = c if f"{prefix}self_attn.q_norm" in self._owners else 0
             norms += (4 + trained) * (sizes.attention + sizes.keys) + 8 * sizes.num_heads
         kept = norms + attention + 3 * c * sizes.inner
-        return kept + self._decoder_inputs(prefix)
+        return kept + self._decoder_inputs(prefix) + self._adapters.kept(prefix, _SHARED_INPUTS)
 
     def _decoder_inputs(self, prefix: str) -> int:
         """Inputs kept for the sake of weights that train, per token."""
@@ -221,7 +178,8 @@ class ActivationModel:
         ]
         groups = sum(reads) if self._casts_tower else any(reads[:3]) + reads[3]
         fc2 = self._zero3 or f"{prefix}mlp.fc2" in self._owners
-        return norms + attention + inner + groups * c * sizes.tower_hidden + fc2 * c * sizes.tower_inner
+        inputs = groups * c * sizes.tower_hidden + fc2 * c * sizes.tower_inner
+        return norms + attention + inner + inputs + self._adapters.kept(prefix, _SHARED_INPUTS)
 
     def _around_layers(self, batch: Batch) -> int:
         """What projector, splice, last norm and head keep."""
@@ -264,6 +222,32 @@ class ActivationModel:
         return max(text, tower * batch.num_images * sizes.tower_tokens)
 
 
+class _Adapters:
+    """What LoRA's adapters keep: their input, after dropout where there is one, and their inner values."""
+
+    def __init__(
+        self, lora: Lora | None, shapes: Mapping[str, tuple[int, ...]], width: int, *, casts: bool
+    ) -> None:
+        self._width, self._rank = width, lora.r if lora else 0
+        # On a GPU dropout keeps a byte for each number besides its result.
+        self._drops = lora is not None and lora.dropout > 0
+        # Autocast casts the input of each adapter anew.
+        self._shares = not self._drops and not casts
+        inputs = {name: shape[1] for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
+        self._num_inputs = {name.removesuffix(".lora_A.weight"): size for name, size in inputs.items()}
+
+    def kept(self, prefix: str, shared: Collection[tuple[str, ...]]) -> int:
+        """Bytes per token of the adapters under a layer; those that share an input keep it once."""
+        found = {name: size for name, size in self._num_inputs.items() if name.startswith(prefix)}
+        total = len(found) * self._width * self._rank
+        if not self._shares:
+            return total + sum(size * (self._width + self._drops) for size in found.values())
+        for names in shared:
+            sizes = [found[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in found]
+            total += max(sizes, default=0) * self._width
+        return total
+
+
 def zero_stage(stage: StagePlan) -> int:
     """The ZeRO stage that a stage trains under; 0 for none."""
     block = (stage.deepspeed or {}).get("zero_optimization")
@@ -274,8 +258,3 @@ def zero_stage(stage: StagePlan) -> int:
 def _first_layer(names: Collection[str], prefix: str, num_layers: int) -> int:
     numbers = {name.removeprefix(prefix).split(".", 1)[0] for name in names if name.startswith(prefix)}
     return min((int(number) for number in numbers), default=num_layers)
-
-
-def _int(config: Mapping[str, JsonValue], key: str) -> int:
-    value = config.get(key)
-    return value if isinstance(value, int) else 0

@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llava_recipes.freeze import match_glob
+from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.param_groups import group_of
-from llava_recipes.plan.sizes import ROOTS, Shapes
+from llava_recipes.plan.sizes import ROOTS
+from llava_recipes.plan.tuning import Trains
 from llava_recipes.plan.types import StagePlan
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -48,11 +50,16 @@ class _Fate:
     masters: bool
 
 
-def assign(stage: StagePlan, shapes: Shapes) -> tuple[Assignment, ...]:
-    """The module tree of a stage, cut where the fate of the parameters differs."""
+def assign(stage: StagePlan, trains: Trains) -> tuple[Assignment, ...]:
+    """The module tree of a stage, adapters included, cut where the fate of the parameters differs."""
+    shapes, trainable = trains.shapes, frozenset(trains.decision.trainable)
     known: dict[_Fate, _Fate] = {}
     # Few fates are shared by many names: each is one object, so that it is compared at once.
-    fates = {name: known.setdefault(fate, fate) for name in shapes for fate in [_fate(name, stage)]}
+    fates = {
+        name: known.setdefault(fate, fate)
+        for name in shapes
+        for fate in [_fate(name, name in trainable, stage)]
+    }
     grouped: dict[str, list[str]] = {}
     for name, module in _owners(fates).items():
         grouped.setdefault(module, []).append(name)
@@ -83,8 +90,8 @@ def is_held_in_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
     return stage.deepspeed is None and (trains or name.split(".", 1)[0] == "projector")
 
 
-def _fate(name: str, stage: StagePlan) -> _Fate:
-    trains, rule = _decide(name, stage)
+def _fate(name: str, trains: bool, stage: StagePlan) -> _Fate:
+    rule = _rule(name, trains, stage)
     held = is_held_in_float32(name, trains=trains, stage=stage)
     given = stage.train.training_arguments.get("weight_decay")
     rate, decay = stage.train.learning_rate, float(given) if isinstance(given, (int, float)) else 0.0
@@ -102,16 +109,21 @@ def _fate(name: str, stage: StagePlan) -> _Fate:
     )
 
 
-def _decide(name: str, stage: StagePlan) -> tuple[bool, str]:
+def _rule(name: str, trains: bool, stage: StagePlan) -> str:
+    """The words that decided a parameter's fate: a glob, the word of `freeze`, or LoRA."""
+    if stage.lora is not None and ADAPTER.search(name):
+        return f"lora, r {stage.lora.r}"
     for glob in stage.trainable:
         if match_glob(glob, name):
-            return True, f'trainable "{glob}"'
+            return f'trainable "{glob}"'
+    frozen = (
+        [glob for glob in stage.freeze if match_glob(glob, name)] if isinstance(stage.freeze, tuple) else []
+    )
+    if trains and (frozen or stage.freeze == "all"):
+        return f"lora, bias {stage.lora.bias}" if stage.lora is not None else "lora"
     if isinstance(stage.freeze, tuple):
-        for glob in stage.freeze:
-            if match_glob(glob, name):
-                return False, f'freeze "{glob}"'
-        return True, "in no glob of `freeze`"
-    return stage.freeze == "none", f"freeze: {stage.freeze}"
+        return f'freeze "{frozen[0]}"' if frozen else "in no glob of `freeze`"
+    return f"freeze: {stage.freeze}"
 
 
 def _owners(fates: Mapping[str, _Fate]) -> dict[str, str]:

@@ -15,7 +15,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llava_recipes.plan.activations import Dimensions, zero_stage
+from llava_recipes.plan.activations import zero_stage
+from llava_recipes.plan.dimensions import Dimensions
 from llava_recipes.plan.hardware import Gpu
 from llava_recipes.plan.types import StagePlan
 

@@ -6,13 +6,13 @@ An estimate stands beside the plan and is no part of it: a run folder is compare
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llava_recipes.freeze import decide
-from llava_recipes.plan.activations import ActivationModel, read_dimensions
+from llava_recipes.plan.activations import ActivationModel
 from llava_recipes.plan.assignment import Assignment, assign
 from llava_recipes.plan.cost import (
     Compute,
@@ -23,9 +23,11 @@ from llava_recipes.plan.cost import (
     estimate_compute,
     estimate_disk,
 )
+from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.hardware import GPUS, Gpu
 from llava_recipes.plan.memory import Memory, MemoryModel, count_parameters
 from llava_recipes.plan.sizes import ModelOutline
+from llava_recipes.plan.tuning import Trains, what_trains
 from llava_recipes.plan.types import Plan, StagePlan
 
 NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/guide.md for the formulas"
@@ -96,7 +98,7 @@ class Estimator:
     def __init__(self, plan: Plan, outline: ModelOutline, assumptions: Assumptions) -> None:
         self._plan, self._outline, self._assumptions = plan, outline, assumptions
         self._sizes = read_dimensions(outline, plan.model)
-        self._decided: dict[str, frozenset[str]] = {}
+        self._trains_of: dict[str, Trains] = {}
 
     def estimate(self) -> Estimate:
         gpu = self._assumptions.gpu
@@ -108,14 +110,13 @@ class Estimator:
         )
 
     def stage(self, stage: StagePlan) -> StageEstimate:
-        shapes = self._outline.shapes
-        tokens = self.tokens(stage)
+        tokens, trains = self.tokens(stage), self._trains(stage)
         usual, longest = self.memory(stage)
         gpu = self._assumptions.gpu
-        trainable = self._trainable(stage)
+        trainable = trains.decision.trainable
         return StageEstimate(
             name=stage.name,
-            modules=assign(stage, shapes),
+            modules=assign(stage, trains),
             tokens=tokens,
             usual=usual,
             longest=longest,
@@ -124,8 +125,8 @@ class Estimator:
             compute=self.compute(stage),
             disk=estimate_disk(
                 stage,
-                num_trainable=_count(self._outline, trainable),
-                num_projector=_count(self._outline, [n for n in trainable if n.startswith("projector")]),
+                num_trainable=trains.count_trainable(),
+                num_projector=trains.count([name for name in trainable if name.startswith("projector.")]),
             ),
         )
 
@@ -137,11 +138,11 @@ class Estimator:
 
     def memory(self, stage: StagePlan) -> tuple[Memory, Memory]:
         """Memory at the usual length and where every sample fills `max_length`."""
-        tokens, trainable = self.tokens(stage), self._trainable(stage)
+        tokens, trains = self.tokens(stage), self._trains(stage)
         model = MemoryModel(
             stage,
-            count_parameters(stage, self._outline.shapes, trainable),
-            ActivationModel(self._sizes, stage, trainable),
+            count_parameters(stage, trains),
+            ActivationModel(self._sizes, stage, trains),
             hidden=self._sizes.hidden,
             world_size=self._plan.world_size,
         )
@@ -181,17 +182,17 @@ class Estimator:
             world_size=self._plan.world_size,
         )
 
-    def _trainable(self, stage: StagePlan) -> frozenset[str]:
-        if stage.name not in self._decided:
-            decision = decide(self._outline.shapes, freeze=stage.freeze, trainable=stage.trainable)
-            self._decided[stage.name] = frozenset(decision.trainable)
-        return self._decided[stage.name]
+    def _trains(self, stage: StagePlan) -> Trains:
+        if stage.name not in self._trains_of:
+            self._trains_of[stage.name] = what_trains(self._outline.shapes, stage)
+        return self._trains_of[stage.name]
 
     def _trained(self, stage: StagePlan) -> Trained:
-        shapes, trainable = self._outline.shapes, self._trainable(stage)
-        tower, decoder = ActivationModel(self._sizes, stage, trainable).graph_starts()
+        trains = self._trains(stage)
+        shapes, trainable = trains.shapes, trains.decision.trainable
+        tower, decoder = ActivationModel(self._sizes, stage, trains).graph_starts()
 
-        def matrices(prefix: str, names: frozenset[str] | dict[str, tuple[int, ...]]) -> int:
+        def matrices(prefix: str, names: Iterable[str]) -> int:
             return sum(math.prod(shapes[n]) for n in names if n.startswith(prefix) and len(shapes[n]) == 2)
 
         return Trained(
@@ -227,7 +228,3 @@ def _caution(gpu: Gpu, stage: StagePlan) -> str | None:
     if stage.train.training_arguments.get("tf32") is True and not gpu.tf32_tflops:
         return f"{gpu.title} has no TF32 units: leave `tf32` out"
     return None
-
-
-def _count(outline: ModelOutline, names: frozenset[str] | list[str]) -> int:
-    return sum(math.prod(outline.shapes[name]) for name in names)

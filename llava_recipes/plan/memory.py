@@ -8,7 +8,6 @@ over the processes what its stage says: 1 the optimizer, 2 the gradients too, 3 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,7 +17,7 @@ from pydantic import Field, JsonValue
 from llava_recipes.plan.activations import ActivationModel, Activations, Batch, zero_stage
 from llava_recipes.plan.assignment import is_held_in_float32
 from llava_recipes.plan.hardware import GIB
-from llava_recipes.plan.sizes import Shapes
+from llava_recipes.plan.tuning import Trains
 from llava_recipes.plan.types import StagePlan
 
 CONTEXT_BYTES = int(0.6 * GIB)
@@ -96,16 +95,13 @@ class Counts:
     """Frozen, and yet float32 beside half precision."""
 
 
-def count_parameters(stage: StagePlan, shapes: Shapes, trainable: frozenset[str]) -> Counts:
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+def count_parameters(stage: StagePlan, trains: Trains) -> Counts:
+    frozen = trains.decision.frozen
+    float32 = [name for name in frozen if is_held_in_float32(name, trains=False, stage=stage)]
     return Counts(
-        total=sum(sizes.values()),
-        trainable=sum(sizes[name] for name in trainable),
-        frozen_float32=sum(
-            size
-            for name, size in sizes.items()
-            if name not in trainable and is_held_in_float32(name, trains=False, stage=stage)
-        ),
+        total=trains.count(trains.shapes),
+        trainable=trains.count_trainable(),
+        frozen_float32=trains.count(float32),
     )
 
 

@@ -12,6 +12,7 @@ from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.skeleton import build_skeleton
 from llava_recipes.plan.assignment import Assignment, assign, decays
 from llava_recipes.plan.compile import Facts, compile_with_model
+from llava_recipes.plan.tuning import what_trains
 from llava_recipes.recipe.schema import Recipe
 from tests.model.plans import VICUNA
 from tests.plan.recipes import LANGUAGE, TOWER, stage_values
@@ -23,8 +24,10 @@ def assigned(world_size: int = 1, **changes: Any) -> dict[str, Assignment]:
     recipe = Recipe.model_validate_json(json.dumps(stage_values(**changes)))
     plan, model = compile_with_model(recipe, world_size=world_size, facts=Facts())
     assert model.shapes is not None
-    modules = assign(plan.stages[0], model.shapes)
-    assert sum(each.num_parameters for each in modules) == plan.model.sizes.num_parameters  # type: ignore[union-attr]
+    modules = assign(plan.stages[0], what_trains(model.shapes, plan.stages[0]))
+    assert plan.model.sizes is not None
+    adapters = sum(each.num_parameters for each in modules if each.rule.startswith("lora, r"))
+    assert sum(each.num_parameters for each in modules) == plan.model.sizes.num_parameters + adapters
     trained = sum(each.num_parameters for each in modules if each.trains)
     assert trained == plan.stages[0].num_trainable_parameters
     return {each.module: each for each in modules}
@@ -68,6 +71,14 @@ def test_groups_have_their_own_rate_and_decay() -> None:
     assert modules["projector"].weight_decay == 0.5
     assert modules["projector"].rule == 'trainable "projector", param_groups[0]'
     assert modules["lm_head"].learning_rate == 1e-3
+
+
+def test_adapters_stand_in_the_tree() -> None:
+    modules = assigned(lora={"r": 8, "modules": ["language_model.layers.*.mlp"]}, trainable=["projector"])
+    adapter = modules["language_model.layers.3.mlp.up_proj.lora_A"]
+    assert (adapter.rule, adapter.num_parameters, adapter.learning_rate) == ("lora, r 8", 8 * 64, 1e-3)
+    assert modules["language_model.layers.3.mlp.up_proj.weight"].rule == "freeze: all"
+    assert modules["language_model.layers.3.self_attn"].trains is False
 
 
 @pytest.mark.parametrize(

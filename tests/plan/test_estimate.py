@@ -156,6 +156,21 @@ def test_nothing_before_the_first_trained_layer_is_kept() -> None:
     assert part(head, "activations") < part(last, "activations")
 
 
+def test_lora_takes_less_than_full_training() -> None:
+    lora = {"lora": {"r": 128, "alpha": 256}, "trainable": ["projector"]}
+    full, adapters = stage(stage1_values(VICUNA_7B, **FULL)), stage(stage1_values(VICUNA_7B, **lora))
+    assert adapters.usual.total_bytes < full.usual.total_bytes
+    assert part(adapters.usual, "optimizer") < part(full.usual, "optimizer") / 10
+    trained = sum(each.num_parameters for each in adapters.modules if each.trains)
+    layer = 4 * (4096 + 4096) + 3 * (4096 + 11008)
+    assert trained == 128 * 32 * layer + 4096 * 1024 + 4096**2 + 2 * 4096
+    assert part(adapters.usual, "trained weights") == 2 * trained
+    dropped = 3 * (6 * 4096 + 11008) + 7 * 2 * 128
+    plain = stage(stage1_values(VICUNA_7B)).usual
+    more = part(adapters.usual, "one layer again") - part(plain, "one layer again")
+    assert more == dropped * 32 * 605
+
+
 def test_tokens_of_stage_1() -> None:
     tokens = stage(stage1_values()).tokens
     assert (tokens.image, tokens.text, tokens.usual_length, tokens.samples) == (576, 29, 605, 558_128)
