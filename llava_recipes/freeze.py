@@ -84,6 +84,7 @@ def _after_spans(segments: tuple[_Segment | None, ...], places: Iterable[int]) -
     return reached
 
 
+@lru_cache(maxsize=16_384)
 def match_glob(glob: str, name: str) -> bool:
     """Whether the glob matches this parameter or a module that holds it."""
     segments = _parse(glob)
