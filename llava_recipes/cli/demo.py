@@ -17,7 +17,7 @@ NUM_HELD_OUT, NUM_UNSEEN, NUM_NOTES, SEED = 224, 96, 6000, 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="recipes/demo.yaml", help="the recipe (default: %(default)s)")
+    parser.add_argument("--recipe", help="the recipe (default: the gallery's demo)")
     parser.add_argument(
         "--data", type=Path, default=Path("demo/data"), help="folder of the pictures (default: %(default)s)"
     )
@@ -33,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.authoring.shipped import gallery_folder
     from llava_recipes.demo.dataset import DatasetSettings, write_dataset
 
+    recipe = arguments.recipe or os.path.relpath(gallery_folder() / "demo.yaml")
     started_s = time.monotonic()
     # On matrices this small, threads wait for each other longer than they compute.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     num_pictures = f"{arguments.pictures:,} pictures to train on, {NUM_HELD_OUT + NUM_UNSEEN} held out"
     print(f"{num_pictures}: {'drawn' if drawn else 'there already'}, in {arguments.data}", flush=True)
     overrides = _overrides(arguments)
-    code = _train(arguments.recipe, overrides, resume=arguments.resume)
+    code = _train(recipe, overrides, resume=arguments.resume)
     if code == 0:
-        _score(_compile(arguments.recipe, overrides), arguments.data)
+        _score(_compile(recipe, overrides), arguments.data)
         print(f"\nthe whole demo took {time.monotonic() - started_s:.0f} s")
     return code
 
