@@ -12,6 +12,7 @@ from llava_recipes.plan.assignment import Assignment
 from llava_recipes.plan.cost import Compute, Disk, Tokens
 from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
 from llava_recipes.plan.hardware import GIB, GPUS
+from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.memory import Memory
 from llava_recipes.plan.types import Plan
 
@@ -77,11 +78,23 @@ def group_modules(modules: Sequence[Assignment]) -> list[list[Assignment]]:
 def module_rows(modules: Sequence[Assignment]) -> Iterator[Row]:
     """Modules of one fate in one row, their layers folded."""
     for members in group_modules(modules):
-        names = fold_layers(tuple(member.module for member in members))
+        names = module_names(members, modules)
         shown = ", ".join(names[:_NUM_SHOWN_MODULES])
         if len(names) > _NUM_SHOWN_MODULES:
             shown += f" and {len(names) - _NUM_SHOWN_MODULES} more"
         yield members[0].module.split(".")[0], _fate_words(members, shown)
+
+
+def module_names(members: Sequence[Assignment], modules: Sequence[Assignment]) -> tuple[str, ...]:
+    """What modules of one fate are called together: adapters by layer, the rest of a root by the root."""
+    root = members[0].module.split(".")[0]
+    if ADAPTER.search(f"{members[0].module}."):
+        layers = dict.fromkeys(each.module.partition(".lora_")[0] for each in members)
+        return tuple(f"{name}.lora_*" for name in fold_layers(tuple(layers)))
+    in_full = [each for each in modules if not ADAPTER.search(f"{each.module}.")]
+    if all(each in members for each in in_full if each.module.split(".")[0] == root):
+        return (root,)
+    return fold_layers(tuple(each.module for each in members))
 
 
 def _fate_words(members: Sequence[Assignment], shown: str) -> str:
@@ -114,11 +127,9 @@ def token_rows(tokens: Tokens) -> Iterator[Row]:
     if tokens.usual is None or tokens.at_most is None or tokens.from_images is None:
         yield "tokens", "not counted"
         return
-    yield (
-        "tokens",
-        f"{millions(tokens.usual)} usually, {millions(tokens.from_images)} of them of images; at most "
-        f"{millions(tokens.at_most)}, every sample at max_length",
-    )
+    images = f", {millions(tokens.from_images)} of them of images" if tokens.image else ""
+    at_most = f"at most {millions(tokens.at_most)}, every sample at max_length"
+    yield "tokens", f"{millions(tokens.usual)} usually{images}; {at_most}"
 
 
 def compute_rows(compute: Compute, estimate: Estimate) -> Iterator[Row]:
@@ -209,12 +220,12 @@ def verdict_words(fit: Fit) -> str:
 
 def merged_parts(usual: Memory, longest: Memory) -> Iterator[tuple[str, int, int, str]]:
     """The parts of both lengths side by side, those that come and go last."""
-    parts = {part.name: (part, 0) for part in usual.parts}
-    parts |= {part.name: (part, 0) for part in longest.parts if part.name not in parts}
-    at_longest = {part.name: part.num_bytes for part in longest.parts}
+    parts = {part.name: part for part in (*longest.parts, *usual.parts)}
+    ordered = dict.fromkeys(part.name for part in (*usual.parts, *longest.parts))
     at_usual = {part.name: part.num_bytes for part in usual.parts}
-    for name, (part, _) in parts.items():
-        yield name, at_usual.get(name, 0), at_longest.get(name, 0), part.formula
+    at_longest = {part.name: part.num_bytes for part in longest.parts}
+    for name in ordered:
+        yield name, at_usual.get(name, 0), at_longest.get(name, 0), parts[name].formula
 
 
 def moments(stage: StageEstimate) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from llava_recipes.cli.fold import fold_layers
 from llava_recipes.cli.plan_estimate import (
     Section,
     compute_rows,
@@ -15,6 +14,7 @@ from llava_recipes.cli.plan_estimate import (
     gib,
     group_modules,
     merged_parts,
+    module_names,
     moments,
     token_rows,
     verdict_words,
@@ -107,7 +107,7 @@ def _stage(stage: StageEstimate, estimate: Estimate) -> dict[str, object]:
     colours = {name: _COLOURS[number % len(_COLOURS)] for number, (name, *_) in enumerate(parts)}
     return {
         "name": stage.name,
-        "modules": [_module(members) for members in group_modules(stage.modules)],
+        "modules": [_module(members, stage.modules) for members in group_modules(stage.modules)],
         "cost": [
             *token_rows(stage.tokens),
             *compute_rows(stage.compute, estimate),
@@ -125,11 +125,11 @@ def _stage(stage: StageEstimate, estimate: Estimate) -> dict[str, object]:
     }
 
 
-def _module(members: Sequence[Assignment]) -> dict[str, str]:
+def _module(members: Sequence[Assignment], modules: Sequence[Assignment]) -> dict[str, str]:
     first = members[0]
     decayed = sum(member.num_decayed for member in members)
     return {
-        "module": ", ".join(fold_layers(tuple(member.module for member in members))),
+        "module": ", ".join(module_names(members, modules)),
         "num_parameters": f"{sum(member.num_parameters for member in members):,}",
         "trains": "yes" if first.trains else "no",
         "learning_rate": "" if first.learning_rate is None else f"{first.learning_rate:g}",

@@ -96,7 +96,7 @@ def count_tokens(
     """Tokens of a stage; assumptions where nothing is given."""
     has_images = any(source.images is not None for source in stage.data.sources)
     image = sizes.image_tokens if has_images else 0
-    text, labels = TEXT_TOKENS[stage.data.template]
+    text, labels = TEXT_TOKENS.get(stage.data.template, TEXT_TOKENS["v1"])
     text = text if text_tokens is None else text_tokens
     labels = min(labels, text) if label_tokens is None else min(label_tokens, text)
     length = min(image + text, stage.data.max_length)

@@ -232,3 +232,26 @@ def test_an_unknown_model_has_no_estimate(capsys: pytest.CaptureFixture[str]) ->
         lines_of(capsys, "--gpu", "h100", "--fit", "--set", "model.language_model=some/unknown-model")
     )
     assert "a config is not at hand, so that nothing can be counted" in text
+
+
+RECIPES = sorted(file for file in Path(RECIPE).parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_every_shipped_recipe_has_an_estimate(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(file), "--world-size", "8", "--gpu", "a100-80g", "--fit", "--show-config"]) == 0
+    text = capsys.readouterr().out
+    assert "A100 80 GB " in text and "nothing to change" in text
+    assert all(len(line) < 420 for line in text.splitlines() if "tokenizer" not in line)
+
+
+def test_adapters_are_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of(
+        capsys,
+        "--set",
+        "stages.pretrain.lora={r: 8, modules: ['language_model.layers.*.mlp']}",
+        *("--text-tokens", "40"),
+    )
+    (row,) = [line for line in lines if "(lora, r 8)" in line]
+    assert "in language_model.layers.{0..39}.mlp.gate_proj.lora_*, " in row
+    assert any(line.startswith("  language_model  12,852,024,320, frozen") for line in lines)
