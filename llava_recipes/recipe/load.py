@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pydantic import ValidationError
 
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
-from llava_recipes.recipe.explain import explain_validation
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.reading import read_file
 from llava_recipes.recipe.renames import OTHER_NAMES
@@ -61,6 +60,9 @@ def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -
     try:
         recipe = Recipe.model_validate_json(json.dumps(document.root))
     except ValidationError as error:
+        # A recipe without errors of shape need not wait for the words about them.
+        from llava_recipes.recipe.explain import explain_validation
+
         found += explain_validation(error, document.root)
     found += check_rules(document.root)
     problems = [*document.problems, *_without_echoes(found, document.spoiled)]
@@ -81,6 +83,8 @@ def _with_parents(document: Document) -> Document:
     try:
         Recipe.model_validate_json(json.dumps(document.root))
     except ValidationError as error:
+        from llava_recipes.recipe.explain import explain_validation
+
         found = explain_validation(error, document.root, is_part=True)
         found = [problem for problem in found if problem.path is None or problem.path[:1] != ("extends",)]
         problems += _without_echoes(found, document.spoiled)

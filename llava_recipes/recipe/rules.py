@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 
 from llava_recipes.recipe.errors import Path, Problem
-from llava_recipes.recipe.explain import explain_deepspeed_word
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.renames import OTHER_NAMES
@@ -216,6 +215,8 @@ def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
     if "/" in choice or "." in choice:
         yield from check_local(choice, path)
     else:
+        from llava_recipes.recipe.explain import explain_deepspeed_word
+
         hint = explain_deepspeed_word(choice)
         yield Problem("`deepspeed` names no preset", path=path, found=spell_value(choice), hint=hint)
 
