@@ -124,9 +124,7 @@ def _proposals(plan: Plan, estimator: Estimator, gpu: Gpu) -> Iterator[Section]:
     from llava_recipes.cli.plan_estimate import proposal_sections
     from llava_recipes.plan.fit import propose
 
-    found = [
-        (stage.name, propose(estimator, stage, gpu=gpu, world_size=plan.world_size)) for stage in plan.stages
-    ]
+    found = [(stage, propose(estimator, stage, gpu=gpu, world_size=plan.world_size)) for stage in plan.stages]
     yield from proposal_sections(found, gpu.name)
 
 

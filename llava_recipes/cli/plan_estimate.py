@@ -14,7 +14,7 @@ from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
 from llava_recipes.plan.hardware import GIB, GPUS
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.memory import Memory
-from llava_recipes.plan.types import Plan
+from llava_recipes.plan.types import Plan, StagePlan
 
 if TYPE_CHECKING:
     from llava_recipes.plan.fit import Proposal
@@ -50,12 +50,15 @@ def config_sections(plan: Plan) -> Iterator[Section]:
             yield f"stage {stage.name}, DeepSpeed ({stage.deepspeed_source})", rows
 
 
-def proposal_sections(proposals: Sequence[tuple[str, Proposal | None]], gpu: str) -> Iterator[Section]:
+def proposal_sections(proposals: Sequence[tuple[StagePlan, Proposal | None]], gpu: str) -> Iterator[Section]:
     """What `--fit` found for each stage, with the lines to write."""
-    for name, proposal in proposals:
-        title = f"stage {name}, to fit on {GPUS[gpu].title}"
+    for stage, proposal in proposals:
+        title = f"stage {stage.name}, to fit on {GPUS[gpu].title}"
         if proposal is None:
-            yield title, [("–", "no micro batch, checkpointing or ZeRO stage fits: use more or larger GPUs")]
+            advice = "use more or larger GPUs" + (
+                ", or train in half precision" if stage.train.precision == "fp32" else ""
+            )
+            yield title, [("–", f"no micro batch, checkpointing, ZeRO stage or offload fits: {advice}")]
             continue
         if not proposal.changes:
             yield title, [("–", f"nothing to change: {_margin(proposal.fit.longest_margin_bytes)}")]

@@ -18,6 +18,8 @@ _OFFLOAD: Mapping[str, JsonValue] = {"device": "cpu", "pin_memory": True}
 _ROOM = 0.03
 """Share of a GPU that a proposal leaves free, since an estimate is no measurement."""
 
+_LARGEST_GROWTH = 4
+"""How many times the recipe's micro batch a proposal may have."""
 _TOKENS_OF_DELAY = 1500
 """Tokens that a GPU could have computed while a pass is launched: small passes are slow. An assumption."""
 
@@ -113,7 +115,7 @@ def _choices(stage: StagePlan, *, world_size: int) -> Iterator[Choice]:
     now = train.per_device_train_batch_size
     checkpoints = bool(train.training_arguments.get("activation_checkpointing"))
     share = train.global_batch_size // world_size
-    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    sizes = [size for size in range(1, min(share, _LARGEST_GROWTH * now) + 1) if share % size == 0]
     engines = ["as it is"]
     if train.precision != "fp32" or stage.deepspeed is not None:
         engines += [name for name in ("zero2", "zero3") if int(name[-1]) != zero_stage(stage)]

@@ -255,3 +255,17 @@ def test_adapters_are_one_row(capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = [line for line in lines if "(lora, r 8)" in line]
     assert "in language_model.layers.{0..39}.mlp.gate_proj.lora_*, " in row
     assert any(line.startswith("  language_model  12,852,024,320, frozen") for line in lines)
+
+
+def test_where_nothing_fits_more_gpus_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--set", "stages.pretrain.deepspeed=none", "--set", "stages.pretrain.train.bf16=false"]
+    text = "\n".join(lines_of(capsys, "--gpu", "t4", "--fit", *options))
+    assert "use more or larger GPUs, or train in half precision" in text
+
+
+def test_a_huge_batch_is_fitted_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--set", "stages.pretrain.train.global_batch_size=1441440"]
+    lines = lines_of(
+        capsys, "--gpu", "l40s", "--fit", *options, "--set", "model.vision_tower.select_layer=-1"
+    )
+    assert any("samples per device" in line for line in lines)
