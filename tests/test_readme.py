@@ -18,7 +18,7 @@ import yaml
 
 from llava_recipes.cli.main import COMMANDS
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.recipe.schema import Recipe
+from llava_recipes.recipe.schema import Recipe, Stage
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
@@ -152,8 +152,8 @@ def test_a_whole_recipe_in_a_document_is_valid(block: Block, tmp_path: Path) -> 
 def test_a_fragment_fits_into_a_recipe(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each key of a fragment goes where a recipe has it, over a smallest recipe."""
     monkeypatch.setenv("DATA_DIR", "/data")
-    places = {"env": (), "vars": (), "model": (), "freeze": ("stages", 0), "trainable": ("stages", 0)}
-    places |= {"data": ("stages", 0), "deepspeed": ("stages", 0)}
+    places: dict[str, tuple[str | int, ...]] = {"env": (), "vars": (), "model": ()}
+    places |= dict.fromkeys(Stage.model_fields, ("stages", 0))
     values = yaml.safe_load(yaml.safe_dump(SMALLEST))
     root = yaml.compose(block.text)
     assert isinstance(root, yaml.MappingNode)

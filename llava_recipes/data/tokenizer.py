@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from llava_recipes.plan.original import is_original_llava, language_type
 from llava_recipes.plan.types import LanguageModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import ImageTokens
@@ -21,7 +22,9 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(plan.tokenizer, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            plan.tokenizer, revision=revision, **_language_config(plan.tokenizer, revision)
+        )
         settings = get_tokenizer_config(plan.tokenizer, revision=revision)
     except (OSError, ValueError, ImportError) as error:
         raise RecipeError(_unreadable(plan, error)) from error
@@ -36,6 +39,16 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     if added:
         tokenizer.add_tokens(added, special_tokens=True)
     return tokenizer
+
+
+def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedConfig]:
+    """What the tokenizer's class is chosen by, where the config beside it is that of a LLaVA checkpoint."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except OSError:
+        return {}
+    kind = language_type(config) if is_original_llava(config) else None
+    return {} if kind is None else {"config": AutoConfig.for_model(kind)}
 
 
 def _unreadable(plan: LanguageModelPlan, error: Exception) -> Problem:

@@ -20,6 +20,8 @@ from llava_recipes.recipe.errors import Path, Problem, RecipeError
 # Values that older transformers versions saved and newer ones compute.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias)$")
 OLD_HEAD = re.compile(r"^embed_out\.")
+# What a LLaVA checkpoint holds beside its language model.
+OTHER_PARTS = re.compile(r"^model\.(mm_projector|vision_tower|vision_resampler|image_newline)\b")
 OTHER_HALF = re.compile(r"^(text_model\.|text_projection\.|visual_projection\.|logit_scale$|logit_bias$)")
 
 
@@ -34,7 +36,7 @@ def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocab
     given = {
         _current_name(name, wanted=wanted, body=body, head=head): name
         for name in source.names()
-        if not COMPUTED.search(name)
+        if not COMPUTED.search(name) and not (origin.has_projector and OTHER_PARTS.match(name))
     }
     if causal.config.tie_word_embeddings:
         _check_tie(source, given, f"{head}weight", embedding)

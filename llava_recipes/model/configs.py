@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
 
 from llava_recipes.model.pretrained import Part, pretrained_folder
+from llava_recipes.plan.original import is_original_llava, language_part
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
@@ -32,6 +33,8 @@ class Origin:
     config: PreTrainedConfig
     raw: dict[str, JsonValue]
     folder: pathlib.Path | None
+    has_projector: bool = False
+    """Whether the files hold a whole LLaVA model in the original's layout, its projector included."""
 
 
 def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
@@ -42,13 +45,17 @@ def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
     parts: tuple[Part, ...] = ("config", "weights") if weights else ("config",)
     folder = pretrained_folder(plan.source, plan.revision, parts=parts, path=LANGUAGE_PATH)
     raw = _raw_config(folder, LANGUAGE_PATH)
+    if is_original_llava(raw):
+        inner = dict(language_part(raw))
+        return Origin(_language_half_of(inner), inner, folder, has_projector=True)
     if str(raw.get("model_type", "")).startswith("llava"):
         raise RecipeError(
             Problem(
                 "this is a whole LLaVA model, not a language model",
                 path=LANGUAGE_PATH,
                 found=f"{plan.source} (model_type {raw.get('model_type')})",
-                hint="give the language model it was built on, and start the stage from the trained weights",
+                hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, "
+                "or the language model it was built on",
             )
         )
     return Origin(_config_from_folder(folder, LANGUAGE_PATH), raw, folder)
@@ -152,6 +159,14 @@ def _inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedCon
             )
         )
     return config
+
+
+def _language_half_of(inner: Mapping[str, JsonValue]) -> PreTrainedConfig:
+    """The language model's config, without the keys that LLaVA put beside its own."""
+    model_type = str(inner["model_type"])
+    known = set(AutoConfig.for_model(model_type).to_dict()) | TRANSLATED_KEYS
+    own = {key: value for key, value in inner.items() if key in known}
+    return _inline_config({**own, "model_type": model_type}, LANGUAGE_PATH)
 
 
 def _raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:

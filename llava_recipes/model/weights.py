@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.files import replacing
-from llava_recipes.model.checkpoint import open_tensor_file
+from llava_recipes.model.checkpoint import open_checkpoint, open_tensor_file
 from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
@@ -45,10 +45,12 @@ class ProjectorWeights:
 def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
     """Read a `.bin` or `.safetensors` file of projector weights; type and sizes follow from its tensors.
 
+    Of a folder, a whole LLaVA checkpoint in the original's layout, the projector alone is read.
     Raises RecipeError when the file is broken, holds something else, or its layers do not fit each other.
     """
     file = pathlib.Path(path).expanduser()
-    source = open_tensor_file(file, INIT_PATH)
+    is_whole = file.is_dir()
+    source = open_checkpoint(file, INIT_PATH) if is_whole else open_tensor_file(file, INIT_PATH)
     by_layer: dict[str, Tensor] = {}
     foreign: list[str] = []
     for name in sorted(source.names()):
@@ -57,7 +59,7 @@ def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
             foreign.append(name)
         else:
             by_layer[match.group(1)] = source.read(name)
-    if foreign:
+    if foreign and not is_whole:
         raise _misfit(
             f"{len(foreign)} weight(s) of this file are not the projector's: {', '.join(foreign[:4])}",
             str(file),
@@ -83,9 +85,9 @@ def _described(by_layer: dict[str, Tensor], file: str) -> ProjectorWeights:
 
 
 def load_projector(model: LlavaForConditionalGeneration, path: str | pathlib.Path) -> None:
-    """Fill the model's projector from a file. Under ZeRO-3 all processes call this.
+    """Fill the model's projector from a file, or from a whole checkpoint's folder.
 
-    Raises RecipeError, both shapes shown, when the file holds another projector.
+    Under ZeRO-3 all processes call this. Raises RecipeError, both shapes shown, when another one is there.
     """
     weights = read_projector_weights(path)
     parameters = {

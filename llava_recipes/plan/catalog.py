@@ -42,6 +42,8 @@ LANGUAGE_MODELS: Mapping[str, Config] = MappingProxyType(
     {
         "lmsys/vicuna-7b-v1.5": _llama_7b(positions=4096, eps=1e-5),
         "lmsys/vicuna-13b-v1.5": _llama_13b(positions=4096, eps=1e-5),
+        "liuhaotian/llava-v1.5-7b": _llama_7b(positions=4096, eps=1e-5),
+        "liuhaotian/llava-v1.5-13b": _llama_13b(positions=4096, eps=1e-5),
         "lmsys/vicuna-7b-v1.3": _llama_7b(positions=2048, eps=1e-6),
         "lmsys/vicuna-13b-v1.3": _llama_13b(positions=2048, eps=1e-6),
         "meta-llama/Llama-2-7b-chat-hf": _llama_7b(positions=4096, eps=1e-5),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from llava_recipes.plan import catalog
+from llava_recipes.plan.original import language_part
 from llava_recipes.plan.sizes import (
     LANGUAGE_DEFAULTS,
     VISION_DEFAULTS,
@@ -52,6 +53,7 @@ def plan_model(model: Model, *, language_config: Config | None, vision_config: C
     language = _plan_language(model.language_model)
     tower = model.vision_tower
     language_config = language.config or language_config or catalog.LANGUAGE_MODELS.get(language.source or "")
+    language_config = language_config and language_part(language_config)
     vision_config = tower.config or vision_config or catalog.VISION_TOWERS.get(tower.source or "")
     notes = [*_unknown_notes("language model", language.source, language_config)]
     notes += _unknown_notes("vision tower", tower.source, vision_config)

@@ -9,6 +9,12 @@ from tests.migrate.plans import ROOT, migrated, plan_of_recipe, plan_of_text
 SCRIPTS = [
     ("v1_5/pretrain.sh", "13b", "pretrain_v15_13b"),
     ("v1_5/pretrain.sh", "7b", "pretrain_v15_7b"),
+    ("v1_5/finetune.sh", "13b", "finetune_v15_13b"),
+    ("v1_5/finetune.sh", "7b", "finetune_v15_7b"),
+    ("v1_5/finetune_lora.sh", "13b", "finetune_lora_v15_13b"),
+    ("v1_5/finetune_lora.sh", "7b", "finetune_lora_v15_7b"),
+    ("v1_5/finetune_task.sh", "13b", "finetune_task_v15_13b"),
+    ("v1_5/finetune_task_lora.sh", "13b", "finetune_task_lora_v15_13b"),
 ]
 
 

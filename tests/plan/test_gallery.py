@@ -114,6 +114,28 @@ def test_the_figures_of_stage_1(size: str, num_trainable: int, num_parameters: i
     assert plan.model.sizes is not None and plan.model.sizes.num_parameters == num_parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "num_trainable"),
+    [
+        # Everything but the tower of 303,507,456.
+        ("finetune_v15_13b", 13_350_839_296 - 303_507_456),
+        ("finetune_v15_7b", 7_062_902_784 - 303_507_456),
+        ("finetune_task_v15_13b", 13_350_839_296 - 303_507_456),
+        # Per layer 128 × the sum of inputs and outputs of seven linear layers, and the projector.
+        ("finetune_lora_v15_13b", 40 * 128 * (4 * 2 * 5120 + 3 * (5120 + 13824)) + 31_467_520),
+        ("finetune_lora_v15_7b", 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 11008)) + 20_979_712),
+        ("finetune_task_lora_v15_13b", 40 * 128 * (4 * 2 * 5120 + 3 * (5120 + 13824)) + 31_467_520),
+    ],
+)
+def test_the_figures_of_stage_2(name: str, num_trainable: int) -> None:
+    (stage,) = plan_of(ROOT / f"recipes/{name}.yaml").stages
+    train = stage.train
+    assert stage.data.num_samples == 665_298
+    assert (train.global_batch_size, train.max_steps, train.warmup_steps) == (128, 5198, 156)
+    assert stage.num_trainable_parameters == num_trainable
+    assert stage.data.group_by == "modality_length"
+
+
 def test_there_are_recipes() -> None:
     assert RECIPES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from llava_recipes.train.checkpoints import list_checkpoints
-from tests.tiny import read_metrics, run_to_end, stage1_values, write_recipe
+from tests.golden_runs import run_folder
+from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe
 
 ENGINES = [(1, "zero2"), (2, "zero3")]
 
@@ -89,3 +91,22 @@ def test_the_stage_after_starts_from_the_merged_model(reference: Path, tmp_path:
     assert start != pytest.approx(read_metrics(reference / "run")[0]["loss"], rel=1e-4)
     assert load_file(tmp_path / "run" / "mm_projector.safetensors").keys()
     assert not (tmp_path / "run" / "adapter_config.json").exists()
+
+
+def test_a_finished_llava_is_trained_on(tmp_path: Path) -> None:
+    """As the task recipes do: the original's checkpoint is the language model and brings its projector."""
+    llava = tmp_path / "llava"
+    shutil.copytree(FIXTURES / "tiny_vicuna", llava)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(run_folder("full") / name, llava / name)
+    values = stage1_values(tmp_path / "run", num_train_epochs=1, warmup_ratio=0.5)
+    values["model"]["language_model"] = str(llava)
+    del values["model"]["projector"]["init_from"]
+    values["stages"][0]["lora"] = {"r": 4}
+    run_to_end(write_recipe(values, tmp_path / "recipe.yaml"))
+    before = load_file(llava / "model.safetensors")["model.mm_projector.0.weight"]
+    after = load_file(tmp_path / "run" / "mm_projector.safetensors")["model.mm_projector.0.weight"]
+    # AdamW moves no weight by much more than the learning rate in a step.
+    assert 0 < (after - before).abs().max() <= 6 * 1.01e-3
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model_type"] == "llava_llama"

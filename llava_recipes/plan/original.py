@@ -1,0 +1,45 @@
+"""Checkpoints in the original's layout: a language model with a projector inside, told by the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import JsonValue
+
+Config = Mapping[str, JsonValue]
+
+_LANGUAGE_TYPES = {
+    "LlavaLlamaForCausalLM": "llama",
+    "LlavaMistralForCausalLM": "mistral",
+    "LlavaQwenForCausalLM": "qwen2",
+}
+
+
+def is_original_llava(config: Config) -> bool:
+    """Whether a config.json is that of a whole LLaVA model as the original saves it.
+
+    transformers' own LLaVA holds its language model's config in `text_config`.
+    """
+    marks = ("mm_projector_type", "mm_vision_tower")
+    return (
+        "text_config" not in config
+        and any(key in config for key in marks)
+        and language_type(config) is not None
+    )
+
+
+def language_type(config: Config) -> str | None:
+    """The type of the language model inside, by the name of its class; None for one that is not known."""
+    classes = config.get("architectures")
+    named = classes[0] if isinstance(classes, list) and classes else None
+    if isinstance(named, str) and named in _LANGUAGE_TYPES:
+        return _LANGUAGE_TYPES[named]
+    given = str(config.get("model_type", ""))
+    return given.removeprefix("llava_") if given.startswith("llava_") else None
+
+
+def language_part(config: Config) -> Config:
+    """The config of the language model inside a LLaVA checkpoint; any other config as it is."""
+    if not is_original_llava(config):
+        return config
+    return {**config, "model_type": language_type(config)}
