@@ -1,0 +1,162 @@
+"""`llava-recipe validate --deep`: the model's own names, the data and the pictures; no weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_recipes.cli.main import main
+from llava_recipes.runner import deep
+from tests.tiny import FIXTURES, stage1_values, write_recipe
+
+
+@pytest.fixture
+def records() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((FIXTURES / "stage1.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _recipe(folder: Path, records: list[dict[str, Any]] | None = None, **train: Any) -> dict[str, Any]:
+    values = stage1_values(folder / "out", **train)
+    if records is not None:
+        file = folder / "data.json"
+        file.write_text(json.dumps(records, indent=1), encoding="utf-8")
+        values["stages"][0]["data"]["sources"][0]["annotations"] = str(file)
+    return values
+
+
+def _validate(
+    values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[int, str, str]:
+    file = write_recipe(values, folder / "recipe.yaml")
+    code = main(["validate", str(file), "--deep", *options])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_a_good_recipe_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = _validate(_recipe(tmp_path), tmp_path, capsys)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"ok  {tmp_path / 'recipe.yaml'}",
+        "    pretrain: 24 records, all of 24 pictures opened, 2,112 of 131,904 parameters train",
+    ]
+
+
+def test_it_reads_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folders of the models without any of their weight files."""
+    values = _recipe(tmp_path)
+    for part, name in (("language_model", "tiny_vicuna"), ("vision_tower", "tiny_clip")):
+        shutil.copytree(
+            FIXTURES / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")
+        )
+        source = str(tmp_path / name)
+        values["model"][part] = source if part == "language_model" else {"source": source}
+    assert _validate(values, tmp_path, capsys)[0] == 0
+
+
+def test_everything_is_told_at_once_and_in_its_own_file(
+    tmp_path: Path, records: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    records[2]["conversations"] = [*records[2]["conversations"], {"from": "human", "value": "and?"}]
+    records[2]["conversations"].append({"from": "gpt", "value": "more"})
+    records[3]["image"] = "nowhere.jpg"
+    records[4]["conversations"][0]["value"] = "no tag"
+    values = _recipe(tmp_path, records)
+    values["model"]["projector"]["type"] = "linear"
+    code, out, err = _validate(values, tmp_path, capsys)
+    assert (code, out) == (1, "")
+    blocks = err.strip().split("\n\n")
+    assert "these projector weights do not fit" in blocks[0]
+    assert "`mlp2x_gelu`, 32 to 32 to 32; the recipe says `linear`, 32 to 32" in blocks[0]
+    told = "\n".join(blocks[1:])
+    assert 'sample 2 (id "s1_002"): template `plain` holds one human turn and one answer, not 4 turns' in told
+    assert "1 of 24 records; this is the first" in told
+    assert 'sample 3 (id "s1_003"): the file does not exist' in told
+    assert 'sample 4 (id "s1_004"): <image> tags and images differ in number' in told
+    lines = (tmp_path / "data.json").read_text(encoding="utf-8").splitlines()
+    for block in blocks[1:]:
+        place, sample = block.split(": ")[0].split(":"), block.split('(id "')[1].split('"')[0]
+        assert place[0] == str(tmp_path / "data.json")
+        following = "\n".join(lines[int(place[1]) - 1 : int(place[1]) + 2])
+        assert sample in following
+
+
+def test_globs_are_tried_in_every_stage_on_a_model_that_only_transformers_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = _recipe(tmp_path)
+    values["model"]["projector"].pop("init_from")
+    values["model"]["language_model"] = {
+        "config": {
+            "model_type": "gemma",
+            "vocab_size": 512,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+        },
+        "tokenizer": str(FIXTURES / "tiny_vicuna"),
+    }
+    second = {**values["stages"][0], "name": "second", "output_dir": str(tmp_path / "second")}
+    values["stages"].append({**second, "trainable": ["language_model.layers.7"]})
+    file = write_recipe(values, tmp_path / "recipe.yaml")
+    assert main(["validate", str(file)]) == 0
+    capsys.readouterr()
+    code, _, err = _validate(values, tmp_path, capsys)
+    assert code == 1
+    assert 'glob "language_model.layers.7" in `trainable` matches no module' in err
+    assert "found: language_model.layers has 0, 1" in err
+
+
+def test_pictures_are_sampled_the_same_way_every_time(
+    tmp_path: Path,
+    records: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deep, "NUM_SAMPLED", 5)
+    for record in records[::2]:
+        record["image"] = "nowhere.jpg"
+    values = _recipe(tmp_path, records)
+    some = _validate(values, tmp_path, capsys)
+    assert some == _validate(values, tmp_path, capsys)
+    num_found = some[2].count("the file does not exist")
+    assert 0 < num_found <= 5
+    code, _, err = _validate(values, tmp_path, capsys, "--all")
+    assert code == 1
+    assert err.count("the file does not exist") == 5
+    assert "12 of the 24 pictures that were opened cannot be used" in err
+
+
+def test_counts_are_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _validate(_recipe(tmp_path), tmp_path, capsys, "--format", "json")
+    assert code == 0
+    (file,) = json.loads(out)["files"]
+    assert file["stages"] == [
+        {
+            "stage": "pretrain",
+            "num_records": 24,
+            "num_images": 24,
+            "num_images_opened": 24,
+            "num_trainable_parameters": 2112,
+            "num_parameters": 131904,
+        }
+    ]
+
+
+def test_models_and_data_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = _recipe(tmp_path)
+    values["model"]["language_model"] = "./nowhere"
+    values["stages"][0]["data"]["sources"][0] = {"annotations": "none.json", "images": "none"}
+    code, _, err = _validate(values, tmp_path, capsys)
+    assert code == 1
+    assert "the language model's folder does not exist" in err
+    assert "cannot read the annotation file" in err
+    assert "the image folder does not exist" in err
