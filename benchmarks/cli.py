@@ -24,9 +24,9 @@ RECIPE = "recipes/pretrain_v15_13b.yaml"
 COMMANDS: dict[str, list[str]] = {
     "python -c pass": ["-c", "pass"],
     "python -c 'import pydantic.main, yaml'": ["-c", "import pydantic.main, yaml"],
-    "llava-recipe --help": ["-m", "llava_recipes", "--help"],
-    "llava-recipe validate RECIPE": ["-m", "llava_recipes", "validate", RECIPE],
-    "llava-recipe plan RECIPE --world-size 8": [
+    "--help": ["-m", "llava_recipes", "--help"],
+    "validate RECIPE": ["-m", "llava_recipes", "validate", RECIPE],
+    "plan RECIPE --world-size 8": [
         *("-m", "llava_recipes", "plan", RECIPE, "--world-size", "8"),
     ],
 }

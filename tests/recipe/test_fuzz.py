@@ -61,7 +61,29 @@ JUNK: tuple[Value, ...] = (
     "./", "/dev/null", "..", "*", "**", "{1..2}", "projector.**", "2020-01-01", "1e-3", "0x10", "no", "<<",
     {"config": {}}, {"model_type": "llama"}, ["projector", "projector"], {"stage": 3}, INLINE_DEEPSPEED,
 )  # fmt: skip
-NUMBERS = (0, 1, 2, 3, 7, 32, 64, 100, 576, 577, 4096, 10**9, 2**63 - 1, -1, -2, 0.5, 1e-3, 1e-9, 1.5, 1e300, 1.7e308)
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    32,
+    64,
+    100,
+    576,
+    577,
+    4096,
+    10**9,
+    2**63 - 1,
+    -1,
+    -2,
+    0.5,
+    1e-3,
+    1e-9,
+    1.5,
+    1e300,
+    1.7e308,
+)
 
 Chance = st.randoms(use_true_random=False)
 many = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
