@@ -77,12 +77,14 @@ def _export_stage(recipe: Recipe, index: int, world_size: int | None) -> Export:
 
 
 def _adapter_flags(stage: Stage, path: Path, trained: frozenset[str], export: Export) -> None:
-    lora = getattr(stage, "lora", None)
+    lora = stage.lora
     if lora is None:
         return
     where = (*path, "lora")
     export.add("lora_enable", True)
-    for name, value in (("lora_r", lora.r), ("lora_alpha", lora.alpha), ("lora_dropout", lora.dropout)):
+    if not lora.alpha.is_integer():
+        export.refuse("the original takes a whole number here", (*where, "alpha"))
+    for name, value in (("lora_r", lora.r), ("lora_alpha", int(lora.alpha)), ("lora_dropout", lora.dropout)):
         export.add(name, value)
     if lora.bias != "none":
         export.add("lora_bias", lora.bias)
@@ -96,7 +98,7 @@ def _adapter_flags(stage: Stage, path: Path, trained: frozenset[str], export: Ex
 
 
 def _group_flags(stage: Stage, path: Path, export: Export) -> None:
-    for number, group in enumerate(getattr(stage, "param_groups", ())):
+    for number, group in enumerate(stage.param_groups):
         where = (*path, "param_groups", number)
         if tuple(group.modules) != ("projector",) or group.learning_rate is None:
             export.refuse("the original gives the projector alone a learning rate of its own", where)
@@ -128,11 +130,7 @@ def _start_flags(recipe: Recipe, index: int, export: Export) -> None:
         return
     before = next((stage for stage in stages[:index] if stage.name == start), None)
     quiet = Export()
-    if (
-        before is not None
-        and trained_modules(before, (), quiet) == {"projector"}
-        and getattr(before, "lora", None) is None
-    ):
+    if before is not None and trained_modules(before, (), quiet) == {"projector"} and before.lora is None:
         export.add("pretrain_mm_mlp_adapter", f"{before.output_dir.rstrip('/')}/mm_projector.bin")
         return
     where: Path = ("stages", index, "init_from" if stages[index].init_from else "name")
@@ -153,7 +151,7 @@ def _freezing_flags(
         frozenset({"projector", "lm_head"}): ("freeze_backbone",),
         frozenset({"projector"} | embeddings): ("tune_mm_mlp_adapter",),
     }
-    if getattr(stage, "lora", None) is not None:
+    if stage.lora is not None:
         said = {frozenset({"projector"}): (), frozenset(): ("freeze_mm_mlp_adapter",)}
     if trained in said:
         for name in said[trained]:

@@ -13,7 +13,9 @@ from llava_recipes.recipe.schema import (
     Frozen,
     ImageTokens,
     LanguageModel,
+    Lora,
     Model,
+    ParamGroup,
     Projector,
     Recipe,
     Source,
@@ -37,6 +39,8 @@ _MODELS: Mapping[str, type[Frozen]] = {
     "data": Data,
     "sources": Source,
     "train": Train,
+    "lora": Lora,
+    "param_groups": ParamGroup,
 }
 
 
@@ -102,6 +106,7 @@ def _entry(key: str, value: Value, path: Path, indent: int, comments: Mapping[Pa
                 for inner, child in _ordered(entry, key)
                 for line in _entry(inner, child, (*path, index, inner), indent + 4, comments)
             ]
+            lines = lines or ["{}"]
             lines[0] = f"{' ' * (indent + 2)}- {lines[0].lstrip()}"
             yield from lines
     else:

@@ -114,7 +114,7 @@ class _Translation:
         path = (STAGE, "trainable")
         for name in ("model.freeze_llm", "model.freeze_visual_encoder"):
             value = self.look_up(name)
-            self.draft.mapped(name, str(value or False), path, list[Value](trained), mark=self._mark("model"))
+            self.draft.mapped(name, str(value is True), path, list[Value](trained), mark=self._mark("model"))
         if isinstance(adapters, dict) and not freezes_language:
             self._adapters(adapters)
         if tower_adapters is not None:
@@ -148,7 +148,8 @@ class _Translation:
         count = known_num_samples(annotations or "")
         if count is not None:
             source["num_samples"] = count
-        self.draft.put((*data, "sources"), [source])
+        if source:
+            self.draft.put((*data, "sources"), [source])
         self._template(f"{name}.template_map_fn.template")
         pads = self.look_up(f"{name}.pad_image_to_square") is True
         path = (*data, "image_aspect_ratio")
@@ -158,7 +159,8 @@ class _Translation:
 
     def _template(self, name: str) -> None:
         template = self.look_up(name)
-        shown = template.name if isinstance(template, Symbol) else str(template)
+        # A list that holds itself twice, often enough, must not be spelled out.
+        shown = template.name if isinstance(template, Symbol) else self._text(name) or "…"
         word = shown.rpartition(".")[2]
         path = (STAGE, "data", "template")
         self.draft.mapped(name, shown, path, {"vicuna": "v1"}.get(word, word))

@@ -40,6 +40,14 @@ BOMBS = {
     "arrays": "A=(" + "x " * 9000 + ")\n" + "A=(${A[@]} ${A[@]})\n" * 30 + TRAIN + "${A[@]}\n",
 }
 
+XTUNER_BOMB = (
+    "x = [0]\n"
+    + "x = [x, x]\n" * 60
+    + "model = dict(type=LLaVAModel, freeze_llm=x, visual_select_layer=x, llm=x)\n"
+    + "llava_dataset = dict(data_path=x, max_length=x, template_map_fn=dict(template=x))\n"
+    + "optim_wrapper = dict(optimizer=dict(betas=x, lr=x), dtype=x)\nparam_scheduler = x\n"
+)
+
 IN_A_PROCESS = """
 import resource, sys
 from llava_recipes.cli.main import main
@@ -49,10 +57,10 @@ raise SystemExit(code)
 """
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("name", [*BOMBS, "XTuner"])
 def test_a_bomb_does_not_go_off(name: str, tmp_path: Path) -> None:
-    file = tmp_path / "bomb.sh"
-    file.write_text(BOMBS[name], encoding="utf-8")
+    file = tmp_path / ("bomb.sh" if name in BOMBS else "bomb.py")
+    file.write_text(BOMBS.get(name, XTUNER_BOMB), encoding="utf-8")
     started = _children_s()
     done = subprocess.run(
         [sys.executable, "-c", IN_A_PROCESS, str(file)],

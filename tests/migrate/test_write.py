@@ -28,7 +28,7 @@ trees = st.recursive(
     lambda inner: (
         st.lists(scalars, max_size=3)
         | st.dictionaries(keys, inner, max_size=3)
-        | st.lists(st.dictionaries(keys, inner, min_size=1, max_size=3), min_size=1, max_size=3)
+        | st.lists(st.dictionaries(keys, inner, max_size=3), min_size=1, max_size=3)
     ),
     max_leaves=8,
 )
