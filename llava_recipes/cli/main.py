@@ -15,7 +15,7 @@ from llava_recipes import __version__
 COMMANDS = {
     "run": "train what a recipe says",
     "validate": "check recipes without loading anything heavy",
-    "plan": "show what a run would do: modules, parameters, steps, batch",
+    "plan": "show what a run would do and take: modules, steps, memory, hours, disk",
     "show": "print a recipe with its parents, variables and defaults written out",
     "diff": "compare what two recipes mean: their plans, not their text",
     "preview": "show samples as tokens, and which of them are learned",

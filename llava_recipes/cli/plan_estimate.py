@@ -182,7 +182,8 @@ def _memory_rows(stage: StageEstimate) -> Iterator[Row]:
 def aside_rows(stage: StageEstimate) -> Iterator[Row]:
     """What is not alive at the fullest moment, and what gradient checkpointing makes of it."""
     usual, longest, other = stage.usual, stage.longest, stage.otherwise
-    yield "logits", _columns(gib(usual.logits_bytes), gib(longest.logits_bytes), "at the end of forward")
+    if all(part.name != "logits" for part in (*usual.parts, *longest.parts)):
+        yield "logits", _columns(gib(usual.logits_bytes), gib(longest.logits_bytes), "at the end of forward")
     for one, another in zip(usual.moments, longest.moments, strict=True):
         if one.name not in (usual.moment, longest.moment):
             yield "", _columns(gib(one.num_bytes), gib(another.num_bytes), f"in all, {one.name}")
@@ -242,7 +243,9 @@ def _margin(num_bytes: int) -> str:
 
 
 def gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:,.2f} GiB" if num_bytes else "–"
+    if abs(num_bytes) < GIB / 100:
+        return f"{num_bytes / 2**20:,.2f} MiB" if num_bytes else "–"
+    return f"{num_bytes / GIB:,.2f} GiB"
 
 
 def size(num_bytes: int) -> str:
@@ -254,7 +257,7 @@ def size(num_bytes: int) -> str:
 
 
 def millions(number: int) -> str:
-    return f"{number / 1e6:,.1f} million" if number >= 10_000 else f"{number:,}"
+    return f"{number / 1e6:,.1f} million" if number >= 1e6 else f"{number:,}"
 
 
 def duration(hours: float) -> str:

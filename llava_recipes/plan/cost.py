@@ -171,6 +171,8 @@ def estimate_disk(stage: StagePlan, *, num_trainable: int, num_projector: int) -
     checkpoint = num_trainable * width + optimizer
     written, kept = _count_checkpoints(stage)
     rest = num_trainable if num_trainable > num_projector else 0
+    # With LoRA the original's files stand beside ours.
+    rest *= 2 if stage.lora is not None else 1
     final = (2 * num_projector + rest) * width
     at_once = None if written is None or kept is None else min(written, kept + 1) * checkpoint + final
     return Disk(

@@ -165,6 +165,7 @@ def test_lora_takes_less_than_full_training() -> None:
     layer = 4 * (4096 + 4096) + 3 * (4096 + 11008)
     assert trained == 128 * 32 * layer + 4096 * 1024 + 4096**2 + 2 * 4096
     assert part(adapters.usual, "trained weights") == 2 * trained
+    assert adapters.disk.final_bytes == 2 * (2 * (4096 * 1024 + 4096**2 + 2 * 4096) + 2 * trained)
     dropped = 3 * (6 * 4096 + 11008) + 7 * 2 * 128
     plain = stage(stage1_values(VICUNA_7B)).usual
     more = part(adapters.usual, "one layer again") - part(plain, "one layer again")
