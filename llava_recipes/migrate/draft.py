@@ -80,7 +80,7 @@ class Draft:
 
     def default(self, name: str, path: Path, value: Value, *, remark: str = "") -> None:
         """A setting that was left out: the recipe says what it was."""
-        self.put(path, value, "default of the original")
+        self.put(path, value, "left out there: its default")
         shown = value if isinstance(value, str) else spell_value(value)
         self.entries.append(Entry("default", name, shown, spell_path(path), remark))
 

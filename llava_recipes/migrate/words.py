@@ -200,7 +200,10 @@ class _Reader:
             return self._command(start + 1, start, what, quoted=quoted)
         self._at = start + 1
         if following == "'" and not quoted:
-            return self._single(self._at)
+            plain = self._single(self._at)
+            if "\\" not in plain.text:
+                return plain
+            return Unread("a quote with escapes", False, self.mark(start, self._at - start))
         return Plain("" if following == '"' and not quoted else "$", quoted)
 
     def _parameter(self, name: str, start: int, quoted: bool) -> Parameter:

@@ -288,6 +288,12 @@ def test_the_rate_of_a_module_that_does_not_train_is_needless() -> None:
     assert "--mm_vision_tower_lr" in {entry.name for entry in entries(migration, "needless")}
 
 
+def test_a_quote_with_escapes_is_not_guessed() -> None:
+    assert at(run("--run_name $'plain'"), "name") == "plain"
+    with pytest.raises(RecipeError, match="a quote with escapes is not evaluated"):
+        run("--run_name $'a\\tb'")
+
+
 def test_a_backslash_at_the_very_end_continues_nothing() -> None:
     migration = migrate(f"{BARE} --report_to wandb \\", "script.sh")
     assert at(migration, "stages.0.train.report_to") == "wandb"
