@@ -17,14 +17,16 @@ def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) 
     `architectures` stays the language model's, as there. Names of models are the recipe's.
     """
     source = dict(assembled.language_config)
+    kind = str(source.get("model_type", "")).removeprefix("llava_")
     trained = {
         name.split(".", 1)[0] for name in stage.trainable_modules or _trained_modules(assembled) if name
     }
     tower, tokens = plan.vision_tower, plan.image_tokens
     return {
+        **_defaults(kind, source),
         **source,
         "_name_or_path": plan.language_model.source or "",
-        "model_type": f"llava_{source.get('model_type')}",
+        "model_type": f"llava_{kind}",
         "torch_dtype": _DTYPE_NAMES[stage.train.precision],
         "mm_vision_tower": tower.source or "",
         "mm_vision_select_layer": tower.select_layer,
@@ -41,6 +43,28 @@ def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) 
         "freeze_mm_mlp_adapter": "projector" not in trained,
         "tokenizer_model_max_length": stage.data.max_length,
         "tokenizer_padding_side": "right",
+    }
+
+
+def _defaults(kind: str, source: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """What transformers 4.37 writes into a Llama config that leaves it out, as Vicuna's does."""
+    if kind != "llama":
+        return {}
+    return {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 2048,
+        "num_key_value_heads": source.get("num_attention_heads"),
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
     }
 
 
