@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from typing import Literal
 
@@ -12,6 +13,7 @@ from llava_recipes.recipe.renames import OTHER_MODULES
 from llava_recipes.recipe.spelling import nearest
 
 _NUM_SHOWN = 8
+_RANGE = re.compile(r"\{(?P<first>\d+)\.\.(?P<last>\d+)\}")
 
 
 def freezing_problems(
@@ -26,8 +28,11 @@ def freezing_problems(
     decision = decide(names, freeze=freeze, trainable=trainable)
     for key, globs in (("freeze", freeze if isinstance(freeze, tuple) else ()), ("trainable", trainable)):
         for index, glob in enumerate(globs):
+            path: Path = (*stage_path, key, index)
             if glob in decision.unmatched:
-                yield explain_glob(glob, names, key=key, path=(*stage_path, key, index))
+                yield explain_glob(glob, names, key=key, path=path)
+            else:
+                yield from _check_ranges(glob, names, key=key, path=path)
     if not decision.unmatched and not decision.trainable and not has_lora:
         yield Problem(
             "nothing trains in this stage",
@@ -52,6 +57,24 @@ def explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> 
         found=f"{known or 'the model'} has {_listed(children)}",
         hint=hint,
     )
+
+
+def _check_ranges(glob: str, names: Collection[str], *, key: str, path: Path) -> Iterator[Problem]:
+    """A range that begins inside the model and ends beyond it, as one copied from a larger model does."""
+    segments = split_glob(glob)
+    for depth, segment in enumerate(segments):
+        found = _RANGE.fullmatch(segment)
+        if found is None or "**" in segments[:depth]:
+            continue
+        owner = ".".join(segments[:depth])
+        numbers = [int(child) for child in _children(owner, names) if child.isdigit()]
+        if numbers and int(found["last"]) > max(numbers):
+            yield Problem(
+                f'the range in the glob "{glob}" of `{key}` goes beyond what there is',
+                path=path,
+                found=f"{owner} has {min(numbers)} to {max(numbers)}",
+                hint=f"write `{{{found['first']}..{max(numbers)}}}`",
+            )
 
 
 def _matched_depth(segments: tuple[str, ...], names: Collection[str]) -> int:
