@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up: they make .venv/ where it is absent or out of date.
 PYTHON ?= python3
-# Anything more for pip, for example --extra-index-url https://download.pytorch.org/whl/cpu
+# Options for pip, such as the index of another build of torch.
 PIP_FLAGS ?=
 
 BIN := .venv/bin
