@@ -24,6 +24,7 @@ def check_rules(root: Value) -> list[Problem]:
     """Every rule that the values break."""
     problems: list[Problem] = []
     recipe = as_mapping(root)
+    problems += _check_version(recipe.get("version"))
     problems += check_secrets(as_mapping(recipe.get("vars")), ("vars",))
     problems += _check_model(as_mapping(recipe.get("model")))
     stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
@@ -44,6 +45,13 @@ def check_rules(root: Value) -> list[Problem]:
 
 def _given(mapping: Mapping, *keys: str) -> list[str]:
     return [key for key in keys if mapping.get(key) is not None]
+
+
+def _check_version(version: Value) -> Iterator[Problem]:
+    # For Python, and so for Pydantic, these equal 1.
+    if version == 1 and not (isinstance(version, int) and not isinstance(version, bool)):
+        found = spell_value(version)
+        yield Problem("`version` must be `1`", path=("version",), found=found, hint="write `version: 1`")
 
 
 def _check_model(model: Mapping) -> Iterator[Problem]:
