@@ -16,15 +16,30 @@ def trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
+def num_layers_run(config: LlavaConfig) -> int:
+    """How many of the tower's layers lie before the selected hidden state."""
+    layer = config.vision_feature_layer
+    assert isinstance(layer, int)
+    num_layers: int = layer if layer >= 0 else vision_half(config).num_hidden_layers + 1 + layer
+    return num_layers
+
+
+def trains_in_vain(model: LlavaForConditionalGeneration) -> bool:
+    """Whether something of the tower trains behind the selected hidden state, where no gradient comes."""
+    tower = model.model.vision_tower
+    layers = tower.get_submodule("encoder.layers")
+    run = ("embeddings", "pre_layrnorm", "encoder")
+    behind = [child for name, child in tower.named_children() if name not in run]
+    return any(map(trains, [*list(layers.children())[num_layers_run(model.config) :], *behind]))
+
+
 def tower_features(tower: nn.Module, config: LlavaConfig, pixels_NCHW: Tensor) -> Tensor:
     """The tower's selected hidden state.
 
     Returns float[N, P, V]: index 0 is what enters the first layer, k the output of layer k, negative from the
     end; no final norm. The layers behind it are not run.
     """
-    layer, vision = config.vision_feature_layer, vision_half(config)
-    assert isinstance(layer, int)
-    num_layers = layer if layer >= 0 else vision.num_hidden_layers + 1 + layer
+    num_layers = num_layers_run(config)
     hidden_NPV: Tensor = tower.get_submodule("embeddings")(pixels_NCHW)
     if "pre_layrnorm" in tower._modules:
         hidden_NPV = tower.get_submodule("pre_layrnorm")(hidden_NPV)

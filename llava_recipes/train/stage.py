@@ -15,6 +15,7 @@ from llava_recipes.data.collate import Collator
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.model.assemble import Assembled, assemble
+from llava_recipes.model.features import trains_in_vain
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.weights import load_trained, trainable_state
@@ -56,6 +57,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     arguments, notes = build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
     _join_processes(stage, arguments)
     assembled, num_trainable = _build(plan, stage)
+    if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
+        arguments.ddp_find_unused_parameters = True
     dataset = StageDataset(
         stage.data,
         tokenizer=assembled.tokenizer,

@@ -11,7 +11,8 @@ from pydantic import JsonValue
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, SiglipVisionModel
 
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.features import tower_features
+from llava_recipes.model.features import tower_features, trains_in_vain
+from llava_recipes.model.freezing import freeze_model
 from llava_recipes.recipe.errors import RecipeError
 from tests.model.plans import CLIP, GOLDEN, INLINE_CLIP, plan_of
 
@@ -101,3 +102,21 @@ def test_a_siglip_folder_as_tower(tmp_path: object) -> None:
     assert assembled.num_image_tokens == 4
     state = assembled.model.model.vision_tower.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in tower.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("projector", False),
+        ("vision_tower.encoder.layers.0", False),
+        ("vision_tower", True),
+        ("vision_tower.post_layernorm", True),
+    ],
+)
+def test_what_trains_behind_the_selected_layer_is_found(trainable: str, expected: bool) -> None:
+    model = assemble(plan_of(), dtype=torch.float32).model
+    freeze_model(model, freeze="all", trainable=(trainable,))
+    assert trains_in_vain(model) is expected
+    last = assemble(plan_of(select_layer=-1), dtype=torch.float32).model
+    freeze_model(last, freeze="all", trainable=("vision_tower.encoder",))
+    assert not trains_in_vain(last)

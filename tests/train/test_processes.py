@@ -91,3 +91,27 @@ def test_device_batch_loss_agrees_between_engines(deepspeed: str, tmp_path: Path
     )
     for name in theirs_bin:
         assert (ours_bin[name] - theirs_bin[name]).abs().max() <= 1e-5
+
+
+def test_a_tower_trains_with_several_processes(tmp_path: Path) -> None:
+    """Layers behind the selected one get no gradient, which must not stop the processes."""
+    runs = {}
+    for processes in (1, 2):
+        values = stage1_values(
+            tmp_path / f"run{processes}",
+            num_train_epochs=1,
+            per_device_train_batch_size=4 // processes,
+            loss_normalization="token",
+            gradient_checkpointing=True,
+        )
+        stage = values["stages"][0]
+        del stage["trainable"]
+        stage |= {"freeze": "none", "param_groups": [{"modules": ["vision_tower"], "learning_rate": 2e-4}]}
+        recipe = write_recipe(values, tmp_path / f"recipe{processes}.yaml")
+        run_to_end(recipe, "--processes", str(processes))
+        runs[processes] = tmp_path / f"run{processes}"
+    ours, theirs = (read_metrics(runs[processes]) for processes in (2, 1))
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
+    trained = [load_file(runs[processes] / "trained.safetensors") for processes in (2, 1)]
+    for name, tensor in trained[1].items():
+        assert (trained[0][name] - tensor).abs().max() <= 1e-4, name

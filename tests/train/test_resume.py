@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from llava_recipes.train.checkpoints import find_damage, list_checkpoints
-from tests.tiny import llava_recipe, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.tiny import FIXTURES, llava_recipe, read_metrics, run_to_end, stage1_values, write_recipe
 
 MODES = [(1, "none"), (2, "none"), (1, "zero2"), (2, "zero3")]
 
@@ -100,3 +101,23 @@ def test_a_signal_saves_and_stops(processes: int, tmp_path: Path) -> None:
     assert find_damage(checkpoint.folder) is None
     assert not (tmp_path / "run" / "DONE").exists()
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == checkpoint.step
+
+
+def test_a_grouped_order_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    """Pictures and text in groups, several processes and accumulation; the cut lies in the second epoch."""
+    recipe = write_saving_recipe(tmp_path, processes=2, deepspeed="none")
+    values = yaml.safe_load(recipe.read_text())
+    stage = values["stages"][0]
+    stage["data"] |= {"template": "v1", "group_by": "modality_length"}
+    stage["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage2_clean.json")
+    stage["train"] |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    run = tmp_path / "run"
+    run_to_end(write_recipe(values, recipe), "--processes", "2")
+    whole, projector = read_metrics(run), load_file(run / "mm_projector.safetensors")
+    cut_after(run, 4)
+    run_to_end(recipe, "--processes", "2", "--resume")
+    again = read_metrics(run)
+    assert again[4]["epoch"] > 1
+    assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in whole], rel=1e-6)
+    for name, tensor in load_file(run / "mm_projector.safetensors").items():
+        assert (tensor - projector[name]).abs().max() <= 1e-6
