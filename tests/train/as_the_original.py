@@ -3,8 +3,8 @@
 `python -m tests.train.as_the_original RECIPE FACTS [ADAPTERS]`. The original throws away samples 11, 12, 13
 and 19, by a mismatch of its own making, and takes sample 18, which has a picture and no tag for it, as text.
 The package learns the former and refuses the latter. To compare everything else with a recorded run, they are
-treated as there. FACTS receives the indices as they were drawn, and the optimizer's groups; ADAPTERS gives
-adapters their first weights.
+treated as there. FACTS receives the indices as they were drawn, the optimizer's groups, and the sum of the
+projector's absolute values before each step; ADAPTERS gives adapters their first weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.data import dataset as datasets
@@ -90,6 +90,20 @@ def describe_groups(trainer: StageTrainer) -> list[dict[str, object]]:
     ]
 
 
+class SummingTrainer(StageTrainer):
+    """Sums the projector before each step."""
+
+    sums: list[float]
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        parameters = canonical_parameters(self.model).items()
+        found = (
+            value for name, value in parameters if name.startswith("projector.") and not is_adapter(name)
+        )
+        self.sums.append(sum(float(value.detach().double().abs().sum()) for value in found))
+        return super().training_step(model, *args, **kwargs)
+
+
 def inject_recorded(
     model: LlavaForConditionalGeneration, lora: Lora, *, seed: int, file: str
 ) -> tuple[str, ...]:
@@ -107,6 +121,8 @@ def main(recipe: str, record: str, adapters: str | None = None) -> None:
         vars(stages)["inject_lora"] = partial(inject_recorded, file=adapters)
     vars(stages)["StageDataset"] = MaskedDataset
     vars(stages)["Collator"] = LenientCollator
+    vars(stages)["StageTrainer"] = SummingTrainer
+    SummingTrainer.sums = []
     records._parse = partial(parse_leniently, parse=records._parse)
     MaskedDataset.drawn = []
     plan = plan_recipe(load_recipe(recipe), world_size=1)
@@ -114,7 +130,8 @@ def main(recipe: str, record: str, adapters: str | None = None) -> None:
     output_dir.mkdir(parents=True)
     trained = stages.train_stage(plan, 0, output_dir=output_dir, resume_from=None)
     write_results(plan, trained, output_dir)
-    facts = {"order": MaskedDataset.drawn, "groups": describe_groups(trained.trainer)}
+    facts: dict[str, object] = {"order": MaskedDataset.drawn, "groups": describe_groups(trained.trainer)}
+    facts["projector_sums"] = SummingTrainer.sums
     Path(record).write_text(json.dumps(facts))
 
 

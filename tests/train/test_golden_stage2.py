@@ -114,6 +114,9 @@ def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
         assert line["learning_rate"] == pytest.approx(step["lr_used"][0], rel=1e-12, abs=1e-15)
         assert line["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-4)
 
+    sums = [step["projector_abs_sum_before"] for step in record["steps"]]
+    assert facts["projector_sums"] == pytest.approx(sums, rel=1e-7)
+
     trained = load_file(tmp_path / "run" / "trained.safetensors")
     assert trained.keys() == {ours_for(key) for key in record["trainable"]}
     golden = run_folder(name) / "model.safetensors"
