@@ -6,16 +6,13 @@ what hangs; the figures that a person sees are in benchmarks/README.md.
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.measured import Outcome, run_measured
+
 GOOD = """\
 version: 1
 name: example
@@ -33,34 +30,9 @@ MAX_MEMORY_KB = 200 * 1024
 MAX_CPU_S = 10
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-    memory_kb: int
-
-
 def _validate(file: Path) -> Outcome:
     """Run the command under limits: one that is passed kills the process, which is no clean error."""
-    out, err = file.with_name("out"), file.with_name("err")
-    with out.open("wb") as out_stream, err.open("wb") as err_stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llava_recipes", "validate", file.name],
-            cwd=file.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=out_stream,
-            stderr=err_stream,
-            preexec_fn=_limit,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return Outcome(
-        process.returncode,
-        out.read_text(encoding="utf-8"),
-        err.read_text(encoding="utf-8"),
-        usage.ru_maxrss,
-    )
+    return run_measured("validate", file.name, folder=file.parent, timeout_s=120, limit=_limit)
 
 
 def _limit() -> None:
@@ -170,6 +142,7 @@ def test_bad_input_is_a_clean_error(case: str, tmp_path: Path) -> None:
     assert outcome.err.startswith("bad.yaml:")
     assert message in outcome.err
     assert len(outcome.err) < 200_000
+    assert outcome.memory_kb is not None
     assert outcome.memory_kb < MAX_MEMORY_KB
 
 

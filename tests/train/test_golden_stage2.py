@@ -66,7 +66,12 @@ def train_as_the_original(values: dict[str, Any], folder: Path, *adapters: str) 
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
