@@ -31,7 +31,10 @@ _GENERATOR = "llava-recipe plan"
 _MARKER = f'<meta name="generator" content="{_GENERATOR}">'
 _MARKER_WITHIN = 1000
 _CLASSES = {"fits": "fits", "fits at the usual length": "usual", "does not fit": "misfit"}
-_COLOURS = ("#4878a8", "#6a9fb5", "#8f7bb3", "#b5835a", "#888888", "#a9a9a9", "#c9a227", "#6b9e6b", "#c0655d")
+_COLOURS = (
+    *("#4878a8", "#6a9fb5", "#8f7bb3", "#b5835a", "#888888", "#a9a9a9", "#c9a227", "#6b9e6b", "#c0655d"),
+    *("#3d3d5c", "#d58fb0", "#7a8b3a", "#2f7f7a"),
+)
 
 
 def write_page(
