@@ -57,13 +57,15 @@ def compile_with_model(recipe: Recipe, *, world_size: int, facts: Facts) -> tupl
     told = {problem.path for problem in problems}
     problems += [problem for problem in model.problems if problem.path not in told]
     notes += model.notes
+    quantization = model.plan.language_model.quantization
     stages: list[StagePlan | None] = []
     for index, stage in enumerate(recipe.stages):
         compiled = _StageCompiler(recipe, index, model, world_size, facts)
         planned_stage = compiled.plan()
         problems += compiled.problems
-        if planned_stage is not None and model.plan.language_model.quantization is not None:
-            problems += quantized_stage_problems(planned_stage, stages, stage_path=("stages", index))
+        if planned_stage is not None and quantization is not None:
+            path: Path = ("stages", index)
+            problems += quantized_stage_problems(quantization, planned_stage, stages, stage_path=path)
         stages.append(planned_stage)
         prefix = f"stage {stage.name}: " if len(recipe.stages) > 1 else ""
         notes += [f"{prefix}{note}" for note in compiled.notes]

@@ -66,9 +66,20 @@ def quantization_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_pat
 
 
 def quantized_stage_problems(
-    stage: StagePlan, earlier: Sequence[StagePlan | None], *, stage_path: Path
+    quantization: Quantization,
+    stage: StagePlan,
+    earlier: Sequence[StagePlan | None],
+    *,
+    stage_path: Path,
 ) -> Iterator[Problem]:
-    """An engine or a beginning that a quantized language model does not go with."""
+    """An engine, a kind of adapters or a beginning that a quantized language model does not go with."""
+    if quantization.bits == 8 and stage.lora is not None and stage.lora.use_dora:
+        yield Problem(
+            "DoRA goes with 4 bits, and not with 8",
+            path=(*stage_path, "lora", "use_dora"),
+            hint="remove `use_dora`, or write `bits: 4` in `model.language_model.quantization`",
+            on_key=True,
+        )
     if zero_stage(stage) == 3:
         yield Problem(
             "ZeRO-3 cannot split a quantized language model",

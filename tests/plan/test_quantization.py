@@ -126,6 +126,14 @@ def test_zero3_is_refused(deepspeed: Any) -> None:
     assert problem.message == "ZeRO-3 cannot split a quantized language model"
 
 
+def test_dora_in_8_bits_is_refused() -> None:
+    lora = {"lora": {"use_dora": True}}
+    (problem,) = problems_of(values({"bits": 8}, **lora))
+    assert problem.message == "DoRA goes with 4 bits, and not with 8"
+    assert problem.path == ("stages", 0, "lora", "use_dora")
+    assert compiled(values({"bits": 4}, **lora))
+
+
 def test_adapters_of_an_earlier_stage_are_not_merged() -> None:
     recipe = values({"bits": 4})
     second = {**recipe["stages"][0], "name": "more", "output_dir": "out/more"}
