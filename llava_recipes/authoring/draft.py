@@ -24,6 +24,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "pretrain": "Stage 1: train the projector on captions, everything else frozen",
         "finetune": "Stage 2: train projector and language model on conversations",
         "lora": "Stage 2 with LoRA: adapters in place of the whole language model",
+        "qlora": "the same beside a language model in 4 bits, for a GPU with less memory",
         "task": "go on from a finished run with data of your own",
         "tiny": "random weights and small sizes, to try things out on a laptop",
         "custom": "a tower and a language model of your own, both stages in one recipe",

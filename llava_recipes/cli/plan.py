@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llava_recipes.plan.estimate import Estimate, Estimator
     from llava_recipes.plan.hardware import Gpu
     from llava_recipes.plan.sizes import ModelOutline
+    from llava_recipes.recipe.model_schema import Quantization
 
 _NUM_SHOWN_MODULES = 6
 
@@ -199,7 +200,8 @@ def _model_rows(model: ModelPlan) -> list[Row]:
         "vision_tower": f"{tower.source or _random(tower.config, tower.seed)} ({layer})",
         "projector": model.projector.type
         + (f" from {model.projector.init_from}" if model.projector.init_from else ""),
-        "language_model": language.source or _random(language.config, language.seed),
+        "language_model": (language.source or _random(language.config, language.seed))
+        + _quantized(language.quantization),
         "lm_head": "",
     }
     if sizes is None:
@@ -212,6 +214,14 @@ def _model_rows(model: ModelPlan) -> list[Row]:
     rows.append(("in all", f"{sizes.num_parameters:>{widest},}  parameters"))
     rows.append(("image", f"{sizes.image_px} × {sizes.image_px} px, {sizes.num_image_tokens} tokens"))
     return rows
+
+
+def _quantized(quantization: Quantization | None) -> str:
+    if quantization is None:
+        return ""
+    from llava_recipes.plan.quantization import describe
+
+    return f", linear layers in {describe(quantization)}"
 
 
 def _random(config: object, seed: int) -> str:

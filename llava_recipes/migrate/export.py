@@ -82,7 +82,7 @@ def _adapter_flags(stage: Stage, path: Path, trained: frozenset[str], export: Ex
         return
     where = (*path, "lora")
     export.add("lora_enable", True)
-    if not lora.alpha.is_integer():
+    if not float(lora.alpha).is_integer():
         export.refuse("the original takes a whole number here", (*where, "alpha"))
     for name, value in (("lora_r", lora.r), ("lora_alpha", int(lora.alpha)), ("lora_dropout", lora.dropout)):
         export.add(name, value)

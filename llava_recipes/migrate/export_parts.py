@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from llava_recipes.migrate.write import write_scalar
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Model, Stage, Train
 
 ROOTS = ("vision_tower", "projector", "language_model", "lm_head")
@@ -67,6 +68,7 @@ def model_flags(model: Model, export: Export) -> None:
         for key, value in (("revision", language.revision), ("tokenizer", language.tokenizer)):
             if value is not None and value != language.source:
                 export.refuse(f"the original has no `{key}`", ("model", "language_model", key))
+        _quantization_flags(language.quantization, export)
     if tower.source is None:
         export.refuse("the original cannot make a random model", ("model", "vision_tower", "config"))
     else:
@@ -80,6 +82,15 @@ def model_flags(model: Model, export: Export) -> None:
     export.add("mm_projector_type", projector.type)
     export.add("mm_use_im_start_end", model.image_tokens.start_end)
     export.add("mm_use_im_patch_token", model.image_tokens.patch)
+
+
+def _quantization_flags(quantization: Quantization | None, export: Export) -> None:
+    if quantization is None:
+        return
+    export.add("bits", quantization.bits)
+    if quantization.bits == 4:
+        export.add("quant_type", quantization.type)
+        export.add("double_quant", quantization.double_quant)
 
 
 _SAME_NAME = (

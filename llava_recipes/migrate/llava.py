@@ -136,7 +136,7 @@ def _translate_lora(flags: Flags, draft: Draft) -> bool:
         weights = flags.text("lora_weight_path")
         if weights:
             draft.lost("--lora_weight_path", weights, "the original does not read it either")
-    translate_quantization(flags, draft)
+    _translate_quantization(flags, draft)
     return bool(is_on)
 
 
@@ -154,18 +154,37 @@ def translate_lora_numbers(flags: Flags, draft: Draft) -> None:
     put_text(flags, draft, "lora_bias", (*lora, "bias"), "none")
 
 
-def translate_quantization(flags: Flags, draft: Draft) -> None:
+def _translate_quantization(flags: Flags, draft: Draft) -> None:
     """`--bits` and what belongs to it."""
-    bits = flags.whole("bits")
-    quantized = bits is not None and bits != 16
-    if bits is not None:
-        why = "recipes train in 16 or 32 bits" if quantized else "16 bits are what `bf16` and `fp16` say"
-        (draft.lost if quantized else draft.needless)("--bits", str(bits), why, flags["bits"].mark)
+    path = (MODEL, "language_model")
+    source, bits = draft.read(*path), flags.whole("bits")
+    if bits not in (4, 8):
+        tell_quantization(flags, draft, "recipes know 4, 8, 16 and 32 bits")
+        return
+    draft.put(path, {"source": source} if isinstance(source, str) else {})
+    put_whole(flags, draft, "bits", (*path, "quantization", "bits"), 16)
+    if bits == 4:
+        put_text(flags, draft, "quant_type", (*path, "quantization", "type"), "nf4")
+        put_switch(flags, draft, "double_quant", (*path, "quantization", "double_quant"), True)
+        return
     for name in ("double_quant", "quant_type"):
         flag = flags.take(name)
         if flag is not None:
-            why = "it goes with `--bits`"
-            (draft.lost if quantized else draft.needless)(f"--{name}", flag.text, why, flag.mark)
+            draft.needless(f"--{name}", flag.text, "it goes with 4 bits", flag.mark)
+
+
+def tell_quantization(flags: Flags, draft: Draft, why: str) -> None:
+    """That `--bits` is lost, unless it is 16, with what belongs to it."""
+    bits = flags.whole("bits")
+    quantized = bits is not None and bits != 16
+    if bits is not None:
+        reason = why if quantized else "16 bits are what `bf16` and `fp16` say"
+        (draft.lost if quantized else draft.needless)("--bits", str(bits), reason, flags["bits"].mark)
+    for name in ("double_quant", "quant_type"):
+        flag = flags.take(name)
+        if flag is not None:
+            reason = "it goes with `--bits`"
+            (draft.lost if quantized else draft.needless)(f"--{name}", flag.text, reason, flag.mark)
 
 
 def _translate_rates(flags: Flags, draft: Draft) -> None:

@@ -10,9 +10,9 @@ from llava_recipes.migrate.llava import (
     put_switch,
     put_text,
     put_whole,
+    tell_quantization,
     translate_grouping,
     translate_lora_numbers,
-    translate_quantization,
     translate_rate,
     translate_sources,
 )
@@ -41,6 +41,7 @@ FLAGS = (
 )
 
 # TinyLLaVA's `llama` is Vicuna's conversation word for word.
+_QUANTIZATION = "it is not taken over: write `quantization:` under `language_model:`"
 _TEMPLATES = {"pretrain": "plain", "llama": "v1"}
 
 
@@ -143,7 +144,7 @@ def _translate_adapters(flags: Flags, draft: Draft, *, is_on: bool) -> None:
     recipe = flags.take("training_recipe")
     if recipe is not None:
         known = recipe.text in ("common", "lora")
-        why = "`lora:` and `trainable:` say it" if known else "recipes train in 16 or 32 bits"
+        why = "`lora:` and `trainable:` say it" if known else _QUANTIZATION
         (draft.needless if known else draft.lost)("--training_recipe", recipe.text, why, recipe.mark)
     if is_on:
         remark = "every linear layer of the language model"
@@ -156,7 +157,7 @@ def _translate_adapters(flags: Flags, draft: Draft, *, is_on: bool) -> None:
             flag = flags.take(name)
             if flag is not None:
                 draft.needless(f"--{name}", flag.text, "LoRA is off", flag.mark)
-    translate_quantization(flags, draft)
+    tell_quantization(flags, draft, _QUANTIZATION)
 
 
 def _translate_data(flags: Flags, draft: Draft) -> None:

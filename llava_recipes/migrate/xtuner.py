@@ -98,7 +98,7 @@ class _Translation:
             why = "XTuner's checkpoints cannot be read: name the folder of a recipe's Stage 1 in `init_from:`"
             self.draft.lost("model.pretrained_pth", weights, why, self._mark("model"))
         if self.look_up("model.llm.quantization_config") is not None:
-            why = "recipes train in 16 or 32 bits"
+            why = "it is not taken over: write `quantization:` under `language_model:`"
             self.draft.lost("model.llm.quantization_config", "…", why, self._mark("model"))
 
     def _freezing(self) -> None:

@@ -165,7 +165,7 @@ def _adapters(config: _Config, key: str, kind: Value, *, quantized: bool) -> Non
     path = (STAGE, "lora", "modules")
     config.mapped(key, kind, path, ["language_model"])
     if quantized:
-        config.lost(key, kind, "recipes train in 16 or 32 bits")
+        config.lost(key, kind, "it is not taken over: write `quantization:` under `language_model:`")
 
 
 def _target_modules(config: _Config, keys: Sequence[str]) -> None:

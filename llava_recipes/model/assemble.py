@@ -27,6 +27,7 @@ from llava_recipes.model.forward import adapt_forward
 from llava_recipes.model.head import Head, causal_skeleton, head_like
 from llava_recipes.model.placing import Placement
 from llava_recipes.model.projector import build_projector
+from llava_recipes.model.quantized import quantize_layers
 from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
 from llava_recipes.model.weights import load_projector
 from llava_recipes.plan.types import ModelPlan
@@ -65,6 +66,9 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     parts = read_parts(plan, weights=True)
     model = (_partitioned_model if zero3 else _empty_model)(plan, parts, dtype)
     dress(model, plan, parts)
+    if plan.language_model.quantization is not None:
+        assert not zero3, "the plan refuses ZeRO-3 beside few bits"
+        quantize_layers(model, plan.language_model.quantization, dtype)
     placement = Placement(model, dtype)
     place_language_model(placement, parts.language, parts.vocabulary, seed=plan.language_model.seed)
     place_tower(placement, parts.tower, seed=plan.vision_tower.seed)

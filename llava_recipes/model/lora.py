@@ -18,6 +18,7 @@ from llava_recipes.files import replacing, write_text
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.names import canonical_name, canonical_parameters, original_name
 from llava_recipes.model.placing import overwrite
+from llava_recipes.model.quantized import is_quantized, marked_quantized
 from llava_recipes.plan.lora import ADAPTER, lora_targets
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import Lora
@@ -42,7 +43,7 @@ def inject_lora(model: LlavaForConditionalGeneration, lora: Lora, *, seed: int) 
     linear = {
         canonical_name(f"{name}.weight"): name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and "vision_tower.head." not in name
+        if (type(module) is nn.Linear or is_quantized(module)) and "vision_tower.head." not in name
     }
     targets = lora_targets(linear, lora)
     if not targets:
@@ -56,7 +57,7 @@ def inject_lora(model: LlavaForConditionalGeneration, lora: Lora, *, seed: int) 
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
     )
-    with private_randomness():
+    with private_randomness(), marked_quantized(model):
         torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, model)
     return targets
@@ -133,6 +134,11 @@ def merge_adapters(model: nn.Module, adapters: Mapping[str, Tensor], config: pat
     if foreign:
         message = f"adapters do not fit this model: it has no {foreign[0]}"
         raise RecipeError(Problem(message, path=STAGES_PATH, found=str(config.parent)))
+    small = [name for name in names if not parameters[name].is_floating_point()]
+    if small:
+        message = f"adapters cannot be merged into a quantized language model: {small[0]} is in few bits"
+        hint = "start from a run that trained the projector, or remove `quantization`"
+        raise RecipeError(Problem(message, path=STAGES_PATH, found=str(config.parent), hint=hint))
     for name in names:
         weight, module = parameters[name], name.removesuffix(".weight")
         overwrite(weight, lambda weight=weight, module=module: _merged(weight, module, adapters, scale))  # type: ignore[misc]

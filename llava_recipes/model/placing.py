@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from llava_recipes.model.quantized import fill_quantized, is_quantized
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 MAX_NAMES_SHOWN = 6
@@ -92,6 +93,8 @@ class Placement:
         parameter = owner._parameters.get(leaf)
         if parameter is None:
             owner.get_buffer(leaf).copy_(read())
+        elif is_quantized(owner) and leaf == "weight":
+            fill_quantized(owner, read(), self._dtype)
         elif parameter.device.type == "meta":
             tensor = read()
             tensor = tensor.to(self._dtype) if tensor.is_floating_point() else tensor

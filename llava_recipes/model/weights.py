@@ -199,6 +199,8 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
 def _trouble(name: str, given: Tensor, parameter: nn.Parameter | None) -> str | None:
     if parameter is None:
         return f"it has no {name}"
+    if not parameter.is_floating_point():
+        return f"{name} is quantized in the model, and whole in the file"
     if tuple(given.shape) != full_shape(parameter):
         return f"{name} has shape {list(given.shape)} in the file, {list(full_shape(parameter))} in the model"
     return None

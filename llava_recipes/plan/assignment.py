@@ -12,11 +12,13 @@ from pydantic import Field
 from llava_recipes.freeze import match_glob
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.param_groups import group_of
+from llava_recipes.plan.quantization import StoredType, quantized_weights, stored_type
 from llava_recipes.plan.sizes import ROOTS
 from llava_recipes.plan.tuning import Trains
 from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.model_schema import Quantization
 
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "int8"]
 
 _DTYPES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -50,15 +52,19 @@ class _Fate:
     masters: bool
 
 
-def assign(stage: StagePlan, trains: Trains) -> tuple[Assignment, ...]:
+def assign(
+    stage: StagePlan, trains: Trains, quantization: Quantization | None = None
+) -> tuple[Assignment, ...]:
     """The module tree of a stage, adapters included, cut where the fate of the parameters differs."""
     shapes, trainable = trains.shapes, frozenset(trains.decision.trainable)
+    stored = None if quantization is None else stored_type(quantization)
+    small = frozenset(quantized_weights(trains.base_shapes)) if stored else frozenset[str]()
     known: dict[_Fate, _Fate] = {}
     # Few fates are shared by many names: each is one object, so that it is compared at once.
     fates = {
         name: known.setdefault(fate, fate)
         for name in shapes
-        for fate in [_fate(name, name in trainable, stage)]
+        for fate in [_fate(name, name in trainable, stage, stored if name in small else None)]
     }
     grouped: dict[str, list[str]] = {}
     for name, module in _owners(fates).items():
@@ -90,7 +96,7 @@ def is_held_in_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
     return stage.deepspeed is None and (trains or name.split(".", 1)[0] == "projector")
 
 
-def _fate(name: str, trains: bool, stage: StagePlan) -> _Fate:
+def _fate(name: str, trains: bool, stage: StagePlan, stored: StoredType | None) -> _Fate:
     rule = _rule(name, trains, stage)
     held = is_held_in_float32(name, trains=trains, stage=stage)
     given = stage.train.training_arguments.get("weight_decay")
@@ -104,7 +110,7 @@ def _fate(name: str, trains: bool, stage: StagePlan) -> _Fate:
         rule=rule,
         learning_rate=rate if trains else None,
         weight_decay=decay if trains else None,
-        dtype="float32" if held else _DTYPES[stage.train.precision],
+        dtype=stored or ("float32" if held else _DTYPES[stage.train.precision]),
         masters=trains and stage.deepspeed is not None,
     )
 

@@ -20,6 +20,7 @@ from llava_recipes.plan.batch import (
 )
 from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.param_groups import group_of, optimizer_problem
+from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
 from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
 from llava_recipes.plan.types import DataPlan, ParamGroupPlan, Plan, SourcePlan, StagePlan, TrainPlan
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
@@ -56,11 +57,16 @@ def compile_with_model(recipe: Recipe, *, world_size: int, facts: Facts) -> tupl
     told = {problem.path for problem in problems}
     problems += [problem for problem in model.problems if problem.path not in told]
     notes += model.notes
-    stages = []
+    quantization = model.plan.language_model.quantization
+    stages: list[StagePlan | None] = []
     for index, stage in enumerate(recipe.stages):
         compiled = _StageCompiler(recipe, index, model, world_size, facts)
-        stages.append(compiled.plan())
+        planned_stage = compiled.plan()
         problems += compiled.problems
+        if planned_stage is not None and quantization is not None:
+            path: Path = ("stages", index)
+            problems += quantized_stage_problems(quantization, planned_stage, stages, stage_path=path)
+        stages.append(planned_stage)
         prefix = f"stage {stage.name}: " if len(recipe.stages) > 1 else ""
         notes += [f"{prefix}{note}" for note in compiled.notes]
     if problems:
@@ -170,6 +176,8 @@ class _StageCompiler:
         if shapes is None:
             return None
         self.problems += tuning_problems(shapes, self._stage, stage_path=self._path)
+        if self._model.plan.language_model.quantization is not None:
+            self.problems += quantization_problems(shapes, self._stage, stage_path=self._path)
         return what_trains(shapes, self._stage)
 
     def _plan_groups(self, trains: Trains | None) -> tuple[ParamGroupPlan, ...]:

@@ -99,6 +99,12 @@ class Estimator:
         self._plan, self._outline, self._assumptions = plan, outline, assumptions
         self._sizes = read_dimensions(outline, plan.model)
         self._trains_of: dict[str, Trains] = {}
+        self._quantization = plan.model.language_model.quantization
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether ZeRO-3 may split the weights."""
+        return self._quantization is None
 
     def estimate(self) -> Estimate:
         gpu = self._assumptions.gpu
@@ -116,7 +122,7 @@ class Estimator:
         trainable = trains.decision.trainable
         return StageEstimate(
             name=stage.name,
-            modules=assign(stage, trains),
+            modules=assign(stage, trains, self._quantization),
             tokens=tokens,
             usual=usual,
             longest=longest,
@@ -141,7 +147,7 @@ class Estimator:
         tokens, trains = self.tokens(stage), self._trains(stage)
         model = MemoryModel(
             stage,
-            count_parameters(stage, trains),
+            count_parameters(stage, trains, self._quantization),
             ActivationModel(self._sizes, stage, trains),
             hidden=self._sizes.hidden,
             world_size=self._plan.world_size,

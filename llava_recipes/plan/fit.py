@@ -57,7 +57,7 @@ def propose(estimator: Estimator, stage: StagePlan, *, gpu: Gpu, world_size: int
     Of equally fast ones the one that changes least. A stage that fits stays as it is.
     """
     best: tuple[tuple[float, ...], Choice, Fit, int] | None = None
-    for choice in _choices(stage, world_size=world_size):
+    for choice in _choices(stage, world_size=world_size, splits_weights=estimator.splits_weights):
         changed = apply(choice, stage, world_size=world_size)
         usual, longest = estimator.memory(changed)
         fit = judge(gpu, changed, usual, longest)
@@ -109,7 +109,7 @@ def _config(choice: Choice) -> dict[str, JsonValue] | None:
     return config
 
 
-def _choices(stage: StagePlan, *, world_size: int) -> Iterator[Choice]:
+def _choices(stage: StagePlan, *, world_size: int, splits_weights: bool) -> Iterator[Choice]:
     """The stage as it is, then every other way; engines only where their memory differs."""
     train = stage.train
     now = train.per_device_train_batch_size
@@ -120,6 +120,8 @@ def _choices(stage: StagePlan, *, world_size: int) -> Iterator[Choice]:
     if train.precision != "fp32" or stage.deepspeed is not None:
         engines += [name for name in ("zero2", "zero3") if int(name[-1]) != zero_stage(stage)]
         engines += ["zero2 offload", "zero3 offload"]
+    if not splits_weights:
+        engines = [name for name in engines if not name.startswith("zero3")]
     yield Choice(now, checkpoints, "as it is")
     for engine in engines:
         for recompute in (False, True):

@@ -17,8 +17,10 @@ from pydantic import Field, JsonValue
 from llava_recipes.plan.activations import ActivationModel, Activations, Batch, zero_stage
 from llava_recipes.plan.assignment import is_held_in_float32
 from llava_recipes.plan.hardware import GIB
+from llava_recipes.plan.quantization import quantized_bytes, quantized_weights
 from llava_recipes.plan.tuning import Trains
 from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.model_schema import Quantization
 
 CONTEXT_BYTES = int(0.6 * GIB)
 """CUDA context, kernels and cuBLAS workspaces of one process. An assumption."""
@@ -93,15 +95,24 @@ class Counts:
     trainable: int
     frozen_float32: int
     """Frozen, and yet float32 beside half precision."""
+    quantized: int = 0
+    """Frozen in few bits."""
+    quantized_bytes: int = 0
+    largest_quantized: int = 0
+    """Parameters of the largest weight in few bits: each is made whole while it is used."""
 
 
-def count_parameters(stage: StagePlan, trains: Trains) -> Counts:
+def count_parameters(stage: StagePlan, trains: Trains, quantization: Quantization | None = None) -> Counts:
     frozen = trains.decision.frozen
     float32 = [name for name in frozen if is_held_in_float32(name, trains=False, stage=stage)]
+    small = quantized_weights(trains.base_shapes) if quantization is not None else ()
     return Counts(
         total=trains.count(trains.shapes),
         trainable=trains.count_trainable(),
         frozen_float32=trains.count(float32),
+        quantized=trains.count(small),
+        quantized_bytes=quantized_bytes(quantization, trains.shapes, small) if quantization else 0,
+        largest_quantized=max((trains.count([name]) for name in small), default=0),
     )
 
 
@@ -162,7 +173,13 @@ class MemoryModel:
             if self._world_size > 1 or self._offloads_weights:
                 yield _part("gathered weights", live * width, f"at most {live:,} × {self._word}")
             return
-        frozen = counts.total - counts.trainable - counts.frozen_float32
+        frozen = counts.total - counts.trainable - counts.frozen_float32 - counts.quantized
+        if counts.quantized:
+            bits = 8 * counts.quantized_bytes / counts.quantized
+            words = f"{counts.quantized:,} × {bits:.2f} bits, with their scales"
+            yield _part("quantized weights", counts.quantized_bytes, words)
+            largest = counts.largest_quantized
+            yield _part("one weight whole", largest * width, f"{largest:,} × {self._word}, while it is used")
         yield _part("frozen weights", frozen * width, f"{frozen:,} × {self._word}")
         yield _part("frozen projector", counts.frozen_float32 * 4, f"{counts.frozen_float32:,} × 4 bytes")
         trained = width if self._stage.deepspeed is not None else 4

@@ -93,6 +93,7 @@ def _plan_language(choice: str | LanguageModel) -> LanguageModelPlan:
         config=choice.config,
         tokenizer=tokenizer,
         seed=choice.seed,
+        quantization=choice.quantization,
     )
 
 

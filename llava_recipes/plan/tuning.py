@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llava_recipes.freeze import Decision, decide, summarize_modules
 from llava_recipes.plan.freezing import freezing_problems
 from llava_recipes.plan.lora import (
+    ADAPTER,
     Shapes,
     adapter_shapes,
     decide_with_lora,
@@ -31,6 +32,11 @@ class Trains:
     shapes: Shapes
     modules: tuple[str, ...]
     """The shortest list of names that holds exactly what trains; globs for adapters."""
+
+    @property
+    def base_shapes(self) -> Shapes:
+        """Those of the model without adapters."""
+        return {name: shape for name, shape in self.shapes.items() if not ADAPTER.search(name)}
 
     def count(self, names: Collection[str]) -> int:
         """Parameters under these names."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, TemplateName, VisionTower
 
 
@@ -17,6 +18,9 @@ class LanguageModelPlan(Frozen):
     config: dict[str, JsonValue] | None
     tokenizer: str = Field(description="Hub id or folder of the tokenizer.")
     seed: int
+    quantization: Quantization | None = Field(
+        None, description="How the linear layers are held in few bits; None where they are not."
+    )
 
 
 class ModuleSize(Frozen):

@@ -11,6 +11,20 @@ from llava_recipes.recipe.frozen import Frozen, Text
 ProjectorType = Annotated[str, Field(pattern=r"^(linear|identity|mlp[1-9][0-9]?x_gelu)$")]
 
 
+class Quantization(Frozen):
+    """Hold the language model's linear layers in few bits while adapters train beside them: QLoRA."""
+
+    bits: Literal[4, 8] = Field(description="Bits of a weight. The head `lm_head` keeps its precision.")
+    type: Literal["nf4", "fp4"] = Field(
+        "nf4",
+        description="What the 16 values stand for: `nf4` fits the spread of weights, `fp4` is a small float. "
+        "4 bits only.",
+    )
+    double_quant: bool = Field(
+        True, description="Quantize the scales of the blocks too: 0.4 bits less per weight. 4 bits only."
+    )
+
+
 class LanguageModel(Frozen):
     """The language model: `source` for pretrained weights, or `config` for random ones."""
 
@@ -30,6 +44,12 @@ class LanguageModel(Frozen):
         description="Hub id or local folder of the tokenizer. Needed with `config`; default: `source`.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+    quantization: Quantization | None = Field(
+        None,
+        description="Hold the linear layers in 4 or 8 bits; needs `source`, and bitsandbytes. "
+        "Default: in the 16 or 32 bits of the stage.",
+        examples=[{"bits": 4}],
+    )
 
 
 def _language_model_kind(value: object) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
+from llava_recipes.recipe.quantization import check_quantization
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Frozen, LanguageModel, Stage, Train, VisionTower
@@ -59,6 +60,7 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
         chosen = model.get(part)
         if isinstance(chosen, dict):
             yield from _check_origin(chosen, ("model", part))
+            yield from check_quantization(chosen, ("model", part))
         elif isinstance(chosen, str):
             yield from check_hub_id(chosen, ("model", part))
     projector, path = as_mapping(model.get("projector")), ("model", "projector", "init_from")

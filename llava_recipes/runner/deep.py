@@ -11,6 +11,7 @@ from typing import Final
 
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.records import Record, Records, check_records, open_records
+from llava_recipes.plan.quantization import quantization_problems
 from llava_recipes.plan.tuning import tuning_problems, what_trains
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
@@ -66,6 +67,8 @@ def look_deeply(
         problems += start_problems(stage, plan, path)
         if shapes is not None:
             problems += tuning_problems(shapes, stage, stage_path=path)
+            if plan.model.language_model.quantization is not None:
+                problems += quantization_problems(shapes, stage, stage_path=path)
         look = _DataLook(stage.data, path)
         problems += look.find(every_image=every_image)
         findings.append(_findings(stage, look, shapes))

@@ -23,7 +23,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 def check_before_loading(loaded: LoadedRecipe, plan: Plan) -> None:
     """Raise RecipeError with every problem of models, data, folders and reporting, each at its line."""
-    problems = [*model_problems(loaded, plan)]
+    problems = [*model_problems(loaded, plan), *_quantization_problems(plan)]
     for index, stage in enumerate(plan.stages):
         path: RecipePath = ("stages", index)
         problems += _data_problems(stage, path)
@@ -84,6 +84,24 @@ def _source_problems(source: str, path: RecipePath, what: str, needs: tuple[str,
             found=f"no folder {source}",
             hint="give a folder, or a hub id such as lmsys/vicuna-7b-v1.5",
         )
+
+
+def _quantization_problems(plan: Plan) -> Iterator[Problem]:
+    """bitsandbytes must be here, and do its work on what this machine has."""
+    quantization = plan.model.language_model.quantization
+    if quantization is None:
+        return
+    path: RecipePath = ("model", "language_model", "quantization")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        hint = "pip install 'llava-recipes[quantized]', or remove `quantization`"
+        yield Problem("bitsandbytes is not installed", path=path, hint=hint)
+        return
+    from llava_recipes.model.quantized import find_obstacle
+
+    obstacle = find_obstacle(quantization)
+    if obstacle is not None:
+        hint = "quantization needs a GPU that bitsandbytes knows; remove it to train without"
+        yield Problem("bitsandbytes does not work on this machine", path=path, found=obstacle, hint=hint)
 
 
 def _data_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
@@ -149,6 +167,7 @@ def _deepspeed_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]
 def start_problems(stage: StagePlan, plan: Plan, path: RecipePath) -> Iterator[Problem]:
     """Folders of earlier runs must hold trained weights; those of this recipe's own stages will."""
     own = {other.output_dir for other in plan.stages}
+    quantized = plan.model.language_model.quantization is not None
     for folder in stage.starts_from:
         if folder not in own and not _has_trained_weights(Path(folder)):
             yield Problem(
@@ -156,6 +175,13 @@ def start_problems(stage: StagePlan, plan: Plan, path: RecipePath) -> Iterator[P
                 path=(*path, "init_from"),
                 found=f"{folder} holds neither trained.safetensors nor mm_projector.safetensors",
                 hint="give the output_dir of a finished run",
+            )
+        elif quantized and folder not in own and (Path(folder) / "adapter_config.json").is_file():
+            yield Problem(
+                "adapters of an earlier run cannot be merged into a quantized language model",
+                path=(*path, "init_from"),
+                found=f"{folder} holds adapters",
+                hint="start from a run that trained the projector, or remove `quantization`",
             )
 
 
@@ -170,9 +196,12 @@ def _freezing_problems(plan: Plan) -> Iterator[Problem]:
     """What trains, for models whose parameter names only transformers knows: built without weights."""
     from llava_recipes.model.names import canonical_parameters
     from llava_recipes.model.skeleton import build_skeleton
+    from llava_recipes.plan.quantization import quantization_problems
     from llava_recipes.plan.tuning import tuning_problems
 
     model = build_skeleton(plan.model)
     shapes = {name: tuple(parameter.shape) for name, parameter in canonical_parameters(model).items()}
     for index, stage in enumerate(plan.stages):
         yield from tuning_problems(shapes, stage, stage_path=("stages", index))
+        if plan.model.language_model.quantization is not None:
+            yield from quantization_problems(shapes, stage, stage_path=("stages", index))

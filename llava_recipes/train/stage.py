@@ -19,6 +19,7 @@ from llava_recipes.model.features import trains_in_vain
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.weights import load_trained, trainable_state
+from llava_recipes.plan.quantization import describe
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
@@ -219,5 +220,8 @@ def _describe(
         ("precision", f"{train.precision}, DeepSpeed {stage.deepspeed_source}, on {device}"),
         ("writes to", str(output_dir)),
     ]
+    quantization = plan.model.language_model.quantization
+    if quantization is not None:
+        rows.append(("quantized", f"the language model's linear layers in {describe(quantization)}"))
     rows += [("note", note) for note in notes]
     return Start(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)

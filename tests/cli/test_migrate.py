@@ -48,7 +48,7 @@ def test_a_recipe_that_is_not_complete_is_written_and_told(
 
 def test_what_is_lost_fails_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "train.sh"
-    script.write_text(SCRIPT.read_text(encoding="utf-8").rstrip() + " --bits 4\n", encoding="utf-8")
+    script.write_text(SCRIPT.read_text(encoding="utf-8").rstrip() + " --bits 2\n", encoding="utf-8")
     assert main(["migrate", str(script)]) == 0
     assert "The recipe is valid; 1 setting is lost, see above." in capsys.readouterr().err
     assert main(["migrate", str(script), "--strict"]) == 1

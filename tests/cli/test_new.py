@@ -113,12 +113,12 @@ def test_a_recipe_with_an_error_is_not_written(
 
 def test_off_a_terminal_the_template_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "--yes"]) == 2
-    assert "pretrain, finetune, lora, task, tiny, custom" in capsys.readouterr().err
+    assert "pretrain, finetune, lora, qlora, task, tiny, custom" in capsys.readouterr().err
 
 
 def test_a_template_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["new", "qlora"])
+        main(["new", "quora"])
     assert stopped.value.code == 2
     assert "'pretrain'" in capsys.readouterr().err
 

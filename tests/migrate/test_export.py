@@ -69,6 +69,27 @@ def test_values_that_a_shell_would_take_apart_come_back() -> None:
 
 
 @pytest.mark.parametrize(
+    ("quantization", "flags"),
+    [
+        ("{bits: 4, double_quant: false}", ["--bits 4", "--quant_type nf4", "--double_quant False"]),
+        ("{bits: 4, type: fp4}", ["--bits 4", "--quant_type fp4", "--double_quant True"]),
+        ("{bits: 8}", ["--bits 8"]),
+    ],
+)
+def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
+    language = f"{{source: lmsys/vicuna-7b-v1.5, quantization: {quantization}}}"
+    text = BASE.replace("language_model: lmsys/vicuna-7b-v1.5", f"language_model: {language}")
+    text = text.replace("freeze: [vision_tower]", "trainable: [projector]\n    lora: {r: 8}")
+    text = text.replace("zero3", "zero2")
+    script = exported(load_source(text, "x.yaml").recipe)
+    assert all(flag in script for flag in flags)
+    assert ("--quant_type" in script) == ("--quant_type nf4" in flags or "--quant_type fp4" in flags)
+    plan, expected = plan_of_text(migrate(script, "exported.sh").text), plan_of_text(text)
+    assert plan.model.language_model == expected.model.language_model
+    assert plan.stages[0].lora == expected.stages[0].lora
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("freeze: [vision_tower]", "trainable: [vision_tower]", "cannot train just these modules"),

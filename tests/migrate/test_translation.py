@@ -120,8 +120,8 @@ def test_what_trains(flags: str, trained: list[Value]) -> None:
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        ("--bits 4", "--bits"),
-        ("--bits 4 --quant_type fp4", "--quant_type"),
+        ("--bits 2", "--bits"),
+        ("--bits 2 --quant_type fp4", "--quant_type"),
         ("--eval_strategy steps", "--eval_strategy"),
         ("--report_to mlflow", "--report_to"),
         ("--mm_patch_merge_type spatial_unpad", "--mm_patch_merge_type"),
@@ -133,6 +133,33 @@ def test_what_trains(flags: str, trained: list[Value]) -> None:
 )
 def test_what_would_change_the_run_is_lost_out_loud(flags: str, name: str) -> None:
     assert name in {entry.name for entry in entries(run(flags), "lost")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "quantization"),
+    [
+        ("--bits 4", {"bits": 4, "type": "nf4", "double_quant": True}),
+        (
+            "--bits 4 --quant_type fp4 --double_quant False",
+            {"bits": 4, "type": "fp4", "double_quant": False},
+        ),
+        ("--bits 8 --double_quant True", {"bits": 8}),
+    ],
+)
+def test_few_bits(flags: str, quantization: dict[str, Value]) -> None:
+    migration = run(f"--lora_enable True {flags}")
+    assert at(migration, "model.language_model") == {
+        "source": "lmsys/vicuna-7b-v1.5",
+        "quantization": quantization,
+    }
+    assert not entries(migration, "lost")
+    load_source(migration.text, "recipe.yaml")
+
+
+def test_16_bits_are_no_quantization() -> None:
+    migration = run("--bits 16 --quant_type nf4")
+    assert at(migration, "model.language_model") == "lmsys/vicuna-7b-v1.5"
+    assert {entry.name for entry in entries(migration, "needless")} >= {"--bits", "--quant_type"}
 
 
 def test_a_misspelt_flag_is_recognised() -> None:
