@@ -78,12 +78,10 @@ def _train(recipe: str, overrides: Sequence[str], *, resume: bool) -> int:
 
 
 def _compile(recipe: str, overrides: Sequence[str]) -> Plan:
-    from llava_recipes.plan.compile import compile_plan
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import gather_facts
+    from llava_recipes.runner.facts import plan_recipe
 
-    loaded = load_recipe(recipe, overrides)
-    return compile_plan(loaded.recipe, world_size=1, facts=gather_facts(loaded))
+    return plan_recipe(load_recipe(recipe, overrides), world_size=1)
 
 
 def _score(plan: Plan, folder: Path) -> None:

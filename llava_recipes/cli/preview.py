@@ -59,14 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.plan.compile import compile_plan
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import gather_facts
+    from llava_recipes.runner.facts import plan_recipe
 
     loaded = load_recipe(arguments.file, arguments.overrides)
     number = _stage_number(loaded, arguments.stage)
+    plan = plan_recipe(loaded, world_size=1)
     try:
-        plan = compile_plan(loaded.recipe, world_size=1, facts=gather_facts(loaded))
         preview = open_preview(plan, number)
     except RecipeError as error:
         raise loaded.fail(*error.problems) from None

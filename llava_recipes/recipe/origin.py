@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from llava_recipes.recipe.errors import Mark, Path
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.values import value_at
 
 
 def origin(loaded: LoadedRecipe, path: Path) -> str:
     """The place of a value: `file:line`, `--set …` or `default`, and the variables that it is made of."""
-    if not _is_given(loaded.values, path):
+    if value_at(loaded.values, path) is None:
         return "default"
     return ", ".join([_spell(loaded.locate(path)), *_variables(loaded, path)])
 
@@ -21,17 +21,6 @@ def _variables(loaded: LoadedRecipe, path: Path) -> list[str]:
         for name in loaded.document.uses.get(path, ())
         for place in [("vars", name)]
     ]
-
-
-def _is_given(value: Value, path: Path) -> bool:
-    for segment in path:
-        if isinstance(value, dict) and isinstance(segment, str):
-            value = value.get(segment)
-        elif isinstance(value, list) and isinstance(segment, int) and segment < len(value):
-            value = value[segment]
-        else:
-            return False
-    return value is not None
 
 
 def _spell(mark: Mark | None) -> str:

@@ -15,6 +15,7 @@ from llava_recipes.recipe.override import Override, read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document
 from llava_recipes.recipe.spelling import nearest
+from llava_recipes.recipe.values import value_at
 from llava_recipes.recipe.variables import MAX_ADVISED, Filling, references_in
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
@@ -100,7 +101,7 @@ def _is_under(path: Path | None, parent: Path) -> bool:
 
 
 def _remove(root: Value, path: Path, value_marks: Marks, key_marks: Marks) -> None:
-    parent = _value_at(root, path[:-1])
+    parent = value_at(root, path[:-1])
     if isinstance(parent, dict) and isinstance(path[-1], str):
         parent.pop(path[-1], None)
     for marks in (value_marks, key_marks):
@@ -127,14 +128,3 @@ def _insert(root: Value, override: Override, value_marks: Marks, key_marks: Mark
         key_marks[override.path] = override.mark
     for path in override.inner_paths:
         value_marks[(*override.path, *path)] = override.mark
-
-
-def _value_at(value: Value, path: Path) -> Value:
-    for segment in path:
-        if isinstance(value, dict) and isinstance(segment, str):
-            value = value.get(segment)
-        elif isinstance(value, list) and isinstance(segment, int) and segment < len(value):
-            value = value[segment]
-        else:
-            return None
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llava_recipes.recipe.errors import Path
 from llava_recipes.recipe.scalars import Value
 
 Mapping = dict[str, Value]
@@ -15,3 +16,15 @@ def as_mapping(value: Value) -> Mapping:
 def as_list(value: Value) -> list[Value]:
     """The list itself; an empty one for anything else, which the schema tells."""
     return value if isinstance(value, list) else []
+
+
+def value_at(value: Value, path: Path) -> Value:
+    """What stands at a path inside a value; None where the path leads nowhere."""
+    for segment in path:
+        if isinstance(value, dict) and isinstance(segment, str):
+            value = value.get(segment)
+        elif isinstance(value, list) and isinstance(segment, int) and segment < len(value):
+            value = value[segment]
+        else:
+            return None
+    return value

@@ -30,11 +30,16 @@ class Processes:
 
 def count_local_devices() -> int:
     """GPUs that this process may use, or 1 process where there is none."""
-    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+    if not _has_gpu():
         return 1
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def _has_gpu() -> bool:
+    """Whether a GPU's driver is there: known without importing torch."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
 
 def run_processes(processes: Processes, request_file: Path, *, uses_deepspeed: bool) -> int:
@@ -79,7 +84,7 @@ def _environment(processes: Processes) -> dict[str, str]:
     # Forked data loader processes would each warn about the tokenizer's threads.
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.per_node)))
-    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+    if not _has_gpu():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment
 
