@@ -86,14 +86,23 @@ def _compile(recipe: str, overrides: Sequence[str]) -> Plan:
 
 def _score(plan: Plan, folder: Path) -> None:
     """Caption the held-out pictures after the first and after the last stage; print and keep the scores."""
-    from llava_recipes.demo.captions import caption_held_out, model_after
+    import torch
+
+    from llava_recipes.demo.captions import caption_held_out
     from llava_recipes.demo.dataset import read_held_out
     from llava_recipes.demo.score import render_examples, render_scores, score_captions, scores_as_json
     from llava_recipes.files import write_text
+    from llava_recipes.runs.opened import open_run
 
     last = plan.stages[-1]
-    before = caption_held_out(model_after(plan, 0), last.data, folder)
-    after = caption_held_out(model_after(plan, len(plan.stages) - 1), last.data, folder)
+    before, after = (
+        caption_held_out(
+            open_run(stage.output_dir, dtype=torch.float32, device=torch.device("cpu")).assembled,
+            last.data,
+            folder,
+        )
+        for stage in (plan.stages[0], last)
+    )
     held_out = read_held_out(folder)
     scores = score_captions(held_out, before=before, after=after)
     write_text(Path(last.output_dir).parent / "score.json", scores_as_json(scores))

@@ -9,22 +9,12 @@ import torch
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.tokens import IGNORED
 from llava_recipes.demo.dataset import HELD_OUT, IMAGES
-from llava_recipes.model.assemble import Assembled, assemble
+from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.generate import caption
-from llava_recipes.model.weights import load_trained
-from llava_recipes.plan.types import DataPlan, Plan, SourcePlan
+from llava_recipes.plan.types import DataPlan, SourcePlan
 
 BATCH_SIZE = 32
 MAX_CAPTION_TOKENS = 12
-
-
-def model_after(plan: Plan, stage_index: int) -> Assembled:
-    """The model as a finished stage left it, in float32 on the CPU."""
-    stage = plan.stages[stage_index]
-    assembled = assemble(plan.model, dtype=torch.float32)
-    for folder in (*stage.starts_from, stage.output_dir):
-        load_trained(assembled.model, Path(folder))
-    return assembled
 
 
 def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list[str]:

@@ -44,6 +44,13 @@ def overwrite(parameter: nn.Parameter, read: Callable[[], Tensor]) -> None:
             parameter.copy_(read())
 
 
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every floating-point parameter `dtype`; buffers, such as rotary frequencies, keep theirs."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
 def check_names(
     wanted: Mapping[str, tuple[int, ...]], given: Iterable[str], *, what: str, found: str, path: Path
 ) -> None:

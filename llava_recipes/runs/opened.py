@@ -1,0 +1,91 @@
+"""A run or a checkpoint as one whole model: every weight in place, adapters merged, ready to speak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from llava_recipes.model.assemble import Assembled
+from llava_recipes.plan.types import DataPlan, ModelPlan
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.runner.artifacts import PLAN
+from llava_recipes.runs.run_folder import assemble_run, read_run
+
+Kind = Literal["run", "hf", "llava"]
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A model to generate with, to export or to measure, and what is known about where it came from."""
+
+    assembled: Assembled
+    """In evaluation mode, without gradients, on the device that was asked for."""
+    plan: ModelPlan
+    data: DataPlan
+    """How text and pictures were given to it last: template, aspect ratio, length."""
+    kind: Kind
+    path: Path
+
+
+def open_run(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    base: str | None = None,
+) -> OpenedRun:
+    """Open what `path` holds.
+
+    dtype   of the weights; default: what the last stage computed in
+    device  default: the GPU where there is one, else the CPU
+    base    the language model, hub id or folder, for files that hold less than the whole
+
+    Raises RecipeError when there is no model, when it is not finished, broken, or does not fit its base.
+    """
+    folder = Path(path).expanduser()
+    try:
+        opened = _open(folder, dtype, base)
+    except RecipeError as error:
+        mark = Mark(str(path), 0, 0)
+        raise RecipeError(*(replace(problem, mark=mark, path=None) for problem in error.problems)) from error
+    model = opened.assembled.model
+    model.requires_grad_(False)
+    model.eval()
+    model.to(device if device is not None else _usual_device())
+    return opened
+
+
+def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRun:
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "is not there"
+        raise RecipeError(Problem(f"this {what}; a folder of a run or a checkpoint is needed"))
+    if (folder / PLAN).is_file():
+        plan = read_run(folder)
+        assembled = assemble_run(plan, folder, dtype)
+        return OpenedRun(assembled, plan.model, plan.stages[0].data, "run", folder)
+    raise no_model(folder)
+
+
+def no_model(folder: Path) -> RecipeError:
+    """Why a folder is nothing to open, with the runs below it named."""
+    runs = sorted(file.parent.name for file in folder.glob(f"*/{PLAN}"))
+    if runs:
+        hint = f"open one of them, the last for the finished model: {', '.join(runs)}"
+        return RecipeError(Problem("this folder holds stages of a run, not a model", hint=hint))
+    names = sorted(entry.name for entry in folder.iterdir())
+    return RecipeError(
+        Problem(
+            "this is no model folder",
+            found=", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
+            if names
+            else "nothing in it",
+            hint=f"a run of ours has {PLAN}, a checkpoint config.json",
+        )
+    )
+
+
+def _usual_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

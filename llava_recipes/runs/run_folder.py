@@ -1,0 +1,110 @@
+"""Our own run folder: the plan beside the weights says what they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from llava_recipes.model.assemble import Assembled, assemble
+from llava_recipes.model.placing import cast_weights
+from llava_recipes.model.weights import load_trained
+from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, Plan
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.runner.artifacts import DONE, PLAN
+from llava_recipes.train.checkpoints import list_checkpoints
+
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def read_run(folder: Path) -> Plan:
+    """The plan of a finished stage, its paths as they are from here.
+
+    Raises RecipeError when the run is not finished, or its plan cannot be read.
+    """
+    file = folder / PLAN
+    try:
+        plan = Plan.model_validate_json(file.read_text("utf-8"))
+    except ValidationError as error:
+        hint = "it was written by another version of llava-recipes; run the recipe again, or use that version"
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise RecipeError(Problem(f"{file.name} cannot be read", found=found, hint=hint)) from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(Problem(f"{file.name} cannot be read", found=str(error))) from error
+    if not (folder / DONE).is_file():
+        names = [checkpoint.folder.name for checkpoint in list_checkpoints(folder)]
+        found = f"no {DONE}; checkpoints: {', '.join(names) or 'none'}"
+        hint = f"`llava-recipe run {folder / 'recipe.resolved.yaml'} --resume` goes on with it"
+        raise RecipeError(Problem("this run is not finished", found=found, hint=hint))
+    return _moved(plan, folder)
+
+
+def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> Assembled:
+    """The model as a finished stage left it, adapters merged, on the CPU.
+
+    What was trained beside a quantized language model is laid over the whole one.
+    """
+    stage = plan.stages[0]
+    dtype = dtype or COMPUTE_DTYPES[stage.train.precision]
+    assembled = assemble(in_full(plan.model), dtype=dtype)
+    for start in stage.starts_from:
+        load_trained(assembled.model, Path(start))
+    load_trained(assembled.model, folder)
+    cast_weights(assembled.model, dtype)
+    return assembled
+
+
+def in_full(plan: ModelPlan) -> ModelPlan:
+    """The same model with every weight in its own precision."""
+    language = plan.language_model.model_copy(update={"quantization": None})
+    return plan.model_copy(update={"language_model": language})
+
+
+def _moved(plan: Plan, folder: Path) -> Plan:
+    """Relative paths of a plan start where the run was started; that place is told by the run's own path."""
+    stage = plan.stages[0]
+    own, here = Path(stage.output_dir), folder.resolve()
+    if own.is_absolute() or own.resolve() == here or not _ends_with(here, own):
+        return plan
+    start = here.parents[len(_named(own)) - 1]
+    stage = stage.model_copy(
+        update={
+            "starts_from": tuple(_from(start, path) for path in stage.starts_from),
+            "output_dir": str(here),
+        }
+    )
+    model, language, tower = plan.model, plan.model.language_model, plan.model.vision_tower
+    init = model.projector.init_from
+    model = model.model_copy(
+        update={
+            "language_model": _language_from(start, language),
+            "vision_tower": tower.model_copy(
+                update={"source": tower.source and _from(start, tower.source, must_be_there=True)}
+            ),
+            "projector": model.projector.model_copy(update={"init_from": init and _from(start, init)}),
+        }
+    )
+    return plan.model_copy(update={"stages": (stage,), "model": model})
+
+
+def _language_from(start: Path, language: LanguageModelPlan) -> LanguageModelPlan:
+    source = language.source and _from(start, language.source, must_be_there=True)
+    tokenizer = _from(start, language.tokenizer, must_be_there=True)
+    return language.model_copy(update={"source": source, "tokenizer": tokenizer})
+
+
+def _from(start: Path, path: str, *, must_be_there: bool = False) -> str:
+    """A path seen from `start`; a hub id looks like one and stays when there is no such folder."""
+    moved = start / Path(path).expanduser()
+    return path if must_be_there and not moved.exists() else str(moved)
+
+
+def _named(path: Path) -> list[str]:
+    return [part for part in path.parts if part != "."]
+
+
+def _ends_with(path: Path, end: Path) -> bool:
+    wanted = _named(end)
+    return ".." not in wanted and list(path.parts[-len(wanted) :]) == wanted
