@@ -14,13 +14,9 @@ SCRIPTS = [
     ("v1_5/finetune_lora.sh", "13b", "finetune_lora_v15_13b"),
     ("v1_5/finetune_lora.sh", "7b", "finetune_lora_v15_7b"),
     ("v1_5/finetune_task.sh", "13b", "finetune_task_v15_13b"),
+    ("v1_5/finetune_task.sh", "7b", "finetune_task_v15_7b"),
     ("v1_5/finetune_task_lora.sh", "13b", "finetune_task_lora_v15_13b"),
-    ("v1_5/finetune.sh", "13b", "finetune_v15_13b"),
-    ("v1_5/finetune.sh", "7b", "finetune_v15_7b"),
-    ("v1_5/finetune_lora.sh", "13b", "finetune_lora_v15_13b"),
-    ("v1_5/finetune_lora.sh", "7b", "finetune_lora_v15_7b"),
-    ("v1_5/finetune_task.sh", "13b", "finetune_task_v15_13b"),
-    ("v1_5/finetune_task_lora.sh", "13b", "finetune_task_lora_v15_13b"),
+    ("v1_5/finetune_task_lora.sh", "7b", "finetune_task_lora_v15_7b"),
 ]
 
 

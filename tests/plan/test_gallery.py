@@ -101,6 +101,49 @@ def test_the_stage_1_recipes_say_every_flag_of_the_original(size: str) -> None:
     assert {flag: parse_like(text, said[flag]) for flag, text in wanted.items()} == said
 
 
+FIRST_LLAVA = {
+    "vision_tower": "openai/clip-vit-large-patch14",
+    "mm_projector_type": "linear",
+    "per_device_train_batch_size": "16",
+    "learning_rate": "2e-3",
+}
+"""Where `scripts/pretrain.sh`, of the first LLaVA, differs from `scripts/v1_5/pretrain.sh`."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "name"),
+    [
+        ("pretrain_v1_7b", "lmsys/vicuna-7b-v1.3", "vicuna-v1-3-7b"),
+        ("pretrain_v1_13b", "lmsys/vicuna-13b-v1.3", "vicuna-v1-3-13b"),
+        ("pretrain_v1_llama2_7b", "meta-llama/Llama-2-7b-chat-hf", "llama-2-7b-chat"),
+    ],
+)
+def test_stage_1_of_the_first_llava_says_every_flag_of_the_original(
+    recipe: str, model: str, name: str
+) -> None:
+    wanted = flags(COMMAND) | FIRST_LLAVA | {"model_name_or_path": model}
+    wanted |= {"output_dir": f"./checkpoints/llava-{name}-pretrain"}
+    said = said_by(plan_of(ROOT / f"recipes/{recipe}.yaml"))
+    assert {flag: parse_like(text, said[flag]) for flag, text in wanted.items()} == said
+
+
+@pytest.mark.parametrize(
+    ("name", "num_samples", "num_steps"),
+    [
+        ("pretrain_v1_7b", 558_128, 4361),
+        ("finetune_v1_7b", 80_000, 625),
+        ("finetune_full_schedule_v1_7b", 157_712, 3 * 1233),
+        ("finetune_lora_v1_7b", 80_000, 625),
+        ("finetune_qlora_v1_7b", 80_000, 625),
+        ("finetune_sqa_v1_13b", 12_726, 12 * 100),
+    ],
+)
+def test_the_figures_of_the_first_llava(name: str, num_samples: int, num_steps: int) -> None:
+    (stage,) = plan_of(ROOT / f"recipes/{name}.yaml").stages
+    assert stage.data.num_samples == num_samples
+    assert (stage.train.global_batch_size, stage.train.max_steps) == (128, num_steps)
+
+
 @pytest.mark.parametrize(
     ("size", "num_trainable", "num_parameters"),
     [("13b", 31_467_520, 13_350_839_296), ("7b", 20_979_712, 7_062_902_784)],
@@ -121,10 +164,12 @@ def test_the_figures_of_stage_1(size: str, num_trainable: int, num_parameters: i
         ("finetune_v15_13b", 13_350_839_296 - 303_507_456),
         ("finetune_v15_7b", 7_062_902_784 - 303_507_456),
         ("finetune_task_v15_13b", 13_350_839_296 - 303_507_456),
+        ("finetune_task_v15_7b", 7_062_902_784 - 303_507_456),
         # Per layer 128 × the sum of inputs and outputs of seven linear layers, and the projector.
         ("finetune_lora_v15_13b", 40 * 128 * (4 * 2 * 5120 + 3 * (5120 + 13824)) + 31_467_520),
         ("finetune_lora_v15_7b", 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 11008)) + 20_979_712),
         ("finetune_task_lora_v15_13b", 40 * 128 * (4 * 2 * 5120 + 3 * (5120 + 13824)) + 31_467_520),
+        ("finetune_task_lora_v15_7b", 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 11008)) + 20_979_712),
     ],
 )
 def test_the_figures_of_stage_2(name: str, num_trainable: int) -> None:

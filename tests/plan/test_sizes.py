@@ -113,11 +113,16 @@ def test_the_catalog_builds_whole_models(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "total"),
     [
-        # As published: 6.74 B, 13.0 B, 7.24 B and 7.62 B parameters.
+        # As published: 6.74 B, 13.0 B, 7.24 B, 7.62 B, 8.03 B, 1.24 B, 3.21 B, 0.6 B and 1.7 B parameters.
         ("lmsys/vicuna-7b-v1.5", 6_738_415_616),
         ("lmsys/vicuna-13b-v1.5", 13_015_864_320),
         ("mistralai/Mistral-7B-Instruct-v0.2", 7_241_732_096),
         ("Qwen/Qwen2-7B-Instruct", 7_615_616_512),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
+        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
     ],
 )
 def test_catalog_language_models_have_their_published_sizes(name: str, total: int) -> None:
@@ -133,6 +138,7 @@ def test_catalog_language_models_have_their_published_sizes(name: str, total: in
         ("openai/clip-vit-large-patch14-336", 303_507_456, 576),
         ("openai/clip-vit-large-patch14", 303_179_776, 256),
         ("google/siglip-so400m-patch14-384", 428_225_600, 729),
+        ("google/siglip2-so400m-patch14-384", 428_225_600, 729),
     ],
 )
 def test_catalog_towers_have_their_published_sizes(name: str, total: int, num_tokens: int) -> None:
