@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from llava_recipes.layouts import meaning_of
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
@@ -145,7 +146,7 @@ class _StageCompiler:
         self._check_length()
         counts = [source.num_samples for source in sources]
         return DataPlan(
-            template=data.template,
+            template=meaning_of(data.template),
             sources=tuple(sources),
             num_samples=None if None in counts else sum(count for count in counts if count is not None),
             image_aspect_ratio=data.image_aspect_ratio,

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from llava_recipes.layouts import Template
 from llava_recipes.recipe.model_schema import Quantization
-from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, TemplateName, VisionTower
+from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, VisionTower
 
 
 class LanguageModelPlan(Frozen):
@@ -62,7 +63,7 @@ class SourcePlan(Frozen):
 
 
 class DataPlan(Frozen):
-    template: TemplateName
+    template: Template = Field(description="The name that stands for all that mean the same.")
     sources: tuple[SourcePlan, ...]
     num_samples: int | None = Field(description="Sum over the sources; None while a file is not at hand.")
     image_aspect_ratio: Literal["square", "pad"]

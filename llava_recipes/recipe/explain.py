@@ -174,7 +174,7 @@ def _choice(path: Path, value: Value) -> Problem:
         known = [str(choice) for choice in choices]
         hint = did_you_mean(value, known)
         if path[-1] == "template" and value in OTHER_TEMPLATES:
-            hint = f"write `{OTHER_TEMPLATES[value]}`"
+            hint = OTHER_TEMPLATES[value]
         if path == ("version",):
             hint = "write `version: 1`; a conversation template is `template:` under `data:` of the stage"
     if path[-1] == "freeze" and hint is None:

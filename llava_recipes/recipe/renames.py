@@ -110,4 +110,21 @@ OTHER_MODULES: dict[str, str] = {
     "output_layer": "lm_head",
 }
 
-OTHER_TEMPLATES: dict[str, str] = {"vicuna": "v1", "vicuna_v1": "v1", "llava_v1": "v1", "pretrain": "plain"}
+OTHER_TEMPLATES: dict[str, str] = {
+    "v0.5": "write `v1`: the original knows no `v0.5` and takes `v1` for it without a word",
+    "vicuna": "write `v1`",
+    "llava": "write `v1`",
+    "phi": "write `v1`: it ends answers with the tokenizer's own end of text",
+    "pretrain": "write `plain`",
+    # What LLaVA-NeXT calls them.
+    "qwen_1_5": "write `qwen`",
+    "qwen_2": "write `qwen`",
+    "llava_llama_3": "write `llama_3`",
+    "llama3": "write `llama_3`",
+    "gemma_instruct": "write `gemma`",
+    "llava_mistral_instruct": "write `mistral_instruct`",
+    "llava_v0_mmtag": "write `v0_mmtag`",
+    "llava_v1_mmtag": "write `v1_mmtag`",
+    "chatml": "write `qwen`, or `chatml_direct` without line ends between the turns",
+    "phi_3": "write `phi3`",
+}

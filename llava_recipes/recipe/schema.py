@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
+from llava_recipes.layouts import Alias, Template
 from llava_recipes.recipe.frozen import Frozen as Frozen
 from llava_recipes.recipe.frozen import Text as Text
 from llava_recipes.recipe.model_schema import ImageTokens as ImageTokens
@@ -23,7 +24,7 @@ from llava_recipes.recipe.tuning_schema import ParamGroup as ParamGroup
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
 Report = Literal["wandb", "tensorboard"]
-TemplateName = Literal["plain", "v1"]
+TemplateName = Template | Alias
 
 DEEPSPEED_PRESETS = ("zero2", "zero3")
 
@@ -50,7 +51,8 @@ class Data(Frozen):
     """What a stage trains on and how it is written as tokens."""
 
     template: TemplateName = Field(
-        description="How a conversation becomes text: `plain` (image then caption) or `v1` (Vicuna)."
+        description="How a conversation becomes text: `plain` (image then caption), `v1` (Vicuna), the other "
+        "names of LLaVA, or the language model's own: `llama_3`, `qwen`, `gemma`, `phi3`."
     )
     sources: tuple[Source, ...] = Field(min_length=1, description="Annotation files, read one after another.")
     image_aspect_ratio: Literal["square", "pad"] = Field(

@@ -1,0 +1,221 @@
+"""How each conversation template writes its text: a table of strings, and what every name means.
+
+The layouts up to `mistral_instruct` are those of LLaVA (haotian-liu/LLaVA, conversation.py and train.py at
+c121f04). `qwen`, `llama_3` and `gemma` are LLaVA-NeXT's, whose contents are the models' own chat templates;
+`phi3` is Phi-3's own with the system prompt that LLaVA-pp trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, cast
+
+Template = Literal[
+    "plain",
+    "v0",
+    "v0_mmtag",
+    "v1",
+    "v1_mmtag",
+    "llava_v1",
+    "llama_2",
+    "llava_llama_2",
+    "mistral_instruct",
+    "mpt",
+    "chatml_direct",
+    "llama_3",
+    "qwen",
+    "gemma",
+    "phi3",
+]
+"""Every template under the name that plans use."""
+
+Alias = Literal["default", "llava_v0", "mistral_direct", "v0_plain", "vicuna_v1"]
+
+ALIASES: Mapping[str, Template] = MappingProxyType(
+    {
+        "default": "v0",
+        "llava_v0": "v0",
+        "mistral_direct": "chatml_direct",
+        "v0_plain": "plain",
+        "vicuna_v1": "v1",
+    }
+)
+"""Other names of the original's table. Its `llava_v0` differs from `v0` in an example that only its chat
+shows before the first turn; training writes the same text."""
+
+IMAGE = "<image>"
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious {person} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {person}'s questions."
+)
+V1_SYSTEM = _VICUNA_SYSTEM.format(person="user")
+_HUMAN_SYSTEM = _VICUNA_SYSTEM.format(person="human")
+# The original joins the last two sentences without a space.
+_MMTAG_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant is able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: <Image>visual content</Image>."
+)
+_LLAMA_2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being "
+    "safe.  Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or "
+    "illegal content. Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering "
+    "something not correct. If you don't know the answer to a question, please don't share false information."
+)
+_LANGUAGE_AND_VISION_SYSTEM = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+_MPT_SYSTEM = (
+    "A conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What stands around the system prompt, the questions and the answers. Nothing of it is learned unless
+    it says so."""
+
+    system: str | None = None
+    """The system prompt where a recipe gives none; None for templates that have no place for one."""
+    opening: tuple[str, str] = ("", "")
+    """Before and after the system prompt."""
+    human: tuple[str, str]
+    """Before and after a question."""
+    first_human: str | None = None
+    """Before the first question, where that is something else."""
+    gpt: str
+    """Before an answer; a prompt for the model ends with it."""
+    gap: str = ""
+    """Learned, before the words of an answer."""
+    end: str | None
+    """Learned, after them; None for the tokenizer's own end of text."""
+    after: str = ""
+    """After that."""
+    mark: str = ""
+    """Learned, before every turn and, with a space, at the very end; with it the word before an answer is
+    learned too."""
+    stop: str | None = None
+    """The text that tells that an answer is over; None where that is `end`."""
+    tokens: tuple[str, ...] = ()
+    """What a tokenizer must have as tokens of their own."""
+    bare_when_empty: bool = False
+    """Whether the spaces around an empty turn are left out."""
+    trims: bool = False
+    """Whether spaces around questions and answers are cut off, as the model's own chat template does."""
+    leading_answer: bool = False
+    """Whether an answer that nobody asked for is written when a conversation begins with one."""
+    mmtag: bool = False
+    """Whether images stand between `<Image>` and `</Image>`."""
+    interleaved: bool = False
+    """Whether several images of a turn, or one that stands in front, stay where they are."""
+
+
+_V0 = Layout(
+    system=_HUMAN_SYSTEM,
+    opening=("", "\n\n"),
+    human=(" Human: ", "\n"),
+    gpt=" Assistant:",
+    gap=" ",
+    end="\n",
+    mark="###",
+    stop="###",
+    leading_answer=True,
+)
+_V1 = Layout(
+    system=V1_SYSTEM,
+    opening=("", " "),
+    human=("USER: ", " "),
+    gpt="ASSISTANT:",
+    gap=" ",
+    end=None,
+    bare_when_empty=True,
+)
+_LLAMA_2 = Layout(
+    system=_LLAMA_2_SYSTEM,
+    opening=("[INST] <<SYS>>\n", "\n<</SYS>>\n\n"),
+    first_human="",
+    human=("<s>[INST] ", " [/INST]"),
+    gpt="",
+    gap=" ",
+    end=" </s>",
+    stop="</s>",
+    tokens=("<s>", "</s>"),
+)
+_MPT = Layout(
+    system=_MPT_SYSTEM,
+    opening=("<|im_start|>system\n", "<|im_end|>"),
+    human=("<|im_start|>user\n", "<|im_end|>"),
+    gpt="<|im_start|>assistant\n",
+    end="<|im_end|>",
+    tokens=("<|im_start|>", "<|im_end|>"),
+)
+_QWEN = replace(
+    _MPT,
+    system="You are a helpful assistant.",
+    opening=("<|im_start|>system\n", "<|im_end|>\n"),
+    human=("<|im_start|>user\n", "<|im_end|>\n"),
+    after="\n",
+    interleaved=True,
+)
+
+LAYOUTS: Mapping[Template, Layout] = MappingProxyType(
+    {
+        # `plain` is written by a function of its own: a picture and its caption, nothing around them.
+        "plain": Layout(human=("", ""), gpt="", end="\n"),
+        "v0": _V0,
+        "v0_mmtag": replace(_V0, system=_MMTAG_SYSTEM, mmtag=True),
+        "v1": _V1,
+        "v1_mmtag": replace(_V1, system=_MMTAG_SYSTEM, mmtag=True),
+        "llava_v1": replace(_V1, system=_HUMAN_SYSTEM),
+        "llama_2": _LLAMA_2,
+        "llava_llama_2": replace(_LLAMA_2, system=_LANGUAGE_AND_VISION_SYSTEM),
+        "mistral_instruct": Layout(
+            human=("[INST] ", " [/INST]"), gpt="", gap=" ", end=" </s>", stop="</s>", tokens=("</s>",)
+        ),
+        "mpt": _MPT,
+        "chatml_direct": replace(_MPT, system="Answer the questions."),
+        "llama_3": Layout(
+            system=_LANGUAGE_AND_VISION_SYSTEM,
+            opening=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+            human=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+            gpt="<|start_header_id|>assistant<|end_header_id|>\n\n",
+            end="<|eot_id|>",
+            tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+            trims=True,
+            interleaved=True,
+        ),
+        "qwen": _QWEN,
+        "gemma": Layout(
+            human=("<start_of_turn>user\n", "<end_of_turn>\n"),
+            gpt="<start_of_turn>model\n",
+            end="<end_of_turn>",
+            after="\n",
+            tokens=("<start_of_turn>", "<end_of_turn>"),
+            trims=True,
+            interleaved=True,
+        ),
+        "phi3": Layout(
+            system="You are a helpful AI assistant.",
+            opening=("<|system|>\n", "<|end|>\n"),
+            human=("<|user|>\n", "<|end|>\n"),
+            gpt="<|assistant|>\n",
+            end="<|end|>",
+            after="\n",
+            tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+            interleaved=True,
+        ),
+    }
+)
+
+
+def meaning_of(name: Template | Alias) -> Template:
+    """The template that a name stands for."""
+    return ALIASES.get(name) or cast(Template, name)
