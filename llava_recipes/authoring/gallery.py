@@ -16,6 +16,8 @@ _AMOUNT = r"(?:\d+(?:\.\d+)?|one|two|three|four|five|ten)"
 _DURATION = re.compile(rf"(?:{_AMOUNT}(?: to |–|-))?{_AMOUNT} ?(?:h|hours?|min|minutes?|s|seconds?|days?)\b")
 # A comma ends a clause, but not inside a number.
 _CLAUSE = re.compile(r";\s*|,\s+")
+_SENTENCE = re.compile(r"[:.](?:\s+|$)")
+_REMARK = re.compile(r"[:;.](?:\s+|$)")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Entry:
     """One recipe of the gallery. Texts are empty where its head does not say."""
 
     name: str
+    family: str
     file: Path
     purpose: str
     hardware: str
@@ -31,6 +34,24 @@ class Entry:
     expect: str
     data: str
     source: str
+
+    @property
+    def title(self) -> str:
+        """The purpose up to its first colon or full stop."""
+        return _SENTENCE.split(self.purpose, maxsplit=1)[0]
+
+    @property
+    def machine(self) -> str:
+        """The hardware without what is said about it."""
+        return _REMARK.split(self.hardware, maxsplit=1)[0]
+
+    @property
+    def duration(self) -> str:
+        """The time as a number, and whether it is an estimate; empty where none is known."""
+        found = _DURATION.search(self.time)
+        if found is None:
+            return ""
+        return found.group() + (" (estimate)" if "estimate" in self.time else "")
 
 
 def gallery() -> tuple[Entry, ...]:
@@ -42,6 +63,28 @@ def gallery() -> tuple[Entry, ...]:
         if "Run" in head:
             entries.append(_entry(file.relative_to(folder).with_suffix("").as_posix(), file, head))
     return tuple(entries)
+
+
+def families() -> dict[str, tuple[Entry, ...]]:
+    """The gallery by family; families by name, their recipes by title: 7B, 13B; Stage 1, Stage 2."""
+    entries = sorted(gallery(), key=lambda entry: _counting(entry.title))
+    names = sorted({entry.family for entry in entries})
+    return {name: tuple(entry for entry in entries if entry.family == name) for name in names}
+
+
+def _counting(text: str) -> tuple[tuple[int, int, str], ...]:
+    """A key by which texts are sorted with the numbers in them as numbers."""
+    parts = re.split(r"(\d+)", text)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
+
+
+def find_all(name: str) -> tuple[Entry, ...]:
+    """The recipes of a family, or the one of that name; raises RecipeError with a near miss."""
+    wanted = name.casefold()
+    for family, entries in families().items():
+        if family.casefold() == wanted:
+            return entries
+    return (find(name),)
 
 
 def find(name: str) -> Entry:
@@ -91,6 +134,7 @@ def _entry(name: str, file: Path, head: dict[str, str]) -> Entry:
     spoken = _DURATION.search(f"{head.get('Hardware', '')} {head['']}")
     return Entry(
         name=name,
+        family=head.get("Family", ""),
         file=file,
         purpose=head[""],
         hardware=head.get("Hardware", ""),

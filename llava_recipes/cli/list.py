@@ -6,6 +6,12 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="recipes or families to tell more of; default: all, a line each",
+    )
     parser.add_argument("--json", action="store_true", help="everything that the heads of the recipes say")
 
 
@@ -13,20 +19,44 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from llava_recipes.authoring.gallery import gallery
+    from llava_recipes.authoring.gallery import families, find_all, gallery
 
-    entries = gallery()
+    entries = [entry for name in arguments.names for entry in find_all(name)] or list(gallery())
     if arguments.json:
         print(json.dumps([asdict(entry) for entry in entries], indent=2, ensure_ascii=False, default=str))
         return 0
-    print("\n\n".join(_shown(entry.name, entry.purpose, _rows(entry)) for entry in entries))
-    print("\n`llava-recipe copy NAME` writes one into this folder.")
+    if arguments.names:
+        print("\n\n".join(_shown(entry.name, entry.purpose, _rows(entry)) for entry in entries))
+    else:
+        columns = ("name", "title", "machine", "duration")
+        table = {
+            family: [[str(getattr(entry, column)) or "–" for column in columns] for entry in members]
+            for family, members in families().items()
+        }
+        print(_table(table))
+        print("\n`llava-recipe list NAME` tells more of a recipe or a family.")
+    print("`llava-recipe copy NAME` writes one into this folder.")
     return 0
 
 
+def _table(groups: dict[str, list[list[str]]]) -> str:
+    """Rows in columns under the name of their group; the last column is not padded."""
+    rows = [row for group in groups.values() for row in group]
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    blocks = []
+    for name, group in groups.items():
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+            for row in group
+        ]
+        blocks.append("\n".join([name, *(f"  {line}" for line in lines)]))
+    return "\n\n".join(blocks)
+
+
 def _rows(entry: object) -> list[tuple[str, str]]:
-    labels = ("hardware", "time", "loss")
-    return [(label, str(getattr(entry, label)) or "not stated") for label in labels]
+    labels = ("family", "hardware", "time", "loss", "data", "source")
+    rows = [(label, str(getattr(entry, label))) for label in labels]
+    return [(label, text) for label, text in rows if text]
 
 
 def _shown(name: str, purpose: str, rows: list[tuple[str, str]]) -> str:

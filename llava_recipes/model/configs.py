@@ -205,9 +205,17 @@ def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
 def _tower_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
     half = getattr(config, "vision_config", config) if config.model_type in ("clip", "siglip") else config
     if not isinstance(half, (CLIPVisionConfig, SiglipVisionConfig)):
+        # Google's NaFlex checkpoints are of this type, those at fixed sizes are plain SigLIP.
+        any_size = config.model_type.startswith("siglip2")
         raise RecipeError(
             Problem(
-                "a vision tower is a CLIP or SigLIP model", path=path, found=f"model_type {config.model_type}"
+                "a vision tower is a CLIP or SigLIP model",
+                path=path,
+                found=f"model_type {config.model_type}",
+                hint="siglip2 takes pictures of any size; one of a fixed size is "
+                "google/siglip2-so400m-patch14-384"
+                if any_size
+                else None,
             )
         )
     return half

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.authoring.gallery import Entry, find, gallery, read_head
+from llava_recipes.authoring.gallery import Entry, families, find, find_all, gallery, read_head
 from llava_recipes.authoring.shipped import gallery_folder, modeline, schema_file
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
@@ -36,7 +36,7 @@ def test_every_whole_recipe_is_listed() -> None:
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_a_recipe_says_what_to_expect(entry: Entry) -> None:
     """The head needs `Run`, `Hardware` and `Expect`; the last gives time and loss in clauses of their own."""
-    for label in ("purpose", "hardware", "time", "loss", "expect", "source"):
+    for label in ("purpose", "family", "hardware", "time", "loss", "expect", "source"):
         assert getattr(entry, label), f"{label} of {entry.name}"
 
 
@@ -62,6 +62,42 @@ def test_time_and_loss_are_told_apart(
     monkeypatch.setattr("llava_recipes.authoring.gallery.gallery_folder", lambda: tmp_path)
     (entry,) = gallery()
     assert (entry.time, entry.loss) == (time, loss)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "expect", "machine", "duration"),
+    [
+        ("8×A100-80G: 16 on each", "the original takes 5.5 h", "8×A100-80G", "5.5 h"),
+        ("2 CPU cores; no GPU", "0.7 h by the estimate of `plan`", "2 CPU cores", "0.7 h (estimate)"),
+        ("one card", "no duration is published", "one card", ""),
+    ],
+)
+def test_a_line_holds_the_gist(hardware: str, expect: str, machine: str, duration: str) -> None:
+    entry = Entry(
+        *("name", "family", Path("x")),
+        purpose="LLaVA-1.5 7B, Stage 1: alignment. More.",
+        hardware=hardware,
+        time=expect,
+        loss="",
+        expect=expect,
+        data="",
+        source="",
+    )
+    assert entry.title == "LLaVA-1.5 7B, Stage 1"
+    assert (entry.machine, entry.duration) == (machine, duration)
+
+
+def test_families_are_in_the_order_of_a_reader() -> None:
+    grouped = families()
+    assert sum(map(len, grouped.values())) == len(ENTRIES)
+    names = [entry.name for entry in grouped["LLaVA-1.5"]]
+    order = ["pretrain_v15_7b", "finetune_v15_7b", "finetune_task_v15_7b", "pretrain_v15_13b"]
+    assert sorted(order, key=names.index) == order
+
+
+def test_a_family_is_found_by_its_name() -> None:
+    assert find_all("llava v1") == families()["LLaVA v1"]
+    assert find_all("demo.yaml") == (find("demo"),)
 
 
 def test_a_head_is_read_by_its_labels() -> None:

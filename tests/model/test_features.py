@@ -104,6 +104,47 @@ def test_a_siglip_folder_as_tower(tmp_path: object) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in tower.state_dict().items())
 
 
+def test_the_vision_half_of_a_siglip_2_folder(tmp_path: object) -> None:
+    """google/siglip2-so400m-patch14-384 and its like: a whole pair, and no word of a second version in it."""
+    from pathlib import Path
+
+    from transformers import SiglipConfig, SiglipModel
+
+    folder = Path(str(tmp_path))
+    torch.manual_seed(0)
+    vision = {key: value for key, value in INLINE_SIGLIP.items() if key != "model_type"}
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    pair = SiglipModel(SiglipConfig(text_config={**text, "vocab_size": 50}, vision_config=vision))
+    pair.save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    processor = {"image_processor_type": "SiglipImageProcessor", "processor_class": "SiglipProcessor"}
+    settings = {**processor, "size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "siglip"
+    assembled = assemble(plan_of(tower=folder), dtype=torch.float32)
+    assert assembled.num_image_tokens == 4
+    state, expected = assembled.model.model.vision_tower.state_dict(), pair.vision_model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    picture = np.full((40, 60, 3), 255, dtype=np.uint8)
+    pixels = assembled.image_processor(picture, input_data_format="channels_last", return_tensors="np")
+    assert pixels["pixel_values"][0].shape == (3, 28, 28)
+    np.testing.assert_allclose(pixels["pixel_values"][0], 1.0)
+
+
+def test_a_tower_of_any_size_is_not_taken_for_one_of_a_fixed_size(tmp_path: object) -> None:
+    from pathlib import Path
+
+    from transformers import Siglip2Config
+
+    Siglip2Config().save_pretrained(str(tmp_path))
+    with pytest.raises(RecipeError, match="a vision tower is a CLIP or SigLIP model") as caught:
+        assemble(plan_of(tower=Path(str(tmp_path))), dtype=torch.float32)
+    assert caught.value.problems[0].hint == (
+        "siglip2 takes pictures of any size; one of a fixed size is google/siglip2-so400m-patch14-384"
+    )
+
+
 @pytest.mark.parametrize(
     ("trainable", "expected"),
     [
