@@ -1,18 +1,84 @@
-"""Captions: greedy generation from prompts with pictures."""
+"""Text from prompts: greedy or drawn, several prompts at once, streamed if someone listens."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
 from llava_recipes.model.assemble import Assembled
-from llava_recipes.model.forward import embed_prompt
+from llava_recipes.model.features import image_features
 
 IMAGE_PLACEHOLDER = -200
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen. `temperature` 0 takes the most likely one; else `top_p` bounds what is drawn."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+def continue_prompts(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Tensor],
+    *,
+    decoding: Decoding,
+    stops: Sequence[str],
+    listen: Callable[[str], None] | None = None,
+    synced_gpus: bool = False,
+) -> list[str]:
+    """What the model says after each prompt, without special tokens and space at its ends.
+
+    prompts      float[T, D] each, embedded; they are padded on the left to the longest
+    stops        texts that end an answer and do not belong to it, besides the tokenizer's end token
+    listen       is given the answer piece by piece, for one prompt; the pieces joined are the answer
+    synced_gpus  all processes generate, under ZeRO-3, until the last of them is done
+
+    Modes of modules are restored; nothing is drawn with temperature 0.
+    """
+    assert listen is None or len(prompts) == 1, "one answer can be listened to"
+    end_ids, end_texts = _ends(tokenizer, stops)
+    drawn = decoding.temperature > 0
+    # top_k 0: the library's own default would cut at 50 without a word.
+    chance = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if drawn else {}
+    settings = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=drawn,
+        eos_token_id=end_ids or None,
+        pad_token_id=tokenizer.pad_token_id,
+        **chance,
+    )
+    extra: dict[str, Any] = {}
+    if end_texts:
+        extra["stopping_criteria"] = StoppingCriteriaList([_SaysOneOf(tokenizer, end_texts)])
+    if listen is not None:
+        extra["streamer"] = _Aloud(tokenizer, end_texts, listen)
+    embeds_BTD = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=embeds_BTD.device)
+    places = torch.arange(embeds_BTD.shape[1], device=embeds_BTD.device)
+    mask_BT = (places >= embeds_BTD.shape[1] - lengths[:, None]).long()
+    with evaluating(model):
+        generate: Callable[..., Tensor] = model.generate
+        new_ids = generate(
+            inputs_embeds=embeds_BTD,
+            attention_mask=mask_BT,
+            generation_config=settings,
+            synced_gpus=synced_gpus,
+            **extra,
+        )
+    texts: list[str] = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+    return [_before(text, end_texts).strip() for text in texts]
 
 
 def caption(
@@ -21,48 +87,47 @@ def caption(
     prompt_ids: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[str]:
-    """What the model says after each prompt, without special tokens.
+    """What the model says after each prompt by its most likely tokens, without special tokens.
 
     pixel_values  float[N, C, H, W], pictures in reading order; None for prompts without any
     prompt_ids    token ids with one -200 per picture
     """
-    model, tokenizer = assembled.model, assembled.tokenizer
+    model = assembled.model
     device = next(model.parameters()).device
-    input_ids, is_image, attention_mask = _pad_left(prompt_ids, assembled.num_image_tokens, device)
-    pixel_values = None if pixel_values is None else pixel_values.to(device)
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    with evaluating(model):
+        seen = [] if pixel_values is None else list(image_features(model, pixel_values.to(device)))
+        embedded = []
+        for prompt in prompt_ids:
+            num_pictures = sum(id == IMAGE_PLACEHOLDER for id in prompt)
+            embedded.append(embed_with_pictures(model, prompt, seen[:num_pictures]))
+            del seen[:num_pictures]
+    decoding = Decoding(max_new_tokens=max_new_tokens)
+    return continue_prompts(model, assembled.tokenizer, embedded, decoding=decoding, stops=())
+
+
+def embed_with_pictures(
+    model: LlavaForConditionalGeneration, prompt_ids: Sequence[int], pictures: Sequence[Tensor]
+) -> Tensor:
+    """float[T, D]: a prompt's embeddings, each picture's features in the place of its -200.
+
+    pictures  float[K, D] each, in reading order; K may differ
+    """
+    embeddings = model.get_input_embeddings()
+    device = next(model.parameters()).device
+    tags = [place for place, id in enumerate(prompt_ids) if id == IMAGE_PLACEHOLDER]
+    assert len(tags) == len(pictures), f"{len(tags)} places for {len(pictures)} pictures"
+    text_TD: Tensor = embeddings(
+        torch.tensor([0 if id == IMAGE_PLACEHOLDER else id for id in prompt_ids], device=device)
     )
-    with _evaluating(model):
-        embeds_BTD = embed_prompt(model, input_ids, is_image, pixel_values, None)
-        generate: Callable[..., Tensor] = model.generate
-        new_ids = generate(
-            inputs_embeds=embeds_BTD, attention_mask=attention_mask, generation_config=settings
-        )
-    texts: list[str] = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-    return [text.strip() for text in texts]
-
-
-def _pad_left(
-    prompts: Sequence[Sequence[int]], num_image_tokens: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """int64[B, T] ids (0 on pictures and padding), bool[B, T] on pictures, int64[B, T] attention mask."""
-    rows = [
-        [token for id in prompt for token in ([IMAGE_PLACEHOLDER] * num_image_tokens if id < 0 else [id])]
-        for prompt in prompts
-    ]
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    is_image = ids == IMAGE_PLACEHOLDER
-    return ids.masked_fill(is_image, 0), is_image, mask
+    pieces, start = [], 0
+    for place, picture_KD in zip(tags, pictures, strict=True):
+        pieces += [text_TD[start:place], picture_KD.to(text_TD)]
+        start = place + 1
+    return torch.cat([*pieces, text_TD[start:]])
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -72,3 +137,67 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Stops that are one special token, by id, with the end token; and the others, as text."""
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    texts = []
+    for stop in stops:
+        # An id is seen at once; a special token's text is no longer there when an answer is read.
+        special = stop.strip()
+        if special in tokenizer.all_special_tokens or special in tokenizer.get_added_vocab():
+            ids.append(tokenizer.convert_tokens_to_ids(special))
+        else:
+            texts.append(stop)
+    return list(dict.fromkeys(ids)), texts
+
+
+def _before(text: str, ends: Sequence[str]) -> str:
+    places = [place for end in ends if (place := text.find(end)) >= 0]
+    return text[: min(places)] if places else text
+
+
+class _SaysOneOf(StoppingCriteria):  # type: ignore[misc]
+    """Stops each answer of a batch once it holds one of the texts."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+        self._tokenizer, self._texts = tokenizer, tuple(texts)
+        # A token is at least one byte of text.
+        self._num_tokens = max(len(text.encode()) for text in texts) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        tails = self._tokenizer.batch_decode(input_ids[:, -self._num_tokens :], skip_special_tokens=True)
+        found = [any(text in tail for text in self._texts) for tail in tails]
+        return torch.tensor(found, device=input_ids.device)
+
+
+class _Aloud(BaseStreamer):  # type: ignore[misc]
+    """Hands an answer on as it grows, never a piece that later tokens would take back."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str], listen: Callable[[str], None]
+    ) -> None:
+        self._tokenizer, self._ends, self._listen = tokenizer, tuple(ends), listen
+        self._ids: list[int] = []
+        self._said = ""
+
+    def put(self, value: Tensor) -> None:
+        self._ids += value.flatten().tolist()
+        text = self._text()
+        held = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        # The beginning of an end may still turn out to be one.
+        longest = max((n for end in self._ends for n in range(len(end)) if held.endswith(end[:n])), default=0)
+        self._say(held[: len(held) - longest].rstrip())
+
+    def end(self) -> None:
+        self._say(self._text().rstrip())
+
+    def _text(self) -> str:
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return _before(text, self._ends).lstrip()
+
+    def _say(self, text: str) -> None:
+        if len(text) > len(self._said):
+            self._listen(text[len(self._said) :])
+            self._said = text

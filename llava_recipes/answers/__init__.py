@@ -1,0 +1,1 @@
+"""Use what was trained: talk with it, ask it many questions at once, measure its answers."""

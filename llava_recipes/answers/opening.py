@@ -1,0 +1,57 @@
+"""A run as something to ask, from what the command line says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from llava_recipes.model.answering import Answerer
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.runs.opened import OpenedRun, open_run
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run, and the one who answers with it."""
+
+    run: OpenedRun
+    answerer: Answerer
+
+
+def open_to_ask(path: str, *, precision: Precision | None, device: str | None, base: str | None) -> Opened:
+    """Open a run, an exported folder or an original checkpoint.
+
+    precision  default: float32 on a CPU, else what the run computed in
+    device     `cpu`, `cuda`, `cuda:1`; default: the GPU where there is one
+
+    Raises RecipeError when there is no such device, and what `open_run` raises.
+    """
+    place = _device(device)
+    dtype = None if precision is None else _DTYPES[precision]
+    if dtype is None and place.type == "cpu":
+        dtype = torch.float32
+    run = open_run(path, dtype=dtype, device=place, base=base)
+    return Opened(run, Answerer(run.assembled, run.data, start_end=run.plan.image_tokens.start_end))
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        lines = str(error).splitlines()
+        raise RecipeError(
+            Problem(
+                f'there is no device "{name}" here',
+                found=lines[0] if lines else type(error).__name__,
+                hint="`cpu`, or `cuda` where there is a GPU",
+            )
+        ) from None
+    return device

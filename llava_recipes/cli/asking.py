@@ -1,0 +1,88 @@
+"""Options that the commands which ask a model have in common."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llava_recipes.model.generate import Decoding
+
+
+def add_opening(parser: argparse.ArgumentParser) -> None:
+    """How a run is opened."""
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: the run's; fp32 on a CPU)"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    parser.add_argument(
+        "--base", metavar="MODEL", help="hub id or folder of the language model, if not where the run had it"
+    )
+
+
+def add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """How tokens are chosen."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=max_new_tokens,
+        metavar="N",
+        help="longest answer, in tokens (default %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=0.0,
+        metavar="T",
+        help="0 takes the most likely token, more draws more freely (default 0)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=_share,
+        default=1.0,
+        metavar="P",
+        help="draw among the most likely tokens that come to this share; goes with --temperature (default 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default 0)")
+
+
+def decoding_of(arguments: argparse.Namespace) -> Decoding:
+    """The options as one value. Raises RecipeError when --top-p could have no effect."""
+    from llava_recipes.model.generate import Decoding
+    from llava_recipes.recipe.errors import Problem, RecipeError
+
+    if arguments.top_p < 1 and arguments.temperature == 0:
+        hint = "add --temperature, for example 0.2"
+        raise RecipeError(Problem("--top-p has no effect with temperature 0", hint=hint))
+    return Decoding(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+
+
+def quiet_libraries() -> None:
+    """Leave standard error to what the user can change."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _temperature(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return number

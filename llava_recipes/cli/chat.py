@@ -1,0 +1,131 @@
+"""`llava-recipe chat RUN`: ask a model about pictures, once or in a conversation."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llava_recipes.cli.asking import add_decoding, add_opening
+
+if TYPE_CHECKING:
+    from llava_recipes.answers.conversation import Conversation
+
+EPILOG = """\
+With PROMPT one answer is printed. Without it a conversation begins; when standard input is no terminal, its
+lines are the questions. In a conversation:
+
+  /image FILE   a picture for the next question
+  /reset        forget what was said and shown
+  /quit         end; so does Ctrl-D. Ctrl-C stops an answer, and ends when nothing is being said
+
+<image> in a question says where its picture goes; without one, pictures come first. A run whose template is
+`plain` has no place for questions: it captions the picture."""
+
+HELP = "/image FILE · /reset · /quit"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the question; without it, a conversation")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times"
+    )
+    add_decoding(parser, max_new_tokens=512)
+    add_opening(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.answers.conversation import Conversation, seed_everything
+    from llava_recipes.answers.opening import open_to_ask
+    from llava_recipes.cli.asking import decoding_of, quiet_libraries
+
+    quiet_libraries()
+    opened = open_to_ask(
+        arguments.run, precision=arguments.dtype, device=arguments.device, base=arguments.base
+    )
+    seed_everything(arguments.seed)
+    conversation = Conversation(opened.answerer, decoding_of(arguments), say=_note)
+    for file in arguments.image:
+        conversation.show(file)
+    if arguments.prompt is not None or (conversation.is_plain and arguments.image):
+        _answer(conversation, arguments.prompt or "")
+        return 0
+    _converse(conversation, f"{arguments.run} · template {opened.run.data.template} · {HELP}")
+    return 0
+
+
+def _converse(conversation: Conversation, greeting: str) -> None:
+    """Ask for questions until there are no more."""
+    from llava_recipes.recipe.errors import RecipeError
+    from llava_recipes.recipe.render import render_problems
+
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        print(greeting, file=sys.stderr)
+    for line in _lines(at_terminal):
+        try:
+            if not _obey(conversation, line):
+                return
+        except RecipeError as error:
+            # Whoever sits here can try again; a pipe cannot.
+            if not at_terminal:
+                raise
+            print(render_problems(error.problems), file=sys.stderr)
+        except KeyboardInterrupt:
+            if not at_terminal:
+                raise
+            print("\n(stopped)", file=sys.stderr)
+
+
+def _obey(conversation: Conversation, line: str) -> bool:
+    """Do what a line says; false when it ends the conversation."""
+    from llava_recipes.recipe.errors import Problem, RecipeError
+
+    command, _, rest = line.strip().partition(" ")
+    if not command.startswith("/"):
+        if command or (conversation.is_plain and conversation.num_waiting):
+            _answer(conversation, line)
+    elif command == "/quit":
+        return False
+    elif command == "/reset":
+        conversation.reset()
+    elif command == "/image" and rest.strip():
+        conversation.show(rest.strip())
+        if conversation.is_plain:
+            _answer(conversation, "")
+    else:
+        raise RecipeError(Problem(f"there is no command {line.strip()!r}", hint=HELP))
+    return True
+
+
+def _lines(at_terminal: bool) -> Iterator[str]:
+    if not at_terminal:
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    from rich.console import Console
+
+    with contextlib.suppress(ImportError):
+        # Gives the line an editor and a memory.
+        import readline  # noqa: F401
+    console = Console()
+    while True:
+        try:
+            yield console.input("[bold cyan]you ›[/] ")
+        except EOFError:
+            print(file=sys.stderr)
+            return
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    """Print an answer while it is made."""
+    conversation.ask(text, listen=lambda piece: print(piece, end="", flush=True))
+    print(flush=True)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

@@ -1,0 +1,164 @@
+"""Questions about pictures, and what a model answers: the stage's template, its pictures, its end of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava_recipes.data.images import pixel_values
+from llava_recipes.data.tokens import IMAGE_ID, encode
+from llava_recipes.model.assemble import Assembled
+from llava_recipes.model.configs import language_half
+from llava_recipes.model.features import image_features
+from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
+from llava_recipes.plan.types import DataPlan
+from llava_recipes.recipe.errors import Problem
+from llava_recipes.templates import IMAGE, Segment, Turn, spell
+
+_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the tower takes it, and how many tokens it becomes."""
+
+    pixel_values: Tensor
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to the answer, with what the projector made of its pictures.
+
+    input_ids  token ids, -200 where a picture goes
+    pictures   float[K, D] each, in reading order
+    """
+
+    input_ids: tuple[int, ...]
+    pictures: tuple[Tensor, ...]
+
+
+class Answerer:
+    """Answers as the stage taught: the same template, the same preparation of pictures."""
+
+    def __init__(self, assembled: Assembled, data: DataPlan, *, start_end: bool) -> None:
+        self.assembled, self.data = assembled, data
+        self._start_end = start_end
+        self._end_of_answer = str(assembled.tokenizer.eos_token or "</s>")
+        self.stops = self._stops()
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that fit into the language model's context, or None where its config does not say."""
+        found = getattr(language_half(self.assembled.model.config), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    def prepare(self, image: Image.Image) -> Picture:
+        """A picture in RGB, resized and normalised as in training."""
+        ratio = self.data.image_aspect_ratio
+        pixels = pixel_values(image, self.assembled.image_processor, image_aspect_ratio=ratio)
+        return Picture(pixels, self.assembled.num_image_tokens)
+
+    def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """float[K, D] of each picture: what the language model sees of it. The tower runs once for all."""
+        if not pictures:
+            return []
+        model = self.assembled.model
+        device = next(model.parameters()).device
+        with evaluating(model):
+            return list(image_features(model, torch.stack([each.pixel_values for each in pictures]).to(device)))
+
+    def prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """Token ids of a conversation that ends with a question, up to where the answer begins.
+
+        Raises ValueError when the template cannot hold it.
+        """
+        return tuple(encode(self._open_prompt(turns), self.assembled.tokenizer).input_ids)
+
+    def num_tokens(self, input_ids: Sequence[int], num_picture_tokens: Sequence[int]) -> int:
+        """Positions of a prompt with its pictures in it."""
+        return len(input_ids) - len(num_picture_tokens) + sum(num_picture_tokens)
+
+    def does_not_fit(
+        self, num_tokens: int, num_picture_tokens: Sequence[int], max_new_tokens: int
+    ) -> Problem | None:
+        """What is wrong with a prompt of that length, or None when its answer fits into the context too."""
+        room = self.max_positions
+        if room is None or num_tokens + max_new_tokens <= room:
+            return None
+        in_pictures = sum(num_picture_tokens)
+        if in_pictures >= room:
+            return Problem(
+                "too many pictures for the model's context",
+                found=f"{len(num_picture_tokens)} pictures take {in_pictures:,} tokens, "
+                f"the context has {room:,} (max_position_embeddings)",
+                hint="give fewer pictures",
+            )
+        if num_tokens >= room:
+            return Problem(
+                "the prompt is too long for the model's context",
+                found=f"{num_tokens:,} tokens, {in_pictures:,} of them pictures; "
+                f"the context has {room:,} (max_position_embeddings)",
+                hint="ask a shorter question or give fewer pictures; in a conversation, /reset begins anew",
+            )
+        return Problem(
+            "the prompt leaves too little room for the answer",
+            found=f"{num_tokens:,} tokens of prompt, {max_new_tokens:,} for the answer; "
+            f"the context has {room:,} (max_position_embeddings)",
+            hint=f"write --max-new-tokens {room - num_tokens} or less",
+        )
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        *,
+        listen: Callable[[str], None] | None = None,
+        synced_gpus: bool = False,
+    ) -> list[str]:
+        """The model's answers, in order; see `continue_prompts`."""
+        model = self.assembled.model
+        with evaluating(model):
+            embedded = [embed_with_pictures(model, each.input_ids, each.pictures) for each in prompts]
+        return continue_prompts(
+            model,
+            self.assembled.tokenizer,
+            embedded,
+            decoding=decoding,
+            stops=self.stops,
+            listen=listen,
+            synced_gpus=synced_gpus,
+        )
+
+    def _open_prompt(self, turns: Sequence[Turn]) -> list[Segment]:
+        """What the template writes before the answer: all that stands before the last segment it learns."""
+        segments = self._spell([*turns, Turn("gpt", _MARK)])
+        last = max(place for place, segment in enumerate(segments) if segment.learn)
+        return segments[:last]
+
+    def _stops(self) -> tuple[str, ...]:
+        """What the template teaches to write after every answer."""
+        segments = self._spell([Turn("human", IMAGE), Turn("gpt", _MARK)])
+        learned = next(segment.text for segment in reversed(segments) if segment.learn)
+        end = learned.partition(_MARK)[2]
+        return (end,) if end else ()
+
+    def _spell(self, turns: Sequence[Turn]) -> list[Segment]:
+        has_image = any(IMAGE in turn.text for turn in turns)
+        return list(
+            spell(
+                self.data.template,
+                turns,
+                has_image=has_image,
+                start_end=self._start_end,
+                end_of_answer=self._end_of_answer,
+            )
+        )
+
+
+def count_pictures(input_ids: Sequence[int]) -> int:
+    return sum(id == IMAGE_ID for id in input_ids)
