@@ -97,7 +97,7 @@ class Conversation:
                 raise RecipeError(Problem(message, hint=hint))
             words = text.replace(IMAGE, "").strip()
             if words:
-                self._say("the run's template is `plain`, which has no place for a question: only the picture counts")
+                self._say("the run's template is `plain`: it captions pictures, the question is left out")
             return IMAGE * num_pictures
         if num_tags == num_pictures:
             return text

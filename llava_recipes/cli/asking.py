@@ -15,7 +15,9 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: the run's; fp32 on a CPU)"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)"
+    )
     parser.add_argument(
         "--base", metavar="MODEL", help="hub id or folder of the language model, if not where the run had it"
     )

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the question; without it, a conversation")
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="the question; without it, a conversation"
+    )
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times"
     )
@@ -44,12 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.answers.opening import open_to_ask
     from llava_recipes.cli.asking import decoding_of, quiet_libraries
 
+    decoding = decoding_of(arguments)
     quiet_libraries()
     opened = open_to_ask(
         arguments.run, precision=arguments.dtype, device=arguments.device, base=arguments.base
     )
     seed_everything(arguments.seed)
-    conversation = Conversation(opened.answerer, decoding_of(arguments), say=_note)
+    conversation = Conversation(opened.answerer, decoding, say=_note)
     for file in arguments.image:
         conversation.show(file)
     if arguments.prompt is not None or (conversation.is_plain and arguments.image):
@@ -115,7 +118,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
     console = Console()
     while True:
         try:
-            yield console.input("[bold cyan]you ›[/] ")
+            yield console.input("[bold cyan]you>[/] ")
         except EOFError:
             print(file=sys.stderr)
             return

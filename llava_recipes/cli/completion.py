@@ -45,7 +45,7 @@ def _describe(name: str, purpose: str) -> Command:
         if action.option_strings:
             text = (action.help or "") % {**vars(action), "prog": ""}
             options.append(Option(tuple(action.option_strings), text, _option_value(action)))
-        else:
+        elif action.metavar != "PROMPT":
             operand = _operand(name, action)
     return Command(name, purpose, tuple(options), operand)
 
@@ -72,6 +72,8 @@ def _operand(command: str, action: argparse.Action) -> Value:
 
     if action.choices is not None:
         return Value(Takes.WORDS, tuple(map(str, action.choices)))
+    if action.metavar == "RUN":
+        return Value(Takes.FOLDERS)
     if command == "copy":
         from llava_recipes.authoring.gallery import gallery
 

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = cast(Command, importlib.import_module(f"llava_recipes.cli.{words[0].replace('-', '_')}"))
     parser = argparse.ArgumentParser(prog=f"llava-recipe {words[0]}", description=COMMANDS[words[0]])
     command.add_arguments(parser)
-    return _run(command, parser.parse_args(words[1:]))
+    # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.
+    return _run(command, parser.parse_intermixed_args(words[1:]))
 
 
 def _start_fast() -> None:

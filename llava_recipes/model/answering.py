@@ -1,4 +1,4 @@
-"""Questions about pictures, and what a model answers: the stage's template, its pictures, its end of an answer."""
+"""Questions about pictures, and what a model answers, written and read as its stage taught."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_recipes.data.images import pixel_values
-from llava_recipes.data.tokens import IMAGE_ID, encode
+from llava_recipes.data.tokens import encode
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.configs import language_half
 from llava_recipes.model.features import image_features
@@ -70,7 +70,9 @@ class Answerer:
         model = self.assembled.model
         device = next(model.parameters()).device
         with evaluating(model):
-            return list(image_features(model, torch.stack([each.pixel_values for each in pictures]).to(device)))
+            return list(
+                image_features(model, torch.stack([each.pixel_values for each in pictures]).to(device))
+            )
 
     def prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Token ids of a conversation that ends with a question, up to where the answer begins.
@@ -158,7 +160,3 @@ class Answerer:
                 end_of_answer=self._end_of_answer,
             )
         )
-
-
-def count_pictures(input_ids: Sequence[int]) -> int:
-    return sum(id == IMAGE_ID for id in input_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.features import image_features
 
 IMAGE_PLACEHOLDER = -200
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -184,17 +186,25 @@ class _Aloud(BaseStreamer):  # type: ignore[misc]
 
     def put(self, value: Tensor) -> None:
         self._ids += value.flatten().tolist()
-        text = self._text()
-        held = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        held = self._text(self._num_settled()).rstrip("\N{REPLACEMENT CHARACTER}")
         # The beginning of an end may still turn out to be one.
         longest = max((n for end in self._ends for n in range(len(end)) if held.endswith(end[:n])), default=0)
         self._say(held[: len(held) - longest].rstrip())
 
     def end(self) -> None:
-        self._say(self._text().rstrip())
+        self._say(self._text(len(self._ids)).rstrip())
 
-    def _text(self) -> str:
-        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+    def _num_settled(self) -> int:
+        """Tokens whose text stays: a run of single bytes is read anew with every byte that joins it."""
+        settled = len(self._ids)
+        while settled and _BYTE.fullmatch(
+            self._tokenizer.convert_ids_to_tokens(self._ids[settled - 1]) or ""
+        ):
+            settled -= 1
+        return settled
+
+    def _text(self, num_tokens: int) -> str:
+        text: str = self._tokenizer.decode(self._ids[:num_tokens], skip_special_tokens=True)
         return _before(text, self._ends).lstrip()
 
     def _say(self, text: str) -> None:

@@ -1,0 +1,61 @@
+"""`llava-recipe chat`: once, in a pipe, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.cli.main import main
+from tests.tiny import FIXTURES
+
+RED, WIDE = str(FIXTURES / "images" / "rgb_0.jpg"), str(FIXTURES / "images" / "rgb_wide.jpg")
+
+
+def chat(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(["chat", *words, "--max-new-tokens=8"])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_pipe_gives_the_answers_of_a_conversation(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(runs / "v1")
+    code, first, notes = chat(capsys, run, "--image", RED, "What is it?")
+    assert code == 0 and first.strip() and notes.startswith("note: <image> is put at the front")
+    lines = ["What is it?", "", "/reset", f"/image {WIDE}", "<image> And this?", "/quit", "Not asked"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    code, answers, notes = chat(capsys, run, "--image", RED)
+    assert code == 0 and answers.startswith(first)
+    code, second, notes = chat(capsys, run, "<image> And this?", "--image", WIDE)
+    assert (code, notes, answers) == (0, "", first + second)
+
+
+@pytest.mark.slow
+def test_a_captioner_needs_no_question(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, caption, notes = chat(capsys, str(runs / "plain"), "--image", RED)
+    assert code == 0 and caption.strip() and notes == ""
+
+
+@pytest.mark.slow
+def test_what_cannot_be_done_is_told(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(runs / "v1")
+    monkeypatch.setattr("sys.stdin", io.StringIO("/picture a.jpg\n"))
+    assert chat(capsys, run) == (
+        1,
+        "",
+        "there is no command '/picture a.jpg'\nhint:  /image FILE · /reset · /quit\n",
+    )
+    assert chat(capsys, run, "hello", "--top-p=0.5") == (
+        1,
+        "",
+        "--top-p has no effect with temperature 0\nhint:  add --temperature, for example 0.2\n",
+    )
+    code, _, told = chat(capsys, run, "hello", "--device", "abacus")
+    assert code == 1 and told.startswith('there is no device "abacus" here\nfound: ')
+    code, _, told = chat(capsys, str(runs), "hello")
+    assert code == 1 and "this folder holds stages of a run, not a model" in told
