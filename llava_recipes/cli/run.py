@@ -7,14 +7,23 @@ import sys
 import tempfile
 
 EPILOG = """\
+A stage that is done is passed over. --stage and --from-stage choose among a recipe's stages; those that the
+chosen ones start from must be done, by the same plan.
+
 All GPUs of this machine train; --processes chooses. On several nodes, run the same command on each with
 --nnodes, --node-rank and one --rdzv-endpoint HOST:PORT of the first node; the options are torchrun's."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("file", help="the recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--stage", action="append", default=[], metavar="NAME", help="run this stage alone; may be repeated"
+    )
+    which.add_argument("--from-stage", metavar="NAME", help="run this stage and those after it")
     parser.add_argument(
         "--resume", action="store_true", help="continue an unfinished run from its last checkpoint"
     )
@@ -33,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.execute import Run, Stopped, WorkerBug, run_stages
+    from llava_recipes.runner.chosen import choose_stages
+    from llava_recipes.runner.execute import Run, Stopped, WorkerBug, find_beginnings, run_stages
     from llava_recipes.runner.facts import plan_recipe
     from llava_recipes.runner.launch import Processes, count_local_devices
     from llava_recipes.runner.preflight import check_before_loading
@@ -50,16 +60,19 @@ def run(arguments: argparse.Namespace) -> int:
         rdzv_endpoint=arguments.rdzv_endpoint,
         rdzv_id=arguments.rdzv_id,
     )
+    stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
     plan = plan_recipe(loaded, world_size=processes.world_size)
-    check_before_loading(loaded, plan)
+    check_before_loading(loaded, plan, stages)
+    run = Run(loaded=loaded, plan=plan, processes=processes, resume=arguments.resume, stages=stages)
     if arguments.dry_run:
+        find_beginnings(run)
         from llava_recipes.cli.plan import print_plan
 
         print_plan(plan)
         print("dry run: everything checked, nothing trained")
         return 0
     try:
-        run_stages(Run(loaded=loaded, plan=plan, processes=processes, resume=arguments.resume))
+        run_stages(run)
     except Stopped as stopped:
         print(stopped)
         return 130

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.written import write_resolved
 from llava_recipes.runner.artifacts import (
@@ -22,6 +22,7 @@ from llava_recipes.runner.artifacts import (
     write_done,
     write_opening,
 )
+from llava_recipes.runner.chosen import waiting_problems
 from llava_recipes.runner.environment import describe_environment
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.messages import Request, Result, read_bug, read_problems
@@ -46,6 +47,8 @@ class Run:
     plan: Plan
     processes: Processes
     resume: bool
+    stages: tuple[int, ...]
+    """Numbers of the stages to run; those that they start from are done, or among them."""
 
     def say(self, text: str) -> None:
         """One line to the person; standard output belongs to the training processes too."""
@@ -53,41 +56,59 @@ class Run:
 
 
 def run_stages(run: Run) -> None:
-    """Train every stage that is not done yet.
+    """Train every chosen stage that is not done yet.
 
     Raises RecipeError for what the user can mend, Stopped after a signal, WorkerBug for what they cannot.
     """
-    for index in range(len(run.plan.stages)):
-        beginning = _decide(run, index)
-        if beginning is not None:
-            _run_stage(run, index, beginning)
+    for index, beginning in find_beginnings(run).items():
+        _run_stage(run, index, beginning)
 
 
 @dataclass(frozen=True)
-class _Beginning:
+class Beginning:
     """Where a stage begins: a checkpoint folder, or None for step 0."""
 
     checkpoint: Path | None
 
 
-def _decide(run: Run, index: int) -> _Beginning | None:
+def find_beginnings(run: Run) -> dict[int, Beginning]:
+    """Where each chosen stage begins that is not done yet, by number. Writes nothing.
+
+    Raises RecipeError with what is wrong with the folders of all of them, before the first one starts.
+    """
+    beginnings: dict[int, Beginning] = {}
+    problems: list[Problem] = [*waiting_problems(run.plan, run.stages)]
+    for index in run.stages:
+        try:
+            beginning = _decide(run, index)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        if beginning is not None:
+            beginnings[index] = beginning
+    if problems:
+        raise run.loaded.fail(*problems)
+    return beginnings
+
+
+def _decide(run: Run, index: int) -> Beginning | None:
     """Where the stage begins, or None when it is done already."""
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
     state = read_folder_state(folder, stage_plan(run.plan, index))
     if state.differences:
-        raise run.loaded.fail(_other_plan(folder, index, state))
+        raise RecipeError(_other_plan(folder, index, state))
     if state.kind == "done":
         if starts_from_then(folder) != read_finish_times(stage.starts_from):
-            raise run.loaded.fail(_stale(folder, index))
+            raise RecipeError(_stale(folder, index))
         run.say(f"{stage.name}: done already, in {folder}")
         return None
     if not state.has_checkpoint:
         if run.resume:
             run.say(f"{stage.name}: no checkpoint in {folder}, so it starts at step 0")
-        return _Beginning(None)
+        return Beginning(None)
     if not run.resume:
-        raise run.loaded.fail(
+        raise RecipeError(
             Problem(
                 "output_dir holds an unfinished run",
                 path=("stages", index, "output_dir"),
@@ -95,7 +116,7 @@ def _decide(run: Run, index: int) -> _Beginning | None:
                 hint="continue it with `--resume`, or choose another folder",
             )
         )
-    return _Beginning(_newest_sound_checkpoint(run, index, folder))
+    return Beginning(_newest_sound_checkpoint(run, index, folder))
 
 
 def _newest_sound_checkpoint(run: Run, index: int, folder: Path) -> Path:
@@ -106,7 +127,7 @@ def _newest_sound_checkpoint(run: Run, index: int, folder: Path) -> Path:
             return checkpoint.folder
         damages.append(f"{checkpoint.folder.name}: {damage}")
         run.say(f"{checkpoint.folder} is passed over: {damage}")
-    raise run.loaded.fail(
+    raise RecipeError(
         Problem(
             "no checkpoint can be resumed from",
             path=("stages", index, "output_dir"),
@@ -116,7 +137,7 @@ def _newest_sound_checkpoint(run: Run, index: int, folder: Path) -> Path:
     )
 
 
-def _run_stage(run: Run, index: int, beginning: _Beginning) -> None:
+def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     plan = stage_plan(run.plan, index)

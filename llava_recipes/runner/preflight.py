@@ -6,7 +6,7 @@ import importlib.util
 import netrc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +21,14 @@ from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, sta
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def check_before_loading(loaded: LoadedRecipe, plan: Plan) -> None:
-    """Raise RecipeError with every problem of models, data, folders and reporting, each at its line."""
+def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[int]) -> None:
+    """Raise RecipeError with every problem of models, data, folders and reporting, each at its line.
+
+    `stages` are the numbers of those that are run: what the others need may be on another machine.
+    """
     problems = [*model_problems(loaded, plan), *_quantization_problems(plan)]
-    for index, stage in enumerate(plan.stages):
-        path: RecipePath = ("stages", index)
+    for index in stages:
+        stage, path = plan.stages[index], ("stages", index)
         problems += _data_problems(stage, path)
         problems += _output_problems(plan, index, path)
         problems += _report_problems(stage, path)

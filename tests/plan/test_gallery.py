@@ -181,6 +181,22 @@ def test_the_figures_of_stage_2(name: str, num_trainable: int) -> None:
     assert stage.data.group_by == "modality_length"
 
 
+@pytest.mark.parametrize("size", ["13b", "7b"])
+def test_the_whole_of_llava_is_its_two_recipes(size: str) -> None:
+    whole = plan_of(ROOT / f"recipes/llava_v15_{size}.yaml")
+    parts = [plan_of(ROOT / f"recipes/{stage}_v15_{size}.yaml") for stage in ("pretrain", "finetune")]
+    pretrain, finetune = (plan.stages[0] for plan in parts)
+    assert whole.stages == (
+        pretrain,
+        finetune.model_copy(update={"starts_from": (pretrain.output_dir,)}),
+    )
+    # What the second says in `projector.init_from` is what the first one leaves.
+    start = parts[1].model.projector.init_from
+    assert start == f"{pretrain.output_dir}/mm_projector.bin"
+    without_start = parts[1].model.projector.model_copy(update={"init_from": None})
+    assert whole.model == parts[0].model == parts[1].model.model_copy(update={"projector": without_start})
+
+
 def test_there_are_recipes() -> None:
     assert RECIPES
 

@@ -1,0 +1,174 @@
+"""`run --stage` and `--from-stage`: which stages run, and what must be there before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from llava_recipes.cli.main import main
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.load import load_recipe
+from llava_recipes.runner.artifacts import stage_plan, write_done, write_opening
+from llava_recipes.runner.chosen import choose_stages
+from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.train.checkpoints import list_checkpoints
+from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe
+
+
+def pipeline_values(folder: Path, **train: Any) -> dict[str, Any]:
+    """Three stages, each from the one before: the projector, then all but the tower, then the tower's end."""
+    values = stage1_values(folder / "one", max_steps=3, warmup_ratio=0.0, **train)
+    first = values["stages"][0]
+    del first["train"]["num_train_epochs"]
+    for name, place, trainable in (
+        ("finetune", "two", ["projector", "language_model", "lm_head"]),
+        ("tower", "three", ["projector", "vision_tower.encoder.layers.{0..0}"]),
+    ):
+        stage = json.loads(json.dumps(first))
+        stage |= {"name": name, "trainable": trainable, "output_dir": str(folder / place)}
+        stage["data"]["template"] = "v1"
+        stage["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage2_clean.json")
+        values["stages"].append(stage)
+    return values
+
+
+def pretend_done(recipe: Path, *stages: int) -> None:
+    """Leave what says that stages are finished, without training them."""
+    loaded = load_recipe(str(recipe))
+    plan = plan_recipe(loaded, world_size=1)
+    for index in stages:
+        folder, stage = Path(plan.stages[index].output_dir), plan.stages[index]
+        write_opening(folder, plan=stage_plan(plan, index), recipe_yaml="", environment={})
+        write_done(folder, num_steps=3, last_loss=1.0, starts_from=stage.starts_from)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(pipeline_values(tmp_path), tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "expected"),
+    [
+        ((), None, (0, 1, 2)),
+        (("finetune",), None, (1,)),
+        (("tower", "pretrain"), None, (0, 2)),
+        ((), "pretrain", (0, 1, 2)),
+        ((), "finetune", (1, 2)),
+        ((), "tower", (2,)),
+    ],
+)
+def test_stages_are_chosen_in_the_recipes_order(
+    names: tuple[str, ...], first: str | None, expected: tuple[int, ...], recipe: Path
+) -> None:
+    assert choose_stages(load_recipe(str(recipe)), names=names, first=first) == expected
+
+
+def test_a_name_that_no_stage_has(recipe: Path) -> None:
+    with pytest.raises(RecipeError) as refused:
+        choose_stages(load_recipe(str(recipe)), names=("fine-tune", "pretrain", "x"))
+    first, second = refused.value.problems
+    assert first.message == "the recipe has no stage `fine-tune`"
+    assert first.found == "its stages are `pretrain`, `finetune`, `tower`"
+    assert first.hint == "did you mean `finetune`?"
+    assert second.message == "the recipe has no stage `x`"
+
+
+def test_both_options_are_wrong_usage(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(recipe), "--stage", "pretrain", "--from-stage", "finetune"])
+    assert stopped.value.code == 2
+
+
+def dry_run(recipe: Path, *options: str) -> int:
+    return main(["run", str(recipe), "--processes", "1", "--dry-run", *options])
+
+
+def test_what_a_stage_starts_from_must_be_done(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry_run(recipe, "--stage", "tower") == 1
+    told = capsys.readouterr().err
+    assert "stage `tower` starts from `pretrain`, which is not finished" in told
+    assert "stage `tower` starts from `finetune`, which is not finished" in told
+    assert f"found: there is no folder {recipe.parent / 'two'}" in told
+    assert "or both with `--from-stage finetune`" in told
+
+    pretend_done(recipe, 0)
+    assert dry_run(recipe, "--from-stage", "finetune") == 0
+    assert dry_run(recipe, "--stage", "finetune") == 0
+    assert dry_run(recipe, "--stage", "tower") == 1
+    assert "`pretrain`, which" not in capsys.readouterr().err
+
+    pretend_done(recipe, 1)
+    assert dry_run(recipe, "--stage", "tower") == 0
+    (recipe.parent / "two" / "DONE").unlink()
+    capsys.readouterr()
+    assert dry_run(recipe, "--stage", "tower") == 1
+    assert f"found: {recipe.parent / 'two'} has no DONE" in capsys.readouterr().err
+
+
+def test_a_stage_before_that_another_plan_trained(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretend_done(recipe, 0)
+    assert dry_run(recipe, "--stage", "finetune", "--set", "stages.pretrain.train.learning_rate=2e-3") == 1
+    told = capsys.readouterr().err
+    assert "was trained by another plan: stages.0.train.learning_rate: 0.001 there, 0.002 in" in told
+
+
+def test_only_what_the_chosen_stages_need_must_be_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = pipeline_values(tmp_path)
+    recipe = write_recipe(values, tmp_path / "recipe.yaml")
+    pretend_done(recipe, 0)
+    values["stages"][2]["data"]["sources"][0]["annotations"] = "nowhere.json"
+    values["stages"][2]["data"]["sources"][0]["num_samples"] = 20
+    write_recipe(values, recipe)
+    assert dry_run(recipe, "--stage", "finetune") == 0
+    assert dry_run(recipe, "--from-stage", "finetune") == 1
+    assert "nowhere.json" in capsys.readouterr().err
+
+
+def test_every_folder_is_looked_at_before_the_first_stage(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run an hour later would find: a stage of another plan, and one that is stale."""
+    pretend_done(recipe, 0, 1, 2)
+    (recipe.parent / "one" / "DONE").unlink()
+    assert dry_run(recipe) == 1
+    told = capsys.readouterr().err
+    assert told.count("was trained again after this one was done") == 2
+    assert dry_run(recipe, "--set", "stages.tower.train.learning_rate=2e-3") == 1
+    assert "output_dir holds a finished run of another plan" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_stages_one_by_one_and_a_cut_in_the_second(tmp_path: Path) -> None:
+    """One stage alone, then the rest, which is cut in the middle and goes on."""
+    values = pipeline_values(tmp_path, save_strategy="steps", save_steps=2)
+    del values["stages"][2]
+    recipe = write_recipe(values, tmp_path / "recipe.yaml")
+    one, two = tmp_path / "one", tmp_path / "two"
+    said = run_to_end(recipe, "--stage", "pretrain")
+    assert (one / "DONE").exists() and not two.exists() and "finetune" not in said
+    said = run_to_end(recipe, "--from-stage", "finetune")
+    assert (two / "DONE").exists() and "pretrain: done" not in said
+    losses = [line["loss"] for line in read_metrics(two)]
+    trained = load_file(two / "trained.safetensors")
+
+    # As if the second stage had been killed after its second step.
+    for checkpoint in list_checkpoints(two):
+        if checkpoint.step > 2:
+            shutil.rmtree(checkpoint.folder)
+    for name in ("DONE", "trained.safetensors", "mm_projector.bin", "mm_projector.safetensors"):
+        (two / name).unlink()
+    assert main(["run", str(recipe), "--processes", "1"]) == 1
+    said = run_to_end(recipe, "--resume")
+    assert "pretrain: done already" in said and "resumed after 2" in said
+    assert [line["loss"] for line in read_metrics(two)] == pytest.approx(losses, rel=1e-6)
+    again = load_file(two / "trained.safetensors")
+    assert again.keys() == trained.keys()
+    assert all((again[name] - tensor).abs().max() <= 1e-6 for name, tensor in trained.items())
