@@ -21,6 +21,7 @@ COMMANDS = {
     "preview": "show samples as tokens, and which of them are learned",
     "schema": "print the JSON Schema of recipes or plans",
     "chat": "ask a trained model about pictures, once or in a conversation",
+    "generate": "answer a file of questions in batches",
     "demo": "train a tiny model on drawn pictures, start to finish",
     "new": "write a recipe from a template, filled in from your data",
     "list": "show the gallery of recipes, with hardware, time and loss",

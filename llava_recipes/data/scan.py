@@ -180,7 +180,7 @@ def _listed(reader: _Reader) -> Iterator[Located]:
 
 def _by_line(reader: _Reader) -> Iterator[Located]:
     first, start, end = _record(reader)
-    if not reader.peek() and "conversations" not in first:
+    if not reader.peek() and "conversations" not in first and not reader.path.endswith(".jsonl"):
         raise reader.failure("the file is not a list of records", byte=start, found="one mapping")
     yield first, start, end
     while reader.peek():

@@ -1,0 +1,112 @@
+"""The file of answers: grows line by line beside its place, takes it when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import JsonValue
+
+from llava_recipes.files import replacing
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+UNFINISHED = ".unfinished"
+
+
+class AnswersFile:
+    """Answers on their way to `path`.
+
+    They are kept in `path.unfinished` (its first line says how they are made) and come to `path` at the end,
+    so that what stands at `path` is always whole. `num_done` counts what an earlier call answered.
+
+    Raises RecipeError as `check_place` does, and when the unfinished answers were made in another way.
+    """
+
+    def __init__(
+        self, path: Path, *, settings: dict[str, JsonValue], batch_size: int, resume: bool, overwrite: bool
+    ) -> None:
+        self.path = path
+        self.unfinished = path.with_name(path.name + UNFINISHED)
+        self._settings = json.dumps(settings, ensure_ascii=False)
+        check_place(path, resume=resume, overwrite=overwrite)
+        lines = self._lines_before() if resume else []
+        # Answers of a batch that was cut short are made again, in the same company.
+        self.num_done = len(lines) - len(lines) % batch_size
+        with replacing(self.unfinished) as temporary:
+            text = "".join(f"{line}\n" for line in [self._settings, *lines[: self.num_done]])
+            temporary.write_text(text, encoding="utf-8")
+        self._file = self.unfinished.open("a", encoding="utf-8")
+
+    def __enter__(self) -> AnswersFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, lines: list[dict[str, JsonValue]]) -> None:
+        """Add one batch of answers, and leave them to the disk."""
+        self._file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        """Put the answers in their place."""
+        self._file.close()
+        with replacing(self.path) as temporary, self.unfinished.open("rb") as source:
+            source.readline()
+            with temporary.open("wb") as target:
+                while block := source.read(1 << 20):
+                    target.write(block)
+        self.unfinished.unlink()
+
+    def _lines_before(self) -> list[str]:
+        if not self.unfinished.exists():
+            return []
+        text = self.unfinished.read_text("utf-8")
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        if whole and whole[0] != self._settings:
+            raise RecipeError(
+                Problem(
+                    "these answers were begun in another way",
+                    mark=Mark(str(self.unfinished), 0, 0),
+                    found="\n       ".join(_differences(whole[0], self._settings)),
+                    hint="ask as then, or begin anew with --overwrite instead of --resume",
+                )
+            )
+        return whole[1:]
+
+
+def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise RecipeError when what stands at `path` must not be replaced, or its folder is missing."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    if not path.parent.is_dir():
+        raise RecipeError(Problem(f"{path}: its folder does not exist", hint="make it, or choose another -o"))
+    if path.is_dir():
+        raise RecipeError(Problem(f"{path}: this is a folder", hint="give -o the name of a file"))
+    if overwrite:
+        return
+    if path.exists():
+        hint = "choose another file, or replace it with --overwrite"
+        raise RecipeError(Problem(f"{path}: the file is there already", hint=hint))
+    if unfinished.exists() and not resume:
+        hint = "continue it with --resume, or begin anew with --overwrite"
+        raise RecipeError(Problem(f"{unfinished}: there are unfinished answers", hint=hint))
+
+
+def _differences(then: str, now: str) -> list[str]:
+    try:
+        before = json.loads(then)
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        return ["the first line does not say how"]
+    after: dict[str, JsonValue] = json.loads(now)
+    return [
+        f"{key}: {json.dumps(before.get(key))} then, {json.dumps(after.get(key))} now"
+        for key in {**after, **before}
+        if before.get(key) != after.get(key)
+    ]

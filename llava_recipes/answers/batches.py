@@ -1,0 +1,95 @@
+"""Answers to many questions, several at a time, in the order of the questions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+
+from llava_recipes.answers.questions import Question, raise_first
+from llava_recipes.model.answering import Answerer, Prompt
+from llava_recipes.model.generate import Decoding
+from llava_recipes.recipe.errors import Problem, RecipeError
+
+Line = dict[str, JsonValue]
+
+
+def check_questions(answerer: Answerer, questions: Sequence[Question], decoding: Decoding) -> None:
+    """Raise RecipeError when the template cannot hold a question, or the context its answer."""
+    problems = []
+    for question in questions:
+        try:
+            input_ids = answerer.prompt_ids(question.turns)
+        except ValueError as error:
+            problems.append(Problem(f"it cannot be written: {error}", mark=question.mark))
+            continue
+        counts = [answerer.assembled.num_image_tokens] * len(question.images)
+        num_tokens = answerer.num_tokens(input_ids, counts)
+        problem = answerer.does_not_fit(num_tokens, counts, decoding.max_new_tokens)
+        if problem is not None:
+            problems.append(
+                Problem(problem.message, mark=question.mark, found=problem.found, hint=problem.hint)
+            )
+    raise_first(problems, of=len(questions))
+
+
+def answer_in_batches(
+    answerer: Answerer, questions: Sequence[Question], decoding: Decoding, *, batch_size: int, seed: int
+) -> Iterator[list[str]]:
+    """The answers of one batch of questions after another.
+
+    What is drawn depends on `seed` and the batch's first question alone, so that a part can be made again.
+    Raises RecipeError when a picture cannot be decoded.
+    """
+    for first in range(0, len(questions), batch_size):
+        batch = questions[first : first + batch_size]
+        pictures = [question.pictures(answerer) for question in batch]
+        seen = iter(answerer.look([picture for each in pictures for picture in each]))
+        prompts = [
+            Prompt(answerer.prompt_ids(question.turns), tuple(next(seen) for _ in shown))
+            for question, shown in zip(batch, pictures, strict=True)
+        ]
+        if decoding.temperature > 0:
+            torch.manual_seed(seed + batch[0].index)
+        yield answerer.answer(prompts, decoding)
+
+
+def plain_line(question: Question, answer: str, *, key: str) -> Line:
+    """The record as it came, with the answer."""
+    return {**question.values, key: answer}
+
+
+def llava_line(question: Question, answer: str, *, model_id: str) -> Line:
+    """The original's form of an answer (llava/eval/model_vqa.py); `answer_id` is a digest, not drawn."""
+    given = question.values.get("question_id", question.values.get("id", question.index))
+    name = f"{model_id}\n{given}\n{answer}"
+    return {
+        "question_id": given,
+        "prompt": question.text,
+        "text": answer,
+        "answer_id": hashlib.sha256(name.encode()).hexdigest()[:22],
+        "model_id": model_id,
+        "metadata": {},
+    }
+
+
+def check_answer_key(questions: Sequence[Question], key: str) -> None:
+    """Raise RecipeError when the answer would take the place of something in a record."""
+    taken = [question for question in questions if key in question.values]
+    if taken:
+        raise RecipeError(
+            Problem(
+                f"records have the key `{key}` already, which the answers would replace",
+                mark=taken[0].mark,
+                found=f"{len(taken)} of {len(questions)} records",
+                hint="choose another with --answer-key",
+            )
+        )
+
+
+def model_name(path: Path) -> str:
+    """What the original calls `model_id`: the folder's name."""
+    return path.resolve().name

@@ -1,0 +1,157 @@
+"""`llava-recipe generate RUN --input FILE -o OUT`: answer many questions, in batches."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_recipes.cli.asking import add_decoding, add_opening, positive
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from llava_recipes.answers.questions import Question
+
+EPILOG = """\
+A record of FILE (JSONL, or a JSON list) has its pictures in `image` or `images` (a path or a list) and its
+question in `prompt`, `question` or `text`, as LLaVA's question.jsonl has it; or `conversations`, whose last
+human turn is asked after the turns before it. <image> says where a picture goes; without one, pictures come
+first.
+
+OUT gets one line per record in the same order: the record with the key `answer`. --format llava writes the
+original's question_id, prompt, text, answer_id, model_id and metadata.
+
+One process and one device answer. To use several GPUs, split FILE and start the command once for each, with
+--device cuda:0, cuda:1, …"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
+    parser.add_argument("--input", required=True, metavar="FILE", help="the questions")
+    parser.add_argument(
+        "--images", metavar="DIR", help="where image paths start (default: the folder of FILE)"
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="the answers, JSONL")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="questions at a time (default %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("records", "llava"),
+        default="records",
+        help="of a line of OUT (default: records)",
+    )
+    parser.add_argument(
+        "--answer-key", default="answer", metavar="KEY", help="of the answer in a record (default: answer)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with answers that were cut short")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    add_decoding(parser, max_new_tokens=512)
+    add_opening(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.answers.answers_file import AnswersFile, check_place
+    from llava_recipes.answers.batches import (
+        answer_in_batches,
+        check_answer_key,
+        check_questions,
+        llava_line,
+        model_name,
+        plain_line,
+    )
+    from llava_recipes.answers.questions import read_questions
+    from llava_recipes.cli.asking import decoding_of, quiet_libraries
+
+    decoding = decoding_of(arguments)
+    if arguments.resume and arguments.overwrite:
+        print("llava-recipe generate: --resume and --overwrite exclude each other", file=sys.stderr)
+        return 2
+    quiet_libraries()
+    images = arguments.images if arguments.images is not None else str(Path(arguments.input).parent)
+    questions = read_questions(arguments.input, images=images)
+    as_llava = arguments.format == "llava"
+    if not as_llava:
+        check_answer_key(questions, arguments.answer_key)
+
+    check_place(arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
+
+    from llava_recipes.answers.opening import open_to_ask
+    from llava_recipes.cli.progress import progress
+
+    answerer = open_to_ask(
+        arguments.run, precision=arguments.dtype, device=arguments.device, base=arguments.base
+    ).answerer
+    check_questions(answerer, questions, decoding)
+    model_id = model_name(Path(arguments.run))
+    with AnswersFile(
+        arguments.output,
+        settings=_settings(arguments, questions),
+        batch_size=arguments.batch_size,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+    ) as file:
+        _tell(questions, file.num_done)
+        left = questions[file.num_done :]
+        batches = answer_in_batches(
+            answerer, left, decoding, batch_size=arguments.batch_size, seed=arguments.seed
+        )
+        with progress("answering", total=len(questions), done=file.num_done) as bar:
+            start = 0
+            for answers in batches:
+                asked = left[start : start + len(answers)]
+                start += len(answers)
+                file.append(
+                    [
+                        llava_line(question, answer, model_id=model_id)
+                        if as_llava
+                        else plain_line(question, answer, key=arguments.answer_key)
+                        for question, answer in zip(asked, answers, strict=True)
+                    ]
+                )
+                bar.advance(len(answers))
+        file.finish()
+    print(f"{len(questions):,} answers in {arguments.output}")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace, questions: Sequence[Question]) -> dict[str, JsonValue]:
+    """What the answers depend on."""
+    import hashlib
+    import json
+
+    asked = json.dumps([question.values for question in questions], sort_keys=True)
+    return {
+        "run": str(Path(arguments.run).resolve()),
+        "base": arguments.base,
+        "questions_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+        "images": arguments.images,
+        "batch_size": arguments.batch_size,
+        "max_new_tokens": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "seed": arguments.seed,
+        "dtype": arguments.dtype,
+        "format": arguments.format,
+        "answer_key": arguments.answer_key,
+    }
+
+
+def _tell(questions: Sequence[Question], num_done: int) -> None:
+    from llava_recipes.templates import IMAGE
+
+    if num_done:
+        print(f"note: {num_done:,} of {len(questions):,} answers are there already", file=sys.stderr)
+    num_without = sum(question.had_no_tag for question in questions)
+    if num_without:
+        what = f"{num_without:,} of {len(questions):,} records have pictures and no tag"
+        print(f"note: {what}; {IMAGE} is put at the front of their first question", file=sys.stderr)
