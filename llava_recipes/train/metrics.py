@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per logged step, appended and flushed as the run goes."""
+"""metrics.jsonl: one line per logged step, appended as the run goes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MetricsLog:
                 superseded.writelines(f"{line}\n" for line in lines[len(kept) :])
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._seconds_before = json.loads(kept[-1])["seconds"] if kept else 0.0
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
 
     def append(self, metrics: dict[str, float]) -> None:
         """Write one line. `seconds` counts training time, resumed runs included."""
@@ -31,8 +31,8 @@ class MetricsLog:
             key: None if isinstance(value, float) and math.isnan(value) else value
             for key, value in line.items()
         }
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
 
 
 def _read_lines(path: Path) -> list[str]:

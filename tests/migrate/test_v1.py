@@ -8,11 +8,14 @@ from tests.migrate.plans import ROOT, migrated, plan_of_recipe, plan_of_text
 
 VICUNA = ("lmsys/vicuna-7b-v1.3", "v1", "vicuna-v1-3-7b")
 VICUNA_13B = ("lmsys/vicuna-13b-v1.3", "v1", "vicuna-v1-3-13b")
+LLAMA_2 = ("meta-llama/Llama-2-7b-chat-hf", "llava_llama_2", "llama-2-7b-chat")
 FINETUNES = ("finetune", "finetune_full_schedule", "finetune_lora", "finetune_qlora")
 SCRIPTS = [
     ("pretrain", (VICUNA[0], VICUNA[2]), "pretrain_v1_7b"),
     ("pretrain", (VICUNA_13B[0], VICUNA_13B[2]), "pretrain_v1_13b"),
+    ("pretrain", (LLAMA_2[0], LLAMA_2[2]), "pretrain_v1_llama2_7b"),
     *((script, VICUNA, f"{script}_v1_7b") for script in FINETUNES),
+    *((script, LLAMA_2, f"{script}_v1_llama2_7b") for script in FINETUNES),
     ("finetune_sqa", VICUNA_13B, "finetune_sqa_v1_13b"),
 ]
 
