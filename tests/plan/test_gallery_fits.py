@@ -1,0 +1,73 @@
+"""Every recipe of the gallery fits the machine that its head names, and takes the time that it tells."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.authoring.gallery import Entry, gallery
+from llava_recipes.plan.estimate import Assumptions, Estimate, Estimator
+from llava_recipes.plan.hardware import GPUS, find_gpu
+from llava_recipes.recipe.load import load_recipe
+from llava_recipes.runner.facts import plan_with_outline
+
+ENTRIES = [entry for entry in gallery() if entry.name != "demo"]
+SMALL = [entry for entry in ENTRIES if entry.family == "Small"]
+MACHINE = re.compile(r"(\d+)×(A100-80G)")
+ESTIMATE = re.compile(r"(\d+\.\d) h(?: \((\d+\.\d) h and (\d+\.\d) h\))?(?: on an RTX 4090)? by the estimate")
+OF_24_GB = [name for name, gpu in GPUS.items() if 21 < gpu.memory_gib < 24]
+
+
+def estimated(entry: Entry, *, gpu: str, world_size: int) -> Estimate:
+    plan, outline = plan_with_outline(load_recipe(str(entry.file)), world_size=world_size)
+    assert outline is not None
+    return Estimator(plan, outline, Assumptions(gpu=find_gpu(gpu))).estimate()
+
+
+def machine_of(entry: Entry) -> tuple[str, int]:
+    """The GPU that a head names, and how many of it."""
+    if entry.family == "Small":
+        return "rtx4090", 1
+    found = MACHINE.match(entry.machine)
+    assert found, entry.machine
+    return found[2].lower(), int(found[1])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without data that could be counted."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(SMALL) == 4 and len(ENTRIES) > 20
+    assert OF_24_GB == ["a10", "l4", "rtx3090", "rtx4090"]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_a_recipe_fits_the_machine_of_its_head(entry: Entry) -> None:
+    gpu, world_size = machine_of(entry)
+    for stage in estimated(entry, gpu=gpu, world_size=world_size).stages:
+        assert [fit.verdict for fit in stage.fits] == ["fits"], stage.name
+
+
+@pytest.mark.parametrize("gpu", OF_24_GB)
+@pytest.mark.parametrize("entry", SMALL, ids=lambda entry: entry.name)
+def test_a_small_recipe_fits_any_card_of_24_gb(entry: Entry, gpu: str) -> None:
+    for stage in estimated(entry, gpu=gpu, world_size=1).stages:
+        assert [fit.verdict for fit in stage.fits] == ["fits"], stage.name
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry in ENTRIES if "estimate" in entry.time], ids=lambda entry: entry.name
+)
+def test_an_estimated_time_is_that_of_the_plan(entry: Entry) -> None:
+    gpu, world_size = machine_of(entry)
+    found = ESTIMATE.search(entry.time)
+    assert found, entry.time
+    told = [float(hours) for hours in found.groups() if hours]
+    hours = [stage.compute.hours or 0.0 for stage in estimated(entry, gpu=gpu, world_size=world_size).stages]
+    expected = [sum(hours), *hours] if len(hours) > 1 else hours
+    assert told == pytest.approx(expected, abs=0.051)
