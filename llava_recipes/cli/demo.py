@@ -1,4 +1,4 @@
-"""`llava-recipe demo`: draw pictures, run the demo recipe on them, caption pictures that it never saw."""
+"""`llava-recipe demo`: draw pictures, run the demo recipe on them, describe pictures that it never saw."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from llava_recipes.plan.types import Plan
 
 NUM_HELD_OUT, NUM_UNSEEN, NUM_NOTES, SEED = 224, 96, 6000, 0
+CHAT_PICTURE = 5
+"""Which held-out picture the chat at the end is about."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +87,7 @@ def _compile(recipe: str, overrides: Sequence[str]) -> Plan:
 
 
 def _score(plan: Plan, folder: Path) -> None:
-    """Caption the held-out pictures after the first and after the last stage; print and keep the scores."""
+    """Caption the held-out pictures after each stage; print and keep the scores."""
     import torch
 
     from llava_recipes.demo.captions import caption_held_out
@@ -94,19 +96,15 @@ def _score(plan: Plan, folder: Path) -> None:
     from llava_recipes.files import write_text
     from llava_recipes.runs.opened import open_run
 
-    last = plan.stages[-1]
-    before, after = (
-        caption_held_out(
-            open_run(stage.output_dir, dtype=torch.float32, device=torch.device("cpu")).assembled,
-            last.data,
-            folder,
-        )
-        for stage in (plan.stages[0], last)
-    )
     held_out = read_held_out(folder)
-    scores = score_captions(held_out, before=before, after=after)
+    said = {}
+    for stage in plan.stages:
+        opened = open_run(stage.output_dir, dtype=torch.float32, device=torch.device("cpu"))
+        said[stage.name] = caption_held_out(opened.assembled, stage.data, folder)
+    scores = score_captions(held_out, said)
+    last = plan.stages[-1]
     write_text(Path(last.output_dir).parent / "score.json", scores_as_json(scores))
-    print(f"\n{render_examples(held_out, after)}\n\n{render_scores(scores)}")
+    print(f"\n{render_examples(held_out, said[last.name])}\n\n{render_scores(scores)}")
 
 
 def _positive(text: str) -> int:

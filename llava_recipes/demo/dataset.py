@@ -16,13 +16,16 @@ from llava_recipes.demo.shapes import (
     make_scene,
     unseen_combinations,
 )
-from llava_recipes.demo.vocabulary import draw_notes, write_tokenizer
+from llava_recipes.demo.vocabulary import QUESTIONS, WHAT, answer_to, draw_notes, write_tokenizer
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 DATASET, TRAIN, HELD_OUT, NOTES = "dataset.json", "train.json", "held_out.json", "captions.json"
+TALKS = "instruct.json"
 IMAGES, TOKENIZER = "images", "tokenizer"
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Goes up with every change to what is drawn or written, so that old folders are not taken for new ones."""
+
+PICTURES_PER_NOTES = 3
 
 Record = dict[str, object]
 
@@ -123,6 +126,7 @@ def _draw_all(folder: Path, settings: DatasetSettings) -> None:
     _write_records(folder / TRAIN, train)
     _write_records(folder / HELD_OUT, marked)
     _write_records(folder / NOTES, _write_notes(settings))
+    _write_records(folder / TALKS, _write_talks(train, settings))
     write_tokenizer(folder / TOKENIZER)
 
 
@@ -137,7 +141,7 @@ def _draw_pictures(
         scene = make_scene(combinations[index % len(combinations)], seed=f"{seed}/{split}/{index}")
         name = f"{split}/{index:05}.png"
         draw_scene(scene).save(folder / IMAGES / name, compress_level=1)
-        records.append(_record(f"{split}-{index:05}", "<image>", scene.caption, image=name))
+        records.append(_record(f"{split}-{index:05}", f"<image>\n{WHAT}", scene.caption, image=name))
     return records
 
 
@@ -148,8 +152,44 @@ def _write_notes(settings: DatasetSettings) -> list[Record]:
     for index in range(settings.num_notes):
         colour, shape = combinations[index % len(combinations)]
         draw = random.Random(f"{settings.seed}/notes/{index}")
-        records.append(_record(f"notes-{index:05}", "", draw_notes(colour=colour, shape=shape, draw=draw)))
+        notes = draw_notes(colour=colour, shape=shape, draw=draw)
+        records.append(_record(f"notes-{index:05}", "", f"{notes.text} {notes.caption}"))
     return records
+
+
+def _write_talks(pictures: Sequence[Record], settings: DatasetSettings) -> list[Record]:
+    """Conversations of two questions: one about each training picture, one in three about notes instead.
+
+    The latter stand for the text-only conversations of LLaVA's own mix, and know every combination.
+    """
+    records = []
+    for index, record in enumerate(pictures):
+        draw = random.Random(f"{settings.seed}/talks/{index}")
+        caption = str(_turns(record)[1]["value"])
+        talk = _talk(f"talk-{index:05}", "<image>", caption, draw)
+        records.append({**talk, "image": record["image"]})
+        if index % PICTURES_PER_NOTES == 0:
+            colour, shape = draw.choice(all_combinations())
+            notes = draw_notes(colour=colour, shape=shape, draw=draw)
+            records.append(_talk(f"talk-notes-{index:05}", notes.text, notes.caption, draw))
+    return records
+
+
+def _talk(name: str, shown: str, caption: str, draw: random.Random) -> Record:
+    """Two questions about what is shown, the first below it; one of them asks for the whole caption."""
+    questions = [WHAT, draw.choice([question for question in QUESTIONS if question != WHAT])]
+    draw.shuffle(questions)
+    turns = []
+    for position, question in enumerate(questions):
+        said = f"{shown}\n{question}" if position == 0 else question
+        turns += [{"from": "human", "value": said}, {"from": "gpt", "value": answer_to(question, caption)}]
+    return {"id": name, "conversations": turns}
+
+
+def _turns(record: Record) -> list[dict[str, str]]:
+    turns = record["conversations"]
+    assert isinstance(turns, list)
+    return turns
 
 
 def _record(name: str, question: str, answer: str, *, image: str | None = None) -> Record:

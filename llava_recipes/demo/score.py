@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from llava_recipes.demo.dataset import HeldOut
@@ -29,7 +29,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Score:
-    """Captions of one kind of held-out pictures, before and after the projector was trained.
+    """Captions of one kind of held-out pictures, after each stage by name.
 
     `chance` is how often a guess is right: one among the combinations that training shows, or for pictures of
     the others, one among all.
@@ -37,12 +37,15 @@ class Score:
 
     pictures: str
     chance: float
-    before: Tally
-    after: Tally
+    after: dict[str, Tally]
+
+    @property
+    def last(self) -> Tally:
+        return [*self.after.values()][-1]
 
     @property
     def times_chance(self) -> float:
-        return self.after.share_both / self.chance
+        return self.last.share_both / self.chance
 
 
 def count_right(said: Sequence[str], true: Sequence[str]) -> Tally:
@@ -57,18 +60,21 @@ def count_right(said: Sequence[str], true: Sequence[str]) -> Tally:
     return Tally(len(pairs), sum(colours), sum(shapes), num_both)
 
 
-def score_captions(
-    held_out: Sequence[HeldOut], *, before: Sequence[str], after: Sequence[str]
-) -> tuple[Score, Score]:
-    """Scores of the new pictures with known combinations, and of those with combinations never trained on."""
+def score_captions(held_out: Sequence[HeldOut], said: Mapping[str, Sequence[str]]) -> tuple[Score, Score]:
+    """Scores of the new pictures with known combinations, and of those with combinations never trained on.
+
+    `said` holds the captions that the model gave after each stage.
+    """
     num_all, num_unseen = len(all_combinations()), len(unseen_combinations())
     kinds = (("known combinations", False, num_all - num_unseen), ("unseen combinations", True, num_all))
     known, unseen = (
         Score(
             pictures=name,
             chance=1 / num_guesses,
-            before=_count_kind(held_out, before, is_unseen=is_unseen),
-            after=_count_kind(held_out, after, is_unseen=is_unseen),
+            after={
+                stage: _count_kind(held_out, captions, is_unseen=is_unseen)
+                for stage, captions in said.items()
+            },
         )
         for name, is_unseen, num_guesses in kinds
     )
@@ -76,14 +82,15 @@ def score_captions(
 
 
 def render_scores(scores: Sequence[Score]) -> str:
-    """The scores as a table for a person."""
-    head = f"{'held-out pictures':<28}{'untrained':>11}{'trained':>11}{'chance':>10}{'times chance':>15}"
+    """The scores as a table for a person, a column for each stage."""
+    stages = [*scores[0].after]
+    head = f"{'held-out pictures':<28}{'chance':>8}" + "".join(f"{stage:>12}" for stage in stages)
     rows = [
-        f"{score.after.num_pictures:>4} of {score.pictures:<20}{score.before.share_both:>11.1%}"
-        f"{score.after.share_both:>11.1%}{score.chance:>10.1%}{score.times_chance:>15.1f}"
+        f"{score.last.num_pictures:>4} of {score.pictures:<20}{score.chance:>8.1%}"
+        + "".join(f"{tally.share_both:>12.1%}" for tally in score.after.values())
         for score in scores
     ]
-    return "\n".join(["colour and shape both right, with the projector untrained and trained", head, *rows])
+    return "\n".join(["colour and shape both named right, after each stage", head, *rows])
 
 
 def render_examples(held_out: Sequence[HeldOut], said: Sequence[str]) -> str:

@@ -1,13 +1,16 @@
-"""The words of the demo: captions, the notes that the language model warms up on, and a tokenizer."""
+"""The words of the demo: captions, the notes of the warm-up, questions and answers, and a tokenizer."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from llava_recipes.templates import Turn, spell
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -17,8 +20,28 @@ COLUMNS = ("left", "centre", "right")
 GLUE = ("a", "at", "the")
 FILLER = "ground"
 
+WHAT, COLOUR, SHAPE, SIZE, PLACE = (
+    "what is this",
+    "which colour is it",
+    "which shape is it",
+    "how large is it",
+    "where is it",
+)
+QUESTIONS = (WHAT, COLOUR, SHAPE, SIZE, PLACE)
+
 BOS, EOS, UNKNOWN, PAD = "<s>", "</s>", "<unk>", "<pad>"
-WORDS = (UNKNOWN, BOS, EOS, PAD, "\n", FILLER, *GLUE, *COLOURS, *SHAPES, *SIZES, *ROWS, *COLUMNS)
+_CAPTION_WORDS = (*GLUE, *COLOURS, *SHAPES, *SIZES, *ROWS, *COLUMNS)
+
+
+def _conversation_words() -> tuple[str, ...]:
+    """Words of the questions and of the frame that the template `v1` puts around them, each once."""
+    turns = (Turn("human", " ".join(QUESTIONS)), Turn("gpt", "a"))
+    text = "".join(segment.text for segment in spell("v1", turns, has_image=False, start_end=False))
+    words = dict.fromkeys(text.replace(EOS, " ").split())
+    return tuple(word for word in words if word not in _CAPTION_WORDS)
+
+
+WORDS = (UNKNOWN, BOS, EOS, PAD, "\n", FILLER, *_CAPTION_WORDS, *_conversation_words())
 """Every token, in the order of its id; the language model's `vocab_size` is their number."""
 
 NUM_NOTES = 9
@@ -31,8 +54,33 @@ def caption_of(*, size: str, colour: str, shape: str, row: str, column: str) -> 
     return f"a {size} {colour} {shape} at the {row} {column}"
 
 
-def draw_notes(*, colour: str, shape: str, draw: random.Random) -> str:
-    """Messy notes about a thing of this colour and shape, ending in the caption they come to.
+@dataclass(frozen=True)
+class Notes:
+    """Messy notes about a thing, and the thing."""
+
+    text: str
+    size: str
+    colour: str
+    shape: str
+    row: str
+    column: str
+
+    @property
+    def caption(self) -> str:
+        return caption_of(
+            size=self.size, colour=self.colour, shape=self.shape, row=self.row, column=self.column
+        )
+
+
+def answer_to(question: str, caption: str) -> str:
+    """What is answered to one of QUESTIONS about a thing with this caption."""
+    _, size, colour, shape, *place = caption.split()
+    answers = {WHAT: caption, COLOUR: colour, SHAPE: f"a {shape}", SIZE: size, PLACE: " ".join(place)}
+    return answers[question]
+
+
+def draw_notes(*, colour: str, shape: str, draw: random.Random) -> Notes:
+    """Messy notes about a thing of this colour and shape.
 
     NUM_NOTES words in any order: each word that matters at least once, some of them again, the rest filler.
     A language model that has learned to finish such notes weighs the words before the caption, and a
@@ -43,8 +91,7 @@ def draw_notes(*, colour: str, shape: str, draw: random.Random) -> str:
     rest = [_repeat_or_fill(seen, draw) for _ in range(NUM_NOTES - len(seen))]
     notes = [*seen, *rest]
     draw.shuffle(notes)
-    caption = caption_of(size=size, colour=colour, shape=shape, row=row, column=column)
-    return f"{' '.join(notes)} {caption}"
+    return Notes(" ".join(notes), size, colour, shape, row, column)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from llava_recipes.data.records import check_records, open_records
 from llava_recipes.demo.dataset import DatasetSettings, read_held_out, write_dataset
 from llava_recipes.demo.shapes import unseen_combinations
+from llava_recipes.demo.vocabulary import WHAT, answer_to
 from llava_recipes.plan.types import SourcePlan
 from llava_recipes.recipe.errors import RecipeError
 
@@ -49,12 +50,34 @@ def test_its_files_are_sound_training_data(tmp_path: Path) -> None:
         ("train.json", str(data / "images"), 56),
         ("held_out.json", str(data / "images"), 36),
         ("captions.json", None, 40),
+        ("instruct.json", str(data / "images"), 75),
     ):
         records = open_records(
             [SourcePlan(annotations=str(data / name), images=images, num_samples=num_records)]
         )
         assert check_records(records) == []
-        assert all(bool(record.images) == (images is not None) for record in records)
+        if name != "instruct.json":
+            assert all(bool(record.images) == (images is not None) for record in records)
+
+
+def test_conversations_are_about_training_pictures_and_about_notes(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_dataset(data, SETTINGS, redraw=False)
+    captions = {
+        record["image"]: record["conversations"][1]["value"]
+        for record in json.loads((data / "train.json").read_text("utf-8"))
+    }
+    records = json.loads((data / "instruct.json").read_text("utf-8"))
+    pictured = [record for record in records if "image" in record]
+    assert len(pictured) == SETTINGS.num_train
+    assert len(records) - len(pictured) == 19
+    for record in pictured:
+        turns = record["conversations"]
+        asked = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
+        answered = [turn["value"] for turn in turns[1::2]]
+        assert answered == [answer_to(question, captions[record["image"]]) for question in asked]
+        assert turns[0]["value"].startswith("<image>\n")
+        assert WHAT in asked
 
 
 def test_two_drawings_are_the_same_and_another_seed_is_another(tmp_path: Path) -> None:

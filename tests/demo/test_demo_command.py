@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-FEW = ["--pictures=28", "--set=stages.warm-up.train.max_steps=3", "--set=stages.pretrain.train.max_steps=3"]
+STAGES = ("warm-up", "pretrain", "finetune")
+FEW = ["--pictures=42", *(f"--set=stages.{name}.train.max_steps=3" for name in STAGES)]
 
 
 def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -32,12 +33,14 @@ def test_the_demo_trains_captions_and_prints_its_score(tmp_path: Path) -> None:
     assert "224 of known combinations" in done.stdout
     assert "chance" in done.stdout
     scores = json.loads((tmp_path / "runs" / "score.json").read_text("utf-8"))
-    assert [score["after"]["num_pictures"] for score in scores] == [224, 96]
-    for score in scores:
-        assert score["times_chance"] * score["chance"] * score["after"]["num_pictures"] == pytest.approx(
-            score["after"]["num_both"]
-        )
-    for stage, weights in (("warm-up", "trained.safetensors"), ("pretrain", "mm_projector.bin")):
+    for score, num_pictures in zip(scores, (224, 96), strict=True):
+        assert tuple(score["after"]) == STAGES
+        assert {tally["num_pictures"] for tally in score["after"].values()} == {num_pictures}
+        last = score["after"]["finetune"]
+        assert score["times_chance"] * score["chance"] * num_pictures == pytest.approx(last["num_both"])
+    assert "USER: what is this" in done.stdout
+    weights_of = zip(STAGES, ("trained.safetensors", "mm_projector.bin", "trained.safetensors"), strict=True)
+    for stage, weights in weights_of:
         written = {file.name for file in (tmp_path / "runs" / stage).iterdir()}
         assert {weights, "DONE", "plan.json", "metrics.jsonl", "config.json"} <= written
     assert not (tmp_path / "runs" / "pretrain" / "trained.safetensors").exists()
@@ -45,7 +48,7 @@ def test_the_demo_trains_captions_and_prints_its_score(tmp_path: Path) -> None:
     again = run_demo(tmp_path, *FEW)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "there already" in again.stdout
-    assert "pretrain: done already" in again.stdout
+    assert "finetune: done already" in again.stdout
     assert json.loads((tmp_path / "runs" / "score.json").read_text("utf-8")) == scores
 
 

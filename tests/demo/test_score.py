@@ -53,10 +53,12 @@ def test_captions_and_pictures_must_be_as_many() -> None:
 def test_scores_keep_known_and_unseen_combinations_apart() -> None:
     held_out = [HeldOut(Path(f"{index}.png"), TRUE, is_unseen=index >= 3) for index in range(5)]
     known, unseen = score_captions(
-        held_out, before=[""] * 5, after=["red cross", "red cross", "blue cross", "red cross", "ground"]
+        held_out,
+        {"one": [""] * 5, "two": ["red cross", "red cross", "blue cross", "red cross", "ground"]},
     )
-    assert (known.before.num_both, known.after) == (0, Tally(3, 2, 3, 2))
-    assert unseen.after == Tally(2, 1, 1, 1)
+    assert known.after == {"one": Tally(3, 0, 0, 0), "two": Tally(3, 2, 3, 2)}
+    assert unseen.after == {"one": Tally(2, 0, 0, 0), "two": Tally(2, 1, 1, 1)}
+    assert known.last == known.after["two"]
     assert known.chance == 1 / 28
     assert unseen.chance == 1 / 32
     assert known.times_chance == pytest.approx(28 * 2 / 3)
@@ -64,10 +66,13 @@ def test_scores_keep_known_and_unseen_combinations_apart() -> None:
 
 def test_scores_are_shown_to_people_and_kept_for_programs() -> None:
     held_out = [HeldOut(Path(f"{index}.png"), TRUE, is_unseen=index == 1) for index in range(2)]
-    scores = score_captions(held_out, before=["", ""], after=[TRUE, "blue cross"])
-    table = render_scores(scores)
-    assert "1 of known combinations" in table
-    assert "100.0%" in table and "3.6%" in table and "28.0" in table
-    assert [entry["after"]["num_both"] for entry in json.loads(scores_as_json(scores))] == [1, 0]
+    scores = score_captions(held_out, {"one": ["", ""], "two": [TRUE, "blue cross"]})
+    head, known, unseen = render_scores(scores).splitlines()[1:]
+    assert head.split()[-3:] == ["chance", "one", "two"]
+    assert known.split() == ["1", "of", "known", "combinations", "3.6%", "0.0%", "100.0%"]
+    assert unseen.split()[-2:] == ["0.0%", "0.0%"]
+    stored = json.loads(scores_as_json(scores))
+    assert [entry["after"]["two"]["num_both"] for entry in stored] == [1, 0]
+    assert stored[0]["times_chance"] == pytest.approx(28)
     examples = render_examples(held_out, [TRUE, "blue cross"])
     assert "0.png" in examples and "said   blue cross" in examples

@@ -10,24 +10,58 @@ from transformers import AutoTokenizer
 
 from llava_recipes.demo.shapes import all_combinations
 from llava_recipes.demo.vocabulary import (
+    COLOUR,
     FILLER,
     GLUE,
     NUM_NOTES,
+    PLACE,
+    QUESTIONS,
+    SHAPE,
+    SIZE,
+    WHAT,
     WORDS,
+    answer_to,
     caption_of,
     draw_notes,
     write_tokenizer,
 )
+from llava_recipes.templates import Turn, spell
 
 
 @pytest.mark.parametrize("combination", all_combinations())
 def test_notes_hold_every_word_of_their_caption_and_nothing_else(combination: tuple[str, str]) -> None:
     colour, shape = combination
-    text = draw_notes(colour=colour, shape=shape, draw=random.Random(f"{colour} {shape}"))
-    notes, caption = text.split()[:NUM_NOTES], text.split()[NUM_NOTES:]
+    drawn = draw_notes(colour=colour, shape=shape, draw=random.Random(f"{colour} {shape}"))
+    notes, caption = drawn.text.split(), drawn.caption.split()
+    assert len(notes) == NUM_NOTES
     assert set(notes) - {FILLER} == set(caption) - set(GLUE)
     assert caption[2:4] == [colour, shape]
-    assert set(text.split()) <= set(WORDS)
+    assert {*notes, *caption} <= set(WORDS)
+
+
+def test_answers_say_what_the_caption_says() -> None:
+    caption = caption_of(size="small", colour="red", shape="cross", row="top", column="left")
+    answers = {question: answer_to(question, caption) for question in QUESTIONS}
+    assert answers == {
+        WHAT: caption,
+        COLOUR: "red",
+        SHAPE: "a cross",
+        SIZE: "small",
+        PLACE: "at the top left",
+    }
+
+
+def test_a_conversation_has_no_unknown_word(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    caption = caption_of(size="small", colour="red", shape="cross", row="top", column="left")
+    turns = []
+    for question in QUESTIONS:
+        turns += [Turn("human", question), Turn("gpt", answer_to(question, caption))]
+    segments = spell("v1", turns, has_image=False, start_end=False)
+    ids = tokenizer("".join(segment.text for segment in segments)).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert ids.count(tokenizer.eos_token_id) == len(QUESTIONS)
 
 
 def test_the_tokenizer_keeps_captions_and_their_line_end(tmp_path: Path) -> None:
