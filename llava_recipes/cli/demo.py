@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from llava_recipes.plan.types import Plan
 
 NUM_HELD_OUT, NUM_UNSEEN, NUM_NOTES, SEED = 224, 96, 6000, 0
-CHAT_PICTURE = 5
-"""Which held-out picture the chat at the end is about."""
+CHAT_PICTURE, CHAT_TOKENS = 5, 16
+"""Which held-out picture the chat at the end is about, and how long an answer may be."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = _overrides(arguments)
     code = _train(recipe, overrides, resume=arguments.resume)
     if code == 0:
-        _score(_compile(recipe, overrides), arguments.data)
+        plan = _compile(recipe, overrides)
+        _score(plan, arguments.data)
+        _chat(plan, arguments.data)
         print(f"\nthe whole demo took {time.monotonic() - started_s:.0f} s")
     return code
 
@@ -105,6 +107,26 @@ def _score(plan: Plan, folder: Path) -> None:
     last = plan.stages[-1]
     write_text(Path(last.output_dir).parent / "score.json", scores_as_json(scores))
     print(f"\n{render_examples(held_out, said[last.name])}\n\n{render_scores(scores)}")
+
+
+def _chat(plan: Plan, folder: Path) -> None:
+    """Show a held-out picture to the finished model, ask about it, and say how to go on."""
+    from llava_recipes.answers.conversation import Conversation
+    from llava_recipes.answers.opening import open_to_ask
+    from llava_recipes.demo.dataset import read_held_out
+    from llava_recipes.demo.vocabulary import PLACE, WHAT
+    from llava_recipes.model.generate import Decoding
+
+    last = plan.stages[-1].output_dir
+    opened = open_to_ask(last, precision="fp32", device="cpu", base=None)
+    picture = read_held_out(folder)[CHAT_PICTURE]
+    conversation = Conversation(opened.answerer, Decoding(max_new_tokens=CHAT_TOKENS), say=print)
+    conversation.show(str(picture.image))
+    print(f"\na chat about {picture.image}, {picture.caption}")
+    for question in (f"<image>\n{WHAT}", PLACE):
+        print(f"  you>   {question.partition(chr(10))[2] or question}")
+        print(f"  model> {conversation.ask(question)}")
+    print(f"go on with: llava-recipe chat {last} --image {picture.image}")
 
 
 def _positive(text: str) -> int:

@@ -38,6 +38,8 @@ def test_the_demo_trains_captions_and_prints_its_score(tmp_path: Path) -> None:
         assert {tally["num_pictures"] for tally in score["after"].values()} == {num_pictures}
         last = score["after"]["finetune"]
         assert score["times_chance"] * score["chance"] * num_pictures == pytest.approx(last["num_both"])
+    assert "you>   what is this" in done.stdout
+    assert f"llava-recipe chat {tmp_path / 'runs' / 'finetune'} --image" in done.stdout
     weights_of = zip(STAGES, ("trained.safetensors", "mm_projector.bin", "trained.safetensors"), strict=True)
     for stage, weights in weights_of:
         written = {file.name for file in (tmp_path / "runs" / stage).iterdir()}
