@@ -76,7 +76,7 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     assert not left, f"parameters without values: {left}"
     if plan.projector.init_from is not None:
         load_projector(model, plan.projector.init_from)
-    elif parts.language.has_projector and parts.language.folder is not None:
+    elif parts.language.layout != "language_model" and parts.language.folder is not None:
         load_projector(model, parts.language.folder)
     adapt_forward(model)
     return Assembled(

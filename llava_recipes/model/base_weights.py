@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from llava_recipes.model.checkpoint import TensorsInMemory, TensorSource, open_checkpoint
 from llava_recipes.model.configs import LANGUAGE_PATH, TOWER_PATH, Origin
 from llava_recipes.model.head import body_class, causal_class, causal_skeleton
+from llava_recipes.model.layouts import Layout, Renamed, canonical_in
 from llava_recipes.model.placing import Placement, check_names, check_shape
 from llava_recipes.model.vocabulary import Vocabulary, with_new_rows
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
@@ -20,8 +21,6 @@ from llava_recipes.recipe.errors import Path, Problem, RecipeError
 # Values that older transformers versions saved and newer ones compute.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias)$")
 OLD_HEAD = re.compile(r"^embed_out\.")
-# What a LLaVA checkpoint holds beside its language model.
-OTHER_PARTS = re.compile(r"^model\.(mm_projector|vision_tower|vision_resampler|image_newline)\b")
 OTHER_HALF = re.compile(r"^(text_model\.|text_projection\.|visual_projection\.|logit_scale$|logit_bias$)")
 
 
@@ -34,9 +33,10 @@ def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocab
     wanted = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
     source = _source(causal_class(origin.config), origin, seed, LANGUAGE_PATH)
     given = {
-        _current_name(name, wanted=wanted, body=body, head=head): name
+        ours: name
         for name in source.names()
-        if not COMPUTED.search(name) and not (origin.has_projector and OTHER_PARTS.match(name))
+        if not COMPUTED.search(name)
+        and (ours := _current_name(name, origin.layout, wanted=wanted, body=body, head=head)) is not None
     }
     if causal.config.tie_word_embeddings:
         _check_tie(source, given, f"{head}weight", embedding)
@@ -54,8 +54,15 @@ def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocab
         placement.place(ours, _growing(read, vocabulary) if is_head or name == embedding else read)
 
 
-def _current_name(name: str, *, wanted: Collection[str], body: str, head: str) -> str:
-    """What a tensor of a file is called in the model; a body saved alone lacks its root."""
+def _current_name(name: str, layout: Layout, *, wanted: Collection[str], body: str, head: str) -> str | None:
+    """What a tensor of a file is called in the language model; None for another part of a whole model.
+
+    A body saved alone lacks its root.
+    """
+    if layout != "language_model":
+        root, _, rest = (canonical_in(layout, name) or "").partition(".")
+        before = {"language_model": body, "lm_head": head}.get(root)
+        return None if before is None else before + rest
     name = OLD_HEAD.sub(head, name)
     return name if name in wanted or name.startswith(body) else body + name
 
@@ -84,6 +91,8 @@ def place_tower(placement: Placement, origin: Origin, *, seed: int) -> None:
             name: tuple(tensor.shape) for name, tensor in tower_class(origin.config).state_dict().items()
         }
     source = _source(tower_class, origin, seed, TOWER_PATH)
+    if origin.layout != "language_model":
+        source = Renamed(source, origin.layout, "vision_tower.")
     given = {
         name.removeprefix("vision_model."): name
         for name in source.names()

@@ -9,10 +9,18 @@ from dataclasses import dataclass
 
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import JsonValue
-from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers import (
+    AutoConfig,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    PreTrainedConfig,
+    SiglipVisionConfig,
+)
 
+from llava_recipes.model.layouts import Layout, layout_of
 from llava_recipes.model.pretrained import Part, pretrained_folder
-from llava_recipes.plan.original import is_original_llava, language_part
+from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
@@ -33,8 +41,8 @@ class Origin:
     config: PreTrainedConfig
     raw: dict[str, JsonValue]
     folder: pathlib.Path | None
-    has_projector: bool = False
-    """Whether the files hold a whole LLaVA model in the original's layout, its projector included."""
+    layout: Layout = "language_model"
+    """What the files hold beside this part: a whole LLaVA model brings its projector."""
 
 
 def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
@@ -45,20 +53,27 @@ def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
     parts: tuple[Part, ...] = ("config", "weights") if weights else ("config",)
     folder = pretrained_folder(plan.source, plan.revision, parts=parts, path=LANGUAGE_PATH)
     raw = _raw_config(folder, LANGUAGE_PATH)
-    if is_original_llava(raw):
+    layout = layout_of(raw)
+    if layout == "llava":
         inner = dict(language_part(raw))
-        return Origin(_language_half_of(inner), inner, folder, has_projector=True)
-    if str(raw.get("model_type", "")).startswith("llava"):
+        return Origin(_language_half_of(inner), inner, folder, layout)
+    if layout == "language_model" and str(raw.get("model_type", "")).startswith("llava"):
         raise RecipeError(
             Problem(
-                "this is a whole LLaVA model, not a language model",
+                "this whole LLaVA model is of a kind that is not known here",
                 path=LANGUAGE_PATH,
                 found=f"{plan.source} (model_type {raw.get('model_type')})",
-                hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, "
+                hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, in llava-hf's, "
                 "or the language model it was built on",
             )
         )
-    return Origin(_config_from_folder(folder, LANGUAGE_PATH), raw, folder)
+    config = _config_from_folder(folder, LANGUAGE_PATH)
+    if layout == "language_model":
+        return Origin(config, raw, folder)
+    assert isinstance(config, LlavaConfig | LlavaNextConfig)
+    _check_stock_projector(config, folder, LANGUAGE_PATH)
+    half = language_half(config)
+    return Origin(half, half.to_dict(), folder, layout)
 
 
 def tower_origin(tower: VisionTower, *, weights: bool) -> Origin:
@@ -70,7 +85,8 @@ def tower_origin(tower: VisionTower, *, weights: bool) -> Origin:
     path = (*TOWER_PATH, "source")
     parts: tuple[Part, ...] = ("config", "image_processor", "weights") if weights else ("config",)
     folder = pretrained_folder(tower.source, tower.revision, parts=parts, path=path)
-    return Origin(_tower_half(_config_from_folder(folder, path), path), _raw_config(folder, path), folder)
+    config, raw = _config_from_folder(folder, path), _raw_config(folder, path)
+    return Origin(_tower_half(config, path), raw, folder, layout_of(raw))
 
 
 def has_class_token(tower_config: PreTrainedConfig) -> bool:
@@ -123,6 +139,23 @@ def llava_config(
         vision_feature_layer=layer,
         vision_feature_select_strategy="default" if drop_class_token else "full",
     )
+
+
+def _check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib.Path, path: Path) -> None:
+    """Only the projector that every llava-hf model has: two layers with a bias, GELU between, one state."""
+    odd = [
+        f"{key}: {value}"
+        for key, value, known in (
+            ("projector_hidden_act", config.projector_hidden_act, "gelu"),
+            ("multimodal_projector_bias", config.multimodal_projector_bias, True),
+        )
+        if value != known
+    ]
+    if not isinstance(config.vision_feature_layer, int):
+        odd.append(f"vision_feature_layer: {config.vision_feature_layer}")
+    if odd:
+        message = "this LLaVA model's projector is of a kind that is not known here"
+        raise RecipeError(Problem(message, path=path, found=f"{folder}: {', '.join(odd)}"))
 
 
 def language_half(config: LlavaConfig) -> PreTrainedConfig:
@@ -203,7 +236,8 @@ def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
 
 
 def _tower_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
-    half = getattr(config, "vision_config", config) if config.model_type in ("clip", "siglip") else config
+    whole = ("clip", "siglip", "llava", "llava_next")
+    half = getattr(config, "vision_config", config) if config.model_type in whole else config
     if not isinstance(half, (CLIPVisionConfig, SiglipVisionConfig)):
         # Google's NaFlex checkpoints are of this type, those at fixed sizes are plain SigLIP.
         any_size = config.model_type.startswith("siglip2")

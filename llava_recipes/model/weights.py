@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.files import replacing
 from llava_recipes.model.checkpoint import open_checkpoint, open_tensor_file
+from llava_recipes.model.layouts import canonical_in
 from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
@@ -45,7 +46,7 @@ class ProjectorWeights:
 def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
     """Read a `.bin` or `.safetensors` file of projector weights; type and sizes follow from its tensors.
 
-    Of a folder, a whole LLaVA checkpoint in the original's layout, the projector alone is read.
+    Of a folder, a whole LLaVA checkpoint, the projector alone is read.
     Raises RecipeError when the file is broken, holds something else, or its layers do not fit each other.
     """
     file = pathlib.Path(path).expanduser()
@@ -54,7 +55,7 @@ def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
     by_layer: dict[str, Tensor] = {}
     foreign: list[str] = []
     for name in sorted(source.names()):
-        match = PROJECTOR_KEY.match(name)
+        match = PROJECTOR_KEY.match(canonical_in("hf", name) or name)
         if match is None:
             foreign.append(name)
         else:

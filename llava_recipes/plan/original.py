@@ -1,4 +1,4 @@
-"""Checkpoints in the original's layout: a language model with a projector inside, told by the config."""
+"""Whole LLaVA checkpoints, told by their config.json, and the language model inside."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 Config = Mapping[str, JsonValue]
+
+HF_TYPES = ("llava", "llava_next")
+"""What transformers calls its own LLaVA models, llava-hf's among them."""
 
 _LANGUAGE_TYPES = {
     "LlavaLlamaForCausalLM": "llama",
@@ -28,6 +31,11 @@ def is_original_llava(config: Config) -> bool:
     )
 
 
+def is_hf_llava(config: Config) -> bool:
+    """Whether a config.json is that of transformers' own LLaVA or LLaVA-NeXT."""
+    return config.get("model_type") in HF_TYPES and isinstance(config.get("text_config"), dict)
+
+
 def language_type(config: Config) -> str | None:
     """The type of the language model inside, by the name of its class; None for one that is not known."""
     classes = config.get("architectures")
@@ -40,6 +48,10 @@ def language_type(config: Config) -> str | None:
 
 def language_part(config: Config) -> Config:
     """The config of the language model inside a LLaVA checkpoint; any other config as it is."""
+    inner = config.get("text_config")
+    if isinstance(inner, dict) and is_hf_llava(config):
+        # llava-hf's folders leave the type out where it is Llama's.
+        return {"model_type": "llama", **inner}
     if not is_original_llava(config):
         return config
     return {**config, "model_type": language_type(config)}
