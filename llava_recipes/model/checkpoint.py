@@ -140,6 +140,13 @@ def open_checkpoint(folder: pathlib.Path, path: Path) -> Checkpoint:
     )
 
 
+def has_weights(folder: pathlib.Path) -> bool:
+    """Whether `open_checkpoint` finds weight files in a folder, sound or not."""
+    kinds = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+    names = (f"{stem}{suffix}{end}" for stem, suffix in kinds for end in ("", ".index.json"))
+    return any((folder / name).is_file() for name in names)
+
+
 def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Path]]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

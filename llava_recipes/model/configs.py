@@ -18,7 +18,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from llava_recipes.model.layouts import Layout, layout_of
+from llava_recipes.model.checkpoint_names import Layout, layout_of
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan

@@ -17,7 +17,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_recipes.files import replacing, write_text
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.names import canonical_name, canonical_parameters, original_name
-from llava_recipes.model.placing import overwrite
+from llava_recipes.model.placing import full_shape, overwrite
 from llava_recipes.model.quantized import is_quantized, marked_quantized
 from llava_recipes.plan.lora import ADAPTER, lora_targets
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
@@ -140,9 +140,27 @@ def merge_adapters(model: nn.Module, adapters: Mapping[str, Tensor], config: pat
         hint = "start from a run that trained the projector, or remove `quantization`"
         raise RecipeError(Problem(message, path=STAGES_PATH, found=str(config.parent), hint=hint))
     for name in names:
+        trouble = _misfit(name.removesuffix(".weight"), adapters, full_shape(parameters[name]))
+        if trouble is not None:
+            raise RecipeError(Problem(trouble, path=STAGES_PATH, found=str(config.parent)))
+    for name in names:
         weight, module = parameters[name], name.removesuffix(".weight")
         overwrite(weight, lambda weight=weight, module=module: _merged(weight, module, adapters, scale))  # type: ignore[misc]
     return tuple(names)
+
+
+def _misfit(module: str, adapters: Mapping[str, Tensor], shape: tuple[int, ...]) -> str | None:
+    """Why a layer's adapters cannot be merged into a weight of a shape; None when they can."""
+    down, up = (adapters.get(f"{module}.lora_{side}.weight") for side in "AB")
+    if down is None or up is None:
+        return f"an adapter is not whole: {module} has lora_{'B' if up is None else 'A'} missing"
+    made_for = (up.shape[0], down.shape[-1])
+    if up.dim() != 2 or down.dim() != 2 or up.shape[1] != down.shape[0] or made_for != shape:
+        return (
+            f"adapters do not fit this model: those of {module} are for a weight of shape {list(made_for)}, "
+            f"it has {list(shape)}"
+        )
+    return None
 
 
 def _merged(weight: Tensor, module: str, adapters: Mapping[str, Tensor], scale: float) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.files import replacing
 from llava_recipes.model.checkpoint import open_checkpoint, open_tensor_file
-from llava_recipes.model.layouts import canonical_in
+from llava_recipes.model.checkpoint_names import canonical_in
 from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
@@ -179,14 +179,26 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
     if not tensors:
         hint = f"a finished run leaves {TRAINED_FILE} or mm_projector.safetensors there"
         raise RecipeError(Problem("no trained weights here", path=STAGES_PATH, found=str(path), hint=hint))
+    return lay_over(model, tensors, adapter_config=files[0].with_name(ADAPTER_CONFIG), found=str(files[0]))
+
+
+def lay_over(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, adapter_config: pathlib.Path, found: str
+) -> tuple[str, ...]:
+    """Lay weights, by canonical name, over the model's; returns the names of those that changed.
+
+    Adapters are merged, with the settings in `adapter_config`, into a model that has none.
+    Under ZeRO-3 all processes call this. Raises RecipeError when a weight has no place or another shape.
+    """
+    tensors = dict(tensors)
     parameters = canonical_parameters(model)
     merged: tuple[str, ...] = ()
     if any(map(is_adapter, tensors)) and not any(map(is_adapter, parameters)):
         # A finished LoRA stage goes into the weights, so that the next one starts from a plain model.
         adapters = {name: tensors.pop(name) for name in [*tensors] if is_adapter(name)}
-        merged = merge_adapters(model, adapters, files[0].with_name(ADAPTER_CONFIG))
+        merged = merge_adapters(model, adapters, adapter_config)
     problems = [
-        Problem(f"trained weights do not fit this model: {trouble}", path=STAGES_PATH, found=str(files[0]))
+        Problem(f"trained weights do not fit this model: {trouble}", path=STAGES_PATH, found=found)
         for name, tensor in tensors.items()
         if (trouble := _trouble(name, tensor, parameters.get(name))) is not None
     ]

@@ -9,10 +9,14 @@ from typing import Literal
 import torch
 
 from llava_recipes.model.assemble import Assembled
+from llava_recipes.model.checkpoint_names import layout_of
 from llava_recipes.plan.types import DataPlan, ModelPlan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.runner.artifacts import PLAN
-from llava_recipes.runs.run_folder import assemble_run, read_run
+from llava_recipes.runs.hf_folder import assemble_hf
+from llava_recipes.runs.llava_folder import assemble_llava
+from llava_recipes.runs.run_folder import assemble_run, read_run, with_base
+from llava_recipes.runs.source_plan import read_object
 
 Kind = Literal["run", "hf", "llava"]
 
@@ -41,7 +45,8 @@ def open_run(
 
     dtype   of the weights; default: what the last stage computed in
     device  default: the GPU where there is one, else the CPU
-    base    the language model, hub id or folder, for files that hold less than the whole
+    base    the language model, hub id or folder, for files that hold less than the whole; for a run of ours
+            in place of the one that its plan names
 
     Raises RecipeError when there is no model, when it is not finished, broken, or does not fit its base.
     """
@@ -63,10 +68,20 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         what = "is a file" if folder.exists() else "is not there"
         raise RecipeError(Problem(f"this {what}; a folder of a run or a checkpoint is needed"))
     if (folder / PLAN).is_file():
-        plan = read_run(folder)
+        plan = with_base(read_run(folder), base)
         assembled = assemble_run(plan, folder, dtype)
         return OpenedRun(assembled, plan.model, plan.stages[0].data, "run", folder)
-    raise no_model(folder)
+    if not (folder / "config.json").is_file():
+        raise no_model(folder)
+    config = read_object(folder / "config.json")
+    layout = layout_of(config)
+    if layout == "hf":
+        return OpenedRun(*assemble_hf(folder, dtype), "hf", folder)
+    if layout == "llava":
+        return OpenedRun(*assemble_llava(folder, config, dtype, base), "llava", folder)
+    hint = "a LLaVA model has a projector, and a vision tower named or inside"
+    found = f"model_type {config.get('model_type')}"
+    raise RecipeError(Problem("this is no LLaVA model", found=found, hint=hint))
 
 
 def no_model(folder: Path) -> RecipeError:

@@ -56,6 +56,16 @@ def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> Assembl
     return assembled
 
 
+def with_base(plan: Plan, base: str | None) -> Plan:
+    """The plan with its language model taken from another place, e.g. a copy of the folder it names."""
+    language = plan.model.language_model
+    if base is None or language.source is None:
+        return plan
+    tokenizer = base if language.tokenizer == language.source else language.tokenizer
+    language = language.model_copy(update={"source": base, "tokenizer": tokenizer, "revision": None})
+    return plan.model_copy(update={"model": plan.model.model_copy(update={"language_model": language})})
+
+
 def in_full(plan: ModelPlan) -> ModelPlan:
     """The same model with every weight in its own precision."""
     language = plan.language_model.model_copy(update={"quantization": None})

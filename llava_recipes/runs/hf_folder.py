@@ -1,0 +1,65 @@
+"""A folder in llava-hf's layout: transformers' own LLaVA, with its processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, LlavaConfig
+
+from llava_recipes.model.assemble import Assembled, assemble
+from llava_recipes.model.configs import has_class_token, language_half, vision_half
+from llava_recipes.model.placing import cast_weights
+from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
+from llava_recipes.runs.source_plan import noted_data, usual_data
+from llava_recipes.templates import IMAGE_PATCH, IMAGE_START
+
+
+def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, ModelPlan, DataPlan]:
+    """The model of the folder on the CPU, and plans that say the same."""
+    config = _config(folder)
+    layer = config.vision_feature_layer
+    assert isinstance(layer, int), "checked where the language model is read"
+    full = config.vision_feature_select_strategy == "full" and has_class_token(vision_half(config))
+    plan = ModelPlan(
+        language_model=LanguageModelPlan(
+            source=str(folder), revision=None, config=None, tokenizer=str(folder), seed=0
+        ),
+        vision_tower=VisionTower(
+            source=str(folder), select_layer=layer, select_feature="cls_patch" if full else "patch"
+        ),
+        projector=Projector(type="mlp2x_gelu"),
+        image_tokens=ImageTokens(start_end=False, patch=False),
+        sizes=None,
+    )
+    dtype = dtype or _stored_dtype(config)
+    assembled = assemble(plan, dtype=dtype)
+    cast_weights(assembled.model, dtype)
+    vocabulary = assembled.tokenizer.get_vocab()
+    tokens = ImageTokens(start_end=IMAGE_START in vocabulary, patch=IMAGE_PATCH in vocabulary)
+    padded = bool(assembled.image_processor.to_dict().get("do_pad"))
+    data = noted_data(folder) or usual_data(
+        language_half(config).to_dict(),
+        image_aspect_ratio="pad" if padded else "square",
+        vocabulary=vocabulary,
+    )
+    return assembled, plan.model_copy(update={"image_tokens": tokens}), data
+
+
+def _config(folder: Path) -> LlavaConfig:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise RecipeError(Problem("transformers cannot read config.json", found=first_line)) from error
+    if not isinstance(config, LlavaConfig):
+        raise RecipeError(
+            Problem("this kind of LLaVA model is not opened here", found=f"model_type {config.model_type}")
+        )
+    return config
+
+
+def _stored_dtype(config: LlavaConfig) -> torch.dtype:
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32

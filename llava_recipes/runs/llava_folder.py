@@ -1,0 +1,199 @@
+"""A folder in the original's layout: a whole model, a projector alone, or adapters, with their base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from llava_recipes.model.assemble import Assembled, assemble
+from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint, open_tensor_file
+from llava_recipes.model.checkpoint_names import canonical_in
+from llava_recipes.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, PREFIX
+from llava_recipes.model.placing import cast_weights
+from llava_recipes.model.weights import lay_over
+from llava_recipes.plan.original import language_part
+from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
+from llava_recipes.runs.source_plan import noted_data, usual_data
+
+TOWER_FOLDER = "vision_tower"
+"""Where an export keeps the tower that no hub id and no other folder names."""
+
+_OLD_ADAPTERS = "adapter_model.bin"
+_PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_Config = Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder holds: which base is needed for it, and what is laid over that."""
+
+    base: str | None
+    """None for a whole model."""
+    files: tuple[Path, ...] = field(default=())
+    """Weights that go over the base, in order."""
+
+
+def assemble_llava(
+    folder: Path, config: _Config, dtype: torch.dtype | None, base: str | None
+) -> tuple[Assembled, ModelPlan, DataPlan]:
+    """The model of the folder on the CPU, adapters merged, and plans that say the same.
+
+    Raises RecipeError when weights are missing or do not fit, or a base is needed and none is given.
+    """
+    contents = _contents(folder, base)
+    plan = _model_plan(folder, config, contents, base)
+    dtype = dtype or _DTYPES.get(str(config.get("torch_dtype", config.get("dtype"))), torch.float32)
+    assembled = assemble(plan, dtype=dtype)
+    if contents.base is None:
+        over = _tower_of(open_checkpoint(folder, ()))
+    else:
+        over = {name: tensor for file in contents.files for name, tensor in _read(file).items()}
+    if over:
+        lay_over(assembled.model, over, adapter_config=folder / ADAPTER_CONFIG, found=str(folder))
+    cast_weights(assembled.model, dtype)
+    data = noted_data(folder) or usual_data(
+        {**config, "model_type": language_part(config)["model_type"]},
+        image_aspect_ratio=str(config.get("image_aspect_ratio") or "square"),
+        vocabulary=assembled.tokenizer.get_vocab(),
+    )
+    return assembled, plan, data
+
+
+def _contents(folder: Path, base: str | None) -> _Contents:
+    projector = [folder / name for name in _PROJECTOR_FILES if (folder / name).is_file()]
+    if (folder / ADAPTER_CONFIG).is_file():
+        adapters = folder / (ADAPTER_WEIGHTS if (folder / ADAPTER_WEIGHTS).is_file() else _OLD_ADAPTERS)
+        return _Contents(_adapter_base(folder / ADAPTER_CONFIG, base), (adapters, folder / OTHER_WEIGHTS))
+    if has_weights(folder):
+        return _Contents(None)
+    if projector:
+        if base is None:
+            hint = "name it with `--base`: hub id or folder"
+            raise RecipeError(Problem("a projector alone needs its language model", hint=hint))
+        return _Contents(base, (projector[0],))
+    raise RecipeError(
+        Problem(
+            "this folder has a config.json and no weights",
+            hint="expected model.safetensors, pytorch_model.bin or shards of them, adapter_config.json with "
+            "its adapters, or mm_projector.bin",
+        )
+    )
+
+
+def _adapter_base(file: Path, given: str | None) -> str:
+    """The base of adapters: what was given, if they were made for a model of that name."""
+    try:
+        recorded = str(json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(Problem(f"{file.name} cannot be read", found=str(error))) from error
+    if given is None:
+        if not recorded:
+            hint = "name it with `--base`: hub id or folder"
+            raise RecipeError(Problem("adapters need the language model they were trained beside", hint=hint))
+        return recorded
+    if recorded and _last_name(recorded) not in (_last_name(given), _last_name(_name_inside(given))):
+        raise RecipeError(
+            Problem(
+                "these adapters are for another language model",
+                found=f"{file.name} names {recorded}, `--base` is {given}",
+                hint="give the model they were trained beside",
+            )
+        )
+    return given
+
+
+def _name_inside(base: str) -> str:
+    """The name that a local folder's config.json gives itself."""
+    try:
+        found = json.loads((Path(base).expanduser() / "config.json").read_text("utf-8"))
+        return str(found.get("_name_or_path") or "") if isinstance(found, dict) else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def _last_name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2].lower()
+
+
+def _model_plan(folder: Path, config: _Config, contents: _Contents, base: str | None) -> ModelPlan:
+    source = contents.base or str(folder)
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    is_whole = contents.base is None
+    if is_whole and not has_tokenizer and base is None:
+        hint = "name the language model it was made from with `--base`, for its tokenizer"
+        raise RecipeError(Problem("this checkpoint has no tokenizer", hint=hint))
+    layer, feature = config.get("mm_vision_select_layer", -2), config.get("mm_vision_select_feature", "patch")
+    if not isinstance(layer, int) or feature not in ("patch", "cls_patch"):
+        found = f"mm_vision_select_layer {layer}, mm_vision_select_feature {feature}"
+        raise RecipeError(Problem("config.json selects features that are not known here", found=found))
+    return ModelPlan(
+        language_model=LanguageModelPlan(
+            source=source,
+            revision=None,
+            config=None,
+            tokenizer=str(folder) if is_whole and has_tokenizer else base or source,
+            seed=0,
+        ),
+        vision_tower=VisionTower(
+            source=_tower(folder, config),
+            select_layer=layer,
+            select_feature="cls_patch" if feature == "cls_patch" else "patch",
+        ),
+        projector=Projector(type=_projector_type(config)),
+        image_tokens=ImageTokens(
+            start_end=bool(config.get("mm_use_im_start_end")), patch=bool(config.get("mm_use_im_patch_token"))
+        ),
+        sizes=None,
+    )
+
+
+def _projector_type(config: _Config) -> str:
+    # The first LLaVA has one layer and no word for it.
+    return str(config.get("mm_projector_type") or "linear")
+
+
+def _tower(folder: Path, config: _Config) -> str:
+    """The tower that config.json names, or the one that was kept in the folder itself."""
+    named = str(config.get("mm_vision_tower") or "")
+    own = folder / TOWER_FOLDER
+    if own.is_dir() and not Path(named).expanduser().is_dir():
+        return str(own)
+    if not named:
+        raise RecipeError(Problem("config.json names no vision tower", found="no mm_vision_tower in it"))
+    return named
+
+
+def _tower_of(source: TensorSource) -> dict[str, Tensor]:
+    """The tower's weights in a whole checkpoint, by our names."""
+    names = {ours: name for name in source.names() if (ours := canonical_in("llava", name)) is not None}
+    return {
+        ours: source.read(name)
+        for ours, name in names.items()
+        if ours.startswith("vision_tower.") and not ours.endswith("position_ids")
+    }
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """A file of adapters, or of what trained beside them, by our names."""
+    source = open_tensor_file(file, ())
+    tensors: dict[str, Tensor] = {}
+    foreign = []
+    for name in sorted(source.names()):
+        ours = canonical_in("llava", name.removeprefix(PREFIX).replace(".default.", "."))
+        if ours is None:
+            foreign.append(name)
+        else:
+            tensors[ours] = source.read(name)
+    if foreign:
+        message = f"{len(foreign)} weight(s) have no place in a LLaVA model: {', '.join(foreign[:4])}"
+        raise RecipeError(Problem(message, found=str(file)))
+    return tensors
