@@ -5,19 +5,41 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from pydantic import JsonValue
 
 from llava_recipes.answers.questions import Question, raise_first
-from llava_recipes.model.answering import Answerer, Prompt
+from llava_recipes.model.answering import Answerer, Picture, Prompt
 from llava_recipes.model.generate import Decoding
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.templates import Turn
 
 Line = dict[str, JsonValue]
 
 
-def check_questions(answerer: Answerer, questions: Sequence[Question], decoding: Decoding) -> None:
+class Asked(Protocol):
+    """A question from a file: where it stands, what was said before, which pictures it is about."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def mark(self) -> Mark: ...
+
+    @property
+    def turns(self) -> tuple[Turn, ...]: ...
+
+    @property
+    def images(self) -> tuple[str, ...]: ...
+
+    def pictures(self, answerer: Answerer) -> list[Picture]:
+        """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
+        ...
+
+
+def check_questions(answerer: Answerer, questions: Sequence[Asked], decoding: Decoding) -> None:
     """Raise RecipeError when the template cannot hold a question, or the context its answer."""
     problems = []
     for question in questions:
@@ -37,7 +59,7 @@ def check_questions(answerer: Answerer, questions: Sequence[Question], decoding:
 
 
 def answer_in_batches(
-    answerer: Answerer, questions: Sequence[Question], decoding: Decoding, *, batch_size: int, seed: int
+    answerer: Answerer, questions: Sequence[Asked], decoding: Decoding, *, batch_size: int, seed: int
 ) -> Iterator[list[str]]:
     """The answers of one batch of questions after another.
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "schema": "print the JSON Schema of recipes or plans",
     "chat": "ask a trained model about pictures, once or in a conversation",
     "generate": "answer a file of questions in batches",
+    "eval": "measure a trained model on a file, or on benchmarks",
     "demo": "train a tiny model on drawn pictures, start to finish",
     "new": "write a recipe from a template, filled in from your data",
     "list": "show the gallery of recipes, with hardware, time and loss",

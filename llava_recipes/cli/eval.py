@@ -1,0 +1,201 @@
+"""`llava-recipe eval RUN`: measures on an annotated file, or benchmarks by lmms-eval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_recipes.cli.asking import add_opening, positive
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from llava_recipes.answers.opening import Opened
+    from llava_recipes.data.dataset import StageDataset
+
+EPILOG = """\
+--data measures on FILE (a training file's format), offline:
+  loss          of the reference answers' tokens, with perplexity and token accuracy
+  exact_match   the share of reference answers that the model gives itself, each asked after the reference
+                conversation before it; also after case, punctuation and extra space are taken away
+
+--tasks starts lmms-eval (pip install 'llava-recipes[eval]') on the exported model, and prints LLaVA-1.5's
+published scores beside its results. Benchmarks are fetched from the hub; MMBench, LLaVA-Bench and MM-Vet are
+judged by a GPT and need its key. Tasks with published scores: vqav2_val, gqa, vizwiz_vqa_val, scienceqa_img,
+textvqa_val, pope, mme, mmbench_en_dev, mmbench_cn_dev, seedbench, llava_in_the_wild, mmvet."""
+
+METRICS = ("loss", "exact_match")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", metavar="FILE", help="annotated file to measure on")
+    what.add_argument("--tasks", metavar="NAMES", help="benchmarks of lmms-eval, with commas between them")
+    parser.add_argument(
+        "--images", metavar="DIR", help="where image paths start (default: the folder of FILE)"
+    )
+    parser.add_argument(
+        "--metrics",
+        type=_metrics,
+        default=METRICS,
+        metavar="NAMES",
+        help=f"with --data: {','.join(METRICS)} (default: both)",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, metavar="N", help="with --data: samples at a time (default 8)"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N samples (of each task)")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="with --data: longest answer, in tokens (default 128)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="JSON (default: RUN/eval.json, RUN/benchmarks.json)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    add_opening(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.cli.asking import quiet_libraries
+
+    if arguments.tasks is not None and arguments.batch_size not in (None, 1):
+        print("llava-recipe eval: lmms-eval's llava_hf takes one question at a time", file=sys.stderr)
+        return 2
+    name = "benchmarks.json" if arguments.data is None else "eval.json"
+    output = arguments.output if arguments.output is not None else Path(arguments.run) / name
+    _check_output(output, overwrite=arguments.overwrite)
+    quiet_libraries()
+    if arguments.data is None:
+        from llava_recipes.cli.eval_tasks import run_tasks
+
+        return run_tasks(arguments, output)
+    return _measure(arguments, output)
+
+
+def _measure(arguments: argparse.Namespace, output: Path) -> int:
+    from llava_recipes.answers.evaluate import open_data
+    from llava_recipes.answers.opening import open_to_ask
+    from llava_recipes.files import write_text
+
+    opened = open_to_ask(
+        arguments.run, precision=arguments.dtype, device=arguments.device, base=arguments.base
+    )
+    images = arguments.images if arguments.images is not None else str(Path(arguments.data).parent)
+    dataset = open_data(opened, arguments.data, images=images)
+    num_samples = min(len(dataset), arguments.limit or len(dataset))
+    measures: dict[str, JsonValue] = {}
+    if "loss" in arguments.metrics:
+        measures |= _token_values(opened, dataset, num_samples, arguments.batch_size or 8)
+    if "exact_match" in arguments.metrics:
+        measures |= _match_values(opened, dataset, num_samples, arguments)
+    results: dict[str, JsonValue] = {
+        "run": arguments.run,
+        "data": arguments.data,
+        "template": opened.run.data.template,
+        "num_samples": num_samples,
+        "max_new_tokens": arguments.max_new_tokens if "exact_match" in arguments.metrics else None,
+        "measures": measures,
+    }
+    write_text(output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    _print(measures, f"{num_samples:,} samples of {arguments.data}")
+    print(f"written to {output}")
+    return 0
+
+
+def _token_values(
+    opened: Opened, dataset: StageDataset, num_samples: int, batch_size: int
+) -> dict[str, JsonValue]:
+    from llava_recipes.answers.evaluate import measure_tokens
+    from llava_recipes.cli.progress import progress
+
+    with progress("loss", total=num_samples) as bar:
+        tokens = measure_tokens(
+            opened, dataset, num_samples=num_samples, batch_size=batch_size, advance=bar.advance
+        )
+    return {
+        "loss": tokens.loss,
+        "perplexity": tokens.perplexity,
+        "token_accuracy": tokens.token_accuracy,
+        "num_tokens": tokens.num_tokens,
+    }
+
+
+def _match_values(
+    opened: Opened, dataset: StageDataset, num_samples: int, arguments: argparse.Namespace
+) -> dict[str, JsonValue]:
+    from llava_recipes.answers.evaluate import measure_matches, read_references
+    from llava_recipes.cli.progress import progress
+    from llava_recipes.model.generate import Decoding
+
+    references = read_references(dataset.records, num_samples=num_samples)
+    with progress("answers", total=len(references)) as bar:
+        matches = measure_matches(
+            opened.answerer,
+            references,
+            decoding=Decoding(arguments.max_new_tokens),
+            batch_size=arguments.batch_size or 8,
+            advance=bar.advance,
+        )
+    return {
+        "exact_match": matches.exact_match,
+        "exact_match_normalised": matches.exact_match_normalised,
+        "num_answers": matches.num_answers,
+    }
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    from llava_recipes.recipe.errors import Problem, RecipeError
+
+    if not output.parent.is_dir():
+        message = f"{output.parent}: there is no such folder"
+        raise RecipeError(Problem(message, hint="check RUN, or choose another -o"))
+    if output.is_dir():
+        raise RecipeError(Problem(f"{output}: this is a folder", hint="give -o the name of a file"))
+    if output.exists() and not overwrite:
+        hint = "choose another file with -o, or replace it with --overwrite"
+        raise RecipeError(Problem(f"{output}: the file is there already", hint=hint))
+
+
+_WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "loss": ("loss per token, nats", "{:.4f}".format),
+    "perplexity": ("perplexity", "{:.3f}".format),
+    "token_accuracy": ("token accuracy", "{:.1%}".format),
+    "num_tokens": ("tokens learned", "{:,}".format),
+    "exact_match": ("exact match", "{:.1%}".format),
+    "exact_match_normalised": ("exact match, normalised", "{:.1%}".format),
+    "num_answers": ("answers", "{:,}".format),
+}
+
+
+def _print(measures: dict[str, JsonValue], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for key, value in measures.items():
+        words, spell = _WORDS[key]
+        assert isinstance(value, (int, float))
+        table.add_row(words, spell(value))
+    print(title)
+    Console().print(table)
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(METRICS)}")
+    return names

@@ -1,0 +1,126 @@
+"""`llava-recipe eval --tasks`: lmms-eval on the exported model, with published scores beside its results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from llava_recipes.answers.benchmarks import PublishedScores, Score
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
+    """Start lmms-eval, print and keep its figures."""
+    from llava_recipes.answers.benchmarks import (
+        check_lmms_eval,
+        command,
+        read_published,
+        run_benchmarks,
+        scores_of,
+    )
+    from llava_recipes.files import write_text
+
+    check_lmms_eval()
+    published = read_published()
+    logs = output.parent / "lmms_eval"
+    words = command(
+        _exported(arguments.run),
+        arguments.tasks,
+        output=logs,
+        device=arguments.device or _usual_device(),
+        dtype=_DTYPES.get(arguments.dtype),
+        limit=arguments.limit,
+    )
+    results = run_benchmarks(words, logs)
+    scores = scores_of(results, published)
+    write_text(output, json.dumps(_values(arguments, results, scores, published), indent=2) + "\n")
+    _print(scores, published, limit=arguments.limit)
+    print(f"written to {output}; lmms-eval's own files are in {logs}")
+    return 0
+
+
+def _exported(run: str) -> Path:
+    """The folder that lmms-eval loads. Raises RecipeError when RUN is not in Hugging Face's layout."""
+    from llava_recipes.answers.benchmarks import is_exported
+    from llava_recipes.recipe.errors import Problem, RecipeError
+
+    folder = Path(run)
+    if not is_exported(folder):
+        raise RecipeError(
+            Problem(
+                f"{run}: lmms-eval loads models in Hugging Face's layout, and this is none",
+                hint=f"`llava-recipe export {run} --to hf -o DIR`, then `llava-recipe eval DIR --tasks …`",
+            )
+        )
+    return folder.resolve()
+
+
+def _usual_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _values(
+    arguments: argparse.Namespace,
+    results: dict[str, JsonValue],
+    scores: Sequence[Score],
+    published: PublishedScores,
+) -> dict[str, JsonValue]:
+    rows: list[JsonValue] = [
+        {
+            "task": score.task,
+            "metric": score.metric,
+            "value": score.value,
+            "published": dict(zip(published.models, score.published.scores, strict=True))
+            if score.published
+            else None,
+        }
+        for score in scores
+    ]
+    return {
+        "run": arguments.run,
+        "tasks": arguments.tasks,
+        "limit": arguments.limit,
+        "lmms_eval_version": results.get("lmms_eval_version"),
+        "scores": rows,
+        "published_source": published.source,
+    }
+
+
+def _print(scores: Sequence[Score], published: PublishedScores, *, limit: int | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "measure")
+    for name in ("this model", *(name for model in published.models for name in (model, "diff"))):
+        table.add_column(name, justify="right")
+    notes = []
+    for score in scores:
+        known = score.published
+        cells = [cell for value in known.scores for cell in _beside(score.value, value)] if known else []
+        name = known.name if known else score.task
+        if known and known.note:
+            notes.append(f"{known.name}: {known.note}")
+        table.add_row(
+            name, score.metric, f"{score.value:,.4g}" if not known else f"{score.value:,.1f}", *cells
+        )
+    console = Console()
+    console.print(table)
+    if limit:
+        notes.append(f"the first {limit} samples of each task only; published scores are over all")
+    if any(score.published for score in scores):
+        notes.append(f"published: {published.source}")
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _beside(value: float, published: float) -> tuple[str, str]:
+    return f"{published:,.1f}", f"{value - published:+,.1f}"
