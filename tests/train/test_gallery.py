@@ -1,4 +1,4 @@
-"""Every kind of recipe in the gallery trains, in tiny: its own settings, random models of its architectures."""
+"""Every kind of recipe in the gallery trains, in tiny: its settings, random models of its architectures."""
 
 from __future__ import annotations
 
