@@ -237,7 +237,7 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
     ]
     rows += [("data", source.annotations) for source in data.sources]
     samples = "not counted" if data.num_samples is None else f"{data.num_samples:,}"
-    rows.append(("samples", f"{samples}, template {data.template}, at most {data.max_length:,} tokens each"))
+    rows.append(("samples", f"{samples}, {data.wording}, at most {data.max_length:,} tokens each"))
     rows.append(
         (
             "global batch",

@@ -95,8 +95,14 @@ def open_preview(plan: Plan, number: int) -> Preview:
     image_processor = load_image_processor(plan.model.vision_tower)
     try:
         dataset = StageDataset(data, tokenizer, image_processor, plan.model.image_tokens.start_end)
-    except RecipeError:
-        raise RecipeError(*_source_problems(plan, number)) from None
+    except RecipeError as error:
+        where: Path = ("stages", number)
+        own = (
+            replace(problem, path=(*where, *problem.path))
+            for problem in error.problems
+            if problem.path is not None and problem.path[0] == "data"
+        )
+        raise RecipeError(*own, *_source_problems(plan, number)) from None
     return Preview(dataset, _num_image_tokens(plan.model), data.max_length)
 
 

@@ -15,11 +15,11 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from llava_recipes.data.faults import SampleError, sample_problem
 from llava_recipes.data.grouping import Grouping
 from llava_recipes.data.images import BadImage, pixel_values, read_image
+from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.records import Record, open_records
-from llava_recipes.data.tokens import IGNORED, Encoded, encode
+from llava_recipes.data.tokens import IGNORED, Encoded
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.recipe.errors import Problem
-from llava_recipes.templates import spell
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class StageDataset(Dataset[Sample]):
         self.data = data
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.start_end = start_end
+        self.prompts = Prompts(data, tokenizer, start_end=start_end)
         self.records = open_records(data.sources, measure=data.group_by != "none")
         self._num_skipped = multiprocessing.Value("q", 0)
         self._encodings = None if data.lazy_preprocess else self._encode_all()
@@ -120,16 +120,9 @@ class StageDataset(Dataset[Sample]):
     def encoding(self, record: Record) -> Encoded:
         """Token ids and labels of a record. Raises SampleError when the template cannot hold it."""
         try:
-            segments = spell(
-                self.data.template,
-                record.turns,
-                has_image=bool(record.images),
-                start_end=self.start_end,
-                end_of_answer=str(self.tokenizer.eos_token or "</s>"),
-            )
+            encoded = self.prompts.encode(record.turns, has_image=bool(record.images))
         except ValueError as error:
             raise SampleError(self._problem(record, str(error))) from None
-        encoded = encode(segments, self.tokenizer)
         if all(label == IGNORED for label in encoded.labels[1:]):
             hint = "give it an answer (a gpt turn)"
             raise SampleError(self._problem(record, "nothing in it is learned", hint=hint))

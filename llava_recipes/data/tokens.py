@@ -24,16 +24,16 @@ class Encoded:
     labels: list[int]
 
 
-def encode(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase) -> Encoded:
+def encode(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, *, begin: bool = True) -> Encoded:
     """Token ids and labels of a prompt; both lists have the same length.
 
     Text between images is tokenised as one piece, so that the ids are those of the joined text. A token is
     learned when its first character stands in a segment that is learned. The tokenizer must be a fast one:
-    the mask comes from its character offsets.
+    the mask comes from its character offsets. With `begin` the ids start as the tokenizer starts a text.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
-    input_ids = _first_ids(tokenizer)
+    input_ids = _first_ids(tokenizer) if begin else []
     labels = [IGNORED] * len(input_ids)
     for position, piece in enumerate(_split_at_images(segments)):
         if position:

@@ -7,10 +7,11 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
+from llava_recipes.layouts import meaning_of
 from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
 from llava_recipes.plan.batch import derive_batch
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
-from llava_recipes.recipe.schema import Recipe, Stage
+from llava_recipes.recipe.schema import Data, Recipe, Stage
 
 DEEPSPEED_FILES: Mapping[str, str] = MappingProxyType(
     {"zero2": "./scripts/zero2.json", "zero3": "./scripts/zero3.json"}
@@ -165,20 +166,32 @@ def _freezing_flags(
         )
 
 
+def _version(data: Data, where: Path, export: Export) -> str:
+    """The original's name for a template; `v0` is another there."""
+    if data.system_prompt is not None:
+        export.refuse("the original's system prompts cannot be changed", (*where, "system_prompt"))
+    if data.template is None:
+        export.refuse("the original uses no chat templates", (*where, "chat_template"))
+        return ""
+    template = meaning_of(data.template)
+    if template in ("llama_3", "qwen", "gemma", "phi3"):
+        export.refuse("the original has no template of this name", (*where, "template"))
+    return "default" if template == "v0" else template
+
+
 def _data_flags(stage: Stage, path: Path, export: Export) -> None:
     data, where = stage.data, (*path, "data")
     source, *more = data.sources
     if more:
         export.refuse("the original takes one annotation file", (*where, "sources", 1))
-    if data.template not in ("plain", "v1"):
-        export.refuse("the original's template of this name is not this one", (*where, "template"))
+    version = _version(data, where, export)
     if not data.shuffle:
         export.refuse("the original always shuffles", (*where, "shuffle"))
     if data.on_bad_image != "error":
         export.refuse("the original stops at a bad image", (*where, "on_bad_image"))
     if data.image_aspect_ratio not in ("square", "pad"):
         export.refuse("the original knows `square` and `pad`", (*where, "image_aspect_ratio"))
-    values: list[tuple[str, JsonValue]] = [("version", data.template), ("data_path", source.annotations)]
+    values: list[tuple[str, JsonValue]] = [("version", version), ("data_path", source.annotations)]
     values += [("image_folder", source.images)] if source.images is not None else []
     values += [("image_aspect_ratio", data.image_aspect_ratio), ("model_max_length", data.max_length)]
     grouping = {"modality_length": "group_by_modality_length", "length": "group_by_length"}

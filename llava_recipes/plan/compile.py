@@ -146,7 +146,9 @@ class _StageCompiler:
         self._check_length()
         counts = [source.num_samples for source in sources]
         return DataPlan(
-            template=meaning_of(data.template),
+            template=meaning_of(data.template) if data.template is not None else None,
+            chat_template=data.chat_template,
+            system_prompt=data.system_prompt,
             sources=tuple(sources),
             num_samples=None if None in counts else sum(count for count in counts if count is not None),
             image_aspect_ratio=data.image_aspect_ratio,

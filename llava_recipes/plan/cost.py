@@ -21,7 +21,8 @@ from llava_recipes.plan.hardware import Gpu
 from llava_recipes.plan.types import StagePlan
 
 TEXT_TOKENS: Mapping[str, tuple[int, int]] = {"plain": (29, 28), "v1": (350, 200)}
-"""Text tokens of a usual sample by template, and how many of them are learned. An assumption."""
+"""Text tokens of a usual sample by template, and how many of them are learned. An assumption;
+`v1` stands for every template of conversations."""
 
 EFFICIENCY: Mapping[str, float] = {
     "the language model is frozen": 0.45,
@@ -96,7 +97,7 @@ def count_tokens(
     """Tokens of a stage; assumptions where nothing is given."""
     has_images = any(source.images is not None for source in stage.data.sources)
     image = sizes.image_tokens if has_images else 0
-    text, labels = TEXT_TOKENS.get(stage.data.template, TEXT_TOKENS["v1"])
+    text, labels = TEXT_TOKENS["plain" if stage.data.template == "plain" else "v1"]
     text = text if text_tokens is None else text_tokens
     labels = min(labels, text) if label_tokens is None else min(label_tokens, text)
     length = min(image + text, stage.data.max_length)

@@ -63,7 +63,11 @@ class SourcePlan(Frozen):
 
 
 class DataPlan(Frozen):
-    template: Template = Field(description="The name that stands for all that mean the same.")
+    template: Template | None = Field(
+        description="The name that stands for all that mean the same; None with a chat template."
+    )
+    chat_template: Literal["tokenizer"] | None = None
+    system_prompt: str | None = Field(None, description="None for the template's own.")
     sources: tuple[SourcePlan, ...]
     num_samples: int | None = Field(description="Sum over the sources; None while a file is not at hand.")
     image_aspect_ratio: Literal["square", "pad"]
@@ -72,6 +76,11 @@ class DataPlan(Frozen):
     group_by: Literal["none", "length", "modality_length"]
     on_bad_image: Literal["error", "skip"]
     lazy_preprocess: bool
+
+    @property
+    def wording(self) -> str:
+        """What writes the conversations, in words."""
+        return "the tokenizer's chat template" if self.template is None else f"template {self.template}"
 
 
 class TrainPlan(Frozen):

@@ -26,6 +26,8 @@ TAKES_THE_PLACE_OF: dict[str, tuple[str, ...]] = {
     "global_batch_size": ("gradient_accumulation_steps",),
     "warmup_ratio": ("warmup_steps",),
     "warmup_steps": ("warmup_ratio",),
+    "template": ("chat_template",),
+    "chat_template": ("template",),
     "source": ("config", "image_processor", "seed"),
     "config": ("source", "revision"),
 }

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
+from llava_recipes.recipe.misspelt import misspelt
 from llava_recipes.recipe.quantization import check_quantization
-from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import Value, spell_value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Frozen, LanguageModel, Stage, Train, VisionTower
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, Train, VisionTower
 from llava_recipes.recipe.secret import check_secrets
-from llava_recipes.recipe.spelling import did_you_mean, nearest
+from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.recipe.tuning import check_tuning
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
+from llava_recipes.recipe.wording import check_wording
 
 
 def check_rules(root: Value) -> list[Problem]:
@@ -35,7 +36,7 @@ def check_rules(root: Value) -> list[Problem]:
         path: Path = ("stages", index)
         if not stage:
             continue
-        for check in (_check_trainable, _check_deepspeed, _check_stage_paths, check_tuning):
+        for check in (_check_trainable, _check_deepspeed, _check_stage_paths, check_tuning, check_wording):
             problems += check(stage, path)
         problems += _check_init_from(stages, index)
         problems += _check_train(
@@ -86,7 +87,7 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
         )
     elif not given:
         model = LanguageModel if name == "language_model" else VisionTower
-        if not _misspelt(part, model, "source", "config"):
+        if not misspelt(part, model, "source", "config"):
             hint = "write `source:` for pretrained weights, or `config:` for random ones"
             yield Problem(f"`{name}` needs one of `source` and `config`", path=path, hint=hint, on_key=True)
     elif given == ["config"]:
@@ -189,7 +190,7 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
 def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
     trainable = stage.get("trainable")
-    absent = "trainable" not in stage and not _misspelt(stage, Stage, "trainable", "freeze")
+    absent = "trainable" not in stage and not misspelt(stage, Stage, "trainable", "freeze")
     if freeze == "all" and (trainable == [] or absent) and stage.get("lora") is None:
         yield Problem(
             "nothing trains in this stage: all is frozen, and `trainable` names nothing",
@@ -249,7 +250,7 @@ def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem
     yield from both(*length, "each of them says how long to train")
     yield from both("gradient_accumulation_steps", "global_batch_size", "the one follows from the other")
     yield from both("warmup_ratio", "warmup_steps", "each of them says how long to warm up")
-    if given and not _given(train, *length) and not _misspelt(train, Train, *length):
+    if given and not _given(train, *length) and not misspelt(train, Train, *length):
         hint = "write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps"
         yield Problem(
             "`train` needs one of `num_train_epochs` and `max_steps`", path=path, hint=hint, on_key=True
@@ -273,16 +274,6 @@ def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem
         if name in reports[:index]:
             yield Problem(f"`report_to` names {spell_value(name)} twice", path=(*path, "report_to", index))
     yield from _check_extra(as_mapping(train.get("extra")), (*path, "extra"))
-
-
-def _misspelt(mapping: Mapping, model: type[Frozen], *names: str) -> bool:
-    """Whether one of the names is there under another spelling: then the spelling is all there is to tell."""
-    unknown = [key for key in mapping if key not in model.model_fields]
-    return any(
-        nearest(key, model.model_fields) in names
-        or any(f"`{name}:" in OTHER_NAMES.get(key, "") for name in names)
-        for key in unknown
-    )
 
 
 def _check_extra(extra: Mapping, path: Path) -> Iterator[Problem]:

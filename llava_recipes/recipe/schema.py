@@ -50,9 +50,19 @@ class Source(Frozen):
 class Data(Frozen):
     """What a stage trains on and how it is written as tokens."""
 
-    template: TemplateName = Field(
+    template: TemplateName | None = Field(
+        None,
         description="How a conversation becomes text: `plain` (image then caption), `v1` (Vicuna), the other "
-        "names of LLaVA, or the language model's own: `llama_3`, `qwen`, `gemma`, `phi3`."
+        "names of LLaVA, or the language model's own: `llama_3`, `qwen`, `gemma`, `phi3`.",
+        examples=["v1"],
+    )
+    chat_template: Literal["tokenizer"] | None = Field(
+        None,
+        description="`tokenizer`: the tokenizer's own chat template writes the conversations, in place of "
+        "`template`. One of the two is needed.",
+    )
+    system_prompt: Text | None = Field(
+        None, description="What stands before the first turn, in place of the template's own system prompt."
     )
     sources: tuple[Source, ...] = Field(min_length=1, description="Annotation files, read one after another.")
     image_aspect_ratio: Literal["square", "pad"] = Field(

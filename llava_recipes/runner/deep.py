@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.records import Record, Records, check_records, open_records
+from llava_recipes.layouts import LAYOUTS
 from llava_recipes.plan.quantization import quantization_problems
 from llava_recipes.plan.tuning import tuning_problems, what_trains
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
@@ -18,12 +20,14 @@ from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.runner.preflight import model_problems, start_problems
-from llava_recipes.templates import spell
+from llava_recipes.runner.wording import open_prompts
+from llava_recipes.templates import Template, spell
 
 NUM_SAMPLED: Final = 500
 """Pictures that are opened where not all are asked for."""
 
 Shapes = dict[str, tuple[int, ...]]
+Spell = Callable[[Record], object]
 
 _SEED: Final = 0
 _NUM_SHOWN: Final = 5
@@ -69,7 +73,7 @@ def look_deeply(
             problems += tuning_problems(shapes, stage, stage_path=path)
             if plan.model.language_model.quantization is not None:
                 problems += quantization_problems(shapes, stage, stage_path=path)
-        look = _DataLook(stage.data, path)
+        look = _DataLook(stage.data, path, _spelling(plan, index, problems))
         problems += look.find(every_image=every_image)
         findings.append(_findings(stage, look, shapes))
     return problems, tuple(findings)
@@ -130,11 +134,31 @@ def _findings(stage: StagePlan, look: _DataLook, shapes: Shapes | None) -> Stage
     )
 
 
+def _spelling(plan: Plan, index: int, problems: list[Problem]) -> Spell | None:
+    """What tries a stage's conversations; None where its tokenizer does not write them at all."""
+    stage = plan.stages[index]
+    template, system_prompt = stage.data.template, stage.data.system_prompt
+    if template is None or LAYOUTS[template].tokens:
+        try:
+            prompts = open_prompts(plan, index)
+        except RecipeError as error:
+            problems += error.problems
+            return None
+        if template is None:
+            return lambda record: prompts.spell(record.turns, has_image=bool(record.images))
+    return partial(_spell_record, template, system_prompt)
+
+
+def _spell_record(template: Template, system_prompt: str | None, record: Record) -> object:
+    has_image = bool(record.images)
+    return spell(template, record.turns, has_image=has_image, start_end=False, system_prompt=system_prompt)
+
+
 class _DataLook:
     """The records of a stage, read one after another."""
 
-    def __init__(self, data: DataPlan, path: RecipePath) -> None:
-        self._data, self._path = data, path
+    def __init__(self, data: DataPlan, path: RecipePath, spelling: Spell | None) -> None:
+        self._data, self._path, self._spell = data, path, spelling
         self.num_records = self.num_images = self.num_images_opened = 0
 
     def find(self, *, every_image: bool) -> Iterator[Problem]:
@@ -158,8 +182,8 @@ class _DataLook:
         for record in _well_formed(records):
             images += [(record.index, name) for name in record.images]
             try:
-                has_image = bool(record.images)
-                spell(self._data.template, record.turns, has_image=has_image, start_end=False)
+                if self._spell is not None:
+                    self._spell(record)
             except ValueError as error:
                 num_bad += 1
                 first = first or (record, str(error))

@@ -17,6 +17,7 @@ from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, stage_plan
+from llava_recipes.runner.wording import wording_problems
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -34,6 +35,8 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
         problems += start_problems(stage, plan, path)
+    if not problems:
+        problems += wording_problems(plan)
     if plan.model.sizes is None and not problems:
         problems += _freezing_problems(plan)
     if problems:

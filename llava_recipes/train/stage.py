@@ -214,7 +214,7 @@ def _describe(
     )
     rows = [
         ("trains", f"{modules}: {num_trainable:,} parameters"),
-        ("data", f"{num_samples:,} samples, template {stage.data.template}"),
+        ("data", f"{num_samples:,} samples, {stage.data.wording}"),
         ("steps", f"{num_steps:,}" + (f", resumed after {resumed_step:,}" if resumed_step else "")),
         ("batch", batch),
         ("precision", f"{train.precision}, DeepSpeed {stage.deepspeed_source}, on {device}"),

@@ -1,0 +1,127 @@
+"""How a stage writes conversations for its tokenizer: whole ones for training, open ones for an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from llava_recipes.data.chat_template import ChatTemplate
+from llava_recipes.data.tokens import Encoded, encode
+from llava_recipes.layouts import LAYOUTS
+from llava_recipes.plan.types import DataPlan
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.templates import (
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    Segment,
+    Turn,
+    spell,
+    spoken_turns,
+    stop_text,
+)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What tells that an answer is over: any of the tokens, or any of the texts in what was said so far."""
+
+    token_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+
+
+class Prompts:
+    """Conversations as token ids, by the template or the chat template of a stage.
+
+    Raises RecipeError when the tokenizer does not go with it; the problem's path starts at `data`.
+    """
+
+    def __init__(self, data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, start_end: bool) -> None:
+        self._data, self._tokenizer, self._start_end = data, tokenizer, start_end
+        self._end_of_answer = str(tokenizer.eos_token or "</s>")
+        self._chat_template: ChatTemplate | None = None
+        if data.template is not None:
+            _check_tokens(data, tokenizer, end_of_answer=self._end_of_answer)
+            stop: str | None = stop_text(data.template, end_of_answer=self._end_of_answer)
+        else:
+            try:
+                self._chat_template = ChatTemplate(tokenizer, system_prompt=data.system_prompt)
+            except ValueError as error:
+                hint = "write `template:` in place of `chat_template:`, with the name of one of ours"
+                raise RecipeError(Problem(str(error), path=("data", "chat_template"), hint=hint)) from None
+            stop = self._chat_template.stop
+        self.stop = _stop(stop, tokenizer)
+
+    def spell(self, turns: Sequence[Turn], *, has_image: bool) -> tuple[Segment, ...]:
+        """Segments of a whole conversation. Raises ValueError when it cannot be written so."""
+        return self._spell(turns, has_image=has_image, open_answer=False)
+
+    def encode(self, turns: Sequence[Turn], *, has_image: bool) -> Encoded:
+        """Token ids and labels of a whole conversation. Raises ValueError as `spell` does."""
+        return self._encode(self.spell(turns, has_image=has_image))
+
+    def encode_prompt(self, turns: Sequence[Turn], *, has_image: bool) -> list[int]:
+        """Token ids up to where the answer to the last turn begins, `IMAGE_ID` where an image goes.
+
+        An answer after them is what training has there. Raises ValueError when the last turn is no human one.
+        """
+        return self._encode(self._spell(turns, has_image=has_image, open_answer=True)).input_ids
+
+    def _spell(self, turns: Sequence[Turn], *, has_image: bool, open_answer: bool) -> tuple[Segment, ...]:
+        if self._data.template is not None:
+            return spell(
+                self._data.template,
+                turns,
+                has_image=has_image,
+                start_end=self._start_end,
+                end_of_answer=self._end_of_answer,
+                system_prompt=self._data.system_prompt,
+                open_answer=open_answer,
+            )
+        assert self._chat_template is not None
+        spoken = spoken_turns(turns)
+        if open_answer and spoken[-1].role != "human":
+            raise ValueError("the last turn is an answer; a prompt ends with a human turn")
+        if has_image and self._start_end:
+            tag = IMAGE_START + IMAGE + IMAGE_END
+            spoken = [Turn(turn.role, turn.text.replace(IMAGE, tag)) for turn in spoken]
+        write = self._chat_template.spell_prompt if open_answer else self._chat_template.spell
+        return tuple(write(spoken))
+
+    def _encode(self, segments: Sequence[Segment]) -> Encoded:
+        # A chat template writes the beginning of the text itself.
+        return encode(segments, self._tokenizer, begin=self._chat_template is None)
+
+
+def _check_tokens(data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, end_of_answer: str) -> None:
+    assert data.template is not None
+    layout = LAYOUTS[data.template]
+    needed = layout.tokens if layout.end is not None else (*layout.tokens, end_of_answer)
+    for token in needed:
+        pieces = _ids_of(token, tokenizer)
+        if len(pieces) != 1:
+            raise RecipeError(
+                Problem(
+                    f"template `{data.template}` needs the token {token}, which this tokenizer has not",
+                    path=("data", "template"),
+                    found=f"{tokenizer.name_or_path} spells it in {len(pieces)} pieces",
+                    hint="choose the template of this language model, or `chat_template: tokenizer`",
+                )
+            )
+
+
+def _stop(text: str | None, tokenizer: PreTrainedTokenizerBase) -> Stop:
+    pieces = _ids_of(text, tokenizer) if text else []
+    is_token = len(pieces) == 1 and text in tokenizer.added_tokens_encoder
+    ends = [*(pieces if is_token else []), tokenizer.eos_token_id]
+    return Stop(
+        token_ids=tuple(dict.fromkeys(cast(int, token) for token in ends if token is not None)),
+        texts=(text,) if text and not is_token else (),
+    )
+
+
+def _ids_of(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return cast(list[int], tokenizer(text, add_special_tokens=False).input_ids)
