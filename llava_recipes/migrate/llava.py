@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import cast
 
+from llava_recipes.layouts import ALIASES, LAYOUTS, Template, meaning_of
 from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
@@ -41,12 +43,10 @@ FLAGS = (
     "use_rslora",
 )
 
-TEMPLATES: Mapping[str, str] = MappingProxyType(
-    {"plain": "plain", "v0_plain": "plain", "v1": "v1", "vicuna_v1": "v1"}
-)
-_OTHER_TEMPLATES = frozenset(
-    {"v0", "v0.5", "v0_mmtag", "v1_mmtag", "llava_v0", "llava_v1", "llama_2", "llava_llama_2", "mpt"}
-    | {"default", "mistral_instruct", "mistral_direct", "chatml_direct"}
+_SILENT = ("v0", "v0.5")
+"""Names for which the original keeps its default, vicuna_v1; its old template is called `default`."""
+_OF_NEXT: Mapping[str, str] = MappingProxyType(
+    {"qwen_1_5": "qwen", "qwen_2": "qwen", "llava_llama_3": "llama_3", "gemma_instruct": "gemma"}
 )
 
 
@@ -233,12 +233,23 @@ def _translate_template(flags: Flags, draft: Draft, *, is_next: bool) -> None:
     version = flags.text("version")
     if version is None:
         if "version" not in flags:
-            draft.default("--version", path, "v0", remark="recipes have no such template")
+            draft.default("--version", path, "v1", remark="the original's default `v0` is vicuna_v1")
         return
-    template, remark = TEMPLATES.get(version, version), ""
-    if version not in TEMPLATES and version not in _OTHER_TEMPLATES and not is_next:
-        template, remark = "v1", f"the original knows no `{version}` and takes vicuna_v1, without a word"
+    template, remark = _template_of(version, is_next=is_next)
     draft.mapped("--version", version, path, template, remark=remark, mark=flags["version"].mark)
+
+
+def _template_of(version: str, *, is_next: bool) -> tuple[str, str]:
+    """The recipe's name for a template, and what is to be said of it."""
+    if version in _SILENT:
+        return "v1", f"the original takes vicuna_v1 for `{version}`, without a word"
+    if version in (*LAYOUTS, *ALIASES):
+        return meaning_of(cast(Template, version)), ""
+    if version in _OF_NEXT and is_next:
+        return _OF_NEXT[version], ""
+    if is_next:
+        return version, ""
+    return "v1", f"the original knows no `{version}` and takes vicuna_v1, without a word"
 
 
 def translate_sources(flags: Flags, draft: Draft) -> None:

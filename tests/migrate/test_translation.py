@@ -187,6 +187,13 @@ def test_a_misspelt_flag_is_recognised() -> None:
         ("--learning_rate 1 --learning_rate 2e-5", "stages.0.train.learning_rate", 2e-5),
         ("--version plain", "stages.0.data.template", "plain"),
         ("--version made_up", "stages.0.data.template", "v1"),
+        ("--version v0", "stages.0.data.template", "v1"),
+        ("--version v0.5", "stages.0.data.template", "v1"),
+        ("--version default", "stages.0.data.template", "v0"),
+        ("--version llava_llama_2", "stages.0.data.template", "llava_llama_2"),
+        ("--version qwen_1_5", "stages.0.data.template", "v1"),
+        ("--version qwen_1_5 --mm_tunable_parts mm_mlp_adapter", "stages.0.data.template", "qwen"),
+        ("--version llava_llama_3 --mm_tunable_parts mm_mlp_adapter", "stages.0.data.template", "llama_3"),
     ],
 )
 def test_flags_that_come_to_something_else(flags: str, path: str, value: Value) -> None:
