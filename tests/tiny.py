@@ -58,9 +58,15 @@ def stage1_values(output_dir: Path, *, golden_run: str = "base", **train: Any) -
     }
 
 
+def yaml_text(values: dict[str, Any]) -> str:
+    """Recipe values as YAML."""
+    text: str = yaml.safe_dump(values, sort_keys=False)
+    return text
+
+
 def write_recipe(values: dict[str, Any], file: Path) -> Path:
     """Write recipe values as YAML."""
-    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    file.write_text(yaml_text(values))
     return file
 
 

@@ -25,6 +25,7 @@ from llava_recipes.model.configs import (
 )
 from llava_recipes.model.forward import adapt_forward
 from llava_recipes.model.head import Head, causal_skeleton, head_like
+from llava_recipes.model.image_tokens import remember_image_tokens
 from llava_recipes.model.placing import Placement
 from llava_recipes.model.projector import build_projector
 from llava_recipes.model.quantized import quantize_layers
@@ -72,6 +73,7 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     placement = Placement(model, dtype)
     place_language_model(placement, parts.language, parts.vocabulary, seed=plan.language_model.seed)
     place_tower(placement, parts.tower, seed=plan.vision_tower.seed)
+    remember_image_tokens(model, parts.vocabulary.tokenizer)
     left = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
     assert not left, f"parameters without values: {left}"
     if plan.projector.init_from is not None:

@@ -19,6 +19,7 @@ from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.names import canonical_name, canonical_parameters, original_name
 from llava_recipes.model.placing import full_shape, overwrite
 from llava_recipes.model.quantized import is_quantized, marked_quantized
+from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.lora import ADAPTER, lora_targets
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import Lora
@@ -74,9 +75,10 @@ def write_adapter(
     """Write adapters and what trained beside them, in files and under names as the original's.
 
     `state` is by canonical name; `base` names the language model, and `num_layers` counts its layers.
+    Embeddings of image tokens are left out: the original would take them for those of all tokens.
     """
     adapters = {name: tensor for name, tensor in state.items() if is_adapter(name)}
-    others = {name: tensor for name, tensor in state.items() if not is_adapter(name)}
+    others = {name: tensor for name, tensor in state.items() if not is_adapter(name) and name != IMAGE_TOKENS}
     weights, rest, config = folder / ADAPTER_WEIGHTS, folder / OTHER_WEIGHTS, folder / ADAPTER_CONFIG
     with replacing(weights) as temporary:
         save_file(_original(adapters), temporary, metadata={"format": "pt"})

@@ -11,6 +11,7 @@ ROOTS = {
     "model.multi_modal_projector.": "projector.",
     "model.language_model.": "language_model.",
     "lm_head.": "lm_head.",
+    "model.image_tokens.": "image_tokens.",
 }
 _ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+)\.default\.")
 NESTED_TOWER = "vision_tower.vision_model."

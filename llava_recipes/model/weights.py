@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors.torch import save_file
@@ -15,10 +15,12 @@ from transformers import LlavaForConditionalGeneration
 from llava_recipes.files import replacing
 from llava_recipes.model.checkpoint import open_checkpoint, open_tensor_file
 from llava_recipes.model.checkpoint_names import canonical_in
+from llava_recipes.model.image_tokens import ORIGINAL_KEY, write_image_tokens
 from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
 from llava_recipes.model.projector import projector_shapes
+from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 INIT_PATH: Path = ("model", "projector", "init_from")
@@ -26,6 +28,7 @@ STAGES_PATH: Path = ("stages",)
 TRAINED_FILE = "trained.safetensors"
 RUN_FILES = (TRAINED_FILE, "mm_projector.safetensors", "mm_projector.bin")
 ORIGINAL_PREFIX = "model.mm_projector."
+EMBEDDINGS_KEYS = ("embed_tokens.weight", "embed_in.weight")
 PROJECTOR_KEY = re.compile(r"^(?:.*\.)?(?:mm_projector|projector)\.((?:\d+\.)?(?:weight|bias))$")
 
 
@@ -38,6 +41,8 @@ class ProjectorWeights:
     language_hidden: int | None
     tensors: dict[str, Tensor]
     """By canonical name: `projector.0.weight`."""
+    image_tokens: Tensor | None = None
+    """float[2, D] or float[V, D]: embeddings of `<im_start>` and `<im_end>`, where they go with it."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
@@ -54,19 +59,24 @@ def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
     source = open_checkpoint(file, INIT_PATH) if is_whole else open_tensor_file(file, INIT_PATH)
     by_layer: dict[str, Tensor] = {}
     foreign: list[str] = []
+    image_tokens: Tensor | None = None
     for name in sorted(source.names()):
         match = PROJECTOR_KEY.match(canonical_in("hf", name) or name)
-        if match is None:
+        if match is None and not is_whole and name.endswith(EMBEDDINGS_KEYS):
+            image_tokens = source.read(name)
+        elif match is None:
             foreign.append(name)
         else:
             by_layer[match.group(1)] = source.read(name)
+    if image_tokens is not None and not by_layer:
+        foreign.append("embeddings alone")
     if foreign and not is_whole:
         raise _misfit(
             f"{len(foreign)} weight(s) of this file are not the projector's: {', '.join(foreign[:4])}",
             str(file),
             "expected names such as model.mm_projector.0.weight",
         )
-    return _described(by_layer, str(file))
+    return replace(_described(by_layer, str(file)), image_tokens=image_tokens)
 
 
 def _described(by_layer: dict[str, Tensor], file: str) -> ProjectorWeights:
@@ -105,6 +115,8 @@ def load_projector(model: LlavaForConditionalGeneration, path: str | pathlib.Pat
         )
     for name, parameter in parameters.items():
         overwrite(parameter, lambda name=name: weights.tensors[name])  # type: ignore[misc]
+    if weights.image_tokens is not None:
+        write_image_tokens(model, weights.image_tokens, path=INIT_PATH, found=str(path))
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -128,9 +140,15 @@ def _gathered(parameter: nn.Parameter) -> Tensor:
 
 
 def write_projector(
-    state: Mapping[str, Tensor], folder: pathlib.Path, *, dtype: torch.dtype | None = None
+    state: Mapping[str, Tensor],
+    folder: pathlib.Path,
+    *,
+    dtype: torch.dtype | None = None,
+    image_tokens: Tensor | None = None,
 ) -> tuple[pathlib.Path, ...]:
     """Write the projector as `mm_projector.bin` and `mm_projector.safetensors`; returns both paths.
+
+    `image_tokens` are the embeddings of `<im_start>` and `<im_end>`, float[2, D], which go with it.
 
     Names are the original's, and so is the dtype kept unless `dtype` is given. A projector without weights
     (`identity`, or one that does not train) cannot be written: leave the call out.
@@ -143,6 +161,8 @@ def write_projector(
         for name, tensor in state.items()
         if name.startswith("projector.")
     }
+    if image_tokens is not None:
+        tensors[ORIGINAL_KEY] = image_tokens.detach().to("cpu", dtype).contiguous()
     _assert_filled(tensors)
     binary, safe = folder / "mm_projector.bin", folder / "mm_projector.safetensors"
     with replacing(binary) as temporary:
@@ -175,7 +195,10 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
             source = open_tensor_file(file, STAGES_PATH)
             tensors = {name: source.read(name) for name in sorted(source.names())}
         else:
-            tensors = read_projector_weights(file).tensors
+            weights = read_projector_weights(file)
+            tensors = weights.tensors
+            if weights.image_tokens is not None:
+                tensors[IMAGE_TOKENS] = weights.image_tokens
     if not tensors:
         hint = f"a finished run leaves {TRAINED_FILE} or mm_projector.safetensors there"
         raise RecipeError(Problem("no trained weights here", path=STAGES_PATH, found=str(path), hint=hint))
@@ -192,6 +215,8 @@ def lay_over(
     """
     tensors = dict(tensors)
     parameters = canonical_parameters(model)
+    if IMAGE_TOKENS in tensors and IMAGE_TOKENS not in parameters:
+        write_image_tokens(model, tensors.pop(IMAGE_TOKENS), path=STAGES_PATH, found=found)
     merged: tuple[str, ...] = ()
     if any(map(is_adapter, tensors)) and not any(map(is_adapter, parameters)):
         # A finished LoRA stage goes into the weights, so that the next one starts from a plain model.

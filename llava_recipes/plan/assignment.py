@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llava_recipes.freeze import match_glob
+from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.param_groups import group_of
 from llava_recipes.plan.quantization import StoredType, quantized_weights, stored_type
@@ -146,5 +147,5 @@ def _owners(fates: Mapping[str, _Fate]) -> dict[str, str]:
 
 def _modules(name: str) -> tuple[str, ...]:
     segments = name.split(".")
-    assert segments[0] in ROOTS, name
+    assert segments[0] in (*ROOTS, IMAGE_TOKENS), name
     return tuple(".".join(segments[:end]) for end in range(1, len(segments)))

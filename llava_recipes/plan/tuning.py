@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from llava_recipes.freeze import Decision, decide, summarize_modules
 from llava_recipes.plan.freezing import freezing_problems
+from llava_recipes.plan.image_tokens import image_token_problems, with_image_tokens
 from llava_recipes.plan.lora import (
     ADAPTER,
     Shapes,
@@ -48,6 +49,7 @@ class Trains:
 
 def what_trains(shapes: Shapes, stage: Stage | StagePlan) -> Trains:
     """What a stage trains. `shapes` are those of the model without adapters, by canonical name."""
+    shapes = with_image_tokens(shapes, stage)
     decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
     if stage.lora is None:
         return Trains(decision, shapes, summarize_modules(decision.trainable, shapes))
@@ -61,6 +63,7 @@ def what_trains(shapes: Shapes, stage: Stage | StagePlan) -> Trains:
 
 def tuning_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_path: Path) -> Iterator[Problem]:
     """What is wrong with `freeze`, `trainable`, `lora` and `param_groups` of a stage on this model."""
+    shapes = with_image_tokens(shapes, stage)
     yield from freezing_problems(
         shapes,
         freeze=stage.freeze,
@@ -72,6 +75,7 @@ def tuning_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_path: Pat
         decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
         yield from lora_problems(stage.lora, shapes=shapes, decision=decision, stage_path=stage_path)
     trains = what_trains(shapes, stage)
+    yield from image_token_problems(stage, frozenset(trains.decision.trainable), stage_path=stage_path)
     yield from param_group_problems(
         stage.param_groups, names=trains.shapes, trainable=trains.decision.trainable, stage_path=stage_path
     )

@@ -11,7 +11,7 @@ from llava_recipes.recipe.renames import OTHER_MODULES
 from llava_recipes.recipe.scalars import spell_value
 from llava_recipes.recipe.spelling import nearest
 
-ROOTS = ("vision_tower", "projector", "language_model", "lm_head")
+ROOTS = ("vision_tower", "projector", "language_model", "lm_head", "image_tokens")
 
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 _STRANGE = re.compile(r"[^A-Za-z0-9_.*-]")
@@ -40,7 +40,7 @@ def check_glob(glob: str, path: Path) -> Iterator[Problem]:
         yield Problem(
             f"glob {spelled} in `{key}` matches no module",
             path=path,
-            found=f"the model has {', '.join(sorted(ROOTS))}",
+            found=f"the model has {', '.join(sorted(set(ROOTS) - {'image_tokens'}))}",
             hint=_root_hint(glob),
         )
 

@@ -110,7 +110,11 @@ class Projector(Frozen):
 class ImageTokens(Frozen):
     """Extra tokens around the image."""
 
-    start_end: bool = Field(False, description="Put `<im_start>` and `<im_end>` around every image.")
+    start_end: bool = Field(
+        False,
+        description="Put `<im_start>` and `<im_end>` around every image; `plain` leaves them out. Their "
+        "embeddings begin as the mean of all others.",
+    )
     patch: bool = Field(False, description="Add the token `<im_patch>` to the tokenizer.")
 
 

@@ -17,7 +17,7 @@ from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, Train, VisionTower
 from llava_recipes.recipe.secret import check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
-from llava_recipes.recipe.tuning import check_tuning
+from llava_recipes.recipe.tuning import check_image_tokens, check_tuning
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 from llava_recipes.recipe.wording import check_wording
 
@@ -32,6 +32,7 @@ def check_rules(root: Value) -> list[Problem]:
     stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
     problems += _check_stage_names(stages)
     problems += _check_output_folders(stages)
+    problems += check_image_tokens(recipe)
     for index, stage in enumerate(stages):
         path: Path = ("stages", index)
         if not stage:

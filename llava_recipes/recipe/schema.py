@@ -190,7 +190,7 @@ class Stage(Frozen):
     trainable: tuple[Text, ...] = Field(
         (),
         description="Globs of modules that train; they win over `freeze`. Roots: vision_tower, projector, "
-        "language_model, lm_head.",
+        "language_model, lm_head; and image_tokens, the embeddings of `<im_start>` and `<im_end>` alone.",
         examples=[["projector"]],
     )
     lora: Lora | None = Field(

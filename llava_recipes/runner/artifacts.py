@@ -66,7 +66,7 @@ def write_results(plan: Plan, trained: Trained, folder: Path) -> None:
     from llava_recipes.model.weights import write_projector, write_trained
 
     if any(name.startswith("projector.") for name in trained.state):
-        write_projector(trained.state, folder)
+        write_projector(trained.state, folder, image_tokens=trained.image_tokens)
     if any(not name.startswith("projector.") for name in trained.state):
         write_trained(trained.state, folder)
     lora = plan.stages[0].lora

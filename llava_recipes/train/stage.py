@@ -17,8 +17,10 @@ from llava_recipes.data.order import EpochSampler
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.features import trains_in_vain
 from llava_recipes.model.freezing import freeze_model
+from llava_recipes.model.image_tokens import free_image_tokens, read_image_tokens
 from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.weights import load_trained, trainable_state
+from llava_recipes.plan.image_tokens import trains_image_tokens
 from llava_recipes.plan.quantization import describe
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
@@ -37,6 +39,8 @@ class Trained:
 
     assembled: Assembled
     state: dict[str, torch.Tensor]
+    image_tokens: torch.Tensor | None
+    """float[2, D]: the embeddings of `<im_start>` and `<im_end>`, where the model has them."""
     num_steps: int
     stopped_early: bool
     last_loss: float | None
@@ -120,9 +124,13 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     except BaseException:
         reporter.abandon()
         raise
+    finally:
+        if metrics is not None:
+            metrics.close()
     return Trained(
         assembled=assembled,
         state=trainable_state(assembled.model),
+        image_tokens=read_image_tokens(assembled.model) if plan.model.image_tokens.start_end else None,
         num_steps=trainer.state.global_step,
         stopped_early=trainer.state.global_step < num_steps,
         last_loss=last_loss[0] if last_loss else None,
@@ -153,6 +161,8 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     assembled = assemble(plan.model, dtype=_DTYPES[stage.train.precision], zero3=zero_stage == 3)
     for folder in stage.starts_from:
         load_trained(assembled.model, Path(folder))
+    if trains_image_tokens(stage):
+        free_image_tokens(assembled.model)
     targets: tuple[str, ...] = ()
     if stage.lora is not None:
         targets = inject_lora(assembled.model, stage.lora, seed=stage.train.seed)

@@ -1,0 +1,115 @@
+"""Embeddings of `<im_start>` and `<im_end>` that train while all others stay as they are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned
+from llava_recipes.plan.image_tokens import NUM_TOKENS
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.templates import IMAGE_END, IMAGE_START
+
+ORIGINAL_KEY = "model.embed_tokens.weight"
+"""What the original calls them beside a projector: there, the embeddings of all tokens."""
+
+
+class ImageTokenRows(nn.Module):
+    """Embeddings of a few tokens, which take the place of the model's own where those tokens stand."""
+
+    def __init__(self, weight_ND: Tensor, token_ids: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_ND)
+        self.token_ids = token_ids
+
+    def forward(self, input_ids_BT: Tensor, embeds_BTD: Tensor) -> Tensor:
+        """float[B, T, D], in the dtype of `embeds_BTD` and equal to it wherever another token stands."""
+        is_token_NBT = torch.stack([input_ids_BT == token for token in self.token_ids])
+        row_BT = is_token_NBT.int().argmax(dim=0)
+        # Looked up for every token: the graph is the same whatever a batch holds.
+        rows_BTD = embedding(row_BT, self.weight).to(embeds_BTD.dtype)
+        return torch.where(is_token_NBT.any(dim=0)[..., None], rows_BTD, embeds_BTD)
+
+
+def remember_image_tokens(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Note on the model which rows of its embeddings are those of `<im_start>` and `<im_end>`."""
+    known = tokenizer.get_vocab()
+    model.image_token_ids = tuple(known[token] for token in (IMAGE_START, IMAGE_END) if token in known)
+
+
+def free_image_tokens(model: LlavaForConditionalGeneration) -> None:
+    """Make the rows of `<im_start>` and `<im_end>` a parameter of their own, with the values that they have.
+
+    Under ZeRO-3 all processes call this.
+    """
+    embeddings = model.get_input_embeddings()
+    rows = ImageTokenRows(read_image_tokens(model), model.image_token_ids)
+    model.model.image_tokens = rows
+
+    def put(module: nn.Module, given: tuple[Tensor, ...], embeds_BTD: Tensor) -> Tensor:
+        placed: Tensor = rows(given[0], embeds_BTD)
+        return placed
+
+    embeddings.register_forward_hook(put)
+
+
+def read_image_tokens(model: LlavaForConditionalGeneration) -> Tensor:
+    """float[2, D]: the embeddings of `<im_start>` and `<im_end>`, a copy on the CPU.
+
+    Under ZeRO-3 all processes call this.
+    """
+    free = getattr(model.model, "image_tokens", None)
+    weight = model.get_input_embeddings().weight if free is None else free.weight
+    with _whole(weight):
+        rows: Tensor = weight.detach()
+        return (rows if free is not None else rows[list(model.image_token_ids)]).to("cpu", copy=True)
+
+
+@torch.no_grad()
+def write_image_tokens(model: LlavaForConditionalGeneration, rows: Tensor, *, path: Path, found: str) -> None:
+    """Put embeddings of image tokens where a finished stage or the original left them.
+
+    rows  float[2, D], or float[V, D] of the whole vocabulary: the original takes either.
+    Under ZeRO-3 all processes call this. Raises RecipeError when the model has no such tokens, or `rows` is
+    neither.
+    """
+    weight = model.get_input_embeddings().weight
+    shape = full_shape(weight)
+    if not model.image_token_ids:
+        raise RecipeError(
+            Problem(
+                "these weights hold embeddings of `<im_start>` and `<im_end>`, which the model does not have",
+                path=path,
+                found=found,
+                hint="write `image_tokens: {start_end: true}` in `model:`",
+            )
+        )
+    if tuple(rows.shape) not in ((NUM_TOKENS, shape[1]), shape):
+        raise RecipeError(
+            Problem(
+                "these embeddings of image tokens do not fit the model",
+                path=path,
+                found=f"{found} holds {list(rows.shape)}",
+                hint=f"[{NUM_TOKENS}, {shape[1]}] or the whole vocabulary, {list(shape)}, is needed",
+            )
+        )
+    with _whole(weight, written=True):
+        if is_first_process() or not is_partitioned(weight):
+            ids = list(model.image_token_ids)
+            weight[ids] = (rows if len(rows) == NUM_TOKENS else rows[ids]).to(weight)
+
+
+@contextlib.contextmanager
+def _whole(parameter: nn.Parameter, *, written: bool = False) -> Iterator[None]:
+    if not is_partitioned(parameter):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if written else None):
+        yield
