@@ -34,10 +34,6 @@ class MetricsLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
 
-    def close(self) -> None:
-        """No more lines."""
-        self._file.close()
-
 
 def _read_lines(path: Path) -> list[str]:
     """Whole lines of the log; a last line that was cut short by a crash is left out."""

@@ -124,9 +124,6 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     except BaseException:
         reporter.abandon()
         raise
-    finally:
-        if metrics is not None:
-            metrics.close()
     return Trained(
         assembled=assembled,
         state=trainable_state(assembled.model),

@@ -1,4 +1,4 @@
-"""Start and end tokens: two rows of embeddings that train while all others stay, and go on to the next stage."""
+"""Start and end tokens: two rows of embeddings that train while all others stay, and are handed on."""
 
 from __future__ import annotations
 
