@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Options for pip, such as the index of another build of torch.
 PIP_FLAGS ?=
+# Two files of tests at a time: many of them start processes and wait. `PYTEST_FLAGS=` runs one after another.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -33,10 +35,10 @@ demo: $(READY)  ## train and judge a tiny model on drawn pictures: no network, n
 test: check  ## what CI runs: linters, types, import rules and every test
 
 check: lint  ## the same under its other name
-	@$(RUN) python -m pytest
+	@$(RUN) python -m pytest $(PYTEST_FLAGS)
 
 quick: lint  ## linters and the tests that take no more than a few seconds
-	@$(RUN) python -m pytest -m 'not slow'
+	@$(RUN) python -m pytest $(PYTEST_FLAGS) -m 'not slow'
 
 lint: $(READY)  ## ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .
