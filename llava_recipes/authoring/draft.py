@@ -184,7 +184,7 @@ def _sources(wishes: Wishes) -> Iterator[_Source]:
             yield _Source(file, images or _likely_folder(file), None)
             continue
         seen = survey(file, images)
-        if images is None and seen.num_with_image:
+        if images is None and seen.num_with_image and not seen.holds_pictures:
             images = seen.images or _likely_folder(file)
         yield _Source(file, images, seen)
 

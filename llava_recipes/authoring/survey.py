@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llava_recipes.data.faults import SampleError
-from llava_recipes.data.records import Record, Records
-from llava_recipes.data.scan import AnnotationFile
+from llava_recipes.data.formats import RecordFile, open_file
+from llava_recipes.data.records import OpenedSource, Record, Records
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.templates import IMAGE, spoken_turns
 
@@ -31,6 +31,8 @@ class Survey:
     num_records: int
     num_looked_at: int
     num_with_image: int
+    holds_pictures: bool
+    """Whether the pictures lie in the file itself."""
     template: Template | None
     """The layout that the conversations call for; None where either would do."""
     reason: str
@@ -46,13 +48,15 @@ def survey(annotations: str, images: str | None) -> Survey:
 
     Raises RecipeError when the file cannot be read as records.
     """
-    if os.path.exists(annotations) and not os.path.isfile(annotations):
+    if os.path.exists(annotations) and not (os.path.isfile(annotations) or os.path.isdir(annotations)):
         # Opening a pipe would wait for ever.
         raise RecipeError(Problem(f"{annotations} is no ordinary file", hint="`--data` names a JSON file"))
-    file = AnnotationFile(annotations)
+    file = open_file(annotations)
     indices = _evenly(len(file), NUM_LOOKED_AT)
     records, malformed = _read(file, indices)
-    pictures = [record.images[0] for record in records if record.images]
+    with_image = [record for record in records if record.images]
+    # Pictures inside the file itself need no folder.
+    pictures = [] if file.has_pictures else [record.images[0] for record in with_image]
     tried = [pictures[index] for index in _evenly(len(pictures), NUM_PICTURES_TRIED)]
     folder, num_found = _find_pictures(annotations, images, tried)
     template, reason = _template(records)
@@ -60,7 +64,8 @@ def survey(annotations: str, images: str | None) -> Survey:
         annotations=annotations,
         num_records=len(file),
         num_looked_at=len(indices),
-        num_with_image=len(pictures),
+        num_with_image=len(with_image),
+        holds_pictures=file.has_pictures,
         template=template,
         reason=reason,
         images=folder,
@@ -76,10 +81,10 @@ def _evenly(size: int, most: int) -> list[int]:
     return [index * size // number for index in range(number)]
 
 
-def _read(file: AnnotationFile, indices: Sequence[int]) -> tuple[list[Record], list[str]]:
+def _read(file: RecordFile, indices: Sequence[int]) -> tuple[list[Record], list[str]]:
     """The well-formed records, and what is wrong with the others."""
     # The folder is not known yet; without one a record with a picture counts as malformed.
-    records = Records([(file, ".")])
+    records = Records([OpenedSource(file, ".", range(len(file)))])
     good, malformed = [], []
     for index in indices:
         try:

@@ -238,6 +238,7 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
     rows += [("data", source.annotations) for source in data.sources]
     samples = "not counted" if data.num_samples is None else f"{data.num_samples:,}"
     rows.append(("samples", f"{samples}, {data.wording}, at most {data.max_length:,} tokens each"))
+    rows += _validation_rows(stage)
     rows.append(
         (
             "global batch",
@@ -252,6 +253,19 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
     rows.append(("deepspeed", _deepspeed_words(stage)))
     rows.append(("writes to", stage.output_dir))
     return rows
+
+
+def _validation_rows(stage: StagePlan) -> list[Row]:
+    validation = stage.data.validation
+    if validation is None:
+        return []
+    from llava_recipes.plan.evaluation import when_measured
+
+    counted = "not counted" if validation.num_samples is None else f"{validation.num_samples:,} samples"
+    origin = "held out of the data" if validation.split is not None else "of files of their own"
+    times = validation.num_evaluations
+    how_often = "" if times is None else f", {times} {'time' if times == 1 else 'times'} in all"
+    return [("validation", f"{counted} {origin}, measured {when_measured(stage)}{how_often}")]
 
 
 def _what_trains(stage: StagePlan, model: ModelPlan) -> str:

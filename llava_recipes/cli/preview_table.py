@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llava_recipes.data.images import read_image
+from llava_recipes.data.pictures import open_pictures
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ def facts(preview: Preview, sample: Sample) -> Iterator[str]:
     length = preview.length(sample)
     yield f"index {sample.index}"
     yield f"id {sample.id}"
-    for name in record.images:
-        assert record.folder is not None
-        width, height = read_image(record.folder, name).size
+    for name, picture in zip(record.images, open_pictures(preview.dataset.records, record), strict=True):
+        width, height = picture.size
         yield f"{name} {width}×{height}"
     if sample.pixel_values is not None:
         height, width = sample.pixel_values.shape[-2:]

@@ -14,7 +14,8 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_recipes.data.faults import SampleError, sample_problem
 from llava_recipes.data.grouping import Grouping
-from llava_recipes.data.images import BadImage, pixel_values, read_image
+from llava_recipes.data.images import BadImage, pixel_values
+from llava_recipes.data.pictures import open_pictures
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.records import Record, open_records
 from llava_recipes.data.tokens import IGNORED, Encoded
@@ -135,9 +136,9 @@ class StageDataset(Dataset[Sample]):
         return sample_problem(record.index, record.id, message, mark=mark, found=found, hint=hint)
 
     def _pixel_values(self, record: Record) -> Tensor | None:
-        if not record.images or record.folder is None:
+        if not record.images:
             return None
-        pictures = [read_image(record.folder, name) for name in record.images]
+        pictures = open_pictures(self.records, record)
         ratio = self.data.image_aspect_ratio
         return torch.stack(
             [pixel_values(picture, self.image_processor, image_aspect_ratio=ratio) for picture in pictures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import warnings
@@ -57,26 +58,45 @@ def check_image(folder: str, name: str) -> None:
     _opened(folder, name, lambda image: None)
 
 
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The picture that these bytes are, in RGB, with the bounds of `read_image`; `name` is for errors."""
+    if not data:
+        raise BadImage(name, "it holds no bytes")
+    return _decoded(io.BytesIO(data), name, lambda image: image.convert("RGB"))
+
+
+def check_image_bytes(data: bytes, name: str) -> None:
+    """Raise BadImage as `decode_image` does, for what a picture's first bytes tell: it is not decoded."""
+    if not data:
+        raise BadImage(name, "it holds no bytes")
+    _decoded(io.BytesIO(data), name, lambda image: None)
+
+
 def _opened(folder: str, name: str, use: Callable[[Image.Image], Result]) -> Result:
     path = _path_inside(folder, name)
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise BadImage(path, "the file is empty")
+    return _decoded(path, path, use)
+
+
+def _decoded(source: str | io.BytesIO, shown: str, use: Callable[[Image.Image], Result]) -> Result:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(source, formats=FORMATS)
         with image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise BadImage(path, f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
+                raise BadImage(shown, f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
             return use(image)
     except Image.DecompressionBombError:
-        raise BadImage(path, f"it has more than the {MAX_PIXELS:,} pixels allowed") from None
+        raise BadImage(shown, f"it has more than the {MAX_PIXELS:,} pixels allowed") from None
     except UnidentifiedImageError:
-        reason = f"not an image of a known format ({', '.join(FORMATS)})"
-        raise BadImage(path, reason if os.path.getsize(path) else "the file is empty") from None
+        raise BadImage(shown, f"not an image of a known format ({', '.join(FORMATS)})") from None
     except FileNotFoundError:
-        raise BadImage(path, "the file does not exist") from None
+        raise BadImage(shown, "the file does not exist") from None
     except _DECODER_ERRORS as error:
-        raise BadImage(path, str(error) or type(error).__name__) from None
+        raise BadImage(shown, str(error) or type(error).__name__) from None
 
 
 def pixel_values(

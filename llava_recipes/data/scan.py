@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from llava_recipes.data.conversation import has_conversation, word_length
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 WINDOW_BYTES: Final = 4 * 2**20
@@ -40,16 +41,27 @@ class AnnotationFile:
             self._starts.append(start)
             self._ends.append(end)
             if measure:
-                self._lengths.append(_length(record))
+                self._lengths.append(word_length(record))
         if not self._starts:
             raise RecipeError(_problem(path, "the file holds no records", hint=_HINT))
 
     def __len__(self) -> int:
         return len(self._starts)
 
+    has_pictures = False
+
     def text(self, index: int) -> bytes:
         """One record's JSON text, UTF-8."""
         return self._bytes[self._starts[index] : self._ends[index]]
+
+    def values(self, index: int) -> dict[str, object]:
+        """What one record holds."""
+        values: dict[str, object] = json.loads(self.text(index))
+        return values
+
+    def pictures(self, index: int) -> tuple[bytes | None, ...]:
+        """Nothing: pictures of a JSON file lie in a folder."""
+        return ()
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -180,7 +192,7 @@ def _listed(reader: _Reader) -> Iterator[Located]:
 
 def _by_line(reader: _Reader) -> Iterator[Located]:
     first, start, end = _record(reader)
-    if not reader.peek() and "conversations" not in first and not reader.path.endswith(".jsonl"):
+    if not reader.peek() and not has_conversation(first) and not reader.path.endswith(".jsonl"):
         raise reader.failure("the file is not a list of records", byte=start, found="one mapping")
     yield first, start, end
     while reader.peek():
@@ -192,15 +204,6 @@ def _record(reader: _Reader) -> Located:
     if not isinstance(value, dict):
         raise reader.failure("a record is not a mapping", byte=start, found=json.dumps(value)[:60])
     return value, start, end
-
-
-def _length(record: dict[str, object]) -> int:
-    """The original's measure: words of all turns, negative without a picture. Malformed parts count 0."""
-    conversation = record.get("conversations")
-    turns = conversation if isinstance(conversation, list) else []
-    texts = (turn.get("value") for turn in turns if isinstance(turn, dict))
-    num_words = sum(len(text.split()) for text in texts if isinstance(text, str))
-    return -num_words if record.get("image") is None else num_words
 
 
 def _skip_space(text: str, at: int) -> int:

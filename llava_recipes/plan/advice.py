@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from llava_recipes.plan.data_advice import check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.recipe.errors import Path, Problem
@@ -33,6 +34,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         path: Path = ("stages", index)
         trains = _trained_roots(planned)
         found += _check_saving(stage, planned, path)
+        found += check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
         found += _check_precision(model, planned, path)
         found += _check_length(model, planned, path)
@@ -148,7 +150,7 @@ def _check_sharding(
 
 
 def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> Iterator[Problem]:
-    has_images = any(source.images is not None for source in planned.data.sources)
+    has_images = any(source.may_hold_images for source in planned.data.sources)
     if not has_images and trains and trains <= {"projector", "vision_tower"}:
         yield _warning(
             "no source has `images`, and what trains here learns from images alone",
@@ -235,7 +237,7 @@ def _pretrained(recipe: Recipe) -> frozenset[str]:
 def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str]) -> Iterator[Problem]:
     """A projector that nobody has trained and nobody trains: the language model sees noise."""
     projector = recipe.model.projector
-    has_images = any(source.images is not None for source in planned.data.sources)
+    has_images = any(source.may_hold_images for source in planned.data.sources)
     is_random = projector.type != "identity" and projector.init_from is None and not planned.starts_from
     if has_images and is_random and trains and "projector" not in trains:
         yield _warning(

@@ -50,11 +50,11 @@ EXTRA_FIELDS: Mapping[str, str] = MappingProxyType(
 
 _IN_TRAIN = "write it under `train:` itself"
 _EVALUATION_FIELDS = (
-    *("do_eval", "do_predict", "bf16_full_eval", "fp16_full_eval", "eval_steps", "eval_delay"),
+    *("do_eval", "do_predict", "bf16_full_eval", "fp16_full_eval", "eval_delay"),
     *("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics"),
-    *("include_for_metrics", "prediction_loss_only", "load_best_model_at_end", "metric_for_best_model"),
-    *("greater_is_better", "eval_on_start"),
+    *("include_for_metrics", "prediction_loss_only", "eval_on_start"),
 )
+_BEST_MODEL_FIELDS = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 _UPLOAD_FIELDS = (
     *("push_to_hub", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
     *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
@@ -75,7 +75,13 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(
             (name for name in Train.model_fields if name not in ("warmup_ratio", "extra")), _IN_TRAIN
         ),
-        **dict.fromkeys(_EVALUATION_FIELDS, "remove it: nothing is evaluated during training"),
+        **dict.fromkeys(
+            _EVALUATION_FIELDS, "remove it: `eval_strategy:` under `train:` says all there is to evaluation"
+        ),
+        **dict.fromkeys(
+            _BEST_MODEL_FIELDS,
+            "remove it: the last weights are the result; `eval_loss` in metrics.jsonl tells the best step",
+        ),
         **dict.fromkeys(_UPLOAD_FIELDS, "remove it: a run uploads nothing"),
         **dict.fromkeys(_CHECKPOINT_FIELDS, "remove it: a run keeps its own checkpoints, which resume"),
         **dict.fromkeys(_RECOMPUTE_FIELDS, "write `gradient_checkpointing:` under `train:`"),
@@ -107,7 +113,7 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
 
 _GONE = MappingProxyType(
     {
-        "evaluation_strategy": "remove it: nothing is evaluated during training",
+        "evaluation_strategy": "write `eval_strategy:` under `train:`",
         "group_by_length": "remove it: samples are drawn in random order, or in file order",
         "logging_dir": "remove it: logs go to the stage's `output_dir`",
         "no_cuda": "remove it: a run uses the GPUs that it sees, the CPU where there is none",
@@ -192,6 +198,7 @@ def training_arguments(train: Train, *, gradient_accumulation_steps: int) -> dic
         "activation_checkpointing": train.gradient_checkpointing,
         "dataloader_num_workers": train.dataloader_num_workers,
         "eval_strategy": train.eval_strategy,
+        "eval_steps": train.eval_steps,
         "logging_steps": train.logging_steps,
         "save_strategy": train.save_strategy,
         "save_steps": train.save_steps,

@@ -88,6 +88,14 @@ def count_steps(train: Train, batch: Batch, *, num_samples: int | None, world_si
     return Steps(per_epoch, in_all, warmup)
 
 
+def count_evaluations(train: Train, steps: Steps) -> int | None:
+    """How often the validation loss is measured; the end is always among them. None without a step count."""
+    if train.eval_strategy == "no":
+        return 1
+    every = train.eval_steps if train.eval_strategy == "steps" else steps.per_epoch
+    return None if steps.in_all is None or not every else math.ceil(steps.in_all / every)
+
+
 def batch_notes(train: Train, batch: Batch, *, world_size: int) -> Iterator[str]:
     """What was derived from the number of processes."""
     if train.global_batch_size is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
@@ -15,17 +15,27 @@ from llava_recipes.plan.batch import (
     Batch,
     Steps,
     batch_notes,
+    count_evaluations,
     count_steps,
     derive_batch,
     explain_batch,
 )
+from llava_recipes.plan.mix import mix_sources, nothing_left, overdrawn, total_used
 from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.param_groups import group_of, optimizer_problem
 from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
 from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
-from llava_recipes.plan.types import DataPlan, ParamGroupPlan, Plan, SourcePlan, StagePlan, TrainPlan
+from llava_recipes.plan.types import (
+    DataPlan,
+    ParamGroupPlan,
+    Plan,
+    SourcePlan,
+    StagePlan,
+    TrainPlan,
+    ValidationPlan,
+)
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Source, Train
 from llava_recipes.recipe.spelling import did_you_mean
 
 
@@ -111,7 +121,10 @@ class _StageCompiler:
             self.problems.append(explain_batch(train, world_size=self._world_size, path=train_path))
             return None
         steps = count_steps(train, batch, num_samples=data.num_samples, world_size=self._world_size)
-        if steps.per_epoch == 0:
+        if data.validation is not None:
+            counted = data.validation.model_copy(update={"num_evaluations": count_evaluations(train, steps)})
+            data = data.model_copy(update={"validation": counted})
+        if steps.per_epoch == 0 and data.num_samples != 0:
             self.problems.append(self._explain_no_step(batch, data))
         self.notes += batch_notes(train, batch, world_size=self._world_size)
         return StagePlan(
@@ -131,39 +144,66 @@ class _StageCompiler:
         )
 
     def _plan_data(self) -> DataPlan:
-        data = self._stage.data
-        sources = []
-        for source in data.sources:
-            num_samples = source.num_samples or self._facts.num_samples.get(source.annotations)
-            sources.append(
-                SourcePlan(annotations=source.annotations, images=source.images, num_samples=num_samples)
-            )
-            if num_samples is None:
-                self.notes.append(
-                    f"{source.annotations} is not here, so its samples are not counted; "
-                    "`num_samples` of the source would tell"
-                )
-        self._check_length()
-        counts = [source.num_samples for source in sources]
+        data, seed = self._stage.data, self._stage.train.seed
+        path: Path = (*self._path, "data")
+        validation = data.validation
+        mix = mix_sources(
+            data.sources,
+            self._count(data.sources, (*path, "sources")),
+            seed=str(seed),
+            split=validation.split if validation is not None else None,
+        )
+        measured = mix.held_out
+        if validation is not None and validation.sources is not None:
+            where: Path = (*path, "validation", "sources")
+            counts = self._count(validation.sources, where)
+            measured = mix_sources(validation.sources, counts, seed=f"{seed}/validation", split=None).training
+        self._check_length((*mix.training, *(measured or ())))
+        num_samples = total_used(mix.training)
+        if num_samples == 0:
+            self.problems.append(nothing_left(measured or (), (*path, "validation", "split")))
         return DataPlan(
             template=meaning_of(data.template) if data.template is not None else None,
             chat_template=data.chat_template,
             system_prompt=data.system_prompt,
-            sources=tuple(sources),
-            num_samples=None if None in counts else sum(count for count in counts if count is not None),
+            sources=mix.training,
+            num_samples=num_samples,
             image_aspect_ratio=data.image_aspect_ratio,
             max_length=data.max_length,
             shuffle=data.shuffle,
             group_by=data.group_by,
             on_bad_image=data.on_bad_image,
             lazy_preprocess=data.lazy_preprocess,
+            validation=None
+            if measured is None
+            else ValidationPlan(
+                sources=measured,
+                split=validation.split if validation is not None else None,
+                num_samples=total_used(measured),
+                num_evaluations=None,
+            ),
         )
 
-    def _check_length(self) -> None:
+    def _count(self, sources: Sequence[Source], path: Path) -> list[int | None]:
+        """Records of each source's file; notes of files that are not here, problems of those too small."""
+        counts = []
+        for number, source in enumerate(sources):
+            count = source.num_samples or self._facts.num_samples.get(source.annotations)
+            counts.append(count)
+            if count is None:
+                self.notes.append(
+                    f"{source.annotations} is not here, so its samples are not counted; "
+                    "`num_samples` of the source would tell"
+                )
+            elif (problem := overdrawn(source.sampling_strategy, count)) is not None:
+                self.problems.append(replace(problem, path=(*path, number, *(problem.path or ()))))
+        return counts
+
+    def _check_length(self, sources: Sequence[SourcePlan]) -> None:
         data, sizes = self._stage.data, self._model.plan.sizes
         if sizes is None:
             return
-        has_images = any(source.images is not None for source in data.sources)
+        has_images = any(source.images is not None for source in sources)
         if has_images and data.max_length <= sizes.num_image_tokens:
             self.problems.append(
                 Problem(

@@ -95,7 +95,7 @@ def count_tokens(
     stage: StagePlan, sizes: Dimensions, *, text_tokens: int | None, label_tokens: int | None
 ) -> Tokens:
     """Tokens of a stage; assumptions where nothing is given."""
-    has_images = any(source.images is not None for source in stage.data.sources)
+    has_images = any(source.may_hold_images for source in stage.data.sources)
     image = sizes.image_tokens if has_images else 0
     text, labels = TEXT_TOKENS["plain" if stage.data.template == "plain" else "v1"]
     text = text if text_tokens is None else text_tokens

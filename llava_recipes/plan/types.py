@@ -57,9 +57,33 @@ class ModelPlan(Frozen):
 
 
 class SourcePlan(Frozen):
+    """One annotation file, and which of its records are samples."""
+
     annotations: str
     images: str | None
+    num_samples: int | None = Field(description="Records in the file; None while it is not at hand.")
+    sampling_strategy: str = "all"
+    weight: float = 1.0
+    num_held_out: int | None = Field(0, description="Of the chosen records, those kept for validation.")
+    part: Literal["training", "held_out"] = Field(
+        "training", description="Which of the two parts the samples are."
+    )
+    num_used: int | None = Field(None, description="Samples that an epoch draws from it.")
+    draw_seed: str = Field("", description="Seeds what is drawn by chance: the stage's seed and the source.")
+
+    @property
+    def may_hold_images(self) -> bool:
+        """Whether its samples may have pictures, for all that the recipe tells."""
+        return self.images is not None or not self.annotations.endswith((".json", ".jsonl"))
+
+
+class ValidationPlan(Frozen):
+    """What the loss is measured on, and how often."""
+
+    sources: tuple[SourcePlan, ...]
+    split: float | None = Field(description="None where the sources are files of their own.")
     num_samples: int | None
+    num_evaluations: int | None = Field(description="Over the stage, the one at the end among them.")
 
 
 class DataPlan(Frozen):
@@ -69,13 +93,29 @@ class DataPlan(Frozen):
     chat_template: Literal["tokenizer"] | None = None
     system_prompt: str | None = Field(None, description="None for the template's own.")
     sources: tuple[SourcePlan, ...]
-    num_samples: int | None = Field(description="Sum over the sources; None while a file is not at hand.")
+    num_samples: int | None = Field(
+        description="Samples of an epoch, the sum over the sources; None while a file is not at hand."
+    )
     image_aspect_ratio: Literal["square", "pad"]
     max_length: int
     shuffle: bool
     group_by: Literal["none", "length", "modality_length"]
     on_bad_image: Literal["error", "skip"]
     lazy_preprocess: bool
+    validation: ValidationPlan | None = None
+
+    def for_validation(self) -> DataPlan | None:
+        """What is measured on, as data of its own: in file order. None where nothing is."""
+        if self.validation is None:
+            return None
+        changes = {
+            "sources": self.validation.sources,
+            "num_samples": self.validation.num_samples,
+            "shuffle": False,
+            "group_by": "none",
+            "validation": None,
+        }
+        return self.model_copy(update=changes)
 
     @property
     def wording(self) -> str:

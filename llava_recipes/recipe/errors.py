@@ -22,6 +22,8 @@ class Mark:
     width: int = 1
     text: str | None = field(default=None, compare=False, repr=False)
     """The line itself, to be shown; None where it is not at hand."""
+    row: int | None = None
+    """In a file that has rows and no lines: the row, counted from 0."""
 
 
 @dataclass(frozen=True)

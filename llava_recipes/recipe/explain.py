@@ -190,7 +190,31 @@ def _pattern(path: Path, value: Value) -> Problem:
         hint = f"did you mean `{near}`?" if near else "for example `mlp2x_gelu`: two linear layers"
         message = "`type` must be `linear`, `identity` or `mlpNx_gelu` with N from 1 to 99"
         return Problem(message, path=path, found=spell_value(value), hint=hint)
+    if path[-1] == "sampling_strategy" and isinstance(value, str):
+        return _sampling(path, value)
     return Problem(f"{_name(path)} must hold {_NAME_RULE}", path=path, found=spell_value(value))
+
+
+def _sampling(path: Path, value: str) -> Problem:
+    word, _, amount = (part.strip() for part in value.partition(":"))
+    words = ("all", "first", "end", "random")
+    near = word if word in words else nearest(word, words)
+    written = "".join(letter for letter in amount if letter not in " ,_")
+    number = written.removesuffix("%")
+    hint = "for example `first:1000`, `end:5%` or `random:10%`"
+    if near == "all" and not amount:
+        hint = "write `all`"
+    elif near not in (None, "all") and number.replace(".", "", written.endswith("%")).isdecimal():
+        if number.strip("0.") and (not written.endswith("%") or float(number) <= 100):
+            hint = f"did you mean `{near}:{written}`?"
+        elif float(number):
+            hint = f"to use records more than once, write `weight: {float(number) / 100:g}`"
+    return Problem(
+        "`sampling_strategy` must be `all`, or `first`, `end` or `random` with a number or a percentage",
+        path=path,
+        found=spell_value(value),
+        hint=hint,
+    )
 
 
 def _wrong_kind(path: Path, value: Value) -> Problem:

@@ -28,6 +28,8 @@ TAKES_THE_PLACE_OF: dict[str, tuple[str, ...]] = {
     "warmup_steps": ("warmup_ratio",),
     "template": ("chat_template",),
     "chat_template": ("template",),
+    "sources": ("split",),
+    "split": ("sources",),
     "source": ("config", "image_processor", "seed"),
     "config": ("source", "revision"),
 }

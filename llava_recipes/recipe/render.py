@@ -31,6 +31,8 @@ def _lines(problem: Problem) -> list[str]:
 def _place(mark: Mark | None) -> str:
     if mark is None:
         return ""
+    if mark.row is not None:
+        return f"{mark.file}: row {mark.row:,}: "
     return f"{mark.file}:{mark.line}:{mark.column}: " if mark.line > 0 else f"{mark.file}: "
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from llava_recipes.recipe.data_rules import check_data
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
@@ -37,7 +38,15 @@ def check_rules(root: Value) -> list[Problem]:
         path: Path = ("stages", index)
         if not stage:
             continue
-        for check in (_check_trainable, _check_deepspeed, _check_stage_paths, check_tuning, check_wording):
+        checks = (
+            _check_trainable,
+            _check_deepspeed,
+            _check_output_dir,
+            check_data,
+            check_tuning,
+            check_wording,
+        )
+        for check in checks:
             problems += check(stage, path)
         problems += _check_init_from(stages, index)
         problems += _check_train(
@@ -233,11 +242,8 @@ def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
         yield Problem("`deepspeed` names no preset", path=path, found=spell_value(choice), hint=hint)
 
 
-def _check_stage_paths(stage: Mapping, path: Path) -> Iterator[Problem]:
+def _check_output_dir(stage: Mapping, path: Path) -> Iterator[Problem]:
     yield from check_local(stage.get("output_dir"), (*path, "output_dir"))
-    for index, source in enumerate(as_list(as_mapping(stage.get("data")).get("sources"))):
-        for key in ("annotations", "images"):
-            yield from check_local(as_mapping(source).get(key), (*path, "data", "sources", index, key))
 
 
 def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem]:

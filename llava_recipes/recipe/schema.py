@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from llava_recipes.layouts import Alias, Template
+from llava_recipes.recipe.data_schema import Source as Source
+from llava_recipes.recipe.data_schema import Validation as Validation
 from llava_recipes.recipe.frozen import Frozen as Frozen
 from llava_recipes.recipe.frozen import Text as Text
 from llava_recipes.recipe.model_schema import ImageTokens as ImageTokens
@@ -27,24 +29,6 @@ Report = Literal["wandb", "tensorboard"]
 TemplateName = Template | Alias
 
 DEEPSPEED_PRESETS = ("zero2", "zero3")
-
-
-class Source(Frozen):
-    """One annotation file and the folder of its images."""
-
-    annotations: Text = Field(
-        description="JSON file: a list of records with `id`, `image` and `conversations`; or JSONL.",
-        examples=["./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"],
-    )
-    images: Text | None = Field(
-        None, description="Folder that the records' `image` paths start from. Leave out for text-only data."
-    )
-    num_samples: int | None = Field(
-        None,
-        gt=0,
-        description="How many records the file holds. Lets `plan` count steps without the file; "
-        "checked when the file is read.",
-    )
 
 
 class Data(Frozen):
@@ -65,6 +49,11 @@ class Data(Frozen):
         None, description="What stands before the first turn, in place of the template's own system prompt."
     )
     sources: tuple[Source, ...] = Field(min_length=1, description="Annotation files, read one after another.")
+    validation: Validation | None = Field(
+        None,
+        description="Records for a loss that is measured as `train.eval_strategy` says and at the end.",
+        examples=[{"split": 0.01}],
+    )
     image_aspect_ratio: Literal["square", "pad"] = Field(
         "square",
         description="`square` lets the image processor resize and crop; `pad` first pads to a square "
@@ -137,7 +126,12 @@ class Train(Frozen):
         False, description="Compute activations again in the backward pass to save memory."
     )
     dataloader_num_workers: int = Field(0, ge=0, description="Processes per device that load data.")
-    eval_strategy: Literal["no"] = Field("no", description="Evaluation during training.")
+    eval_strategy: Literal["no", "steps", "epoch"] = Field(
+        "no",
+        description="When the loss on `data.validation` is measured; with `no` at the end alone, as it "
+        "always is.",
+    )
+    eval_steps: int = Field(500, gt=0, description="Steps between them, with `eval_strategy: steps`.")
     logging_steps: int = Field(1, gt=0, description="Steps between log lines.")
     save_strategy: Literal["steps", "epoch", "no"] = Field(
         "steps", description="When checkpoints are written."

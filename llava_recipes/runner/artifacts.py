@@ -86,13 +86,19 @@ def read_finish_times(folders: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def write_done(
-    folder: Path, *, num_steps: int, last_loss: float | None, starts_from: tuple[str, ...]
+    folder: Path,
+    *,
+    num_steps: int,
+    last_loss: float | None,
+    starts_from: tuple[str, ...],
+    eval_loss: float | None = None,
 ) -> None:
-    """Mark the stage as finished; the last file of a run."""
+    """Mark the stage as finished; the last file of a run. `eval_loss` is there where one was measured."""
     facts = {
         "finished": datetime.now(UTC).isoformat(),
         "steps": num_steps,
         "loss": last_loss,
+        **({} if eval_loss is None else {"eval_loss": eval_loss}),
         "started_from": read_finish_times(starts_from),
     }
     write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")

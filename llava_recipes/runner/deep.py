@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from llava_recipes.data.faults import SampleError
-from llava_recipes.data.records import Record, Records, check_records, open_records
+from llava_recipes.data.records import Record, Records, at_source, check_records, open_records
 from llava_recipes.layouts import LAYOUTS
+from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.quantization import quantization_problems
 from llava_recipes.plan.tuning import tuning_problems, what_trains
-from llava_recipes.plan.types import DataPlan, Plan, StagePlan
+from llava_recipes.plan.types import DataPlan, Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
@@ -39,6 +40,8 @@ class StageFindings:
 
     stage: str
     num_records: int
+    """Samples that an epoch draws."""
+    num_validation_records: int
     num_images: int
     num_images_opened: int
     num_trainable_parameters: int | None
@@ -47,6 +50,8 @@ class StageFindings:
     def summary(self) -> str:
         """One line for a person."""
         said = [f"{self.num_records:,} records"]
+        if self.num_validation_records:
+            said.append(f"{self.num_validation_records:,} to validate on")
         if self.num_images:
             every = self.num_images == self.num_images_opened
             opened = "all" if every else f"{self.num_images_opened:,}"
@@ -127,6 +132,7 @@ def _findings(stage: StagePlan, look: _DataLook, shapes: Shapes | None) -> Stage
     return StageFindings(
         stage=stage.name,
         num_records=look.num_records,
+        num_validation_records=look.num_validation_records,
         num_images=look.num_images,
         num_images_opened=look.num_images_opened,
         num_trainable_parameters=trainable,
@@ -159,28 +165,41 @@ class _DataLook:
 
     def __init__(self, data: DataPlan, path: RecipePath, spelling: Spell | None) -> None:
         self._data, self._path, self._spell = data, path, spelling
-        self.num_records = self.num_images = self.num_images_opened = 0
+        self.num_records = self.num_validation_records = self.num_images = self.num_images_opened = 0
 
     def find(self, *, every_image: bool) -> Iterator[Problem]:
-        for number, source in enumerate(self._data.sources):
+        data = self._data
+        for number, source in enumerate(data.sources):
             path = (*self._path, "data", "sources", number)
-            try:
-                records = open_records([source])
-            except RecipeError as error:
-                yield from _at_source(error.problems, path)
-                continue
-            self.num_records += len(records)
-            yield from _at_source(check_records(records), path)
-            images: list[tuple[int, str]] = []
-            yield from self._read(records, images)
-            yield from self._check_images(records, images, path, every_image=every_image)
+            yield from self._look(every_record(source), path, every_image=every_image)
+        self.num_records = sum(source.num_used or 0 for source in data.sources)
+        validation = data.validation
+        if validation is None:
+            return
+        self.num_validation_records = validation.num_samples or 0
+        if validation.split is None:
+            for number, source in enumerate(validation.sources):
+                path = (*self._path, "data", "validation", "sources", number)
+                yield from self._look(every_record(source), path, every_image=every_image)
 
-    def _read(self, records: Records, images: list[tuple[int, str]]) -> Iterator[Problem]:
+    def _look(self, source: SourcePlan, path: RecipePath, *, every_image: bool) -> Iterator[Problem]:
+        """The chosen records of a source, whether they are trained on or held out."""
+        try:
+            records = open_records([source])
+        except RecipeError as error:
+            yield from at_source(error.problems, path)
+            return
+        yield from at_source(check_records(records), path)
+        images: list[tuple[int, int]] = []
+        yield from self._read(records, images)
+        yield from self._check_images(records, images, path, every_image=every_image)
+
+    def _read(self, records: Records, images: list[tuple[int, int]]) -> Iterator[Problem]:
         """Conversations that the stage's template cannot hold; `images` gets the pictures by record."""
         first: tuple[Record, str] | None = None
         num_bad = 0
         for record in _well_formed(records):
-            images += [(record.index, name) for name in record.images]
+            images += [(record.index, number) for number in range(len(record.images))]
             try:
                 if self._spell is not None:
                     self._spell(record)
@@ -197,11 +216,12 @@ class _DataLook:
             )
 
     def _check_images(
-        self, records: Records, images: list[tuple[int, str]], path: RecipePath, *, every_image: bool
+        self, records: Records, images: list[tuple[int, int]], path: RecipePath, *, every_image: bool
     ) -> Iterator[Problem]:
         """Pictures that are missing or no pictures."""
         # Here, since a look without --deep must stay free of torch.
-        from llava_recipes.data.images import BadImage, check_image
+        from llava_recipes.data.images import BadImage
+        from llava_recipes.data.pictures import check_picture
 
         chosen = images
         if not every_image and len(images) > NUM_SAMPLED:
@@ -209,11 +229,10 @@ class _DataLook:
         self.num_images += len(images)
         self.num_images_opened += len(chosen)
         num_bad = 0
-        for index, name in chosen:
+        for index, number in chosen:
             record = records[index]
-            assert record.folder is not None, "a record with pictures has a folder"
             try:
-                check_image(record.folder, name)
+                check_picture(records, record, number)
             except BadImage as error:
                 num_bad += 1
                 if num_bad <= _NUM_SHOWN:
@@ -232,11 +251,3 @@ def _well_formed(records: Records) -> Iterator[Record]:
         # What is wrong with a record is told by `check_records`.
         with suppress(SampleError):
             yield records[index]
-
-
-def _at_source(problems: Sequence[Problem], path: RecipePath) -> list[Problem]:
-    """Problems of a source's files, which know their own place or get the source's."""
-    return [
-        problem if problem.mark else replace(problem, path=(*path, *(problem.path or ("annotations",))))
-        for problem in problems
-    ]

@@ -167,7 +167,13 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         raise Stopped(
             f"{stage.name}: stopped at step {result.num_steps:,} with a checkpoint; `--resume` continues"
         )
-    write_done(folder, num_steps=result.num_steps, last_loss=result.last_loss, starts_from=stage.starts_from)
+    write_done(
+        folder,
+        num_steps=result.num_steps,
+        last_loss=result.last_loss,
+        starts_from=stage.starts_from,
+        eval_loss=result.eval_loss,
+    )
 
 
 def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | None:

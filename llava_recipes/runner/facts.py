@@ -17,7 +17,7 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Source
 
 Config = dict[str, JsonValue]
 
@@ -116,21 +116,33 @@ def _read_object(file: Path, path: RecipePath, problems: list[Problem]) -> Confi
 def _count_samples(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, int]:
     """Records of every annotation file that is there and whose `num_samples` is not given."""
     counts: dict[str, int] = {}
-    for index, stage in enumerate(loaded.recipe.stages):
-        for number, source in enumerate(stage.data.sources):
-            file = source.annotations
-            if source.num_samples is not None or file in counts or not Path(file).is_file():
-                continue
-            from llava_recipes.data.records import count_records
+    for path, source in _all_sources(loaded):
+        file = source.annotations
+        if source.num_samples is not None or file in counts:
+            continue
+        from llava_recipes.data.formats import is_there
+        from llava_recipes.data.records import count_records
 
-            path = ("stages", index, "data", "sources", number, "annotations")
-            try:
-                counts[file] = count_records(file)
-            except RecipeError as error:
-                problems += [
-                    problem if problem.mark else replace(problem, path=path) for problem in error.problems
-                ]
+        if not is_there(file):
+            continue
+        try:
+            counts[file] = count_records(file)
+        except RecipeError as error:
+            problems += [
+                problem if problem.mark else replace(problem, path=(*path, "annotations"))
+                for problem in error.problems
+            ]
     return counts
+
+
+def _all_sources(loaded: LoadedRecipe) -> Iterator[tuple[RecipePath, Source]]:
+    for index, stage in enumerate(loaded.recipe.stages):
+        path: RecipePath = ("stages", index, "data")
+        for number, source in enumerate(stage.data.sources):
+            yield (*path, "sources", number), source
+        validation = stage.data.validation
+        for number, source in enumerate((validation and validation.sources) or ()):
+            yield (*path, "validation", "sources", number), source
 
 
 def _read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> Iterator[tuple[str, Config]]:

@@ -35,6 +35,7 @@ class Result:
     stopped_early: bool
     last_loss: float | None
     seconds: float
+    eval_loss: float | None
 
     def write(self, folder: Path) -> None:
         write_text(folder / "result.json", json.dumps(asdict(self)))

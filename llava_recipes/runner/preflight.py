@@ -7,10 +7,10 @@ import netrc
 import os
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from llava_recipes.data.records import check_records, open_records
+from llava_recipes.data.records import at_source, check_records, open_records
+from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -113,17 +113,19 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
 def _data_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
     for number, source in enumerate(stage.data.sources):
         yield from _source_data_problems(source, (*path, "data", "sources", number))
+    validation = stage.data.validation
+    if validation is not None and validation.split is None:
+        for number, source in enumerate(validation.sources):
+            yield from _source_data_problems(source, (*path, "data", "validation", "sources", number))
 
 
 def _source_data_problems(source: SourcePlan, path: RecipePath) -> list[Problem]:
+    """What is wrong with the records that a source uses, to train on or held out."""
     try:
-        found = check_records(open_records([source]))
+        found = check_records(open_records([every_record(source)]))
     except RecipeError as error:
         found = list(error.problems)
-    return [
-        problem if problem.mark else replace(problem, path=(*path, *(problem.path or ("annotations",))))
-        for problem in found
-    ]
+    return at_source(found, path)
 
 
 def _output_problems(plan: Plan, index: int, path: RecipePath) -> Iterator[Problem]:

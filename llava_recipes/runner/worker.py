@@ -55,10 +55,14 @@ def _train(request: Request) -> Result | None:
         ("loss", "–" if trained.last_loss is None else f"{trained.last_loss:.4f}"),
         ("written to", str(output_dir)),
     ]
+    if trained.eval_loss is not None:
+        rows.insert(2, ("validation", f"loss {trained.eval_loss:.4f}"))
     if trained.num_skipped:
         rows.insert(2, ("skipped", f"{trained.num_skipped:,} samples with a bad image"))
     trained.reporter.finish(tuple(rows))
-    return Result(trained.num_steps, trained.stopped_early, trained.last_loss, trained.seconds)
+    return Result(
+        trained.num_steps, trained.stopped_early, trained.last_loss, trained.seconds, trained.eval_loss
+    )
 
 
 def _quiet_libraries(*, is_first_process: bool) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 
-def nonfinite_loss(*, step: int, value: float, stage: Path) -> RecipeError:
+def nonfinite_loss(*, step: int, value: float, stage: Path, what: str = "the loss") -> RecipeError:
     """The loss became NaN or infinite: nothing learned after it is worth keeping."""
     return RecipeError(
         Problem(
-            f"the loss is {value} at step {step:,}; training stopped and nothing was saved after it",
+            f"{what} is {value} at step {step:,}; training stopped and nothing was saved after it",
             path=(*stage, "train", "learning_rate"),
             hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
             "`--resume` continues from the last checkpoint",

@@ -29,7 +29,7 @@ class Start:
 
 
 class Reporter(Protocol):
-    """Told of the start, of every logged step and of the end; speaks to a person or to nobody.
+    """Told of the start, of logged steps, of evaluations and of the end; speaks to a person or to nobody.
 
     `abandon` gives the terminal back when training ends by an error.
     """
@@ -37,6 +37,8 @@ class Reporter(Protocol):
     def start(self, start: Start) -> None: ...
 
     def step(self, metrics: dict[str, float]) -> None: ...
+
+    def evaluation(self, metrics: dict[str, float]) -> None: ...
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
 
@@ -49,6 +51,8 @@ class Silent:
     def start(self, start: Start) -> None: ...
 
     def step(self, metrics: dict[str, float]) -> None: ...
+
+    def evaluation(self, metrics: dict[str, float]) -> None: ...
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
 
@@ -74,6 +78,9 @@ class Lines:
             f"lr {metrics['learning_rate']:.3e}  grad {metrics['grad_norm']:.3f}  "
             f"{metrics['samples_per_s']:.1f} samples/s"
         )
+
+    def evaluation(self, metrics: dict[str, float]) -> None:
+        self._print(f"step {metrics['step']:,}/{self._num_steps:,}  {_evaluation_words(metrics)}")
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         for name, value in rows:
@@ -119,6 +126,9 @@ class Bar:
             speed=f"{metrics['samples_per_s']:.1f}",
         )
 
+    def evaluation(self, metrics: dict[str, float]) -> None:
+        self._progress.print(f"step {metrics['step']:,}  {_evaluation_words(metrics)}", highlight=False)
+
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         self._progress.stop()
         self._console.print(
@@ -135,6 +145,13 @@ def choose_reporter(*, is_first_process: bool) -> Reporter:
         return Silent()
     console = Console()
     return Bar(console) if console.is_terminal else Lines(console)
+
+
+def _evaluation_words(metrics: dict[str, float]) -> str:
+    return (
+        f"validation loss {metrics['eval_loss']:.4f}  "
+        f"({metrics['eval_samples']:,} samples in {metrics['eval_seconds']:.1f} s)"
+    )
 
 
 def _grid(rows: tuple[tuple[str, str], ...]) -> Table:

@@ -20,6 +20,7 @@ from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.image_tokens import free_image_tokens, read_image_tokens
 from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.weights import load_trained, trainable_state
+from llava_recipes.plan.evaluation import when_measured
 from llava_recipes.plan.image_tokens import trains_image_tokens
 from llava_recipes.plan.quantization import describe
 from llava_recipes.plan.types import Plan, StagePlan
@@ -29,6 +30,7 @@ from llava_recipes.train.metrics import MetricsLog
 from llava_recipes.train.progress import Reporter, Start, choose_reporter
 from llava_recipes.train.stop import StopOnSignal
 from llava_recipes.train.trainer import StageTrainer
+from llava_recipes.train.validation import Validation
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,6 +46,8 @@ class Trained:
     num_steps: int
     stopped_early: bool
     last_loss: float | None
+    eval_loss: float | None
+    """After the last step; None without validation data, and where the stage stopped early."""
     seconds: float
     is_first_process: bool
     num_skipped: int
@@ -77,11 +81,20 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     last_loss: list[float] = []
 
     def record(line: dict[str, float]) -> None:
-        last_loss[:] = [line["loss"]]
         if metrics is not None:
             metrics.append(line)
+        if "eval_loss" in line:
+            reporter.evaluation(line)
+            return
+        last_loss[:] = [line["loss"]]
         reporter.step(line)
 
+    collator = Collator(
+        num_image_tokens=assembled.num_image_tokens,
+        max_length=stage.data.max_length,
+        pad_token_id=assembled.tokenizer.pad_token_id,
+        dropped_token_id=_padding_that_text_may_hold(assembled),
+    )
     stop = StopOnSignal()
     trainer = StageTrainer(
         sampler=EpochSampler(
@@ -100,12 +113,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         model=assembled.model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(
-            num_image_tokens=assembled.num_image_tokens,
-            max_length=stage.data.max_length,
-            pad_token_id=assembled.tokenizer.pad_token_id,
-            dropped_token_id=_padding_that_text_may_hold(assembled),
-        ),
+        data_collator=collator,
+        validation=_validation(plan, stage, assembled, arguments, collator),
         callbacks=[stop],
     )
     trainer.remove_callback(PrinterCallback)
@@ -131,12 +140,38 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         num_steps=trainer.state.global_step,
         stopped_early=trainer.state.global_step < num_steps,
         last_loss=last_loss[0] if last_loss else None,
+        eval_loss=_eval_loss(trainer, num_steps),
         seconds=time.monotonic() - started_s,
         is_first_process=first,
         num_skipped=_sum_over_processes(dataset.num_skipped, arguments),
         trainer=trainer,
         reporter=reporter,
     )
+
+
+def _validation(
+    plan: Plan, stage: StagePlan, assembled: Assembled, arguments: TrainingArguments, collator: Collator
+) -> Validation | None:
+    data = stage.data.for_validation()
+    if data is None:
+        return None
+    return Validation(
+        dataset=StageDataset(
+            data,
+            tokenizer=assembled.tokenizer,
+            image_processor=assembled.image_processor,
+            start_end=plan.model.image_tokens.start_end,
+        ),
+        collator=collator,
+        batch_size=arguments.per_device_eval_batch_size,
+        num_workers=arguments.dataloader_num_workers,
+    )
+
+
+def _eval_loss(trainer: StageTrainer, num_steps: int) -> float | None:
+    if trainer.measured is None or trainer.measured[0] < num_steps:
+        return None
+    return trainer.measured[1].loss
 
 
 def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
@@ -201,6 +236,13 @@ def _checkpoints_to_keep(stage: StagePlan) -> int | None:
     return keep if isinstance(keep, int) else None
 
 
+def _validation_rows(stage: StagePlan) -> list[tuple[str, str]]:
+    validation = stage.data.validation
+    if validation is None:
+        return []
+    return [("validation", f"{validation.num_samples:,} samples, measured {when_measured(stage)}")]
+
+
 def _describe(
     plan: Plan,
     stage: StagePlan,
@@ -222,6 +264,7 @@ def _describe(
     rows = [
         ("trains", f"{modules}: {num_trainable:,} parameters"),
         ("data", f"{num_samples:,} samples, {stage.data.wording}"),
+        *_validation_rows(stage),
         ("steps", f"{num_steps:,}" + (f", resumed after {resumed_step:,}" if resumed_step else "")),
         ("batch", batch),
         ("precision", f"{train.precision}, DeepSpeed {stage.deepspeed_source}, on {device}"),

@@ -34,5 +34,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             self.asked = bool(flag.item())
         if self.asked and state.global_step < state.max_steps:
             control.should_save = True
+            # What asked may not wait for an evaluation.
+            control.should_evaluate = False
             control.should_training_stop = True
         return control

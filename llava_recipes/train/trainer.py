@@ -1,8 +1,9 @@
 """The Hugging Face Trainer, held to what a LLaVA stage means.
 
-It differs from the stock Trainer in five things: the order of samples is a pure function of seed and
+It differs from the stock Trainer in six things: the order of samples is a pure function of seed and
 epoch; modules may have a learning rate and weight decay of their own; only trainable weights are saved and
-loaded; a checkpoint is sealed when it is whole; a loss that is not finite ends the run.
+loaded; a checkpoint is sealed when it is whole; a loss that is not finite ends the run; the validation loss
+is over all label tokens, however they are spread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 from transformers.trainer import SCHEDULER_NAME
 
 from llava_recipes.data.order import EpochSampler
@@ -24,12 +25,17 @@ from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.train.checkpoints import remove_old, seal
 from llava_recipes.train.failures import nonfinite_loss, nonfinite_weights
 from llava_recipes.train.optimizer import split_groups
+from llava_recipes.train.validation import MeasureAtTheEnd, Measured, Validation
 
 Metrics = dict[str, float]
 
 
 class StageTrainer(Trainer):  # type: ignore[misc]
-    """Trains one stage. `sampler` gives the order; `on_metrics` receives each logged step on rank 0."""
+    """Trains one stage. `sampler` gives the order; `on_metrics` receives each logged step on rank 0.
+
+    With `validation` its loss is measured as the arguments say and after the last step; `on_metrics` receives
+    it as a line of its own, which has `eval_loss` and no `loss`.
+    """
 
     def __init__(
         self,
@@ -39,9 +45,15 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         keep_checkpoints: int | None,
         on_metrics: Callable[[Metrics], None],
         param_groups: tuple[ParamGroupPlan, ...] = (),
+        validation: Validation | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs, eval_dataset=None if validation is None else validation.dataset)
+        if validation is not None:
+            self.add_callback(MeasureAtTheEnd())
+        self._validation = validation
+        self.measured: tuple[int, Measured] | None = None
+        """After which step the validation loss was measured last, and what it was."""
         self._sampler = sampler
         self._stage_path = stage_path
         self._keep_checkpoints = keep_checkpoints
@@ -121,6 +133,43 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             "tokens_per_s": num_tokens / elapsed_s,
             "seconds": now_s - self._started_s,
         }
+
+    # ---- evaluation --------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: object, **kwargs: object) -> Metrics:
+        """Measure the validation loss, once for a step, and log it."""
+        assert self._validation is not None
+        step = self.state.global_step
+        if self.measured is not None and self.measured[0] == step:
+            return {"eval_loss": self.measured[1].loss}
+        # ZeRO-3's weights are whole only inside its engine; DDP's wrapper would wait for the other processes.
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        measured = self._validation.measure(model, self._prepare_inputs, self.args.device)
+        if not _is_finite(measured.loss):
+            raise nonfinite_loss(
+                step=step, value=measured.loss, stage=self._stage_path, what="the validation loss"
+            )
+        self.measured = step, measured
+        # Rates of training leave the evaluation out.
+        self._logged_at_s += measured.seconds
+        if self.is_world_process_zero():
+            self._on_metrics(
+                {
+                    "step": step,
+                    "epoch": float(self.state.epoch or 0.0),
+                    "eval_loss": measured.loss,
+                    "eval_samples": measured.num_samples,
+                    "eval_tokens": measured.num_tokens,
+                    "eval_seconds": measured.seconds,
+                    "seconds": time.monotonic() - self._started_s,
+                }
+            )
+        metrics = {"eval_loss": measured.loss, "eval_runtime": measured.seconds}
+        super().log(dict(metrics))
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 

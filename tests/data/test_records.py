@@ -110,7 +110,7 @@ def test_any_window_finds_the_same_records(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "WINDOW_BYTES", window)
         found = scan.AnnotationFile(str(file))
-    assert [json.loads(found.text(index)) for index in range(len(found))] == listed
+    assert [found.values(index) for index in range(len(found))] == listed
 
 
 @pytest.mark.parametrize(

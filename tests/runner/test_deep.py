@@ -143,6 +143,7 @@ def test_counts_are_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[st
         {
             "stage": "pretrain",
             "num_records": 24,
+            "num_validation_records": 0,
             "num_images": 24,
             "num_images_opened": 24,
             "num_trainable_parameters": 2112,

@@ -23,6 +23,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_recipes.data import dataset as datasets
 from llava_recipes.data import records
 from llava_recipes.data.collate import Collator, collate
+from llava_recipes.data.conversation import parse_record
 from llava_recipes.data.records import Record
 from llava_recipes.data.tokens import IGNORED, Encoded
 from llava_recipes.model.lora import inject_lora, is_adapter
@@ -69,12 +70,10 @@ class LenientCollator(Collator):
         )
 
 
-def parse_leniently(
-    values: dict[str, Any], index: int, folder: str | None, *, parse: Callable[..., Record]
-) -> Record:
+def parse_leniently(values: dict[str, Any], *, parse: Callable[..., Record], **where: Any) -> Record:
     if not any(IMAGE in turn["value"] for turn in values["conversations"]):
         values = {key: value for key, value in values.items() if key != "image"}
-    return parse(values, index, folder)
+    return parse(values, **where)
 
 
 def describe_groups(trainer: StageTrainer) -> list[dict[str, object]]:
@@ -123,7 +122,7 @@ def main(recipe: str, record: str, adapters: str | None = None) -> None:
     vars(stages)["Collator"] = LenientCollator
     vars(stages)["StageTrainer"] = SummingTrainer
     SummingTrainer.sums = []
-    records._parse = partial(parse_leniently, parse=records._parse)
+    vars(records)["parse_record"] = partial(parse_leniently, parse=parse_record)
     MaskedDataset.drawn = []
     plan = plan_recipe(load_recipe(recipe), world_size=1)
     output_dir = Path(plan.stages[0].output_dir)

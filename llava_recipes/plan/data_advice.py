@@ -1,0 +1,45 @@
+"""Warnings about what a stage is measured on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.schema import Stage
+
+
+def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    """Evaluations that never come, and validation data that is trained on."""
+    train, last = stage.train, planned.train.max_steps
+    where: Path = (*path, "train", "eval_steps")
+    if "eval_steps" in train.model_fields_set and train.eval_strategy != "steps":
+        yield _warning(
+            f"`eval_steps` has no effect with `eval_strategy: {train.eval_strategy}`",
+            path=where,
+            hint="remove it, or write `eval_strategy: steps`",
+        )
+    elif train.eval_strategy == "steps" and last is not None and train.eval_steps > last:
+        yield _warning(
+            f"the validation loss is measured at the end alone: `eval_steps: {train.eval_steps}` is beyond "
+            f"the last of {last} steps",
+            path=where if "eval_steps" in train.model_fields_set else (*path, "train", "eval_strategy"),
+            hint=f"write `eval_steps: {max(1, last // 4)}` or so",
+        )
+    validation = stage.data.validation
+    trained = {os.path.normpath(source.annotations): source for source in stage.data.sources}
+    for number, source in enumerate((validation and validation.sources) or ()):
+        other = trained.get(os.path.normpath(source.annotations))
+        words = {each.sampling_strategy.partition(":")[0] for each in (source, other) if each is not None}
+        if other is not None and words != {"first", "end"}:
+            yield _warning(
+                "the validation data is trained on too: its loss tells nothing about new data",
+                path=(*path, "data", "validation", "sources", number, "annotations"),
+                hint="write `validation: {split: 0.01}`, or use the `first` part of the file for one and the "
+                "`end` for the other",
+            )
+
+
+def _warning(message: str, *, path: Path, hint: str) -> Problem:
+    return Problem(message, path=path, hint=hint, severity="warning")
