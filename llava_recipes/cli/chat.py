@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prompt is not None or (conversation.is_plain and arguments.image):
         _answer(conversation, arguments.prompt or "")
         return 0
-    _converse(conversation, f"{arguments.run} · template {opened.run.data.template} · {HELP}")
+    _converse(conversation, f"{arguments.run} · {opened.run.data.wording} · {HELP}")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -25,16 +24,10 @@ from llava_recipes.templates import (
 )
 
 
-@dataclass(frozen=True)
-class Stop:
-    """What tells that an answer is over: any of the tokens, or any of the texts in what was said so far."""
-
-    token_ids: tuple[int, ...]
-    texts: tuple[str, ...]
-
-
 class Prompts:
     """Conversations as token ids, by the template or the chat template of a stage.
+
+    stop  the text that ends an answer, mostly a token's; None where that is not known
 
     Raises RecipeError when the tokenizer does not go with it; the problem's path starts at `data`.
     """
@@ -45,15 +38,14 @@ class Prompts:
         self._chat_template: ChatTemplate | None = None
         if data.template is not None:
             _check_tokens(data, tokenizer, end_of_answer=self._end_of_answer)
-            stop: str | None = stop_text(data.template, end_of_answer=self._end_of_answer)
+            self.stop: str | None = stop_text(data.template, end_of_answer=self._end_of_answer)
         else:
             try:
                 self._chat_template = ChatTemplate(tokenizer, system_prompt=data.system_prompt)
             except ValueError as error:
                 hint = "write `template:` in place of `chat_template:`, with the name of one of ours"
                 raise RecipeError(Problem(str(error), path=("data", "chat_template"), hint=hint)) from None
-            stop = self._chat_template.stop
-        self.stop = _stop(stop, tokenizer)
+            self.stop = self._chat_template.stop
 
     def spell(self, turns: Sequence[Turn], *, has_image: bool) -> tuple[Segment, ...]:
         """Segments of a whole conversation. Raises ValueError when it cannot be written so."""
@@ -111,16 +103,6 @@ def _check_tokens(data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, end_of_
                     hint="choose the template of this language model, or `chat_template: tokenizer`",
                 )
             )
-
-
-def _stop(text: str | None, tokenizer: PreTrainedTokenizerBase) -> Stop:
-    pieces = _ids_of(text, tokenizer) if text else []
-    is_token = len(pieces) == 1 and text in tokenizer.added_tokens_encoder
-    ends = [*(pieces if is_token else []), tokenizer.eos_token_id]
-    return Stop(
-        token_ids=tuple(dict.fromkeys(cast(int, token) for token in ends if token is not None)),
-        texts=(text,) if text and not is_token else (),
-    )
 
 
 def _ids_of(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import cast
 
-from llava_recipes.layouts import ALIASES, LAYOUTS, Template, meaning_of
+from llava_recipes.layouts import ALIASES
 from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
@@ -43,10 +42,29 @@ FLAGS = (
     "use_rslora",
 )
 
-_SILENT = ("v0", "v0.5")
-"""Names for which the original keeps its default, vicuna_v1; its old template is called `default`."""
-_OF_NEXT: Mapping[str, str] = MappingProxyType(
-    {"qwen_1_5": "qwen", "qwen_2": "qwen", "llava_llama_3": "llama_3", "gemma_instruct": "gemma"}
+_OF_BOTH = (
+    *("plain", "v0_plain", "default", "llava_v0", "v1", "vicuna_v1", "llava_v1", "llama_2", "llava_llama_2"),
+    *("mistral_instruct", "mistral_direct", "chatml_direct", "mpt"),
+)
+TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {**{name: ALIASES.get(name, name) for name in _OF_BOTH}, "v0_mmtag": "v0_mmtag", "v1_mmtag": "v1_mmtag"}
+)
+"""The names of the original's table, but `v0`, and what recipes call them."""
+NEXT_TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: TEMPLATES[name] for name in _OF_BOTH},
+        "v0": "v0",
+        "llava_v0_mmtag": "v0_mmtag",
+        "llava_v1_mmtag": "v1_mmtag",
+        "llava_mistral_instruct": "mistral_instruct",
+        "llava_llama_3": "llama_3",
+        "qwen_1_5": "qwen",
+        "qwen_2": "qwen",
+        "gemma_instruct": "gemma",
+        # Recipes have none of these, and the recipe's own error says so.
+        **{name: name for name in ("mistral_orca", "mistral_zephyr")},
+        **{name: name for name in ("llava_llama_2_simple", "llava_llama_2_mmtag")},
+    }
 )
 
 
@@ -231,25 +249,20 @@ def _translate_data(flags: Flags, draft: Draft, *, is_next: bool) -> None:
 def _translate_template(flags: Flags, draft: Draft, *, is_next: bool) -> None:
     path = (STAGE, "data", "template")
     version = flags.text("version")
+    names = NEXT_TEMPLATES if is_next else TEMPLATES
     if version is None:
         if "version" not in flags:
-            draft.default("--version", path, "v1", remark="the original's default `v0` is vicuna_v1")
+            template = "v0" if is_next else "v1"
+            remark = "" if is_next else "the original's default `v0` comes to vicuna_v1"
+            draft.default("--version", path, template, remark=remark)
         return
-    template, remark = _template_of(version, is_next=is_next)
+    template, remark = names.get(version, "v1"), ""
+    if version == "v0.5" and is_next:
+        template, remark = "v0", "LLaVA-NeXT takes `v0` for it, without a word"
+    elif version not in names:
+        program = "LLaVA-NeXT" if is_next else "the original"
+        remark = f"{program} takes vicuna_v1 for `{version}`, without a word"
     draft.mapped("--version", version, path, template, remark=remark, mark=flags["version"].mark)
-
-
-def _template_of(version: str, *, is_next: bool) -> tuple[str, str]:
-    """The recipe's name for a template, and what is to be said of it."""
-    if version in _SILENT:
-        return "v1", f"the original takes vicuna_v1 for `{version}`, without a word"
-    if version in (*LAYOUTS, *ALIASES):
-        return meaning_of(cast(Template, version)), ""
-    if version in _OF_NEXT and is_next:
-        return _OF_NEXT[version], ""
-    if is_next:
-        return version, ""
-    return "v1", f"the original knows no `{version}` and takes vicuna_v1, without a word"
 
 
 def translate_sources(flags: Flags, draft: Draft) -> None:

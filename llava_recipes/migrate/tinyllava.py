@@ -40,9 +40,9 @@ FLAGS = (
     *("resampler_hidden_size", "num_queries", "num_resampler_layers"),
 )
 
-# TinyLLaVA's `llama` is Vicuna's conversation word for word.
 _QUANTIZATION = "it is not taken over: write `quantization:` under `language_model:`"
-_TEMPLATES = {"pretrain": "plain", "llama": "v1"}
+# `llama` and `phi` are Vicuna's conversation word for word, ended by `</s>` and by `<|endoftext|>`.
+_TEMPLATES = {"pretrain": "plain", "llama": "v1", "phi": "v1"}
 
 
 def translate_tinyllava(flags: Flags, *, read_text: ReadText) -> Draft:

@@ -29,6 +29,9 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str) -> Migration:
     return combine([translation.draft], file=file, recipe_file=recipe_file, marks=[None])
 
 
+TEMPLATES = {"vicuna": "v1", "llama3_chat": "llama_3", "qwen_chat": "qwen", "phi3_chat": "phi3"}
+
+
 class _Translation:
     """One config, looked up by dotted names."""
 
@@ -163,9 +166,10 @@ class _Translation:
         shown = template.name if isinstance(template, Symbol) else self._text(name) or "…"
         word = shown.rpartition(".")[2]
         path = (STAGE, "data", "template")
-        self.draft.mapped(name, shown, path, {"vicuna": "v1"}.get(word, word))
-        if word == "vicuna":
-            why = "XTuner writes no system prompt before the first turn; `v1` writes Vicuna's"
+        ours = TEMPLATES.get(word, word)
+        self.draft.mapped(name, shown, path, ours)
+        if word in TEMPLATES:
+            why = f"XTuner writes no system prompt before the first turn; `{ours}` writes one"
             self.draft.lost(name, shown, why, self._mark("llava_dataset"))
 
     def _length(self, name: str) -> None:

@@ -194,6 +194,9 @@ def _template(config: _Config, key: str) -> None:
     template = config.take(key)
     if template is None:
         return
+    if template == "tokenizer_default":
+        config.mapped(key, template, (STAGE, "data", "chat_template"), "tokenizer")
+        return
     name = {"llava": "v1", "vicuna": "v1"}.get(str(template), str(template))
     config.mapped(key, template, (STAGE, "data", "template"), name)
 

@@ -10,16 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from llava_recipes.data.images import pixel_values
-from llava_recipes.data.tokens import encode
+from llava_recipes.data.prompts import Prompts
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.configs import language_half
 from llava_recipes.model.features import image_features
 from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.recipe.errors import Problem
-from llava_recipes.templates import IMAGE, Segment, Turn, spell
-
-_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+from llava_recipes.templates import IMAGE, Turn
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,16 @@ class Prompt:
 
 
 class Answerer:
-    """Answers as the stage taught: the same template, the same preparation of pictures."""
+    """Answers as the stage taught: the same template, the same preparation of pictures.
+
+    Raises RecipeError when the tokenizer does not go with the template.
+    """
 
     def __init__(self, assembled: Assembled, data: DataPlan, *, start_end: bool) -> None:
         self.assembled, self.data = assembled, data
-        self._start_end = start_end
-        self._end_of_answer = str(assembled.tokenizer.eos_token or "</s>")
-        self.stops = self._stops()
+        self._prompts = Prompts(data, assembled.tokenizer, start_end=start_end)
+        stop = self._prompts.stop
+        self.stops = () if stop is None else (stop,)
 
     @property
     def max_positions(self) -> int | None:
@@ -79,7 +80,8 @@ class Answerer:
 
         Raises ValueError when the template cannot hold it.
         """
-        return tuple(encode(self._open_prompt(turns), self.assembled.tokenizer).input_ids)
+        has_image = any(IMAGE in turn.text for turn in turns)
+        return tuple(self._prompts.encode_prompt(turns, has_image=has_image))
 
     def num_tokens(self, input_ids: Sequence[int], num_picture_tokens: Sequence[int]) -> int:
         """Positions of a prompt with its pictures in it."""
@@ -134,29 +136,4 @@ class Answerer:
             stops=self.stops,
             listen=listen,
             synced_gpus=synced_gpus,
-        )
-
-    def _open_prompt(self, turns: Sequence[Turn]) -> list[Segment]:
-        """What the template writes before the answer: all that stands before the last segment it learns."""
-        segments = self._spell([*turns, Turn("gpt", _MARK)])
-        last = max(place for place, segment in enumerate(segments) if segment.learn)
-        return segments[:last]
-
-    def _stops(self) -> tuple[str, ...]:
-        """What the template teaches to write after every answer."""
-        segments = self._spell([Turn("human", IMAGE), Turn("gpt", _MARK)])
-        learned = next(segment.text for segment in reversed(segments) if segment.learn)
-        end = learned.partition(_MARK)[2]
-        return (end,) if end else ()
-
-    def _spell(self, turns: Sequence[Turn]) -> list[Segment]:
-        has_image = any(IMAGE in turn.text for turn in turns)
-        return list(
-            spell(
-                self.data.template,
-                turns,
-                has_image=has_image,
-                start_end=self._start_end,
-                end_of_answer=self._end_of_answer,
-            )
         )

@@ -109,7 +109,7 @@ def byte_tokenizer(folder: Path, special: tuple[str, ...], *, bos: str | None, e
     return folder
 
 
-def tiny_tokenizer(folder: Path, templates: set[str]) -> Path:
+def tiny_tokenizer(folder: Path, templates: set[str | None]) -> Path:
     """Llama's own tokenizer, or one that has the special tokens of the recipe's templates."""
     if "llama_3" in templates:
         special = LAYOUTS["llama_3"].tokens
