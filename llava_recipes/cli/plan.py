@@ -202,6 +202,7 @@ def _model_rows(model: ModelPlan) -> list[Row]:
         + (f" from {model.projector.init_from}" if model.projector.init_from else ""),
         "language_model": (language.source or _random(language.config, language.seed))
         + _quantized(language.quantization),
+        "image_newline": "a learned end of rows, random weights" if model.image_newline else "",
         "lm_head": "",
     }
     if sizes is None:
@@ -238,6 +239,10 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
     rows += [("data", source.annotations) for source in data.sources]
     samples = "not counted" if data.num_samples is None else f"{data.num_samples:,}"
     rows.append(("samples", f"{samples}, {data.wording}, at most {data.max_length:,} tokens each"))
+    if data.image_aspect_ratio == "anyres":
+        from llava_recipes.plan.pictures import describe_images
+
+        rows.append(("images", describe_images(data)))
     rows += _validation_rows(stage)
     rows.append(
         (

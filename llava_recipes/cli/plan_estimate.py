@@ -124,7 +124,9 @@ def _cost_rows(stage: StageEstimate, estimate: Estimate) -> Iterator[Row]:
 def token_rows(tokens: Tokens) -> Iterator[Row]:
     yield (
         "sample",
-        f"{tokens.usual_length:,} tokens = {tokens.image:,} of an image + {tokens.text:,} of text, "
+        f"{tokens.usual_length:,} tokens = {tokens.image:,} of an image"
+        + (f" of {tokens.crops} crops" if tokens.crops > 1 else "")
+        + f" + {tokens.text:,} of text, "
         f"{tokens.labels:,} of them learned (text is assumed; see --text-tokens, --label-tokens)",
     )
     if tokens.usual is None or tokens.at_most is None or tokens.from_images is None:

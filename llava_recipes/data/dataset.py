@@ -20,7 +20,7 @@ from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.records import Record, open_records
 from llava_recipes.data.tokens import IGNORED, Encoded
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.errors import Problem, RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class StageDataset(Dataset[Sample]):
         image_processor: BaseImageProcessor,
         start_end: bool,
     ) -> None:
+        if data.image_aspect_ratio == "anyres":
+            raise RecipeError(Problem("`image_aspect_ratio: anyres` can be planned, and not yet trained"))
         self.data = data
         self.tokenizer = tokenizer
         self.image_processor = image_processor

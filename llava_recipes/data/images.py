@@ -100,7 +100,10 @@ def _decoded(source: str | io.BytesIO, shown: str, use: Callable[[Image.Image], 
 
 
 def pixel_values(
-    image: Image.Image, processor: BaseImageProcessor, *, image_aspect_ratio: Literal["square", "pad"]
+    image: Image.Image,
+    processor: BaseImageProcessor,
+    *,
+    image_aspect_ratio: Literal["square", "pad", "anyres"],
 ) -> torch.Tensor:
     """float32[C, H, W] of an RGB picture.
 

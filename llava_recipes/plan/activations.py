@@ -46,7 +46,7 @@ _SHARED_INPUTS = (
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass: samples, their padded length, label tokens in all, images in all."""
+    """One forward pass: samples, their padded length, label tokens in all, pictures that the tower sees."""
 
     num_samples: int
     length: int
@@ -125,7 +125,7 @@ class ActivationModel:
 
     def _decoder_layers_in_graph(self) -> range:
         num_layers = self._sizes.num_layers
-        before = {"projector", "vision_tower"} & self._roots
+        before = {"projector", "vision_tower", "image_newline"} & self._roots
         if before or "language_model.embed_tokens" in self._owners:
             return range(num_layers)
         return range(_first_layer(self._trainable, "language_model.layers.", num_layers), num_layers)

@@ -112,6 +112,7 @@ def _check_precision(model: ModelPlan, planned: StagePlan, path: Path) -> Iterat
 
 
 def _check_length(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    yield from _check_image_length(planned, path)
     positions = model.sizes.max_position_embeddings if model.sizes is not None else None
     length = planned.data.max_length
     if positions is not None and length > positions:
@@ -121,6 +122,21 @@ def _check_length(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[
             path=(*path, "data", "max_length"),
             hint=f"write `max_length: {positions}`; what it reads beyond them it has never learned to place",
         )
+
+
+def _check_image_length(planned: StagePlan, path: Path) -> Iterator[Problem]:
+    """A longest length that cuts large pictures: what is asked about them is cut off with them."""
+    data, image = planned.data, planned.data.image_counts
+    has_images = any(source.images is not None for source in data.sources)
+    if not has_images or image is None or not image.least_tokens < data.max_length <= image.most_tokens:
+        return
+    yield _warning(
+        "`max_length` cuts the largest images, and all text behind them",
+        path=(*path, "data", "max_length"),
+        found=f"{data.max_length}, and an image takes up to {image.most_tokens:,} tokens, "
+        f"{image.usual_tokens:,} for 640 × 480 pixels",
+        hint=f"write more than {image.most_tokens}; 4096 is usual with `anyres`",
+    )
 
 
 def _check_start(recipe: Recipe, planned: StagePlan, index: int) -> Iterator[Problem]:

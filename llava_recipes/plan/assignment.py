@@ -92,9 +92,9 @@ def decays(name: str) -> bool:
 def is_held_in_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
     """Whether a parameter is float32 on the GPU although the stage computes in half precision.
 
-    Without DeepSpeed what trains is its own master, and the projector is never cast.
+    Without DeepSpeed what trains is its own master, and projector and image newline are never cast.
     """
-    return stage.deepspeed is None and (trains or name.split(".", 1)[0] == "projector")
+    return stage.deepspeed is None and (trains or name.split(".", 1)[0] in ("projector", "image_newline"))
 
 
 def _fate(name: str, trains: bool, stage: StagePlan, stored: StoredType | None) -> _Fate:

@@ -23,13 +23,13 @@ from llava_recipes.plan.batch import (
 from llava_recipes.plan.mix import mix_sources, nothing_left, overdrawn, total_used
 from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.param_groups import group_of, optimizer_problem
+from llava_recipes.plan.pictures import plan_images
 from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
 from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
 from llava_recipes.plan.types import (
     DataPlan,
     ParamGroupPlan,
     Plan,
-    SourcePlan,
     StagePlan,
     TrainPlan,
     ValidationPlan,
@@ -64,7 +64,12 @@ def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
 def compile_with_model(recipe: Recipe, *, world_size: int, facts: Facts) -> tuple[Plan, PlannedModel]:
     """The plan, and the model that it was counted from. Raises RecipeError as `compile_plan` does."""
     problems, notes = list(facts.problems), list[str]()
-    model = plan_model(recipe.model, language_config=facts.language_config, vision_config=facts.vision_config)
+    model = plan_model(
+        recipe.model,
+        language_config=facts.language_config,
+        vision_config=facts.vision_config,
+        image_newline=any(stage.data.mm_patch_merge_type == "spatial_unpad" for stage in recipe.stages),
+    )
     told = {problem.path for problem in problems}
     problems += [problem for problem in model.problems if problem.path not in told]
     notes += model.notes
@@ -158,7 +163,10 @@ class _StageCompiler:
             where: Path = (*path, "validation", "sources")
             counts = self._count(validation.sources, where)
             measured = mix_sources(validation.sources, counts, seed=f"{seed}/validation", split=None).training
-        self._check_length((*mix.training, *(measured or ())))
+        has_images = any(source.images is not None for source in (*mix.training, *(measured or ())))
+        images = plan_images(data, self._model.plan.sizes, has_images=has_images, path=path)
+        self.problems += images.problems
+        self.notes += images.notes
         num_samples = total_used(mix.training)
         if num_samples == 0:
             self.problems.append(nothing_left(measured or (), (*path, "validation", "split")))
@@ -169,6 +177,9 @@ class _StageCompiler:
             sources=mix.training,
             num_samples=num_samples,
             image_aspect_ratio=data.image_aspect_ratio,
+            image_grid_pinpoints=images.pinpoints,
+            mm_patch_merge_type=data.mm_patch_merge_type or "flat",
+            image_counts=images.counts,
             max_length=data.max_length,
             shuffle=data.shuffle,
             group_by=data.group_by,
@@ -198,21 +209,6 @@ class _StageCompiler:
             elif (problem := overdrawn(source.sampling_strategy, count)) is not None:
                 self.problems.append(replace(problem, path=(*path, number, *(problem.path or ()))))
         return counts
-
-    def _check_length(self, sources: Sequence[SourcePlan]) -> None:
-        data, sizes = self._stage.data, self._model.plan.sizes
-        if sizes is None:
-            return
-        has_images = any(source.images is not None for source in sources)
-        if has_images and data.max_length <= sizes.num_image_tokens:
-            self.problems.append(
-                Problem(
-                    "`max_length` leaves no room for text beside an image",
-                    path=(*self._path, "data", "max_length"),
-                    found=f"{data.max_length}, and one image takes {sizes.num_image_tokens} tokens",
-                    hint=f"write {sizes.num_image_tokens + 1} or more; 2048 is usual",
-                )
-            )
 
     def _decide(self) -> Trains | None:
         shapes = self._model.shapes

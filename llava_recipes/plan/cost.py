@@ -38,7 +38,14 @@ EFFICIENCY: Mapping[str, float] = {
 class Tokens:
     """Tokens of one sample and of the whole stage."""
 
-    image: Annotated[int, Field(description="Image tokens of one sample; one picture each is assumed.")]
+    image: Annotated[
+        int,
+        Field(
+            description="Image tokens of one sample; one picture each is assumed, with `anyres` a photograph "
+            "of 640 × 480 pixels."
+        ),
+    ]
+    crops: Annotated[int, Field(description="Pictures of one sample that the tower sees.")]
     text: Annotated[
         int, Field(description="Text tokens of a usual sample; assumed by template, or as given.")
     ]
@@ -96,7 +103,10 @@ def count_tokens(
 ) -> Tokens:
     """Tokens of a stage; assumptions where nothing is given."""
     has_images = any(source.may_hold_images for source in stage.data.sources)
-    image = sizes.image_tokens if has_images else 0
+    counts = stage.data.image_counts
+    image, crops = (counts.usual_tokens, counts.usual_crops) if counts else (sizes.image_tokens, 1)
+    # A picture that is cut at the longest length is seen whole by the tower.
+    image, crops = (min(image, stage.data.max_length), crops) if has_images else (0, 0)
     text, labels = TEXT_TOKENS["plain" if stage.data.template == "plain" else "v1"]
     text = text if text_tokens is None else text_tokens
     labels = min(labels, text) if label_tokens is None else min(label_tokens, text)
@@ -105,6 +115,7 @@ def count_tokens(
     samples = count_samples(stage)
     return Tokens(
         image=image,
+        crops=crops,
         text=text,
         labels=min(labels, text),
         usual_length=length,
@@ -132,13 +143,13 @@ def sample_flops(stage: StagePlan, sizes: Dimensions, tokens: Tokens, trained: T
     total = layer * (sizes.num_layers + in_graph * (1 + checkpoints)) + 2.0 * length * trained.language
     head = 2 * sizes.hidden * sizes.vocab * tokens.labels
     total += 2 * head + 2 * tokens.labels * trained.head
-    if not tokens.image:
+    if not tokens.crops:
         return total
     patches, width, inner = sizes.tower_tokens, sizes.tower_hidden, sizes.tower_inner
     layer = 2 * patches * (4 * width**2 + 2 * width * inner) + 4 * width * patches**2
     in_graph = sizes.num_tower_layers - trained.first_tower_layer
-    total += layer * (sizes.num_tower_layers + in_graph * (1 + checkpoints)) + 2 * patches * trained.tower
-    return total + 2 * tokens.image * trained.projector * 3
+    crop = layer * (sizes.num_tower_layers + in_graph * (1 + checkpoints)) + 2 * patches * trained.tower
+    return total + tokens.crops * (crop + 2 * sizes.image_tokens * trained.projector * 3)
 
 
 def estimate_compute(

@@ -153,14 +153,18 @@ class Estimator:
             world_size=self._plan.world_size,
         )
         num_samples = stage.train.per_device_train_batch_size
-        num_images = num_samples if tokens.image else 0
-        longest = stage.data.max_length
+        counts, longest = stage.data.image_counts, stage.data.max_length
+        most_crops = counts.most_crops if counts and tokens.crops else tokens.crops
         return (
             model.count(
-                length=tokens.usual_length, num_labels=num_samples * tokens.labels, num_images=num_images
+                length=tokens.usual_length,
+                num_labels=num_samples * tokens.labels,
+                num_images=num_samples * tokens.crops,
             ),
             model.count(
-                length=longest, num_labels=num_samples * (longest - tokens.image), num_images=num_images
+                length=longest,
+                num_labels=num_samples * (longest - tokens.image),
+                num_images=num_samples * most_crops,
             ),
         )
 

@@ -49,6 +49,8 @@ def explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> 
     known = ".".join(segments[:depth])
     children = _children(known, names) if known else _roots(names)
     hint = _suggest(segments, depth, children)
+    if segments[0] == "image_newline" and "image_newline" not in children:
+        hint = "a model has an image_newline where a stage says `mm_patch_merge_type: spatial_unpad`"
     if segments[0] == "lm_head" and "lm_head" not in children:
         hint = "this model has no lm_head of its own: it shares the weights of language_model.embed_tokens"
     return Problem(

@@ -134,7 +134,10 @@ class MemoryModel:
         self._offloads_weights = self._is_offloaded("offload_param") and self._zero == 3
 
     def count(self, *, length: int, num_labels: int, num_images: int) -> Memory:
-        """Memory at the fullest moment. `num_labels` and `num_images` are those of one batch."""
+        """Memory at the fullest moment. `num_labels` and `num_images` are those of one batch.
+
+        An image of several crops counts as several.
+        """
         batch = Batch(self._stage.train.per_device_train_batch_size, length, num_labels, num_images)
         activations = self._activations.count(batch)
         always = [*self._weights(), *self._optimizer(), *self._buffers(), *self._allowances()]

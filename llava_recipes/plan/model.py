@@ -48,8 +48,17 @@ class PlannedModel:
         return sum(math.prod(self.shapes[name]) for name in names)
 
 
-def plan_model(model: Model, *, language_config: Config | None, vision_config: Config | None) -> PlannedModel:
-    """The plan of a model from its recipe; configs found on disk go before the catalog's."""
+def plan_model(
+    model: Model,
+    *,
+    language_config: Config | None,
+    vision_config: Config | None,
+    image_newline: bool = False,
+) -> PlannedModel:
+    """The plan of a model from its recipe; configs found on disk go before the catalog's.
+
+    `image_newline` says that a stage ends rows of features with a learned one.
+    """
     language = _plan_language(model.language_model)
     tower = model.vision_tower
     language_config = language.config or language_config or catalog.LANGUAGE_MODELS.get(language.source or "")
@@ -63,7 +72,10 @@ def plan_model(model: Model, *, language_config: Config | None, vision_config: C
     if language_config is not None and vision_config is not None:
         try:
             outline = outline_model(
-                language=language_config, vision=vision_config, projector_type=model.projector.type
+                language=language_config,
+                vision=vision_config,
+                projector_type=model.projector.type,
+                image_newline=image_newline,
             )
         except ConfigValueError as error:
             problems.append(_explain_config(error, language, model))
@@ -77,6 +89,7 @@ def plan_model(model: Model, *, language_config: Config | None, vision_config: C
         vision_tower=tower,
         projector=model.projector,
         image_tokens=model.image_tokens,
+        image_newline=image_newline,
         sizes=sizes,
     )
     return PlannedModel(plan, outline, tuple(problems), tuple(notes))

@@ -17,9 +17,9 @@ from llava_recipes.plan.types import ModelSizes, ModuleSize
 
 Config = Mapping[str, JsonValue]
 Shapes = dict[str, tuple[int, ...]]
-Root = Literal["vision_tower", "projector", "language_model", "lm_head"]
+Root = Literal["vision_tower", "projector", "language_model", "image_newline", "lm_head"]
 
-ROOTS: tuple[Root, ...] = ("vision_tower", "projector", "language_model", "lm_head")
+ROOTS: tuple[Root, ...] = ("vision_tower", "projector", "language_model", "image_newline", "lm_head")
 
 LANGUAGE_DEFAULTS: Mapping[str, Config] = {
     "llama": {
@@ -124,7 +124,9 @@ def is_known(config: Config) -> bool:
     return model_type in LANGUAGE_DEFAULTS or model_type in VISION_DEFAULTS
 
 
-def outline_model(*, language: Config, vision: Config, projector_type: str) -> ModelOutline | None:
+def outline_model(
+    *, language: Config, vision: Config, projector_type: str, image_newline: bool = False
+) -> ModelOutline | None:
     """The assembled model's outline, or None where a model type is not known here.
 
     Raises ConfigValueError on a value that no model can be built from.
@@ -144,6 +146,8 @@ def outline_model(*, language: Config, vision: Config, projector_type: str) -> M
         language_hidden=_count(language, "hidden_size"),
     )
     shapes |= {f"language_model.{name}": shape for name, shape in language_shapes.items()}
+    if image_newline:
+        shapes["image_newline"] = (_count(language, "hidden_size"),)
     if not _flag(language, "tie_word_embeddings"):
         shapes["lm_head.weight"] = (_count(language, "vocab_size"), _count(language, "hidden_size"))
     return ModelOutline(language, vision, shapes)
@@ -183,7 +187,11 @@ def model_sizes(outline: ModelOutline, *, select_feature: Literal["patch", "cls_
         num_image_tokens=side**2 + (1 if select_feature == "cls_patch" else 0),
         vocab_size=_count(language, "vocab_size"),
         max_position_embeddings=_count(language, "max_position_embeddings"),
-        modules=tuple(ModuleSize(name=root, num_parameters=counts[root]) for root in ROOTS),
+        modules=tuple(
+            ModuleSize(name=root, num_parameters=counts[root])
+            for root in ROOTS
+            if counts[root] or root != "image_newline"
+        ),
         num_parameters=sum(counts.values()),
     )
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
+from llava_recipes.anyres import MergeType
 from llava_recipes.layouts import Template
 from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, VisionTower
@@ -27,7 +28,7 @@ class LanguageModelPlan(Frozen):
 class ModuleSize(Frozen):
     """Parameters of one root module, counted from the configs."""
 
-    name: Literal["vision_tower", "projector", "language_model", "lm_head"]
+    name: Literal["vision_tower", "projector", "language_model", "image_newline", "lm_head"]
     num_parameters: int
 
 
@@ -37,7 +38,9 @@ class ModelSizes(Frozen):
     language_hidden_size: int
     vision_hidden_size: int
     image_px: int = Field(description="Height and width of the tower's input, pixels.")
-    num_image_tokens: int = Field(description="Tokens that one image takes in the sequence.")
+    num_image_tokens: int = Field(
+        description="Tokens that one picture of the tower's size becomes; with `anyres` an image is several."
+    )
     vocab_size: int
     max_position_embeddings: int | None
     modules: tuple[ModuleSize, ...]
@@ -51,9 +54,22 @@ class ModelPlan(Frozen):
     vision_tower: VisionTower
     projector: Projector
     image_tokens: ImageTokens
+    image_newline: bool = Field(
+        False, description="Whether the model has a learned end of a row of features: `spatial_unpad`."
+    )
     sizes: ModelSizes | None = Field(
         description="None where the configs are not at hand; see the plan's notes."
     )
+
+
+class ImageCounts(Frozen):
+    """What one image of a stage comes to, in the sequence and in the tower."""
+
+    least_tokens: int = Field(description="Tokens that every image takes.")
+    usual_tokens: int = Field(description="Tokens of a photograph of 640 × 480 pixels.")
+    most_tokens: int = Field(description="Tokens of the largest image there can be.")
+    usual_crops: int = Field(description="Pictures that the tower sees of that photograph.")
+    most_crops: int = Field(description="Pictures that the tower sees of an image at most.")
 
 
 class SourcePlan(Frozen):
@@ -96,7 +112,16 @@ class DataPlan(Frozen):
     num_samples: int | None = Field(
         description="Samples of an epoch, the sum over the sources; None while a file is not at hand."
     )
-    image_aspect_ratio: Literal["square", "pad"]
+    image_aspect_ratio: Literal["square", "pad", "anyres"]
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = Field(
+        None,
+        description="Sizes that a picture may be spread over, width and height in pixels. None without "
+        "`anyres`, and where the tower's size is not at hand: then the usual five of it.",
+    )
+    mm_patch_merge_type: MergeType = Field(
+        "flat", description="How the features of an image's crops are put in a row."
+    )
+    image_counts: ImageCounts | None = Field(None, description="None where the tower's size is not at hand.")
     max_length: int
     shuffle: bool
     group_by: Literal["none", "length", "modality_length"]

@@ -50,7 +50,7 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
         # A union reports every alternative; one that got further inside is the one that was meant.
         inside = any(len(other) > len(path) and other[: len(path)] == path for other in grouped)
         # A list whose entries are wrong counts as too short as well.
-        hollow = alternatives[0]["type"] == "too_short" and _value_at(root, path) != []
+        hollow = alternatives[0]["type"] == "too_short" and not _is_too_short(root, path, alternatives[0])
         # A key that is there under a misspelt name is not told as missing too.
         hollow = hollow or (alternatives[0]["type"] == "missing" and path in misspelt)
         if not hollow and not (inside and len(alternatives[0]["loc"]) > len(path)):
@@ -59,6 +59,11 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
         more = f"{len(untold):,} more problems are not shown"
         problems.append(Problem(more, path=untold[0], hint="mend those above first", on_key=True))
     return problems
+
+
+def _is_too_short(root: Value, path: Path, details: ErrorDetails) -> bool:
+    value = _value_at(root, path)
+    return not isinstance(value, list) or len(value) < details["ctx"]["min_length"]
 
 
 def _may_be_elsewhere(path: Path, details: ErrorDetails, root: Value) -> bool:
@@ -128,6 +133,9 @@ def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Probl
     if kind == "string_too_long":
         most = details.get("ctx", {}).get("max_length")
         return Problem(f"{name} is longer than {most} characters", path=path, found=spell_value(value))
+    if kind in ("too_short", "too_long") and isinstance(value, list) and value:
+        bound = details["ctx"]["min_length" if kind == "too_short" else "max_length"]
+        return Problem(f"{name} needs {bound} entries", path=path, found=spell_value(value))
     if kind == "too_short":
         return Problem(f"{name} is an empty list", path=path, hint="give at least one entry")
     return _wrong_kind(path, value)
@@ -136,9 +144,8 @@ def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Probl
 def _name(path: Path) -> str:
     if not path:
         return "the recipe"
-    if isinstance(path[-1], int):
-        return f"`{path[-2]}[{path[-1]}]`"
-    return f"`{path[-1]}`"
+    key = max(place for place, segment in enumerate(path) if isinstance(segment, str))
+    return f"`{path[key]}{''.join(f'[{index}]' for index in path[key + 1 :])}`"
 
 
 def _missing(path: Path) -> Problem:
@@ -175,6 +182,11 @@ def _choice(path: Path, value: Value) -> Problem:
         hint = did_you_mean(value, known)
         if path[-1] == "template" and value in OTHER_TEMPLATES:
             hint = OTHER_TEMPLATES[value]
+        if path[-1] == "image_aspect_ratio" and value.startswith("anyres_max"):
+            hint = (
+                "write `anyres`; `anyres_max_N` shrinks the features of large grids by interpolation, which "
+                "neither Hugging Face's model nor this one does"
+            )
         if path == ("version",):
             hint = "write `version: 1`; a conversation template is `template:` under `data:` of the stage"
     if path[-1] == "freeze" and hint is None:
@@ -232,6 +244,8 @@ def _wrong_kind(path: Path, value: Value) -> Problem:
 
 
 def _kind_hint(path: Path, value: Value, wanted: str) -> str | None:
+    if path[-2:-1] == ("image_grid_pinpoints",):
+        return "a pinpoint is `[width, height]` in pixels"
     if isinstance(value, str):
         return _text_hint(path, value, wanted)
     if wanted == "a whole number" and isinstance(value, float) and value.is_integer():

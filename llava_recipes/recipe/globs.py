@@ -13,6 +13,9 @@ from llava_recipes.recipe.spelling import nearest
 
 ROOTS = ("vision_tower", "projector", "language_model", "lm_head", "image_tokens")
 
+IMAGE_NEWLINE = "image_newline"
+"""A root of models with `mm_patch_merge_type: spatial_unpad`."""
+
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 _STRANGE = re.compile(r"[^A-Za-z0-9_.*-]")
 _SYNTAX = "globs hold names, dots, `*` inside a name, `**` across dots, and ranges such as `{30..39}`"
@@ -36,7 +39,7 @@ def check_glob(glob: str, path: Path) -> Iterator[Problem]:
         message = f"the glob {spelled} in `{key}` has an empty name between dots"
         yield Problem(message, path=path, hint=_SYNTAX)
         return
-    if not any(match_glob(plain.split(".")[0], root) for root in ROOTS):
+    if not any(match_glob(plain.split(".")[0], root) for root in (*ROOTS, IMAGE_NEWLINE)):
         yield Problem(
             f"glob {spelled} in `{key}` matches no module",
             path=path,
@@ -47,11 +50,11 @@ def check_glob(glob: str, path: Path) -> Iterator[Problem]:
 
 def _root_hint(glob: str) -> str:
     first, dot, rest = glob.partition(".")
-    if first == "model" and rest.partition(".")[0] in (*ROOTS, *OTHER_MODULES):
+    if first == "model" and rest.partition(".")[0] in (*ROOTS, IMAGE_NEWLINE, *OTHER_MODULES):
         first, dot, rest = rest.partition(".")
-    if first in ROOTS:
+    if first in (*ROOTS, IMAGE_NEWLINE):
         return f'did you mean "{first}{dot}{rest}"?'
     if first in ("layers", "embed_tokens"):
         return f'did you mean "language_model.{first}{dot}{rest}"?'
-    root = OTHER_MODULES.get(first) or nearest(first, ROOTS)
+    root = OTHER_MODULES.get(first) or nearest(first, (*ROOTS, IMAGE_NEWLINE))
     return f'did you mean "{root}{dot}{rest}"?' if root else "start with one of these names, or with `**.`"

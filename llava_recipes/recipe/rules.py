@@ -13,6 +13,7 @@ from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.misspelt import misspelt
+from llava_recipes.recipe.pictures import check_pictures
 from llava_recipes.recipe.quantization import check_quantization
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, Train, VisionTower
@@ -48,6 +49,7 @@ def check_rules(root: Value) -> list[Problem]:
         )
         for check in checks:
             problems += check(stage, path)
+        problems += check_pictures(as_mapping(recipe.get("model")), stage, path)
         problems += _check_init_from(stages, index)
         problems += _check_train(
             as_mapping(stage.get("train")), (*path, "train"), given=isinstance(stage.get("train"), dict)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
+from llava_recipes.anyres import MergeType
 from llava_recipes.layouts import Alias, Template
 from llava_recipes.recipe.data_schema import Source as Source
 from llava_recipes.recipe.data_schema import Validation as Validation
@@ -25,6 +26,7 @@ from llava_recipes.recipe.tuning_schema import ParamGroup as ParamGroup
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
+Pinpoint = Annotated[tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(min_length=2, max_length=2)]
 Report = Literal["wandb", "tensorboard"]
 TemplateName = Template | Alias
 
@@ -54,10 +56,25 @@ class Data(Frozen):
         description="Records for a loss that is measured as `train.eval_strategy` says and at the end.",
         examples=[{"split": 0.01}],
     )
-    image_aspect_ratio: Literal["square", "pad"] = Field(
+    image_aspect_ratio: Literal["square", "pad", "anyres"] = Field(
         "square",
         description="`square` lets the image processor resize and crop; `pad` first pads to a square "
-        "with the mean colour.",
+        "with the mean colour; `anyres` takes the whole picture and the crops of a grid besides, as "
+        "LLaVA-NeXT does.",
+    )
+    image_grid_pinpoints: tuple[Pinpoint, ...] | None = Field(
+        None,
+        min_length=1,
+        description="With `anyres`, the sizes that a picture may be spread over, as `[width, height]` in "
+        "pixels, multiples of the tower's image size. Default: 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 of it.",
+        examples=[[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]],
+    )
+    mm_patch_merge_type: MergeType | None = Field(
+        None,
+        description="With `anyres`, how the features of the crops are put in a row: `flat`, crop by crop "
+        "(the default); `spatial`, row by row over the whole grid; `spatial_unpad`, so without what padding "
+        "covers and with a learned `image_newline` at the end of each row.",
+        examples=["spatial_unpad"],
     )
     max_length: int = Field(
         2048, gt=0, description="Longest sequence in tokens, counted after the image is expanded."
@@ -184,7 +201,8 @@ class Stage(Frozen):
     trainable: tuple[Text, ...] = Field(
         (),
         description="Globs of modules that train; they win over `freeze`. Roots: vision_tower, projector, "
-        "language_model, lm_head; and image_tokens, the embeddings of `<im_start>` and `<im_end>` alone.",
+        "language_model, lm_head; image_tokens, the embeddings of `<im_start>` and `<im_end>` alone; and "
+        "with `spatial_unpad` image_newline.",
         examples=[["projector"]],
     )
     lora: Lora | None = Field(

@@ -1,0 +1,136 @@
+"""Pictures of any size: which grid a picture is spread over, and in what order its features are read.
+
+A picture becomes one crop of the whole and, row by row, the crops of a grid. Sizes are width and height in
+pixels, as in the original. Follows `process_anyres_image` and `prepare_inputs_labels_for_multimodal` of
+LLaVA-NeXT; what the padding takes away is counted as transformers does, which rounds where the original cuts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Size = tuple[int, int]
+MergeType = Literal["flat", "spatial", "spatial_unpad"]
+
+NEWLINE: Final = -1
+"""Stands in an order of features for the learned end of a row."""
+
+USUAL_SIZE: Final[Size] = (640, 480)
+"""The photograph that stands for all where sizes are not known: COCO's."""
+
+_USUAL_GRIDS: Final = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+
+
+def usual_pinpoints(image_px: int) -> tuple[Size, ...]:
+    """LLaVA-NeXT's five grids for crops of `image_px`."""
+    return tuple((columns * image_px, rows * image_px) for columns, rows in _USUAL_GRIDS)
+
+
+def best_resolution(size: Size, pinpoints: Iterable[Size]) -> Size:
+    """The pinpoint that keeps most of a picture's pixels, and of those the one that wastes least.
+
+    The first of equals: the order of pinpoints counts.
+    """
+    width, height = size
+    best, best_rank = None, (-1, 0)
+    for across, down in pinpoints:
+        scale = min(across / width, down / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        rank = (kept, kept - across * down)
+        if best is None or rank > best_rank:
+            best, best_rank = (across, down), rank
+    assert best is not None, "there is a pinpoint"
+    return best
+
+
+@dataclass(frozen=True)
+class AnyRes:
+    """How pictures are spread over crops, and their features put in a row.
+
+    A crop of `image_px` has `side` × `side` features, and with `class_token` one more before them.
+    """
+
+    pinpoints: tuple[Size, ...]
+    image_px: int
+    side: int
+    class_token: bool
+    merge: MergeType
+
+    def resolution(self, size: Size) -> Size:
+        """What a picture is resized and padded to."""
+        return best_resolution(size, self.pinpoints)
+
+    def grid(self, size: Size) -> Size:
+        """Crops across and down, the one of the whole aside."""
+        across, down = self.resolution(size)
+        return across // self.image_px, down // self.image_px
+
+    def num_crops(self, size: Size) -> int:
+        """Pictures that the tower sees of one: the whole, and the grid's crops."""
+        columns, rows = self.grid(size)
+        return 1 + columns * rows
+
+    def num_tokens(self, size: Size) -> int:
+        """Tokens that a picture takes in the sequence."""
+        if self.merge == "flat":
+            return self.num_crops(size) * self._crop_features
+        left, top, right, bottom = self._window(size)
+        per_row = right - left + (self.merge == "spatial_unpad")
+        return self._crop_features + (bottom - top) * per_row
+
+    def order(self, size: Size) -> tuple[int, ...]:
+        """Places of a picture's tokens among the features of its crops, one crop after another.
+
+        NEWLINE where a row ends. `num_tokens(size)` of them.
+        """
+        columns, rows = self.grid(size)
+        if self.merge == "flat":
+            return tuple(range((1 + columns * rows) * self._crop_features))
+        return _spatial_order(columns, self.side, self._window(size), self.merge == "spatial_unpad")
+
+    def most(self) -> tuple[int, int]:
+        """Tokens and crops of the largest picture there can be: it fills a grid."""
+        return max(map(self.num_tokens, self.pinpoints)), max(map(self.num_crops, self.pinpoints))
+
+    def least_tokens(self) -> int:
+        """Tokens that every picture takes: of a very thin one nothing but the whole is left."""
+        if self.merge == "spatial_unpad":
+            return self._crop_features
+        return min(map(self.num_tokens, self.pinpoints))
+
+    @property
+    def _crop_features(self) -> int:
+        return self.side**2 + self.class_token
+
+    def _window(self, size: Size) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what the picture covers of the grid's features."""
+        columns, rows = self.grid(size)
+        across, down = columns * self.side, rows * self.side
+        if self.merge == "spatial":
+            return 0, 0, across, down
+        width, height = size
+        if width / height > across / down:
+            padding = (down - int(round(height * (across / width), 7))) // 2
+            return 0, padding, across, down - padding
+        padding = (across - int(round(width * (down / height), 7))) // 2
+        return padding, 0, across - padding, down
+
+
+@functools.lru_cache(maxsize=1024)
+def _spatial_order(
+    columns: int, side: int, window: tuple[int, int, int, int], newline: bool
+) -> tuple[int, ...]:
+    def places() -> Iterator[int]:
+        yield from range(side**2)
+        left, top, right, bottom = window
+        for y in range(top, bottom):
+            for x in range(left, right):
+                crop = 1 + y // side * columns + x // side
+                yield crop * side**2 + y % side * side + x % side
+            if newline:
+                yield NEWLINE
+
+    return tuple(places())
