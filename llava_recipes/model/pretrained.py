@@ -22,7 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
-Part = Literal["config", "tokenizer", "image_processor", "weights"]
+Part = Literal["config", "tokenizer", "image_processor", "weights", "start"]
 
 PATTERNS: dict[Part, tuple[str, ...]] = {
     "config": ("config.json", "generation_config.json"),
@@ -37,6 +37,12 @@ PATTERNS: dict[Part, tuple[str, ...]] = {
     ),
     "image_processor": ("preprocessor_config.json",),
     "weights": ("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    # What a stage may start from: a whole model, adapters, or a projector.
+    "start": (
+        *("config.json", "model*.safetensors", "model.safetensors.index.json"),
+        *("adapter_config.json", "adapter_model.*", "non_lora_trainables.bin", "mm_projector.*"),
+        *("plan.json", "DONE", "trained.safetensors"),
+    ),
 }
 TIMEOUT_S = 20.0
 SERVER_FAULT = 500
@@ -79,7 +85,7 @@ def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: Pa
 def _pattern_choices(parts: Sequence[Part], available: Sequence[str] | None) -> list[list[str]]:
     """Which files to ask for, best first. Offline, where nobody says what there is, both kinds of weights."""
     safe = [pattern for part in parts for pattern in PATTERNS[part]]
-    if "weights" not in parts:
+    if not {"weights", "start"}.intersection(parts):
         return [safe]
     if available is None:
         return [safe, [*safe, *BIN_PATTERNS]]

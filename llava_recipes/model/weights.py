@@ -20,13 +20,15 @@ from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
 from llava_recipes.model.projector import projector_shapes
+from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 INIT_PATH: Path = ("model", "projector", "init_from")
 STAGES_PATH: Path = ("stages",)
 TRAINED_FILE = "trained.safetensors"
-RUN_FILES = (TRAINED_FILE, "mm_projector.safetensors", "mm_projector.bin")
+PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
+RUN_FILES = (TRAINED_FILE, *PROJECTOR_FILES)
 ORIGINAL_PREFIX = "model.mm_projector."
 EMBEDDINGS_KEYS = ("embed_tokens.weight", "embed_in.weight")
 PROJECTOR_KEY = re.compile(r"^(?:.*\.)?(?:mm_projector|projector)\.((?:\d+\.)?(?:weight|bias))$")
@@ -215,6 +217,9 @@ def lay_over(
     """
     tensors = dict(tensors)
     parameters = canonical_parameters(model)
+    if tuple(tensors.get(EMBEDDINGS, torch.empty(0)).shape[:1]) == (NUM_TOKENS,):
+        # The original's name for what it saves beside a projector.
+        tensors[IMAGE_TOKENS] = tensors.pop(EMBEDDINGS)
     if IMAGE_TOKENS in tensors and IMAGE_TOKENS not in parameters:
         write_image_tokens(model, tensors.pop(IMAGE_TOKENS), path=STAGES_PATH, found=found)
     merged: tuple[str, ...] = ()

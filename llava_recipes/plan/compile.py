@@ -40,6 +40,15 @@ from llava_recipes.recipe.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What a run that a stage starts from was started from itself, the oldest first."""
+
+    folders: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Not there any more, and not needed: the run trained all of language model and projector itself."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """What was read from disk for a recipe, since compiling reads nothing itself."""
 
@@ -49,6 +58,8 @@ class Facts:
     num_samples: Mapping[str, int] = field(default_factory=dict)
     """Records of annotation files whose `num_samples` the recipe does not give."""
     deepspeed_files: Mapping[str, dict[str, JsonValue]] = field(default_factory=dict)
+    earlier: Mapping[str, Earlier] = field(default_factory=dict)
+    """By the folder of another run that an `init_from` names."""
     problems: tuple[Problem, ...] = ()
     """Files that are there and cannot be read; told with everything else that is wrong."""
 
@@ -258,7 +269,14 @@ class _StageCompiler:
                     or f"{', '.join(choices)}, or a folder, written ./{start}",
                 )
             )
-        return (start,)
+        before = self._facts.earlier.get(start, Earlier((), ()))
+        if index == self._index:
+            self.notes += [
+                f"{start} was started from {folder}, which is not there; it trained language model and "
+                "projector itself, so that only what was trained of the tower there would be missing"
+                for folder in before.missing
+            ]
+        return (*before.folders, start)
 
     def _explain_no_step(self, batch: Batch, data: DataPlan) -> Problem:
         return Problem(

@@ -13,7 +13,7 @@ WEIGHT = "image_tokens.weight"
 NUM_TOKENS = 2
 """`<im_start>` and `<im_end>`."""
 
-_EMBEDDINGS = "language_model.embed_tokens.weight"
+EMBEDDINGS = "language_model.embed_tokens.weight"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -32,16 +32,16 @@ def trains_image_tokens(stage: Trainable) -> bool:
 
 def with_image_tokens(shapes: Shapes, stage: Trainable) -> Shapes:
     """The parameters of a stage's model: the rows are one by itself where they train alone."""
-    if not trains_image_tokens(stage) or _EMBEDDINGS not in shapes:
+    if not trains_image_tokens(stage) or EMBEDDINGS not in shapes:
         return shapes
-    return {**shapes, WEIGHT: (NUM_TOKENS, shapes[_EMBEDDINGS][1])}
+    return {**shapes, WEIGHT: (NUM_TOKENS, shapes[EMBEDDINGS][1])}
 
 
 def image_token_problems(
     stage: Trainable, trainable: frozenset[str], *, stage_path: Path
 ) -> Iterator[Problem]:
     """Rows that would train twice: alone, and with all others."""
-    if WEIGHT in trainable and _EMBEDDINGS in trainable:
+    if WEIGHT in trainable and EMBEDDINGS in trainable:
         index = next(index for index, glob in enumerate(stage.trainable) if split_glob(glob)[0] == ROOT)
         yield Problem(
             "`image_tokens` are rows of language_model.embed_tokens, which trains as a whole",

@@ -196,7 +196,7 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
         hint = did_you_mean(start, ["base", *earlier]) or f"{choices}, or a folder, written ./{start}"
         yield Problem("`init_from` names no earlier stage", path=path, found=found, hint=hint)
     else:
-        yield from check_local(start, path)
+        yield from check_hub_id(start, path)
 
 
 def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:

@@ -192,8 +192,9 @@ class Stage(Frozen):
     name: Name = Field(description="Name of the stage, unique in the recipe.")
     init_from: Text | None = Field(
         None,
-        description="Where the weights start: `base`, the name of an earlier stage, or the output folder of "
-        "another run. Default: the stage before, `base` for the first.",
+        description="Where the weights start: `base`, the name of an earlier stage, or a path or hub id: "
+        "another run's folder, a projector's file, adapters, or a LLaVA checkpoint. "
+        "Default: the stage before, `base` for the first.",
     )
     freeze: Freeze = Field(
         "all", description="What is frozen: `all`, `none`, or a list of module globs.", examples=["all"]

@@ -20,7 +20,8 @@ from llava_recipes.plan.types import DataPlan, Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.runner.preflight import model_problems, start_problems
+from llava_recipes.runner.hand_off import hand_off_problems, spell_projector
+from llava_recipes.runner.preflight import model_problems
 from llava_recipes.runner.wording import open_prompts
 from llava_recipes.templates import Template, spell
 
@@ -73,7 +74,6 @@ def look_deeply(
     findings = []
     for index, stage in enumerate(plan.stages):
         path: RecipePath = ("stages", index)
-        problems += start_problems(stage, plan, path)
         if shapes is not None:
             problems += tuning_problems(shapes, stage, stage_path=path)
             if plan.model.language_model.quantization is not None:
@@ -81,6 +81,8 @@ def look_deeply(
         look = _DataLook(stage.data, path, _spelling(plan, index, problems))
         problems += look.find(every_image=every_image)
         findings.append(_findings(stage, look, shapes))
+    if shapes is not None:
+        problems += hand_off_problems(plan, range(len(plan.stages)), fetch=False)
     return problems, tuple(findings)
 
 
@@ -112,17 +114,10 @@ def _projector_problems(plan: Plan, shapes: Shapes) -> Iterator[Problem]:
         yield Problem(
             "these projector weights do not fit the recipe's model",
             path=INIT_PATH,
-            found=f"the file holds `{given.type}`, {_widths(given.shapes())}; "
-            f"the recipe says `{plan.model.projector.type}`, {_widths(wanted)}",
+            found=f"the file holds {spell_projector(given.shapes())}; "
+            f"the recipe says {spell_projector(wanted)}",
             hint="give the weights of this projector, or leave `init_from` out",
         )
-
-
-def _widths(shapes: Shapes) -> str:
-    """The sizes that a projector goes through: 1024 to 5120 to 5120."""
-    layers = [shape for shape in shapes.values() if len(shape) == 2]
-    widths = [layers[0][1], *(shape[0] for shape in layers)] if layers else []
-    return " to ".join(map(str, widths)) or "no layers"
 
 
 def _findings(stage: StagePlan, look: _DataLook, shapes: Shapes | None) -> StageFindings:

@@ -18,6 +18,7 @@ from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Source
+from llava_recipes.runner.earlier import read_earlier
 
 Config = dict[str, JsonValue]
 
@@ -49,6 +50,11 @@ def gather_facts(loaded: LoadedRecipe) -> Facts:
         vision_config=vision,
         num_samples=_count_samples(loaded, problems),
         deepspeed_files=dict(_read_deepspeed_files(loaded, problems)),
+        earlier={
+            stage.init_from: read_earlier(Path(stage.init_from))
+            for stage in loaded.recipe.stages
+            if stage.init_from is not None
+        },
         problems=tuple(problems),
     )
 

@@ -17,6 +17,7 @@ from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, stage_plan
+from llava_recipes.runner.hand_off import hand_off_problems
 from llava_recipes.runner.wording import wording_problems
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -27,16 +28,20 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
 
     `stages` are the numbers of those that are run: what the others need may be on another machine.
     """
-    problems = [*model_problems(loaded, plan), *_quantization_problems(plan)]
+    problems = [*model_problems(loaded, plan)]
+    # A look at the model's own names needs what it is made of.
+    is_there = not problems
+    problems += _quantization_problems(plan)
     for index in stages:
         stage, path = plan.stages[index], ("stages", index)
         problems += _data_problems(stage, path)
         problems += _output_problems(plan, index, path)
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
-        problems += start_problems(stage, plan, path)
     if not problems:
         problems += wording_problems(plan)
+    if is_there:
+        problems += hand_off_problems(plan, stages, fetch=True)
     if plan.model.sizes is None and not problems:
         problems += _freezing_problems(plan)
     if problems:
@@ -170,34 +175,6 @@ def _has_wandb_login() -> bool:
 def _deepspeed_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
     if stage.deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
         yield Problem("deepspeed is not installed", path=(*path, "deepspeed"), hint="pip install deepspeed")
-
-
-def start_problems(stage: StagePlan, plan: Plan, path: RecipePath) -> Iterator[Problem]:
-    """Folders of earlier runs must hold trained weights; those of this recipe's own stages will."""
-    own = {other.output_dir for other in plan.stages}
-    quantized = plan.model.language_model.quantization is not None
-    for folder in stage.starts_from:
-        if folder not in own and not _has_trained_weights(Path(folder)):
-            yield Problem(
-                "`init_from` names a folder without trained weights",
-                path=(*path, "init_from"),
-                found=f"{folder} holds neither trained.safetensors nor mm_projector.safetensors",
-                hint="give the output_dir of a finished run",
-            )
-        elif quantized and folder not in own and (Path(folder) / "adapter_config.json").is_file():
-            yield Problem(
-                "adapters of an earlier run cannot be merged into a quantized language model",
-                path=(*path, "init_from"),
-                found=f"{folder} holds adapters",
-                hint="start from a run that trained the projector, or remove `quantization`",
-            )
-
-
-def _has_trained_weights(folder: Path) -> bool:
-    return any(
-        (folder / name).is_file()
-        for name in ("trained.safetensors", "mm_projector.safetensors", "mm_projector.bin")
-    )
 
 
 def _freezing_problems(plan: Plan) -> Iterator[Problem]:

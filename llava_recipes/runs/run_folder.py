@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.placing import cast_weights
+from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import load_trained
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, Plan
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -50,7 +51,7 @@ def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> Assembl
     dtype = dtype or COMPUTE_DTYPES[stage.train.precision]
     assembled = assemble(in_full(plan.model), dtype=dtype)
     for start in stage.starts_from:
-        load_trained(assembled.model, Path(start))
+        load_start(assembled.model, start, ("stages",))
     load_trained(assembled.model, folder)
     cast_weights(assembled.model, dtype)
     return assembled

@@ -19,7 +19,8 @@ from llava_recipes.model.features import trains_in_vain
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.image_tokens import free_image_tokens, read_image_tokens
 from llava_recipes.model.lora import inject_lora
-from llava_recipes.model.weights import load_trained, trainable_state
+from llava_recipes.model.starts import load_start
+from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.evaluation import when_measured
 from llava_recipes.plan.image_tokens import trains_image_tokens
 from llava_recipes.plan.quantization import describe
@@ -191,8 +192,8 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     """The model with earlier stages' weights laid over it, frozen as the stage says; and how much trains."""
     zero_stage = _zero_stage(stage)
     assembled = assemble(plan.model, dtype=_DTYPES[stage.train.precision], zero3=zero_stage == 3)
-    for folder in stage.starts_from:
-        load_trained(assembled.model, Path(folder))
+    for start in stage.starts_from:
+        load_start(assembled.model, start, ("stages",))
     if trains_image_tokens(stage):
         free_image_tokens(assembled.model)
     targets: tuple[str, ...] = ()

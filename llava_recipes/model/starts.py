@@ -1,0 +1,215 @@
+"""What a stage may start from besides its base: a run's folder, a projector's file, a LLaVA checkpoint."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from llava_recipes.model.base_weights import COMPUTED
+from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint, open_tensor_file
+from llava_recipes.model.checkpoint_names import canonical_in, layout_of
+from llava_recipes.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, PREFIX
+from llava_recipes.model.pretrained import pretrained_folder
+from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
+from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
+
+Kind = Literal["run", "adapters", "checkpoint", "projector"]
+Values = Mapping[str, JsonValue]
+
+PLAN, CONFIG = "plan.json", "config.json"
+_OLD_ADAPTERS = "adapter_model.bin"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a beginning says of the model that it was trained in; None where it says nothing."""
+
+    language_model: str | None = None
+    vision_tower: str | None = None
+    select_layer: int | None = None
+    select_feature: str | None = None
+    start_end: bool | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to lay over a model, read when they are asked for, and what they say of themselves."""
+
+    kind: Kind
+    place: pathlib.Path
+    claims: Claims
+    adapter_config: pathlib.Path
+    _found: dict[str, tuple[TensorSource, str]] = field(repr=False)
+    """By canonical name: where each tensor is, and what it is called there."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By canonical name, without reading what the tensors hold."""
+        return {name: tuple(source.read(theirs).shape) for name, (source, theirs) in self._found.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: source.read(theirs) for name, (source, theirs) in self._found.items()}
+
+
+def open_start(given: str | pathlib.Path, path: Path) -> Start:
+    """The weights of a file, a folder or a hub id; `path` is the recipe path named in errors.
+
+    Raises RecipeError when there is nothing, when it is cut short, or when it is none of what can be a start.
+    """
+    place = pathlib.Path(given).expanduser()
+    if place.is_file():
+        weights = _of_projector(place, path)
+        return Start("projector", place, Claims(), place.with_name(ADAPTER_CONFIG), weights)
+    folder = place if place.is_dir() else pretrained_folder(str(given), None, parts=("start",), path=path)
+    config = _read_object(folder / CONFIG, path)
+    kind, found = _contents(folder, config, path)
+    if not found:
+        raise RecipeError(_nothing(folder, path))
+    return Start(kind, folder, _claims(folder, kind, config, path), folder / ADAPTER_CONFIG, found)
+
+
+def load_start(model: nn.Module, given: str | pathlib.Path, path: Path) -> tuple[str, ...]:
+    """Lay the weights of a beginning over the model's; returns the names of those that changed.
+
+    Under ZeRO-3 all processes call this. Raises RecipeError as `open_start` does, and when a weight has no
+    place or another shape.
+    """
+    start = open_start(given, path)
+    return lay_over(model, start.tensors(), adapter_config=start.adapter_config, found=str(start.place))
+
+
+def _contents(
+    folder: pathlib.Path, config: Values, path: Path
+) -> tuple[Kind, dict[str, tuple[TensorSource, str]]]:
+    if (folder / TRAINED_FILE).is_file():
+        source = open_tensor_file(folder / TRAINED_FILE, path)
+        return "run", {name: (source, name) for name in sorted(source.names())}
+    if (folder / ADAPTER_CONFIG).is_file():
+        adapters = folder / (ADAPTER_WEIGHTS if (folder / ADAPTER_WEIGHTS).is_file() else _OLD_ADAPTERS)
+        files = [adapters, *([folder / OTHER_WEIGHTS] if (folder / OTHER_WEIGHTS).is_file() else [])]
+        found: dict[str, tuple[TensorSource, str]] = {}
+        for file in files:
+            found |= _in_layout(open_tensor_file(file, path), "llava", file, path)
+        return "adapters", found
+    layout = layout_of(config)
+    if layout != "language_model" and has_weights(folder):
+        return "checkpoint", _in_layout(open_checkpoint(folder, path), layout, folder, path)
+    projector = [folder / name for name in PROJECTOR_FILES if (folder / name).is_file()]
+    if projector:
+        return ("run" if (folder / PLAN).is_file() else "projector"), _of_projector(projector[0], path)
+    raise RecipeError(_nothing(folder, path))
+
+
+def _in_layout(
+    source: TensorSource, layout: Literal["llava", "hf"], place: pathlib.Path, path: Path
+) -> dict[str, tuple[TensorSource, str]]:
+    found, foreign = {}, []
+    for name in sorted(source.names()):
+        if COMPUTED.search(name):
+            continue
+        ours = canonical_in(layout, name.removeprefix(PREFIX).replace(".default.", "."))
+        if ours is None:
+            foreign.append(name)
+        else:
+            found[ours] = (source, name)
+    if foreign:
+        message = f"{len(foreign)} weight(s) have no place in a LLaVA model: {', '.join(foreign[:4])}"
+        raise RecipeError(Problem(message, path=path, found=str(place)))
+    return found
+
+
+def _of_projector(file: pathlib.Path, path: Path) -> dict[str, tuple[TensorSource, str]]:
+    try:
+        weights = read_projector_weights(file)
+    except RecipeError as error:
+        raise RecipeError(*(replace(problem, path=path) for problem in error.problems)) from error
+    tensors = dict(weights.tensors)
+    if weights.image_tokens is not None:
+        tensors[IMAGE_TOKENS] = weights.image_tokens
+    source = _InMemory(tensors)
+    return {name: (source, name) for name in tensors}
+
+
+class _InMemory:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._tensors)
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Claims:
+    if (folder / PLAN).is_file():
+        model = _mapping(_read_object(folder / PLAN, path).get("model"))
+        tower, tokens = _mapping(model.get("vision_tower")), _mapping(model.get("image_tokens"))
+        return Claims(
+            language_model=identity(_mapping(model.get("language_model"))),
+            vision_tower=identity(tower),
+            select_layer=_number(tower.get("select_layer")),
+            select_feature=_text(tower.get("select_feature")),
+            start_end=tokens.get("start_end") is True,
+        )
+    if layout_of(config) == "hf":
+        return Claims()
+    named = config.get("_name_or_path")
+    if kind == "adapters":
+        named = _read_object(folder / ADAPTER_CONFIG, path).get("base_model_name_or_path") or named
+    layer, start_end = config.get("mm_vision_select_layer"), config.get("mm_use_im_start_end")
+    return Claims(
+        language_model=_text(named),
+        vision_tower=_text(config.get("mm_vision_tower")),
+        select_layer=_number(layer),
+        select_feature=_text(config.get("mm_vision_select_feature")),
+        start_end=start_end if isinstance(start_end, bool) else None,
+    )
+
+
+def identity(part: Values) -> str | None:
+    """What tells one language model or tower of a plan from another: its source, or its config and seed."""
+    source = part.get("source")
+    if isinstance(source, str):
+        return source
+    config = part.get("config")
+    return json.dumps([config, part.get("seed")], sort_keys=True) if config is not None else None
+
+
+def _nothing(folder: pathlib.Path, path: Path) -> Problem:
+    unfinished = (folder / PLAN).is_file()
+    return Problem(
+        "`init_from` names a folder without trained weights",
+        path=path,
+        found=f"{folder} holds neither {TRAINED_FILE}, mm_projector.bin, adapters nor a LLaVA checkpoint",
+        hint="the run is not finished" if unfinished else "give the output_dir of a finished run",
+    )
+
+
+def _read_object(file: pathlib.Path, path: Path) -> Values:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{file.name} cannot be read: {error}"
+        raise RecipeError(Problem(message, path=path, found=str(file))) from error
+    return _mapping(value)
+
+
+def _mapping(value: object) -> Values:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,301 @@
+"""Whether what a stage starts from fits this recipe's model: known before the first stage starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
+from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
+from llava_recipes.plan.lora import ADAPTER
+from llava_recipes.plan.types import ModelPlan, Plan
+from llava_recipes.recipe.errors import Path as RecipePath
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.runner.artifacts import DONE, PLAN
+from llava_recipes.train.checkpoints import list_checkpoints
+
+if TYPE_CHECKING:
+    from llava_recipes.model.starts import Start
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_LANGUAGE = ("language_model.", "lm_head.")
+_BY_FILE = "to take its projector all the same, give its mm_projector.bin in `model.projector.init_from`"
+
+
+def hand_off_problems(plan: Plan, stages: Collection[int], *, fetch: bool) -> Iterator[Problem]:
+    """What is wrong with the beginnings of these stages, each at its `init_from`.
+
+    Files and folders are looked at, weights not read; what stages of this recipe will leave fits by itself.
+    With `fetch` hub ids are downloaded, without it they are passed over.
+    """
+    own = {stage.output_dir for stage in plan.stages}
+    told: set[str] = set()
+    shapes: Shapes | None = None
+    for index in stages:
+        path: RecipePath = ("stages", index, "init_from")
+        for given in plan.stages[index].starts_from:
+            if given in told or (given in own and not (Path(given) / DONE).is_file()):
+                continue
+            told.add(given)
+            if not fetch and given not in own and not Path(given).exists():
+                if not _may_be_hub_id(given):
+                    yield _nowhere(given, path)
+                continue
+            try:
+                start = _open(given, path)
+                if given in own:
+                    continue
+                shapes = _model_shapes(plan.model) if shapes is None else shapes
+            except RecipeError as error:
+                yield from error.problems
+                continue
+            yield from _misfits(start, plan.model, shapes, given, path)
+
+
+def _open(given: str, path: RecipePath) -> Start:
+    from llava_recipes.model.starts import open_start
+
+    folder = Path(given)
+    if not folder.exists() and not _may_be_hub_id(given):
+        raise RecipeError(_nowhere(given, path))
+    if (folder / PLAN).is_file() and not (folder / DONE).is_file():
+        names = [checkpoint.folder.name for checkpoint in list_checkpoints(folder)]
+        raise RecipeError(
+            Problem(
+                "`init_from` names a run that is not finished",
+                path=path,
+                found=f"{given} has no {DONE}; checkpoints: {', '.join(names) or 'none'}",
+                hint=f"`llava-recipe run {folder / 'recipe.resolved.yaml'} --resume` goes on with it",
+            )
+        )
+    return open_start(given, path)
+
+
+def _may_be_hub_id(given: str) -> bool:
+    return given.count("/") == 1 and not given.startswith((".", "/")) and Path(given).suffix != ".bin"
+
+
+def _nowhere(given: str, path: RecipePath) -> Problem:
+    return Problem(
+        "`init_from` names no folder and no file",
+        path=path,
+        found=f"there is no {given}",
+        hint="give an earlier stage, the output_dir of a finished run, a projector's file or a hub id",
+    )
+
+
+def _model_shapes(model: ModelPlan) -> Shapes:
+    from llava_recipes.model.names import canonical_parameters
+    from llava_recipes.model.skeleton import build_skeleton
+
+    skeleton = build_skeleton(model)
+    return {name: tuple(parameter.shape) for name, parameter in canonical_parameters(skeleton).items()}
+
+
+def _misfits(
+    start: Start, model: ModelPlan, shapes: Shapes, given: str, path: RecipePath
+) -> Iterator[Problem]:
+    theirs = start.shapes()
+    yield from _check_tower(start, model, given, path)
+    yield from _check_tokens(start, model, theirs, shapes, given, path)
+    yield from _check_quantized(model, theirs, given, path)
+    base = list(_check_base(start, model, theirs, shapes, given, path))
+    yield from base
+    if not base:
+        yield from _check_language(theirs, shapes, given, path)
+    yield from _check_projector(theirs, shapes, given, path)
+    yield from _check_rest(theirs, shapes, given, path)
+
+
+def _check_tower(start: Start, model: ModelPlan, given: str, path: RecipePath) -> Iterator[Problem]:
+    from llava_recipes.model.starts import identity
+
+    claims, tower = start.claims, model.vision_tower
+    ours = identity(tower.model_dump(mode="json"))
+    if claims.vision_tower is not None and not _same(claims.vision_tower, ours):
+        yield Problem(
+            "`init_from` was trained with another vision tower",
+            path=path,
+            found=f"{given} has {_spell(claims.vision_tower)}, this recipe {_spell(ours)}",
+            hint=f"write its tower in `model.vision_tower`; {_BY_FILE}",
+        )
+    for key in ("select_layer", "select_feature"):
+        wanted, claimed = getattr(tower, key), getattr(claims, key)
+        if claimed is not None and claimed != wanted:
+            yield Problem(
+                f"`init_from` was trained on other features of the tower: another `{key}`",
+                path=path,
+                found=f"{given} has {claimed}, this recipe {wanted}",
+                hint=f"write `{key}: {claimed}` in `model.vision_tower`; {_BY_FILE}",
+            )
+
+
+def _check_tokens(
+    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
+) -> Iterator[Problem]:
+    claimed = start.claims.start_end
+    if claimed is None and IMAGE_TOKENS in theirs:
+        claimed = True
+    wanted = model.image_tokens.start_end
+    if claimed is not None and claimed != wanted and (claimed or start.kind != "projector"):
+        yield Problem(
+            f"`init_from` was trained {'with' if claimed else 'without'} start and end tokens",
+            path=path,
+            found=f"{given}; this recipe has {'some' if wanted else 'none'}",
+            hint=f"write `image_tokens: {{start_end: {'true' if claimed else 'false'}}}` in `model:`",
+        )
+    elif wanted and IMAGE_TOKENS in theirs:
+        embeddings = shapes.get(EMBEDDINGS, (0, 0))
+        if theirs[IMAGE_TOKENS] not in ((NUM_TOKENS, embeddings[1]), embeddings):
+            yield Problem(
+                "these embeddings of image tokens do not fit the model",
+                path=path,
+                found=f"{given} holds {list(theirs[IMAGE_TOKENS])}",
+                hint=f"{[NUM_TOKENS, embeddings[1]]} or the whole {list(embeddings)} is needed",
+            )
+
+
+def _check_quantized(model: ModelPlan, theirs: Shapes, given: str, path: RecipePath) -> Iterator[Problem]:
+    if model.language_model.quantization is not None and any(map(ADAPTER.search, theirs)):
+        yield Problem(
+            "adapters of an earlier run cannot be merged into a quantized language model",
+            path=path,
+            found=f"{given} holds adapters",
+            hint="start from a run that trained the projector, or remove `quantization`",
+        )
+
+
+def _check_base(
+    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
+) -> Iterator[Problem]:
+    """Weights that mean something beside the language model that they were trained with, and no other."""
+    from llava_recipes.model.starts import identity
+
+    claimed = start.claims.language_model
+    ours = identity(model.language_model.model_dump(mode="json"))
+    is_whole = all(name in theirs for name in shapes if name.startswith(_LANGUAGE))
+    if claimed is None or is_whole or _same(claimed, ours):
+        return
+    has_adapters = any(map(ADAPTER.search, theirs))
+    has_language = any(name.startswith(_LANGUAGE) for name in theirs)
+    what = (
+        "holds adapters for" if has_adapters else "trained a part of" if has_language else "was trained with"
+    )
+    hint = "write that one in `model.language_model`, or start from a run that was trained with this one"
+    yield Problem(
+        f"`init_from` {what} another language model",
+        path=path,
+        found=f"{given} has {_spell(claimed)}, this recipe {_spell(ours)}",
+        hint=hint if has_language else f"write it in `model.language_model`; {_BY_FILE}",
+    )
+
+
+def _check_language(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath) -> Iterator[Problem]:
+    """Sizes of the language model: of its weights, and of those that adapters were made for."""
+    needed = {name: shape for name, shape in theirs.items() if name.startswith(_LANGUAGE)}
+    wrong = [(name, shape, wanted) for name, shape, wanted in _for_weights(needed, shapes) if shape != wanted]
+    if not wrong:
+        return
+    if all(wanted is not None and shape[1:] == wanted[1:] for _, shape, wanted in wrong):
+        name, shape, wanted = wrong[0]
+        assert wanted is not None
+        yield Problem(
+            "`init_from` has another vocabulary",
+            path=path,
+            found=f"{given}: {name} has {shape[0]:,} rows, this recipe's model {wanted[0]:,}",
+            hint="set `model.image_tokens` as it was there; each of its tokens is a row",
+        )
+        return
+    name, shape, wanted = wrong[0]
+    yield Problem(
+        "`init_from` does not fit this recipe's language model",
+        path=path,
+        found=f"{given}: {len(wrong)} weight(s), the first {name} of shape {list(shape)}; "
+        + ("the model has none" if wanted is None else f"the model has {list(wanted)}"),
+        hint="start from a run that was trained with this language model",
+    )
+
+
+def _for_weights(
+    theirs: Shapes, shapes: Shapes
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...] | None]]:
+    """Each weight with its shape and the model's; of an adapter, the weight that it is for."""
+    for name, shape in theirs.items():
+        if not ADAPTER.search(name):
+            yield name, shape, shapes.get(name)
+        elif ".lora_A." in name:
+            module = name[: name.index(".lora_")]
+            up = theirs.get(f"{module}.lora_B.weight", (0, 0))
+            yield f"{module}.weight", (up[0], shape[-1]), shapes.get(f"{module}.weight")
+
+
+def _check_projector(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath) -> Iterator[Problem]:
+    held, wanted = (
+        {
+            name: shape
+            for name, shape in each.items()
+            if name.startswith("projector.") and not ADAPTER.search(name)
+        }
+        for each in (theirs, shapes)
+    )
+    # What trains a part of the projector leaves that part alone.
+    if any(shape != wanted.get(name) for name, shape in held.items()):
+        yield Problem(
+            "`init_from` has another projector",
+            path=path,
+            found=f"{given} holds {spell_projector(held)}; this recipe has {spell_projector(wanted)}",
+            hint="write its type in `model.projector`, or start from a run with this projector",
+        )
+
+
+def _check_rest(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath) -> Iterator[Problem]:
+    known = (*_LANGUAGE, "projector.")
+    for name, shape in theirs.items():
+        if name == IMAGE_TOKENS or name.startswith(known) or ADAPTER.search(name):
+            continue
+        if shape != shapes.get(name):
+            wanted = shapes.get(name)
+            yield Problem(
+                "`init_from` holds a weight that this recipe's model does not have"
+                if wanted is None
+                else "`init_from` holds a weight of another size",
+                path=path,
+                found=f"{given}: {name} of shape {list(shape)}"
+                + ("" if wanted is None else f"; the model has {list(wanted)}"),
+                hint="start from a run of the same model",
+            )
+            return
+
+
+def spell_projector(shapes: Shapes) -> str:
+    """A projector's type and the widths that it goes through: `mlp2x_gelu`, 1024 to 5120 to 5120."""
+    layers = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    if not layers:
+        return "`identity`"
+    kind = "linear" if "projector.weight" in layers else f"mlp{len(layers)}x_gelu"
+    sizes = [*layers.values()]
+    widths = [sizes[0][1], *(shape[0] for shape in sizes)]
+    return f"`{kind}`, {' to '.join(map(str, widths))}"
+
+
+def _same(left: str, right: str | None) -> bool:
+    """Whether two sources are one: the same text, or a folder named like the hub's repository."""
+    if right is None or left == right:
+        return left == right
+    return not left.startswith("[") and _last_name(left) == _last_name(right)
+
+
+def _last_name(source: str) -> str:
+    return source.rstrip("/").rpartition("/")[2].lower()
+
+
+def _spell(source: str | None) -> str:
+    if source is None:
+        return "none"
+    if not source.startswith("["):
+        return source
+    config, seed = json.loads(source)
+    return f"random weights of a {config.get('model_type')} config, seed {seed}"

@@ -1,0 +1,329 @@
+"""What a stage starts from is held against the recipe's model before any stage starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava_recipes.cli.main import main
+from tests.golden_runs import run_folder
+from tests.tiny import FIXTURES, stage1_values, write_recipe
+from tests.train.in_process import train_all, weights_of
+
+Change = Callable[[dict[str, Any], Path], None]
+
+
+def stage_values(folder: Path, **stage: Any) -> dict[str, Any]:
+    """One stage of two steps."""
+    values = stage1_values(folder, max_steps=2, warmup_ratio=0.0)
+    del values["stages"][0]["train"]["num_train_epochs"], values["model"]["projector"]["init_from"]
+    values["stages"][0] |= stage
+    return values
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs: a projector, adapters beside it, and the language model's first layer on top of both."""
+    folder = tmp_path_factory.mktemp("runs")
+    train_all(stage_values(folder / "projector"))
+    train_all(stage_values(folder / "lora", init_from=str(folder / "projector"), lora={"r": 2}))
+    train_all(
+        stage_values(
+            folder / "layer", init_from=str(folder / "lora"), trainable=["language_model.layers.0"]
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The original's full fine-tune as it saves it."""
+    folder = tmp_path_factory.mktemp("llava")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(run_folder("full") / name, folder / name)
+    return folder
+
+
+def check(values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `run` prints before it would train; nothing when all is well."""
+    recipe = write_recipe(values, folder / "recipe.yaml")
+    code = main(["run", str(recipe), "--processes", "1", "--dry-run"])
+    told = capsys.readouterr().err
+    assert code == (1 if told else 0)
+    assert "Traceback" not in told
+    assert not (folder / "next").exists()
+    if told:
+        lines = recipe.read_text().splitlines()
+        places = [text for text in told.splitlines() if text.startswith(f"{recipe}:")]
+        assert places
+        assert all("init_from" in lines[int(place.split(":")[1]) - 1] for place in places), told
+    return told
+
+
+def next_values(folder: Path, start: Path | str) -> dict[str, Any]:
+    return stage_values(folder / "next", init_from=str(start))
+
+
+@pytest.mark.parametrize("name", ["projector", "lora", "layer", "projector/mm_projector.bin"])
+def test_what_fits_is_taken(
+    name: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(next_values(tmp_path, runs / name), tmp_path, capsys) == ""
+
+
+def test_a_run_brings_the_runs_before_it(runs: Path, tmp_path: Path) -> None:
+    """The last one holds a layer alone: projector and adapters come from those that it started from."""
+    values = next_values(tmp_path, runs / "layer")
+    train_all(values)
+    plan = json.loads((tmp_path / "next" / "plan.json").read_text())
+    expected = [str(runs / name) for name in ("projector", "lora", "layer")]
+    assert plan["stages"][0]["starts_from"] == expected
+    before = weights_of(values, *map(Path, expected))
+    projector = load_file(runs / "lora" / "mm_projector.safetensors")
+    assert torch.equal(before["projector.0.weight"], projector["model.mm_projector.0.weight"])
+    base = weights_of(values)
+    for name in ("language_model.layers.0.mlp.up_proj.weight", "language_model.layers.1.mlp.up_proj.weight"):
+        assert not torch.equal(before[name], base[name])
+    layer = load_file(runs / "layer" / "trained.safetensors")
+    name = "language_model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(before[name], layer[name])
+
+
+def test_a_run_before_that_is_gone(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = tmp_path / "layer"
+    shutil.copytree(runs / "layer", moved)
+    plan = json.loads((moved / "plan.json").read_text())
+    gone = str(tmp_path / "gone" / "run")
+    plan["stages"][0]["starts_from"] = [gone]
+    (moved / "plan.json").write_text(json.dumps(plan))
+    assert f"there is no {gone}" in check(next_values(tmp_path, moved), tmp_path, capsys)
+    # One that trained all of it needs nothing of the run before.
+    plan["stages"][0]["trainable_modules"] = ["projector", "language_model", "lm_head"]
+    (moved / "plan.json").write_text(json.dumps(plan))
+    assert check(next_values(tmp_path, moved), tmp_path, capsys) == ""
+
+
+def linear(values: dict[str, Any], folder: Path) -> None:
+    values["model"]["projector"]["type"] = "linear"
+
+
+def other_layer(values: dict[str, Any], folder: Path) -> None:
+    values["model"]["vision_tower"]["select_layer"] = -1
+
+
+def other_feature(values: dict[str, Any], folder: Path) -> None:
+    values["model"]["vision_tower"]["select_feature"] = "cls_patch"
+
+
+def tokens(values: dict[str, Any], folder: Path) -> None:
+    values["model"]["image_tokens"] = {"start_end": True}
+
+
+def other_tower(values: dict[str, Any], folder: Path) -> None:
+    shutil.copytree(FIXTURES / "tiny_clip", folder / "another_clip")
+    values["model"]["vision_tower"]["source"] = str(folder / "another_clip")
+
+
+def other_language_model(values: dict[str, Any], folder: Path) -> None:
+    shutil.copytree(FIXTURES / "tiny_vicuna", folder / "another_llm")
+    values["model"]["language_model"] = str(folder / "another_llm")
+
+
+def wider(values: dict[str, Any], folder: Path) -> None:
+    """A language model of the same name and another size."""
+    values["model"]["language_model"] = {
+        "config": {
+            "model_type": "llama",
+            "vocab_size": 1000,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
+        "tokenizer": str(FIXTURES / "tiny_vicuna"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("start", "change", "expected"),
+    [
+        (
+            "projector",
+            linear,
+            ["has another projector", "`mlp2x_gelu`, 32 to 32 to 32; this recipe has `linear`, 32 to 32"],
+        ),
+        (
+            "projector/mm_projector.bin",
+            wider,
+            ["has another projector", "32 to 32 to 32; this recipe has `mlp2x_gelu`, 32 to 64"],
+        ),
+        ("projector", other_layer, ["another `select_layer`", "has -2, this recipe -1"]),
+        ("projector", other_feature, ["another `select_feature`", "has patch, this recipe cls_patch"]),
+        ("projector", other_tower, ["another vision tower", "another_clip", "`model.projector.init_from`"]),
+        ("projector", other_language_model, ["was trained with another language model", "another_llm"]),
+        ("projector", tokens, ["without start and end tokens", "start_end: false"]),
+        ("lora", other_language_model, ["holds adapters for another language model", "another_llm"]),
+        ("lora", wider, ["holds adapters for another", "random weights of a llama config, seed 0"]),
+        ("layer", other_language_model, ["trained a part of another language model"]),
+        ("llava", tokens, ["without start and end tokens", "another vocabulary", "1,002"]),
+        ("llava", wider, ["does not fit this recipe's language model", "has another projector"]),
+        ("llava", other_tower, ["another vision tower"]),
+        ("llava", linear, ["has another projector"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or (value if isinstance(value, str) else ""),
+)
+def test_what_does_not_fit_is_told_with_both_sides(
+    start: str,
+    change: Change,
+    expected: list[str],
+    runs: Path,
+    llava: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = next_values(tmp_path, llava if start == "llava" else runs / start)
+    change(values, tmp_path)
+    told = check(values, tmp_path, capsys)
+    for words in expected:
+        assert words in told
+
+
+def test_a_whole_language_model_may_take_the_place_of_another(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are all there: which ones stood in their place before means nothing."""
+    values = next_values(tmp_path, llava)
+    other_language_model(values, tmp_path)
+    assert check(values, tmp_path, capsys) == ""
+
+
+def test_the_originals_checkpoint_is_laid_over_the_base(llava: Path, tmp_path: Path) -> None:
+    values = next_values(tmp_path, llava)
+    values["stages"][0]["train"]["learning_rate"] = 1e-12
+    train_all(values)
+    theirs = load_file(llava / "model.safetensors")
+    projector = load_file(tmp_path / "next" / "mm_projector.safetensors")
+    for name, tensor in projector.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-9)
+    from_base = stage_values(tmp_path / "base")
+    from_base["model"]["projector"]["init_from"] = str(tmp_path / "next" / "mm_projector.bin")
+    train_all(from_base)
+    losses = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        for name in ("next", "base")
+    ]
+    # The same projector, and another language model.
+    assert losses[0] != pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_originals_adapters_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, folder = run_folder("lora"), tmp_path / "llava-lora"
+    shutil.copytree(source, folder)
+    values = next_values(tmp_path, folder)
+    assert check(values, tmp_path, capsys) == ""
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "lmsys/vicuna-13b-v1.5"
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    told = check(values, tmp_path, capsys)
+    assert "holds adapters for another language model" in told
+    assert "has lmsys/vicuna-13b-v1.5, this recipe" in told
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without_done(folder: Path) -> None:
+    (folder / "DONE").unlink()
+
+
+def cut_trained(folder: Path) -> None:
+    cut(folder / "trained.safetensors")
+
+
+def cut_projector(folder: Path) -> None:
+    (folder / "trained.safetensors").unlink()
+    (folder / "adapter_config.json").unlink()
+    cut(folder / "mm_projector.safetensors")
+
+
+def without_weights(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.suffix in (".safetensors", ".bin") or file.name == "adapter_config.json":
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (without_done, ["a run that is not finished", "has no DONE; checkpoints: none", "--resume"]),
+        (cut_trained, ["cannot read weights", "trained.safetensors", "cut short"]),
+        (cut_projector, ["cannot read weights", "mm_projector.safetensors", "cut short"]),
+        (without_weights, ["a folder without trained weights"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_run_that_was_cut_short(
+    damage: Callable[[Path], None],
+    expected: list[str],
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(runs / "lora", tmp_path / "lora")
+    damage(tmp_path / "lora")
+    there = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "lora").iterdir()}
+    told = check(next_values(tmp_path, tmp_path / "lora"), tmp_path, capsys)
+    for words in expected:
+        assert words in told
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "lora").iterdir()} == there
+
+
+def test_a_checkpoint_with_a_missing_shard(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    shutil.copy(llava / "config.json", folder / "config.json")
+    tensors = load_file(llava / "model.safetensors")
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[:10]}, folder / "model-00001-of-00002.safetensors")
+    shards = {name: f"model-0000{1 if name in names[:10] else 2}-of-00002.safetensors" for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    told = check(next_values(tmp_path, folder), tmp_path, capsys)
+    assert "1 weight file(s) named by model.safetensors.index.json are missing" in told
+
+
+def test_a_finished_stage_of_this_recipe_that_was_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = stage_values(tmp_path / "one")
+    train_all(values)
+    second = json.loads(json.dumps(values["stages"][0]))
+    values["stages"].append({**second, "name": "second", "init_from": "pretrain"})
+    values["stages"][1]["output_dir"] = str(tmp_path / "next")
+    assert check(values, tmp_path, capsys) == ""
+    cut(tmp_path / "one" / "mm_projector.safetensors")
+    assert "cut short" in check(values, tmp_path, capsys)
+
+
+def test_everything_wrong_is_told_before_the_first_stage(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second stage whose beginning does not fit, and a third one's that is not there."""
+    values = stage_values(tmp_path / "next")
+    values["model"]["projector"]["type"] = "linear"
+    for name, start in (("second", runs / "projector"), ("third", tmp_path / "nowhere")):
+        stage = json.loads(json.dumps(values["stages"][0]))
+        folder = str(tmp_path / name)
+        values["stages"].append({**stage, "name": name, "init_from": str(start), "output_dir": folder})
+    told = check(values, tmp_path, capsys)
+    assert "has another projector" in told
+    assert "`init_from` names no folder and no file" in told
