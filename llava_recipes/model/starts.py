@@ -183,12 +183,11 @@ def identity(part: Values) -> str | None:
 
 
 def _nothing(folder: pathlib.Path, path: Path) -> Problem:
-    unfinished = (folder / PLAN).is_file()
     return Problem(
         "`init_from` names a folder without trained weights",
         path=path,
         found=f"{folder} holds neither {TRAINED_FILE}, mm_projector.bin, adapters nor a LLaVA checkpoint",
-        hint="the run is not finished" if unfinished else "give the output_dir of a finished run",
+        hint="give the output_dir of a finished run",
     )
 
 

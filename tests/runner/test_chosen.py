@@ -17,7 +17,7 @@ from llava_recipes.runner.artifacts import stage_plan, write_done, write_opening
 from llava_recipes.runner.chosen import choose_stages
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.train.checkpoints import list_checkpoints
-from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.tiny import FIXTURES, GOLDEN, read_metrics, run_to_end, stage1_values, write_recipe
 
 
 def pipeline_values(folder: Path, **train: Any) -> dict[str, Any]:
@@ -43,6 +43,8 @@ def pretend_done(recipe: Path, *stages: int) -> None:
     plan = plan_recipe(loaded, world_size=1)
     for index in stages:
         folder, stage = Path(plan.stages[index].output_dir), plan.stages[index]
+        folder.mkdir()
+        shutil.copy(GOLDEN / "06_stage1" / "base" / "init.safetensors", folder / "mm_projector.safetensors")
         write_opening(folder, plan=stage_plan(plan, index), recipe_yaml="", environment={})
         write_done(folder, num_steps=3, last_loss=1.0, starts_from=stage.starts_from)
 

@@ -35,9 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_all(stage_values(folder / "projector"))
     train_all(stage_values(folder / "lora", init_from=str(folder / "projector"), lora={"r": 2}))
     train_all(
-        stage_values(
-            folder / "layer", init_from=str(folder / "lora"), trainable=["language_model.layers.0"]
-        )
+        stage_values(folder / "layer", init_from=str(folder / "lora"), trainable=["language_model.layers.0"])
     )
     return folder
 
