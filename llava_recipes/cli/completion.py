@@ -37,9 +37,10 @@ def _describe(name: str, purpose: str) -> Command:
     import importlib
 
     from llava_recipes.authoring.completion import Command, Option, Takes, Value
+    from llava_recipes.cli.main import module_of
 
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"llava_recipes.cli.{name.replace('-', '_')}").add_arguments(parser)
+    importlib.import_module(module_of(name)).add_arguments(parser)
     options, operand = [], Value(Takes.NOTHING)
     for action in parser._actions:
         if action.option_strings:
@@ -72,7 +73,7 @@ def _operand(command: str, action: argparse.Action) -> Value:
 
     if action.choices is not None:
         return Value(Takes.WORDS, tuple(map(str, action.choices)))
-    if action.metavar == "RUN":
+    if action.metavar in ("RUN", "CHECKPOINT"):
         return Value(Takes.FOLDERS)
     if command == "copy":
         from llava_recipes.authoring.gallery import gallery

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ COMMANDS = {
     "chat": "ask a trained model about pictures, once or in a conversation",
     "generate": "answer a file of questions in batches",
     "eval": "measure a trained model on a file, or on benchmarks",
+    "merge": "put a LoRA run's adapters into its weights",
+    "export": "write a trained model in a layout that others read",
+    "import": "read a checkpoint of the original or of transformers back",
     "demo": "train a tiny model on drawn pictures, start to finish",
     "new": "write a recipe from a template, filled in from your data",
     "list": "show the gallery of recipes, with hardware, time and loss",
@@ -49,6 +53,12 @@ def _overview() -> str:
     return f"usage: llava-recipe COMMAND …\n\n{rows}\n\n`llava-recipe COMMAND --help` explains a command."
 
 
+def module_of(command: str) -> str:
+    """The module of a command; one whose name is a word of Python's has a stroke behind it."""
+    name = command.replace("-", "_")
+    return f"llava_recipes.cli.{name}_" if keyword.iskeyword(name) else f"llava_recipes.cli.{name}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the user's to mend, 2 usage, 3 our bug."""
     _start_fast()
@@ -66,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = f"did you mean `{near[0]}`?" if near else f"commands: {', '.join(COMMANDS)}"
         print(f"llava-recipe: unknown command {words[0]!r}; {advice}", file=sys.stderr)
         return USAGE_ERROR
-    command = cast(Command, importlib.import_module(f"llava_recipes.cli.{words[0].replace('-', '_')}"))
+    command = cast(Command, importlib.import_module(module_of(words[0])))
     parser = argparse.ArgumentParser(prog=f"llava-recipe {words[0]}", description=COMMANDS[words[0]])
     command.add_arguments(parser)
     # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from pydantic import JsonValue
 
 from llava_recipes.model.assemble import Assembled
+from llava_recipes.plan.original import language_type
 from llava_recipes.plan.param_groups import group_of
-from llava_recipes.plan.types import ModelPlan, StagePlan
+from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 
+# How the original and LLaVA-NeXT call their families: the end of `model_type`, and the class.
+_FAMILIES = {
+    "llama": ("llama", "LlavaLlamaForCausalLM"),
+    "mistral": ("mistral", "LlavaMistralForCausalLM"),
+    "mpt": ("mpt", "LlavaMptForCausalLM"),
+    "qwen2": ("qwen", "LlavaQwenForCausalLM"),
+}
 _DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -44,6 +55,64 @@ def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) 
         "tokenizer_model_max_length": stage.data.max_length,
         "tokenizer_padding_side": "right",
     }
+
+
+def whole_config(
+    plan: ModelPlan,
+    data: DataPlan,
+    assembled: Assembled,
+    *,
+    dtype: torch.dtype,
+    tower: str,
+    holds_tower: bool,
+) -> dict[str, JsonValue]:
+    """config.json of a whole LLaVA model as the original saves it, its class named.
+
+    tower        hub id or folder of the vision tower
+    holds_tower  whether the weights beside the config hold it too
+    """
+    source = _with_old_rope(assembled.language_config)
+    kind = language_type(source) or str(source.get("model_type", ""))
+    family = _FAMILIES.get(kind, (kind, f"Llava{kind.title().replace('_', '')}ForCausalLM"))
+    for key in ("dtype", "transformers_version", "quantization_config"):
+        source.pop(key, None)
+    return {
+        **_defaults(kind, source),
+        **source,
+        "_name_or_path": plan.language_model.source or "",
+        "architectures": [family[1]],
+        "model_type": f"llava_{family[0]}",
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "mm_vision_tower": tower,
+        "mm_vision_select_layer": plan.vision_tower.select_layer,
+        "mm_vision_select_feature": plan.vision_tower.select_feature,
+        "mm_projector_type": plan.projector.type,
+        "mm_hidden_size": assembled.model.config.vision_config.hidden_size,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_lr": None,
+        "mm_use_im_start_end": plan.image_tokens.start_end,
+        "mm_use_im_patch_token": plan.image_tokens.patch,
+        "use_mm_proj": True,
+        "image_aspect_ratio": data.image_aspect_ratio,
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": False,
+        "unfreeze_mm_vision_tower": holds_tower,
+        "tokenizer_model_max_length": data.max_length,
+        "tokenizer_padding_side": "right",
+    }
+
+
+def _with_old_rope(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Rotary settings as they were written when the original was."""
+    found = dict(config)
+    rope = found.pop("rope_parameters", None)
+    if isinstance(rope, dict):
+        rope = dict(rope)
+        theta, kind = rope.pop("rope_theta", None), rope.get("rope_type", "default")
+        if theta is not None:
+            found["rope_theta"] = theta
+        found["rope_scaling"] = None if kind == "default" else rope
+    return found
 
 
 def _defaults(kind: str, source: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -57,3 +57,14 @@ def with_new_rows(rows: Tensor, vocabulary: Vocabulary) -> Tensor:
     mean = known.to(torch.float32).mean(dim=0).to(rows.dtype)
     num_new = vocabulary.end_new - vocabulary.first_new
     return torch.cat([known, mean.expand(num_new, *rows.shape[1:]), rows[vocabulary.end_new :]])
+
+
+def with_mean_rows(rows: Tensor, num_rows: int) -> Tensor:
+    """Embedding or head rows, with their mean in as many more as make `num_rows`.
+
+    The logit of a mean row is the mean of the logits, so that no such token is ever the likeliest.
+    """
+    if rows.shape[0] >= num_rows:
+        return rows
+    mean = rows.detach().to(torch.float32).mean(dim=0).to(rows.dtype)
+    return torch.cat([rows, mean.expand(num_rows - rows.shape[0], *rows.shape[1:])])

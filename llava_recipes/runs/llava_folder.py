@@ -16,7 +16,8 @@ from llava_recipes.model.checkpoint import TensorSource, has_weights, open_check
 from llava_recipes.model.checkpoint_names import canonical_in
 from llava_recipes.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, PREFIX
 from llava_recipes.model.placing import cast_weights
-from llava_recipes.model.weights import lay_over
+from llava_recipes.model.weights import lay_over, read_projector_weights
+from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -44,8 +45,8 @@ class _Contents:
 
 def assemble_llava(
     folder: Path, config: _Config, dtype: torch.dtype | None, base: str | None
-) -> tuple[Assembled, ModelPlan, DataPlan]:
-    """The model of the folder on the CPU, adapters merged, and plans that say the same.
+) -> tuple[Assembled, ModelPlan, DataPlan, frozenset[str]]:
+    """The model of the folder on the CPU, adapters merged; plans that say the same; the roots it holds.
 
     Raises RecipeError when weights are missing or do not fit, or a base is needed and none is given.
     """
@@ -65,7 +66,8 @@ def assemble_llava(
         image_aspect_ratio=str(config.get("image_aspect_ratio") or "square"),
         vocabulary=assembled.tokenizer.get_vocab(),
     )
-    return assembled, plan, data
+    whole = {"language_model", "lm_head", "projector"} if contents.base is None else set()
+    return assembled, plan, data, frozenset(whole | {name.partition(".")[0] for name in over})
 
 
 def _contents(folder: Path, base: str | None) -> _Contents:
@@ -183,7 +185,11 @@ def _tower_of(source: TensorSource) -> dict[str, Tensor]:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """A file of adapters, or of what trained beside them, by our names."""
+    """A file of a projector, of adapters, or of what trained beside them, by our names."""
+    if file.name in _PROJECTOR_FILES:
+        projector = read_projector_weights(file)
+        rows = {} if projector.image_tokens is None else {IMAGE_TOKENS: projector.image_tokens}
+        return projector.tensors | rows
     source = open_tensor_file(file, ())
     tensors: dict[str, Tensor] = {}
     foreign = []

@@ -18,6 +18,7 @@ from llava_recipes.runs.llava_folder import assemble_llava
 from llava_recipes.runs.run_folder import assemble_run, read_run, with_base
 from llava_recipes.runs.source_plan import read_object
 
+WHOLE = ("language_model", "lm_head", "projector", "vision_tower")
 Kind = Literal["run", "hf", "llava"]
 
 
@@ -32,6 +33,8 @@ class OpenedRun:
     """How text and pictures were given to it last: template, aspect ratio, length."""
     kind: Kind
     path: Path
+    trained: frozenset[str]
+    """Roots (`projector`, `language_model`, …) of which the files hold weights of their own."""
 
 
 def open_run(
@@ -69,16 +72,17 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         raise RecipeError(Problem(f"this {what}; a folder of a run or a checkpoint is needed"))
     if (folder / PLAN).is_file():
         plan = with_base(read_run(folder), base)
-        assembled = assemble_run(plan, folder, dtype)
-        return OpenedRun(assembled, plan.model, plan.stages[0].data, "run", folder)
+        assembled, trained = assemble_run(plan, folder, dtype)
+        return OpenedRun(assembled, plan.model, plan.stages[0].data, "run", folder, trained)
     if not (folder / "config.json").is_file():
         raise no_model(folder)
     config = read_object(folder / "config.json")
     layout = layout_of(config)
     if layout == "hf":
-        return OpenedRun(*assemble_hf(folder, dtype), "hf", folder)
+        return OpenedRun(*assemble_hf(folder, dtype), "hf", folder, frozenset(WHOLE))
     if layout == "llava":
-        return OpenedRun(*assemble_llava(folder, config, dtype, base), "llava", folder)
+        assembled, model_plan, data, trained = assemble_llava(folder, config, dtype, base)
+        return OpenedRun(assembled, model_plan, data, "llava", folder, trained)
     hint = "a LLaVA model has a projector, and a vision tower named or inside"
     found = f"model_type {config.get('model_type')}"
     raise RecipeError(Problem("this is no LLaVA model", found=found, hint=hint))

@@ -42,19 +42,20 @@ def read_run(folder: Path) -> Plan:
     return _moved(plan, folder)
 
 
-def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> Assembled:
-    """The model as a finished stage left it, adapters merged, on the CPU.
+def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, frozenset[str]]:
+    """The model as a finished stage left it, adapters merged, on the CPU; and the roots that were trained.
 
     What was trained beside a quantized language model is laid over the whole one.
     """
     stage = plan.stages[0]
     dtype = dtype or COMPUTE_DTYPES[stage.train.precision]
     assembled = assemble(in_full(plan.model), dtype=dtype)
-    for start in stage.starts_from:
-        load_start(assembled.model, start, ("stages",))
-    load_trained(assembled.model, folder)
+    names = [
+        *(name for start in stage.starts_from for name in load_start(assembled.model, start, ("stages",))),
+        *load_trained(assembled.model, folder),
+    ]
     cast_weights(assembled.model, dtype)
-    return assembled
+    return assembled, frozenset(name.partition(".")[0] for name in names)
 
 
 def with_base(plan: Plan, base: str | None) -> Plan:
@@ -82,7 +83,7 @@ def _moved(plan: Plan, folder: Path) -> Plan:
     start = here.parents[len(_named(own)) - 1]
     stage = stage.model_copy(
         update={
-            "starts_from": tuple(_from(start, path) for path in stage.starts_from),
+            "starts_from": tuple(_from(start, path, must_be_there=True) for path in stage.starts_from),
             "output_dir": str(here),
         }
     )

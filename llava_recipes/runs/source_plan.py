@@ -54,7 +54,7 @@ def noted_data(folder: Path) -> DataPlan | None:
 
 def write_note(folder: Path, data: DataPlan) -> None:
     """Leave the note that `noted_data` reads; files and counts of a run stay behind."""
-    own = data.model_copy(update={"sources": (), "num_samples": None})
+    own = data.model_copy(update={"sources": (), "num_samples": None, "validation": None})
     text = json.dumps({"data": own.model_dump(mode="json")}, indent=2, ensure_ascii=False) + "\n"
     (folder / NOTE).write_text(text, "utf-8")
 

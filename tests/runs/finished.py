@@ -33,7 +33,7 @@ def run_values(folder: Path, **stage: Any) -> dict[str, Any]:
 def conversations() -> dict[str, Any]:
     """`data` of a Stage 2."""
     sources = [{"annotations": str(FIXTURES / "stage2_clean.json"), "images": str(FIXTURES / "images")}]
-    return {"template": "v1", "sources": sources, "max_length": 2048}
+    return {"template": "v1", "sources": sources, "image_aspect_ratio": "pad", "max_length": 2048}
 
 
 def finish(values: dict[str, Any], file: Path) -> None:

@@ -16,30 +16,13 @@ from llava_recipes.model.names import canonical_parameters
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.runs.opened import OpenedRun, open_run
-from tests.runs.finished import conversations, finish, logits_of, run_values
+from tests.runs.finished import logits_of
 
 CPU = torch.device("cpu")
 
 
 def opened(path: Path) -> OpenedRun:
     return open_run(path, dtype=torch.float32, device=CPU)
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three stages: projector, everything but the tower, adapters."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    values = run_values(folder / "projector")
-    full = run_values(folder / "full", name="full", freeze=["vision_tower"], data=conversations())["stages"][
-        0
-    ]
-    del full["trainable"]
-    lora = run_values(folder / "lora", name="lora", lora={"r": 4, "alpha": 8}, data=conversations())[
-        "stages"
-    ][0]
-    values["stages"] += [full, lora]
-    finish(values, folder / "recipe.yaml")
-    return folder
 
 
 def test_a_projector_is_laid_over_its_base(pipeline: Path) -> None:
@@ -59,23 +42,24 @@ def test_all_that_a_full_run_trained_is_there(pipeline: Path) -> None:
     assert all(torch.equal(parameters[name], tensor) for name, tensor in trained.items())
 
 
-def test_adapters_are_merged_into_the_stages_before(pipeline: Path) -> None:
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_adapters_are_merged_into_the_stages_before(name: str, pipeline: Path) -> None:
     """The same logits as the model with its adapters beside its weights, as it was trained."""
-    plan = Plan.model_validate_json((pipeline / "lora" / "plan.json").read_text())
+    plan = Plan.model_validate_json((pipeline / name / "plan.json").read_text())
     beside = assemble(plan.model, dtype=torch.float32)
     lora = plan.stages[0].lora
     assert lora is not None
     trained = load_file(pipeline / "full" / "trained.safetensors")
-    for name, parameter in canonical_parameters(beside.model).items():
-        if name in trained:
-            parameter.data = trained[name]
+    for parameter_name, parameter in canonical_parameters(beside.model).items():
+        if parameter_name in trained:
+            parameter.data = trained[parameter_name]
     inject_lora(beside.model, lora, seed=0)
-    trained = load_file(pipeline / "lora" / "trained.safetensors")
-    for name, parameter in canonical_parameters(beside.model).items():
-        if name in trained:
-            parameter.data = trained[name]
+    trained = load_file(pipeline / name / "trained.safetensors")
+    for parameter_name, parameter in canonical_parameters(beside.model).items():
+        if parameter_name in trained:
+            parameter.data = trained[parameter_name]
     beside.model.eval()
-    run = opened(pipeline / "lora")
+    run = opened(pipeline / name)
     theirs, ours = logits_of(beside), logits_of(run.assembled)
     assert (theirs - ours).abs().max() <= 1e-5 * theirs.abs().max()
     assert (logits_of(opened(pipeline / "full").assembled) - ours).abs().max() > 1e-3
@@ -117,7 +101,7 @@ def refused(path: Path) -> str:
 
 def test_a_folder_of_stages_is_refused_with_their_names(pipeline: Path) -> None:
     said = refused(pipeline)
-    assert "holds stages of a run" in said and "full, lora, projector" in said
+    assert "holds stages of a run" in said and "dora, full, lora, projector" in said
 
 
 def test_a_run_that_is_not_finished_is_refused_with_its_checkpoints(pipeline: Path, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What the commands that write a model have in common: options, and what is told at the end."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from llava_recipes.runs.export import Exported
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """How weights are written, and where the language model is."""
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the weights (default: what the run computed in, or the checkpoint is stored in)",
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        default="5GB",
+        metavar="SIZE",
+        help="largest file of weights: 5GB, 500MB, … (default %(default)s)",
+    )
+    parser.add_argument(
+        "--base", metavar="MODEL", help="hub id or folder of the language model, if not where the run had it"
+    )
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The dtype that an option names."""
+    import torch
+
+    return (
+        None if name is None else {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    )
+
+
+def report(done: Exported) -> None:
+    """Say what was written, and that it was checked."""
+    dtype = str(done.dtype).removeprefix("torch.")
+    rounded = "" if dtype == "float32" else f", both with weights rounded to {dtype}"
+    print(
+        f"wrote    {done.folder}: {done.num_bytes / 1e9:,.2f} GB of weights in {dtype}\n"
+        f"checked  opened again, it gives the run's logits: largest difference {done.difference:.1e} "
+        f"in float32{rounded}"
+    )

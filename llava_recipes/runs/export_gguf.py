@@ -1,0 +1,169 @@
+"""The pair of folders that llama.cpp's converters take: the language model, and the vision side.
+
+Written for llama.cpp's `convert_hf_to_gguf.py` and `convert_image_encoder_to_gguf.py`, as its
+docs/multimodal/llava.md tells to use them; what the surgery script there takes apart is apart already.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from string import Template as Text
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, linear
+from transformers import AutoModelForCausalLM, CLIPVisionModel, GenerationConfig
+
+from llava_recipes.data.tokens import IMAGE_ID
+from llava_recipes.model.configs import language_half, vision_half
+from llava_recipes.model.features import num_layers_run
+from llava_recipes.model.head import causal_skeleton
+from llava_recipes.model.names import canonical_parameters, original_name
+from llava_recipes.model.splice import place_image_features
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.runs.checking import Expected, check_logits, in_float32
+from llava_recipes.runs.export_llava import write_tokenizer, write_tower
+from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.shards import Piece, piece_of, write_shards
+
+LANGUAGE, VISION, PROJECTOR = "language_model", "vit", "llava.projector"
+
+_README = Text("""\
+# For llama.cpp
+
+`$language` is the language model as a plain Hugging Face folder, `$vision` the vision tower with the
+projector beside it. In a checkout of llama.cpp, with its Python requirements installed
+(`pip install -r tools/mtmd/requirements.txt`):
+
+```sh
+EXPORT=/where/this/folder/is
+python convert_hf_to_gguf.py $$EXPORT/$language --outfile $$EXPORT/$language/model-f16.gguf --outtype f16
+python tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py -m $$EXPORT/$vision \\
+    --llava-projector $$EXPORT/$vision/$projector --output-dir $$EXPORT/$vision --clip-model-is-vision \\
+    --image-mean $mean --image-std $std
+llama-mtmd-cli -m $$EXPORT/$language/model-f16.gguf --mmproj $$EXPORT/$vision/mmproj-model-f16.gguf \\
+    --jinja --image PICTURE -p "What is in this picture?"
+```
+
+$ratio
+""")
+
+
+class GgufExport:
+    """A run as two folders for llama.cpp. Raises RecipeError for what its converter would read wrongly."""
+
+    def __init__(self, run: OpenedRun) -> None:
+        _check_fits(run)
+        self._run = run
+        self._model = run.assembled.model
+
+    def pieces(self) -> list[Piece]:
+        """All weights, for their size."""
+        return [piece_of(name, parameter) for name, parameter in canonical_parameters(self._model).items()]
+
+    def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
+        """Both folders and a README with the commands."""
+        self._write_language_model(folder / LANGUAGE, dtype=dtype, max_bytes=max_bytes)
+        vision = folder / VISION
+        write_tower(self._run, vision, dtype=dtype)
+        config = json.loads((vision / "config.json").read_text("utf-8"))
+        # The converter asks for one, and the tower alone has none.
+        config.setdefault("projection_dim", 0)
+        tower = vision_half(self._model.config)
+        if num_layers_run(self._model.config) != tower.num_hidden_layers - 1:
+            config["mm_vision_select_layer"] = self._model.config.vision_feature_layer
+        (vision / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        projector = {
+            original_name(name): parameter.detach().float().cpu().clone()
+            for name, parameter in canonical_parameters(self._model).items()
+            if name.startswith("projector.")
+        }
+        torch.save(projector, vision / PROJECTOR)
+        (folder / "README.md").write_text(self._readme(), "utf-8")
+
+    def check(self, folder: Path, expected: Expected) -> float:
+        """Put the parts together again with transformers alone; the difference of their logits."""
+        return check_logits(expected, self._logits(folder, expected))
+
+    def _write_language_model(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
+        folder.mkdir()
+        config = language_half(self._model.config)
+        causal = causal_skeleton(config)
+        roots = {"language_model.": f"{causal.base_model_prefix}.", "lm_head.": "lm_head."}
+        pieces = [
+            piece_of(theirs + name.removeprefix(ours), parameter)
+            for name, parameter in canonical_parameters(self._model).items()
+            for ours, theirs in roots.items()
+            if name.startswith(ours)
+        ]
+        write_shards(pieces, folder, dtype=dtype, max_bytes=max_bytes)
+        own = type(config).from_dict({**config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
+        own.architectures = [type(causal).__name__]
+        own.save_pretrained(folder)
+        tokenizer = self._run.assembled.tokenizer
+        GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+        ).save_pretrained(folder)
+        write_tokenizer(self._run, folder)
+
+    @torch.no_grad()
+    def _logits(self, folder: Path, expected: Expected) -> Tensor:
+        vision = folder / VISION
+        tower = CLIPVisionModel.from_pretrained(vision, dtype="auto").eval()
+        with in_float32(tower):
+            states = tower(expected.pixel_values, output_hidden_states=True).hidden_states
+        patches_NPV = states[num_layers_run(self._model.config)][:, 1:]
+        layers = torch.load(vision / PROJECTOR, weights_only=True)
+        first, second = (
+            (layers[f"model.mm_projector.{at}.weight"], layers[f"model.mm_projector.{at}.bias"])
+            for at in (0, 2)
+        )
+        image_NPD = linear(gelu(linear(patches_NPV, *first)), *second)
+        del tower
+        language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, dtype="auto").eval()
+        is_image = (expected.input_ids == IMAGE_ID)[None]
+        with in_float32(language):
+            embeds_BTD = place_image_features(
+                text_BTD=language.get_input_embeddings()(expected.input_ids[None].masked_fill(is_image, 0)),
+                image_NPD=image_NPD,
+                is_image_BT=is_image,
+                num_kept_tokens_N=None,
+            )
+            logits: Tensor = language(inputs_embeds=embeds_BTD).logits[0]
+        return logits
+
+    def _readme(self) -> str:
+        settings = self._run.assembled.image_processor.to_dict()
+        ratio = self._run.data.image_aspect_ratio
+        note = (
+            "llama.cpp pads pictures to a square, as this model was trained."
+            if ratio == "pad"
+            else f"llama.cpp pads pictures to a square; this model was trained with `{ratio}`, so that "
+            "pictures that are not square look a little different to it there."
+        )
+        return _README.substitute(
+            language=LANGUAGE,
+            vision=VISION,
+            projector=PROJECTOR,
+            mean=" ".join(map(str, settings["image_mean"])),
+            std=" ".join(map(str, settings["image_std"])),
+            ratio=note,
+        )
+
+
+def _check_fits(run: OpenedRun) -> None:
+    tower = vision_half(run.assembled.model.config)
+    problems = []
+    if tower.model_type != "clip_vision_model":
+        found = f"model_type {tower.model_type}"
+        message = "llama.cpp's converter takes the activation of this vision tower for CLIP's"
+        problems.append(Problem(message, found=found, hint="export with `--to hf` or `--to llava`"))
+    if run.plan.projector.type != "mlp2x_gelu":
+        message = f"llama.cpp has no place for a projector of type `{run.plan.projector.type}`"
+        problems.append(Problem(message, found="its own is mlp2x_gelu", hint="export with `--to llava`"))
+    if run.plan.vision_tower.select_feature != "patch":
+        message = "llama.cpp drops the class token, which this model was trained with"
+        problems.append(Problem(message, found="select_feature cls_patch", hint="export with `--to hf`"))
+    if problems:
+        raise RecipeError(*problems)

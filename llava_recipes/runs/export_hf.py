@@ -1,0 +1,270 @@
+"""llava-hf's layout: what `LlavaForConditionalGeneration.from_pretrained` and vLLM load."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    AddedToken,
+    AutoProcessor,
+    BaseImageProcessor,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from llava_recipes.data.prompts import Prompts
+from llava_recipes.data.tokens import IMAGE_ID
+from llava_recipes.model.checkpoint_names import hf_name
+from llava_recipes.model.configs import has_class_token, language_half, vision_half
+from llava_recipes.model.head import Head
+from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.vocabulary import with_mean_rows
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.runs.chat_template import jinja_of, wrapped
+from llava_recipes.runs.checking import QUESTION, Expected, check_logits, in_float32, picture
+from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.shards import Piece, write_shards
+from llava_recipes.runs.source_plan import write_note
+from llava_recipes.templates import IMAGE, Turn
+
+PAD = "<pad>"
+ROWS_MULTIPLE = 64
+"""llava-hf grows a vocabulary to a multiple of this."""
+
+
+class HfExport:
+    """A run in llava-hf's layout, first its tokenizer and sizes, then its files.
+
+    Raises RecipeError when transformers' class cannot hold the model.
+    """
+
+    def __init__(self, run: OpenedRun) -> None:
+        _check_fits(run)
+        self._run = run
+        self._model = run.assembled.model
+        self._tokenizer = _with_image_token(run.assembled.tokenizer)
+        self._num_rows = _grown(language_half(self._model.config).vocab_size, len(self._tokenizer))
+
+    def pieces(self) -> list[Piece]:
+        """The weights under llava-hf's names, embeddings and head with rows for the new tokens."""
+        embeddings = self._model.get_input_embeddings().weight
+        head = self._model.lm_head.weight
+        return [
+            self._grown_piece(hf_name(name), parameter)
+            if parameter is embeddings or parameter is head
+            else Piece(hf_name(name), tuple(parameter.shape), lambda parameter=parameter: parameter)  # type: ignore[misc]
+            for name, parameter in canonical_parameters(self._model).items()
+        ]
+
+    def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
+        """Config, weights, processor and generation settings into a folder."""
+        write_shards(self.pieces(), folder, dtype=dtype, max_bytes=max_bytes)
+        config = self._config(dtype)
+        config.save_pretrained(folder)
+        ends = _ends(self._run)
+        GenerationConfig(
+            bos_token_id=self._tokenizer.bos_token_id,
+            eos_token_id=ends if len(ends) > 1 else ends[0] if ends else None,
+            pad_token_id=self._tokenizer.pad_token_id,
+        ).save_pretrained(folder)
+        self._write_processor(folder, config)
+        write_note(folder, self._run.data)
+
+    def check(self, folder: Path, expected: Expected) -> float:
+        """Open the folder with transformers alone; the difference of its logits.
+
+        Raises RecipeError when prompt, pixels or logits are not the run's.
+        """
+        processor = AutoProcessor.from_pretrained(folder)
+        content = [{"type": "image", "image": picture()}]
+        if self._run.data.template != "plain":
+            content.append({"type": "text", "text": QUESTION})
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        image_id = self._tokenizer.convert_tokens_to_ids(IMAGE)
+        theirs = inputs["input_ids"][0]
+        ours = expected.input_ids.masked_fill(expected.input_ids == IMAGE_ID, image_id)
+        if theirs.tolist() != ours.tolist():
+            raise _other_prompt(self._tokenizer, ours.tolist(), theirs.tolist())
+        apart = float((inputs["pixel_values"] - expected.pixel_values).abs().max())
+        if apart > 1e-6:
+            message = "the processor of this layout prepares pictures otherwise than the run"
+            raise RecipeError(Problem(message, found=f"pixel values differ by {apart:.2g}"))
+        return check_logits(expected, _stock_logits(folder, theirs, inputs["pixel_values"]))
+
+    def _grown_piece(self, name: str, rows: Tensor) -> Piece:
+        shape = (max(self._num_rows, rows.shape[0]), *rows.shape[1:])
+        return Piece(name, shape, lambda: with_mean_rows(rows, self._num_rows))
+
+    def _config(self, dtype: torch.dtype) -> LlavaConfig:
+        config = copy.deepcopy(self._model.config)
+        halves = (language_half(config), vision_half(config))
+        halves[0].vocab_size = self._num_rows
+        halves[0].pad_token_id = config.pad_token_id = self._tokenizer.pad_token_id
+        config.image_token_index = self._tokenizer.convert_tokens_to_ids(IMAGE)
+        config.architectures = ["LlavaForConditionalGeneration"]
+        for each in (config, *halves):
+            each.dtype = dtype
+        return config
+
+    def _write_processor(self, folder: Path, config: LlavaConfig) -> None:
+        tower = vision_half(config)
+        # Tokenizers that spell the text behind a picture as a beginning need a space to do so here.
+        for after_image in ("", " "):
+            processor = LlavaProcessor(
+                image_processor=_image_processor(self._run),
+                tokenizer=self._tokenizer,
+                patch_size=tower.patch_size,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+                num_additional_image_tokens=int(has_class_token(tower)),
+                chat_template=_chat_template(self._run, after_image),
+            )
+            if self._spells_as_the_run(processor):
+                break
+        self._tokenizer.padding_side = "left"
+        processor.save_pretrained(folder)
+        # Older versions of transformers, and other programs, look for the picture's settings here.
+        processor.image_processor.save_pretrained(folder)
+        _name_plain_tokenizer(folder)
+
+    def _spells_as_the_run(self, processor: LlavaProcessor) -> bool:
+        if self._run.data.template == "plain":
+            return True
+        render: Callable[..., str] = processor.apply_chat_template
+        text = render(
+            [{"role": "user", "content": f"{IMAGE}\n{QUESTION}"}], add_generation_prompt=True, tokenize=False
+        )
+        asked = [Turn("human", f"{IMAGE}\n{QUESTION}")]
+        ours = [
+            self._tokenizer.convert_tokens_to_ids(IMAGE) if id == IMAGE_ID else id
+            for id in _prompts(self._run).encode_prompt(asked, has_image=True)
+        ]
+        writes_bos = bool(self._tokenizer.bos_token) and text.startswith(self._tokenizer.bos_token)
+        theirs = self._tokenizer(text, add_special_tokens=not writes_bos).input_ids
+        return cast(list[int], theirs) == ours
+
+
+def _prompts(run: OpenedRun) -> Prompts:
+    return Prompts(run.data, run.assembled.tokenizer, start_end=run.plan.image_tokens.start_end)
+
+
+def _check_fits(run: OpenedRun) -> None:
+    kind = run.plan.projector.type
+    if kind != "mlp2x_gelu":
+        raise RecipeError(
+            Problem(
+                f"transformers' LLaVA has no place for a projector of type `{kind}`",
+                found="its projector is two linear layers with GELU between them: mlp2x_gelu",
+                hint="export with `--to llava`",
+            )
+        )
+    if isinstance(run.assembled.model.lm_head, Head):
+        raise RecipeError(
+            Problem(
+                "transformers' LLaVA has a plain linear head, this language model's does more",
+                found=f"{language_half(run.assembled.model.config).model_type}: bias, scale or cap",
+                hint="export with `--to llava`",
+            )
+        )
+
+
+def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that knows `<image>`, and pads with a token of its own where ours borrows one."""
+    own = copy.deepcopy(tokenizer)
+    if IMAGE not in own.get_vocab():
+        own.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
+    if own.pad_token in (own.unk_token, own.eos_token):
+        own.add_special_tokens({"pad_token": PAD})
+    return own
+
+
+def _grown(num_rows: int, num_tokens: int) -> int:
+    """Rows of the vocabulary: as they are where the tokens fit, else the next multiple."""
+    return num_rows if num_tokens <= num_rows else -(-num_tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+def _image_processor(run: OpenedRun) -> BaseImageProcessor:
+    """The run's own, or one that pads to a square first."""
+    own = run.assembled.image_processor
+    if run.data.image_aspect_ratio != "pad":
+        return own
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    settings = {key: value for key, value in own.to_dict().items() if key != "image_processor_type"}
+    centre_crop = {} if "do_center_crop" in settings else {"do_center_crop": False}
+    padding: BaseImageProcessor = LlavaImageProcessorPil.from_dict(
+        {**settings, **centre_crop, "do_pad": True}
+    )
+    return padding
+
+
+def _chat_template(run: OpenedRun, after_image: str) -> str:
+    tokens = run.plan.image_tokens
+    end = str(run.assembled.tokenizer.eos_token or "</s>")
+    system = run.data.system_prompt
+    if run.data.template is None:
+        own = run.assembled.tokenizer.get_chat_template()
+        return wrapped(own, start_end=tokens.start_end, system_prompt=system, after_image=after_image)
+    return jinja_of(
+        run.data.template,
+        start_end=tokens.start_end,
+        end_of_answer=end,
+        system_prompt=system,
+        after_image=after_image,
+    )
+
+
+def _ends(run: OpenedRun) -> list[int]:
+    """Tokens that end an answer: the tokenizer's own, and the template's where that is one token."""
+    tokenizer, stop = run.assembled.tokenizer, (_prompts(run).stop or "").strip()
+    ends = [tokenizer.eos_token_id, tokenizer.get_added_vocab().get(stop)]
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+def _name_plain_tokenizer(folder: Path) -> None:
+    """Have tokenizer.json read as it stands: a class of its own kind would spell spaces its own way."""
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    for key in ("is_local", "local_files_only", "backend", "vocab_file", "add_prefix_space"):
+        settings.pop(key, None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+@torch.no_grad()
+def _stock_logits(folder: Path, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+    model, loading = LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype="auto", output_loading_info=True
+    )
+    left = {key: sorted(names)[:3] for key, names in loading.items() if names}
+    assert not left, f"weights that transformers did not place: {left}"
+    model.eval()
+    with in_float32(model):
+        logits: Tensor = model(input_ids=input_ids[None], pixel_values=pixel_values).logits[0]
+    return logits
+
+
+def _other_prompt(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: list[int]) -> RecipeError:
+    place = next(
+        (at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
+        min(len(ours), len(theirs)),
+    )
+    found = (
+        f"from token {place} on: {tokenizer.convert_ids_to_tokens(ours[place : place + 4])} in training, "
+        f"{tokenizer.convert_ids_to_tokens(theirs[place : place + 4])} there"
+    )
+    return RecipeError(Problem("the processor of this layout cannot spell the run's prompts", found=found))

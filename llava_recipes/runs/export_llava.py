@@ -1,0 +1,125 @@
+"""The original's layout: one checkpoint with its config keys and weight names, with or without the tower."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from llava_recipes.model.configs import tower_origin
+from llava_recipes.model.legacy_config import whole_config
+from llava_recipes.model.names import canonical_parameters, original_name
+from llava_recipes.model.pretrained import PATTERNS, pretrained_folder
+from llava_recipes.plan.types import ModelPlan
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.runs.checking import Expected, check_logits, expected_of
+from llava_recipes.runs.llava_folder import TOWER_FOLDER
+from llava_recipes.runs.opened import OpenedRun, open_run
+from llava_recipes.runs.shards import Piece, piece_of, write_shards
+from llava_recipes.runs.source_plan import write_note
+from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
+
+_TOWER = "vision_tower."
+
+
+class LlavaExport:
+    """A run in the original's layout.
+
+    with_tower  whether the tower's weights are among the others; None: where it was trained
+    target      where the folder will stand in the end; a tower that nothing else names is kept inside it
+    """
+
+    def __init__(self, run: OpenedRun, *, with_tower: bool | None, target: Path) -> None:
+        self._run = run
+        self._target = target
+        self._keeps_tower = _needs_own_tower(run)
+        self._with_tower = "vision_tower" in run.trained if with_tower is None else with_tower
+
+    def pieces(self) -> list[Piece]:
+        """The weights under the original's names."""
+        return [
+            piece_of(original_name(name), parameter)
+            for name, parameter in canonical_parameters(self._run.assembled.model).items()
+            if self._with_tower or not name.startswith(_TOWER)
+        ]
+
+    def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
+        """Config, weights, tokenizer, and the tower's folder where nothing else names it."""
+        run = self._run
+        write_shards(self.pieces(), folder, dtype=dtype, max_bytes=max_bytes)
+        tower = str(self._target / TOWER_FOLDER) if self._keeps_tower else str(run.plan.vision_tower.source)
+        config = whole_config(
+            run.plan, run.data, run.assembled, dtype=dtype, tower=tower, holds_tower=self._with_tower
+        )
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        write_tokenizer(run, folder)
+        write_note(folder, run.data)
+        if self._keeps_tower:
+            write_tower(run, folder / TOWER_FOLDER, dtype=dtype)
+
+    def check(self, folder: Path, expected: Expected) -> float:
+        """Open the folder again; the difference of its logits. Raises RecipeError when it is not small."""
+        found = expected_of(open_run(folder, device=torch.device("cpu")))
+        if found.input_ids.tolist() != expected.input_ids.tolist():
+            raise RecipeError(Problem("what was written spells prompts otherwise than the run"))
+        return check_logits(expected, found.logits)
+
+
+def write_tower(run: OpenedRun, folder: Path, *, dtype: torch.dtype) -> None:
+    """The vision tower alone, as transformers saves one: config, image processor, weights."""
+    folder.mkdir()
+    model = run.assembled.model
+    config = model.config.vision_config
+    kind = {"clip_vision_model": "CLIPVisionModel"}.get(config.model_type, "SiglipVisionModel")
+    settings = {**config.to_dict(), "architectures": [kind], "dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    pieces = [
+        piece_of("vision_model." + name.removeprefix(_TOWER), parameter)
+        for name, parameter in canonical_parameters(model).items()
+        if name.startswith(_TOWER)
+    ]
+    write_shards(pieces, folder, dtype=dtype, max_bytes=2**62)
+    run.assembled.image_processor.save_pretrained(folder)
+
+
+def write_tokenizer(run: OpenedRun, folder: Path) -> None:
+    """The tokenizer's own files where it is as it was, else what it has become."""
+    plan, tokenizer = run.plan.language_model, run.assembled.tokenizer
+    revision = plan.revision if plan.tokenizer == plan.source else None
+    source = pretrained_folder(plan.tokenizer, revision, parts=("tokenizer",), path=())
+    files = {
+        file.name: file
+        for pattern in PATTERNS["tokenizer"]
+        for file in source.glob(pattern)
+        if file.is_file() and file.name != "config.json"
+    }
+    tokens = run.plan.image_tokens
+    if not (tokens.start_end or tokens.patch):
+        for name, file in files.items():
+            shutil.copyfile(file, folder / name)
+        return
+    tokenizer.save_pretrained(folder)
+    for name, file in files.items():
+        if name.endswith(".model"):
+            shutil.copyfile(file, folder / name)
+    # Slow tokenizers, as the original's, look for added tokens here.
+    known = tokenizer.get_vocab()
+    added = {token: known[token] for token in (IMAGE_PATCH, IMAGE_START, IMAGE_END) if token in known}
+    (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", "utf-8")
+
+
+def _needs_own_tower(run: OpenedRun) -> bool:
+    """Whether the tower is named by nothing that will last: drawn from a config, or part of a checkpoint."""
+    source = run.plan.vision_tower.source
+    if source is None:
+        return True
+    here = Path(source).expanduser()
+    if not here.is_dir():
+        return False
+    return here.resolve().is_relative_to(run.path.resolve()) or _is_part(run.plan)
+
+
+def _is_part(plan: ModelPlan) -> bool:
+    return tower_origin(plan.vision_tower, weights=False).layout != "language_model"

@@ -1,0 +1,155 @@
+"""The model card beside an export: what it is, what it was made from, and how."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import yaml
+
+from llava_recipes import __version__
+from llava_recipes.plan.types import Plan, StagePlan
+from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, PLAN, RECIPE
+from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.source_plan import read_object
+
+LAYOUTS = {
+    "hf": "llava-hf's layout (transformers, vLLM)",
+    "llava": "the original LLaVA's layout",
+    "gguf-ready": "two folders for llama.cpp's converters",
+}
+_HF_USE = """\
+```python
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+model = LlavaForConditionalGeneration.from_pretrained("PATH", device_map="auto")
+processor = AutoProcessor.from_pretrained("PATH")
+messages = [{"role": "user", "content": [
+    {"type": "image", "image": "picture.jpg"},
+    {"type": "text", "text": "What is in this picture?"},
+]}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+).to(model.device, model.dtype)
+answer = model.generate(**inputs, max_new_tokens=200)[0, inputs["input_ids"].shape[1]:]
+print(processor.decode(answer, skip_special_tokens=True))
+```
+
+The chat template leaves the beginning-of-text token to the tokenizer, as llava-hf's do: chat requests to vLLM
+say `"add_special_tokens": true`.
+"""
+_USE = {
+    "hf": _HF_USE,
+    "llava": '```sh\nllava-recipe chat PATH --image picture.jpg "What is in this picture?"\n```\n',
+    "gguf-ready": "",
+}
+
+
+def write_card(run: OpenedRun, folder: Path, *, layout: str, dtype: torch.dtype, difference: float) -> None:
+    """Write README.md, or add to the one that the layout has."""
+    file = folder / "README.md"
+    before = file.read_text("utf-8") if file.exists() else ""
+    parts = [_front_matter(run), _head(run, layout, dtype, difference)]
+    if _USE[layout]:
+        parts.append("## Use\n\n" + _USE[layout])
+    if before:
+        parts.append(before.replace("# For llama.cpp", "## For llama.cpp", 1))
+    if run.kind == "run":
+        parts.append(_training(run.path))
+    parts.append(_licence(run))
+    file.write_text("\n".join(parts), "utf-8")
+
+
+def _front_matter(run: OpenedRun) -> str:
+    head = {
+        "base_model": _bases(run),
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["llava", "llava-recipes"],
+    }
+    return f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n"
+
+
+def _bases(run: OpenedRun) -> list[str]:
+    """Hub ids of what it was made from; the hub has no names for local folders."""
+    sources = (run.plan.language_model.source, run.plan.vision_tower.source)
+    named = [source for source in sources if source and source.count("/") == 1 and not Path(source).exists()]
+    return list(dict.fromkeys(named))
+
+
+def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float) -> str:
+    plan = run.plan
+    stored = str(dtype).removeprefix("torch.")
+    rows = [
+        ("language model", plan.language_model.source or "random weights from an inline config"),
+        ("vision tower", plan.vision_tower.source or "random weights from an inline config"),
+        ("tower's features", f"layer {plan.vision_tower.select_layer}, {plan.vision_tower.select_feature}"),
+        ("projector", plan.projector.type),
+        ("prompts", run.data.wording),
+        ("pictures", run.data.image_aspect_ratio),
+        ("weights", stored),
+        ("made with", f"llava-recipes {__version__}, transformers {version('transformers')}"),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        f"# {_name(run)}\n\nA LLaVA model in {LAYOUTS[layout]}.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"Read back after it was written: on a fixed prompt and picture its logits differ from the run's by "
+        f"{difference:.1e} of the largest, in float32, with weights rounded to {stored} on both sides.\n"
+    )
+
+
+def _name(run: OpenedRun) -> str:
+    if run.kind != "run":
+        return run.path.resolve().name
+    plan = Plan.model_validate_json((run.path / PLAN).read_text("utf-8"))
+    return f"{plan.recipe}: {plan.stages[0].name}"
+
+
+def _training(folder: Path) -> str:
+    plan = Plan.model_validate_json((folder / PLAN).read_text("utf-8"))
+    stage, done = plan.stages[0], read_object(folder / DONE)
+    loss = done.get("loss")
+    rows = [
+        ("stage", stage.name),
+        ("trained", ", ".join(stage.trainable_modules or stage.trainable) or "everything"),
+        ("started from", ", ".join(stage.starts_from) or "the base models"),
+        ("optimizer steps", f"{done.get('steps'):,}"),
+        ("last loss", f"{loss:.4f}" if isinstance(loss, float) else "not recorded"),
+        ("batch", f"{stage.train.global_batch_size:,} samples"),
+        ("learning rate", f"{stage.train.learning_rate:g}"),
+        ("precision", stage.train.precision),
+        ("finished", str(done.get("finished"))),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        f"## Training\n\n| | |\n|---|---|\n{table}\n\n{_data(stage)}\n{_versions(folder)}\n"
+        f"## Recipe\n\n```yaml\n{(folder / RECIPE).read_text('utf-8').strip()}\n```\n"
+    )
+
+
+def _data(stage: StagePlan) -> str:
+    lines = [
+        f"- `{source.annotations}`"
+        + (f", {source.num_samples:,} samples" if source.num_samples is not None else "")
+        + (f", pictures in `{source.images}`" if source.images else "")
+        for source in stage.data.sources
+    ]
+    return "Data:\n\n" + "\n".join(lines) + "\n"
+
+
+def _versions(folder: Path) -> str:
+    found = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
+    packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number)
+    return f"Trained with llava-recipes {found['llava_recipes']}, Python {found['python']}, {packages}.\n"
+
+
+def _licence(run: OpenedRun) -> str:
+    sources = [run.plan.language_model.source, run.plan.vision_tower.source]
+    named = " and ".join(source for source in dict.fromkeys(sources) if source)
+    ours = f"the licences of {named}" if named else "a licence that you choose"
+    return (
+        f"## Licence\n\nThese weights come under {ours} and the terms of the data they were trained on; "
+        "look at both before you share them.\n"
+    )

@@ -1,0 +1,28 @@
+"""Finished runs that the tests of this folder open and export, trained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs.finished import conversations, finish, run_values
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stages of one recipe: a projector, then everything but the tower, then adapters of two kinds."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    values = run_values(folder / "projector")
+    full = run_values(folder / "full", name="full", freeze=["vision_tower"], data=conversations())
+    del full["stages"][0]["trainable"]
+    adapters = {
+        "lora": {"r": 4, "alpha": 8},
+        "dora": {"r": 4, "alpha": 8, "use_dora": True, "use_rslora": True},
+    }
+    values["stages"] += full["stages"]
+    for name, lora in adapters.items():
+        stage = run_values(folder / name, name=name, init_from="full", lora=lora, data=conversations())
+        values["stages"] += stage["stages"]
+    finish(values, folder / "recipe.yaml")
+    return folder
