@@ -75,7 +75,7 @@ def _operand(command: str, action: argparse.Action) -> Value:
         return Value(Takes.WORDS, tuple(map(str, action.choices)))
     if action.metavar in ("RUN", "CHECKPOINT"):
         return Value(Takes.FOLDERS)
-    if command == "copy":
+    if command in ("copy", "list"):
         from llava_recipes.authoring.gallery import gallery
 
         return Value(Takes.WORDS, tuple(entry.name for entry in gallery()))

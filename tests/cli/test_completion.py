@@ -72,6 +72,7 @@ RECIPES = {"one.yaml", "two.yml", "with space.yaml", "with * star.yaml", "inner"
         (("new", "pretrain", "--data", "no"), {"notes.txt"}),
         (("new", "pretrain", "--data", "=", "no"), {"notes.txt"}),
         (("copy", ""), {entry.name for entry in gallery()}),
+        (("list", "pretrain_v15"), {"pretrain_v15_7b", "pretrain_v15_13b"}),
         (("explain", "stages.train.learn"), {"stages.train.learning_rate"}),
         (("completion", ""), {"bash", "zsh", "fish"}),
         (("preview", "--format", "="), {"table", "jsonl"}),
