@@ -32,6 +32,7 @@ class Entry:
     time: str
     loss: str
     expect: str
+    needs: str
     data: str
     source: str
 
@@ -141,6 +142,7 @@ def _entry(name: str, file: Path, head: dict[str, str]) -> Entry:
         time=timed or (spoken.group() if spoken else ""),
         loss=loss,
         expect=expect,
+        needs=head.get("Needs", ""),
         data=head.get("Data", ""),
         source=head.get("Source", ""),
     )

@@ -61,7 +61,7 @@ def test_remarks_and_used_variables_come_along(tmp_path: Path, monkeypatch: pyte
         "    train:\n      learning_rate: 5e-4  # lower\n",
         encoding="utf-8",
     )
-    entry = Entry("mine", "", file, *[""] * 7)
+    entry = Entry("mine", "", file, *[""] * 8)
     text = copied_text(entry, tmp_path / "copied.yaml")
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[:2] == ["# The head.", "version: 1"]

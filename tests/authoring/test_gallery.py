@@ -80,6 +80,7 @@ def test_a_line_holds_the_gist(hardware: str, expect: str, machine: str, duratio
         time=expect,
         loss="",
         expect=expect,
+        needs="",
         data="",
         source="",
     )

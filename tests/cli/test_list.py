@@ -58,6 +58,18 @@ def test_machines_get_everything(capsys: pytest.CaptureFixture[str]) -> None:
     entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert list(entries) == [entry.name for entry in gallery()]
     assert set(entries["demo"]) == {
-        *("name", "family", "file", "purpose", "hardware", "time", "loss", "expect", "data", "source"),
+        *(
+            "name",
+            "family",
+            "file",
+            "purpose",
+            "hardware",
+            "time",
+            "loss",
+            "expect",
+            "needs",
+            "data",
+            "source",
+        ),
     }
     assert Path(entries["demo"]["file"]) == ROOT / "recipes" / "demo.yaml"
