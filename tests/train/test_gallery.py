@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llava_recipes.layouts import LAYOUTS
 from llava_recipes.plan.catalog import LANGUAGE_MODELS, VISION_TOWERS
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe, load_source
 from llava_recipes.runner.artifacts import stage_plan, write_results
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.train.stage import train_stage
+from tests.chat_tokenizers import save_tokenizer
 from tests.plan.test_gallery import RECIPES, golden_name
 from tests.tiny import FIXTURES, read_metrics
 
@@ -90,33 +89,11 @@ def _language(model: dict[str, Any]) -> dict[str, Any]:
 FIRST_OF_ITS_KIND = {kind(file): file for file in reversed(RECIPES) if file.stem != "demo"}
 
 
-def byte_tokenizer(folder: Path, special: tuple[str, ...], *, bos: str | None, eos: str) -> Path:
-    """A tokenizer of bytes and special tokens, as those of Qwen and Llama 3 without their merges."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([token for token in (*special, bos, eos) if token])
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
-        settings["bos_token"] = bos
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def tiny_tokenizer(folder: Path, templates: set[str | None]) -> Path:
+def tiny_tokenizer(folder: Path, templates: set[str]) -> Path:
     """Llama's own tokenizer, or one that has the special tokens of the recipe's templates."""
     if "llama_3" in templates:
-        special = LAYOUTS["llama_3"].tokens
-        return byte_tokenizer(folder, special, bos="<|begin_of_text|>", eos="<|eot_id|>")
-    if "qwen" in templates:
-        return byte_tokenizer(folder, LAYOUTS["qwen"].tokens, bos=None, eos="<|im_end|>")
-    return FIXTURES / "tiny_vicuna"
+        return save_tokenizer("llama_3", folder)
+    return save_tokenizer("qwen", folder) if "qwen" in templates else FIXTURES / "tiny_vicuna"
 
 
 def tiny(file: Path, folder: Path) -> Plan:
@@ -126,7 +103,7 @@ def tiny(file: Path, folder: Path) -> Plan:
     values.pop("vars", None)
     values.pop("extends", None)
     model = values["model"]
-    tokenizer = tiny_tokenizer(folder / "tokenizer", {stage.data.template for stage in recipe.stages})
+    tokenizer = tiny_tokenizer(folder / "tokenizer", {str(stage.data.template) for stage in recipe.stages})
     language = _language(model)
     original = LANGUAGE_MODELS[language["source"]]
     config = {**SIZES, **{key: original[key] for key in ("model_type", "tie_word_embeddings")}}
