@@ -16,12 +16,21 @@ from llava_recipes.runner.facts import plan_with_outline
 ENTRIES = [entry for entry in gallery() if entry.name != "demo"]
 SMALL = [entry for entry in ENTRIES if entry.family == "Small"]
 MACHINE = re.compile(r"(\d+)×(A100-80G)")
-ESTIMATE = re.compile(r"(\d+\.\d) h(?: \((\d+\.\d) h and (\d+\.\d) h\))?(?: on an RTX 4090)? by the estimate")
+ESTIMATE = re.compile(
+    r"(\d+\.\d) h(?: \((\d+\.\d) h and (\d+\.\d) h\))?(?: on an RTX 4090)?"
+    r"(?: for (?P<samples>a million|[\d,]+) conversations)? by the estimate"
+)
+ONLY_AT_THE_USUAL_LENGTH = {
+    # LLaVA-NeXT's scripts allow 8,192 and 32,768 tokens, which no batch is full of; the heads say so.
+    *("pretrain_next_qwen2_7b", "finetune_next_qwen2_7b"),
+}
 OF_24_GB = [name for name, gpu in GPUS.items() if 21 < gpu.memory_gib < 24]
 
 
-def estimated(entry: Entry, *, gpu: str, world_size: int) -> Estimate:
-    plan, outline = plan_with_outline(load_recipe(str(entry.file)), world_size=world_size)
+def estimated(entry: Entry, *, gpu: str, world_size: int, num_samples: int | None = None) -> Estimate:
+    """The estimate of a recipe; `num_samples` for a file whose records nobody has counted."""
+    given = [] if num_samples is None else [f"stages.finetune.data.sources.0.num_samples={num_samples}"]
+    plan, outline = plan_with_outline(load_recipe(str(entry.file), given), world_size=world_size)
     assert outline is not None
     return Estimator(plan, outline, Assumptions(gpu=find_gpu(gpu))).estimate()
 
@@ -49,8 +58,12 @@ def test_there_is_something_to_look_at() -> None:
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_a_recipe_fits_the_machine_of_its_head(entry: Entry) -> None:
     gpu, world_size = machine_of(entry)
+    expected = "fits"
+    if entry.name in ONLY_AT_THE_USUAL_LENGTH:
+        expected = "fits at the usual length"
+        assert "usual length" in entry.hardware
     for stage in estimated(entry, gpu=gpu, world_size=world_size).stages:
-        assert [fit.verdict for fit in stage.fits] == ["fits"], stage.name
+        assert [fit.verdict for fit in stage.fits] == [expected], stage.name
 
 
 @pytest.mark.parametrize("gpu", OF_24_GB)
@@ -67,7 +80,9 @@ def test_an_estimated_time_is_that_of_the_plan(entry: Entry) -> None:
     gpu, world_size = machine_of(entry)
     found = ESTIMATE.search(entry.time)
     assert found, entry.time
-    told = [float(hours) for hours in found.groups() if hours]
-    hours = [stage.compute.hours or 0.0 for stage in estimated(entry, gpu=gpu, world_size=world_size).stages]
+    told = [float(hours) for hours in found.groups()[:3] if hours]
+    samples = (found["samples"] or "").replace(",", "").replace("a million", "1000000")
+    estimate = estimated(entry, gpu=gpu, world_size=world_size, num_samples=int(samples) if samples else None)
+    hours = [stage.compute.hours or 0.0 for stage in estimate.stages]
     expected = [sum(hours), *hours] if len(hours) > 1 else hours
     assert told == pytest.approx(expected, abs=0.051)
