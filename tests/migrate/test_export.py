@@ -14,9 +14,12 @@ from llava_recipes.recipe.schema import Recipe
 from tests.migrate.plans import ROOT, WORLD_SIZE, plan_of_recipe, plan_of_text
 
 RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")
+NEXT_MODELS = ("vicuna_7b", "mistral_7b", "llama3_8b")
 NOT_OF_THE_ORIGINAL = {
     "demo",
     *("small_qwen3_0_6b", "small_qwen3_1_7b", "small_llama32_1b", "small_llama32_3b"),
+    *(f"{stage}_next_{model}" for stage in ("pretrain", "finetune") for model in NEXT_MODELS),
+    "finetune_next_qwen2_7b",
 }
 """Recipes that say what the original cannot."""
 

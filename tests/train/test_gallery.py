@@ -44,6 +44,8 @@ TOWER: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
+CLIP_PX = 336
+"""What the grids of the gallery are multiples of."""
 NEEDLESS = ("num_train_epochs", "save_steps", "save_total_limit", "bf16", "fp16", "tf32", "global_batch_size")
 SMALL: dict[str, Any] = {
     "max_steps": NUM_STEPS,
@@ -77,6 +79,7 @@ def _kinds(values: dict[str, Any]) -> list[str]:
         data = stage["data"]
         trained = "lora" if stage["lora"] else "full"
         features = [data["template"], data["image_aspect_ratio"], data["group_by"], trained]
+        features += [data["mm_patch_merge_type"] or ""]
         stages.append(" ".join([*features, *stage["trainable"], *map(str, stage["param_groups"])]))
     return [" ".join(str(word) for word in words if word), *stages]
 
@@ -126,6 +129,11 @@ def tiny(file: Path, folder: Path) -> Plan:
             {"annotations": str(FIXTURES / records), "images": str(FIXTURES / "images")}
         ]
         stage["data"]["max_length"] = 1024
+        if "image_grid_pinpoints" in stage["data"]:
+            grids = stage["data"]["image_grid_pinpoints"]
+            stage["data"]["image_grid_pinpoints"] = [
+                [side * TOWER["image_size"] // CLIP_PX for side in grid] for grid in grids
+            ]
         stage["deepspeed"] = "none"
         stage["output_dir"] = str(folder / stage["name"])
     return plan_recipe(load_source(yaml.safe_dump(values), "tiny.yaml"), world_size=1)
