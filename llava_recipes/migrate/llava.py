@@ -11,6 +11,7 @@ from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.known_data import known_num_samples
 from llava_recipes.migrate.llava_freezing import translate_freezing
+from llava_recipes.migrate.llava_pictures import translate_pictures
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
 from llava_recipes.recipe.errors import Path
 from llava_recipes.recipe.scalars import Value
@@ -233,17 +234,7 @@ def _translate_data(flags: Flags, draft: Draft, *, is_next: bool) -> None:
     put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 512)
     put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)
     translate_grouping(flags, draft)
-    merging = flags.text("mm_patch_merge_type")
-    if merging == "flat":
-        draft.needless(
-            "--mm_patch_merge_type",
-            merging,
-            "features are put one after another",
-            flags["mm_patch_merge_type"].mark,
-        )
-    elif merging is not None:
-        flag = flags["mm_patch_merge_type"]
-        draft.lost("--mm_patch_merge_type", merging, "recipes have no key for it yet", flag.mark)
+    translate_pictures(flags, draft)
 
 
 def _translate_template(flags: Flags, draft: Draft, *, is_next: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
+from llava_recipes.migrate.llava_pictures import has_newline
 
 _PARTS = {
     "mm_mlp_adapter": ["projector"],
@@ -17,7 +18,10 @@ _SWITCHES = (
     "unfreeze_mm_vision_tower",
     "unfreeze_language_model",
 )
-_ORDER = ("projector", "language_model", "language_model.embed_tokens", "lm_head", "vision_tower")
+_ORDER = (
+    *("projector", "language_model", "language_model.embed_tokens", "image_newline", "lm_head"),
+    "vision_tower",
+)
 
 
 def translate_freezing(flags: Flags, draft: Draft, *, lora: bool) -> None:
@@ -29,6 +33,9 @@ def translate_freezing(flags: Flags, draft: Draft, *, lora: bool) -> None:
         trained = _tunable_parts(parts, flags, draft)
     else:
         trained = _switched(switches, draft, lora=lora)
+    if has_newline(flags) and trained & {"language_model"}:
+        # To the program it is a parameter like those of the language model.
+        trained.add("image_newline")
     draft.put((STAGE, "freeze"), "all")
     draft.put(path, [name for name in _ORDER if name in trained])
     if parts is not None:

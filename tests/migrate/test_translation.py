@@ -279,21 +279,46 @@ def test_tinyllava_calls_a_script_for_each_stage() -> None:
     assert first.train.precision == "fp16"
 
 
-def test_llava_next_says_exactly_what_recipes_cannot() -> None:
+def test_llava_next_is_said_in_full() -> None:
     migration = migrated("next/finetune.sh")
-    lost = {entry.name for entry in entries(migration, "lost")}
-    assert lost <= {"--mm_patch_merge_type", "--image_grid_pinpoints"}
+    assert not entries(migration, "lost")
     groups = [{"modules": ["vision_tower"], "learning_rate": 2e-6}]
     assert at(migration, "stages.0.param_groups") == groups
+    assert at(migration, "stages.0.data.image_grid_pinpoints.0") == [336, 672]
+    assert at(migration, "stages.0.data.mm_patch_merge_type") == "spatial_unpad"
+    assert at(migration, "stages.0.data.template") == "qwen"
+    trained = ["projector", "language_model", "image_newline", "lm_head", "vision_tower"]
+    assert at(migration, "stages.0.trainable") == trained
     assert (
         at(migration, "name") == "llavanext-openai_clip-vit-large-patch14-336-Qwen_Qwen2-7B-Instruct-finetune"
     )
-    try:
-        load_source(migration.text, "recipe.yaml")
-    except RecipeError as error:
-        for problem in error.problems:
-            assert problem.mark is not None and problem.mark.text is not None
-            assert "qwen_1_5" in problem.mark.text or "anyres" in problem.mark.text
+    load_source(migration.text, "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "kind"),
+    [
+        ("--image_aspect_ratio pad --mm_patch_merge_type spatial_unpad", "mm_patch_merge_type", "lost"),
+        ("--image_aspect_ratio pad --mm_patch_merge_type spatial", "mm_patch_merge_type", "needless"),
+        ("--image_aspect_ratio anyres --mm_patch_merge_type maxpool2x2", "mm_patch_merge_type", "lost"),
+        ("--image_aspect_ratio anyres --mm_patch_merge_type flat", "mm_patch_merge_type", "mapped"),
+        ("--image_grid_pinpoints '[(336, 672)]'", "image_grid_pinpoints", "needless"),
+        (
+            "--image_aspect_ratio anyres --image_grid_pinpoints '(1x1),...,(6x6)'",
+            "image_grid_pinpoints",
+            "lost",
+        ),
+        (
+            "--image_aspect_ratio anyres --image_grid_pinpoints '[(336, 672)]'",
+            "image_grid_pinpoints",
+            "mapped",
+        ),
+        ("--image_aspect_ratio anyres --image_grid_pinpoints '[336, 672]'", "image_grid_pinpoints", "lost"),
+    ],
+)
+def test_what_becomes_of_the_flags_of_pictures(flags: str, name: str, kind: str) -> None:
+    (entry,) = (entry for _, told in run(flags).stages for entry in told if entry.name == f"--{name}")
+    assert entry.kind == kind
 
 
 def test_a_command_inside_bash_c_behind_a_launcher() -> None:
