@@ -12,7 +12,7 @@ from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 if TYPE_CHECKING:
     from llava_recipes.data.dataset import Sample, StageDataset
-    from llava_recipes.plan.types import ModelPlan, Plan
+    from llava_recipes.plan.types import DataPlan, ModelPlan, Plan
     from llava_recipes.recipe.load import LoadedRecipe
 
 EPILOG = """\
@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A:B",
         help="samples A to B-1, counted from 0 over all sources; one number for one sample (default 0:5)",
     )
+    parser.add_argument(
+        "--validation", action="store_true", help="the samples that the loss is measured on, not trained on"
+    )
     parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="default: table")
     parser.add_argument(
         "--set",
@@ -66,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     number = _stage_number(loaded, arguments.stage)
     plan = plan_recipe(loaded, world_size=1)
     try:
-        preview = open_preview(plan, number)
+        preview = open_preview(plan, number, validation=arguments.validation)
     except RecipeError as error:
         raise loaded.fail(*error.problems) from None
     problems: list[Problem] = []
@@ -83,14 +86,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def open_preview(plan: Plan, number: int) -> Preview:
-    """A stage's data with tokenizer and image processor, no model weights; raises RecipeError."""
+def open_preview(plan: Plan, number: int, *, validation: bool = False) -> Preview:
+    """A stage's data with tokenizer and image processor, no model weights; raises RecipeError.
+
+    With `validation` it is the data that the loss is measured on.
+    """
     from llava_recipes.data.dataset import StageDataset
     from llava_recipes.data.images import load_image_processor
     from llava_recipes.data.tokenizer import load_tokenizer
 
     # Tokenising everything would make a look at five samples as slow as the start of a run.
-    data = plan.stages[number].data.model_copy(update={"lazy_preprocess": True})
+    chosen = _chosen(plan, number, validation=validation)
+    data = chosen.model_copy(update={"lazy_preprocess": True})
     tokenizer = load_tokenizer(plan.model.language_model, plan.model.image_tokens)
     image_processor = load_image_processor(plan.model.vision_tower)
     try:
@@ -102,7 +109,8 @@ def open_preview(plan: Plan, number: int) -> Preview:
             for problem in error.problems
             if problem.path is not None and problem.path[0] == "data"
         )
-        raise RecipeError(*own, *_source_problems(plan, number)) from None
+        sources = _source_problems(data, _place(plan, number, validation=validation))
+        raise RecipeError(*own, *sources) from None
     return Preview(dataset, _num_image_tokens(plan.model), data.max_length)
 
 
@@ -153,19 +161,34 @@ def _stage_number(loaded: LoadedRecipe, name: str | None) -> int:
     raise loaded.fail(Problem(message, path=("stages",), on_key=True, hint=f"stages: {', '.join(names)}"))
 
 
-def _source_problems(plan: Plan, number: int) -> Iterator[Problem]:
-    """What is wrong with each source, at its place in the recipe."""
-    from llava_recipes.data.records import open_records
+def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:
+    data = plan.stages[number].data
+    if not validation:
+        return data
+    measured = data.for_validation()
+    if measured is None:
+        where: Path = ("stages", number, "data")
+        hint = "write `validation: {split: 0.01}` under `data:`"
+        raise RecipeError(Problem("the stage has no validation data", path=where, hint=hint, on_key=True))
+    return measured
 
-    for position, source in enumerate(plan.stages[number].data.sources):
-        where: Path = ("stages", number, "data", "sources", position)
+
+def _place(plan: Plan, number: int, *, validation: bool) -> Path:
+    """Where the recipe names the sources; what is held out comes from those that are trained on."""
+    data = plan.stages[number].data
+    own = validation and data.validation is not None and data.validation.split is None
+    return ("stages", number, "data", *(("validation",) if own else ()), "sources")
+
+
+def _source_problems(data: DataPlan, path: Path) -> Iterator[Problem]:
+    """What is wrong with each source, at its place in the recipe."""
+    from llava_recipes.data.records import at_source, open_records
+
+    for position, source in enumerate(data.sources):
         try:
             open_records([source])
         except RecipeError as error:
-            yield from (
-                problem if problem.mark else replace(problem, path=(*where, *(problem.path or ())))
-                for problem in error.problems
-            )
+            yield from at_source(error.problems, (*path, position))
 
 
 def _num_image_tokens(model: ModelPlan) -> int:
