@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava_recipes.data.dataset import Sample
-from llava_recipes.data.faults import SampleError, sample_problem
+from llava_recipes.data.faults import SampleError, images_take, sample_problem
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+from llava_recipes.recipe.errors import Mark, Problem
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Expanded:
     labels           int64[T]
     num_kept_tokens  int64[N]  what is left of each image's tokens
     num_tokens       T before the cut
+    num_images, num_image_tokens  how many images there are, and how many of these tokens are theirs
     """
 
     input_ids: Tensor
@@ -31,6 +33,8 @@ class Expanded:
     labels: Tensor
     num_kept_tokens: Tensor
     num_tokens: int
+    num_images: int
+    num_image_tokens: int
 
     @property
     def learns(self) -> bool:
@@ -66,6 +70,8 @@ def expand(
         labels=labels.repeat_interleave(widths)[:max_length],
         num_kept_tokens=kept,
         num_tokens=int(widths.sum()),
+        num_images=int(is_tag.sum()),
+        num_image_tokens=int(widths[is_tag].sum()),
     )
 
 
@@ -119,8 +125,8 @@ def collate(
 class Collator:
     """Makes a batch of samples; see `collate` for its tensors.
 
-    Raises SampleError, naming each sample, when nothing of it is left to learn after the cut at `max_length`:
-    the loss of such a batch would not be a number.
+    Raises SampleError, naming each sample, when its images fill `max_length`, or nothing of it is left to
+    learn after the cut: the loss of such a batch would not be a number. `mark_of` tells where one stands.
     """
 
     def __init__(
@@ -130,7 +136,9 @@ class Collator:
         pad_token_id: int,
         padding_side: Literal["left", "right"] = "right",
         dropped_token_id: int | None = None,
+        mark_of: Callable[[int], Mark] | None = None,
     ) -> None:
+        self.mark_of = mark_of
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
         self.pad_token_id = pad_token_id
@@ -139,13 +147,7 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         problems = [
-            sample_problem(
-                sample.index,
-                sample.id,
-                "nothing of it is learned after the cut at `max_length`",
-                found=f"{expanded.num_tokens} tokens, max_length is {self.max_length}",
-                hint="raise `max_length`, or shorten or remove the sample",
-            )
+            self._problem(sample, expanded)
             for sample in samples
             if not (expanded := self._expanded(sample)).learns
         ]
@@ -159,6 +161,17 @@ class Collator:
             padding_side=self.padding_side,
             dropped_token_id=self.dropped_token_id,
         )
+
+    def _problem(self, sample: Sample, expanded: Expanded) -> Problem:
+        message = "nothing of it is learned after the cut at `max_length`"
+        taken, hint = f"{expanded.num_tokens:,} tokens", "raise `max_length`, or shorten or remove the sample"
+        if expanded.num_image_tokens >= self.max_length:
+            message = "its images leave no room for text"
+            taken = images_take(expanded.num_images, expanded.num_image_tokens)
+            hint = "raise `max_length`, or give it fewer images"
+        mark = None if self.mark_of is None else self.mark_of(sample.index)
+        found = f"{taken}, max_length is {self.max_length}"
+        return sample_problem(sample.index, sample.id, message, mark=mark, found=found, hint=hint)
 
     def _expanded(self, sample: Sample) -> Expanded:
         return expand(

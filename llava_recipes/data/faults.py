@@ -41,6 +41,15 @@ def sample_problem(
     return Problem(f"{name}: {message}", mark=mark, found=found, hint=hint)
 
 
+def images_take(num_images: int, num_tokens: int) -> str:
+    """`3 images take 1,728 tokens`."""
+    return (
+        f"1 image takes {num_tokens:,} tokens"
+        if num_images == 1
+        else (f"{num_images:,} images take {num_tokens:,} tokens")
+    )
+
+
 def _problems(problem: Problem | str) -> list[Problem]:
     if isinstance(problem, Problem):
         return [problem]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from llava_recipes.data.faults import SampleError
+from llava_recipes.data.faults import SampleError, images_take
 from llava_recipes.data.records import Record, Records, at_source, check_records, open_records
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.plan.mix import every_record
@@ -78,7 +78,12 @@ def look_deeply(
             problems += tuning_problems(shapes, stage, stage_path=path)
             if plan.model.language_model.quantization is not None:
                 problems += quantization_problems(shapes, stage, stage_path=path)
-        look = _DataLook(stage.data, path, _spelling(plan, index, problems))
+        sizes = plan.model.sizes
+        tokens_per_image = None if sizes is None else sizes.num_image_tokens
+        if stage.data.image_aspect_ratio not in ("square", "pad"):
+            # There it depends on the picture.
+            tokens_per_image = None
+        look = _DataLook(stage.data, path, _spelling(plan, index, problems), tokens_per_image)
         problems += look.find(every_image=every_image)
         findings.append(_findings(stage, look, shapes))
     if shapes is not None:
@@ -155,11 +160,18 @@ def _spell_record(template: Template, system_prompt: str | None, record: Record)
     return spell(template, record.turns, has_image=has_image, start_end=False, system_prompt=system_prompt)
 
 
+class _NoRoom(ValueError):
+    """A record whose images fill `max_length`."""
+
+
 class _DataLook:
     """The records of a stage, read one after another."""
 
-    def __init__(self, data: DataPlan, path: RecipePath, spelling: Spell | None) -> None:
+    def __init__(
+        self, data: DataPlan, path: RecipePath, spelling: Spell | None, tokens_per_image: int | None
+    ) -> None:
         self._data, self._path, self._spell = data, path, spelling
+        self._tokens_per_image = tokens_per_image
         self.num_records = self.num_validation_records = self.num_images = self.num_images_opened = 0
 
     def find(self, *, every_image: bool) -> Iterator[Problem]:
@@ -191,24 +203,36 @@ class _DataLook:
 
     def _read(self, records: Records, images: list[tuple[int, int]]) -> Iterator[Problem]:
         """Conversations that the stage's template cannot hold; `images` gets the pictures by record."""
-        first: tuple[Record, str] | None = None
+        first: tuple[Record, ValueError] | None = None
         num_bad = 0
         for record in _well_formed(records):
             images += [(record.index, number) for number in range(len(record.images))]
             try:
                 if self._spell is not None:
                     self._spell(record)
-            except ValueError as error:
+                self._check_room(record)
+            except ValueError as reason:
                 num_bad += 1
-                first = first or (record, str(error))
+                first = first or (record, reason)
         if first is not None:
-            record, reason = first
+            record, error = first
+            hint = "conversations need `template: v1`" if self._data.template == "plain" else None
+            if isinstance(error, _NoRoom):
+                hint = "raise `max_length`, or give it fewer images"
             yield Problem(
-                f'sample {record.index} (id "{record.id}"): {reason}',
+                f'sample {record.index} (id "{record.id}"): {error}',
                 mark=records.mark(record.index),
                 found=f"{num_bad:,} of {len(records):,} records; this is the first",
-                hint="conversations need `template: v1`" if self._data.template == "plain" else None,
+                hint=hint,
             )
+
+    def _check_room(self, record: Record) -> None:
+        """Raise ValueError when the images of a record leave no room for text."""
+        num_images, most = len(record.images), self._data.max_length
+        num_tokens = num_images * (self._tokens_per_image or 0)
+        if num_tokens >= most:
+            taken = images_take(num_images, num_tokens)
+            raise _NoRoom(f"its images leave no room for text: {taken}, max_length is {most}")
 
     def _check_images(
         self, records: Records, images: list[tuple[int, int]], path: RecipePath, *, every_image: bool

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava_recipes.files import write_text
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def write_problems(folder: Path, rank: int, error: RecipeError) -> None:
     problems = [
         {
             "message": p.message,
+            "mark": asdict(p.mark) if p.mark is not None else None,
             "path": list(p.path) if p.path is not None else None,
             "found": p.found,
             "hint": p.hint,
@@ -71,7 +72,10 @@ def read_problems(folder: Path) -> list[Problem]:
     for path in sorted(folder.glob("problems-*.json")):
         for entry in json.loads(path.read_text("utf-8")):
             where = tuple(entry["path"]) if entry["path"] is not None else None
-            problem = Problem(entry["message"], path=where, found=entry["found"], hint=entry["hint"])
+            mark = Mark(**entry["mark"]) if entry["mark"] is not None else None
+            problem = Problem(
+                entry["message"], path=where, mark=mark, found=entry["found"], hint=entry["hint"]
+            )
             found.setdefault(problem.message, problem)
     return list(found.values())
 

@@ -24,7 +24,7 @@ from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.evaluation import when_measured
 from llava_recipes.plan.image_tokens import trains_image_tokens
 from llava_recipes.plan.quantization import describe
-from llava_recipes.plan.types import Plan, StagePlan
+from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
 from llava_recipes.train.metrics import MetricsLog
@@ -69,12 +69,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     assembled, num_trainable = _build(plan, stage)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
-    dataset = StageDataset(
-        stage.data,
-        tokenizer=assembled.tokenizer,
-        image_processor=assembled.image_processor,
-        start_end=plan.model.image_tokens.start_end,
-    )
+    dataset = _dataset(stage.data, plan, assembled)
     first = arguments.process_index == 0
     reporter = choose_reporter(is_first_process=first)
     resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
@@ -90,12 +85,6 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         last_loss[:] = [line["loss"]]
         reporter.step(line)
 
-    collator = Collator(
-        num_image_tokens=assembled.num_image_tokens,
-        max_length=stage.data.max_length,
-        pad_token_id=assembled.tokenizer.pad_token_id,
-        dropped_token_id=_padding_that_text_may_hold(assembled),
-    )
     stop = StopOnSignal()
     trainer = StageTrainer(
         sampler=EpochSampler(
@@ -114,8 +103,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         model=assembled.model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=collator,
-        validation=_validation(plan, stage, assembled, arguments, collator),
+        data_collator=_collator(dataset, assembled),
+        validation=_validation(plan, stage, assembled, arguments),
         callbacks=[stop],
     )
     trainer.remove_callback(PrinterCallback)
@@ -150,20 +139,35 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     )
 
 
+def _dataset(data: DataPlan, plan: Plan, assembled: Assembled) -> StageDataset:
+    return StageDataset(
+        data,
+        tokenizer=assembled.tokenizer,
+        image_processor=assembled.image_processor,
+        start_end=plan.model.image_tokens.start_end,
+    )
+
+
+def _collator(dataset: StageDataset, assembled: Assembled) -> Collator:
+    return Collator(
+        num_image_tokens=assembled.num_image_tokens,
+        max_length=dataset.data.max_length,
+        pad_token_id=assembled.tokenizer.pad_token_id,
+        dropped_token_id=_padding_that_text_may_hold(assembled),
+        mark_of=dataset.records.mark,
+    )
+
+
 def _validation(
-    plan: Plan, stage: StagePlan, assembled: Assembled, arguments: TrainingArguments, collator: Collator
+    plan: Plan, stage: StagePlan, assembled: Assembled, arguments: TrainingArguments
 ) -> Validation | None:
     data = stage.data.for_validation()
     if data is None:
         return None
+    dataset = _dataset(data, plan, assembled)
     return Validation(
-        dataset=StageDataset(
-            data,
-            tokenizer=assembled.tokenizer,
-            image_processor=assembled.image_processor,
-            start_end=plan.model.image_tokens.start_end,
-        ),
-        collator=collator,
+        dataset=dataset,
+        collator=_collator(dataset, assembled),
         batch_size=arguments.per_device_eval_batch_size,
         num_workers=arguments.dataloader_num_workers,
     )

@@ -146,3 +146,20 @@ def test_a_span_that_makes_no_sense_is_a_usage_error(
         main(["preview", recipe(tmp_path), f"--samples={span}"])
     assert caught.value.code == 2
     assert "A:B" in capsys.readouterr().err
+
+
+def test_validation_samples_are_those_that_do_not_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path)
+    code, out, err = preview(capsys, file, "--validation", "--format", "jsonl")
+    assert (code, out) == (1, "")
+    assert "the stage has no validation data" in err
+    split = ("--set", "stages.0.data.validation={split: 5}", "--samples", "0:24", "--format", "jsonl")
+    shown = {
+        options: {sample["id"] for sample in lines(preview(capsys, file, *options, *split)[1])}
+        for options in ((), ("--validation",))
+    }
+    trained, measured = shown[()], shown[("--validation",)]
+    assert (len(trained), len(measured)) == (19, 5)
+    assert not trained & measured

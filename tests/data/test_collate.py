@@ -16,6 +16,7 @@ from llava_recipes.data.collate import Collator, collate
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+from llava_recipes.recipe.errors import Mark
 from tests.tiny import FIXTURES, GOLDEN
 
 NUM_IMAGE_TOKENS, PAD = 16, 0
@@ -127,7 +128,7 @@ def test_nothing_left_to_learn_is_an_error_that_names_each_sample() -> None:
         collator([cut[0], good, cut[1]])
     told = [(problem.message.split(":")[0], problem.found) for problem in caught.value.problems]
     assert told == [
-        ('sample 3 (id "id3")', "6 tokens, max_length is 4"),
+        ('sample 3 (id "id3")', "1 image takes 4 tokens, max_length is 4"),
         ('sample 8 (id "id8")', "5 tokens, max_length is 4"),
     ]
     with pytest.raises(SampleError):
@@ -171,3 +172,25 @@ def test_a_batch_is_each_sample_expanded_cut_and_padded(
         kept += [places.count(place) for place, token in enumerate(ids) if token == IMAGE_ID]
     assert batch.get("num_kept_tokens", torch.tensor([], dtype=torch.int64)).tolist() == kept
     assert int(batch["attention_mask"].sum(dim=1).max()) == batch["input_ids"].shape[1] <= max_length
+
+
+def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
+    images = Sample(
+        index=4,
+        id="many",
+        input_ids=torch.tensor([1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID, 6]),
+        labels=torch.tensor([-100, -100, -100, -100, -100, 6]),
+        pixel_values=torch.zeros(3, 3, 2, 2),
+    )
+    collator = Collator(
+        num_image_tokens=576, max_length=1024, pad_token_id=0, mark_of=lambda index: Mark("a.json", index, 1)
+    )
+    with pytest.raises(SampleError) as caught:
+        collator([images])
+    (problem,) = caught.value.problems
+    assert problem.message == 'sample 4 (id "many"): its images leave no room for text'
+    assert problem.found == "3 images take 1,728 tokens, max_length is 1024"
+    assert problem.mark == Mark("a.json", 4, 1)
+    assert collator.max_length == 1024
+    roomy = Collator(num_image_tokens=576, max_length=1732, pad_token_id=0)([images])
+    assert roomy["num_kept_tokens"].tolist() == [576] * 3

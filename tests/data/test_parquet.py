@@ -203,7 +203,6 @@ def test_texts_are_read_without_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     read: list[str] = []
     whole = parquet._read
 
-
     def reading(group: Any, columns: tuple[str, ...]) -> Any:
         read.extend(columns)
         return whole(group, columns)

@@ -11,6 +11,7 @@ import pytest
 
 from llava_recipes.cli.main import main
 from llava_recipes.runner import deep
+from tests.data.parquet_files import with_structs, write_parquet
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 
 
@@ -161,3 +162,64 @@ def test_models_and_data_that_are_not_there(tmp_path: Path, capsys: pytest.Captu
     assert "the language model's folder does not exist" in err
     assert "cannot read the annotation file" in err
     assert "the image folder does not exist" in err
+
+
+def test_validation_data_is_looked_at_too(
+    tmp_path: Path, records: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = _recipe(tmp_path)
+    data = values["stages"][0]["data"]
+    data["validation"] = {"split": 0.25}
+    code, out, _ = _validate(values, tmp_path, capsys)
+    assert code == 0
+    assert "pretrain: 18 records, 6 to validate on, all of 24 pictures opened" in out
+    records[-1]["image"] = "nowhere.jpg"
+    records[-2]["conversations"] = []
+    (tmp_path / "val.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    own = {"annotations": str(tmp_path / "val.json"), "images": str(FIXTURES / "images")}
+    data["validation"] = {"sources": [{**own, "sampling_strategy": "end:3"}]}
+    code, _, err = _validate(values, tmp_path, capsys)
+    assert code == 1
+    blocks = err.strip().split("\n\n")
+    assert len(blocks) == 2
+    assert all(block.startswith(f"{tmp_path / 'val.json'}:") for block in blocks)
+    assert 'sample 1 (id "s1_022"): `conversations` is not a list of turns, or is empty' in blocks[0]
+    assert 'sample 2 (id "s1_023"): the file does not exist' in blocks[1]
+    data["validation"] = {"sources": [{**own, "sampling_strategy": "first:20"}]}
+    assert _validate(values, tmp_path, capsys)[0] == 0
+
+
+def test_parts_of_a_file_and_weights_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = _recipe(tmp_path)
+    values["stages"][0]["data"]["sources"][0] |= {"sampling_strategy": "first:50%", "weight": 2.5}
+    code, out, _ = _validate(values, tmp_path, capsys)
+    assert code == 0
+    assert "pretrain: 30 records, all of 12 pictures opened" in out
+
+
+def test_too_many_images_are_told(
+    tmp_path: Path, records: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    records[5] |= {"image": ["rgb_0.jpg"] * 4}
+    records[5]["conversations"][0]["value"] = "<image>" * 4
+    values = _recipe(tmp_path, records)
+    values["stages"][0]["data"]["max_length"] = 60
+    code, _, err = _validate(values, tmp_path, capsys)
+    assert code == 1
+    assert 'sample 5 (id "s1_005"): its images leave no room for text: 4 images take 64 tokens' in err
+    assert "raise `max_length`, or give it fewer images" in err
+    values["stages"][0]["data"]["max_length"] = 65
+    assert _validate(values, tmp_path, capsys)[0] == 0
+
+
+def test_pictures_inside_parquet_are_opened(
+    tmp_path: Path, records: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [with_structs(record) for record in records]
+    rows[7]["image"]["bytes"] = b"no picture"
+    values = _recipe(tmp_path)
+    file = write_parquet(rows, tmp_path / "data.parquet")
+    values["stages"][0]["data"]["sources"] = [{"annotations": str(file)}]
+    code, _, err = _validate(values, tmp_path, capsys)
+    assert code == 1
+    assert err.startswith(f'{file}: row 7: sample 7 (id "s1_007"): not an image of a known format')
