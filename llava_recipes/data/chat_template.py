@@ -11,10 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -96,8 +94,10 @@ class ChatTemplate:
                     **self._names,
                 ),
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise ValueError(f"the tokenizer's chat template refuses it: {error}") from error
+        except Exception as error:
+            # A chat template is a program of someone else's, and may fail in any way.
+            reason = str(error).strip() or type(error).__name__
+            raise ValueError(f"the tokenizer's chat template refuses it: {reason}") from error
         return texts[0], spans[0] if spans else []
 
     def _skeleton(self, num_turns: int) -> _Skeleton:
@@ -139,17 +139,20 @@ class ChatTemplate:
         return len(prompt) - start
 
     def _as_written(self, turns: Sequence[Turn], skeleton: _Skeleton) -> list[str]:
-        """The turns' texts as the template writes them: as they are, or without spaces around them."""
+        """The turns' texts as the template writes them: as they are, or without white space around them."""
         whole = self._render(turns)[0]
-        for trims in product((False, True), repeat=2):
-            texts = [turn.text.strip() if trims[turn.role == "gpt"] else turn.text for turn in turns]
-            pairs = zip(skeleton.around, [*texts, ""], strict=True)
-            if "".join(before + text for before, text in pairs) == whole:
-                return texts
-        raise ValueError(
-            "the tokenizer's chat template changes the text of the turns, "
-            "so that it cannot be told what is learned"
-        )
+        texts: list[str] = []
+        place = len(skeleton.around[0]) if whole.startswith(skeleton.around[0]) else len(whole) + 1
+        for turn, after in zip(turns, skeleton.around[1:], strict=True):
+            found = [text for text in _trimmed(turn.text) if whole.startswith(text + after, place)]
+            texts += found[:1]
+            place += len(found[0] + after) if found else len(whole) + 1
+        if place != len(whole):
+            raise ValueError(
+                "the tokenizer's chat template changes the text of the turns, "
+                "so that it cannot be told what is learned"
+            )
+        return texts
 
     def _spell_by_marks(self, turns: Sequence[Turn]) -> list[Segment]:
         whole, spans = self._render(turns)
@@ -158,6 +161,19 @@ class ChatTemplate:
             segments += [Segment(whole[done:start], learn=False), Segment(whole[start:end], learn=True)]
             done = end
         return [segment for segment in (*segments, Segment(whole[done:], learn=False)) if segment.text]
+
+
+def _trimmed(text: str) -> tuple[str, ...]:
+    """A text with more and more of the white space around it cut off, as templates do."""
+    return (
+        text,
+        text.strip("\n"),
+        text.lstrip("\n"),
+        text.rstrip("\n"),
+        text.strip(),
+        text.lstrip(),
+        text.rstrip(),
+    )
 
 
 def _mark(position: int) -> str:
