@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from llava_recipes.layouts import ALIASES, LAYOUTS
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.keys import unknown_key
 from llava_recipes.recipe.renames import OTHER_TEMPLATES
@@ -187,6 +188,8 @@ def _choice(path: Path, value: Value) -> Problem:
                 "write `anyres`; `anyres_max_N` shrinks the features of large grids by interpolation, which "
                 "neither Hugging Face's model nor this one does"
             )
+        if path[-1] == "chat_template" and value in (*LAYOUTS, *ALIASES):
+            hint = f"write `template: {value}`"
         if path == ("version",):
             hint = "write `version: 1`; a conversation template is `template:` under `data:` of the stage"
     if path[-1] == "freeze" and hint is None:

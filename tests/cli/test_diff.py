@@ -53,6 +53,22 @@ def test_two_sizes_differ_in_the_language_model_alone(capsys: pytest.CaptureFixt
     assert not [path for path in told if ".train." in path or "vision_tower" in path or ".data." in path]
 
 
+def test_two_names_of_one_template_are_no_difference() -> None:
+    for name, other in (("v1", "vicuna_v1"), ("v0", "default"), ("v0", "llava_v0"), ("plain", "v0_plain")):
+        a, b = (plan(SMALL, f"stages.pretrain.data.template={text}") for text in (name, other))
+        assert paths(a, b) == []
+    a, b = (plan(SMALL, f"stages.pretrain.data.template={text}") for text in ("v1", "llava_v1"))
+    assert paths(a, b) == ["stages.pretrain.data.template"]
+
+
+def test_a_chat_template_takes_the_place_of_a_template() -> None:
+    other = plan(SMALL, "stages.pretrain.data.chat_template=tokenizer")
+    assert (other.stages[0].data.template, other.stages[0].data.chat_template) == (None, "tokenizer")
+    assert paths(plan(SMALL), other) == [
+        f"stages.pretrain.data.{key}" for key in ("template", "chat_template")
+    ]
+
+
 def test_a_terminal_shows_sections_in_its_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
