@@ -14,6 +14,7 @@ from llava_recipes.recipe.spelling import nearest
 _LABEL = re.compile(r"#\s(?P<label>[A-Z][a-z]+)\s{2,}(?P<text>\S.*)")
 _AMOUNT = r"(?:\d+(?:\.\d+)?|one|two|three|four|five|ten)"
 _DURATION = re.compile(rf"(?:{_AMOUNT}(?: to |–|-))?{_AMOUNT} ?(?:h|hours?|min|minutes?|s|seconds?|days?)\b")
+_ELSEWHERE = re.compile(r" on \d+×[\w-]+")
 # A comma ends a clause, but not inside a number.
 _CLAUSE = re.compile(r";\s*|,\s+")
 _SENTENCE = re.compile(r"[:.](?:\s+|$)")
@@ -48,11 +49,16 @@ class Entry:
 
     @property
     def duration(self) -> str:
-        """The time as a number, and whether it is an estimate; empty where none is known."""
+        """The time as a number, on another machine if it says so, and whether it is an estimate.
+
+        Empty where none is known.
+        """
         found = _DURATION.search(self.time)
         if found is None:
             return ""
-        return found.group() + (" (estimate)" if "estimate" in self.time else "")
+        elsewhere = _ELSEWHERE.match(self.time, found.end())
+        estimate = " (estimate)" if "estimate" in self.time else ""
+        return found.group() + (elsewhere.group() if elsewhere else "") + estimate
 
 
 def gallery() -> tuple[Entry, ...]:

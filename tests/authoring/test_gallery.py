@@ -70,6 +70,7 @@ def test_time_and_loss_are_told_apart(
         ("8×A100-80G: 16 on each", "the original takes 5.5 h", "8×A100-80G", "5.5 h"),
         ("2 CPU cores; no GPU", "0.7 h by the estimate of `plan`", "2 CPU cores", "0.7 h (estimate)"),
         ("one card", "no duration is published", "one card", ""),
+        ("8×A100-80G", "it takes 10 h on 8×A100-40G", "8×A100-80G", "10 h on 8×A100-40G"),
     ],
 )
 def test_a_line_holds_the_gist(hardware: str, expect: str, machine: str, duration: str) -> None:

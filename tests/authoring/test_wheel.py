@@ -60,7 +60,7 @@ def test_the_gallery_comes_along(installed: Path, tmp_path: Path) -> None:
     assert _run("-c", where, folder=tmp_path, installed=installed).startswith(str(installed))
     listed = _run("-m", "llava_recipes", "list", folder=tmp_path, installed=installed)
     for entry in gallery():
-        assert f"{entry.name}\n" in listed
+        assert f"\n  {entry.name} " in listed
         _run(
             "-m",
             "llava_recipes",
