@@ -7,6 +7,7 @@ from typing import Final
 
 from llava_recipes.plan.data_advice import check_validation
 from llava_recipes.plan.deepspeed import zero_stage
+from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Recipe, Stage
@@ -44,6 +45,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
             found += _check_text_only(planned, trains, path)
             found += _check_rates(recipe, planned, path)
             found += _check_projector(recipe, planned, trains)
+    found += _check_image_tokens(model, stages)
     return tuple(found)
 
 
@@ -149,6 +151,24 @@ def _check_start(recipe: Recipe, planned: StagePlan, index: int) -> Iterator[Pro
         path=("stages", index, "init_from"),
         hint=f"write `init_from: {earlier.name}`, or keep the two in recipes of their own",
     )
+
+
+def _check_image_tokens(model: ModelPlan, stages: Sequence[StagePlan]) -> Iterator[Problem]:
+    """Start and end tokens that no stage trains: they stay the mean of all embeddings that they began as."""
+    known = [stage.trainable_modules for stage in stages if stage.trainable_modules is not None]
+    own = {stage.output_dir for stage in stages}
+    from_elsewhere = any(start not in own for stage in stages for start in stage.starts_from)
+    if not model.image_tokens.start_end or from_elsewhere or len(known) < len(stages):
+        return
+    if model.projector.init_from is not None:
+        return
+    rows = ("image_tokens", "language_model", "language_model.embed_tokens", EMBEDDINGS)
+    if not any(module in rows for modules in known for module in modules):
+        yield _warning(
+            "no stage trains the embeddings of `<im_start>` and `<im_end>`",
+            path=("model", "image_tokens", "start_end"),
+            hint="add `image_tokens` to `trainable:` of a stage; they stay the mean of all others otherwise",
+        )
 
 
 def _check_sharding(

@@ -325,3 +325,43 @@ def test_everything_wrong_is_told_before_the_first_stage(
     told = check(values, tmp_path, capsys)
     assert "has another projector" in told
     assert "`init_from` names no folder and no file" in told
+
+
+def test_a_hub_id_is_read_from_the_cache(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole model, and a projector alone, as their repositories hold them."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for name in ("llava", "pretrain"):
+        repository = tmp_path / "hub" / f"models--owner--{name}"
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        shutil.copy(llava / "config.json", snapshot / "config.json")
+        if name == "llava":
+            shutil.copy(llava / "model.safetensors", snapshot / "model.safetensors")
+        else:
+            weights = load_file(run_folder("full") / "init.safetensors")
+            torch.save(weights, snapshot / "mm_projector.bin")
+        values = next_values(tmp_path, f"owner/{name}")
+        assert check(values, tmp_path, capsys) == ""
+        linear(values, tmp_path)
+        assert f"owner/{name} holds `mlp2x_gelu`" in check(values, tmp_path, capsys)
+    theirs = load_file(llava / "model.safetensors")
+    values = next_values(tmp_path, "owner/llava")
+    (after,) = train_all(values)
+    assert torch.equal(after["lm_head.weight"], theirs["lm_head.weight"])
+    shutil.rmtree(tmp_path / "next")
+    told = check(next_values(tmp_path, "owner/never"), tmp_path, capsys)
+    assert "no such folder, not in the local cache, and the hub cannot be reached" in told
+
+
+def test_a_deep_look_downloads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(next_values(tmp_path, "owner/never"), tmp_path / "recipe.yaml")
+    assert main(["validate", "--deep", str(recipe)]) == 0
+    values = next_values(tmp_path, FIXTURES)
+    capsys.readouterr()
+    assert main(["validate", "--deep", str(write_recipe(values, recipe))]) == 1
+    assert "`init_from` names a folder without trained weights" in capsys.readouterr().err

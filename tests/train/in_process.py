@@ -19,8 +19,9 @@ from llava_recipes.train.stage import train_stage
 from tests.tiny import yaml_text
 
 
-def train_all(values: dict[str, Any]) -> None:
-    """Train every stage of a recipe, each into its folder."""
+def train_all(values: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """Train every stage of a recipe, each into its folder; gives every weight after each of them."""
+    after = []
     loaded = load_source(yaml_text(values), "recipe.yaml")
     plan = plan_recipe(loaded, world_size=1)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -31,6 +32,8 @@ def train_all(values: dict[str, Any]) -> None:
             write_opening(folder, plan=own, recipe_yaml="", environment={})
             trained = train_stage(own, 0, output_dir=folder, resume_from=None)
             write_results(own, trained, folder)
+            parameters = canonical_parameters(trained.assembled.model)
+            after.append({name: parameter.detach().clone() for name, parameter in parameters.items()})
             write_done(
                 folder,
                 num_steps=trained.num_steps,
@@ -40,6 +43,7 @@ def train_all(values: dict[str, Any]) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    return after
 
 
 def weights_of(values: dict[str, Any], *folders: Path) -> dict[str, Tensor]:
