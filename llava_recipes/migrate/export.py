@@ -191,6 +191,14 @@ def _data_flags(stage: Stage, path: Path, export: Export) -> None:
         export.refuse("the original stops at a bad image", (*where, "on_bad_image"))
     if data.image_aspect_ratio not in ("square", "pad"):
         export.refuse("the original knows `square` and `pad`", (*where, "image_aspect_ratio"))
+    whole = source.sampling_strategy == "all" and source.weight == 1
+    if not whole:
+        key = "weight" if source.weight != 1 else "sampling_strategy"
+        export.refuse("the original takes the whole file, once", (*where, "sources", 0, key))
+    if source.annotations.endswith((".jsonl", ".parquet")):
+        export.refuse("the original reads JSON lists", (*where, "sources", 0, "annotations"))
+    if data.validation is not None:
+        export.refuse("the original measures no loss on other data", (*where, "validation"))
     values: list[tuple[str, JsonValue]] = [("version", version), ("data_path", source.annotations)]
     values += [("image_folder", source.images)] if source.images is not None else []
     values += [("image_aspect_ratio", data.image_aspect_ratio), ("model_max_length", data.max_length)]

@@ -9,12 +9,11 @@ from llava_recipes.layouts import ALIASES
 from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
-from llava_recipes.migrate.known_data import known_num_samples
 from llava_recipes.migrate.llava_freezing import translate_freezing
 from llava_recipes.migrate.llava_pictures import translate_pictures
+from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
 from llava_recipes.recipe.errors import Path
-from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Data
 
 NEXT_FLAGS = (
@@ -76,7 +75,7 @@ def translate_llava(flags: Flags, *, is_next: bool, read_text: ReadText) -> Draf
     lora = _translate_lora(flags, draft)
     translate_freezing(flags, draft, lora=lora)
     _translate_rates(flags, draft)
-    _translate_data(flags, draft, is_next=is_next)
+    _translate_data(flags, draft, is_next=is_next, read_text=read_text)
     translate_training(flags, draft)
     deepspeed = flags.text("deepspeed")
     if deepspeed is not None:
@@ -227,9 +226,9 @@ def translate_rate(name: str, module: str, flags: Flags, draft: Draft) -> None:
     draft.mapped(f"--{name}", flags[name].text, path, entries, mark=flags[name].mark)
 
 
-def _translate_data(flags: Flags, draft: Draft, *, is_next: bool) -> None:
+def _translate_data(flags: Flags, draft: Draft, *, is_next: bool, read_text: ReadText) -> None:
     _translate_template(flags, draft, is_next=is_next)
-    translate_sources(flags, draft)
+    translate_sources(flags, draft, read_text)
     put_text(flags, draft, "image_aspect_ratio", (STAGE, "data", "image_aspect_ratio"), "square")
     put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 512)
     put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)
@@ -254,27 +253,6 @@ def _translate_template(flags: Flags, draft: Draft, *, is_next: bool) -> None:
         program = "LLaVA-NeXT" if is_next else "the original"
         remark = f"{program} takes vicuna_v1 for `{version}`, without a word"
     draft.mapped("--version", version, path, template, remark=remark, mark=flags["version"].mark)
-
-
-def translate_sources(flags: Flags, draft: Draft) -> None:
-    """`--data_path` and `--image_folder`, which LLaVA and TinyLLaVA call by the same names."""
-    annotations, images = flags.text("data_path"), flags.text("image_folder")
-    source: dict[str, Value] = {}
-    path = (STAGE, "data", "sources")
-    for name, key, value in (("data_path", "annotations", annotations), ("image_folder", "images", images)):
-        if value is not None:
-            source[key] = value
-            draft.tell_mapped(f"--{name}", value, (*path, 0, key), mark=flags[name].mark)
-    if not source:
-        return
-    if annotations is not None and ("{" in annotations or annotations.endswith((".yaml", ".yml", ".txt"))):
-        why = "it stands for several files: write each as an entry of `sources:`"
-        draft.lost("--data_path", annotations, why, flags["data_path"].mark)
-    count = known_num_samples(annotations or "")
-    if count is not None:
-        source["num_samples"] = count
-        draft.comments[(*path, 0, "num_samples")] = "known by the file's name; checked when it is read"
-    draft.put(path, [source])
 
 
 def translate_grouping(flags: Flags, draft: Draft) -> None:

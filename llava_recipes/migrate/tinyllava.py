@@ -14,8 +14,8 @@ from llava_recipes.migrate.llava import (
     translate_grouping,
     translate_lora_numbers,
     translate_rate,
-    translate_sources,
 )
+from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value
@@ -52,7 +52,7 @@ def translate_tinyllava(flags: Flags, *, read_text: ReadText) -> Draft:
     _translate_freezing(flags, draft)
     translate_rate("mm_projector_lr", "projector", flags, draft)
     translate_rate("vision_tower_lr", "vision_tower", flags, draft)
-    _translate_data(flags, draft)
+    _translate_data(flags, draft, read_text)
     translate_training(flags, draft)
     deepspeed = flags.text("deepspeed")
     if deepspeed is not None:
@@ -160,7 +160,7 @@ def _translate_adapters(flags: Flags, draft: Draft, *, is_on: bool) -> None:
     tell_quantization(flags, draft, _QUANTIZATION)
 
 
-def _translate_data(flags: Flags, draft: Draft) -> None:
+def _translate_data(flags: Flags, draft: Draft, read_text: ReadText) -> None:
     path = (STAGE, "data", "template")
     version = flags.text("conv_version")
     if version is not None:
@@ -168,7 +168,7 @@ def _translate_data(flags: Flags, draft: Draft) -> None:
         draft.mapped("--conv_version", version, path, _TEMPLATES.get(version, version), mark=mark)
     elif "conv_version" not in flags:
         draft.default("--conv_version", path, "plain", remark="which TinyLLaVA calls `pretrain`")
-    translate_sources(flags, draft)
+    translate_sources(flags, draft, read_text)
     put_text(flags, draft, "image_aspect_ratio", (STAGE, "data", "image_aspect_ratio"), "square")
     put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 512)
     put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)

@@ -147,7 +147,8 @@ def _translate_evaluation(flags: Flags, draft: Draft) -> None:
                 f"--{name}", strategy, (STAGE, "train", "eval_strategy"), "no", mark=flags[name].mark
             )
         else:
-            draft.lost(f"--{name}", strategy, "nothing is evaluated during training", flags[name].mark)
+            why = "these programs have no validation data; recipes have `validation:` under `data:`"
+            draft.lost(f"--{name}", strategy, why, flags[name].mark)
 
 
 def _translate_reports(flags: Flags, draft: Draft) -> None:

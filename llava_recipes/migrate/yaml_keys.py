@@ -12,7 +12,7 @@ _TRAIN_KEYS = (
     *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("warmup_ratio", "warmup_steps", "bf16", "fp16", "tf32", "logging_steps", "save_strategy", "save_steps"),
     *("save_total_limit", "seed", "max_steps", "dataloader_num_workers", "gradient_accumulation_steps"),
-    "per_device_eval_batch_size",
+    *("per_device_eval_batch_size", "eval_strategy", "eval_steps"),
 )
 _SAME: Mapping[str, Path] = {key: (*TRAIN, key) for key in _TRAIN_KEYS} | {
     "output_dir": (STAGE, "output_dir"),
@@ -22,6 +22,7 @@ _SAME: Mapping[str, Path] = {key: (*TRAIN, key) for key in _TRAIN_KEYS} | {
 
 AXOLOTL: Mapping[str, Path] = {
     **_SAME,
+    "val_set_size": (STAGE, "data", "validation", "split"),
     "micro_batch_size": (*TRAIN, "per_device_train_batch_size"),
     "eval_batch_size": (*TRAIN, "per_device_eval_batch_size"),
     "num_epochs": (*TRAIN, "num_train_epochs"),
@@ -42,6 +43,7 @@ AXOLOTL: Mapping[str, Path] = {
 }
 LLAMA_FACTORY: Mapping[str, Path] = {
     **_SAME,
+    "val_size": (STAGE, "data", "validation", "split"),
     "per_device_train_batch_size": (*TRAIN, "per_device_train_batch_size"),
     "num_train_epochs": (*TRAIN, "num_train_epochs"),
     "optim": (*TRAIN, "optim"),

@@ -97,7 +97,7 @@ def test_llama_factory_names_the_whole_model_by_its_parts() -> None:
     assert at(migration, "model.vision_tower.source") == "openai/clip-vit-large-patch14-336"
     assert at(migration, "stages.0.trainable") == ["projector", "language_model", "lm_head"]
     assert at(migration, "stages.0.data.template") == "v1"
-    assert names(migration, "lost") == {"dataset", "val_size"}
+    assert names(migration, "lost") == {"dataset"}
     load_source(migration.text, "recipe.yaml")
 
 

@@ -109,6 +109,10 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ("max_steps: 7", "max_steps: 7, loss_normalization: token", "each device batch"),
         ("max_steps: 7", "max_steps: 7, global_batch_size: 64", "accumulation steps"),
         ("max_steps: 7", "max_steps: 7, max_grad_norm: 0.5", "clips at 1.0"),
+        ("annotations: data/a.json", "annotations: data/a.json, weight: 2", "the whole file, once"),
+        ("data/a.json", "data/a.json, sampling_strategy: first:5", "the whole file, once"),
+        ("data/a.json", "data/a.parquet", "reads JSON lists"),
+        ("template: v1", "template: v1\n      validation: {split: 5}", "no loss on other data"),
         (
             "annotations: data/a.json",
             "annotations: data/b.json}, {annotations: data/a.json",
