@@ -98,7 +98,7 @@ def test_a_mix_is_found_beside_the_script(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "mix.yaml").write_text(MIX)
     script = tmp_path / "scripts" / "train.sh"
-    script.write_text(BARE.replace("data.json", "scripts/mix.yaml") + "\n")
+    script.write_text(BARE.replace("data.json", "scripts/mix.yaml") + " --model_max_length 2048\n")
     recipe = tmp_path / "recipe.yaml"
     assert main(["migrate", str(script), "-o", str(recipe)]) == 0
     capsys.readouterr()
