@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,6 +78,7 @@ def draft_recipe(wishes: Wishes, output: Path) -> Draft:
     _set_models(draft, wishes)
     _set_folders(draft, wishes.output_dir or f"./checkpoints/{name}")
     _set_data(draft, wishes)
+    _note_chat_template(draft)
     _set_overrides(draft, wishes.overrides)
     return draft
 
@@ -215,6 +217,29 @@ def _set_stage_data(draft: Draft, index: int, share: Sequence[_Source]) -> None:
     elif len(wanted) > 1:
         draft.text = set_value(draft.text, (*path, "template"), "v1")
         draft.notes.append("template is `v1`: some of the data files hold conversations")
+
+
+def _note_chat_template(draft: Draft) -> None:
+    """Tell of a chat template in the language model's folder, where the recipe has conversations."""
+    source = value_text(draft.text, (*_LANGUAGE_MODEL, "source")) or value_text(draft.text, _LANGUAGE_MODEL)
+    converses = any(
+        isinstance(stage["data"], dict) and stage["data"].get("template", "plain") != "plain"
+        for stage in _stages(draft.text)
+    )
+    if source is not None and converses and _has_chat_template(Path(source)):
+        draft.notes.append(
+            f"{source} has a chat template: `chat_template: tokenizer` in place of `template` takes it"
+        )
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
 def _set_overrides(draft: Draft, overrides: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
     if not problems:
-        problems += wording_problems(plan)
+        problems += wording_problems(plan, stages)
     if is_there:
         problems += hand_off_problems(plan, stages, fetch=True)
     if plan.model.sizes is None and not problems:

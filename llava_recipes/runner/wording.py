@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from llava_recipes.data.prompts import Prompts
 
 
-def wording_problems(plan: Plan) -> Iterator[Problem]:
-    """Tokens that a template needs and the tokenizer has not; chat templates that cannot be learned from."""
-    for index, stage in enumerate(plan.stages):
-        template = stage.data.template
+def wording_problems(plan: Plan, stages: Iterable[int]) -> Iterator[Problem]:
+    """Tokens that a stage's template needs and the tokenizer has not; chat templates that cannot be learned
+    from."""
+    for index in stages:
+        template = plan.stages[index].data.template
         if template is None or LAYOUTS[template].tokens:
             try:
                 open_prompts(plan, index)

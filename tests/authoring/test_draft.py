@@ -40,6 +40,23 @@ def test_a_template_says_what_its_keys_are_for(name: str) -> None:
     assert all(len(line) <= 110 for line in lines)
 
 
+def test_a_chat_template_beside_the_language_model_is_told(tmp_path: Path) -> None:
+    def notes(template: str) -> list[str]:
+        draft = draft_recipe(Wishes(template, language_model=str(tmp_path)), Path("x.yaml"))
+        return [note for note in draft.notes if "chat_template: tokenizer" in note]
+
+    assert notes("finetune") == []
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
+    assert notes("finetune") == []
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert len(notes("finetune")) == len(notes("custom")) == 1
+    assert notes("pretrain") == []
+    (tmp_path / "tokenizer_config.json").write_text("no JSON")
+    assert notes("finetune") == []
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert str(tmp_path) in notes("finetune")[0]
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_everything_is_filled_in(name: str, write_data: WriteData) -> None:
     file = write_data(captions(7) + talks(3))

@@ -111,7 +111,7 @@ def test_templates_without_tokens_of_their_own_open_no_tokenizer(
     monkeypatch.setattr("llava_recipes.data.tokenizer.load_tokenizer", never)
     for template in ("plain", "v1", "llava_v1", "v0_mmtag"):
         loaded = load_recipe(str(recipe(tmp_path, template=template)))
-        assert list(wording_problems(plan_recipe(loaded, world_size=1))) == []
+        assert list(wording_problems(plan_recipe(loaded, world_size=1), [0])) == []
     loaded = load_recipe(str(recipe(tmp_path, template="mpt")))
     with pytest.raises(AssertionError, match="was opened"):
-        list(wording_problems(plan_recipe(loaded, world_size=1)))
+        list(wording_problems(plan_recipe(loaded, world_size=1), [0]))
