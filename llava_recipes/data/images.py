@@ -29,6 +29,9 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS: Final = 2**26
 """Largest picture that is decoded: 8192 x 8192, 192 MiB as RGB."""
 
+SETTINGS_FILES: Final = ("preprocessor_config.json", "processor_config.json")
+"""Where a model folder has its image processor's settings; the latter is that of whole models."""
+
 _TOWER: Final = ("model", "vision_tower")
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
@@ -148,7 +151,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
     folder = Path(str(plan.source)).expanduser()
-    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
+    if folder.is_dir() and not any((folder / name).is_file() for name in SETTINGS_FILES):
         raise RecipeError(
             Problem(
                 "the vision tower's folder has no preprocessor_config.json",

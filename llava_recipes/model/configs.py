@@ -71,7 +71,7 @@ def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
     if layout == "language_model":
         return Origin(config, raw, folder)
     assert isinstance(config, LlavaConfig | LlavaNextConfig)
-    _check_stock_projector(config, folder, LANGUAGE_PATH)
+    check_stock_projector(config, folder, LANGUAGE_PATH)
     half = language_half(config)
     return Origin(half, half.to_dict(), folder, layout)
 
@@ -141,8 +141,11 @@ def llava_config(
     )
 
 
-def _check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib.Path, path: Path) -> None:
-    """Only the projector that every llava-hf model has: two layers with a bias, GELU between, one state."""
+def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib.Path, path: Path) -> None:
+    """Raise RecipeError unless the projector is that of every llava-hf model.
+
+    It has two layers with a bias, GELU between them, and takes one of the tower's hidden states.
+    """
     odd = [
         f"{key}: {value}"
         for key, value, known in (

@@ -35,7 +35,7 @@ PATTERNS: dict[Part, tuple[str, ...]] = {
         "special_tokens_map.json",
         "added_tokens.json",
     ),
-    "image_processor": ("preprocessor_config.json",),
+    "image_processor": ("preprocessor_config.json", "processor_config.json"),
     "weights": ("config.json", "model*.safetensors", "model.safetensors.index.json"),
     # What a stage may start from: a whole model, adapters, or a projector.
     "start": (

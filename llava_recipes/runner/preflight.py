@@ -65,7 +65,9 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
         yield from _source_problems(weights, source_path, "language model", ("config.json",))
     if model.vision_tower.source is not None:
         tower: RecipePath = ("model", "vision_tower", "source")
-        needs = ("config.json", "preprocessor_config.json")
+        # A whole model that transformers saved has its pictures' settings in the other file.
+        is_whole = (Path(model.vision_tower.source).expanduser() / "processor_config.json").is_file()
+        needs = ("config.json", *(() if is_whole else ("preprocessor_config.json",)))
         yield from _source_problems(model.vision_tower.source, tower, "vision tower", needs)
     start = model.projector.init_from
     if start is not None and not Path(start).is_file():

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, LlavaConfig
 
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.configs import has_class_token, language_half, vision_half
+from llava_recipes.model.configs import check_stock_projector, has_class_token, language_half, vision_half
 from llava_recipes.model.placing import cast_weights
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -20,8 +20,9 @@ from llava_recipes.templates import IMAGE_PATCH, IMAGE_START
 def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, ModelPlan, DataPlan]:
     """The model of the folder on the CPU, and plans that say the same."""
     config = _config(folder)
+    check_stock_projector(config, folder, ())
     layer = config.vision_feature_layer
-    assert isinstance(layer, int), "checked where the language model is read"
+    assert isinstance(layer, int)
     full = config.vision_feature_select_strategy == "full" and has_class_token(vision_half(config))
     plan = ModelPlan(
         language_model=LanguageModelPlan(
