@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from llava_recipes.cli.main import COMMANDS
+from llava_recipes.cli.main import COMMANDS, module_of
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Recipe, Stage
 
@@ -89,7 +89,7 @@ def _inline_commands() -> list[str]:
 def _parser(command: str) -> argparse.ArgumentParser:
     assert command in COMMANDS
     parser = argparse.ArgumentParser(prog=command, allow_abbrev=False)
-    importlib.import_module(f"llava_recipes.cli.{command.replace('-', '_')}").add_arguments(parser)
+    importlib.import_module(module_of(command)).add_arguments(parser)
     return parser
 
 
