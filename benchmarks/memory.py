@@ -51,6 +51,13 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "qwen2, 2 of 8 heads": {**LLAMA, "model_type": "qwen2", "num_key_value_heads": 2},
     "qwen3": {**LLAMA, "model_type": "qwen3", "num_key_value_heads": 4, "head_dim": 32},
+    "tied qwen3": {
+        **LLAMA,
+        "model_type": "qwen3",
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+    },
 }
 TOWERS: dict[str, dict[str, Any]] = {
     kind: {
@@ -278,6 +285,12 @@ def _count_saved(model: nn.Module, batch: dict[str, Tensor], case: Case) -> int:
 
 
 LLM = ("projector", "language_model", "lm_head")
+SMALL: dict[str, Any] = {
+    "language": "tied qwen3",
+    "tower": "siglip_vision_model",
+    "deepspeed": False,
+    "checkpointing": True,
+}
 CASES: dict[str, Case] = {
     f"{who}{', checkpointing' if checkpointing else ''}, {precision}": Case(
         trainable, precision=precision, checkpointing=checkpointing
@@ -299,6 +312,9 @@ CASES |= {
     "projector trains, autocast": Case(deepspeed=False),
     "projector and LLM train, autocast": Case(LLM, deepspeed=False),
     "projector and LLM train, checkpointing, autocast": Case(LLM, deepspeed=False, checkpointing=True),
+    "projector and LoRA train, checkpointing, autocast": Case(lora=True, deepspeed=False, checkpointing=True),
+    "the gallery's small models, all but the tower": Case(("projector", "language_model"), **SMALL),
+    "the gallery's small models, LoRA": Case(lora=True, **SMALL),
 }
 
 

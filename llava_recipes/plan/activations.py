@@ -216,7 +216,9 @@ class ActivationModel:
     def _working(self, batch: Batch, in_text: bool, in_tower: bool) -> int:
         """Gradients in flight: two of the inner size and two of the hidden size."""
         sizes, c = self._sizes, self._width
-        text = 2 * c * (sizes.inner + sizes.hidden) * batch.num_tokens * in_text
+        # Under autocast an adapter's input is float32 on its way to the half-precision product.
+        text_bytes = 2 * c * (sizes.inner + sizes.hidden) + 4 * sizes.inner * self._adapters.casts
+        text = text_bytes * batch.num_tokens * in_text
         # The tower's layers need room for their own tensors even where no graph is built.
         tower = c * (2 * sizes.tower_inner + 4 * sizes.tower_hidden)
         return max(text, tower * batch.num_images * sizes.tower_tokens)
@@ -233,6 +235,7 @@ class _Adapters:
         self._drops = lora is not None and lora.dropout > 0
         # Autocast casts the input of each adapter anew.
         self._shares = not self._drops and not casts
+        self.casts = lora is not None and casts
         inputs = {name: shape[1] for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
         self._num_inputs = {name.removesuffix(".lora_A.weight"): size for name, size in inputs.items()}
 
