@@ -11,7 +11,8 @@ from llava_recipes.answers.batches import answer_in_batches, check_questions
 from llava_recipes.answers.opening import Opened
 from llava_recipes.data.collate import Collator
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.images import BadImage, read_image
+from llava_recipes.data.images import BadImage
+from llava_recipes.data.pictures import open_pictures
 from llava_recipes.data.records import Record, Records, check_records
 from llava_recipes.data.tokens import IGNORED
 from llava_recipes.model.answering import Answerer, Picture
@@ -62,22 +63,27 @@ class MatchMeasure:
 class Referenced:
     """A question and the answer that stands in the file."""
 
-    index: int
+    record: Record
     records: Records
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
-    folder: str
     reference: str
+
+    @property
+    def index(self) -> int:
+        """Which conversation of the file it is in."""
+        return self.record.index
 
     @property
     def mark(self) -> Mark:
         """Where the conversation begins in its file."""
-        return self.records.mark(self.index)
+        return self.records.mark(self.record.index)
 
     def pictures(self, answerer: Answerer) -> list[Picture]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
-            return [answerer.prepare(read_image(self.folder, name)) for name in self.images]
+            shown = open_pictures(self.records, self.record)[: len(self.images)]
+            return [answerer.prepare(image) for image in shown]
         except BadImage as error:
             message = f"{error.file}: this picture cannot be used"
             raise RecipeError(Problem(message, mark=self.mark, found=error.reason)) from None
@@ -95,6 +101,7 @@ def open_data(opened: Opened, file: str, *, images: str) -> StageDataset:
         "group_by": "none",
         "on_bad_image": "error",
         "lazy_preprocess": True,
+        "validation": None,
     }
     assembled = opened.run.assembled
     dataset = StageDataset(
@@ -194,11 +201,10 @@ def _references(records: Records, record: Record) -> list[Referenced]:
         num_pictures = sum(said.text.count(IMAGE) for said in before)
         found.append(
             Referenced(
-                index=record.index,
+                record=record,
                 records=records,
                 turns=before,
                 images=record.images[:num_pictures],
-                folder=record.folder or "",
                 reference=turn.text,
             )
         )

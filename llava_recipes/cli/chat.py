@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times"
     )
+    parser.add_argument("--system", metavar="TEXT", help="system prompt, in place of the run's")
     add_decoding(parser, max_new_tokens=512)
     add_opening(parser)
 
@@ -49,7 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     decoding = decoding_of(arguments)
     quiet_libraries()
     opened = open_to_ask(
-        arguments.run, precision=arguments.dtype, device=arguments.device, base=arguments.base
+        arguments.run,
+        precision=arguments.dtype,
+        device=arguments.device,
+        base=arguments.base,
+        system_prompt=arguments.system,
     )
     seed_everything(arguments.seed)
     conversation = Conversation(opened.answerer, decoding, say=_note)

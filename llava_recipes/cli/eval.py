@@ -102,7 +102,7 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
     results: dict[str, JsonValue] = {
         "run": arguments.run,
         "data": arguments.data,
-        "template": opened.run.data.template,
+        "wording": opened.run.data.wording,
         "num_samples": num_samples,
         "max_new_tokens": arguments.max_new_tokens if "exact_match" in arguments.metrics else None,
         "measures": measures,

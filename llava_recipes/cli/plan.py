@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.fold import fold_layers
+from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import ModelPlan, Plan, StagePlan
 
 if TYPE_CHECKING:
@@ -244,6 +245,8 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
 
         rows.append(("images", describe_images(data)))
     rows += _validation_rows(stage)
+    if stage.sampling is not None:
+        rows.append(("asked", describe_sampling(stage.sampling)))
     rows.append(
         (
             "global batch",

@@ -62,6 +62,9 @@ def _export_stage(recipe: Recipe, index: int, world_size: int | None) -> Export:
     _start_flags(recipe, index, export)
     _freezing_flags(stage, path, trained, recipe.model.image_tokens.start_end, export)
     _data_flags(stage, path, export)
+    if stage.sample_every is not None:
+        hint = "remove it from a copy of the recipe; training is the same without"
+        export.refuse("the original asks nothing while it trains", (*path, "sample_every"), hint=hint)
     export.add("output_dir", stage.output_dir)
     last_folder = recipe.stages[-1].output_dir.rstrip("/").rpartition("/")[2]
     if recipe.name != last_folder:

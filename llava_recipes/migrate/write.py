@@ -18,6 +18,7 @@ from llava_recipes.recipe.schema import (
     ParamGroup,
     Projector,
     Recipe,
+    Samples,
     Source,
     Stage,
     Train,
@@ -41,6 +42,7 @@ _MODELS: Mapping[str, type[Frozen]] = {
     "train": Train,
     "lora": Lora,
     "param_groups": ParamGroup,
+    "samples": Samples,
 }
 
 

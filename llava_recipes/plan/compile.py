@@ -25,6 +25,7 @@ from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.param_groups import group_of, optimizer_problem
 from llava_recipes.plan.pictures import plan_images
 from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
+from llava_recipes.plan.sampling import plan_sampling
 from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
 from llava_recipes.plan.types import (
     DataPlan,
@@ -156,6 +157,7 @@ class _StageCompiler:
             train=_plan_train(train, batch, steps),
             deepspeed=config,
             deepspeed_source=source,
+            sampling=plan_sampling(stage),
             output_dir=stage.output_dir,
         )
 

@@ -178,6 +178,18 @@ class ParamGroupPlan(Frozen):
     num_parameters: int | None = Field(description="What trains in the group; None without sizes.")
 
 
+class SamplingPlan(Frozen):
+    """What the model is asked while it trains, and when."""
+
+    every: int = Field(description="Steps between two looks; one more after the last step.")
+    num_records: int | None = Field(
+        description="First records with a picture; None where `images` are asked."
+    )
+    images: tuple[str, ...]
+    prompt: str | None
+    max_new_tokens: int
+
+
 class StagePlan(Frozen):
     name: str
     starts_from: tuple[str, ...] = Field(
@@ -195,6 +207,7 @@ class StagePlan(Frozen):
     data: DataPlan
     train: TrainPlan
     deepspeed: dict[str, JsonValue] | None
+    sampling: SamplingPlan | None = None
     deepspeed_source: str = Field(description="Preset name, file path, `inline` or `none`.")
     output_dir: str
 

@@ -15,6 +15,7 @@ from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.misspelt import misspelt
 from llava_recipes.recipe.pictures import check_pictures
 from llava_recipes.recipe.quantization import check_quantization
+from llava_recipes.recipe.samples import check_samples
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, Train, VisionTower
 from llava_recipes.recipe.secret import check_secrets
@@ -46,6 +47,7 @@ def check_rules(root: Value) -> list[Problem]:
             check_data,
             check_tuning,
             check_wording,
+            check_samples,
         )
         for check in checks:
             problems += check(stage, path)

@@ -21,6 +21,7 @@ from llava_recipes.recipe.model_schema import LanguageModel as LanguageModel
 from llava_recipes.recipe.model_schema import Model as Model
 from llava_recipes.recipe.model_schema import Projector as Projector
 from llava_recipes.recipe.model_schema import VisionTower as VisionTower
+from llava_recipes.recipe.samples_schema import Samples as Samples
 from llava_recipes.recipe.tuning_schema import Lora as Lora
 from llava_recipes.recipe.tuning_schema import ParamGroup as ParamGroup
 
@@ -224,6 +225,14 @@ class Stage(Frozen):
         description="`none`, a preset (`zero2`, `zero3`), a DeepSpeed JSON file, or the config inline.",
         examples=["zero2"],
     )
+    sample_every: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between looks at what the model says: it answers about a few fixed pictures, and "
+        "after the last step too. Written to `samples.jsonl`; training is the same with and without.",
+        examples=[500],
+    )
+    samples: Samples | None = Field(None, description="Which pictures `sample_every` asks about, and what.")
     output_dir: Text = Field(
         description="Folder for everything the stage writes.",
         examples=["./checkpoints/llava-v1.5-13b-pretrain"],

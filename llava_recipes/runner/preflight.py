@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from llava_recipes.data.images import BadImage, check_image
 from llava_recipes.data.records import at_source, check_records, open_records
 from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
@@ -38,6 +39,7 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         problems += _output_problems(plan, index, path)
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
+        problems += _samples_problems(stage, path)
     if not problems:
         problems += wording_problems(plan, stages)
     if is_there:
@@ -124,6 +126,17 @@ def _data_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
     if validation is not None and validation.split is None:
         for number, source in enumerate(validation.sources):
             yield from _source_data_problems(source, (*path, "data", "validation", "sources", number))
+
+
+def _samples_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
+    """Pictures that are asked about during training, and are none."""
+    for number, file in enumerate(stage.sampling.images if stage.sampling else ()):
+        place = Path(file).expanduser().resolve()
+        try:
+            check_image(str(place.parent), place.name)
+        except BadImage as error:
+            where = (*path, "samples", "images", number)
+            yield Problem("this picture cannot be used", path=where, found=error.reason)
 
 
 def _source_data_problems(source: SourcePlan, path: RecipePath) -> list[Problem]:

@@ -29,7 +29,7 @@ class Start:
 
 
 class Reporter(Protocol):
-    """Told of the start, of logged steps, of evaluations and of the end; speaks to a person or to nobody.
+    """Told of start, logged steps, evaluations, answers and end; speaks to a person or to nobody.
 
     `abandon` gives the terminal back when training ends by an error.
     """
@@ -39,6 +39,8 @@ class Reporter(Protocol):
     def step(self, metrics: dict[str, float]) -> None: ...
 
     def evaluation(self, metrics: dict[str, float]) -> None: ...
+
+    def sample(self, step: int, image: str, answer: str) -> None: ...
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
 
@@ -53,6 +55,8 @@ class Silent:
     def step(self, metrics: dict[str, float]) -> None: ...
 
     def evaluation(self, metrics: dict[str, float]) -> None: ...
+
+    def sample(self, step: int, image: str, answer: str) -> None: ...
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
 
@@ -81,6 +85,9 @@ class Lines:
 
     def evaluation(self, metrics: dict[str, float]) -> None:
         self._print(f"step {metrics['step']:,}/{self._num_steps:,}  {_evaluation_words(metrics)}")
+
+    def sample(self, step: int, image: str, answer: str) -> None:
+        self._print(f"step {step:,}/{self._num_steps:,}  {_sample_words(image, answer)}")
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         for name, value in rows:
@@ -129,6 +136,10 @@ class Bar:
     def evaluation(self, metrics: dict[str, float]) -> None:
         self._progress.print(f"step {metrics['step']:,}  {_evaluation_words(metrics)}", highlight=False)
 
+    def sample(self, step: int, image: str, answer: str) -> None:
+        words = f"step {step:,}  {_sample_words(image, answer)}"
+        self._progress.print(words, markup=False, highlight=False)
+
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         self._progress.stop()
         self._console.print(
@@ -152,6 +163,10 @@ def _evaluation_words(metrics: dict[str, float]) -> str:
         f"validation loss {metrics['eval_loss']:.4f}  "
         f"({metrics['eval_samples']:,} samples in {metrics['eval_seconds']:.1f} s)"
     )
+
+
+def _sample_words(image: str, answer: str) -> str:
+    return f"{image}: {answer}" if answer else f"{image}: (no answer)"
 
 
 def _grid(rows: tuple[tuple[str, str], ...]) -> Table:

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 from llava_recipes.data.collate import Collator
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
+from llava_recipes.model.answering import Answerer
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.features import trains_in_vain
 from llava_recipes.model.freezing import freeze_model
@@ -24,11 +25,13 @@ from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.evaluation import when_measured
 from llava_recipes.plan.image_tokens import trains_image_tokens
 from llava_recipes.plan.quantization import describe
+from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
 from llava_recipes.train.metrics import MetricsLog
 from llava_recipes.train.progress import Reporter, Start, choose_reporter
+from llava_recipes.train.sampling import SAMPLES, SamplesLog, SampleWhileTraining, choose_subjects
 from llava_recipes.train.stop import StopOnSignal
 from llava_recipes.train.trainer import StageTrainer
 from llava_recipes.train.validation import Validation
@@ -107,6 +110,16 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         validation=_validation(plan, stage, assembled, arguments),
         callbacks=[stop],
     )
+    together = _zero_stage(stage) == 3
+    if stage.sampling is not None and (first or together):
+        answerer = Answerer(assembled, stage.data, start_end=plan.model.image_tokens.start_end)
+        held_out = stage.data.for_validation()
+        asked = dataset if held_out is None else _dataset(held_out, plan, assembled)
+        subjects = choose_subjects(stage.sampling, answerer, asked, stage_path=("stages", index))
+        log = SamplesLog(output_dir / SAMPLES, resumed_step=resumed_step) if first else None
+        trainer.add_callback(
+            SampleWhileTraining(stage, answerer, subjects, log=log, show=reporter.sample, together=together)
+        )
     trainer.remove_callback(PrinterCallback)
     num_steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
     if stage.train.max_steps is not None and num_steps != stage.train.max_steps:
@@ -270,6 +283,7 @@ def _describe(
         ("trains", f"{modules}: {num_trainable:,} parameters"),
         ("data", f"{num_samples:,} samples, {stage.data.wording}"),
         *_validation_rows(stage),
+        *([("asked", describe_sampling(stage.sampling))] if stage.sampling else []),
         ("steps", f"{num_steps:,}" + (f", resumed after {resumed_step:,}" if resumed_step else "")),
         ("batch", batch),
         ("precision", f"{train.precision}, DeepSpeed {stage.deepspeed_source}, on {device}"),

@@ -40,6 +40,18 @@ def test_a_captioner_needs_no_question(runs: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
+def test_another_system_prompt(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usual = chat(capsys, str(runs / "v1"), "What is it?")
+    other = chat(capsys, str(runs / "v1"), "What is it?", "--system", "Answer like a pirate would.")
+    assert usual[0] == other[0] == 0 and usual[1] != other[1]
+    assert chat(capsys, str(runs / "plain"), "--image", RED, "--system", "Be brief.") == (
+        1,
+        "",
+        "template `plain` has no place for a system prompt\nhint:  leave out --system\n",
+    )
+
+
+@pytest.mark.slow
 def test_what_cannot_be_done_is_told(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.tiny import read_metrics, run_to_end, stage1_values, write_recipe
 MODES = [(1, "zero2"), (1, "zero3"), (2, "none"), (2, "zero2"), (2, "zero3")]
 
 
-def train(folder: Path, *, processes: int, deepspeed: str) -> Path:
+def train(folder: Path, *, processes: int, deepspeed: str, sample_every: int | None = None) -> Path:
     """Train on 4 samples a step: 4 on one process, 2 on each of two, padded alike by equal captions."""
     folder.mkdir()
     values = stage1_values(
@@ -25,6 +26,8 @@ def train(folder: Path, *, processes: int, deepspeed: str) -> Path:
         loss_normalization="token",
     )
     values["stages"][0]["deepspeed"] = deepspeed
+    if sample_every is not None:
+        values["stages"][0].update(sample_every=sample_every, samples={"num": 2, "max_new_tokens": 4})
     run_to_end(write_recipe(values, folder / "recipe.yaml"), "--processes", str(processes))
     return folder / "run"
 
@@ -36,8 +39,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("processes", "deepspeed"), MODES)
 def test_engines_agree(processes: int, deepspeed: str, reference: Path, tmp_path: Path) -> None:
-    """With the token mean a step's loss does not depend on how its samples are spread over processes."""
-    run = train(tmp_path / "other", processes=processes, deepspeed=deepspeed)
+    """With the token mean a step's loss does not depend on how its samples are spread over processes.
+
+    Nor on answers in between, which the reference does without.
+    """
+    run = train(tmp_path / "other", processes=processes, deepspeed=deepspeed, sample_every=5)
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in samples] == [5, 5, 10, 10, 12, 12]
     for ours, theirs in zip(read_metrics(run), read_metrics(reference), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["learning_rate"] == theirs["learning_rate"]

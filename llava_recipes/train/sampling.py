@@ -1,0 +1,207 @@
+"""What the model says about a few fixed pictures while it trains; training is the same with and without."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llava_recipes.data.dataset import StageDataset
+from llava_recipes.data.images import BadImage, read_image
+from llava_recipes.data.pictures import open_pictures
+from llava_recipes.files import write_text
+from llava_recipes.model.answering import Answerer, Picture, Prompt
+from llava_recipes.model.generate import Decoding
+from llava_recipes.plan.types import SamplingPlan, StagePlan
+from llava_recipes.recipe.errors import Path as RecipePath
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.templates import IMAGE, Turn
+
+SAMPLES = "samples.jsonl"
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is asked every time, prepared once; `reference` is the record's own answer."""
+
+    images: tuple[str, ...]
+    question: str
+    reference: str | None
+    input_ids: tuple[int, ...]
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One answer, as a line of samples.jsonl."""
+
+    step: int
+    image: str | list[str]
+    prompt: str
+    answer: str
+    reference: str | None
+
+
+def choose_subjects(
+    plan: SamplingPlan, answerer: Answerer, records: StageDataset, *, stage_path: RecipePath
+) -> list[Subject]:
+    """The subjects of a stage: the recipe's pictures, or the first records that have one.
+
+    Raises RecipeError when a picture cannot be used, or a question leaves no room for its answer.
+    """
+    path = (*stage_path, "samples", "images")
+    found = (
+        [_own(answerer, file, plan.prompt, (*path, number)) for number, file in enumerate(plan.images)]
+        if plan.images
+        else _of_records(answerer, records, plan.num_records or 0)
+    )
+    for subject in found:
+        counts = [picture.num_tokens for picture in subject.pictures]
+        num_tokens = answerer.num_tokens(subject.input_ids, counts)
+        problem = answerer.does_not_fit(num_tokens, counts, plan.max_new_tokens)
+        if problem is not None:
+            hint = "lower `samples.max_new_tokens`, or give `samples.images`"
+            where = (*stage_path, "sample_every")
+            raise RecipeError(Problem(problem.message, path=where, found=problem.found, hint=hint))
+    return found
+
+
+class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
+    """Asks after every `every` steps and after the last.
+
+    log       where answers go; None on all processes but the first
+    together  under ZeRO-3 no process has whole weights, so all of them ask the same
+    """
+
+    def __init__(
+        self,
+        stage: StagePlan,
+        answerer: Answerer,
+        subjects: Sequence[Subject],
+        *,
+        log: SamplesLog | None,
+        show: Callable[[int, str, str], None],
+        together: bool,
+    ) -> None:
+        assert stage.sampling is not None
+        self._plan, self._answerer, self._subjects = stage.sampling, answerer, tuple(subjects)
+        self._log, self._show, self._together = log, show, together
+        # DeepSpeed casts the weights themselves; without it, some are float32 beside others that are not.
+        self._autocast = None if stage.deepspeed is not None else _AUTOCAST.get(stage.train.precision)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        step = state.global_step
+        if step % self._plan.every and step != state.max_steps:
+            return
+        with _untouched_randomness(), self._precision(args.device):
+            answers = self._answers()
+        for subject, answer in zip(self._subjects, answers, strict=True):
+            if self._log is not None:
+                sampled = _sampled(step, subject, answer)
+                self._log.append(sampled)
+                self._show(step, str(sampled.image), answer)
+
+    def _answers(self) -> list[str]:
+        pictures = [picture for subject in self._subjects for picture in subject.pictures]
+        seen = iter(self._answerer.look(pictures))
+        prompts = [
+            Prompt(subject.input_ids, tuple(next(seen) for _ in subject.pictures))
+            for subject in self._subjects
+        ]
+        decoding = Decoding(self._plan.max_new_tokens)
+        return self._answerer.answer(prompts, decoding, synced_gpus=self._together)
+
+    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self._autocast)
+
+
+class SamplesLog:
+    """Appends answers to samples.jsonl. A resumed run continues it after the step it resumes from."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) <= resumed_step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self._path = path
+
+    def append(self, sampled: Sampled) -> None:
+        """Write one line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(vars(sampled), ensure_ascii=False) + "\n")
+
+
+def _own(answerer: Answerer, file: str, prompt: str | None, path: RecipePath) -> Subject:
+    # A link that the recipe names leads where it leads.
+    place = Path(file).expanduser().resolve()
+    try:
+        picture = answerer.prepare(read_image(str(place.parent), place.name))
+    except BadImage as error:
+        raise RecipeError(Problem("this picture cannot be used", path=path, found=error.reason)) from None
+    text = prompt or ""
+    question = text if IMAGE in text else f"{IMAGE}\n{text}"
+    try:
+        input_ids = answerer.prompt_ids([Turn("human", question)])
+    except ValueError as error:
+        raise RecipeError(Problem(f"the question cannot be written: {error}", path=path)) from None
+    return Subject((file,), question, None, input_ids, (picture,))
+
+
+def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[Subject]:
+    found: list[Subject] = []
+    for index in range(len(dataset)):
+        if len(found) == number:
+            break
+        record = dataset.records[index]
+        human = next((place for place, turn in enumerate(record.turns) if turn.role == "human"), 0)
+        turns = record.turns[human : human + 2]
+        if not record.images or turns[0].text.count(IMAGE) != len(record.images):
+            continue
+        try:
+            pictures = [answerer.prepare(image) for image in open_pictures(dataset.records, record)]
+        except BadImage as error:
+            if dataset.data.on_bad_image == "skip":
+                continue
+            message = f"sample {index}, which `sample_every` asks about: its picture cannot be used"
+            raise RecipeError(Problem(message, mark=dataset.records.mark(index), found=str(error))) from None
+        found.append(
+            Subject(
+                images=record.images,
+                question=turns[0].text,
+                reference=turns[1].text if len(turns) > 1 else None,
+                input_ids=answerer.prompt_ids(turns[:1]),
+                pictures=tuple(pictures),
+            )
+        )
+    return found
+
+
+def _sampled(step: int, subject: Subject, answer: str) -> Sampled:
+    image = subject.images[0] if len(subject.images) == 1 else list(subject.images)
+    return Sampled(step, image, subject.question, answer, subject.reference)
+
+
+def _step(line: str) -> float:
+    """The step of a line; never reached for one that a crash cut short, which is left out so."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return float("inf")
+    return float(values["step"])
+
+
+@contextlib.contextmanager
+def _untouched_randomness() -> Iterator[None]:
+    # Greedy answers draw nothing; whoever changes that must not change training.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
