@@ -131,6 +131,7 @@ def measure_tokens(
         max_length=dataset.data.max_length,
         pad_token_id=pad_id,
         dropped_token_id=pad_id if pad_id == tokenizer.unk_token_id else None,
+        mark_of=dataset.records.mark,
     )
     device = next(model.parameters()).device
     logits_LV = []
