@@ -104,7 +104,7 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("line", _command_lines())
 def test_a_command_line_parses_and_its_files_exist(line: str) -> None:
     words = shlex.split(line, comments=True)
-    _parser(words[1]).parse_args(words[2:])
+    _parser(words[1]).parse_intermixed_args(words[2:])
     written = [word for before, word in pairwise(words) if before == "-o"]
     read = [word for word in words if word.endswith(".yaml") and word not in ("broken.yaml", *written)]
     assert [word for word in read if not (ROOT / word).is_file()] == []
