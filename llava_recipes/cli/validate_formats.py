@@ -74,6 +74,7 @@ def _problem_values(problem: Problem, file: str) -> Json:
         "column": column,
         "end_column": column + width if column is not None else None,
         "override": _override(problem.mark, file),
+        **({} if problem.mark is None or problem.mark.row is None else {"row": problem.mark.row}),
     }
 
 
@@ -99,7 +100,9 @@ def _override(mark: Mark | None, file: str) -> str | None:
 
 def _whole_message(problem: Problem, file: str) -> str:
     override = _override(problem.mark, file)
-    lines = [f"{override}: {problem.message}" if override else problem.message]
+    row = problem.mark.row if problem.mark is not None else None
+    where = override or (None if row is None else f"row {row}")
+    lines = [f"{where}: {problem.message}" if where else problem.message]
     lines += [f"found: {problem.found}"] if problem.found is not None else []
     lines += [f"hint: {problem.hint}"] if problem.hint is not None else []
     return "\n".join(lines)

@@ -51,4 +51,5 @@ def is_parquet(path: str) -> bool:
 
 def is_there(path: str) -> bool:
     """Whether there is anything to open."""
-    return Path(path).exists() or (is_parquet(path) and "*" in path)
+    place = Path(path)
+    return place.exists() or ("*" in place.name and any(place.parent.glob(place.name)))

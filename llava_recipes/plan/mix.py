@@ -44,7 +44,7 @@ def mix_sources(
             weight=source.weight,
             num_held_out=held,
             num_used=None if chosen is None or held is None else count_used(source.weight, chosen - held),
-            draw_seed=f"{seed}/{number}",
+            draw_seed=f"{seed}/{number}" if _by_chance(source, split) else "",
         )
         for number, (source, count, chosen, held) in enumerate(
             zip(sources, counts, drawn, held_out, strict=True)
@@ -56,6 +56,12 @@ def mix_sources(
     return Mix(
         tuple(training),
         tuple(source.model_copy(update=change) for source, change in zip(training, changes, strict=True)),
+    )
+
+
+def _by_chance(source: Source, split: float | None) -> bool:
+    return (
+        split is not None or source.sampling_strategy.startswith("random") or not source.weight.is_integer()
     )
 
 

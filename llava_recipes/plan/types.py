@@ -85,7 +85,10 @@ class SourcePlan(Frozen):
         "training", description="Which of the two parts the samples are."
     )
     num_used: int | None = Field(None, description="Samples that an epoch draws from it.")
-    draw_seed: str = Field("", description="Seeds what is drawn by chance: the stage's seed and the source.")
+    draw_seed: str = Field(
+        "",
+        description="Seeds what is drawn by chance: the stage's seed and the source. Empty where nothing is.",
+    )
 
     @property
     def may_hold_images(self) -> bool:

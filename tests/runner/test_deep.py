@@ -223,3 +223,9 @@ def test_pictures_inside_parquet_are_opened(
     code, _, err = _validate(values, tmp_path, capsys)
     assert code == 1
     assert err.startswith(f'{file}: row 7: sample 7 (id "s1_007"): not an image of a known format')
+    _, out, _ = _validate(values, tmp_path, capsys, "--format", "json")
+    (problem,) = json.loads(out)["files"][0]["problems"]
+    assert (problem["file"], problem["row"], problem["line"]) == (str(file), 7, None)
+    _, out, _ = _validate(values, tmp_path, capsys, "--format", "github")
+    assert f"::error file={file}," in out
+    assert "::row 7: sample 7" in out
