@@ -69,13 +69,18 @@ def export_run(
 def write_export(
     run: OpenedRun, target: Path, *, to: ExportLayout, max_bytes: int, with_tower: bool | None = None
 ) -> Exported:
-    """Export an opened run, whose weights have the dtype to be written; as `export_run`."""
+    """Export an opened run, whose weights have the dtype to be written; as `export_run`.
+
+    The run's weights are let go.
+    """
     exporter = _exporter(run, target, to, with_tower)
     dtype = next(run.assembled.model.parameters()).dtype
     size = num_bytes(exporter.pieces(), dtype)
     expected = expected_of(run)
     with new_folder(target, num_bytes=size) as folder:
         exporter.write(folder, dtype=dtype, max_bytes=max_bytes)
+        # What was written is read now, and two models at once would need twice the memory.
+        run.assembled.model.to("meta")
         difference = exporter.check(folder, expected)
         write_card(run, folder, layout=to, dtype=dtype, difference=difference)
     return Exported(target, dtype, size, difference)

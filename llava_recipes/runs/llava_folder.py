@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,12 +11,12 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint, open_tensor_file
+from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint
 from llava_recipes.model.checkpoint_names import canonical_in
-from llava_recipes.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, PREFIX
+from llava_recipes.model.lora import ADAPTER_CONFIG, OTHER_WEIGHTS
 from llava_recipes.model.placing import cast_weights
-from llava_recipes.model.weights import lay_over, read_projector_weights
-from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
+from llava_recipes.model.starts import open_start
+from llava_recipes.model.weights import lay_over
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -27,20 +26,9 @@ from llava_recipes.runs.source_plan import noted_data, usual_data
 TOWER_FOLDER = "vision_tower"
 """Where an export keeps the tower that no hub id and no other folder names."""
 
-_OLD_ADAPTERS = "adapter_model.bin"
 _PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _Config = Mapping[str, JsonValue]
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What a folder holds: which base is needed for it, and what is laid over that."""
-
-    base: str | None
-    """None for a whole model."""
-    files: tuple[Path, ...] = field(default=())
-    """Weights that go over the base, in order."""
 
 
 def assemble_llava(
@@ -50,14 +38,11 @@ def assemble_llava(
 
     Raises RecipeError when weights are missing or do not fit, or a base is needed and none is given.
     """
-    contents = _contents(folder, base)
-    plan = _model_plan(folder, config, contents, base)
+    needed = _base_of(folder, base)
+    plan = _model_plan(folder, config, needed, base)
     dtype = dtype or _DTYPES.get(str(config.get("torch_dtype", config.get("dtype"))), torch.float32)
     assembled = assemble(plan, dtype=dtype)
-    if contents.base is None:
-        over = _tower_of(open_checkpoint(folder, ()))
-    else:
-        over = {name: tensor for file in contents.files for name, tensor in _read(file).items()}
+    over = _tower_of(open_checkpoint(folder, ())) if needed is None else open_start(folder, ()).tensors()
     if over:
         lay_over(assembled.model, over, adapter_config=folder / ADAPTER_CONFIG, found=str(folder))
     cast_weights(assembled.model, dtype)
@@ -66,22 +51,25 @@ def assemble_llava(
         image_aspect_ratio=str(config.get("image_aspect_ratio") or "square"),
         vocabulary=assembled.tokenizer.get_vocab(),
     )
-    whole = {"language_model", "lm_head", "projector"} if contents.base is None else set()
+    whole = {"language_model", "lm_head", "projector"} if needed is None else set()
     return assembled, plan, data, frozenset(whole | {name.partition(".")[0] for name in over})
 
 
-def _contents(folder: Path, base: str | None) -> _Contents:
+def _base_of(folder: Path, base: str | None) -> str | None:
+    """The language model that a folder's weights are laid over; None where they are a whole model."""
     projector = [folder / name for name in _PROJECTOR_FILES if (folder / name).is_file()]
     if (folder / ADAPTER_CONFIG).is_file():
-        adapters = folder / (ADAPTER_WEIGHTS if (folder / ADAPTER_WEIGHTS).is_file() else _OLD_ADAPTERS)
-        return _Contents(_adapter_base(folder / ADAPTER_CONFIG, base), (adapters, folder / OTHER_WEIGHTS))
+        if not (folder / OTHER_WEIGHTS).is_file():
+            hint = "the projector is in it; fetch the folder again"
+            raise RecipeError(Problem(f"beside these adapters {OTHER_WEIGHTS} is missing", hint=hint))
+        return _adapter_base(folder / ADAPTER_CONFIG, base)
     if has_weights(folder):
-        return _Contents(None)
+        return None
     if projector:
         if base is None:
             hint = "name it with `--base`: hub id or folder"
             raise RecipeError(Problem("a projector alone needs its language model", hint=hint))
-        return _Contents(base, (projector[0],))
+        return base
     raise RecipeError(
         Problem(
             "this folder has a config.json and no weights",
@@ -126,10 +114,10 @@ def _last_name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2].lower()
 
 
-def _model_plan(folder: Path, config: _Config, contents: _Contents, base: str | None) -> ModelPlan:
-    source = contents.base or str(folder)
+def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | None) -> ModelPlan:
+    source = needed or str(folder)
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    is_whole = contents.base is None
+    is_whole = needed is None
     if is_whole and not has_tokenizer and base is None:
         hint = "name the language model it was made from with `--base`, for its tokenizer"
         raise RecipeError(Problem("this checkpoint has no tokenizer", hint=hint))
@@ -182,24 +170,3 @@ def _tower_of(source: TensorSource) -> dict[str, Tensor]:
         for ours, name in names.items()
         if ours.startswith("vision_tower.") and not ours.endswith("position_ids")
     }
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """A file of a projector, of adapters, or of what trained beside them, by our names."""
-    if file.name in _PROJECTOR_FILES:
-        projector = read_projector_weights(file)
-        rows = {} if projector.image_tokens is None else {IMAGE_TOKENS: projector.image_tokens}
-        return projector.tensors | rows
-    source = open_tensor_file(file, ())
-    tensors: dict[str, Tensor] = {}
-    foreign = []
-    for name in sorted(source.names()):
-        ours = canonical_in("llava", name.removeprefix(PREFIX).replace(".default.", "."))
-        if ours is None:
-            foreign.append(name)
-        else:
-            tensors[ours] = source.read(name)
-    if foreign:
-        message = f"{len(foreign)} weight(s) have no place in a LLaVA model: {', '.join(foreign[:4])}"
-        raise RecipeError(Problem(message, found=str(file)))
-    return tensors

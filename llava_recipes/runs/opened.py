@@ -10,6 +10,7 @@ import torch
 
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.checkpoint_names import layout_of
+from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.plan.types import DataPlan, ModelPlan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.runner.artifacts import PLAN
@@ -19,6 +20,7 @@ from llava_recipes.runs.run_folder import assemble_run, read_run, with_base
 from llava_recipes.runs.source_plan import read_object
 
 WHOLE = ("language_model", "lm_head", "projector", "vision_tower")
+_PARTS: tuple[Part, ...] = ("weights", "start", "tokenizer", "image_processor")
 Kind = Literal["run", "hf", "llava"]
 
 
@@ -44,7 +46,7 @@ def open_run(
     device: torch.device | None = None,
     base: str | None = None,
 ) -> OpenedRun:
-    """Open what `path` holds.
+    """Open what `path` holds: a folder, or a whole model of the hub by its id.
 
     dtype   of the weights; default: what the last stage computed in
     device  default: the GPU where there is one, else the CPU
@@ -67,6 +69,8 @@ def open_run(
 
 
 def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRun:
+    if _is_hub_id(folder):
+        folder = pretrained_folder(str(folder), None, parts=_PARTS, path=())
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
         raise RecipeError(Problem(f"this {what}; a folder of a run or a checkpoint is needed"))
@@ -86,6 +90,12 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
     hint = "a LLaVA model has a projector, and a vision tower named or inside"
     found = f"model_type {config.get('model_type')}"
     raise RecipeError(Problem("this is no LLaVA model", found=found, hint=hint))
+
+
+def _is_hub_id(path: Path) -> bool:
+    """Whether a path that is not there reads as `owner/name` on the hub."""
+    is_relative = len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..")
+    return is_relative and not path.exists() and not path.parent.exists()
 
 
 def no_model(folder: Path) -> RecipeError:

@@ -151,7 +151,7 @@ def test_files_cut_short_or_missing_are_refused(whole: Path, adapters: Path, pro
     (whole / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "are missing" in refused(whole)
     (adapters / "non_lora_trainables.bin").unlink()
-    assert "no such weight file" in refused(adapters, VICUNA)
+    assert "non_lora_trainables.bin is missing" in refused(adapters, VICUNA)
     (projector / "mm_projector.bin").write_bytes(b"PK\x03\x04")
     assert "cannot read weights" in refused(projector, VICUNA)
 
