@@ -145,6 +145,13 @@ def test_no_text_depends_on_the_day(tokenizer: PreTrainedTokenizerBase) -> None:
             "a prompt otherwise",
         ),
         (CHATML.replace("'<|im_end|>' + '\n'", "'\n'"), "no token that ends an answer"),
+        # Qwen/Qwen1.5-1.8B-Chat, as it was first published: the last answer has no end.
+        (
+            CHATML.replace(
+                "'<|im_end|>' + '\n'", "('<|im_end|>\n' if add_generation_prompt or not loop.last else '')"
+            ),
+            "no token that ends",
+        ),
         ("{{ messages[-1]['content'] }}<|im_end|>", "every turn once"),
         (
             CHATML.replace("message['content'] +", "message['content'] + message['content'] +"),

@@ -91,6 +91,21 @@ def test_axolotl_comes_to_the_same_run_as_the_original_s_pretraining() -> None:
     assert names(migration, "lost") == set()
 
 
+def test_axolotls_word_for_the_tokenizers_chat_template() -> None:
+    text = AXOLOTL.replace("chat_template: plain", "chat_template: tokenizer_default")
+    (stage,) = plan_of_text(migrate(text, "config.yaml").text).stages
+    assert (stage.data.template, stage.data.chat_template) == (None, "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("llama3_chat", "llama_3"), ("qwen_chat", "qwen"), ("phi3_chat", "phi3")]
+)
+def test_xtuners_templates(name: str, ours: str) -> None:
+    migration = migrate(XTUNER.replace("PROMPT_TEMPLATE.vicuna", f"PROMPT_TEMPLATE.{name}"), "config.py")
+    assert plan_of_text(migration.text).stages[0].data.template == ours
+    assert "llava_dataset.template_map_fn.template" in names(migration, "lost")
+
+
 def test_llama_factory_names_the_whole_model_by_its_parts() -> None:
     migration = migrate(FACTORY, "config.yaml")
     assert at(migration, "model.language_model") == "liuhaotian/llava-v1.5-7b"

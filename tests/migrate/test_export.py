@@ -112,6 +112,9 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ("annotations: data/a.json", "annotations: data/a.json, weight: 2", "the whole file, once"),
         ("data/a.json", "data/a.json, sampling_strategy: first:5", "the whole file, once"),
         ("data/a.json", "data/a.parquet", "reads JSON lists"),
+        ("template: v1", "template: qwen", "no template of this name"),
+        ("template: v1", "chat_template: tokenizer", "no chat templates"),
+        ("template: v1", "template: v1\n      system_prompt: Be brief.", "system prompts cannot be changed"),
         ("template: v1", "template: v1\n      validation: {split: 5}", "no loss on other data"),
         (
             "annotations: data/a.json",
@@ -124,6 +127,27 @@ def test_what_the_original_cannot_say_is_refused(old: str, new: str, message: st
     assert old in BASE
     with pytest.raises(RecipeError, match=message):
         exported(load_source(BASE.replace(old, new), "x.yaml").recipe)
+
+
+@pytest.mark.parametrize(
+    ("template", "version"),
+    [
+        *(
+            ("v0", "default"),
+            ("llava_v0", "default"),
+            ("vicuna_v1", "v1"),
+            ("mistral_direct", "chatml_direct"),
+        ),
+        *((name, name) for name in ("v0_mmtag", "v1_mmtag", "llava_v1", "llama_2", "llava_llama_2", "mpt")),
+    ],
+)
+def test_a_template_comes_back_by_the_originals_name(template: str, version: str) -> None:
+    text = BASE.replace("template: v1", f"template: {template}")
+    script = exported(load_source(text, "x.yaml").recipe)
+    assert f"--version {version} \\" in script
+    assert (
+        plan_of_text(migrate(script, "exported.sh").text).stages[0].data == plan_of_text(text).stages[0].data
+    )
 
 
 def test_a_global_batch_becomes_accumulation() -> None:

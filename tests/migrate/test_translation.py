@@ -283,6 +283,26 @@ def test_tinyllava_calls_a_script_for_each_stage() -> None:
     assert first.train.precision == "fp16"
 
 
+@pytest.mark.parametrize(
+    ("version", "template"),
+    [
+        *(
+            ("llava_llama_3", "llama_3"),
+            ("gemma_instruct", "gemma"),
+            ("llava_mistral_instruct", "mistral_instruct"),
+        ),
+        *(("v1", "v1"), ("v0", "v0"), ("v0.5", "v0"), ("made_up", "v1"), ("llava_v1_mmtag", "v1_mmtag")),
+    ],
+)
+def test_llava_nexts_names_of_templates(version: str, template: str) -> None:
+    text = (
+        (SCRIPTS / "next/inner.sh")
+        .read_text(encoding="utf-8")
+        .replace("--version v1", f"--version {version}")
+    )
+    assert at(migrate(text, "inner.sh"), "stages.0.data.template") == template
+
+
 def test_llava_next_is_said_in_full() -> None:
     migration = migrated("next/finetune.sh")
     assert not entries(migration, "lost")
