@@ -54,7 +54,7 @@ def _table(groups: dict[str, list[list[str]]]) -> str:
 
 
 def _rows(entry: object) -> list[tuple[str, str]]:
-    labels = ("family", "hardware", "time", "loss", "needs", "data", "source")
+    labels = ("family", "hardware", "expect", "needs", "data", "source")
     rows = [(label, str(getattr(entry, label))) for label in labels]
     return [(label, text) for label, text in rows if text]
 
