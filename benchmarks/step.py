@@ -224,7 +224,7 @@ def _prepare(setting: Setting) -> tuple[Step, int]:
     dataset = StageDataset(stage.data, parts.tokenizer, parts.image_processor, start_end=False)
     pad = parts.tokenizer.pad_token_id
     collator = Collator(
-        num_image_tokens=parts.num_image_tokens,
+        layout=parts.image_layout(stage.data),
         max_length=stage.data.max_length,
         pad_token_id=0 if pad is None else pad,
     )

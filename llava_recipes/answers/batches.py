@@ -48,7 +48,7 @@ def check_questions(answerer: Answerer, questions: Sequence[Asked], decoding: De
         except ValueError as error:
             problems.append(Problem(f"it cannot be written: {error}", mark=question.mark))
             continue
-        counts = [answerer.assembled.num_image_tokens] * len(question.images)
+        counts = [answerer.least_picture_tokens] * len(question.images)
         num_tokens = answerer.num_tokens(input_ids, counts)
         problem = answerer.does_not_fit(num_tokens, counts, decoding.max_new_tokens)
         if problem is not None:
@@ -69,6 +69,7 @@ def answer_in_batches(
     for first in range(0, len(questions), batch_size):
         batch = questions[first : first + batch_size]
         pictures = [question.pictures(answerer) for question in batch]
+        _check_room(answerer, batch, pictures, decoding)
         seen = iter(answerer.look([picture for each in pictures for picture in each]))
         prompts = [
             Prompt(answerer.prompt_ids(question.turns), tuple(next(seen) for _ in shown))
@@ -77,6 +78,20 @@ def answer_in_batches(
         if decoding.temperature > 0:
             torch.manual_seed(seed + batch[0].index)
         yield answerer.answer(prompts, decoding)
+
+
+def _check_room(
+    answerer: Answerer, batch: Sequence[Asked], pictures: Sequence[Sequence[Picture]], decoding: Decoding
+) -> None:
+    """Raise RecipeError when a question's own pictures are too many tokens for the context."""
+    problems = []
+    for question, shown in zip(batch, pictures, strict=True):
+        counts = [picture.num_tokens for picture in shown]
+        num_tokens = answerer.num_tokens(answerer.prompt_ids(question.turns), counts)
+        problem = answerer.does_not_fit(num_tokens, counts, decoding.max_new_tokens)
+        if problem is not None:
+            problems.append(replace(problem, mark=question.mark))
+    raise_first(problems, of=len(batch))
 
 
 def plain_line(question: Question, answer: str, *, key: str) -> Line:

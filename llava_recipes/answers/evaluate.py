@@ -127,7 +127,7 @@ def measure_tokens(
     model, tokenizer = assembled.model, assembled.tokenizer
     pad_id: int = tokenizer.pad_token_id
     collator = Collator(
-        num_image_tokens=assembled.num_image_tokens,
+        layout=assembled.image_layout(dataset.data),
         max_length=dataset.data.max_length,
         pad_token_id=pad_id,
         dropped_token_id=pad_id if pad_id == tokenizer.unk_token_id else None,

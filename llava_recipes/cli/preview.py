@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 if TYPE_CHECKING:
+    from llava_recipes.data.crops import ImageLayout
     from llava_recipes.data.dataset import Sample, StageDataset
     from llava_recipes.plan.types import DataPlan, ModelPlan, Plan
     from llava_recipes.recipe.load import LoadedRecipe
 
 EPILOG = """\
 --format jsonl prints one JSON object per sample: index, id, input_ids (-200 where an image goes; text-only
-samples end at max_length), labels (-100 where nothing is learned), num_image_tokens (per image), length
-(input_ids with every image expanded) and num_kept (what is left of that at max_length)."""
+samples end at max_length), labels (-100 where nothing is learned), num_image_tokens (of one picture of the
+tower's size), image_tokens (of each image), grids (crops across and down, of each image with `anyres`),
+length (input_ids with every image expanded) and num_kept (what is left of that at max_length)."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,16 @@ class Preview:
     """A stage's data, opened to be looked at."""
 
     dataset: StageDataset
-    num_image_tokens: int
+    layout: ImageLayout
     max_length: int
+
+    def image_tokens(self, sample: Sample) -> list[int]:
+        """Tokens of each of a sample's images."""
+        return [self.layout.num_tokens(picture) for picture in sample.pictures]
 
     def length(self, sample: Sample) -> int:
         """Tokens of a sample with its images expanded, before the cut at `max_length`."""
-        num_images = 0 if sample.pixel_values is None else len(sample.pixel_values)
-        return len(sample.input_ids) + num_images * (self.num_image_tokens - 1)
+        return len(sample.input_ids) - len(sample.pictures) + sum(self.image_tokens(sample))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +116,7 @@ def open_preview(plan: Plan, number: int, *, validation: bool = False) -> Previe
         )
         sources = _source_problems(data, _place(plan, number, validation=validation))
         raise RecipeError(*own, *sources) from None
-    return Preview(dataset, _num_image_tokens(plan.model), data.max_length)
+    return Preview(dataset, _layout(plan.model, data), data.max_length)
 
 
 def read_samples(preview: Preview, first: int, end: int, *, problems: list[Problem]) -> Iterator[Sample]:
@@ -133,7 +138,7 @@ def json_line(preview: Preview, sample: Sample) -> str:
     """One sample as a line of JSON; its fields are told in the command's help."""
     input_ids, labels = sample.input_ids.tolist(), sample.labels.tolist()
     length = preview.length(sample)
-    if sample.pixel_values is None:
+    if not sample.pictures:
         # The original's tokenizer cuts text-only samples; those with images are cut once they are expanded.
         input_ids, labels = input_ids[: preview.max_length], labels[: preview.max_length]
         length = len(input_ids)
@@ -142,7 +147,9 @@ def json_line(preview: Preview, sample: Sample) -> str:
         "id": sample.id,
         "input_ids": input_ids,
         "labels": labels,
-        "num_image_tokens": preview.num_image_tokens,
+        "num_image_tokens": preview.layout.num_crop_tokens,
+        "image_tokens": preview.image_tokens(sample),
+        "grids": [grid for picture in sample.pictures if (grid := preview.layout.grid(picture))],
         "length": length,
         "num_kept": min(length, preview.max_length),
     }
@@ -191,12 +198,18 @@ def _source_problems(data: DataPlan, path: Path) -> Iterator[Problem]:
             yield from at_source(error.problems, (*path, position))
 
 
-def _num_image_tokens(model: ModelPlan) -> int:
-    if model.sizes is not None:
-        return model.sizes.num_image_tokens
-    from llava_recipes.model.configs import count_image_tokens, tower_origin
+def _layout(model: ModelPlan, data: DataPlan) -> ImageLayout:
+    from llava_recipes.data.crops import ImageLayout
+    from llava_recipes.plan.pictures import any_res
 
-    return count_image_tokens(model.vision_tower, tower_origin(model.vision_tower, weights=False).config)
+    if model.sizes is not None:
+        image_px, num_tokens = model.sizes.image_px, model.sizes.num_image_tokens
+    else:
+        from llava_recipes.model.configs import count_image_tokens, tower_origin
+
+        config = tower_origin(model.vision_tower, weights=False).config
+        image_px, num_tokens = config.image_size, count_image_tokens(model.vision_tower, config)
+    return ImageLayout(num_tokens, any_res(data, image_px=image_px, num_image_tokens=num_tokens))
 
 
 def _span(text: str) -> tuple[int, int]:

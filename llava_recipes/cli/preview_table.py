@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llava_recipes.data.pictures import open_pictures
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 
 if TYPE_CHECKING:
@@ -45,12 +44,14 @@ def facts(preview: Preview, sample: Sample) -> Iterator[str]:
     length = preview.length(sample)
     yield f"index {sample.index}"
     yield f"id {sample.id}"
-    for name, picture in zip(record.images, open_pictures(preview.dataset.records, record), strict=True):
+    for name, picture in zip(record.images, sample.pictures, strict=True):
         width, height = picture.size
         yield f"{name} {width}×{height}"
-    if sample.pixel_values is not None:
-        height, width = sample.pixel_values.shape[-2:]
-        yield f"image {width}×{height}, {preview.num_image_tokens} tokens"
+    for picture, num_tokens in zip(sample.pictures, preview.image_tokens(sample), strict=True):
+        height, width = picture.crops.shape[-2:]
+        grid = preview.layout.grid(picture)
+        crops = f", the whole and {grid[0]}×{grid[1]} crops" if grid else ""
+        yield f"image {width}×{height}{crops}, {num_tokens} tokens"
     yield f"{length} tokens"
     learned = sum(kind == "learned" and not is_cut for is_cut, kind, _ in _tokens(preview, sample))
     yield f"{learned} learned"
@@ -61,10 +62,15 @@ def facts(preview: Preview, sample: Sample) -> Iterator[str]:
 def marked_text(preview: Preview, sample: Sample, *, coloured: bool) -> Text:
     """The sample's tokens as text; learned runs are marked, and the end is where it is cut."""
     text = Text()
+    sizes = iter(preview.image_tokens(sample))
     for (is_cut, kind), run in groupby(_tokens(preview, sample), key=lambda token: token[:2]):
         if is_cut:
             break
-        shown = _shown(preview, kind, [token for _, _, token in run])
+        ids = [token for _, _, token in run]
+        if kind == "image":
+            shown = "".join(f"[image: {next(sizes)} tokens]" for _ in ids)
+        else:
+            shown = _shown(preview, ids)
         text.append(f"⟦{shown}⟧" if kind == "learned" and not coloured else shown, style=STYLES[kind])
     num_cut = preview.length(sample) - preview.max_length
     if num_cut > 0:
@@ -74,16 +80,14 @@ def marked_text(preview: Preview, sample: Sample, *, coloured: bool) -> Text:
 
 def _tokens(preview: Preview, sample: Sample) -> Iterator[tuple[bool, str, int]]:
     """Every token: whether it is cut off, its kind, its id. An image is cut off when all of it is."""
-    position = 0
+    position, sizes = 0, iter(preview.image_tokens(sample))
     for token, label in zip(sample.input_ids.tolist(), sample.labels.tolist(), strict=True):
         kind = "image" if token == IMAGE_ID else "ignored" if label == IGNORED else "learned"
         yield position >= preview.max_length, kind, token
-        position += preview.num_image_tokens if token == IMAGE_ID else 1
+        position += next(sizes) if token == IMAGE_ID else 1
 
 
-def _shown(preview: Preview, kind: str, ids: list[int]) -> str:
-    if kind == "image":
-        return f"[image: {preview.num_image_tokens} tokens]" * len(ids)
+def _shown(preview: Preview, ids: list[int]) -> str:
     tokenizer = preview.dataset.tokenizer
     # A token before the run keeps Llama's decoder from dropping the run's first space.
     anchor = [] if tokenizer.bos_token_id is None else [cast(int, tokenizer.bos_token_id)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.faults import SampleError, images_take, sample_problem
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
@@ -46,11 +47,11 @@ def expand(
     input_ids: Tensor,
     labels: Tensor,
     *,
-    num_image_tokens: int,
+    num_image_tokens: Sequence[int],
     max_length: int,
     dropped_token_id: int | None = None,
 ) -> Expanded:
-    """Put `num_image_tokens` positions in the place of every image, then keep the first `max_length`.
+    """Put as many positions in the place of each image as it has tokens, then keep the first `max_length`.
 
     Tokens equal to `dropped_token_id` are left out first. The original pads with the unknown token and takes
     every such token for padding, those of the text too.
@@ -59,11 +60,12 @@ def expand(
         is_kept = input_ids != dropped_token_id
         input_ids, labels = input_ids[is_kept], labels[is_kept]
     is_tag = input_ids == IMAGE_ID
-    widths = torch.where(is_tag, num_image_tokens, 1)
+    of_images = torch.tensor(num_image_tokens, dtype=torch.int64)
+    widths = torch.ones_like(input_ids).masked_scatter(is_tag, of_images)
     starts = widths.cumsum(0) - widths
-    kept = (max_length - starts[is_tag]).clamp(min=0, max=num_image_tokens)
+    kept = torch.minimum((max_length - starts[is_tag]).clamp(min=0), of_images)
+    is_image = is_tag.repeat_interleave(widths)[:max_length]
     ids = input_ids.repeat_interleave(widths)[:max_length]
-    is_image = ids == IMAGE_ID
     return Expanded(
         input_ids=ids.masked_fill(is_image, 0),
         is_image=is_image,
@@ -78,27 +80,28 @@ def expand(
 def collate(
     samples: Sequence[Sample],
     *,
-    num_image_tokens: int,
+    layout: ImageLayout,
     max_length: int,
     pad_token_id: int,
     padding_side: Literal["left", "right"],
     dropped_token_id: int | None = None,
 ) -> dict[str, Tensor]:
-    """A batch of B samples, T positions in the longest of them, N pictures in reading order.
+    """A batch of B samples, T positions in the longest of them, M crops of pictures in reading order.
 
     input_ids        int64[B, T]  image positions hold 0, padding holds `pad_token_id`
     is_image         bool[B, T]   true where a picture's features go
     labels           int64[B, T]  not shifted; -100 where nothing is learned
     attention_mask   bool[B, T]   false on padding alone
     position_ids     int64[B, T]  0, 1, 2, … on real tokens, 0 on padding
-    pixel_values     float32[N, C, H, W]  only if there are pictures
-    num_kept_tokens  int64[N]     how many of each picture's tokens survive the cut; likewise
+    pixel_values     float32[M, C, H, W]  only if there are pictures
+    feature_places   int64[K]     which feature of the M crops each image position takes, in reading order;
+                                  -1 for the image newline; likewise
     """
     expanded = [
         expand(
             sample.input_ids,
             sample.labels,
-            num_image_tokens=num_image_tokens,
+            num_image_tokens=[layout.num_tokens(picture) for picture in sample.pictures],
             max_length=max_length,
             dropped_token_id=dropped_token_id,
         )
@@ -115,10 +118,11 @@ def collate(
         "attention_mask": padded([torch.ones_like(row.is_image) for row in expanded], False),
         "position_ids": padded([torch.arange(len(row.input_ids)) for row in expanded], 0),
     }
-    pictures = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
+    pictures = [picture for sample in samples for picture in sample.pictures]
     if pictures:
-        batch["pixel_values"] = torch.cat(pictures)
-        batch["num_kept_tokens"] = torch.cat([row.num_kept_tokens for row in expanded])
+        kept = torch.cat([row.num_kept_tokens for row in expanded]).tolist()
+        batch["pixel_values"] = torch.cat([picture.crops for picture in pictures])
+        batch["feature_places"] = layout.feature_places(pictures, kept)
     return batch
 
 
@@ -131,7 +135,7 @@ class Collator:
 
     def __init__(
         self,
-        num_image_tokens: int,
+        layout: ImageLayout,
         max_length: int,
         pad_token_id: int,
         padding_side: Literal["left", "right"] = "right",
@@ -139,7 +143,7 @@ class Collator:
         mark_of: Callable[[int], Mark] | None = None,
     ) -> None:
         self.mark_of = mark_of
-        self.num_image_tokens = num_image_tokens
+        self.layout = layout
         self.max_length = max_length
         self.pad_token_id = pad_token_id
         self.padding_side: Literal["left", "right"] = padding_side
@@ -155,7 +159,7 @@ class Collator:
             raise SampleError(*problems)
         return collate(
             samples,
-            num_image_tokens=self.num_image_tokens,
+            layout=self.layout,
             max_length=self.max_length,
             pad_token_id=self.pad_token_id,
             padding_side=self.padding_side,
@@ -177,7 +181,7 @@ class Collator:
         return expand(
             sample.input_ids,
             sample.labels,
-            num_image_tokens=self.num_image_tokens,
+            num_image_tokens=[self.layout.num_tokens(picture) for picture in sample.pictures],
             max_length=self.max_length,
             dropped_token_id=self.dropped_token_id,
         )

@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
+from llava_recipes.data.crops import Picture, prepare_picture
 from llava_recipes.data.faults import SampleError, sample_problem
 from llava_recipes.data.grouping import Grouping
-from llava_recipes.data.images import BadImage, pixel_values
+from llava_recipes.data.images import BadImage
 from llava_recipes.data.pictures import open_pictures
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.records import Record, open_records
 from llava_recipes.data.tokens import IGNORED, Encoded
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +33,16 @@ PICTURE_WORDS = 128
 class Sample:
     """One sample, images not yet expanded and nothing cut.
 
-    input_ids     int64[T]  -200 where an image goes
-    labels        int64[T]  -100 where nothing is learned
-    pixel_values  float32[N, C, H, W], or None without pictures
+    input_ids  int64[T]  -200 where an image goes
+    labels     int64[T]  -100 where nothing is learned
+    pictures   one for each image, in reading order
     """
 
     index: int
     id: str
     input_ids: Tensor
     labels: Tensor
-    pixel_values: Tensor | None
+    pictures: tuple[Picture, ...]
 
 
 class BadImageError(SampleError):
@@ -64,8 +65,6 @@ class StageDataset(Dataset[Sample]):
         image_processor: BaseImageProcessor,
         start_end: bool,
     ) -> None:
-        if data.image_aspect_ratio == "anyres":
-            raise RecipeError(Problem("`image_aspect_ratio: anyres` can be planned, and not yet trained"))
         self.data = data
         self.tokenizer = tokenizer
         self.image_processor = image_processor
@@ -102,7 +101,7 @@ class StageDataset(Dataset[Sample]):
         record = self.records[index]
         encoded = self._encodings.encoding(index) if self._encodings else self.encoding(record)
         try:
-            pictures = self._pixel_values(record)
+            pictures = self._pictures(record)
         except BadImage as error:
             hint = "mend or remove it, or set `on_bad_image: skip`"
             problem = self._problem(record, "its image cannot be used", found=str(error), hint=hint)
@@ -112,7 +111,7 @@ class StageDataset(Dataset[Sample]):
             id=record.id,
             input_ids=torch.tensor(encoded.input_ids),
             labels=torch.tensor(encoded.labels),
-            pixel_values=pictures,
+            pictures=pictures,
         )
 
     @property
@@ -137,14 +136,11 @@ class StageDataset(Dataset[Sample]):
         mark = self.records.mark(record.index)
         return sample_problem(record.index, record.id, message, mark=mark, found=found, hint=hint)
 
-    def _pixel_values(self, record: Record) -> Tensor | None:
+    def _pictures(self, record: Record) -> tuple[Picture, ...]:
         if not record.images:
-            return None
-        pictures = open_pictures(self.records, record)
-        ratio = self.data.image_aspect_ratio
-        return torch.stack(
-            [pixel_values(picture, self.image_processor, image_aspect_ratio=ratio) for picture in pictures]
-        )
+            return ()
+        images = open_pictures(self.records, record)
+        return tuple(prepare_picture(image, self.image_processor, self.data) for image in images)
 
     def _count_skipped(self, error: BadImageError) -> None:
         with self._num_skipped.get_lock():

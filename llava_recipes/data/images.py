@@ -106,7 +106,7 @@ def pixel_values(
     image: Image.Image,
     processor: BaseImageProcessor,
     *,
-    image_aspect_ratio: Literal["square", "pad", "anyres"],
+    image_aspect_ratio: Literal["square", "pad"],
 ) -> torch.Tensor:
     """float32[C, H, W] of an RGB picture.
 

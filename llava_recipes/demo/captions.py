@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.tokens import IGNORED
 from llava_recipes.demo.dataset import HELD_OUT, IMAGES
 from llava_recipes.model.assemble import Assembled
-from llava_recipes.model.generate import caption
+from llava_recipes.model.features import picture_features
+from llava_recipes.model.generate import caption, evaluating
 from llava_recipes.plan.types import DataPlan, SourcePlan
 
 BATCH_SIZE = 32
@@ -29,10 +28,14 @@ def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list
         image_processor=assembled.image_processor,
         start_end=False,
     )
+    layout = assembled.image_layout(data)
     said: list[str] = []
     for first in range(0, len(dataset), BATCH_SIZE):
         samples = [dataset[index] for index in range(first, min(first + BATCH_SIZE, len(dataset)))]
-        pictures = torch.cat([sample.pixel_values for sample in samples if sample.pixel_values is not None])
+        with evaluating(assembled.model):
+            pictures = picture_features(
+                assembled.model, [picture for sample in samples for picture in sample.pictures], layout
+            )
         prompts = [sample.input_ids[sample.labels == IGNORED].tolist() for sample in samples]
         said += caption(assembled, pictures, prompts, MAX_CAPTION_TOKENS)
     return [text.partition("\n")[0].strip() for text in said]

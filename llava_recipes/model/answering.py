@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_recipes.data.images import pixel_values
+from llava_recipes.data import crops
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.configs import language_half
-from llava_recipes.model.features import image_features
+from llava_recipes.model.features import picture_features
 from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.recipe.errors import Problem
@@ -24,7 +23,7 @@ from llava_recipes.templates import IMAGE, Turn
 class Picture:
     """A picture as the tower takes it, and how many tokens it becomes."""
 
-    pixel_values: Tensor
+    prepared: crops.Picture
     num_tokens: int
 
 
@@ -48,6 +47,7 @@ class Answerer:
 
     def __init__(self, assembled: Assembled, data: DataPlan, *, start_end: bool) -> None:
         self.assembled, self.data = assembled, data
+        self._layout = assembled.image_layout(data)
         self._prompts = Prompts(data, assembled.tokenizer, start_end=start_end)
         stop = self._prompts.stop
         self.stops = () if stop is None else (stop,)
@@ -60,20 +60,19 @@ class Answerer:
 
     def prepare(self, image: Image.Image) -> Picture:
         """A picture in RGB, resized and normalised as in training."""
-        ratio = self.data.image_aspect_ratio
-        pixels = pixel_values(image, self.assembled.image_processor, image_aspect_ratio=ratio)
-        return Picture(pixels, self.assembled.num_image_tokens)
+        prepared = crops.prepare_picture(image, self.assembled.image_processor, self.data)
+        return Picture(prepared, self._layout.num_tokens(prepared))
+
+    @property
+    def least_picture_tokens(self) -> int:
+        """Tokens that every picture takes, whatever its shape."""
+        return self._layout.least_tokens
 
     def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """float[K, D] of each picture: what the language model sees of it. The tower runs once for all."""
-        if not pictures:
-            return []
         model = self.assembled.model
-        device = next(model.parameters()).device
         with evaluating(model):
-            return list(
-                image_features(model, torch.stack([each.pixel_values for each in pictures]).to(device))
-            )
+            return picture_features(model, [each.prepared for each in pictures], self._layout)
 
     def prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Token ids of a conversation that ends with a question, up to where the answer begins.

@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.initialization import no_init_weights
 
+from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.images import load_image_processor
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
@@ -26,12 +27,14 @@ from llava_recipes.model.configs import (
 from llava_recipes.model.forward import adapt_forward
 from llava_recipes.model.head import Head, causal_skeleton, head_like
 from llava_recipes.model.image_tokens import remember_image_tokens
+from llava_recipes.model.newline import ImageNewline, load_newline
 from llava_recipes.model.placing import Placement
 from llava_recipes.model.projector import build_projector
 from llava_recipes.model.quantized import quantize_layers
 from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
 from llava_recipes.model.weights import load_projector
-from llava_recipes.plan.types import ModelPlan
+from llava_recipes.plan.pictures import any_res
+from llava_recipes.plan.types import DataPlan, ModelPlan
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,15 @@ class Assembled:
     tokenizer: PreTrainedTokenizerBase
     image_processor: BaseImageProcessor
     num_image_tokens: int
+    """Features of one picture of the tower's size."""
     language_config: dict[str, JsonValue]
     """The language model's own config as it was found, its vocabulary size with the added tokens."""
+
+    def image_layout(self, data: DataPlan) -> ImageLayout:
+        """How many tokens an image becomes under a stage's data settings, and which features they are."""
+        image_px = vision_half(self.model.config).image_size
+        spread = any_res(data, image_px=image_px, num_image_tokens=self.num_image_tokens)
+        return ImageLayout(self.num_image_tokens, spread)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
         load_projector(model, plan.projector.init_from)
     elif parts.language.layout != "language_model" and parts.language.folder is not None:
         load_projector(model, parts.language.folder)
+    if parts.language.layout != "language_model" and parts.language.folder is not None:
+        load_newline(model, parts.language.folder)
     adapt_forward(model)
     return Assembled(
         model=model,
@@ -115,7 +127,7 @@ def stock_model(
 
 
 def dress(model: LlavaForConditionalGeneration, plan: ModelPlan, parts: Parts) -> None:
-    """Give the stock model the language model's own head and the plan's projector."""
+    """Give the stock model the language model's own head, the plan's projector and its image newline."""
     parts.head.take_place_in(model)
     model.model.multi_modal_projector = build_projector(
         plan.projector.type,
@@ -123,6 +135,8 @@ def dress(model: LlavaForConditionalGeneration, plan: ModelPlan, parts: Parts) -
         parts.language.config.hidden_size,
         seed=plan.projector.seed,
     )
+    if plan.image_newline:
+        model.model.image_newline = ImageNewline(parts.language.config.hidden_size, seed=plan.projector.seed)
 
 
 def _empty_model(plan: ModelPlan, parts: Parts, dtype: torch.dtype) -> LlavaForConditionalGeneration:

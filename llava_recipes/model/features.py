@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from llava_recipes.data.crops import ImageLayout, Picture
 from llava_recipes.model.configs import vision_half
+from llava_recipes.model.newline import image_newline
 from llava_recipes.model.projector import projector_dtype
 
 
@@ -58,6 +61,26 @@ def image_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) ->
     dtype = projector_dtype(projector)
     image_NPD: Tensor = projector(features_NPV if dtype is None else features_NPV.to(dtype))
     return image_NPD
+
+
+def feature_rows(model: LlavaForConditionalGeneration, pixels_MCHW: Tensor) -> Tensor:
+    """float[R, D]: the features of all crops, one after another; last the image newline if there is one."""
+    rows_RD = image_features(model, pixels_MCHW).flatten(0, 1)
+    newline = image_newline(model)
+    return rows_RD if newline is None else newline(rows_RD)
+
+
+def picture_features(
+    model: LlavaForConditionalGeneration, pictures: Sequence[Picture], layout: ImageLayout
+) -> list[Tensor]:
+    """float[K, D] of each picture: what the language model sees of it. The tower runs once for all."""
+    if not pictures:
+        return []
+    device = next(model.parameters()).device
+    rows_RD = feature_rows(model, torch.cat([picture.crops for picture in pictures]).to(device))
+    num_tokens = [layout.num_tokens(picture) for picture in pictures]
+    places = layout.feature_places(pictures, num_tokens).to(device)
+    return list(rows_RD[places].split(num_tokens))
 
 
 def zero_pictures(model: LlavaForConditionalGeneration, device: torch.device) -> Tensor:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 from transformers.utils.generic import ModelOutput
 
-from llava_recipes.model.features import image_features, trains, zero_pictures
+from llava_recipes.model.features import feature_rows, trains, zero_pictures
+from llava_recipes.model.newline import image_newline
 from llava_recipes.model.placing import is_partitioned
 from llava_recipes.model.splice import place_image_features
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -68,7 +69,7 @@ def training_forward(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     pixel_values: Tensor | None = None,
-    num_kept_tokens: Tensor | None = None,
+    feature_places: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
 ) -> TrainingOutput:
     """Loss over the label tokens of a batch.
@@ -77,12 +78,13 @@ def training_forward(
     is_image         bool[B, T]   true on image placeholders
     labels           int64[B, T]  not shifted; -100 where nothing is learned. None gives float[B, T, V] logits
     attention_mask   bool[B, T]   false on padding
-    pixel_values     float[N, C, H, W], num_kept_tokens int64[N]: pictures in reading order
+    pixel_values     float[M, C, H, W]  crops of the pictures, in reading order
+    feature_places   int64[K]     which of their features each placeholder takes; see `place_image_features`
 
     The loss is the mean over the label tokens, or their sum over `num_items_in_batch`. Computed in float32.
     Raises RecipeError when a batch has no label token to take a mean of.
     """
-    embeds_BTD = _embed(self, input_ids, is_image, pixel_values, num_kept_tokens)
+    embeds_BTD = _embed(self, input_ids, is_image, pixel_values, feature_places)
     if attention_mask is None or _padded_right(attention_mask):
         attention_mask = position_ids = None
     hidden_BTD: Tensor = self.model.language_model(
@@ -106,7 +108,7 @@ def embed_prompt(
     input_ids: Tensor,
     is_image: Tensor,
     pixel_values: Tensor | None,
-    num_kept_tokens: Tensor | None,
+    feature_places: Tensor | None,
 ) -> Tensor:
     """float[B, T, D]: token embeddings with the pictures in their places."""
     text_BTD: Tensor = model.get_input_embeddings()(input_ids)
@@ -114,9 +116,9 @@ def embed_prompt(
         return text_BTD
     return place_image_features(
         text_BTD=text_BTD,
-        image_NPD=image_features(model, pixel_values),
+        features_RD=feature_rows(model, pixel_values),
         is_image_BT=is_image,
-        num_kept_tokens_N=num_kept_tokens,
+        places_K=feature_places,
     )
 
 
@@ -125,19 +127,20 @@ def _embed(
     input_ids: Tensor,
     is_image: Tensor,
     pixel_values: Tensor | None,
-    num_kept_tokens: Tensor | None,
+    feature_places: Tensor | None,
 ) -> Tensor:
-    embeds_BTD = embed_prompt(model, input_ids, is_image, pixel_values, num_kept_tokens)
+    embeds_BTD = embed_prompt(model, input_ids, is_image, pixel_values, feature_places)
     if pixel_values is None and _needs_pictures(model):
         # Every process must run the same modules, and the loss must reach what trains, pictures or not.
-        unused_NPD = image_features(model, zero_pictures(model, input_ids.device))
-        embeds_BTD = embeds_BTD + 0.0 * unused_NPD.sum().to(embeds_BTD.dtype)
+        unused_RD = feature_rows(model, zero_pictures(model, input_ids.device))
+        embeds_BTD = embeds_BTD + 0.0 * unused_RD.sum().to(embeds_BTD.dtype)
     return embeds_BTD
 
 
 def _needs_pictures(model: LlavaForConditionalGeneration) -> bool:
-    parts: tuple[nn.Module, ...] = (model.model.multi_modal_projector, model.model.vision_tower)
-    return any(map(trains, parts)) or is_partitioned(next(model.parameters()))
+    parts = (model.model.multi_modal_projector, model.model.vision_tower, image_newline(model))
+    some_train = any(part is not None and trains(part) for part in parts)
+    return some_train or is_partitioned(next(model.parameters()))
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTra
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
 from llava_recipes.model.assemble import Assembled
-from llava_recipes.model.features import image_features
 
 IMAGE_PLACEHOLDER = -200
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -85,24 +84,23 @@ def continue_prompts(
 
 def caption(
     assembled: Assembled,
-    pixel_values: Tensor | None,
+    pictures: Sequence[Tensor],
     prompt_ids: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[str]:
     """What the model says after each prompt by its most likely tokens, without special tokens.
 
-    pixel_values  float[N, C, H, W], pictures in reading order; None for prompts without any
-    prompt_ids    token ids with one -200 per picture
+    pictures    float[K, D] each: the features of all prompts' pictures, in reading order; K may differ
+    prompt_ids  token ids with one -200 per picture
     """
     model = assembled.model
-    device = next(model.parameters()).device
+    seen, embedded = list(pictures), []
     with evaluating(model):
-        seen = [] if pixel_values is None else list(image_features(model, pixel_values.to(device)))
-        embedded = []
         for prompt in prompt_ids:
             num_pictures = sum(id == IMAGE_PLACEHOLDER for id in prompt)
             embedded.append(embed_with_pictures(model, prompt, seen[:num_pictures]))
             del seen[:num_pictures]
+    assert not seen, f"{len(seen)} pictures have no place in the prompts"
     decoding = Decoding(max_new_tokens=max_new_tokens)
     return continue_prompts(model, assembled.tokenizer, embedded, decoding=decoding, stops=())
 

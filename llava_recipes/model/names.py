@@ -13,6 +13,7 @@ ROOTS = {
     "lm_head.": "lm_head.",
     "model.image_tokens.": "image_tokens.",
 }
+_WHOLE = {"model.image_newline.weight": "image_newline"}
 _ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+)\.default\.")
 NESTED_TOWER = "vision_tower.vision_model."
 
@@ -24,6 +25,8 @@ def canonical_name(transformers_name: str) -> str:
     parameters are `q_proj.lora_A.weight` and so on.
     """
     transformers_name = _ADAPTER.sub(r".\1.", transformers_name.replace(".base_layer.", "."))
+    if transformers_name in _WHOLE:
+        return _WHOLE[transformers_name]
     for theirs, ours in ROOTS.items():
         if transformers_name.startswith(theirs):
             name = ours + transformers_name.removeprefix(theirs)
@@ -34,6 +37,9 @@ def canonical_name(transformers_name: str) -> str:
 
 def transformers_name(canonical: str, *, nested_tower: bool = False) -> str:
     """The way back; `nested_tower` for a tower that holds its layers under `vision_model`."""
+    for theirs, ours in _WHOLE.items():
+        if canonical == ours:
+            return theirs
     for theirs, ours in ROOTS.items():
         if canonical.startswith(ours):
             rest = canonical.removeprefix(ours)
@@ -50,6 +56,7 @@ def original_name(canonical: str) -> str:
         "language_model": "model.",
         "vision_tower": "model.vision_tower.vision_tower.vision_model.",
         "lm_head": "lm_head.",
+        "image_newline": "model.image_newline",
     }
     return before[root] + rest
 

@@ -18,12 +18,14 @@ from llava_recipes.model.checkpoint_names import canonical_in
 from llava_recipes.model.image_tokens import ORIGINAL_KEY, write_image_tokens
 from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
 from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
 from llava_recipes.model.projector import projector_shapes
 from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
+NEWLINE_HINT = "write `mm_patch_merge_type: spatial_unpad` under `data:`"
 INIT_PATH: Path = ("model", "projector", "init_from")
 STAGES_PATH: Path = ("stages",)
 TRAINED_FILE = "trained.safetensors"
@@ -228,7 +230,12 @@ def lay_over(
         adapters = {name: tensors.pop(name) for name in [*tensors] if is_adapter(name)}
         merged = merge_adapters(model, adapters, adapter_config)
     problems = [
-        Problem(f"trained weights do not fit this model: {trouble}", path=STAGES_PATH, found=found)
+        Problem(
+            f"trained weights do not fit this model: {trouble}",
+            path=STAGES_PATH,
+            found=found,
+            hint=NEWLINE_HINT if name == IMAGE_NEWLINE else None,
+        )
         for name, tensor in tensors.items()
         if (trouble := _trouble(name, tensor, parameters.get(name))) is not None
     ]

@@ -78,11 +78,8 @@ def look_deeply(
             problems += tuning_problems(shapes, stage, stage_path=path)
             if plan.model.language_model.quantization is not None:
                 problems += quantization_problems(shapes, stage, stage_path=path)
-        sizes = plan.model.sizes
-        tokens_per_image = None if sizes is None else sizes.num_image_tokens
-        if stage.data.image_aspect_ratio not in ("square", "pad"):
-            # There it depends on the picture.
-            tokens_per_image = None
+        counts = stage.data.image_counts
+        tokens_per_image = None if counts is None else counts.least_tokens
         look = _DataLook(stage.data, path, _spelling(plan, index, problems), tokens_per_image)
         problems += look.find(every_image=every_image)
         findings.append(_findings(stage, look, shapes))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from llava_recipes.data.images import pixel_values
+from llava_recipes.data.crops import prepare_picture
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -28,7 +28,7 @@ class Expected:
     """What a run makes of the prompt and the picture.
 
     input_ids     int64[T]  -200 on every position that the picture takes
-    pixel_values  float32[1, C, H, W]
+    pixel_values  float32[M, C, H, W]  the picture, with `anyres` its crops too
     logits        float32[T, V]
     """
 
@@ -51,11 +51,11 @@ def expected_of(run: OpenedRun) -> Expected:
     prompts = Prompts(run.data, assembled.tokenizer, start_end=run.plan.image_tokens.start_end)
     question = IMAGE if run.data.template == "plain" else f"{IMAGE}\n{QUESTION}"
     prompt_ids = prompts.encode_prompt([Turn("human", question)], has_image=True)
-    input_ids = expanded(prompt_ids, assembled.num_image_tokens)
-    pixels = pixel_values(
-        picture(), assembled.image_processor, image_aspect_ratio=run.data.image_aspect_ratio
-    )[None]
-    return Expected(input_ids, pixels, own_logits(run.assembled.model, input_ids, pixels))
+    layout = assembled.image_layout(run.data)
+    prepared = prepare_picture(picture(), assembled.image_processor, run.data)
+    input_ids = expanded(prompt_ids, layout.num_tokens(prepared))
+    logits = own_logits(assembled.model, input_ids, prepared.crops, layout.places(prepared))
+    return Expected(input_ids, prepared.crops, logits)
 
 
 def expanded(prompt_ids: Sequence[int], num_image_tokens: int) -> Tensor:
@@ -66,12 +66,17 @@ def expanded(prompt_ids: Sequence[int], num_image_tokens: int) -> Tensor:
 
 
 @torch.no_grad()
-def own_logits(model: LlavaForConditionalGeneration, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+def own_logits(
+    model: LlavaForConditionalGeneration, input_ids: Tensor, pixel_values: Tensor, feature_places: Tensor
+) -> Tensor:
     """float32[T, V] by training's forward."""
     is_image = (input_ids == IMAGE_ID)[None]
     with in_float32(model):
         output = model(
-            input_ids=input_ids[None].masked_fill(is_image, 0), is_image=is_image, pixel_values=pixel_values
+            input_ids=input_ids[None].masked_fill(is_image, 0),
+            is_image=is_image,
+            pixel_values=pixel_values,
+            feature_places=feature_places,
         )
     logits: Tensor = output.logits[0]
     return logits

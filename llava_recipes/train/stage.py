@@ -163,7 +163,7 @@ def _dataset(data: DataPlan, plan: Plan, assembled: Assembled) -> StageDataset:
 
 def _collator(dataset: StageDataset, assembled: Assembled) -> Collator:
     return Collator(
-        num_image_tokens=assembled.num_image_tokens,
+        layout=assembled.image_layout(dataset.data),
         max_length=dataset.data.max_length,
         pad_token_id=assembled.tokenizer.pad_token_id,
         dropped_token_id=_padding_that_text_may_hold(assembled),

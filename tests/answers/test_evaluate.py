@@ -43,7 +43,7 @@ def count_by_hand(run: Path) -> tuple[float, int, int]:
     total, num_right, num_tokens = 0.0, 0, 0
     for index in range(len(dataset)):
         sample = dataset[index]
-        pictures = [] if sample.pixel_values is None else list(image_features(model, sample.pixel_values))
+        pictures = [image_features(model, picture.crops)[0] for picture in sample.pictures]
         # An unknown token is lost from the text, as in training: it is the padding too.
         kept = sample.input_ids != assembled.tokenizer.unk_token_id
         input_ids = sample.input_ids[kept]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from llava_recipes.data.collate import Collator, collate
+from llava_recipes.data.crops import ImageLayout, Picture
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
@@ -41,8 +42,8 @@ COMPARED = [
 
 def sample(ids: list[int], labels: list[int], index: int = 0) -> Sample:
     num_images = ids.count(IMAGE_ID)
-    pixels = torch.full((num_images, 3, 2, 2), float(index)) if num_images else None
-    return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), pixels)
+    pictures = (Picture(torch.full((1, 3, 2, 2), float(index)), (2, 2)),) * num_images
+    return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), pictures)
 
 
 def golden_batch(case: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -55,7 +56,7 @@ def golden_batch(case: dict[str, Any]) -> dict[str, torch.Tensor]:
     side: Literal["left", "right"] = "left" if changes.get("tokenizer_padding_side") == "left" else "right"
     return collate(
         samples,
-        num_image_tokens=NUM_IMAGE_TOKENS,
+        layout=ImageLayout(NUM_IMAGE_TOKENS),
         max_length=changes.get("tokenizer_model_max_length", 2048),
         pad_token_id=PAD,
         padding_side=side,
@@ -73,7 +74,7 @@ def test_batches_are_the_originals(name: str) -> None:
     if case["position_ids"] is not None:
         assert batch["position_ids"].tolist() == case["position_ids"]
     assert list(batch["input_ids"].shape) == case["inputs_embeds"]["shape"][:2]
-    assert int(batch.get("num_kept_tokens", torch.zeros(1)).sum()) == int(batch["is_image"].sum())
+    assert len(batch.get("feature_places", ())) == int(batch["is_image"].sum())
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -93,7 +94,7 @@ def test_text_stands_where_the_original_embeds_it(name: str) -> None:
 def test_dtypes_and_padding() -> None:
     batch = collate(
         [sample([1, IMAGE_ID, 5], [-100, -100, 5]), sample([1, 7], [-100, 7])],
-        num_image_tokens=2,
+        layout=ImageLayout(2),
         max_length=10,
         pad_token_id=9,
         padding_side="right",
@@ -101,7 +102,7 @@ def test_dtypes_and_padding() -> None:
     assert batch["input_ids"].tolist() == [[1, 0, 0, 5], [1, 7, 9, 9]]
     assert batch["is_image"].tolist() == [[False, True, True, False], [False] * 4]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
-    assert batch["num_kept_tokens"].tolist() == [2]
+    assert batch["feature_places"].tolist() == [0, 1]
     kinds = {name: values.dtype for name, values in batch.items()}
     assert kinds == {
         "input_ids": torch.int64,
@@ -110,17 +111,17 @@ def test_dtypes_and_padding() -> None:
         "attention_mask": torch.bool,
         "position_ids": torch.int64,
         "pixel_values": torch.float32,
-        "num_kept_tokens": torch.int64,
+        "feature_places": torch.int64,
     }
 
 
 def test_a_batch_of_text_has_no_pictures() -> None:
-    batch = Collator(16, 10, 0)([sample([1, 7], [-100, 7])])
-    assert not {"pixel_values", "num_kept_tokens"} & set(batch)
+    batch = Collator(ImageLayout(16), 10, 0)([sample([1, 7], [-100, 7])])
+    assert not {"pixel_values", "feature_places"} & set(batch)
 
 
 def test_nothing_left_to_learn_is_an_error_that_names_each_sample() -> None:
-    collator = Collator(4, 4, 0)
+    collator = Collator(ImageLayout(4), 4, 0)
     good = sample([1, 5], [-100, 5], 0)
     cut = [sample([1, IMAGE_ID, 5], [-100, -100, 5], 3), sample([1] * 4 + [5], [-100] * 4 + [5], 8)]
     assert collator([good])["labels"].tolist() == [[-100, 5]]
@@ -150,12 +151,13 @@ def test_a_batch_is_each_sample_expanded_cut_and_padded(
     samples = [sample(ids, [IGNORED if i == IMAGE_ID else i for i in ids], n) for n, ids in enumerate(rows)]
     batch = collate(
         samples,
-        num_image_tokens=num_image_tokens,
+        layout=ImageLayout(num_image_tokens),
         max_length=max_length,
         pad_token_id=99,
         padding_side="left" if left else "right",
     )
     kept: list[int] = []
+    start = 0
     for number, ids in enumerate(rows):
         real = batch["attention_mask"][number]
         expanded: list[tuple[int, int]] = []
@@ -169,8 +171,11 @@ def test_a_batch_is_each_sample_expanded_cut_and_padded(
         assert set(batch["input_ids"][number][~real].tolist()) <= {99}
         assert not batch["is_image"][number][~real].any()
         places = [place for _, place in expanded]
-        kept += [places.count(place) for place, token in enumerate(ids) if token == IMAGE_ID]
-    assert batch.get("num_kept_tokens", torch.tensor([], dtype=torch.int64)).tolist() == kept
+        for place, token in enumerate(ids):
+            if token == IMAGE_ID:
+                kept += range(start, start + places.count(place))
+                start += num_image_tokens
+    assert batch.get("feature_places", torch.tensor([], dtype=torch.int64)).tolist() == kept
     assert int(batch["attention_mask"].sum(dim=1).max()) == batch["input_ids"].shape[1] <= max_length
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from llava_recipes.data.collate import Collator
+from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.dataset import BadImageError, StageDataset
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.images import load_image_processor
@@ -83,13 +84,13 @@ def test_samples_are_the_originals(tokenizer: PreTrainedTokenizerBase, lazy: boo
         assert sample.input_ids.tolist() == expected["input_ids"]
         assert sample.labels.tolist() == expected["labels"]
         assert sample.input_ids.dtype == sample.labels.dtype == torch.int64
-        assert sample.pixel_values is not None
-        assert list(sample.pixel_values.shape) == [1, *expected["image_shape"]]
+        (picture,) = sample.pictures
+        assert list(picture.crops.shape) == [1, *expected["image_shape"]]
 
 
 def test_samples_cross_worker_processes(tokenizer: PreTrainedTokenizerBase) -> None:
     stage = dataset(tokenizer, FIXTURES / "stage1.json", template="plain")
-    collator = Collator(16, 2048, 0)
+    collator = Collator(ImageLayout(16), 2048, 0)
     loaders = [DataLoader(stage, batch_size=8, collate_fn=collator, num_workers=count) for count in (0, 2)]
     for alone, helped in zip(*loaders, strict=True):
         assert alone.keys() == helped.keys()
@@ -98,7 +99,7 @@ def test_samples_cross_worker_processes(tokenizer: PreTrainedTokenizerBase) -> N
 
 def test_text_only_samples_have_no_pictures(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     sample = dataset(tokenizer, pictures(tmp_path, None), None, template="plain")[0]
-    assert sample.pixel_values is None
+    assert sample.pictures == ()
     assert sample.input_ids.tolist()[0] == tokenizer.bos_token_id
     assert sample.labels.tolist() == [-100, *sample.input_ids.tolist()[1:]]
     assert tokenizer.decode(sample.input_ids[1:]) == "a\n"
@@ -110,7 +111,10 @@ def test_a_bad_image_is_told_with_index_id_file_and_line(
 ) -> None:
     file = pictures(tmp_path, "rgb_0.jpg", "edge/truncated.jpg")
     loader = DataLoader(
-        dataset(tokenizer, file), batch_size=2, collate_fn=Collator(16, 99, 0), num_workers=num_workers
+        dataset(tokenizer, file),
+        batch_size=2,
+        collate_fn=Collator(ImageLayout(16), 99, 0),
+        num_workers=num_workers,
     )
     with pytest.raises(SampleError) as caught:
         list(loader)

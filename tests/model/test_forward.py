@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.data.collate import collate
+from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.forward import embed_prompt, stock_forward, training_forward
@@ -79,7 +80,7 @@ def _golden_batch(case: dict[str, Any]) -> dict[str, Tensor]:
     side: Literal["left", "right"] = changes.get("tokenizer_padding_side", "right")
     return collate(
         [dataset[index] for index in case["indices"]],
-        num_image_tokens=assembled.num_image_tokens,
+        layout=ImageLayout(assembled.num_image_tokens),
         max_length=changes.get("tokenizer_model_max_length", 2048),
         pad_token_id=0,
         padding_side=side,
@@ -96,7 +97,7 @@ def test_spliced_embeddings_equal_the_original(name: str) -> None:
             batch["input_ids"],
             batch["is_image"],
             batch.get("pixel_values"),
-            batch.get("num_kept_tokens"),
+            batch.get("feature_places"),
         )
     expected = torch.from_numpy(np.load(FOLDER / f"{name}.npy"))
     real = torch.tensor(CASES[name]["attention_mask"], dtype=torch.bool)
@@ -151,14 +152,14 @@ def _small_batch(*, padding: Literal["left", "right"] = "right", pictures: bool 
         }
     if pictures:
         batch["pixel_values"] = torch.randn(num_rows, 3, 28, 28, generator=generator)
-        batch["num_kept_tokens"] = torch.full((num_rows,), 4)
+        batch["feature_places"] = torch.arange(4 * num_rows)
     return batch
 
 
 def _stock_loss(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
     """The loss by transformers' language model with mask and position ids, all logits, all positions."""
     embeds = embed_prompt(
-        model, batch["input_ids"], batch["is_image"], batch.get("pixel_values"), batch.get("num_kept_tokens")
+        model, batch["input_ids"], batch["is_image"], batch.get("pixel_values"), batch.get("feature_places")
     )
     with stock_forward(model):
         logits = model(
@@ -284,9 +285,9 @@ def test_a_picture_cut_in_the_middle_keeps_its_first_tokens() -> None:
     batch = _small_batch()
     kept = torch.tensor([4, 2, 0])
     batch["is_image"] = batch["is_image"] & (torch.arange(20) < (kept + 1)[:, None])
-    batch["num_kept_tokens"] = kept
+    places = torch.tensor([0, 1, 2, 3, 4, 5])
     text = model.get_input_embeddings()(batch["input_ids"])
-    embeds = embed_prompt(model, batch["input_ids"], batch["is_image"], batch["pixel_values"], kept)
+    embeds = embed_prompt(model, batch["input_ids"], batch["is_image"], batch["pixel_values"], places)
     features = model.model.multi_modal_projector(
         model.model.vision_tower(batch["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
     )
@@ -296,7 +297,7 @@ def test_a_picture_cut_in_the_middle_keeps_its_first_tokens() -> None:
 
 def test_placeholders_and_pictures_that_differ_in_number_raise() -> None:
     batch = _small_batch()
-    batch["num_kept_tokens"] = torch.tensor([4, 4, 3])
+    batch["feature_places"] = torch.arange(11)
     with pytest.raises(ValueError, match="12 image placeholders, 11 image tokens"):
         _small(LLAMA)(**batch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from llava_recipes.model.assemble import assemble
+from llava_recipes.model.features import image_features
 from llava_recipes.model.forward import embed_prompt, stock_forward
 from llava_recipes.model.generate import caption
 from tests.model.plans import GOLDEN, plan_of
@@ -19,7 +20,9 @@ def test_captions_are_the_most_likely_tokens_one_by_one() -> None:
     prompts = [[1, -200], [1, 300, 301, -200, 302]]
     model.train()
     model.model.vision_tower.eval()
-    said = caption(assembled, pixels, prompts, max_new_tokens=6)
+    with torch.no_grad():
+        pictures = list(image_features(model, pixels))
+    said = caption(assembled, pictures, prompts, max_new_tokens=6)
     assert model.training and not model.model.vision_tower.training
     model.eval()
     for text, pixel, prompt in zip(said, pixels, prompts, strict=True):
@@ -41,7 +44,7 @@ def test_captions_are_the_most_likely_tokens_one_by_one() -> None:
 
 def test_prompts_without_pictures() -> None:
     assembled = assemble(PLAN, dtype=torch.float32)
-    said = caption(assembled, None, [[1, 300, 301], [1]], max_new_tokens=3)
+    said = caption(assembled, [], [[1, 300, 301], [1]], max_new_tokens=3)
     assert len(said) == 2
 
 

@@ -39,7 +39,7 @@ def batch_of(plan: ModelPlan, *, num_image_tokens: int, rank: int, step: int) ->
     if pictures:
         image_px = int(str((plan.vision_tower.config or {"image_size": 56})["image_size"]))
         batch["pixel_values"] = torch.randn(2, 3, image_px, image_px, generator=generator)
-        batch["num_kept_tokens"] = torch.full((2,), num_image_tokens)
+        batch["feature_places"] = torch.arange(2 * num_image_tokens)
     return batch
 
 

@@ -62,7 +62,7 @@ class LenientCollator(Collator):
     def __call__(self, samples: Sequence[datasets.Sample]) -> dict[str, Tensor]:
         return collate(
             samples,
-            num_image_tokens=self.num_image_tokens,
+            layout=self.layout,
             max_length=self.max_length,
             pad_token_id=self.pad_token_id,
             padding_side=self.padding_side,

@@ -1,0 +1,118 @@
+"""A picture as the tower takes it, one of its size or with `anyres` several, and the tokens it becomes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor, LlavaNextImageProcessorPil
+
+from llava_recipes.anyres import NEWLINE, AnyRes, Size, best_resolution, usual_pinpoints
+from llava_recipes.data.images import pixel_values
+from llava_recipes.plan.pictures import pinpoints_of
+from llava_recipes.plan.types import DataPlan
+
+_SHARED = (
+    *("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+    "do_convert_rgb",
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the tower takes it.
+
+    crops  float32[M, C, H, W]  the picture as a whole and, with `anyres`, the crops of its grid, row by row
+    size   width and height as stored, in pixels
+    """
+
+    crops: Tensor
+    size: Size
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How many tokens an image becomes, and which features of its crops they are.
+
+    `num_crop_tokens` are the features of one picture of the tower's size. Without `spread` an image is one.
+    """
+
+    num_crop_tokens: int
+    spread: AnyRes | None = None
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens that every picture takes, whatever its shape."""
+        return self.num_crop_tokens if self.spread is None else self.spread.least_tokens()
+
+    def num_tokens(self, picture: Picture) -> int:
+        """Tokens of a picture in the sequence."""
+        num_crops = 1 if self.spread is None else self.spread.num_crops(picture.size)
+        assert len(picture.crops) == num_crops, f"{len(picture.crops)} crops, the layout has {num_crops}"
+        return self.num_crop_tokens if self.spread is None else self.spread.num_tokens(picture.size)
+
+    def grid(self, picture: Picture) -> Size | None:
+        """Crops across and down, the one of the whole aside; None without `anyres`."""
+        return None if self.spread is None else self.spread.grid(picture.size)
+
+    def places(self, picture: Picture) -> Tensor:
+        """int64[K]: where each of a picture's tokens is among its crops' features; NEWLINE ends a row."""
+        if self.spread is None:
+            return torch.arange(self.num_crop_tokens)
+        return torch.tensor(self.spread.order(picture.size))
+
+    def feature_places(self, pictures: Sequence[Picture], num_kept_tokens: Sequence[int]) -> Tensor:
+        """int64[sum of K]: the places of several pictures' first tokens, their crops one after another."""
+        kept, start = [torch.empty(0, dtype=torch.int64)], 0
+        for picture, num_kept in zip(pictures, num_kept_tokens, strict=True):
+            places = self.places(picture)[:num_kept]
+            kept.append(torch.where(places == NEWLINE, NEWLINE, places + start))
+            start += len(picture.crops) * self.num_crop_tokens
+        return torch.cat(kept)
+
+
+def prepare_picture(image: Image.Image, processor: BaseImageProcessor, data: DataPlan) -> Picture:
+    """An RGB picture, resized, cut and normalised as a stage says."""
+    if data.image_aspect_ratio != "anyres":
+        ratio = data.image_aspect_ratio
+        return Picture(pixel_values(image, processor, image_aspect_ratio=ratio)[None], image.size)
+    pinpoints = pinpoints_of(data) or usual_pinpoints(crop_px(processor))
+    width, height = best_resolution(image.size, pinpoints)
+    found = any_res_processor(processor)(
+        np.asarray(image),
+        image_grid_pinpoints=[[height, width]],
+        input_data_format="channels_last",
+        do_convert_rgb=False,
+        return_tensors="np",
+    )
+    crops = np.ascontiguousarray(found["pixel_values"][0], dtype=np.float32)
+    return Picture(torch.from_numpy(crops), image.size)
+
+
+@functools.lru_cache(maxsize=8)
+def any_res_processor(processor: BaseImageProcessor) -> LlavaNextImageProcessorPil:
+    """transformers' processor for LLaVA-NeXT with the settings of a tower's own; its grids are not set."""
+    settings, px = processor.to_dict(), crop_px(processor)
+    square = {"height": px, "width": px}
+    crops = bool(settings.get("do_center_crop"))
+    made: LlavaNextImageProcessorPil = LlavaNextImageProcessorPil.from_dict(
+        {
+            **{key: settings[key] for key in _SHARED if key in settings},
+            # Without a crop of its own a processor squeezes to a square, and so are the crops cut.
+            **{"do_center_crop": crops, "crop_size": square, "size": settings["size"] if crops else square},
+        }
+    )
+    return made
+
+
+def crop_px(processor: BaseImageProcessor) -> int:
+    """Height and width of what a processor gives, in pixels."""
+    settings = processor.to_dict()
+    size = cast(dict[str, int], settings["crop_size" if settings.get("do_center_crop") else "size"])
+    return size["height"] if "height" in size else size["shortest_edge"]
