@@ -44,12 +44,13 @@ def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) 
         "mm_vision_select_feature": tower.select_feature,
         "mm_projector_type": plan.projector.type,
         "mm_hidden_size": assembled.model.config.vision_config.hidden_size,
-        "mm_patch_merge_type": "flat",
+        "mm_patch_merge_type": stage.data.mm_patch_merge_type,
         "mm_projector_lr": _projector_rate(stage),
         "mm_use_im_start_end": tokens.start_end,
         "mm_use_im_patch_token": tokens.patch,
         "use_mm_proj": True,
         "image_aspect_ratio": stage.data.image_aspect_ratio,
+        **_pinpoints(stage.data, assembled),
         "tune_mm_mlp_adapter": trained == {"projector"},
         "freeze_mm_mlp_adapter": "projector" not in trained,
         "tokenizer_model_max_length": stage.data.max_length,
@@ -88,12 +89,13 @@ def whole_config(
         "mm_vision_select_feature": plan.vision_tower.select_feature,
         "mm_projector_type": plan.projector.type,
         "mm_hidden_size": assembled.model.config.vision_config.hidden_size,
-        "mm_patch_merge_type": "flat",
+        "mm_patch_merge_type": data.mm_patch_merge_type,
         "mm_projector_lr": None,
         "mm_use_im_start_end": plan.image_tokens.start_end,
         "mm_use_im_patch_token": plan.image_tokens.patch,
         "use_mm_proj": True,
         "image_aspect_ratio": data.image_aspect_ratio,
+        **_pinpoints(data, assembled),
         "tune_mm_mlp_adapter": False,
         "freeze_mm_mlp_adapter": False,
         "unfreeze_mm_vision_tower": holds_tower,
@@ -135,6 +137,12 @@ def _defaults(kind: str, source: dict[str, JsonValue]) -> dict[str, JsonValue]:
         "tie_word_embeddings": False,
         "use_cache": True,
     }
+
+
+def _pinpoints(data: DataPlan, assembled: Assembled) -> dict[str, JsonValue]:
+    """LLaVA-NeXT's key beside `anyres`; the original knows neither."""
+    spread = assembled.image_layout(data).spread
+    return {} if spread is None else {"image_grid_pinpoints": [list(size) for size in spread.pinpoints]}
 
 
 def _projector_rate(stage: StagePlan) -> float | None:

@@ -126,9 +126,9 @@ class GgufExport:
         with in_float32(language):
             embeds_BTD = place_image_features(
                 text_BTD=language.get_input_embeddings()(expected.input_ids[None].masked_fill(is_image, 0)),
-                image_NPD=image_NPD,
+                features_RD=image_NPD.flatten(0, 1),
                 is_image_BT=is_image,
-                num_kept_tokens_N=None,
+                places_K=None,
             )
             logits: Tensor = language(inputs_embeds=embeds_BTD).logits[0]
         return logits
@@ -155,6 +155,10 @@ class GgufExport:
 def _check_fits(run: OpenedRun) -> None:
     tower = vision_half(run.assembled.model.config)
     problems = []
+    if run.data.image_aspect_ratio == "anyres":
+        found = f"{run.data.mm_patch_merge_type} over {len(run.data.image_grid_pinpoints or ())} grids"
+        message = "pictures of any size are not written for llama.cpp"
+        problems.append(Problem(message, found=f"image_aspect_ratio: anyres, {found}"))
     if tower.model_type != "clip_vision_model":
         found = f"model_type {tower.model_type}"
         message = "llama.cpp's converter takes the activation of this vision tower for CLIP's"

@@ -163,6 +163,11 @@ def _prompts(run: OpenedRun) -> Prompts:
 
 
 def _check_fits(run: OpenedRun) -> None:
+    if run.data.image_aspect_ratio == "anyres":
+        message = "pictures of any size are not yet written in llava-hf's layout"
+        raise RecipeError(
+            Problem(message, found="image_aspect_ratio: anyres", hint="export with `--to llava`")
+        )
     kind = run.plan.projector.type
     if kind != "mlp2x_gelu":
         raise RecipeError(

@@ -43,7 +43,7 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
     padded = bool(assembled.image_processor.to_dict().get("do_pad"))
     data = noted_data(folder) or usual_data(
         language_half(config).to_dict(),
-        image_aspect_ratio="pad" if padded else "square",
+        pictures={"image_aspect_ratio": "pad" if padded else "square"},
         vocabulary=vocabulary,
     )
     return assembled, plan.model_copy(update={"image_tokens": tokens}), data

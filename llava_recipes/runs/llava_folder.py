@@ -21,7 +21,7 @@ from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
-from llava_recipes.runs.source_plan import noted_data, usual_data
+from llava_recipes.runs.source_plan import noted_data, pictures_of, usual_data
 
 TOWER_FOLDER = "vision_tower"
 """Where an export keeps the tower that no hub id and no other folder names."""
@@ -48,7 +48,7 @@ def assemble_llava(
     cast_weights(assembled.model, dtype)
     data = noted_data(folder) or usual_data(
         {**config, "model_type": language_part(config)["model_type"]},
-        image_aspect_ratio=str(config.get("image_aspect_ratio") or "square"),
+        pictures=pictures_of(config),
         vocabulary=assembled.tokenizer.get_vocab(),
     )
     whole = {"language_model", "lm_head", "projector"} if needed is None else set()
@@ -142,6 +142,7 @@ def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | N
         image_tokens=ImageTokens(
             start_end=bool(config.get("mm_use_im_start_end")), patch=bool(config.get("mm_use_im_patch_token"))
         ),
+        image_newline="unpad" in str(config.get("mm_patch_merge_type")),
         sizes=None,
     )
 

@@ -60,29 +60,63 @@ def write_note(folder: Path, data: DataPlan) -> None:
 
 
 def usual_data(
-    language_config: Mapping[str, JsonValue], *, image_aspect_ratio: str, vocabulary: Mapping[str, int]
+    language_config: Mapping[str, JsonValue],
+    *,
+    pictures: Mapping[str, JsonValue],
+    vocabulary: Mapping[str, int],
 ) -> DataPlan:
     """How LLaVA models of a language model's kind are usually given text, where nothing says it.
 
-    Raises RecipeError for a kind that has no usual template, or an aspect ratio that is not known.
+    `pictures` are the keys of a plan that say how those are given. Raises RecipeError for a kind that has no
+    usual template.
     """
     kind = str(language_config.get("model_type"))
     template = "llama_3" if kind == "llama" and "<|eot_id|>" in vocabulary else _TEMPLATE_OF.get(kind)
     if template is None:
         message = f"nothing says how prompts are written for this {kind} model"
         raise RecipeError(Problem(message, hint=f"known are {', '.join(_TEMPLATE_OF)}"))
-    if image_aspect_ratio not in ("square", "pad"):
-        message = f'pictures are given to this model in a way that is not known here: "{image_aspect_ratio}"'
-        raise RecipeError(Problem(message, found="image_aspect_ratio in config.json"))
     lengths = (language_config.get(key) for key in ("tokenizer_model_max_length", "max_position_embeddings"))
-    return DataPlan(
-        template=template,
-        sources=(),
-        num_samples=None,
-        image_aspect_ratio="pad" if image_aspect_ratio == "pad" else "square",
-        max_length=next((length for length in lengths if isinstance(length, int)), _USUAL_LENGTH),
-        shuffle=False,
-        group_by="none",
-        on_bad_image="error",
-        lazy_preprocess=True,
-    )
+    values: dict[str, JsonValue] = {
+        "template": template,
+        "sources": [],
+        "num_samples": None,
+        "max_length": next((length for length in lengths if isinstance(length, int)), _USUAL_LENGTH),
+        "shuffle": False,
+        "group_by": "none",
+        "on_bad_image": "error",
+        "lazy_preprocess": True,
+    }
+    return DataPlan.model_validate_json(json.dumps({**values, **pictures}))
+
+
+def pictures_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """How a config.json of the original or of LLaVA-NeXT says that pictures are given.
+
+    Raises RecipeError for a way that is not known here.
+    """
+    ratio = str(config.get("image_aspect_ratio") or "square")
+    if ratio in ("square", "pad"):
+        return {"image_aspect_ratio": ratio}
+    merge, pinpoints = str(config.get("mm_patch_merge_type") or "flat"), config.get("image_grid_pinpoints")
+    sizes = _sizes(pinpoints)
+    if ratio != "anyres" or merge not in ("flat", "spatial", "spatial_unpad") or sizes is None:
+        message = f'pictures are given to this model in a way that is not known here: "{ratio}"'
+        found = (
+            f"mm_patch_merge_type {merge}, image_grid_pinpoints {pinpoints}" if ratio == "anyres" else None
+        )
+        raise RecipeError(Problem(message, found=found or "image_aspect_ratio in config.json"))
+    return {"image_aspect_ratio": ratio, "mm_patch_merge_type": merge, "image_grid_pinpoints": sizes}
+
+
+def _sizes(pinpoints: JsonValue) -> list[JsonValue] | None:
+    """Pairs of whole numbers, given as such or, as the original's scripts do, in text."""
+    if isinstance(pinpoints, str):
+        try:
+            pinpoints = json.loads(pinpoints.replace("(", "[").replace(")", "]"))
+        except ValueError:
+            return None
+    if not isinstance(pinpoints, list) or not pinpoints:
+        return None
+    pairs = [pair for pair in pinpoints if isinstance(pair, list) and len(pair) == 2]
+    whole = all(isinstance(number, int) and number > 0 for pair in pairs for number in pair)
+    return [*pairs] if whole and len(pairs) == len(pinpoints) else None

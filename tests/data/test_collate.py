@@ -185,10 +185,10 @@ def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
         id="many",
         input_ids=torch.tensor([1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID, 6]),
         labels=torch.tensor([-100, -100, -100, -100, -100, 6]),
-        pixel_values=torch.zeros(3, 3, 2, 2),
+        pictures=(Picture(torch.zeros(1, 3, 2, 2), (2, 2)),) * 3,
     )
     collator = Collator(
-        num_image_tokens=576, max_length=1024, pad_token_id=0, mark_of=lambda index: Mark("a.json", index, 1)
+        ImageLayout(576), max_length=1024, pad_token_id=0, mark_of=lambda index: Mark("a.json", index, 1)
     )
     with pytest.raises(SampleError) as caught:
         collator([images])
@@ -197,5 +197,5 @@ def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
     assert problem.found == "3 images take 1,728 tokens, max_length is 1024"
     assert problem.mark == Mark("a.json", 4, 1)
     assert collator.max_length == 1024
-    roomy = Collator(num_image_tokens=576, max_length=1732, pad_token_id=0)([images])
-    assert roomy["num_kept_tokens"].tolist() == [576] * 3
+    roomy = Collator(ImageLayout(576), max_length=1732, pad_token_id=0)([images])
+    assert roomy["feature_places"].tolist() == list(range(3 * 576))

@@ -83,9 +83,8 @@ def test_samples_are_those_of_the_json(
         assert (one.index, one.id) == (other.index, other.id)
         assert torch.equal(one.input_ids, other.input_ids)
         assert torch.equal(one.labels, other.labels)
-        assert (one.pixel_values is None) == (other.pixel_values is None)
-        if one.pixel_values is not None and other.pixel_values is not None:
-            assert torch.equal(one.pixel_values, other.pixel_values)
+        for picture, same in zip(one.pictures, other.pictures, strict=True):
+            assert torch.equal(picture.crops, same.crops)
 
 
 def test_forked_workers_read_too(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -98,8 +97,9 @@ def test_forked_workers_read_too(tokenizer: PreTrainedTokenizerBase, tmp_path: P
     )
     for sample, same in zip(loader, wanted, strict=True):
         assert sample.id == same.id
-        assert same.pixel_values is not None
-        assert torch.equal(sample.pixel_values, same.pixel_values)
+        assert len(sample.pictures) == len(same.pictures) > 0
+        for picture, other in zip(sample.pictures, same.pictures, strict=True):
+            assert torch.equal(picture.crops, other.crops) and picture.size == other.size
 
 
 def test_records_travel_to_other_processes(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_all_tokens_without_dropout(plan: Plan) -> None:
     data = plan.stages[0].data.for_validation()
     assert data is not None
     dataset = StageDataset(data, assembled.tokenizer, assembled.image_processor, False)
-    collator = Collator(assembled.num_image_tokens, data.max_length, assembled.tokenizer.pad_token_id)
+    collator = Collator(assembled.image_layout(data), data.max_length, assembled.tokenizer.pad_token_id)
     model.eval()
     total, num_tokens = 0.0, 0
     with torch.no_grad():
