@@ -44,7 +44,9 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
     if not (folder / PLAN).is_file():
         return FolderState("foreign")
     there = json.loads((folder / PLAN).read_text("utf-8"))
-    differences = tuple(_differences(there, wanted.model_dump(mode="json"), ""))
+    # A stage is what it does: a recipe of another name may hold it too.
+    plan = wanted.model_dump(mode="json") | {"recipe": there.get("recipe")}
+    differences = tuple(_differences(there, plan, ""))
     kind: Literal["done", "started"] = "done" if (folder / DONE).is_file() else "started"
     return FolderState(kind, differences, bool(list_checkpoints(folder)))
 

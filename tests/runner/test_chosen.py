@@ -120,6 +120,15 @@ def test_a_stage_before_that_another_plan_trained(recipe: Path, capsys: pytest.C
     assert "was trained by another plan: stages.0.train.learning_rate: 0.001 there, 0.002 in" in told
 
 
+def test_a_stage_that_another_recipe_trained_is_done(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its plan says what it is, not the name of the recipe that it was in."""
+    pretend_done(recipe, 0)
+    assert dry_run(recipe, "--set", "name=another-name") == 0
+    assert "pretrain: done already" in capsys.readouterr().out
+
+
 def test_only_what_the_chosen_stages_need_must_be_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,15 +157,14 @@ def test_every_folder_is_looked_at_before_the_first_stage(
 
 
 @pytest.mark.slow
-def test_stages_one_by_one_and_a_cut_in_the_second(tmp_path: Path) -> None:
-    """One stage alone, then the rest, which is cut in the middle and goes on."""
+def test_a_stage_alone_and_a_pipeline_that_goes_on_in_its_middle(tmp_path: Path) -> None:
+    """The second stage alone; then cut in its middle, and the whole pipeline resumed."""
     values = pipeline_values(tmp_path, save_strategy="steps", save_steps=2)
     del values["stages"][2]
     recipe = write_recipe(values, tmp_path / "recipe.yaml")
-    one, two = tmp_path / "one", tmp_path / "two"
-    said = run_to_end(recipe, "--stage", "pretrain")
-    assert (one / "DONE").exists() and not two.exists() and "finetune" not in said
-    said = run_to_end(recipe, "--from-stage", "finetune")
+    two = tmp_path / "two"
+    pretend_done(recipe, 0)
+    said = run_to_end(recipe, "--stage", "finetune")
     assert (two / "DONE").exists() and "pretrain: done" not in said
     losses = [line["loss"] for line in read_metrics(two)]
     trained = load_file(two / "trained.safetensors")
