@@ -83,7 +83,14 @@ def is_exported(folder: Path) -> bool:
 
 
 def command(
-    model: Path, tasks: str, *, output: Path, device: str | None, dtype: str | None, limit: int | None
+    model: Path,
+    tasks: str,
+    *,
+    output: Path,
+    device: str,
+    dtype: str | None,
+    limit: int | None,
+    include: str | None,
 ) -> list[str]:
     """The words that start lmms-eval. Raises RecipeError for a folder whose name it would take apart."""
     if any(letter in str(model) for letter in ",='\"{}"):
@@ -94,11 +101,13 @@ def command(
                 hint="use a path without commas, quotes, braces and equals signs",
             )
         )
-    arguments = f"pretrained={model}" + (f",dtype={dtype}" if dtype else "")
+    # Without a device map it passes an empty one on, which transformers 5 refuses.
+    arguments = f"pretrained={model},device_map={device}" + (f",dtype={dtype}" if dtype else "")
     words = [sys.executable, "-m", "lmms_eval", "--model", "llava_hf", "--model_args", arguments]
     # Its llava_hf takes one question at a time and no more.
     words += ["--tasks", tasks, "--batch_size", "1", "--output_path", str(output)]
-    words += ["--device", device] if device else []
+    words += ["--device", device]
+    words += ["--include_path", include] if include else []
     return words + (["--limit", str(limit)] if limit else [])
 
 
@@ -147,7 +156,7 @@ def scores_of(results: dict[str, JsonValue], published: PublishedScores) -> list
             metric = key.partition(",")[0]
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                 continue
-            if metric.endswith("_stderr") or "," not in key:
+            if "_stderr" in metric or "," not in key:
                 continue
             counterpart = known if known is not None and known.metric == metric else None
             scale = counterpart.scale if counterpart is not None else 1

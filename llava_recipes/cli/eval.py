@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--data", metavar="FILE", help="annotated file to measure on")
     what.add_argument("--tasks", metavar="NAMES", help="benchmarks of lmms-eval, with commas between them")
     parser.add_argument(
+        "--include-path", metavar="DIR", help="with --tasks: folder with tasks of your own for lmms-eval"
+    )
+    parser.add_argument(
         "--images", metavar="DIR", help="where image paths start (default: the folder of FILE)"
     )
     parser.add_argument(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
-    """Start lmms-eval, print and keep its figures."""
+    """Export where needed, start lmms-eval, print and keep its figures."""
     from llava_recipes.answers.benchmarks import (
         check_lmms_eval,
         command,
@@ -30,15 +32,17 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
     check_lmms_eval()
     published = read_published()
     logs = output.parent / "lmms_eval"
-    words = command(
-        _exported(arguments.run),
-        arguments.tasks,
-        output=logs,
-        device=arguments.device or _usual_device(),
-        dtype=_DTYPES.get(arguments.dtype),
-        limit=arguments.limit,
-    )
-    results = run_benchmarks(words, logs)
+    with _exported(arguments) as model:
+        words = command(
+            model,
+            arguments.tasks,
+            output=logs,
+            device=arguments.device or _usual_device(),
+            dtype=_DTYPES.get(arguments.dtype),
+            limit=arguments.limit,
+            include=arguments.include_path,
+        )
+        results = run_benchmarks(words, logs)
     scores = scores_of(results, published)
     write_text(output, json.dumps(_values(arguments, results, scores, published), indent=2) + "\n")
     _print(scores, published, limit=arguments.limit)
@@ -46,20 +50,27 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
     return 0
 
 
-def _exported(run: str) -> Path:
-    """The folder that lmms-eval loads. Raises RecipeError when RUN is not in Hugging Face's layout."""
+@contextmanager
+def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
+    """The folder that lmms-eval loads: RUN, what `export` left in it, or an export that passes."""
     from llava_recipes.answers.benchmarks import is_exported
-    from llava_recipes.recipe.errors import Problem, RecipeError
 
-    folder = Path(run)
-    if not is_exported(folder):
-        raise RecipeError(
-            Problem(
-                f"{run}: lmms-eval loads models in Hugging Face's layout, and this is none",
-                hint=f"`llava-recipe export {run} --to hf -o DIR`, then `llava-recipe eval DIR --tasks …`",
-            )
-        )
-    return folder.resolve()
+    folder = Path(arguments.run).expanduser()
+    for place in (folder, folder / "export-hf"):
+        if is_exported(place):
+            print(f"model: {place}", flush=True)
+            yield place.resolve()
+            return
+    from llava_recipes.cli.exporting import dtype_of, report
+    from llava_recipes.runs.export import export_run
+    from llava_recipes.runs.shards import parse_size
+
+    with tempfile.TemporaryDirectory(prefix="llava-recipe-") as parent:
+        target = Path(parent) / folder.resolve().name
+        print(f"model: {folder}, exported for lmms-eval into a folder that goes afterwards", flush=True)
+        dtype, size = dtype_of(arguments.dtype), parse_size("5GB")
+        report(export_run(folder, target, to="hf", dtype=dtype, max_bytes=size, base=arguments.base))
+        yield target
 
 
 def _usual_device() -> str:
@@ -99,7 +110,9 @@ def _print(scores: Sequence[Score], published: PublishedScores, *, limit: int | 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("task", "measure")
+    table = Table()
+    for name in ("task", "measure"):
+        table.add_column(name, overflow="fold")
     for name in ("this model", *(name for model in published.models for name in (model, "diff"))):
         table.add_column(name, justify="right")
     notes = []

@@ -43,14 +43,28 @@ def test_scores_stand_beside_the_published_ones(model: Path, capfd: pytest.Captu
     ]
     written = json.loads((model / "benchmarks.json").read_text())
     assert [score["value"] for score in written["scores"]] == [60.0, 1500.5, 300.0, 0.25]
-    assert written["scores"][0]["published"] == {"LLaVA-1.5-7B": 62.0, "LLaVA-1.5-13B": 63.3}
+    assert written["scores"][0]["published"] == {"LLaVA-1.5 7B": 62.0, "LLaVA-1.5 13B": 63.3}
     assert written["lmms_eval_version"] == "0.7.3" and written["limit"] == 8
     (results,) = (model / "lmms_eval" / "my-llava").glob("*_results.json")
     assert json.loads(results.read_text())["config"] == {
         "limit": "8",
         "device": "cpu",
-        "model_args": f"pretrained={model}",
+        "model_args": f"pretrained={model},device_map=cpu",
     }
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_for_the_while(model: Path, runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = model / "results.json"
+    assert main(["eval", str(runs / "v1"), "--tasks=gqa", "--device=cpu", f"-o={out}"]) == 0
+    told = capfd.readouterr().out
+    assert f"model: {runs / 'v1'}, exported for lmms-eval into a folder that goes afterwards" in told
+    assert "opened again, it gives the run's logits" in told
+    (results,) = (model / "lmms_eval").rglob("*_results.json")
+    words = json.loads(results.read_text())["config"]["model_args"].split(",")
+    exported = Path(words[0].removeprefix("pretrained="))
+    assert exported.name == "v1" and not exported.exists()
+    assert json.loads(out.read_text())["scores"][0]["value"] == 60.0
 
 
 def test_an_error_that_it_hides_is_told(
@@ -80,7 +94,7 @@ def test_a_batch_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_name_that_would_be_taken_apart() -> None:
     with pytest.raises(RecipeError, match="cannot be given a folder with this name"):
-        command(Path("/a,b"), "gqa", output=Path("out"), device=None, dtype=None, limit=None)
+        command(Path("/a,b"), "gqa", output=Path("out"), device="cpu", dtype=None, limit=None, include=None)
 
 
 def test_published_scores_have_their_counterparts() -> None:
