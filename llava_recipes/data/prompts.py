@@ -100,7 +100,8 @@ def _check_tokens(data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, end_of_
                     f"template `{data.template}` needs the token {token}, which this tokenizer has not",
                     path=("data", "template"),
                     found=f"{tokenizer.name_or_path} spells it in {len(pieces)} pieces",
-                    hint="choose the template of this language model, or `chat_template: tokenizer`",
+                    hint="choose the template of this language model"
+                    + (", or `chat_template: tokenizer`" if tokenizer.chat_template else ""),
                 )
             )
 

@@ -40,7 +40,9 @@ class Data(Frozen):
     template: TemplateName | None = Field(
         None,
         description="How a conversation becomes text: `plain` (image then caption), `v1` (Vicuna), the other "
-        "names of LLaVA, or the language model's own: `llama_3`, `qwen`, `gemma`, `phi3`.",
+        "names of LLaVA, or the language model's own: `llama_3`, `qwen`, `gemma`, `phi3`. Other names of the "
+        "same: `default` and `llava_v0` for `v0`, `vicuna_v1` for `v1`, `v0_plain` for `plain`, "
+        "`mistral_direct` for `chatml_direct`.",
         examples=["v1"],
     )
     chat_template: Literal["tokenizer"] | None = Field(

@@ -159,6 +159,14 @@ def test_a_template_for_another_tokenizer_is_refused(template: Template) -> None
     assert problem.message == f"template `{template}` needs the token {token}, which this tokenizer has not"
     assert problem.found is not None and problem.found.endswith(f"spells it in {num_pieces} pieces")
     assert num_pieces > 1
+    assert problem.hint == "choose the template of this language model"
+
+
+def test_a_tokenizers_own_chat_template_is_offered_where_it_has_one(folder: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Prompts(data_plan(template="gemma"), open_tokenizer(folder / "qwen"), start_end=False)
+    hint = caught.value.problems[0].hint
+    assert hint == "choose the template of this language model, or `chat_template: tokenizer`"
 
 
 def test_llamas_marks_are_refused_where_they_are_text(folder: Path) -> None:
