@@ -129,7 +129,7 @@ def merge_adapters(model: nn.Module, adapters: Mapping[str, Tensor], config: pat
     Under ZeRO-3 all processes call this. Raises RecipeError when an adapter has no place, or its settings are
     not there.
     """
-    scale = _scale(config)
+    scale = read_scale(config, STAGES_PATH)
     parameters = canonical_parameters(model)
     names = [f"{name[: name.index('.lora_')]}.weight" for name in adapters if ".lora_A." in name]
     foreign = [name for name in names if name not in parameters]
@@ -174,7 +174,11 @@ def _merged(weight: Tensor, module: str, adapters: Mapping[str, Tensor], scale: 
     return whole.to(weight.dtype)
 
 
-def _scale(config: pathlib.Path) -> float:
+def read_scale(config: pathlib.Path, path: Path) -> float:
+    """What adapters' products are multiplied by; `path` is the recipe path named in errors.
+
+    Raises RecipeError when their settings are not there or cannot be read.
+    """
     try:
         settings = json.loads(config.read_text("utf-8"))
         rank = settings["r"]
@@ -182,5 +186,5 @@ def _scale(config: pathlib.Path) -> float:
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "a finished LoRA run leaves it beside its weights"
         raise RecipeError(
-            Problem("the adapters' settings cannot be read", path=STAGES_PATH, found=str(config), hint=hint)
+            Problem("the adapters' settings cannot be read", path=path, found=str(config), hint=hint)
         ) from error

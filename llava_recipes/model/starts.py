@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint, open_tensor_file
 from llava_recipes.model.checkpoint_names import canonical_in, layout_of
-from llava_recipes.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, OTHER_WEIGHTS, PREFIX
+from llava_recipes.model.lora import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    OTHER_WEIGHTS,
+    PREFIX,
+    is_adapter,
+    read_scale,
+)
 from llava_recipes.model.pretrained import pretrained_folder
 from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
@@ -71,6 +78,8 @@ def open_start(given: str | pathlib.Path, path: Path) -> Start:
     kind, found = _contents(folder, config, path)
     if not found:
         raise RecipeError(_nothing(folder, path))
+    if any(map(is_adapter, found)):
+        read_scale(folder / ADAPTER_CONFIG, path)
     return Start(kind, folder, _claims(folder, kind, config, path), folder / ADAPTER_CONFIG, found)
 
 

@@ -29,7 +29,7 @@ def hand_off_problems(plan: Plan, stages: Collection[int], *, fetch: bool) -> It
     """What is wrong with the beginnings of these stages, each at its `init_from`.
 
     Files and folders are looked at, weights not read; what stages of this recipe will leave fits by itself.
-    With `fetch` hub ids are downloaded, without it they are passed over.
+    With `fetch` hub ids are downloaded, without it a warning says that they were not looked at.
     """
     own = {stage.output_dir for stage in plan.stages}
     told: set[str] = set()
@@ -41,8 +41,7 @@ def hand_off_problems(plan: Plan, stages: Collection[int], *, fetch: bool) -> It
                 continue
             told.add(given)
             if not fetch and given not in own and not Path(given).exists():
-                if not _may_be_hub_id(given):
-                    yield _nowhere(given, path)
+                yield _not_looked_up(given, path) if _may_be_hub_id(given) else _nowhere(given, path)
                 continue
             try:
                 start = _open(given, path)
@@ -84,6 +83,16 @@ def _nowhere(given: str, path: RecipePath) -> Problem:
         path=path,
         found=f"there is no {given}",
         hint="give an earlier stage, the output_dir of a finished run, a projector's file or a hub id",
+    )
+
+
+def _not_looked_up(given: str, path: RecipePath) -> Problem:
+    return Problem(
+        "`init_from` is no folder here, and as a hub id it was not looked up",
+        path=path,
+        found=given,
+        hint="`run` looks it up before the first stage; a folder is written ./" + given,
+        severity="warning",
     )
 
 

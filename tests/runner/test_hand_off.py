@@ -246,6 +246,10 @@ def cut_trained(folder: Path) -> None:
     cut(folder / "trained.safetensors")
 
 
+def without_settings(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
 def cut_projector(folder: Path) -> None:
     (folder / "trained.safetensors").unlink()
     (folder / "adapter_config.json").unlink()
@@ -263,6 +267,7 @@ def without_weights(folder: Path) -> None:
     [
         (without_done, ["a run that is not finished", "has no DONE; checkpoints: none", "--resume"]),
         (cut_trained, ["cannot read weights", "trained.safetensors", "cut short"]),
+        (without_settings, ["the adapters' settings cannot be read", "adapter_config.json"]),
         (cut_projector, ["cannot read weights", "mm_projector.safetensors", "cut short"]),
         (without_weights, ["a folder without trained weights"]),
     ],
@@ -361,6 +366,7 @@ def test_a_hub_id_is_read_from_the_cache(
 def test_a_deep_look_downloads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(next_values(tmp_path, "owner/never"), tmp_path / "recipe.yaml")
     assert main(["validate", "--deep", str(recipe)]) == 0
+    assert "warning: `init_from` is no folder here, and as a hub id it was not" in capsys.readouterr().err
     values = next_values(tmp_path, FIXTURES)
     capsys.readouterr()
     assert main(["validate", "--deep", str(write_recipe(values, recipe))]) == 1

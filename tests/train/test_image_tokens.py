@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_recipes.model.image_tokens import ORIGINAL_KEY
+from llava_recipes.runs.opened import open_run
 from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe
 from tests.train.in_process import train_all, weights_of
 
@@ -72,6 +73,8 @@ def test_two_rows_are_saved_beside_the_projector(pipeline: Path) -> None:
     trained = load_file(pipeline / "one" / "trained.safetensors")
     assert torch.equal(trained["image_tokens.weight"], binary[ORIGINAL_KEY])
     assert EMBEDDINGS not in trained
+    opened = open_run(pipeline / "one").assembled.model
+    assert torch.equal(opened.get_input_embeddings().weight[list(NEW)], binary[ORIGINAL_KEY])
     plan = json.loads((pipeline / "one" / "plan.json").read_text())["stages"][0]
     assert plan["num_trainable_parameters"] == 2 * 32 + 2 * (32 * 32 + 32)
     assert plan["trainable_modules"] == ["projector", "image_tokens"]
@@ -111,6 +114,21 @@ def test_what_the_original_saves_is_taken(pipeline: Path, tmp_path: Path) -> Non
     assert torch.equal(after[EMBEDDINGS][1000:], whole[1000:])
     assert torch.equal(after[EMBEDDINGS][:1000], before[EMBEDDINGS][:1000])
     assert torch.equal(after[HEAD], before[HEAD])
+
+
+def test_tied_embeddings_and_half_precision(tmp_path: Path) -> None:
+    """The rows train where head and embeddings are one, which stays as it is; in float32 beside bfloat16."""
+    values = token_values(tmp_path, bf16=True)
+    values["stages"] = values["stages"][:1]
+    config = {"model_type": "llama", "vocab_size": 1000, "hidden_size": 32, "intermediate_size": 64}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": True}
+    values["model"]["language_model"] = {"config": config, "tokenizer": str(FIXTURES / "tiny_vicuna")}
+    before = weights_of(values)
+    (after,) = train_all(values)
+    assert HEAD not in after
+    assert torch.equal(after[EMBEDDINGS].float(), before[EMBEDDINGS].bfloat16().float())
+    rows = after["image_tokens.weight"]
+    assert rows.dtype == torch.float32 and not torch.equal(rows[0], rows[1])
 
 
 @pytest.mark.slow
