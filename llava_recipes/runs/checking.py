@@ -29,11 +29,13 @@ class Expected:
 
     input_ids     int64[T]  -200 on every position that the picture takes
     pixel_values  float32[M, C, H, W]  the picture, with `anyres` its crops too
+    places        int64[K]  which of their features each position takes, -1 for the newline
     logits        float32[T, V]
     """
 
     input_ids: Tensor
     pixel_values: Tensor
+    places: Tensor
     logits: Tensor
 
 
@@ -54,8 +56,9 @@ def expected_of(run: OpenedRun) -> Expected:
     layout = assembled.image_layout(run.data)
     prepared = prepare_picture(picture(), assembled.image_processor, run.data)
     input_ids = expanded(prompt_ids, layout.num_tokens(prepared))
-    logits = own_logits(assembled.model, input_ids, prepared.crops, layout.places(prepared))
-    return Expected(input_ids, prepared.crops, logits)
+    places = layout.places(prepared)
+    logits = own_logits(assembled.model, input_ids, prepared.crops, places)
+    return Expected(input_ids, prepared.crops, places, logits)
 
 
 def expanded(prompt_ids: Sequence[int], num_image_tokens: int) -> Tensor:

@@ -20,6 +20,7 @@ from llava_recipes.model.configs import language_half, vision_half
 from llava_recipes.model.features import num_layers_run
 from llava_recipes.model.head import causal_skeleton
 from llava_recipes.model.names import canonical_parameters, original_name
+from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.splice import place_image_features
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, in_float32
@@ -27,6 +28,7 @@ from llava_recipes.runs.export_llava import write_tokenizer, write_tower
 from llava_recipes.runs.opened import OpenedRun
 from llava_recipes.runs.shards import Piece, piece_of, write_shards
 
+NEWLINE = original_name(IMAGE_NEWLINE)
 LANGUAGE, VISION, PROJECTOR = "language_model", "vit", "llava.projector"
 
 _README = Text("""\
@@ -57,6 +59,7 @@ class GgufExport:
         _check_fits(run)
         self._run = run
         self._model = run.assembled.model
+        self._spread = run.assembled.image_layout(run.data).spread
 
     def pieces(self) -> list[Piece]:
         """All weights, for their size."""
@@ -73,11 +76,15 @@ class GgufExport:
         tower = vision_half(self._model.config)
         if num_layers_run(self._model.config) != tower.num_hidden_layers - 1:
             config["mm_vision_select_layer"] = self._model.config.vision_feature_layer
+        if self._spread is not None:
+            config["image_aspect_ratio"] = "anyres"
+            config["mm_patch_merge_type"] = self._spread.merge
+            config["image_grid_pinpoints"] = [list(size) for size in self._spread.pinpoints]
         (vision / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         projector = {
             original_name(name): parameter.detach().float().cpu().clone()
             for name, parameter in canonical_parameters(self._model).items()
-            if name.startswith("projector.")
+            if name.startswith("projector.") or (name == IMAGE_NEWLINE and self._spread is not None)
         }
         torch.save(projector, vision / PROJECTOR)
         (folder / "README.md").write_text(self._readme(), "utf-8")
@@ -119,16 +126,18 @@ class GgufExport:
             (layers[f"model.mm_projector.{at}.weight"], layers[f"model.mm_projector.{at}.bias"])
             for at in (0, 2)
         )
-        image_NPD = linear(gelu(linear(patches_NPV, *first)), *second)
+        features_RD = linear(gelu(linear(patches_NPV, *first)), *second).flatten(0, 1)
+        if NEWLINE in layers:
+            features_RD = torch.cat([features_RD, layers[NEWLINE][None]])
         del tower
         language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, dtype="auto").eval()
         is_image = (expected.input_ids == IMAGE_ID)[None]
         with in_float32(language):
             embeds_BTD = place_image_features(
                 text_BTD=language.get_input_embeddings()(expected.input_ids[None].masked_fill(is_image, 0)),
-                features_RD=image_NPD.flatten(0, 1),
+                features_RD=features_RD,
                 is_image_BT=is_image,
-                places_K=None,
+                places_K=expected.places,
             )
             logits: Tensor = language(inputs_embeds=embeds_BTD).logits[0]
         return logits
@@ -139,6 +148,9 @@ class GgufExport:
         note = (
             "llama.cpp pads pictures to a square, as this model was trained."
             if ratio == "pad"
+            else "llama.cpp cuts pictures into the same crops; it keeps the padding and puts no newline behind "
+            "a row, which this model was trained with, so that pictures look a little different to it there."
+            if ratio == "anyres"
             else f"llama.cpp pads pictures to a square; this model was trained with `{ratio}`, so that "
             "pictures that are not square look a little different to it there."
         )
@@ -155,10 +167,10 @@ class GgufExport:
 def _check_fits(run: OpenedRun) -> None:
     tower = vision_half(run.assembled.model.config)
     problems = []
-    if run.data.image_aspect_ratio == "anyres":
-        found = f"{run.data.mm_patch_merge_type} over {len(run.data.image_grid_pinpoints or ())} grids"
-        message = "pictures of any size are not written for llama.cpp"
-        problems.append(Problem(message, found=f"image_aspect_ratio: anyres, {found}"))
+    if run.data.image_aspect_ratio == "anyres" and run.data.mm_patch_merge_type != "spatial_unpad":
+        message = "llama.cpp's converter knows crops merged by `spatial_unpad` alone"
+        found = f"mm_patch_merge_type {run.data.mm_patch_merge_type}"
+        problems.append(Problem(message, found=found, hint="export with `--to llava`"))
     if tower.model_type != "clip_vision_model":
         found = f"model_type {tower.model_type}"
         message = "llama.cpp's converter takes the activation of this vision tower for CLIP's"

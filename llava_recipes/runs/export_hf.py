@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -12,21 +12,26 @@ import torch
 from torch import Tensor
 from transformers import (
     AddedToken,
+    AutoModelForImageTextToText,
     AutoProcessor,
     BaseImageProcessor,
     GenerationConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerBase,
 )
 
+from llava_recipes.anyres import AnyRes
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.model.checkpoint_names import hf_name
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
 from llava_recipes.model.head import Head
 from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
+from llava_recipes.model.next_layout import next_config, next_image_processor
 from llava_recipes.model.vocabulary import with_mean_rows
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.chat_template import jinja_of, wrapped
@@ -53,6 +58,9 @@ class HfExport:
         self._model = run.assembled.model
         self._tokenizer = _with_image_token(run.assembled.tokenizer)
         self._num_rows = _grown(language_half(self._model.config).vocab_size, len(self._tokenizer))
+        self._spread = run.assembled.image_layout(run.data).spread
+        # Raises for what LLaVA-NeXT of transformers cannot say.
+        self._config(torch.float32)
 
     def pieces(self) -> list[Piece]:
         """The weights under llava-hf's names, embeddings and head with rows for the new tokens."""
@@ -63,6 +71,8 @@ class HfExport:
             if parameter is embeddings or parameter is head
             else Piece(hf_name(name), tuple(parameter.shape), lambda parameter=parameter: parameter)  # type: ignore[misc]
             for name, parameter in canonical_parameters(self._model).items()
+            # A model whose last stage takes pictures of one size has no use for the newline.
+            if name != IMAGE_NEWLINE or self._spread is not None
         ]
 
     def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
@@ -100,33 +110,40 @@ class HfExport:
         ours = expected.input_ids.masked_fill(expected.input_ids == IMAGE_ID, image_id)
         if theirs.tolist() != ours.tolist():
             raise _other_prompt(self._tokenizer, ours.tolist(), theirs.tolist())
-        apart = float((inputs["pixel_values"] - expected.pixel_values).abs().max())
+        # LLaVA-NeXT's processor puts the crops of each picture in a dimension of their own.
+        pixels = inputs["pixel_values"].reshape(expected.pixel_values.shape)
+        apart = float((pixels - expected.pixel_values).abs().max())
         if apart > 1e-6:
             message = "the processor of this layout prepares pictures otherwise than the run"
             raise RecipeError(Problem(message, found=f"pixel values differ by {apart:.2g}"))
-        return check_logits(expected, _stock_logits(folder, theirs, inputs["pixel_values"]))
+        return check_logits(expected, _stock_logits(folder, inputs))
 
     def _grown_piece(self, name: str, rows: Tensor) -> Piece:
         shape = (max(self._num_rows, rows.shape[0]), *rows.shape[1:])
         return Piece(name, shape, lambda: with_mean_rows(rows, self._num_rows))
 
-    def _config(self, dtype: torch.dtype) -> LlavaConfig:
-        config = copy.deepcopy(self._model.config)
+    def _config(self, dtype: torch.dtype) -> LlavaConfig | LlavaNextConfig:
+        config: LlavaConfig | LlavaNextConfig = copy.deepcopy(self._model.config)
+        architecture = "LlavaForConditionalGeneration"
+        if self._spread is not None:
+            config = next_config(config, self._spread, projector_type=self._run.plan.projector.type)
+            architecture = "LlavaNextForConditionalGeneration"
         halves = (language_half(config), vision_half(config))
         halves[0].vocab_size = self._num_rows
         halves[0].pad_token_id = config.pad_token_id = self._tokenizer.pad_token_id
         config.image_token_index = self._tokenizer.convert_tokens_to_ids(IMAGE)
-        config.architectures = ["LlavaForConditionalGeneration"]
+        config.architectures = [architecture]
         for each in (config, *halves):
             each.dtype = dtype
         return config
 
-    def _write_processor(self, folder: Path, config: LlavaConfig) -> None:
+    def _write_processor(self, folder: Path, config: LlavaConfig | LlavaNextConfig) -> None:
         tower = vision_half(config)
+        kind = LlavaProcessor if self._spread is None else LlavaNextProcessor
         # Tokenizers that spell the text behind a picture as a beginning need a space to do so here.
         for after_image in ("", " "):
-            processor = LlavaProcessor(
-                image_processor=_image_processor(self._run),
+            processor = kind(
+                image_processor=_image_processor(self._run, self._spread),
                 tokenizer=self._tokenizer,
                 patch_size=tower.patch_size,
                 vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -141,7 +158,7 @@ class HfExport:
         processor.image_processor.save_pretrained(folder)
         _name_plain_tokenizer(folder)
 
-    def _spells_as_the_run(self, processor: LlavaProcessor) -> bool:
+    def _spells_as_the_run(self, processor: LlavaProcessor | LlavaNextProcessor) -> bool:
         if self._run.data.template == "plain":
             return True
         render: Callable[..., str] = processor.apply_chat_template
@@ -163,11 +180,6 @@ def _prompts(run: OpenedRun) -> Prompts:
 
 
 def _check_fits(run: OpenedRun) -> None:
-    if run.data.image_aspect_ratio == "anyres":
-        message = "pictures of any size are not yet written in llava-hf's layout"
-        raise RecipeError(
-            Problem(message, found="image_aspect_ratio: anyres", hint="export with `--to llava`")
-        )
     kind = run.plan.projector.type
     if kind != "mlp2x_gelu":
         raise RecipeError(
@@ -202,9 +214,11 @@ def _grown(num_rows: int, num_tokens: int) -> int:
     return num_rows if num_tokens <= num_rows else -(-num_tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
-def _image_processor(run: OpenedRun) -> BaseImageProcessor:
-    """The run's own, or one that pads to a square first."""
+def _image_processor(run: OpenedRun, spread: AnyRes | None) -> BaseImageProcessor:
+    """The run's own, one that pads to a square first, or one that cuts pictures into crops."""
     own = run.assembled.image_processor
+    if spread is not None:
+        return next_image_processor(own, spread)
     if run.data.image_aspect_ratio != "pad":
         return own
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -251,15 +265,15 @@ def _name_plain_tokenizer(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _stock_logits(folder: Path, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-    model, loading = LlavaForConditionalGeneration.from_pretrained(
+def _stock_logits(folder: Path, inputs: Mapping[str, Tensor]) -> Tensor:
+    model, loading = AutoModelForImageTextToText.from_pretrained(
         folder, dtype="auto", output_loading_info=True
     )
     left = {key: sorted(names)[:3] for key, names in loading.items() if names}
     assert not left, f"weights that transformers did not place: {left}"
     model.eval()
     with in_float32(model):
-        logits: Tensor = model(input_ids=input_ids[None], pixel_values=pixel_values).logits[0]
+        logits: Tensor = model(**inputs).logits[0]
     return logits
 
 

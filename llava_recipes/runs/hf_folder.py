@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, LlavaConfig
+from pydantic import JsonValue
+from transformers import AutoConfig, LlavaConfig, LlavaNextConfig
 
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.configs import check_stock_projector, has_class_token, language_half, vision_half
@@ -33,6 +34,7 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
         ),
         projector=Projector(type="mlp2x_gelu"),
         image_tokens=ImageTokens(start_end=False, patch=False),
+        image_newline=isinstance(config, LlavaNextConfig),
         sizes=None,
     )
     dtype = dtype or _stored_dtype(config)
@@ -40,27 +42,40 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
     cast_weights(assembled.model, dtype)
     vocabulary = assembled.tokenizer.get_vocab()
     tokens = ImageTokens(start_end=IMAGE_START in vocabulary, patch=IMAGE_PATCH in vocabulary)
-    padded = bool(assembled.image_processor.to_dict().get("do_pad"))
     data = noted_data(folder) or usual_data(
         language_half(config).to_dict(),
-        pictures={"image_aspect_ratio": "pad" if padded else "square"},
+        pictures=_pictures(config, assembled),
         vocabulary=vocabulary,
     )
     return assembled, plan.model_copy(update={"image_tokens": tokens}), data
 
 
-def _config(folder: Path) -> LlavaConfig:
+def _pictures(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> dict[str, JsonValue]:
+    """The keys of a plan that say how pictures are given to the model."""
+    if isinstance(config, LlavaNextConfig):
+        # transformers has height before width.
+        sizes: list[JsonValue] = [[width, height] for height, width in config.image_grid_pinpoints]
+        return {
+            "image_aspect_ratio": "anyres",
+            "mm_patch_merge_type": "spatial_unpad",
+            "image_grid_pinpoints": sizes,
+        }
+    padded = bool(assembled.image_processor.to_dict().get("do_pad"))
+    return {"image_aspect_ratio": "pad" if padded else "square"}
+
+
+def _config(folder: Path) -> LlavaConfig | LlavaNextConfig:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, TypeError, OSError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise RecipeError(Problem("transformers cannot read config.json", found=first_line)) from error
-    if not isinstance(config, LlavaConfig):
+    if not isinstance(config, LlavaConfig | LlavaNextConfig):
         raise RecipeError(
             Problem("this kind of LLaVA model is not opened here", found=f"model_type {config.model_type}")
         )
     return config
 
 
-def _stored_dtype(config: LlavaConfig) -> torch.dtype:
+def _stored_dtype(config: LlavaConfig | LlavaNextConfig) -> torch.dtype:
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32

@@ -22,7 +22,7 @@ from transformers import (
 
 from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.recipe.errors import RecipeError
-from llava_recipes.runs.checking import expected_of, largest_difference, own_logits
+from llava_recipes.runs.checking import expected_of, largest_difference
 from llava_recipes.runs.export import ExportLayout, export_run, import_checkpoint
 from llava_recipes.runs.opened import OpenedRun, open_run
 from tests.golden_runs import run_folder
@@ -199,5 +199,51 @@ def test_weights_of_few_bits_are_computed_with_in_float32(everything: Path) -> N
     assert {parameter.dtype for parameter in run.assembled.model.parameters()} == {torch.bfloat16}
     for parameter in run.assembled.model.parameters():
         parameter.data = parameter.data.float()
-    whole = own_logits(run.assembled.model, expected.input_ids, expected.pixel_values)
-    assert torch.equal(whole, expected.logits)
+    assert torch.equal(expected_of(run).logits, expected.logits)
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures spread over grids, their rows ended by a newline that trains."""
+    folder = tmp_path_factory.mktemp("any_size")
+    grids: dict[str, Any] = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
+    grids["image_grid_pinpoints"] = [[56, 112], [112, 56], [112, 112]]
+    values = run_values(
+        folder / "run", data=conversations() | grids, trainable=["projector", "image_newline"]
+    )
+    finish(values, folder / "recipe.yaml")
+    return folder / "run"
+
+
+def test_llama_cpp_gets_grids_and_newline(any_size: Path, tmp_path: Path) -> None:
+    done = export_run(any_size, tmp_path / "out", to="gguf-ready", dtype=None, max_bytes=10**9)
+    assert done.difference <= 1e-5
+    vision = json.loads((tmp_path / "out" / "vit" / "config.json").read_text())
+    assert vision["image_grid_pinpoints"] == [[56, 112], [112, 56], [112, 112]]
+    assert (vision["image_aspect_ratio"], vision["mm_patch_merge_type"]) == ("anyres", "spatial_unpad")
+    written = torch.load(tmp_path / "out" / "vit" / "llava.projector", weights_only=True)
+    assert torch.equal(
+        written["model.image_newline"], load_file(any_size / "trained.safetensors")["image_newline"]
+    )
+    assert "no newline" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("layout", ["hf", "llava"])
+def test_pictures_of_any_size_go_out_and_come_back(
+    layout: ExportLayout, any_size: Path, tmp_path: Path
+) -> None:
+    done = export_run(any_size, tmp_path / "out", to=layout, dtype=None, max_bytes=10**9)
+    assert done.difference <= 1e-5
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    if layout == "hf":
+        assert config["architectures"] == ["LlavaNextForConditionalGeneration"]
+        # Height before width there.
+        assert config["image_grid_pinpoints"] == [[112, 56], [56, 112], [112, 112]]
+    # Without our own note, the layout's config says how pictures are given.
+    (tmp_path / "out" / "llava_recipe.json").unlink()
+    import_checkpoint(tmp_path / "out", tmp_path / "back", dtype=None, max_bytes=10**9, base=None)
+    run, back = expected_of(opened(any_size)), expected_of(opened(tmp_path / "back"))
+    assert len(run.pixel_values) == 5 and torch.equal(run.pixel_values, back.pixel_values)
+    assert largest_difference(run, back.logits) <= 1e-5
+    written = load_file(tmp_path / "back" / "model.safetensors")["model.image_newline"]
+    assert torch.equal(written, load_file(any_size / "trained.safetensors")["image_newline"])
