@@ -24,6 +24,9 @@ lines are the questions. In a conversation:
 <image> in a question says where its picture goes; without one, pictures come first. A run whose template is
 `plain` has no place for questions: it captions the picture."""
 
+_CONTROLS = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
 HELP = "/image FILE · /reset · /quit"
 
 
@@ -131,7 +134,13 @@ def _lines(at_terminal: bool) -> Iterator[str]:
 
 def _answer(conversation: Conversation, text: str) -> None:
     """Print an answer while it is made."""
-    conversation.ask(text, listen=lambda piece: print(piece, end="", flush=True))
+    at_terminal = sys.stdout.isatty()
+
+    def listen(piece: str) -> None:
+        # What a model says must not steer the terminal.
+        print(piece.translate(_CONTROLS) if at_terminal else piece, end="", flush=True)
+
+    conversation.ask(text, listen=listen)
     print(flush=True)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from llava_recipes.answers.conversation import Conversation
 from llava_recipes.cli.main import main
 from tests.tiny import FIXTURES
 
@@ -37,6 +40,62 @@ def test_a_pipe_gives_the_answers_of_a_conversation(
 def test_a_captioner_needs_no_question(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, caption, notes = chat(capsys, str(runs / "plain"), "--image", RED)
     assert code == 0 and caption.strip() and notes == ""
+
+
+class Terminal(io.StringIO):
+    """Where a person sits."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.slow
+def test_at_a_terminal_one_may_try_again(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip and a Ctrl-C during an answer are told, and the conversation goes on."""
+    lines = iter(["/picture a.jpg", "/image none.jpg", "Stop this", "What is it?"])
+
+    def typed(console: Console, prompt: str) -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    ask = Conversation.ask
+
+    def interrupted(talk: Conversation, text: str, listen: Callable[[str], None] | None = None) -> str:
+        if text == "Stop this":
+            raise KeyboardInterrupt
+        return ask(talk, text, listen)
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr(Console, "input", typed)
+    monkeypatch.setattr(Conversation, "ask", interrupted)
+    code, said, told = chat(capsys, str(runs / "v1"))
+    assert code == 0 and said.strip()
+    assert [line for line in told.splitlines() if line] == [
+        f"{runs / 'v1'} · template v1 · /image FILE · /reset · /quit",
+        "there is no command '/picture a.jpg'",
+        "hint:  /image FILE · /reset · /quit",
+        "none.jpg: this picture cannot be used",
+        "found: the file does not exist",
+        "(stopped)",
+    ]
+
+
+@pytest.mark.slow
+def test_an_answer_does_not_steer_the_terminal(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(talk: Conversation, text: str, listen: Callable[[str], None]) -> str:
+        listen("a\x1b[2Jb\n\tc\x9b")
+        return ""
+
+    monkeypatch.setattr(Conversation, "ask", ask)
+    assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\x1b[2Jb\n\tc\x9b\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\ufffd[2Jb\n\tc\ufffd\n"
 
 
 @pytest.mark.slow
