@@ -70,7 +70,10 @@ def expanded(prompt_ids: Sequence[int], num_image_tokens: int) -> Tensor:
 
 @torch.no_grad()
 def own_logits(
-    model: LlavaForConditionalGeneration, input_ids: Tensor, pixel_values: Tensor, feature_places: Tensor
+    model: LlavaForConditionalGeneration,
+    input_ids: Tensor,
+    pixel_values: Tensor,
+    feature_places: Tensor | None = None,
 ) -> Tensor:
     """float32[T, V] by training's forward."""
     is_image = (input_ids == IMAGE_ID)[None]
