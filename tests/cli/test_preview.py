@@ -163,3 +163,25 @@ def test_validation_samples_are_those_that_do_not_train(
     trained, measured = shown[()], shown[("--validation",)]
     assert (len(trained), len(measured)) == (19, 5)
     assert not trained & measured
+
+
+def test_pictures_of_any_size_show_their_grid_and_their_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = stage1_values(tmp_path / "out")
+    values["stages"][0]["data"] |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
+    file = str(write_recipe(values, tmp_path / "recipe.yaml"))
+    code, out, _ = preview(capsys, file, "--samples", "0:3", "--format", "jsonl")
+    assert code == 0
+    # 100 × 100, 200 × 80 and 60 × 170 pixels, 4 × 4 features a crop, on the tower's five grids.
+    square, wide, tall = lines(out)
+    assert [sample["grids"] for sample in (square, wide, tall)] == [[[2, 2]], [[3, 1]], [[1, 3]]]
+    tokens = [16 + 8 * 9, 16 + 4 * 11, 16 + 12 * 5]
+    assert [sample["image_tokens"] for sample in (square, wide, tall)] == [[number] for number in tokens]
+    for sample, number in zip((square, wide, tall), tokens, strict=True):
+        assert sample["length"] == len(sample["input_ids"]) - 1 + number
+        assert sample["num_image_tokens"] == 16
+    code, out, _ = preview(capsys, file, "--samples", "0:1")
+    assert code == 0
+    assert "[image: 88 tokens]" in out
+    assert "the whole and" in out and "2×2 crops" in out

@@ -21,10 +21,12 @@ from llava_recipes.data.collate import collate
 from llava_recipes.data.crops import ImageLayout, Picture, prepare_picture
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+from llava_recipes.model.answering import Answerer
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.features import image_features, picture_features
 from llava_recipes.model.forward import embed_prompt, stock_forward
 from llava_recipes.model.freezing import freeze_model
+from llava_recipes.model.generate import embed_with_pictures
 from llava_recipes.model.names import canonical_name, canonical_parameters, original_name, transformers_name
 from llava_recipes.model.newline import ImageNewline, load_newline
 from llava_recipes.model.next_layout import next_config, next_image_processor
@@ -349,3 +351,27 @@ def test_pinpoints_that_no_recipe_names_are_the_towers_five() -> None:
     places = layout.places(Picture(torch.zeros(3, 3, 28, 28), (28, 56)))
     assert places.tolist()[-1] == NEWLINE
     assert dataclasses.replace(layout.spread, merge="flat").order((28, 56)) == tuple(range(12))
+
+
+def test_questions_see_a_picture_as_training_did() -> None:
+    """Embeddings of a prompt with its picture, by the answerer and by the collator's batch."""
+    assembled, data = assembled_of("clip"), data_plan()
+    answerer = Answerer(assembled, data, start_end=False)
+    shown = answerer.prepare(picture((64, 48)))
+    prompt = (1, IMAGE_ID, 20)
+    (seen,) = answerer.look([shown])
+    assert shown.num_tokens == len(seen) == 4 + 4 * 5
+    assert answerer.least_picture_tokens == 4
+    ids = torch.tensor(prompt)
+    row = Sample(0, "", ids, ids.masked_fill(ids == IMAGE_ID, IGNORED), (shown.prepared,))
+    batch = batch_of([row], assembled.image_layout(data))
+    with torch.no_grad():
+        embedded = embed_with_pictures(assembled.model, prompt, [seen])
+        trained = embed_prompt(
+            assembled.model,
+            batch["input_ids"],
+            batch["is_image"],
+            batch["pixel_values"],
+            batch["feature_places"],
+        )
+    torch.testing.assert_close(embedded, trained[0], rtol=0, atol=1e-6)
