@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -64,7 +65,7 @@ class Prompts:
 
     def _spell(self, turns: Sequence[Turn], *, has_image: bool, open_answer: bool) -> tuple[Segment, ...]:
         if self._data.template is not None:
-            return spell(
+            segments = spell(
                 self._data.template,
                 turns,
                 has_image=has_image,
@@ -73,6 +74,7 @@ class Prompts:
                 system_prompt=self._data.system_prompt,
                 open_answer=open_answer,
             )
+            return _with_tokens(segments) if self._data.tokens_in_plain else segments
         assert self._chat_template is not None
         spoken = spoken_turns(turns)
         if open_answer and spoken[-1].role != "human":
@@ -86,6 +88,15 @@ class Prompts:
     def _encode(self, segments: Sequence[Segment]) -> Encoded:
         # A chat template writes the beginning of the text itself.
         return encode(segments, self._tokenizer, begin=self._chat_template is None)
+
+
+def _with_tokens(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Segments of `plain` with the tokens around each image that it leaves out."""
+    tag = IMAGE_START + IMAGE + IMAGE_END
+    return tuple(
+        segment if segment.learn else replace(segment, text=segment.text.replace(IMAGE, tag))
+        for segment in segments
+    )
 
 
 def _check_tokens(data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, end_of_answer: str) -> None:

@@ -20,6 +20,7 @@ from llava_recipes.plan.batch import (
     derive_batch,
     explain_batch,
 )
+from llava_recipes.plan.image_tokens import trains_image_tokens
 from llava_recipes.plan.mix import mix_sources, nothing_left, overdrawn, total_used
 from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.param_groups import group_of, optimizer_problem
@@ -187,6 +188,7 @@ class _StageCompiler:
             template=meaning_of(data.template) if data.template is not None else None,
             chat_template=data.chat_template,
             system_prompt=data.system_prompt,
+            tokens_in_plain=data.template == "plain" and trains_image_tokens(self._stage),
             sources=mix.training,
             num_samples=num_samples,
             image_aspect_ratio=data.image_aspect_ratio,

@@ -111,6 +111,9 @@ class DataPlan(Frozen):
     )
     chat_template: Literal["tokenizer"] | None = None
     system_prompt: str | None = Field(None, description="None for the template's own.")
+    tokens_in_plain: bool = Field(
+        False, description="Whether `plain` writes `<im_start>` and `<im_end>`: where they train."
+    )
     sources: tuple[SourcePlan, ...]
     num_samples: int | None = Field(
         description="Samples of an epoch, the sum over the sources; None while a file is not at hand."

@@ -112,8 +112,8 @@ class ImageTokens(Frozen):
 
     start_end: bool = Field(
         False,
-        description="Put `<im_start>` and `<im_end>` around every image; `plain` leaves them out. Their "
-        "embeddings begin as the mean of all others.",
+        description="Put `<im_start>` and `<im_end>` around every image; `plain` does so only where they "
+        "train. Their embeddings begin as the mean of all others.",
     )
     patch: bool = Field(False, description="Add the token `<im_patch>` to the tokenizer.")
 

@@ -18,7 +18,7 @@ def check_tuning(stage: Mapping, path: Path) -> Iterator[Problem]:
 
 
 def check_image_tokens(recipe: Mapping) -> Iterator[Problem]:
-    """Stages that train image tokens which the model does not have, or which the template does not write."""
+    """Stages that train image tokens which the model does not have."""
     tokens = as_mapping(as_mapping(recipe.get("model")).get("image_tokens"))
     for index, stage in enumerate(as_mapping(each) for each in as_list(recipe.get("stages"))):
         for number, glob in enumerate(as_list(stage.get("trainable"))):
@@ -30,12 +30,6 @@ def check_image_tokens(recipe: Mapping) -> Iterator[Problem]:
                     "`image_tokens` trains, and the model has none",
                     path=path,
                     hint="write `image_tokens: {start_end: true}` in `model:`, or remove it here",
-                )
-            elif as_mapping(stage.get("data")).get("template") == "plain":
-                yield Problem(
-                    "`image_tokens` trains, and the template `plain` writes no `<im_start>` and `<im_end>`",
-                    path=path,
-                    hint="write `template: v1`, or remove it here: they then keep their first embeddings",
                 )
 
 

@@ -113,11 +113,13 @@ def jinja_of(
 
     end_of_answer  the tokenizer's end-of-sequence text
     system_prompt  in place of the template's own
+    start_end      put `<im_start>` and `<im_end>` around every image
     after_image    written after every `<image>`: a space, for tokenizers that spell the text behind a picture
                    as the beginning of a text and have to be told
     """
     if template == "plain":
-        return _PLAIN
+        tag = IMAGE_START + IMAGE + IMAGE_END if start_end else IMAGE
+        return _PLAIN.replace(f"'{IMAGE}' *", f"'{tag}' *")
     layout = LAYOUTS[template]
     if system_prompt is not None:
         layout = replace(layout, system=system_prompt)

@@ -238,9 +238,11 @@ def _chat_template(run: OpenedRun, after_image: str) -> str:
     if run.data.template is None:
         own = run.assembled.tokenizer.get_chat_template()
         return wrapped(own, start_end=tokens.start_end, system_prompt=system, after_image=after_image)
+    # `plain` leaves the tokens out, except where they trained.
+    is_written = run.data.template != "plain" or run.data.tokens_in_plain
     return jinja_of(
         run.data.template,
-        start_end=tokens.start_end,
+        start_end=tokens.start_end and is_written,
         end_of_answer=end,
         system_prompt=system,
         after_image=after_image,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava_recipes.data.prompts import Prompts
+from llava_recipes.data.tokenizer import load_tokenizer
+from llava_recipes.data.tokens import IGNORED
 from llava_recipes.model.image_tokens import ORIGINAL_KEY
+from llava_recipes.recipe.load import load_source
+from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runs.opened import open_run
-from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe
+from llava_recipes.templates import Turn
+from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe, yaml_text
 from tests.train.in_process import train_all, weights_of
 
 EMBEDDINGS, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
@@ -114,6 +121,35 @@ def test_what_the_original_saves_is_taken(pipeline: Path, tmp_path: Path) -> Non
     assert torch.equal(after[EMBEDDINGS][1000:], whole[1000:])
     assert torch.equal(after[EMBEDDINGS][:1000], before[EMBEDDINGS][:1000])
     assert torch.equal(after[HEAD], before[HEAD])
+
+
+def test_plain_writes_the_tokens_where_they_train(tmp_path: Path) -> None:
+    """Captions, for which the original leaves the tokens out: and stops, where they are to be learned."""
+    values = token_values(tmp_path)
+    values["stages"] = values["stages"][:1]
+    data = values["stages"][0]["data"]
+    data["template"] = "plain"
+    data["sources"][0]["annotations"] = str(FIXTURES / "stage1.json")
+    turns = [Turn("human", "<image>\nWhat is it?"), Turn("gpt", "a cat")]
+    before = weights_of(values)
+    written = {}
+    for trainable in (["projector"], ["projector", "image_tokens"]):
+        values["stages"][0]["trainable"] = trainable
+        plan = plan_recipe(load_source(yaml_text(values), "recipe.yaml"), world_size=1)
+        tokenizer = load_tokenizer(plan.model.language_model, plan.model.image_tokens)
+        prompts = Prompts(plan.stages[0].data, tokenizer, start_end=True)
+        written[len(trainable)] = prompts.encode(turns, has_image=True)
+        assert prompts.encode_prompt(turns[:1], has_image=True) == [
+            token for token, label in zip(*astuple(written[len(trainable)]), strict=True) if label == IGNORED
+        ]
+    (bos, image, *caption), (*with_tokens, first) = written[1].input_ids, written[2].input_ids[:5]
+    assert with_tokens == [bos, NEW[0], image, NEW[1]]
+    # A word after a special token is spelled without a space before it.
+    assert tokenizer.decode(first) == tokenizer.decode(caption[0]).strip()
+    assert written[2].labels == [IGNORED] * 4 + written[2].input_ids[4:]
+    (after,) = train_all(values)
+    for token, row in zip(NEW, after["image_tokens.weight"], strict=True):
+        assert not torch.equal(row, before[EMBEDDINGS][token])
 
 
 def test_tied_embeddings_and_half_precision(tmp_path: Path) -> None:
