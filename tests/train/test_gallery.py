@@ -153,10 +153,7 @@ def test_every_recipe_has_a_kind() -> None:
     assert kinds == FIRST_OF_ITS_KIND.keys()
 
 
-TRAINED = [file for kind, file in FIRST_OF_ITS_KIND.items() if "anyres" not in kind]
-
-
-@pytest.mark.parametrize("file", TRAINED, ids=golden_name)
+@pytest.mark.parametrize("file", FIRST_OF_ITS_KIND.values(), ids=golden_name)
 def test_a_recipe_trains_all_of_its_stages(file: Path, tmp_path: Path) -> None:
     if "qlora" in file.stem:
         pytest.importorskip("bitsandbytes")
