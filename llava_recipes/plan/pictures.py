@@ -52,8 +52,11 @@ def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path:
         notes = (uncounted,) if data.image_aspect_ratio == "anyres" else ()
         return ImagesPlan(pinpoints_of(data), None, notes=notes)
     spread = any_res(data, image_px=sizes.image_px, num_image_tokens=sizes.num_image_tokens)
-    counts = _count(spread, sizes)
     problems = list(_pinpoint_problems(data, sizes, path=path))
+    if problems:
+        # A grid smaller than the tower's picture has no crop that could be counted.
+        return ImagesPlan(pinpoints_of(data), None, tuple(problems))
+    counts = _count(spread, sizes)
     if has_images and data.max_length <= counts.least_tokens:
         takes, usual = f"{counts.least_tokens}", "2048"
         if spread is not None:
