@@ -96,6 +96,17 @@ def test_a_length_that_holds_no_image_is_refused() -> None:
     assert problem.found == "16, and one image takes 16 to 88 tokens"
 
 
+def test_a_grid_smaller_than_the_towers_picture_is_told_at_its_place() -> None:
+    pictures = {
+        "data__image_aspect_ratio": "anyres",
+        "data__image_grid_pinpoints": [[56, 112], [20, 20]],
+        "data__mm_patch_merge_type": "spatial_unpad",
+    }
+    (problem,) = problems_of(stage_values(**pictures))
+    assert problem.path == ("stages", 0, "data", "image_grid_pinpoints", 1)
+    assert problem.hint == "write [56, 56]"
+
+
 def test_every_crop_goes_through_the_tower() -> None:
     square, spread = estimate(), estimate(**UNPAD)
     assert (square.tokens.crops, spread.tokens.crops) == (1, 5)
