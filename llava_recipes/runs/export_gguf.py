@@ -148,8 +148,9 @@ class GgufExport:
         note = (
             "llama.cpp pads pictures to a square, as this model was trained."
             if ratio == "pad"
-            else "llama.cpp cuts pictures into the same crops; it keeps the padding and puts no newline behind "
-            "a row, which this model was trained with, so that pictures look a little different to it there."
+            else "llama.cpp cuts pictures into the same crops; it keeps the padding and puts no newline "
+            "behind a row, which this model was trained with, so that pictures look a little different to it "
+            "there."
             if ratio == "anyres"
             else f"llama.cpp pads pictures to a square; this model was trained with `{ratio}`, so that "
             "pictures that are not square look a little different to it there."
