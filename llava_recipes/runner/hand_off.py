@@ -36,6 +36,9 @@ def hand_off_problems(plan: Plan, stages: Collection[int], *, fetch: bool) -> It
     shapes: Shapes | None = None
     for index in stages:
         path: RecipePath = ("stages", index, "init_from")
+        if (Path(plan.stages[index].output_dir) / DONE).is_file():
+            # Its beginning is behind it.
+            continue
         for given in plan.stages[index].starts_from:
             if given in told or (given in own and not (Path(given) / DONE).is_file()):
                 continue

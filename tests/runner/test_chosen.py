@@ -120,6 +120,17 @@ def test_a_stage_before_that_another_plan_trained(recipe: Path, capsys: pytest.C
     assert "was trained by another plan: stages.0.train.learning_rate: 0.001 there, 0.002 in" in told
 
 
+def test_what_is_done_needs_no_look_at_its_beginning(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_done(recipe, 0, 1)
+    (recipe.parent / "one" / "mm_projector.safetensors").unlink()
+    assert dry_run(recipe, "--stage", "finetune") == 0
+    assert dry_run(recipe) == 1
+    told = capsys.readouterr().err
+    assert "`init_from` names a folder without trained weights" in told and "name: tower" in told
+
+
 def test_a_stage_that_another_recipe_trained_is_done(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
