@@ -43,7 +43,11 @@ def report(done: Exported) -> None:
     dtype = str(done.dtype).removeprefix("torch.")
     rounded = "" if dtype == "float32" else f", both with weights rounded to {dtype}"
     print(
-        f"wrote    {done.folder}: {done.num_bytes / 1e9:,.2f} GB of weights in {dtype}\n"
+        f"wrote    {done.folder}: {_size(done.num_bytes)} of weights in {dtype}\n"
         f"checked  opened again, it gives the run's logits: largest difference {done.difference:.1e} "
         f"in float32{rounded}"
     )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"

@@ -31,6 +31,13 @@ from llava_recipes.runs.shards import Piece, piece_of, write_shards
 NEWLINE = original_name(IMAGE_NEWLINE)
 LANGUAGE, VISION, PROJECTOR = "language_model", "vit", "llava.projector"
 
+_RATIOS = {
+    "pad": "llama.cpp pads pictures to a square, as this model was trained.",
+    "square": "llama.cpp pads pictures to a square; this model was trained on their middle, so that pictures "
+    "that are not square look different to it there.",
+    "anyres": "llama.cpp cuts pictures into the same crops; it keeps the padding and puts no newline behind "
+    "a row, which this model was trained with, so that pictures look a little different to it there.",
+}
 _README = Text("""\
 # For llama.cpp
 
@@ -144,24 +151,13 @@ class GgufExport:
 
     def _readme(self) -> str:
         settings = self._run.assembled.image_processor.to_dict()
-        ratio = self._run.data.image_aspect_ratio
-        note = (
-            "llama.cpp pads pictures to a square, as this model was trained."
-            if ratio == "pad"
-            else "llama.cpp cuts pictures into the same crops; it keeps the padding and puts no newline "
-            "behind a row, which this model was trained with, so that pictures look a little different to it "
-            "there."
-            if ratio == "anyres"
-            else f"llama.cpp pads pictures to a square; this model was trained with `{ratio}`, so that "
-            "pictures that are not square look a little different to it there."
-        )
         return _README.substitute(
             language=LANGUAGE,
             vision=VISION,
             projector=PROJECTOR,
             mean=" ".join(map(str, settings["image_mean"])),
             std=" ".join(map(str, settings["image_std"])),
-            ratio=note,
+            ratio=_RATIOS[self._run.data.image_aspect_ratio],
         )
 
 

@@ -122,6 +122,10 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "is a file" in refused(tmp_path / "notes.txt")
 
 
+def test_a_name_that_is_no_folder_is_looked_for_on_the_hub() -> None:
+    assert "not in the local cache" in refused(Path("owner/no-such-model"))
+
+
 def test_a_plan_of_another_version_is_refused(pipeline: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(pipeline / "projector", run)
