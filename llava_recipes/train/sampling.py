@@ -53,7 +53,8 @@ def choose_subjects(
 ) -> list[Subject]:
     """The subjects of a stage: the recipe's pictures, or the first records that have one.
 
-    Raises RecipeError when a picture cannot be used, or a question leaves no room for its answer.
+    Raises RecipeError when there is no picture, when one cannot be used, or when a question leaves no room
+    for its answer.
     """
     path = (*stage_path, "samples", "images")
     found = (
@@ -61,6 +62,9 @@ def choose_subjects(
         if plan.images
         else _of_records(answerer, records, plan.num_records or 0)
     )
+    if not found:
+        where, hint = (*stage_path, "sample_every"), "give pictures of your own, in `samples.images`"
+        raise RecipeError(Problem("no record has a picture to ask about", path=where, hint=hint))
     for subject in found:
         counts = [picture.num_tokens for picture in subject.pictures]
         num_tokens = answerer.num_tokens(subject.input_ids, counts)
@@ -166,19 +170,24 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
         turns = record.turns[human : human + 2]
         if not record.images or turns[0].text.count(IMAGE) != len(record.images):
             continue
+        who = f"sample {index}, which `sample_every` asks about"
+        mark = dataset.records.mark(index)
         try:
             pictures = [answerer.prepare(image) for image in open_pictures(dataset.records, record)]
+            input_ids = answerer.prompt_ids(turns[:1])
         except BadImage as error:
             if dataset.data.on_bad_image == "skip":
                 continue
-            message = f"sample {index}, which `sample_every` asks about: its picture cannot be used"
-            raise RecipeError(Problem(message, mark=dataset.records.mark(index), found=str(error))) from None
+            problem = Problem(f"{who}: its picture cannot be used", mark=mark, found=str(error))
+            raise RecipeError(problem) from None
+        except ValueError as error:
+            raise RecipeError(Problem(f"{who}: it cannot be written: {error}", mark=mark)) from None
         found.append(
             Subject(
                 images=record.images,
                 question=turns[0].text,
                 reference=turns[1].text if len(turns) > 1 else None,
-                input_ids=answerer.prompt_ids(turns[:1]),
+                input_ids=input_ids,
                 pictures=tuple(pictures),
             )
         )

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from llava_recipes.answers.opening import open_to_ask
 from llava_recipes.data.images import read_image
+from llava_recipes.data.records import open_records
 from llava_recipes.model.answering import Prompt
 from llava_recipes.model.generate import Decoding
+from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.templates import Turn
 from llava_recipes.train.sampling import Sampled, SamplesLog
@@ -102,6 +104,29 @@ def test_what_cannot_be_asked_ends_the_run_before_it_begins(
         finish(values, tmp_path / "recipe.yaml")
     assert [problem.message for problem in caught.value.problems] == [message]
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.slow
+def test_data_without_a_picture(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "hello yourself"}]
+    (tmp_path / "text.json").write_text(json.dumps([{"id": "a", "conversations": turns}] * 4))
+    data = {**conversations(), "sources": [{"annotations": str(tmp_path / "text.json")}]}
+    values = run_values(tmp_path / "run", data=data, sample_every=1, trainable=["language_model.layers.1"])
+    with pytest.raises(RecipeError, match="no record has a picture to ask about"):
+        finish(values, tmp_path / "recipe.yaml")
+
+
+@pytest.mark.slow
+def test_held_out_records_are_asked(tmp_path: Path) -> None:
+    data = {**conversations(), "validation": {"split": 0.2}}
+    values = run_values(tmp_path / "run", data=data, sample_every=2, samples={"num": 2, "max_new_tokens": 2})
+    finish(values, tmp_path / "recipe.yaml")
+    plan = Plan.model_validate_json((tmp_path / "run" / "plan.json").read_text())
+    held_out = plan.stages[0].data.for_validation()
+    assert held_out is not None
+    records = [record for record in open_records(held_out.sources) if record.images]
+    asked = [(line["image"], line["prompt"]) for line in read_samples(tmp_path / "run")]
+    assert asked == [(record.images[0], record.turns[0].text) for record in records[:2]]
 
 
 def test_a_resumed_run_writes_no_answer_twice(tmp_path: Path) -> None:
