@@ -51,7 +51,7 @@ def check_questions(answerer: Answerer, questions: Sequence[Asked], decoding: De
             continue
         counts = [answerer.least_picture_tokens] * len(question.images)
         num_tokens = answerer.num_tokens(input_ids, counts)
-        problem = answerer.does_not_fit(num_tokens, counts, decoding.max_new_tokens)
+        problem = answerer.does_not_fit(num_tokens, counts, decoding)
         if problem is not None:
             problems.append(
                 Problem(problem.message, mark=question.mark, found=problem.found, hint=problem.hint)
@@ -89,7 +89,7 @@ def _check_room(
     for question, shown in zip(batch, pictures, strict=True):
         counts = [picture.num_tokens for picture in shown]
         num_tokens = answerer.num_tokens(answerer.prompt_ids(question.turns), counts)
-        problem = answerer.does_not_fit(num_tokens, counts, decoding.max_new_tokens)
+        problem = answerer.does_not_fit(num_tokens, counts, decoding)
         if problem is not None:
             problems.append(replace(problem, mark=question.mark))
     raise_first(problems, of=len(batch))

@@ -115,7 +115,7 @@ class Conversation:
             raise RecipeError(Problem(f"the conversation cannot be written: {error}")) from None
         counts = [picture.num_tokens for picture in shown]
         num_tokens = self._answerer.num_tokens(input_ids, counts)
-        problem = self._answerer.does_not_fit(num_tokens, counts, self._decoding.max_new_tokens)
+        problem = self._answerer.does_not_fit(num_tokens, counts, self._decoding)
         if problem is not None:
             raise RecipeError(problem)
         return Prompt(input_ids, tuple(picture.features for picture in shown))

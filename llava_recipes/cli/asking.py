@@ -23,15 +23,27 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """How tokens are chosen."""
+def add_answer_length(parser: argparse.ArgumentParser, *, usual: int, goes_with: str = "") -> None:
+    """How long an answer may be; `length_of` reads it."""
     parser.add_argument(
         "--max-new-tokens",
         type=positive,
-        default=max_new_tokens,
         metavar="N",
-        help="longest answer, in tokens (default %(default)s)",
+        help=f"{goes_with}longest answer, in tokens (default {usual}, or what the context leaves)",
     )
+    parser.set_defaults(usual_new_tokens=usual)
+
+
+def length_of(arguments: argparse.Namespace) -> tuple[int, bool]:
+    """Tokens of the longest answer, and whether the person asked for room for all of them."""
+    given: int | None = arguments.max_new_tokens
+    usual: int = arguments.usual_new_tokens
+    return (usual, False) if given is None else (given, True)
+
+
+def add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """How tokens are chosen."""
+    add_answer_length(parser, usual=max_new_tokens)
     parser.add_argument(
         "--temperature",
         type=_temperature,
@@ -57,7 +69,8 @@ def decoding_of(arguments: argparse.Namespace) -> Decoding:
     if arguments.top_p < 1 and arguments.temperature == 0:
         hint = "add --temperature, for example 0.2"
         raise RecipeError(Problem("--top-p has no effect with temperature 0", hint=hint))
-    return Decoding(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+    max_new_tokens, must_fit = length_of(arguments)
+    return Decoding(max_new_tokens, arguments.temperature, arguments.top_p, must_fit)
 
 
 def quiet_libraries() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.asking import add_opening, positive
+from llava_recipes.cli.asking import add_answer_length, add_opening, length_of, positive
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -55,13 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive, metavar="N", help="with --data: samples at a time (default 8)"
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N samples (of each task)")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=128,
-        metavar="N",
-        help="with --data: longest answer, in tokens (default 128)",
-    )
+    add_answer_length(parser, usual=128, goes_with="with --data: ")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="OUT", help="JSON (default: RUN/eval.json, RUN/benchmarks.json)"
     )
@@ -107,7 +101,7 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
         "data": arguments.data,
         "wording": opened.run.data.wording,
         "num_samples": num_samples,
-        "max_new_tokens": arguments.max_new_tokens if "exact_match" in arguments.metrics else None,
+        "max_new_tokens": length_of(arguments)[0] if "exact_match" in arguments.metrics else None,
         "measures": measures,
     }
     write_text(output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
@@ -141,12 +135,13 @@ def _match_values(
     from llava_recipes.cli.progress import progress
     from llava_recipes.model.generate import Decoding
 
+    max_new_tokens, must_fit = length_of(arguments)
     references = read_references(dataset.records, num_samples=num_samples)
     with progress("answers", total=len(references)) as bar:
         matches = measure_matches(
             opened.answerer,
             references,
-            decoding=Decoding(arguments.max_new_tokens),
+            decoding=Decoding(max_new_tokens, must_fit=must_fit),
             batch_size=arguments.batch_size or 8,
             advance=bar.advance,
         )

@@ -87,10 +87,11 @@ class Answerer:
         return len(input_ids) - len(num_picture_tokens) + sum(num_picture_tokens)
 
     def does_not_fit(
-        self, num_tokens: int, num_picture_tokens: Sequence[int], max_new_tokens: int
+        self, num_tokens: int, num_picture_tokens: Sequence[int], decoding: Decoding
     ) -> Problem | None:
         """What is wrong with a prompt of that length, or None when its answer fits into the context too."""
         room = self.max_positions
+        max_new_tokens = decoding.max_new_tokens if decoding.must_fit else 1
         if room is None or num_tokens + max_new_tokens <= room:
             return None
         in_pictures = sum(num_picture_tokens)
@@ -133,6 +134,7 @@ class Answerer:
             embedded,
             decoding=decoding,
             stops=self.stops,
+            max_positions=self.max_positions,
             listen=listen,
             synced_gpus=synced_gpus,
         )

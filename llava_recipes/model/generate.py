@@ -27,6 +27,8 @@ class Decoding:
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    must_fit: bool = True
+    """Whether a prompt must leave room for `max_new_tokens`; else an answer may end with the context."""
 
 
 def continue_prompts(
@@ -36,15 +38,17 @@ def continue_prompts(
     *,
     decoding: Decoding,
     stops: Sequence[str],
+    max_positions: int | None = None,
     listen: Callable[[str], None] | None = None,
     synced_gpus: bool = False,
 ) -> list[str]:
     """What the model says after each prompt, without special tokens and space at its ends.
 
-    prompts      float[T, D] each, embedded; they are padded on the left to the longest
-    stops        texts that end an answer and do not belong to it, besides the tokenizer's end token
-    listen       is given the answer piece by piece, for one prompt; the pieces joined are the answer
-    synced_gpus  all processes generate, under ZeRO-3, until the last of them is done
+    prompts        float[T, D] each, embedded; they are padded on the left to the longest
+    stops          texts that end an answer and do not belong to it, besides the tokenizer's end token
+    max_positions  tokens of a prompt and its answer together, where the model has a limit
+    listen         is given the answer piece by piece, for one prompt; the pieces joined are the answer
+    synced_gpus    all processes generate, under ZeRO-3, until the last of them is done
 
     Modes of modules are restored; nothing is drawn with temperature 0.
     """
@@ -60,13 +64,16 @@ def continue_prompts(
         pad_token_id=tokenizer.pad_token_id,
         **chance,
     )
-    extra: dict[str, Any] = {}
-    if end_texts:
-        extra["stopping_criteria"] = StoppingCriteriaList([_SaysOneOf(tokenizer, end_texts)])
-    if listen is not None:
-        extra["streamer"] = _Aloud(tokenizer, end_texts, listen)
     embeds_BTD = pad_sequence(list(prompts), batch_first=True, padding_side="left")
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=embeds_BTD.device)
+    extra: dict[str, Any] = {}
+    reasons: list[StoppingCriteria] = [_SaysOneOf(tokenizer, end_texts)] if end_texts else []
+    if max_positions is not None:
+        reasons.append(_FillsContext(max_positions - lengths))
+    if reasons:
+        extra["stopping_criteria"] = StoppingCriteriaList(reasons)
+    if listen is not None:
+        extra["streamer"] = _Aloud(tokenizer, end_texts, listen)
     places = torch.arange(embeds_BTD.shape[1], device=embeds_BTD.device)
     mask_BT = (places >= embeds_BTD.shape[1] - lengths[:, None]).long()
     with evaluating(model):
@@ -170,6 +177,19 @@ class _SaysOneOf(StoppingCriteria):  # type: ignore[misc]
         tails = self._tokenizer.batch_decode(input_ids[:, -self._num_tokens :], skip_special_tokens=True)
         found = [any(text in tail for text in self._texts) for tail in tails]
         return torch.tensor(found, device=input_ids.device)
+
+
+class _FillsContext(StoppingCriteria):  # type: ignore[misc]
+    """Stops each answer of a batch where its own prompt leaves no more room, whatever the others are like.
+
+    room_B  int64[B]  tokens that each answer may have
+    """
+
+    def __init__(self, room_B: Tensor) -> None:
+        self._room_B = room_B
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        return self._room_B <= input_ids.shape[1]
 
 
 class _Aloud(BaseStreamer):  # type: ignore[misc]

@@ -68,7 +68,7 @@ def choose_subjects(
     for subject in found:
         counts = [picture.num_tokens for picture in subject.pictures]
         num_tokens = answerer.num_tokens(subject.input_ids, counts)
-        problem = answerer.does_not_fit(num_tokens, counts, plan.max_new_tokens)
+        problem = answerer.does_not_fit(num_tokens, counts, Decoding(plan.max_new_tokens))
         if problem is not None:
             hint = "lower `samples.max_new_tokens`, or give `samples.images`"
             where = (*stage_path, "sample_every")

@@ -146,5 +146,22 @@ def test_what_fits_into_the_context(
 ) -> None:
     answerer = Answerer(assembled, data_plan("v1"), start_end=False)
     assert answerer.max_positions == 2048
-    problem = answerer.does_not_fit(num_tokens, pictures, 12)
+    problem = answerer.does_not_fit(num_tokens, pictures, Decoding(12))
     assert (problem and problem.message) == message
+
+
+def test_an_answer_may_end_with_the_context(assembled: Assembled, monkeypatch: pytest.MonkeyPatch) -> None:
+    answerer = Answerer(assembled, data_plan("v1"), start_end=False)
+    asked = [prompt(answerer, question) for question in QUESTIONS[:2]]
+    long = Decoding(12, must_fit=False)
+    whole = answerer.answer(asked, long)
+    lengths = [
+        answerer.num_tokens(each.input_ids, [len(picture) for picture in each.pictures]) for each in asked
+    ]
+    monkeypatch.setattr(Answerer, "max_positions", max(lengths) + 3)
+    assert answerer.does_not_fit(max(lengths), [], Decoding(12)) is not None
+    assert answerer.does_not_fit(max(lengths), [], long) is None
+    cut = answerer.answer(asked, long)
+    assert cut == [answerer.answer([each], long)[0] for each in asked]
+    longest = lengths.index(max(lengths))
+    assert whole[longest].startswith(cut[longest]) and len(cut[longest]) < len(whole[longest])
