@@ -76,6 +76,8 @@ def _quiet_libraries(*, is_first_process: bool) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It warns at import that a CPU kernel of the hub is not there, also where nothing is quantized.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _leave(code: int) -> None:
