@@ -1,0 +1,43 @@
+"""Sources and validation across files and overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_recipes.recipe.load import load_recipe
+from llava_recipes.recipe.schema import Validation
+from tests.tiny import stage1_values, write_recipe
+
+OWN = {"sources": [{"annotations": "val.json"}]}
+
+
+def validation(tmp_path: Path, below: Any, above: Any, *overrides: str) -> Validation | None:
+    """What a recipe says over a base."""
+    values = stage1_values(tmp_path / "out")
+    values["stages"][0]["data"]["validation"] = below
+    write_recipe(values, tmp_path / "base.yaml")
+    stages = [] if above is None else [{"name": "pretrain", "data": {"validation": above}}]
+    child = {"version": 1, "name": "child", "extends": "base.yaml", **({"stages": stages} if stages else {})}
+    loaded = load_recipe(str(write_recipe(child, tmp_path / "child.yaml")), overrides)
+    return loaded.recipe.stages[0].data.validation
+
+
+@pytest.mark.parametrize(("below", "above"), [({"split": 5}, OWN), (OWN, {"split": 5})])
+def test_one_kind_of_validation_takes_the_place_of_the_other(tmp_path: Path, below: Any, above: Any) -> None:
+    found = validation(tmp_path, below, above)
+    assert found is not None
+    assert (found.split, found.sources is None) == ((5, True) if above != OWN else (None, False))
+
+
+def test_an_override_takes_its_place_too(tmp_path: Path) -> None:
+    found = validation(tmp_path, OWN, None, "stages.pretrain.data.validation.split=0.1")
+    assert found == Validation(split=0.1, sources=None)
+
+
+def test_a_base_keeps_its_sources(tmp_path: Path) -> None:
+    found = validation(tmp_path, OWN, None)
+    assert found is not None and found.sources is not None
+    assert found.sources[0].annotations == "val.json"
