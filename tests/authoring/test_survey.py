@@ -10,6 +10,7 @@ import pytest
 
 from llava_recipes.authoring.survey import NUM_LOOKED_AT, survey
 from llava_recipes.recipe.errors import RecipeError
+from tests.data.parquet_files import records, with_structs, write_parquet
 
 from .conftest import WriteData, captions, questions, talks, text_only
 
@@ -125,6 +126,17 @@ def test_a_file_that_holds_no_records(write_data: WriteData, content: str) -> No
 def test_what_is_no_file(write_data: WriteData) -> None:
     write_data([])
     os.mkfifo("pipe")
-    for name in ("data", "pipe", "/dev/zero"):
+    for name in ("pipe", "/dev/zero"):
         with pytest.raises(RecipeError, match="no ordinary file"):
             survey(name, None)
+    with pytest.raises(RecipeError, match=r"the folder holds no `\.parquet` files"):
+        survey("data", None)
+
+
+def test_pictures_inside_a_parquet_file_need_no_folder(write_data: WriteData, tmp_path: Path) -> None:
+    write_data([])
+    file = write_parquet([with_structs(record) for record in records()], tmp_path / "data.parquet")
+    seen = survey(str(file), None)
+    assert (seen.num_records, seen.num_with_image, seen.holds_pictures) == (24, 24, True)
+    assert (seen.images, seen.num_pictures_tried, seen.warnings) == (None, 0, ())
+    assert seen.template == "plain"
