@@ -15,8 +15,9 @@ from transformers import BaseImageProcessor, LlavaNextImageProcessorPil
 
 from llava_recipes.anyres import NEWLINE, AnyRes, Size, best_resolution, usual_pinpoints
 from llava_recipes.data.images import pixel_values
-from llava_recipes.plan.pictures import pinpoints_of
+from llava_recipes.plan.pictures import pinpoint_problems, pinpoints_of
 from llava_recipes.plan.types import DataPlan
+from llava_recipes.recipe.errors import Problem, RecipeError
 
 _SHARED = (
     *("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
@@ -109,6 +110,21 @@ def any_res_processor(processor: BaseImageProcessor) -> LlavaNextImageProcessorP
         }
     )
     return made
+
+
+def check_crops(data: DataPlan, processor: BaseImageProcessor, image_px: int) -> None:
+    """Raise RecipeError unless grids consist of pictures of the tower's size, and the processor makes such.
+
+    A plan has seen to the grids where it knew the tower.
+    """
+    problems = [*pinpoint_problems(data, image_px=image_px, path=("stages",))]
+    made = crop_px(processor)
+    if made != image_px:
+        message = "`anyres` needs an image processor that makes pictures of the tower's size"
+        found = f"it makes {made} × {made} pixels, the tower takes {image_px} × {image_px}"
+        problems.append(Problem(message, path=("model", "vision_tower"), found=found))
+    if problems:
+        raise RecipeError(*problems)
 
 
 def crop_px(processor: BaseImageProcessor) -> int:

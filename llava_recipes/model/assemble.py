@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.initialization import no_init_weights
 
-from llava_recipes.data.crops import ImageLayout
+from llava_recipes.data.crops import ImageLayout, check_crops
 from llava_recipes.data.images import load_image_processor
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
@@ -50,8 +50,13 @@ class Assembled:
     """The language model's own config as it was found, its vocabulary size with the added tokens."""
 
     def image_layout(self, data: DataPlan) -> ImageLayout:
-        """How many tokens an image becomes under a stage's data settings, and which features they are."""
+        """How many tokens an image becomes under a stage's data settings, and which features they are.
+
+        Raises RecipeError when `anyres` cannot cut pictures into crops of the tower's size.
+        """
         image_px = vision_half(self.model.config).image_size
+        if data.image_aspect_ratio == "anyres":
+            check_crops(data, self.image_processor, image_px)
         spread = any_res(data, image_px=image_px, num_image_tokens=self.num_image_tokens)
         return ImageLayout(self.num_image_tokens, spread)
 

@@ -45,8 +45,24 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
             found += _check_text_only(planned, trains, path)
             found += _check_rates(recipe, planned, path)
             found += _check_projector(recipe, planned, trains)
+            found += _check_newline(stages[: index + 1], path)
     found += _check_image_tokens(model, stages)
     return tuple(found)
+
+
+def _check_newline(stages: Sequence[StagePlan], path: Path) -> Iterator[Problem]:
+    """A language model that learns beside an end of rows that nobody has trained."""
+    planned = stages[-1]
+    in_full = {module for module in planned.trainable_modules or () if ".lora_" not in module}
+    trained = any("image_newline" in (stage.trainable_modules or ()) for stage in stages)
+    if planned.data.mm_patch_merge_type == "spatial_unpad" and "language_model" in in_full and not trained:
+        yield _warning(
+            "the image newline keeps its random values while the language model trains",
+            path=(*path, "trainable"),
+            hint="add `image_newline`, which LLaVA-NeXT trains with the language model; a checkpoint of it "
+            "that is the language model brings a trained one",
+            on_key=True,
+        )
 
 
 def _warning(

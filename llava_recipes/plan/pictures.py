@@ -52,7 +52,7 @@ def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path:
         notes = (uncounted,) if data.image_aspect_ratio == "anyres" else ()
         return ImagesPlan(pinpoints_of(data), None, notes=notes)
     spread = any_res(data, image_px=sizes.image_px, num_image_tokens=sizes.num_image_tokens)
-    problems = list(_pinpoint_problems(data, sizes, path=path))
+    problems = list(pinpoint_problems(data, image_px=sizes.image_px, path=path))
     if problems:
         # A grid smaller than the tower's picture has no crop that could be counted.
         return ImagesPlan(pinpoints_of(data), None, tuple(problems))
@@ -88,9 +88,9 @@ def _count(spread: AnyRes | None, sizes: ModelSizes) -> ImageCounts:
     )
 
 
-def _pinpoint_problems(data: Data, sizes: ModelSizes, *, path: Path) -> Iterator[Problem]:
+def pinpoint_problems(data: Data | DataPlan, *, image_px: int, path: Path) -> Iterator[Problem]:
     """Pinpoints that cannot be cut into crops of the tower's size."""
-    px = sizes.image_px
+    px = image_px
     for index, (width, height) in enumerate(data.image_grid_pinpoints or ()):
         if width % px or height % px:
             near = [max(1, round(each / px)) * px for each in (width, height)]

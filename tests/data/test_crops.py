@@ -17,11 +17,12 @@ from transformers import BaseImageProcessor
 
 from llava_recipes.anyres import NEWLINE, AnyRes, MergeType, Size, best_resolution, usual_pinpoints
 from llava_recipes.data.collate import collate
-from llava_recipes.data.crops import ImageLayout, Picture, crop_px, prepare_picture
+from llava_recipes.data.crops import ImageLayout, Picture, check_crops, crop_px, prepare_picture
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.images import load_image_processor, pixel_values, read_image
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 from llava_recipes.plan.types import DataPlan, SourcePlan
+from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import VisionTower
 from tests.tiny import FIXTURES, GOLDEN
 
@@ -116,6 +117,20 @@ def test_pinpoints_of_the_recipe_decide() -> None:
     assert list(crops.shape) == [7, 3, 56, 56]
     square = prepare_picture(image, processor, data_plan(image_aspect_ratio="square"))
     assert list(square.crops.shape) == [1, 3, 56, 56]
+
+
+def test_grids_and_processors_of_another_size_are_refused() -> None:
+    processor = processor_of(None)
+    check_crops(data_plan(image_grid_pinpoints=((112, 56),)), processor, 56)
+    with pytest.raises(RecipeError) as caught:
+        check_crops(data_plan(image_grid_pinpoints=((112, 56), (100, 56))), processor, 56)
+    (problem,) = caught.value.problems
+    assert (problem.found, problem.hint) == (
+        "[100, 56], and the tower takes 56 × 56 pixels",
+        "write [112, 56]",
+    )
+    with pytest.raises(RecipeError, match="makes pictures of the tower's size"):
+        check_crops(data_plan(), processor, 28)
 
 
 SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60))
