@@ -34,6 +34,7 @@ PATTERNS: dict[Part, tuple[str, ...]] = {
         "merges.txt",
         "special_tokens_map.json",
         "added_tokens.json",
+        "chat_template.jinja",
     ),
     "image_processor": ("preprocessor_config.json", "processor_config.json"),
     "weights": ("config.json", "model*.safetensors", "model.safetensors.index.json"),

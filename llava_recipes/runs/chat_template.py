@@ -98,7 +98,9 @@ _FLATTEN = (
     + """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
-  {%- set text = words(message).strip().replace('<image>', TAG) -%}
+  {%- set text = words(message) -%}
+  {%- if message['content'] is not string -%}{%- set text = text.strip() -%}{%- endif -%}
+  {%- set text = text.replace('<image>', TAG) -%}
   {%- set flat.messages = flat.messages + [{'role': message['role'], 'content': text}] -%}
 {%- endfor -%}
 {%- set messages = SYSTEM_MESSAGE + flat.messages -%}

@@ -87,7 +87,8 @@ class HfExport:
             pad_token_id=self._tokenizer.pad_token_id,
         ).save_pretrained(folder)
         self._write_processor(folder, config)
-        write_note(folder, self._run.data)
+        own = self._run.assembled.tokenizer.get_chat_template() if self._run.data.template is None else None
+        write_note(folder, self._run.data, chat_template=own)
 
     def check(self, folder: Path, expected: Expected) -> float:
         """Open the folder with transformers alone; the difference of its logits.

@@ -22,6 +22,7 @@ from llava_recipes.runs.source_plan import write_note
 from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
 
 _TOWER = "vision_tower."
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 class LlavaExport:
@@ -95,6 +96,10 @@ def write_tokenizer(run: OpenedRun, folder: Path) -> None:
         for file in source.glob(pattern)
         if file.is_file() and file.name != "config.json"
     }
+    if run.data.template is None:
+        # Read before the one in tokenizer_config.json; what lies there may be written around another.
+        (folder / CHAT_TEMPLATE).write_text(tokenizer.get_chat_template(), "utf-8")
+        files.pop(CHAT_TEMPLATE, None)
     tokens = run.plan.image_tokens
     if not (tokens.start_end or tokens.patch):
         for name, file in files.items():

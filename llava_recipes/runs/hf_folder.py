@@ -14,7 +14,7 @@ from llava_recipes.model.placing import cast_weights
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
-from llava_recipes.runs.source_plan import noted_data, usual_data
+from llava_recipes.runs.source_plan import noted_chat_template, noted_data, usual_data
 from llava_recipes.templates import IMAGE_PATCH, IMAGE_START
 
 
@@ -40,6 +40,9 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
     dtype = dtype or _stored_dtype(config)
     assembled = assemble(plan, dtype=dtype)
     cast_weights(assembled.model, dtype)
+    own_template = noted_chat_template(folder)
+    if own_template is not None:
+        assembled.tokenizer.chat_template = own_template
     vocabulary = assembled.tokenizer.get_vocab()
     tokens = ImageTokens(start_end=IMAGE_START in vocabulary, patch=IMAGE_PATCH in vocabulary)
     data = noted_data(folder) or usual_data(

@@ -52,10 +52,18 @@ def noted_data(folder: Path) -> DataPlan | None:
         raise RecipeError(Problem(f"{file.name} cannot be read", found=found, hint=hint)) from error
 
 
-def write_note(folder: Path, data: DataPlan) -> None:
+def noted_chat_template(folder: Path) -> str | None:
+    """The tokenizer's own chat template, where an export of ours has put another around it."""
+    file = folder / NOTE
+    found = read_object(file).get("chat_template") if file.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def write_note(folder: Path, data: DataPlan, *, chat_template: str | None = None) -> None:
     """Leave the note that `noted_data` reads; files and counts of a run stay behind."""
     own = data.model_copy(update={"sources": (), "num_samples": None, "validation": None})
-    text = json.dumps({"data": own.model_dump(mode="json")}, indent=2, ensure_ascii=False) + "\n"
+    note = {"data": own.model_dump(mode="json"), "chat_template": chat_template}
+    text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
     (folder / NOTE).write_text(text, "utf-8")
 
 

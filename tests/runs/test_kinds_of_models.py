@@ -246,3 +246,26 @@ def test_pictures_of_any_size_go_out_and_come_back(
     assert largest_difference(run, back.logits) <= 1e-5
     written = load_file(tmp_path / "back" / "model.safetensors")["model.image_newline"]
     assert torch.equal(written, load_file(any_size / "trained.safetensors")["image_newline"])
+
+
+def test_a_tokenizers_own_chat_template_goes_along(tmp_path: Path) -> None:
+    """The layout's takes pictures; what training wrote comes back as it was."""
+    base = tmp_path / "base"
+    shutil.copytree(FIXTURES / "tiny_vicuna", base)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}USER: {{ m['content'] }} "
+        "{% else %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    values = run_values(
+        tmp_path / "run", data={**conversations(), "template": None, "chat_template": "tokenizer"}
+    )
+    values["model"]["language_model"] = str(base)
+    finish(values, tmp_path / "recipe.yaml")
+    export_run(tmp_path / "run", tmp_path / "out", to="hf", dtype=None, max_bytes=10**9)
+    import_checkpoint(tmp_path / "out", tmp_path / "back", dtype=None, max_bytes=10**9, base=None)
+    run, back = (expected_of(opened(tmp_path / name)) for name in ("run", "back"))
+    assert run.input_ids.tolist() == back.input_ids.tolist()
+    assert largest_difference(run, back.logits) <= 1e-5
