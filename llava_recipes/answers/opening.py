@@ -9,12 +9,12 @@ import torch
 
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.model.answering import Answerer
+from llava_recipes.model.precision import DTYPES, usual_device
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.opened import OpenedRun, open_run
 
 Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def open_to_ask(
     what `open_run` raises.
     """
     place = _device(device)
-    dtype = None if precision is None else _DTYPES[precision]
+    dtype = None if precision is None else DTYPES[precision]
     if dtype is None and place.type == "cpu":
         dtype = torch.float32
     run = open_run(path, dtype=dtype, device=place, base=base)
@@ -61,7 +61,7 @@ def _with_system(data: DataPlan, text: str) -> DataPlan:
 
 def _device(name: str | None) -> torch.device:
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return usual_device()
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

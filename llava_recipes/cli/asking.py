@@ -6,6 +6,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.options import positive
+
 if TYPE_CHECKING:
     from llava_recipes.model.generate import Decoding
 
@@ -18,6 +20,11 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)"
     )
+    add_base(parser)
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """Where the language model is that a run completes itself from."""
     parser.add_argument(
         "--base", metavar="MODEL", help="hub id or folder of the language model, if not where the run had it"
     )
@@ -79,14 +86,6 @@ def quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def positive(text: str) -> int:
-    """A whole number, 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 def _temperature(text: str) -> float:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.options import positive
+
 if TYPE_CHECKING:
     from llava_recipes.plan.types import Plan
 
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder that the stages write into (default: the recipe's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
     parser.add_argument(
-        "--pictures", type=_positive, default=3000, metavar="N", help="to train on (default: %(default)s)"
+        "--pictures", type=positive, default=3000, metavar="N", help="to train on (default: %(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="continue a demo that was stopped")
     parser.add_argument(
@@ -127,10 +129,3 @@ def _chat(plan: Plan, folder: Path) -> None:
         print(f"  you>   {question.partition(chr(10))[2] or question}")
         print(f"  model> {conversation.ask(question)}")
     print(f"go on with: llava-recipe chat {last} --image {picture.image}")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number

@@ -10,6 +10,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.options import positive
+
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="another recipe")
     parser.add_argument(
         "--world-size",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes, one per GPU; default: this machine's GPUs",
     )
@@ -124,10 +126,3 @@ def _show_sections(rows: Sequence[tuple[str, str, str]]) -> None:
 def _split(row: tuple[str, str, str]) -> tuple[str, str, str, str]:
     section, _, name = row[0].rpartition(".")
     return (section, name, *row[1:])
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.asking import add_answer_length, add_opening, length_of, positive
+from llava_recipes.cli.asking import add_answer_length, add_opening, length_of
+from llava_recipes.cli.options import positive
 
 if TYPE_CHECKING:
     from pydantic import JsonValue

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from llava_recipes.answers.benchmarks import PublishedScores, Score
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
 
 def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
     """Export where needed, start lmms-eval, print and keep its figures."""
@@ -28,6 +26,8 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
         scores_of,
     )
     from llava_recipes.files import write_text
+    from llava_recipes.model.precision import usual_device
+    from llava_recipes.plan.assignment import DTYPES
 
     check_lmms_eval()
     published = read_published()
@@ -37,8 +37,8 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
             model,
             arguments.tasks,
             output=logs,
-            device=arguments.device or _usual_device(),
-            dtype=_DTYPES.get(arguments.dtype),
+            device=arguments.device or str(usual_device()),
+            dtype=DTYPES.get(arguments.dtype),
             limit=arguments.limit,
             include=arguments.include_path,
         )
@@ -71,12 +71,6 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
         dtype, size = dtype_of(arguments.dtype), parse_size("5GB")
         report(export_run(folder, target, to="hf", dtype=dtype, max_bytes=size, base=arguments.base))
         yield target
-
-
-def _usual_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _values(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.asking import add_base
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,18 +26,14 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="largest file of weights: 5GB, 500MB, … (default %(default)s)",
     )
-    parser.add_argument(
-        "--base", metavar="MODEL", help="hub id or folder of the language model, if not where the run had it"
-    )
+    add_base(parser)
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
     """The dtype that an option names."""
-    import torch
+    from llava_recipes.model.precision import DTYPES
 
-    return (
-        None if name is None else {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    )
+    return None if name is None else DTYPES[name]
 
 
 def report(done: Exported) -> None:

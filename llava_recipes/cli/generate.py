@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.asking import add_decoding, add_opening, positive
+from llava_recipes.cli.asking import add_decoding, add_opening
+from llava_recipes.cli.options import positive
 
 if TYPE_CHECKING:
     from pydantic import JsonValue

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.fold import fold_layers
+from llava_recipes.cli.options import positive
 from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import ModelPlan, Plan, StagePlan
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the recipe")
     parser.add_argument(
         "--world-size",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes, one per GPU; default: this machine's GPUs",
     )
@@ -41,13 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", action="store_true", help="with --gpu: say what to change so that it fits")
     parser.add_argument(
         "--text-tokens",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="text tokens of a usual sample, in place of a guess",
     )
     parser.add_argument(
         "--label-tokens",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="how many of them are learned, in place of a guess",
     )
@@ -317,13 +318,6 @@ def _deepspeed_words(stage: StagePlan) -> str:
 
 def _words(value: str | tuple[str, ...]) -> str:
     return value if isinstance(value, str) else f"[{', '.join(value)}]"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 def _gpu(text: str) -> Gpu:

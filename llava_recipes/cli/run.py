@@ -6,6 +6,8 @@ import argparse
 import sys
 import tempfile
 
+from llava_recipes.cli.options import positive
+
 EPILOG = """\
 A stage that is done is passed over. --stage and --from-stage choose among a recipe's stages; those that the
 chosen ones start from must be done, by the same plan.
@@ -29,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything and stop before training")
     parser.add_argument(
-        "--processes", type=_positive, metavar="N", help="processes on this node; default: its GPUs"
+        "--processes", type=positive, metavar="N", help="processes on this node; default: its GPUs"
     )
-    parser.add_argument("--nnodes", type=_positive, default=1, metavar="N", help="nodes that train together")
+    parser.add_argument("--nnodes", type=positive, default=1, metavar="N", help="nodes that train together")
     parser.add_argument("--node-rank", type=int, default=0, metavar="N", help="number of this node, from 0")
     parser.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the nodes meet")
     parser.add_argument("--rdzv-backend", default="c10d", metavar="NAME", help="how the nodes meet")
@@ -83,10 +85,3 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"a bug in llava-recipe: {last}\nthe traceback is in {log.name}", file=sys.stderr)
         return 3
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number

@@ -8,6 +8,7 @@ import torch
 from pydantic import JsonValue
 
 from llava_recipes.model.assemble import Assembled
+from llava_recipes.plan.assignment import DTYPES
 from llava_recipes.plan.original import language_type
 from llava_recipes.plan.param_groups import group_of
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
@@ -19,7 +20,6 @@ _FAMILIES = {
     "mpt": ("mpt", "LlavaMptForCausalLM"),
     "qwen2": ("qwen", "LlavaQwenForCausalLM"),
 }
-_DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) -> dict[str, JsonValue]:
@@ -38,7 +38,7 @@ def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) 
         **source,
         "_name_or_path": plan.language_model.source or "",
         "model_type": f"llava_{kind}",
-        "torch_dtype": _DTYPE_NAMES[stage.train.precision],
+        "torch_dtype": DTYPES[stage.train.precision],
         "mm_vision_tower": tower.source or "",
         "mm_vision_select_layer": tower.select_layer,
         "mm_vision_select_feature": tower.select_feature,

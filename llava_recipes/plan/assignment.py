@@ -21,7 +21,8 @@ from llava_recipes.recipe.model_schema import Quantization
 
 DType = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "int8"]
 
-_DTYPES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What torch calls the precisions of a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def _fate(name: str, trains: bool, stage: StagePlan, stored: StoredType | None) 
         rule=rule,
         learning_rate=rate if trains else None,
         weight_decay=decay if trains else None,
-        dtype=stored or ("float32" if held else _DTYPES[stage.train.precision]),
+        dtype=stored or ("float32" if held else DTYPES[stage.train.precision]),
         masters=trains and stage.deepspeed is not None,
     )
 

@@ -10,6 +10,7 @@ import torch
 
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.checkpoint_names import layout_of
+from llava_recipes.model.precision import usual_device
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.plan.types import DataPlan, ModelPlan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
@@ -64,7 +65,7 @@ def open_run(
     model = opened.assembled.model
     model.requires_grad_(False)
     model.eval()
-    model.to(device if device is not None else _usual_device())
+    model.to(device if device is not None else usual_device())
     return opened
 
 
@@ -114,7 +115,3 @@ def no_model(folder: Path) -> RecipeError:
             hint=f"a run of ours has {PLAN}, a checkpoint config.json",
         )
     )
-
-
-def _usual_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

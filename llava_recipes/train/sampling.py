@@ -17,13 +17,13 @@ from llava_recipes.data.pictures import open_pictures
 from llava_recipes.files import write_text
 from llava_recipes.model.answering import Answerer, Picture, Prompt
 from llava_recipes.model.generate import Decoding
+from llava_recipes.model.precision import DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.templates import IMAGE, Turn
 
 SAMPLES = "samples.jsonl"
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         self._plan, self._answerer, self._subjects = stage.sampling, answerer, tuple(subjects)
         self._log, self._show, self._together = log, show, together
         # DeepSpeed casts the weights themselves; without it, some are float32 beside others that are not.
-        self._autocast = None if stage.deepspeed is not None else _AUTOCAST.get(stage.train.precision)
+        dtype = torch.float32 if stage.deepspeed is not None else DTYPES[stage.train.precision]
+        self._autocast = None if dtype == torch.float32 else dtype
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -20,6 +20,7 @@ from llava_recipes.model.features import trains_in_vain
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.image_tokens import free_image_tokens, read_image_tokens
 from llava_recipes.model.lora import inject_lora
+from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.evaluation import when_measured
@@ -35,8 +36,6 @@ from llava_recipes.train.sampling import SAMPLES, SamplesLog, SampleWhileTrainin
 from llava_recipes.train.stop import StopOnSignal
 from llava_recipes.train.trainer import StageTrainer
 from llava_recipes.train.validation import Validation
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
 def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     """The model with earlier stages' weights laid over it, frozen as the stage says; and how much trains."""
     zero_stage = _zero_stage(stage)
-    assembled = assemble(plan.model, dtype=_DTYPES[stage.train.precision], zero3=zero_stage == 3)
+    assembled = assemble(plan.model, dtype=DTYPES[stage.train.precision], zero3=zero_stage == 3)
     for start in stage.starts_from:
         load_start(assembled.model, start, ("stages",))
     if trains_image_tokens(stage):
