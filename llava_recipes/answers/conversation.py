@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from llava_recipes.data.images import BadImage, read_image
@@ -135,8 +134,3 @@ def tags_problem(num_tags: int, num_pictures: int) -> Problem:
         found=f"{num_pictures} pictures, {num_tags} {IMAGE} tags",
         hint=f"write {IMAGE} once for every picture, or not at all",
     )
-
-
-def seed_everything(seed: int) -> None:
-    """Make what is drawn the same every time."""
-    torch.manual_seed(seed)

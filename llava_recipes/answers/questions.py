@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from llava_recipes.data.conversation import MalformedRecord, images_of
 from llava_recipes.data.images import BadImage, check_image, read_image
 from llava_recipes.data.records import NUM_SHOWN_PROBLEMS
 from llava_recipes.data.scan import AnnotationFile
@@ -65,7 +66,7 @@ def read_questions(file: str, *, images: str) -> list[Question]:
                 check_image(images, name)
         except BadImage as error:
             problems.append(_bad_image(error, records.mark(index)))
-        except _Malformed as error:
+        except MalformedRecord as error:
             mark = records.mark(index)
             problems.append(Problem(error.message, mark=mark, found=error.found, hint=error.hint))
         else:
@@ -83,24 +84,18 @@ def raise_first(problems: Sequence[Problem], *, of: int) -> None:
     raise RecipeError(*problems[:NUM_SHOWN_PROBLEMS], *more)
 
 
-class _Malformed(Exception):
-    def __init__(self, message: str, *, found: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.found, self.hint = message, found, hint
-
-
 def _question(index: int, values: dict[str, JsonValue], folder: str, file: AnnotationFile) -> Question:
     turns, images = _turns(values), _images(values)
     try:
         spoken = spoken_turns(turns)
     except ValueError as error:
-        raise _Malformed(str(error)) from None
+        raise MalformedRecord(str(error)) from None
     num_tags = sum(turn.text.count(IMAGE) for turn in spoken)
     had_no_tag = bool(images) and num_tags == 0
     if had_no_tag:
         spoken[0] = Turn("human", f"{IMAGE}\n" * len(images) + spoken[0].text)
     elif num_tags != len(images):
-        raise _Malformed(
+        raise MalformedRecord(
             f"{IMAGE} tags and pictures differ in number",
             found=f"{num_tags} tags, {len(images)} pictures",
             hint=f"write {IMAGE} once for every picture, or not at all",
@@ -114,14 +109,14 @@ def _turns(values: dict[str, JsonValue]) -> list[Turn]:
     given = [key for key in QUESTION_KEYS if key in values]
     if len(given) != 1:
         names = " or ".join(f"`{key}`" for key in QUESTION_KEYS)
-        raise _Malformed(
+        raise MalformedRecord(
             "the record asks nothing" if not given else "the record says in several keys what is asked",
             found=f"keys {', '.join(values) or 'none'}"[:100],
             hint=f"give one of {names}, or `conversations`",
         )
     text = values[given[0]]
     if not isinstance(text, str):
-        raise _Malformed(f"`{given[0]}` is not text", found=json.dumps(text)[:60])
+        raise MalformedRecord(f"`{given[0]}` is not text", found=json.dumps(text)[:60])
     return [Turn("human", text)]
 
 
@@ -133,28 +128,19 @@ def _turns_before_the_last_answer(conversation: JsonValue) -> list[Turn]:
         role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if role not in ("human", "gpt") or not isinstance(text, str):
             hint = 'write {"from": "human" or "gpt", "value": "…"}'
-            raise _Malformed(f"turn {place} is not one", found=json.dumps(turn)[:60], hint=hint)
+            raise MalformedRecord(f"turn {place} is not one", found=json.dumps(turn)[:60], hint=hint)
         turns.append(Turn("human" if role == "human" else "gpt", text))
     while turns and turns[-1].role == "gpt":
         turns.pop()
     if not turns:
-        raise _Malformed("`conversations` has no human turn", found=json.dumps(conversation)[:60])
+        raise MalformedRecord("`conversations` has no human turn", found=json.dumps(conversation)[:60])
     return turns
 
 
 def _images(values: dict[str, JsonValue]) -> tuple[str, ...]:
-    given = [key for key in ("image", "images") if values.get(key) is not None]
-    if len(given) == 2:
-        raise _Malformed("the record has both `image` and `images`", hint="keep one of the two")
-    value = values[given[0]] if given else []
-    listed = value if isinstance(value, list) else [value]
-    names = []
-    for image in listed:
-        if not isinstance(image, str) or not image:
-            message = f"`{given[0]}` is not a path or a list of paths"
-            raise _Malformed(message, found=json.dumps(image)[:60])
-        names.append(image)
-    return tuple(names)
+    if None not in (values.get("image"), values.get("images")):
+        raise MalformedRecord("the record has both `image` and `images`", hint="keep one of the two")
+    return images_of(values)
 
 
 def _bad_image(error: BadImage, mark: Mark) -> Problem:

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.answers.conversation import Conversation, seed_everything
+    import torch
+
+    from llava_recipes.answers.conversation import Conversation
     from llava_recipes.answers.opening import open_to_ask
     from llava_recipes.cli.asking import decoding_of, quiet_libraries
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         base=arguments.base,
         system_prompt=arguments.system,
     )
-    seed_everything(arguments.seed)
+    torch.manual_seed(arguments.seed)
     conversation = Conversation(opened.answerer, decoding, say=_note)
     for file in arguments.image:
         conversation.show(file)

@@ -44,7 +44,7 @@ def parse_record(
 ) -> Record:
     """The record that these values are. Raises MalformedRecord."""
     turns = _turns(values)
-    images = _images(values, embedded=embedded)
+    images = images_of(values, embedded=embedded)
     try:
         spoken_turns(turns)
     except ValueError as error:
@@ -102,7 +102,8 @@ def _shown(value: object) -> str:
     return json.dumps(value, default=repr)[:60]
 
 
-def _images(values: Mapping[str, object], *, embedded: bool) -> tuple[str, ...]:
+def images_of(values: Mapping[str, object], *, embedded: bool = False) -> tuple[str, ...]:
+    """Paths of a record's pictures, names for those that lie in the file. Raises MalformedRecord."""
     given, several = values.get("image"), values.get("images")
     if given is not None and several is not None:
         raise MalformedRecord("it has both `image` and `images`", hint="keep one of them")

@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
+from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.model.assemble import Assembled
 
-IMAGE_PLACEHOLDER = -200
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -53,7 +53,7 @@ def continue_prompts(
     Modes of modules are restored; nothing is drawn with temperature 0.
     """
     assert listen is None or len(prompts) == 1, "one answer can be listened to"
-    end_ids, end_texts = _ends(tokenizer, stops)
+    end_ids, end_texts = ends_of(tokenizer, stops)
     drawn = decoding.temperature > 0
     # top_k 0: the library's own default would cut at 50 without a word.
     chance = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if drawn else {}
@@ -104,7 +104,7 @@ def caption(
     seen, embedded = list(pictures), []
     with evaluating(model):
         for prompt in prompt_ids:
-            num_pictures = sum(id == IMAGE_PLACEHOLDER for id in prompt)
+            num_pictures = sum(id == IMAGE_ID for id in prompt)
             embedded.append(embed_with_pictures(model, prompt, seen[:num_pictures]))
             del seen[:num_pictures]
     assert not seen, f"{len(seen)} pictures have no place in the prompts"
@@ -121,10 +121,10 @@ def embed_with_pictures(
     """
     embeddings = model.get_input_embeddings()
     device = next(model.parameters()).device
-    tags = [place for place, id in enumerate(prompt_ids) if id == IMAGE_PLACEHOLDER]
+    tags = [place for place, id in enumerate(prompt_ids) if id == IMAGE_ID]
     assert len(tags) == len(pictures), f"{len(tags)} places for {len(pictures)} pictures"
     text_TD: Tensor = embeddings(
-        torch.tensor([0 if id == IMAGE_PLACEHOLDER else id for id in prompt_ids], device=device)
+        torch.tensor([0 if id == IMAGE_ID else id for id in prompt_ids], device=device)
     )
     pieces, start = [], 0
     for place, picture_KD in zip(tags, pictures, strict=True):
@@ -146,8 +146,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _ends(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Stops that are one special token, by id, with the end token; and the others, as text."""
+def ends_of(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> tuple[list[int], list[str]]:
+    """What ends an answer: the end token and stops that are one special token, by id; the others, as text."""
     ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts = []
     for stop in stops:

@@ -24,6 +24,7 @@ from llava_recipes.model.lora import (
 )
 from llava_recipes.model.pretrained import pretrained_folder
 from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
+from llava_recipes.plan.identity import identity
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
@@ -180,15 +181,6 @@ def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Cla
         select_feature=_text(config.get("mm_vision_select_feature")),
         start_end=start_end if isinstance(start_end, bool) else None,
     )
-
-
-def identity(part: Values) -> str | None:
-    """What tells one language model or tower of a plan from another: its source, or its config and seed."""
-    source = part.get("source")
-    if isinstance(source, str):
-        return source
-    config = part.get("config")
-    return json.dumps([config, part.get("seed")], sort_keys=True) if config is not None else None
 
 
 def _nothing(folder: pathlib.Path, path: Path) -> Problem:

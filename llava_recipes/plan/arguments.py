@@ -114,7 +114,7 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
 _GONE = MappingProxyType(
     {
         "evaluation_strategy": "write `eval_strategy:` under `train:`",
-        "group_by_length": "remove it: samples are drawn in random order, or in file order",
+        "group_by_length": "write `group_by: length` under `data:` of the stage",
         "logging_dir": "remove it: logs go to the stage's `output_dir`",
         "no_cuda": "remove it: a run uses the GPUs that it sees, the CPU where there is none",
         "overwrite_output_dir": "remove it: a finished run is never overwritten",

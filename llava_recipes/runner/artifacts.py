@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llava_recipes.files import replacing, write_text
 from llava_recipes.plan.types import Plan
+from llava_recipes.recipe.errors import Problem
 from llava_recipes.train.checkpoints import list_checkpoints
 
 if TYPE_CHECKING:
@@ -49,6 +50,28 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
     differences = tuple(_differences(there, plan, ""))
     kind: Literal["done", "started"] = "done" if (folder / DONE).is_file() else "started"
     return FolderState(kind, differences, bool(list_checkpoints(folder)))
+
+
+def unfinished(folder: Path) -> Problem:
+    """What to say of a run folder that has no DONE."""
+    names = [checkpoint.folder.name for checkpoint in list_checkpoints(folder)]
+    return Problem(
+        "this run is not finished",
+        found=f"no {DONE}; checkpoints: {', '.join(names) or 'none'}",
+        hint=f"`llava-recipe run {folder / RECIPE} --resume` goes on with it",
+    )
+
+
+def started_in(folder: Path, output_dir: str) -> Path | None:
+    """Where the run was started, from which relative paths of its plan are seen; None where nothing tells.
+
+    The end of the folder's own path is the plan's `output_dir`, and what stands before it is the place.
+    """
+    wanted = [part for part in Path(output_dir).parts if part != "."]
+    here = folder.resolve()
+    if Path(output_dir).is_absolute() or ".." in wanted or list(here.parts[-len(wanted) :]) != wanted:
+        return None
+    return here.parents[len(wanted) - 1]
 
 
 def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: dict[str, object]) -> None:

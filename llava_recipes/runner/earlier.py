@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from llava_recipes.plan.compile import Earlier
-from llava_recipes.runner.artifacts import PLAN
+from llava_recipes.runner.artifacts import PLAN, started_in
 
 _ALL_BUT_THE_TOWER = frozenset({"projector", "language_model", "lm_head"})
 
@@ -20,7 +20,7 @@ def read_earlier(folder: Path) -> Earlier:
         plan = json.loads((folder / PLAN).read_text("utf-8"))
         (stage,) = plan["stages"]
         started = [str(each) for each in stage["starts_from"]]
-        output_dir, trained = Path(stage["output_dir"]), set(stage["trainable_modules"] or ())
+        output_dir, trained = str(stage["output_dir"]), set(stage["trainable_modules"] or ())
     except (OSError, ValueError, KeyError, TypeError):
         return Earlier((), ())
     found: list[str] = []
@@ -33,13 +33,7 @@ def read_earlier(folder: Path) -> Earlier:
     return Earlier(tuple(found), tuple(missing))
 
 
-def _seen_from_here(path: Path, folder: Path, output_dir: Path) -> Path:
+def _seen_from_here(path: Path, folder: Path, output_dir: str) -> Path:
     """A path of a run's plan, which starts where the run was started: told by the run's own path."""
-    if path.is_absolute() or path.exists() or output_dir.is_absolute():
-        return path
-    wanted = [part for part in output_dir.parts if part != "."]
-    here = folder.resolve()
-    if ".." in wanted or list(here.parts[-len(wanted) :]) != wanted:
-        return path
-    moved = here.parents[len(wanted) - 1] / path
-    return moved if moved.exists() else path
+    start = None if path.is_absolute() or path.exists() else started_in(folder, output_dir)
+    return start / path if start is not None and (start / path).exists() else path

@@ -11,14 +11,13 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.plan import catalog
-from llava_recipes.plan.compile import Facts, compile_with_model
+from llava_recipes.plan.compile import Earlier, Facts, compile_with_model
 from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Source
-from llava_recipes.runner.earlier import read_earlier
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Recipe, Source
 
 Config = dict[str, JsonValue]
 
@@ -50,13 +49,19 @@ def gather_facts(loaded: LoadedRecipe) -> Facts:
         vision_config=vision,
         num_samples=_count_samples(loaded, problems),
         deepspeed_files=dict(_read_deepspeed_files(loaded, problems)),
-        earlier={
-            stage.init_from: read_earlier(Path(stage.init_from))
-            for stage in loaded.recipe.stages
-            if stage.init_from is not None
-        },
+        earlier=_read_earlier(loaded.recipe),
         problems=tuple(problems),
     )
+
+
+def _read_earlier(recipe: Recipe) -> dict[str, Earlier]:
+    folders = {stage.init_from for stage in recipe.stages if stage.init_from is not None}
+    if not folders:
+        return {}
+    # Here, since most recipes start from nothing and are read at once.
+    from llava_recipes.runner.earlier import read_earlier
+
+    return {folder: read_earlier(Path(folder)) for folder in folders}
 
 
 def _language_source(choice: str | LanguageModel) -> tuple[str | None, str | None, RecipePath]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.plan.identity import identity, is_same, spell_identity
 from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.types import ModelPlan, Plan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.runner.artifacts import DONE, PLAN
-from llava_recipes.train.checkpoints import list_checkpoints
+from llava_recipes.runner.artifacts import DONE, PLAN, unfinished
 
 if TYPE_CHECKING:
     from llava_recipes.model.starts import Start
@@ -64,15 +64,9 @@ def _open(given: str, path: RecipePath) -> Start:
     if not folder.exists() and not _may_be_hub_id(given):
         raise RecipeError(_nowhere(given, path))
     if (folder / PLAN).is_file() and not (folder / DONE).is_file():
-        names = [checkpoint.folder.name for checkpoint in list_checkpoints(folder)]
-        raise RecipeError(
-            Problem(
-                "`init_from` names a run that is not finished",
-                path=path,
-                found=f"{given} has no {DONE}; checkpoints: {', '.join(names) or 'none'}",
-                hint=f"`llava-recipe run {folder / 'recipe.resolved.yaml'} --resume` goes on with it",
-            )
-        )
+        problem = unfinished(folder)
+        message = "`init_from` names a run that is not finished"
+        raise RecipeError(replace(problem, message=message, path=path, found=f"{given} has {problem.found}"))
     return open_start(given, path)
 
 
@@ -123,15 +117,13 @@ def _misfits(
 
 
 def _check_tower(start: Start, model: ModelPlan, given: str, path: RecipePath) -> Iterator[Problem]:
-    from llava_recipes.model.starts import identity
-
     claims, tower = start.claims, model.vision_tower
     ours = identity(tower.model_dump(mode="json"))
-    if claims.vision_tower is not None and not _same(claims.vision_tower, ours):
+    if claims.vision_tower is not None and not is_same(claims.vision_tower, ours):
         yield Problem(
             "`init_from` was trained with another vision tower",
             path=path,
-            found=f"{given} has {_spell(claims.vision_tower)}, this recipe {_spell(ours)}",
+            found=f"{given} has {spell_identity(claims.vision_tower)}, this recipe {spell_identity(ours)}",
             hint=f"write its tower in `model.vision_tower`; {_BY_FILE}",
         )
     for key in ("select_layer", "select_feature"):
@@ -184,12 +176,10 @@ def _check_base(
     start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
 ) -> Iterator[Problem]:
     """Weights that mean something beside the language model that they were trained with, and no other."""
-    from llava_recipes.model.starts import identity
-
     claimed = start.claims.language_model
     ours = identity(model.language_model.model_dump(mode="json"))
     is_whole = all(name in theirs for name in shapes if name.startswith(_LANGUAGE))
-    if claimed is None or is_whole or _same(claimed, ours):
+    if claimed is None or is_whole or is_same(claimed, ours):
         return
     has_adapters = any(map(ADAPTER.search, theirs))
     has_language = any(name.startswith(_LANGUAGE) for name in theirs)
@@ -200,7 +190,7 @@ def _check_base(
     yield Problem(
         f"`init_from` {what} another language model",
         path=path,
-        found=f"{given} has {_spell(claimed)}, this recipe {_spell(ours)}",
+        found=f"{given} has {spell_identity(claimed)}, this recipe {spell_identity(ours)}",
         hint=hint if has_language else f"write it in `model.language_model`; {_BY_FILE}",
     )
 
@@ -291,23 +281,3 @@ def spell_projector(shapes: Shapes) -> str:
     sizes = [*layers.values()]
     widths = [sizes[0][1], *(shape[0] for shape in sizes)]
     return f"`{kind}`, {' to '.join(map(str, widths))}"
-
-
-def _same(left: str, right: str | None) -> bool:
-    """Whether two sources are one: the same text, or a folder named like the hub's repository."""
-    if right is None or left == right:
-        return left == right
-    return not left.startswith("[") and _last_name(left) == _last_name(right)
-
-
-def _last_name(source: str) -> str:
-    return source.rstrip("/").rpartition("/")[2].lower()
-
-
-def _spell(source: str | None) -> str:
-    if source is None:
-        return "none"
-    if not source.startswith("["):
-        return source
-    config, seed = json.loads(source)
-    return f"random weights of a {config.get('model_type')} config, seed {seed}"

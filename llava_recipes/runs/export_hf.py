@@ -28,6 +28,7 @@ from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.model.checkpoint_names import hf_name
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
+from llava_recipes.model.generate import ends_of
 from llava_recipes.model.head import Head
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
@@ -252,9 +253,8 @@ def _chat_template(run: OpenedRun, after_image: str) -> str:
 
 def _ends(run: OpenedRun) -> list[int]:
     """Tokens that end an answer: the tokenizer's own, and the template's where that is one token."""
-    tokenizer, stop = run.assembled.tokenizer, (_prompts(run).stop or "").strip()
-    ends = [tokenizer.eos_token_id, tokenizer.get_added_vocab().get(stop)]
-    return list(dict.fromkeys(end for end in ends if end is not None))
+    stop = _prompts(run).stop
+    return ends_of(run.assembled.tokenizer, () if stop is None else (stop,))[0]
 
 
 def _name_plain_tokenizer(folder: Path) -> None:

@@ -11,12 +11,15 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from llava_recipes.model.assemble import Assembled, assemble
+from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint
-from llava_recipes.model.checkpoint_names import canonical_in
+from llava_recipes.model.checkpoint_names import Renamed
 from llava_recipes.model.lora import ADAPTER_CONFIG, OTHER_WEIGHTS
 from llava_recipes.model.placing import cast_weights
+from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.starts import open_start
-from llava_recipes.model.weights import lay_over
+from llava_recipes.model.weights import PROJECTOR_FILES, lay_over
+from llava_recipes.plan.identity import last_name
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -26,8 +29,8 @@ from llava_recipes.runs.source_plan import noted_data, pictures_of, usual_data
 TOWER_FOLDER = "vision_tower"
 """Where an export keeps the tower that no hub id and no other folder names."""
 
-_PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+_TOWER = "vision_tower."
 _Config = Mapping[str, JsonValue]
 
 
@@ -40,7 +43,7 @@ def assemble_llava(
     """
     needed = _base_of(folder, base)
     plan = _model_plan(folder, config, needed, base)
-    dtype = dtype or _DTYPES.get(str(config.get("torch_dtype", config.get("dtype"))), torch.float32)
+    dtype = dtype or _STORED.get(str(config.get("torch_dtype", config.get("dtype"))), torch.float32)
     assembled = assemble(plan, dtype=dtype)
     over = _tower_of(open_checkpoint(folder, ())) if needed is None else open_start(folder, ()).tensors()
     if over:
@@ -57,7 +60,7 @@ def assemble_llava(
 
 def _base_of(folder: Path, base: str | None) -> str | None:
     """The language model that a folder's weights are laid over; None where they are a whole model."""
-    projector = [folder / name for name in _PROJECTOR_FILES if (folder / name).is_file()]
+    projector = [folder / name for name in PROJECTOR_FILES if (folder / name).is_file()]
     if (folder / ADAPTER_CONFIG).is_file():
         if not (folder / OTHER_WEIGHTS).is_file():
             hint = "the projector is in it; fetch the folder again"
@@ -90,7 +93,7 @@ def _adapter_base(file: Path, given: str | None) -> str:
             hint = "name it with `--base`: hub id or folder"
             raise RecipeError(Problem("adapters need the language model they were trained beside", hint=hint))
         return recorded
-    if recorded and _last_name(recorded) not in (_last_name(given), _last_name(_name_inside(given))):
+    if recorded and last_name(recorded) not in (last_name(given), last_name(_name_inside(given))):
         raise RecipeError(
             Problem(
                 "these adapters are for another language model",
@@ -108,10 +111,6 @@ def _name_inside(base: str) -> str:
         return str(found.get("_name_or_path") or "") if isinstance(found, dict) else ""
     except (OSError, ValueError):
         return ""
-
-
-def _last_name(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2].lower()
 
 
 def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | None) -> ModelPlan:
@@ -165,9 +164,5 @@ def _tower(folder: Path, config: _Config) -> str:
 
 def _tower_of(source: TensorSource) -> dict[str, Tensor]:
     """The tower's weights in a whole checkpoint, by our names."""
-    names = {ours: name for name in source.names() if (ours := canonical_in("llava", name)) is not None}
-    return {
-        ours: source.read(name)
-        for ours, name in names.items()
-        if ours.startswith("vision_tower.") and not ours.endswith("position_ids")
-    }
+    tower = Renamed(source, "llava", _TOWER)
+    return {_TOWER + name: tower.read(name) for name in tower.names() if not COMPUTED.search(name)}

@@ -9,14 +9,12 @@ from pydantic import ValidationError
 
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.placing import cast_weights
+from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import load_trained
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, Plan
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.runner.artifacts import DONE, PLAN
-from llava_recipes.train.checkpoints import list_checkpoints
-
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from llava_recipes.runner.artifacts import DONE, PLAN, started_in, unfinished
 
 
 def read_run(folder: Path) -> Plan:
@@ -35,10 +33,7 @@ def read_run(folder: Path) -> Plan:
     except (OSError, ValueError) as error:
         raise RecipeError(Problem(f"{file.name} cannot be read", found=str(error))) from error
     if not (folder / DONE).is_file():
-        names = [checkpoint.folder.name for checkpoint in list_checkpoints(folder)]
-        found = f"no {DONE}; checkpoints: {', '.join(names) or 'none'}"
-        hint = f"`llava-recipe run {folder / 'recipe.resolved.yaml'} --resume` goes on with it"
-        raise RecipeError(Problem("this run is not finished", found=found, hint=hint))
+        raise RecipeError(unfinished(folder))
     return _moved(plan, folder)
 
 
@@ -48,7 +43,7 @@ def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> tuple[A
     What was trained beside a quantized language model is laid over the whole one.
     """
     stage = plan.stages[0]
-    dtype = dtype or COMPUTE_DTYPES[stage.train.precision]
+    dtype = dtype or DTYPES[stage.train.precision]
     assembled = assemble(in_full(plan.model), dtype=dtype)
     names = [
         *(name for start in stage.starts_from for name in load_start(assembled.model, start, ("stages",))),
@@ -76,11 +71,10 @@ def in_full(plan: ModelPlan) -> ModelPlan:
 
 def _moved(plan: Plan, folder: Path) -> Plan:
     """Relative paths of a plan start where the run was started; that place is told by the run's own path."""
-    stage = plan.stages[0]
-    own, here = Path(stage.output_dir), folder.resolve()
-    if own.is_absolute() or own.resolve() == here or not _ends_with(here, own):
+    stage, here = plan.stages[0], folder.resolve()
+    start = started_in(folder, stage.output_dir)
+    if start is None or Path(stage.output_dir).resolve() == here:
         return plan
-    start = here.parents[len(_named(own)) - 1]
     stage = stage.model_copy(
         update={
             "starts_from": tuple(_from(start, path, must_be_there=True) for path in stage.starts_from),
@@ -111,12 +105,3 @@ def _from(start: Path, path: str, *, must_be_there: bool = False) -> str:
     """A path seen from `start`; a hub id looks like one and stays when there is no such folder."""
     moved = start / Path(path).expanduser()
     return path if must_be_there and not moved.exists() else str(moved)
-
-
-def _named(path: Path) -> list[str]:
-    return [part for part in path.parts if part != "."]
-
-
-def _ends_with(path: Path, end: Path) -> bool:
-    wanted = _named(end)
-    return ".." not in wanted and list(path.parts[-len(wanted) :]) == wanted
