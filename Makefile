@@ -2,8 +2,8 @@
 PYTHON ?= python3
 # Options for pip, such as the index of another build of torch.
 PIP_FLAGS ?=
-# Two files of tests at a time: many of them start processes and wait. `PYTEST_FLAGS=` runs one after another.
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+# Two tests at a time: many of them start processes and wait. `PYTEST_FLAGS=` runs one after another.
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 
 BIN := .venv/bin
 READY := .venv/.ready
