@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.scalars import Value, spell_value
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# What file systems take: bytes of one name, and of a whole path.
+_MOST_OF_A_NAME: Final = 255
+_MOST_OF_A_PATH: Final = 4095
 
 
 def is_web_address(text: str) -> bool:
@@ -32,7 +36,7 @@ def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
             hint=hint or "download it and write its folder",
         )
     else:
-        yield from _check_home(value, path)
+        yield from _check_path(value, path)
 
 
 def check_local(value: Value, path: Path) -> Iterator[Problem]:
@@ -45,10 +49,20 @@ def check_local(value: Value, path: Path) -> Iterator[Problem]:
             hint="download it and write where it lies",
         )
     else:
-        yield from _check_home(value, path)
+        yield from _check_path(value, path)
 
 
-def _check_home(value: Value, path: Path) -> Iterator[Problem]:
-    if isinstance(value, str) and value.startswith("~"):
+def _check_path(value: Value, path: Path) -> Iterator[Problem]:
+    if not isinstance(value, str):
+        return
+    if value.startswith("~"):
         hint = "write the whole path, or one from the folder where the command is run"
         yield Problem("`~` is not expanded in a recipe", path=path, found=spell_value(value), hint=hint)
+    written = value.encode("utf-8", "replace")
+    if len(written) > _MOST_OF_A_PATH or max(map(len, written.split(b"/"))) > _MOST_OF_A_NAME:
+        yield Problem(
+            f"`{path[-1]}` is longer than a path can be",
+            path=path,
+            found=f"{len(value):,} letters: {spell_value(value, limit=40)}",
+            hint=f"no name in a path has more than {_MOST_OF_A_NAME} bytes",
+        )

@@ -103,7 +103,8 @@ def _cached_config(source: str, revision: str | None) -> Path | None:
     except (OSError, UnicodeDecodeError):
         commit = wanted
     file = folder / "snapshots" / commit / "config.json"
-    return file if file.is_file() else None
+    # Unlike Path's, this takes a name that is too long for one of a file that is not there.
+    return file if os.path.isfile(file) else None
 
 
 def _read_object(file: Path, path: RecipePath, problems: list[Problem]) -> Config | None:

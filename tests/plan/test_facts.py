@@ -65,6 +65,11 @@ def test_configs_in_the_hub_cache_are_read(revision: str | None) -> None:
     assert plan.model.sizes is not None and plan.model.sizes.vocab_size == 100
 
 
+def test_a_name_too_long_for_the_hub_cache_is_not_in_it() -> None:
+    values = recipe_values(model__language_model=f"my/{'x' * 250}")
+    assert gather_facts(load(values)).language_config is None
+
+
 def test_nothing_at_hand_is_no_error() -> None:
     facts = gather_facts(load(recipe_values(model__language_model="my/llm")))
     assert facts.language_config is None
