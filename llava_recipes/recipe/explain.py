@@ -276,7 +276,8 @@ def _text_hint(path: Path, value: str, wanted: str) -> str | None:
     if wanted == "true or false" and value.lower() in ("yes", "on", "y", "true", "no", "off", "n", "false"):
         return f"write `{'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}`, without quotes"
     if wanted == "a list":
-        return f"write `[{value}]`"
+        is_list = value.strip().startswith("[")
+        return f"write {value.strip()}, without quotes" if is_list else f"write `[{value}]`"
     if any(map(is_model, shapes_at(path))) and path[-1] in _SOURCES:
         return f"write `{path[-1]}: {{{_SOURCES[str(path[-1])]}: {value}}}`"
     return None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.scalars import spell_value
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
+
+_MOST_PIXELS: Final = 2**26
+"""No picture with more is opened; a grid that is larger holds nothing but enlargement."""
 
 
 def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Problem]:
@@ -26,6 +30,14 @@ def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Probl
         if pinpoint in pinpoints[:index]:
             message = f"`image_grid_pinpoints` names {spell_value(pinpoint)} twice"
             yield Problem(message, path=(*path, "image_grid_pinpoints", index), hint="remove one of the two")
+        sides = [side for side in as_list(pinpoint) if isinstance(side, int)]
+        if len(sides) == 2 and sides[0] * sides[1] > _MOST_PIXELS:
+            yield Problem(
+                "a grid pinpoint is larger than any picture may be",
+                path=(*path, "image_grid_pinpoints", index),
+                found=f"{sides[0]} × {sides[1]} pixels, and pictures have {_MOST_PIXELS:,} at most",
+                hint="a pinpoint is `[width, height]` in pixels, a few times the tower's image size",
+            )
     merge = data.get("mm_patch_merge_type")
     keeps_class = as_mapping(model.get("vision_tower")).get("select_feature") == "cls_patch"
     if keeps_class and merge in ("spatial", "spatial_unpad"):
