@@ -127,7 +127,7 @@ class _Reader:
                 value, end = _DECODER.raw_decode(window.text, window.at)
             except json.JSONDecodeError as error:
                 if window.last:
-                    raise self.failure(f"malformed JSON: {error.msg}", byte=window.byte(error.pos)) from None
+                    raise self._malformed(error) from None
                 self._refill(grow=window.at == 0)
                 continue
             except RecursionError:
@@ -140,6 +140,14 @@ class _Reader:
         offset = self.window.byte(self.window.at) if byte is None else byte
         mark = _mark(self.data, self.path, offset)
         return RecipeError(Problem(message, mark=mark, found=found, hint=_HINT))
+
+    def _malformed(self, error: json.JSONDecodeError) -> RecipeError:
+        begins, stops = (
+            _mark(self.data, self.path, self.window.byte(at)).line for at in (self.window.at, error.pos)
+        )
+        # What a cut record lacks is missed only in the next one.
+        found = f"in the record that begins in line {begins}" if begins != stops else None
+        return self.failure(f"malformed JSON: {error.msg}", byte=self.window.byte(error.pos), found=found)
 
     def _refill(self, *, grow: bool) -> None:
         self._scale = self._scale * 2 if grow else 1

@@ -114,6 +114,26 @@ def test_any_window_finds_the_same_records(
 
 
 @pytest.mark.parametrize(
+    ("text", "place", "found"),
+    [
+        ('{"id": 1}\n{"id":\n{"id": 3}\n', (4, 1), "in the record that begins in line 2"),
+        ('{"id": 1}\n{"id" 2}', (2, 7), None),
+    ],
+)
+def test_a_cut_record_is_told_with_its_beginning(
+    tmp_path: Path, text: str, place: tuple[int, int], found: str | None
+) -> None:
+    file = tmp_path / "cut.jsonl"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        count_records(str(file))
+    (problem,) = caught.value.problems
+    assert problem.mark is not None
+    assert (problem.mark.line, problem.mark.column) == place
+    assert problem.found == found
+
+
+@pytest.mark.parametrize(
     ("text", "place", "message"),
     [
         ("", None, "empty"),
