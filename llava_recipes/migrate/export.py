@@ -148,15 +148,21 @@ def _start_flags(recipe: Recipe, index: int, export: Export) -> None:
 def _freezing_flags(
     stage: Stage, path: Path, trained: frozenset[str], start_end: bool, export: Export
 ) -> None:
-    embeddings = {"language_model.embed_tokens"} if start_end else set[str]()
     said: dict[frozenset[str], tuple[str, ...]] = {
         frozenset({"projector", "language_model", "lm_head"}): (),
         frozenset({"language_model", "lm_head"}): ("freeze_mm_mlp_adapter",),
         frozenset({"projector", "lm_head"}): ("freeze_backbone",),
-        frozenset({"projector"} | embeddings): ("tune_mm_mlp_adapter",),
+        frozenset({"projector"}): ("tune_mm_mlp_adapter",),
     }
     if stage.lora is not None:
         said = {frozenset({"projector"}): (), frozenset(): ("freeze_mm_mlp_adapter",)}
+    elif start_end and trained - {"image_tokens"} == {"projector"}:
+        export.refuse(
+            "the original stops at the first batch of a stage with start and end tokens that trains the "
+            "projector alone",
+            (*path, "trainable"),
+        )
+        return
     if trained in said:
         for name in said[trained]:
             export.add(name, True)

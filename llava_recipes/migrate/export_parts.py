@@ -13,7 +13,7 @@ from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Model, Stage, Train
 
 ROOTS = ("vision_tower", "projector", "language_model", "lm_head")
-_MODULES = (*ROOTS, "language_model.embed_tokens")
+_MODULES = (*ROOTS, "image_tokens")
 
 
 @dataclass

@@ -19,7 +19,7 @@ _SWITCHES = (
     "unfreeze_language_model",
 )
 _ORDER = (
-    *("projector", "language_model", "language_model.embed_tokens", "image_newline", "lm_head"),
+    *("projector", "image_tokens", "language_model", "image_newline", "lm_head"),
     "vision_tower",
 )
 
@@ -59,8 +59,8 @@ def _switched(switches: dict[str, bool | None], draft: Draft, *, lora: bool) -> 
     if switches["tune_mm_mlp_adapter"]:
         trained = {"projector"}
         if draft.read(MODEL, "image_tokens", "start_end") is True:
-            # The original learns the embeddings of the two new tokens, and so of all.
-            trained.add("language_model.embed_tokens")
+            # For the sake of these two the original sets all embeddings to train, and keeps the two.
+            trained.add("image_tokens")
     elif lora:
         trained = {"projector"}
     else:

@@ -129,6 +129,15 @@ def test_what_the_original_cannot_say_is_refused(old: str, new: str, message: st
         exported(load_source(BASE.replace(old, new), "x.yaml").recipe)
 
 
+@pytest.mark.parametrize("trained", ["projector", "projector, image_tokens"])
+def test_start_and_end_tokens_beside_the_projector_alone_are_refused(trained: str) -> None:
+    """The original raises NotImplementedError there."""
+    text = BASE.replace("stages:", "  image_tokens: {start_end: true}\nstages:")
+    text = text.replace("freeze: [vision_tower]", f"trainable: [{trained}]")
+    with pytest.raises(RecipeError, match="stops at the first batch"):
+        exported(load_source(text, "x.yaml").recipe)
+
+
 @pytest.mark.parametrize(
     ("template", "version"),
     [

@@ -94,10 +94,7 @@ def test_adapters_without_numbers_have_the_original_s() -> None:
         ("--tune_mm_mlp_adapter True", ["projector"]),
         ("--tune_mm_mlp_adapter", ["projector"]),
         ("--tune_mm_mlp_adapter False", ["projector", "language_model", "lm_head"]),
-        (
-            "--tune_mm_mlp_adapter True --mm_use_im_start_end True",
-            ["projector", "language_model.embed_tokens"],
-        ),
+        ("--tune_mm_mlp_adapter True --mm_use_im_start_end True", ["projector", "image_tokens"]),
         ("--freeze_mm_mlp_adapter True", ["language_model", "lm_head"]),
         ("--freeze_backbone True", ["projector", "lm_head"]),
         ("--tune_mm_mlp_adapter True --lora_enable True", ["projector"]),
