@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from llava_recipes.layouts import meaning_of
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
@@ -20,11 +19,9 @@ from llava_recipes.plan.batch import (
     derive_batch,
     explain_batch,
 )
-from llava_recipes.plan.image_tokens import trains_image_tokens
-from llava_recipes.plan.mix import mix_sources, nothing_left, overdrawn, total_used
+from llava_recipes.plan.data import plan_data
 from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.param_groups import group_of, optimizer_problem
-from llava_recipes.plan.pictures import plan_images
 from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
 from llava_recipes.plan.sampling import plan_sampling
 from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
@@ -34,10 +31,9 @@ from llava_recipes.plan.types import (
     Plan,
     StagePlan,
     TrainPlan,
-    ValidationPlan,
 )
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Source, Train
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
 from llava_recipes.recipe.spelling import did_you_mean
 
 
@@ -130,7 +126,10 @@ class _StageCompiler:
         stage, train = self._stage, self._stage.train
         train_path = (*self._path, "train")
         self.problems += check_arguments(train, path=train_path)
-        data = self._plan_data()
+        found = plan_data(stage, self._model.plan.sizes, counted=self._facts.num_samples, path=self._path)
+        data = found.plan
+        self.problems += found.problems
+        self.notes += found.notes
         trains = self._decide()
         starts_from = self._starts_from(self._index)
         batch = derive_batch(train, world_size=self._world_size)
@@ -161,69 +160,6 @@ class _StageCompiler:
             sampling=plan_sampling(stage),
             output_dir=stage.output_dir,
         )
-
-    def _plan_data(self) -> DataPlan:
-        data, seed = self._stage.data, self._stage.train.seed
-        path: Path = (*self._path, "data")
-        validation = data.validation
-        mix = mix_sources(
-            data.sources,
-            self._count(data.sources, (*path, "sources")),
-            seed=str(seed),
-            split=validation.split if validation is not None else None,
-        )
-        measured = mix.held_out
-        if validation is not None and validation.sources is not None:
-            where: Path = (*path, "validation", "sources")
-            counts = self._count(validation.sources, where)
-            measured = mix_sources(validation.sources, counts, seed=f"{seed}/validation", split=None).training
-        has_images = any(source.images is not None for source in (*mix.training, *(measured or ())))
-        images = plan_images(data, self._model.plan.sizes, has_images=has_images, path=path)
-        self.problems += images.problems
-        self.notes += images.notes
-        num_samples = total_used(mix.training)
-        if num_samples == 0:
-            self.problems.append(nothing_left(measured or (), (*path, "validation", "split")))
-        return DataPlan(
-            template=meaning_of(data.template) if data.template is not None else None,
-            chat_template=data.chat_template,
-            system_prompt=data.system_prompt,
-            tokens_in_plain=data.template == "plain" and trains_image_tokens(self._stage),
-            sources=mix.training,
-            num_samples=num_samples,
-            image_aspect_ratio=data.image_aspect_ratio,
-            image_grid_pinpoints=images.pinpoints,
-            mm_patch_merge_type=data.mm_patch_merge_type or "flat",
-            image_counts=images.counts,
-            max_length=data.max_length,
-            shuffle=data.shuffle,
-            group_by=data.group_by,
-            on_bad_image=data.on_bad_image,
-            lazy_preprocess=data.lazy_preprocess,
-            validation=None
-            if measured is None
-            else ValidationPlan(
-                sources=measured,
-                split=validation.split if validation is not None else None,
-                num_samples=total_used(measured),
-                num_evaluations=None,
-            ),
-        )
-
-    def _count(self, sources: Sequence[Source], path: Path) -> list[int | None]:
-        """Records of each source's file; notes of files that are not here, problems of those too small."""
-        counts = []
-        for number, source in enumerate(sources):
-            count = source.num_samples or self._facts.num_samples.get(source.annotations)
-            counts.append(count)
-            if count is None:
-                self.notes.append(
-                    f"{source.annotations} is not here, so its samples are not counted; "
-                    "`num_samples` of the source would tell"
-                )
-            elif (problem := overdrawn(source.sampling_strategy, count)) is not None:
-                self.problems.append(replace(problem, path=(*path, number, *(problem.path or ()))))
-        return counts
 
     def _decide(self) -> Trains | None:
         shapes = self._model.shapes

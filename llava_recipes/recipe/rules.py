@@ -17,11 +17,12 @@ from llava_recipes.recipe.pictures import check_pictures
 from llava_recipes.recipe.quantization import check_quantization
 from llava_recipes.recipe.samples import check_samples
 from llava_recipes.recipe.scalars import Value, spell_value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, Train, VisionTower
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, VisionTower
 from llava_recipes.recipe.secret import check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
+from llava_recipes.recipe.train_rules import check_train
 from llava_recipes.recipe.tuning import check_image_tokens, check_tuning
-from llava_recipes.recipe.values import Mapping, as_list, as_mapping
+from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys
 from llava_recipes.recipe.wording import check_wording
 
 
@@ -53,14 +54,8 @@ def check_rules(root: Value) -> list[Problem]:
             problems += check(stage, path)
         problems += check_pictures(as_mapping(recipe.get("model")), stage, path)
         problems += _check_init_from(stages, index)
-        problems += _check_train(
-            as_mapping(stage.get("train")), (*path, "train"), given=isinstance(stage.get("train"), dict)
-        )
+        problems += check_train(stage, path)
     return problems
-
-
-def _given(mapping: Mapping, *keys: str) -> list[str]:
-    return [key for key in keys if mapping.get(key) is not None]
 
 
 def _check_version(version: Value) -> Iterator[Problem]:
@@ -79,7 +74,7 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
         elif isinstance(chosen, str):
             yield from check_hub_id(chosen, ("model", part))
     projector, path = as_mapping(model.get("projector")), ("model", "projector", "init_from")
-    if projector.get("type") == "identity" and _given(projector, "init_from"):
+    if projector.get("type") == "identity" and given_keys(projector, "init_from"):
         yield Problem(
             "an `identity` projector has no weights to load",
             path=path,
@@ -91,7 +86,7 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
 
 def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
     name = path[-1]
-    given = _given(part, "source", "config")
+    given = given_keys(part, "source", "config")
     if len(given) == 2:
         yield Problem(
             f"`{name}` has both `source` and `config`",
@@ -107,7 +102,7 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
     elif given == ["config"]:
         yield from _check_config(part, path)
     else:
-        for key in _given(part, "image_processor", "seed"):
+        for key in given_keys(part, "image_processor", "seed"):
             yield Problem(
                 f"`{key}` has no effect on `{name}` with `source`",
                 path=(*path, key),
@@ -119,12 +114,12 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
 
 
 def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
-    if path[-1] == "language_model" and not _given(part, "tokenizer"):
+    if path[-1] == "language_model" and not given_keys(part, "tokenizer"):
         hint = "write `tokenizer:` with a hub id or a folder"
         yield Problem(
             "`language_model` with `config` needs the key `tokenizer`", path=path, hint=hint, on_key=True
         )
-    if _given(part, "revision"):
+    if given_keys(part, "revision"):
         hint = "remove it; `revision` goes with `source`"
         yield Problem(
             "`revision` has no effect with `config`", path=(*path, "revision"), hint=hint, on_key=True
@@ -248,55 +243,3 @@ def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
 
 def _check_output_dir(stage: Mapping, path: Path) -> Iterator[Problem]:
     yield from check_local(stage.get("output_dir"), (*path, "output_dir"))
-
-
-def _check_train(train: Mapping, path: Path, *, given: bool) -> Iterator[Problem]:
-    def both(left: str, right: str, reason: str) -> Iterator[Problem]:
-        if len(_given(train, left, right)) == 2:
-            last = max((left, right), key=list(train).index)
-            message = f"`{left}` and `{right}` are both given; {reason}"
-            yield Problem(message, path=(*path, last), hint="keep one of the two", on_key=True)
-
-    length = ("num_train_epochs", "max_steps")
-    yield from both(*length, "each of them says how long to train")
-    yield from both("gradient_accumulation_steps", "global_batch_size", "the one follows from the other")
-    yield from both("warmup_ratio", "warmup_steps", "each of them says how long to warm up")
-    if given and not _given(train, *length) and not misspelt(train, Train, *length):
-        hint = "write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps"
-        yield Problem(
-            "`train` needs one of `num_train_epochs` and `max_steps`", path=path, hint=hint, on_key=True
-        )
-    if train.get("bf16") is True and train.get("fp16") is True:
-        last = max(("bf16", "fp16"), key=list(train).index)
-        yield Problem(
-            "`bf16` and `fp16` are both on", path=(*path, last), hint="keep one; bf16 where the GPU has it"
-        )
-    if train.get("lr_scheduler_type") == "constant":
-        for key in ("warmup_ratio", "warmup_steps"):
-            if train.get(key):
-                yield Problem(
-                    f"`{key}` has no effect with `lr_scheduler_type: constant`",
-                    path=(*path, key),
-                    hint="write `lr_scheduler_type: constant_with_warmup`, or remove it",
-                    on_key=True,
-                )
-    reports = as_list(train.get("report_to"))
-    for index, name in enumerate(reports):
-        if name in reports[:index]:
-            yield Problem(f"`report_to` names {spell_value(name)} twice", path=(*path, "report_to", index))
-    yield from _check_extra(as_mapping(train.get("extra")), (*path, "extra"))
-
-
-def _check_extra(extra: Mapping, path: Path) -> Iterator[Problem]:
-    for key in extra:
-        place = (
-            "`train:` itself"
-            if key in Train.model_fields
-            else "the stage"
-            if key in Stage.model_fields
-            else None
-        )
-        if place is not None:
-            hint = f"move it to {place}"
-            yield Problem(f"`{key}` has a key of its own", path=(*path, key), hint=hint, on_key=True)
-    yield from check_secrets(extra, path)

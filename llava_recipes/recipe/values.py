@@ -18,6 +18,11 @@ def as_list(value: Value) -> list[Value]:
     return value if isinstance(value, list) else []
 
 
+def given_keys(mapping: Mapping, *keys: str) -> list[str]:
+    """Those of the keys that have a value."""
+    return [key for key in keys if mapping.get(key) is not None]
+
+
 def value_at(value: Value, path: Path) -> Value:
     """What stands at a path inside a value; None where the path leads nowhere."""
     for segment in path:
