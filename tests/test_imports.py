@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "recipes/pretrain_v15_13b.yaml"
-HEAVY = ("torch", "transformers", "deepspeed", "accelerate", "numpy", "PIL")
+HEAVY = ("torch", "transformers", "deepspeed", "accelerate", "numpy", "PIL", "pyarrow", "jinja2")
 
 AFTER_A_COMMAND = """
 import sys
@@ -48,6 +48,9 @@ def _imported_by(words: tuple[str, ...], names: tuple[str, ...] = HEAVY) -> list
         ("plan", "--help"),
         ("preview", "--help"),
         ("schema", "--help"),
+        ("chat", "--help"),
+        ("generate", "--help"),
+        ("eval", "--help"),
         ("merge", "--help"),
         ("export", "--help"),
         ("import", "--help"),
