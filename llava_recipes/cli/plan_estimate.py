@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.fold import fold_layers
+from llava_recipes.cli.plan_overview import Row, Section
 from llava_recipes.plan.assignment import Assignment
 from llava_recipes.plan.cost import Compute, Disk, Tokens
 from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
@@ -19,8 +20,6 @@ from llava_recipes.plan.types import Plan, StagePlan
 if TYPE_CHECKING:
     from llava_recipes.plan.fit import Proposal
 
-Row = tuple[str, str]
-Section = tuple[str, list[Row]]
 
 _NUM_SHOWN_MODULES = 4
 

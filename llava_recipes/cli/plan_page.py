@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from llava_recipes.cli.plan_estimate import (
-    Section,
     compute_rows,
     config_sections,
     disk_rows,
@@ -19,6 +18,7 @@ from llava_recipes.cli.plan_estimate import (
     token_rows,
     verdict_words,
 )
+from llava_recipes.cli.plan_overview import Section
 from llava_recipes.files import replacing
 from llava_recipes.plan.assignment import Assignment
 from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate

@@ -9,7 +9,7 @@ from llava_recipes.data.tokens import IGNORED
 from llava_recipes.demo.dataset import HELD_OUT, IMAGES
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.features import picture_features
-from llava_recipes.model.generate import caption, evaluating
+from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
 from llava_recipes.plan.types import DataPlan, SourcePlan
 
 BATCH_SIZE = 32
@@ -28,14 +28,21 @@ def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list
         image_processor=assembled.image_processor,
         start_end=False,
     )
-    layout = assembled.image_layout(data)
+    model, layout = assembled.model, assembled.image_layout(data)
+    decoding = Decoding(MAX_CAPTION_TOKENS)
     said: list[str] = []
     for first in range(0, len(dataset), BATCH_SIZE):
         samples = [dataset[index] for index in range(first, min(first + BATCH_SIZE, len(dataset)))]
-        with evaluating(assembled.model):
-            pictures = picture_features(
-                assembled.model, [picture for sample in samples for picture in sample.pictures], layout
-            )
-        prompts = [sample.input_ids[sample.labels == IGNORED].tolist() for sample in samples]
-        said += caption(assembled, pictures, prompts, MAX_CAPTION_TOKENS)
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        with evaluating(model):
+            seen = iter(picture_features(model, pictures, layout))
+            prompts = [
+                embed_with_pictures(
+                    model,
+                    sample.input_ids[sample.labels == IGNORED].tolist(),
+                    [next(seen) for _ in sample.pictures],
+                )
+                for sample in samples
+            ]
+        said += continue_prompts(model, assembled.tokenizer, prompts, decoding=decoding, stops=())
     return [text.partition("\n")[0].strip() for text in said]

@@ -15,7 +15,6 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTra
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
 from llava_recipes.data.tokens import IMAGE_ID
-from llava_recipes.model.assemble import Assembled
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -87,29 +86,6 @@ def continue_prompts(
         )
     texts: list[str] = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
     return [_before(text, end_texts).strip() for text in texts]
-
-
-def caption(
-    assembled: Assembled,
-    pictures: Sequence[Tensor],
-    prompt_ids: Sequence[Sequence[int]],
-    max_new_tokens: int,
-) -> list[str]:
-    """What the model says after each prompt by its most likely tokens, without special tokens.
-
-    pictures    float[K, D] each: the features of all prompts' pictures, in reading order; K may differ
-    prompt_ids  token ids with one -200 per picture
-    """
-    model = assembled.model
-    seen, embedded = list(pictures), []
-    with evaluating(model):
-        for prompt in prompt_ids:
-            num_pictures = sum(id == IMAGE_ID for id in prompt)
-            embedded.append(embed_with_pictures(model, prompt, seen[:num_pictures]))
-            del seen[:num_pictures]
-    assert not seen, f"{len(seen)} pictures have no place in the prompts"
-    decoding = Decoding(max_new_tokens=max_new_tokens)
-    return continue_prompts(model, assembled.tokenizer, embedded, decoding=decoding, stops=())
 
 
 def embed_with_pictures(

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from llava_recipes.model.assemble import assemble
+import torch
+from torch import Tensor
+
+from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.features import image_features
 from llava_recipes.model.forward import embed_prompt, stock_forward
-from llava_recipes.model.generate import caption
+from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
 from tests.model.plans import GOLDEN, plan_of
 
 PLAN = plan_of(init_from=GOLDEN / "06_stage1" / "base" / "mm_projector.bin")
+
+
+def caption(
+    assembled: Assembled, pictures: Sequence[Tensor], prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+) -> list[str]:
+    """What is said after each prompt, one picture of each that has a place for one."""
+    model, seen = assembled.model, iter(pictures)
+    with evaluating(model):
+        embedded = [embed_with_pictures(model, ids, [next(seen)] if -200 in ids else []) for ids in prompts]
+    return continue_prompts(model, assembled.tokenizer, embedded, decoding=Decoding(max_new_tokens), stops=())
 
 
 def test_captions_are_the_most_likely_tokens_one_by_one() -> None:
