@@ -44,6 +44,8 @@ def quantize_layers(
                 # At a threshold above 0 large inputs take another way, which has no use in training.
                 else bnb.nn.Linear8bitLt(*shape, bias=has_bias, has_fp16_weights=False, threshold=0.0)
             )
+        # On some CPUs it packs the weights anew at the first evaluation, also those of sizes that do not fit.
+        small.support_avx512bf16_for_cpu = False
         small.requires_grad_(False)
         model.set_submodule(name, small)
 

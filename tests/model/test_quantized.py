@@ -134,6 +134,14 @@ def test_the_logits_are_those_of_the_restored_weights(choice: Quantization) -> N
     assert (logits(model) - expected_before).abs().max() > tolerance / 10
 
 
+def test_an_evaluation_leaves_training_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model = quantized(CHOICES[0])
+    before = logits(model.train())
+    assert torch.equal(logits(model.eval()), before)
+    assert torch.equal(logits(model.train()), before)
+
+
 @pytest.mark.parametrize("choice", CHOICES[:2], ids=str)
 def test_the_bytes_are_those_that_a_plan_counts(choice: Quantization) -> None:
     layer = bnb.nn.Linear4bit(
