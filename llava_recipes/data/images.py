@@ -56,9 +56,12 @@ def read_image(folder: str, name: str) -> Image.Image:
     return _opened(folder, name, lambda image: image.convert("RGB"))
 
 
-def check_image(folder: str, name: str) -> None:
-    """Raise BadImage as `read_image` does, for what a picture's first bytes tell: it is not decoded."""
-    _opened(folder, name, lambda image: None)
+def check_image(folder: str, name: str) -> tuple[int, int]:
+    """Width and height as stored, from a picture's first bytes: it is not decoded.
+
+    Raises BadImage as `read_image` does, for what they tell.
+    """
+    return _opened(folder, name, lambda image: image.size)
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -68,11 +71,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     return _decoded(io.BytesIO(data), name, lambda image: image.convert("RGB"))
 
 
-def check_image_bytes(data: bytes, name: str) -> None:
-    """Raise BadImage as `decode_image` does, for what a picture's first bytes tell: it is not decoded."""
+def check_image_bytes(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height as stored, from a picture's first bytes: it is not decoded.
+
+    Raises BadImage as `decode_image` does, for what they tell.
+    """
     if not data:
         raise BadImage(name, "it holds no bytes")
-    _decoded(io.BytesIO(data), name, lambda image: None)
+    return _decoded(io.BytesIO(data), name, lambda image: image.size)
 
 
 def _opened(folder: str, name: str, use: Callable[[Image.Image], Result]) -> Result:

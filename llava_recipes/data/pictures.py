@@ -19,9 +19,10 @@ def open_pictures(records: Records, record: Record) -> list[Image.Image]:
     return _each(records, record, from_bytes=decode_image, from_folder=read_image)
 
 
-def check_picture(records: Records, record: Record, number: int) -> None:
-    """Raise BadImage for what the first bytes of a record's picture tell: it is not decoded."""
-    _each(records, record, from_bytes=check_image_bytes, from_folder=check_image, only=number)
+def check_picture(records: Records, record: Record, number: int) -> tuple[int, int]:
+    """Width and height of a record's picture, from its first bytes: it is not decoded. Raises BadImage."""
+    (size,) = _each(records, record, from_bytes=check_image_bytes, from_folder=check_image, only=number)
+    return size
 
 
 def _each(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from llava_recipes.anyres import AnyRes
 from llava_recipes.data.faults import SampleError, images_take
 from llava_recipes.data.records import Record, Records, at_source, check_records, open_records
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.plan.mix import every_record
+from llava_recipes.plan.pictures import any_res
 from llava_recipes.plan.quantization import quantization_problems
 from llava_recipes.plan.tuning import tuning_problems, what_trains
 from llava_recipes.plan.types import DataPlan, Plan, SourcePlan, StagePlan
@@ -33,6 +35,7 @@ Spell = Callable[[Record], object]
 
 _SEED: Final = 0
 _NUM_SHOWN: Final = 5
+_ROOM_HINT: Final = "raise `max_length`, or give it fewer images"
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,7 @@ def look_deeply(
             problems += tuning_problems(shapes, stage, stage_path=path)
             if plan.model.language_model.quantization is not None:
                 problems += quantization_problems(shapes, stage, stage_path=path)
-        counts = stage.data.image_counts
-        tokens_per_image = None if counts is None else counts.least_tokens
-        look = _DataLook(stage.data, path, _spelling(plan, index, problems), tokens_per_image)
+        look = _DataLook(stage.data, path, _spelling(plan, index, problems), _spread(plan, stage))
         problems += look.find(every_image=every_image)
         findings.append(_findings(stage, look, shapes))
     if shapes is not None:
@@ -137,6 +138,13 @@ def _findings(stage: StagePlan, look: _DataLook, shapes: Shapes | None) -> Stage
     )
 
 
+def _spread(plan: Plan, stage: StagePlan) -> AnyRes | None:
+    sizes = plan.model.sizes
+    if sizes is None:
+        return None
+    return any_res(stage.data, image_px=sizes.image_px, num_image_tokens=sizes.num_image_tokens)
+
+
 def _spelling(plan: Plan, index: int, problems: list[Problem]) -> Spell | None:
     """What tries a stage's conversations; None where its tokenizer does not write them at all."""
     stage = plan.stages[index]
@@ -165,10 +173,10 @@ class _DataLook:
     """The records of a stage, read one after another."""
 
     def __init__(
-        self, data: DataPlan, path: RecipePath, spelling: Spell | None, tokens_per_image: int | None
+        self, data: DataPlan, path: RecipePath, spelling: Spell | None, spread: AnyRes | None
     ) -> None:
-        self._data, self._path, self._spell = data, path, spelling
-        self._tokens_per_image = tokens_per_image
+        self._data, self._path, self._spell, self._spread = data, path, spelling, spread
+        self._least_tokens = data.image_counts.least_tokens if data.image_counts else 0
         self.num_records = self.num_validation_records = self.num_images = self.num_images_opened = 0
 
     def find(self, *, every_image: bool) -> Iterator[Problem]:
@@ -215,7 +223,7 @@ class _DataLook:
             record, error = first
             hint = "conversations need `template: v1`" if self._data.template == "plain" else None
             if isinstance(error, _NoRoom):
-                hint = "raise `max_length`, or give it fewer images"
+                hint = _ROOM_HINT
             yield Problem(
                 f'sample {record.index} (id "{record.id}"): {error}',
                 mark=records.mark(record.index),
@@ -224,9 +232,9 @@ class _DataLook:
             )
 
     def _check_room(self, record: Record) -> None:
-        """Raise ValueError when the images of a record leave no room for text."""
+        """Raise ValueError when the images of a record, as small as can be, leave no room for text."""
         num_images, most = len(record.images), self._data.max_length
-        num_tokens = num_images * (self._tokens_per_image or 0)
+        num_tokens = num_images * self._least_tokens
         if num_tokens >= most:
             taken = images_take(num_images, num_tokens)
             raise _NoRoom(f"its images leave no room for text: {taken}, max_length is {most}")
@@ -234,7 +242,7 @@ class _DataLook:
     def _check_images(
         self, records: Records, images: list[tuple[int, int]], path: RecipePath, *, every_image: bool
     ) -> Iterator[Problem]:
-        """Pictures that are missing or no pictures."""
+        """Pictures that are missing or no pictures, and those that `anyres` makes too many tokens of."""
         # Here, since a look without --deep must stay free of torch.
         from llava_recipes.data.images import BadImage
         from llava_recipes.data.pictures import check_picture
@@ -244,11 +252,15 @@ class _DataLook:
             chosen = sorted(random.Random(_SEED).sample(images, NUM_SAMPLED))
         self.num_images += len(images)
         self.num_images_opened += len(chosen)
-        num_bad = 0
+        num_bad, num_tokens = 0, dict[int, int]()
         for index, number in chosen:
             record = records[index]
             try:
-                check_picture(records, record, number)
+                size = check_picture(records, record, number)
+                if self._spread is not None:
+                    least = len(record.images) * self._least_tokens
+                    more = self._spread.num_tokens(size) - self._least_tokens
+                    num_tokens[index] = num_tokens.get(index, least) + more
             except BadImage as error:
                 num_bad += 1
                 if num_bad <= _NUM_SHOWN:
@@ -259,6 +271,27 @@ class _DataLook:
                 f"{num_bad:,} of the {len(chosen):,} pictures that were opened cannot be used",
                 path=(*path, "images"),
                 hint=None if every_image or len(chosen) == len(images) else "`--all` opens every picture",
+            )
+        yield from self._crowded(records, num_tokens)
+
+    def _crowded(self, records: Records, num_tokens: Mapping[int, int]) -> Iterator[Problem]:
+        """The first record whose images leave no room at their sizes; `num_tokens` by index of the record."""
+        most = self._data.max_length
+        crowded = [
+            index
+            for index, tokens in num_tokens.items()
+            # The others are told without their sizes.
+            if tokens >= most > len(records[index].images) * self._least_tokens
+        ]
+        for index in crowded[:1]:
+            record = records[index]
+            taken = images_take(len(record.images), num_tokens[index])
+            yield Problem(
+                f'sample {index} (id "{record.id}"): its images leave no room for text: {taken}, '
+                f"max_length is {most}",
+                mark=records.mark(index),
+                found=f"{len(crowded):,} of {len(num_tokens):,} records whose images were opened; the first",
+                hint=_ROOM_HINT,
             )
 
 

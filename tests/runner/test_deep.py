@@ -212,6 +212,19 @@ def test_too_many_images_are_told(
     assert _validate(values, tmp_path, capsys)[0] == 0
 
 
+def test_a_picture_that_anyres_makes_too_long_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = _recipe(tmp_path)
+    values["stages"][0]["data"] |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
+    values["stages"][0]["data"]["max_length"] = 80
+    code, _, err = _validate(values, tmp_path, capsys)
+    assert code == 1
+    assert 'sample 0 (id "s1_000"): its images leave no room for text: 1 image takes 88 tokens' in err
+    values["stages"][0]["data"]["max_length"] = 89
+    assert _validate(values, tmp_path, capsys)[0] == 0
+
+
 def test_pictures_inside_parquet_are_opened(
     tmp_path: Path, records: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
