@@ -7,8 +7,11 @@ import gc
 import importlib
 import keyword
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Protocol, cast
 
 from llava_recipes import __version__
@@ -80,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"llava-recipe {words[0]}", description=COMMANDS[words[0]])
     command.add_arguments(parser)
     # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.
-    return _run(command, parser.parse_intermixed_args(words[1:]))
+    with _tidy_when_told_to_end():
+        return _run(command, parser.parse_intermixed_args(words[1:]))
 
 
 def _start_fast() -> None:
@@ -88,6 +92,20 @@ def _start_fast() -> None:
     gc.set_threshold(50_000, 20, 20)
     # Pydantic would read the metadata of every installed package, to look for plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+
+@contextmanager
+def _tidy_when_told_to_end() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written stays behind."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(command: Command, arguments: argparse.Namespace) -> int:
