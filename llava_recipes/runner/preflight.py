@@ -45,7 +45,11 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
     if is_there:
         problems += hand_off_problems(plan, stages, fetch=True)
     if plan.model.sizes is None and not problems:
-        problems += _freezing_problems(plan)
+        try:
+            problems += _freezing_problems(plan)
+        except RecipeError as error:
+            # A config of the hub that cannot be had.
+            problems += error.problems
     if problems:
         raise loaded.fail(*problems)
 
