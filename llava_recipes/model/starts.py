@@ -33,6 +33,7 @@ Values = Mapping[str, JsonValue]
 
 PLAN, CONFIG = "plan.json", "config.json"
 _OLD_ADAPTERS = "adapter_model.bin"
+_FEATURES = {"default": "patch", "full": "cls_patch"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Claims:
     vision_tower: str | None = None
     select_layer: int | None = None
     select_feature: str | None = None
+    projector: str | None = None
     start_end: bool | None = None
 
 
@@ -166,10 +168,15 @@ def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Cla
             vision_tower=identity(tower),
             select_layer=_number(tower.get("select_layer")),
             select_feature=_text(tower.get("select_feature")),
+            projector=_text(_mapping(model.get("projector")).get("type")),
             start_end=tokens.get("start_end") is True,
         )
     if layout_of(config) == "hf":
-        return Claims()
+        strategy = _text(config.get("vision_feature_select_strategy"))
+        return Claims(
+            select_layer=_number(config.get("vision_feature_layer")),
+            select_feature=_FEATURES.get(strategy) if strategy else None,
+        )
     named = config.get("_name_or_path")
     if kind == "adapters":
         named = _read_object(folder / ADAPTER_CONFIG, path).get("base_model_name_or_path") or named
@@ -179,6 +186,7 @@ def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Cla
         vision_tower=_text(config.get("mm_vision_tower")),
         select_layer=_number(layer),
         select_feature=_text(config.get("mm_vision_select_feature")),
+        projector=_text(config.get("mm_projector_type")),
         start_end=start_end if isinstance(start_end, bool) else None,
     )
 

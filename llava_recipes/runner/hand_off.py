@@ -111,8 +111,8 @@ def _misfits(
     base = list(_check_base(start, model, theirs, shapes, given, path))
     yield from base
     if not base:
-        yield from _check_language(theirs, shapes, given, path)
-    yield from _check_projector(theirs, shapes, given, path)
+        yield from _check_language(start, theirs, shapes, given, path)
+    yield from _check_projector(start, model, theirs, shapes, given, path)
     yield from _check_rest(theirs, shapes, given, path)
 
 
@@ -195,7 +195,9 @@ def _check_base(
     )
 
 
-def _check_language(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath) -> Iterator[Problem]:
+def _check_language(
+    start: Start, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
+) -> Iterator[Problem]:
     """Sizes of the language model: of its weights, and of those that adapters were made for."""
     needed = {name: shape for name, shape in theirs.items() if name.startswith(_LANGUAGE)}
     wrong = [(name, shape, wanted) for name, shape, wanted in _for_weights(needed, shapes) if shape != wanted]
@@ -204,11 +206,18 @@ def _check_language(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
     if all(wanted is not None and shape[1:] == wanted[1:] for _, shape, wanted in wrong):
         name, shape, wanted = wrong[0]
         assert wanted is not None
+        hint = "set `model.image_tokens` as it was there; each of its tokens is a row"
+        if start.kind == "checkpoint" and start.claims.start_end is None:
+            # The layout of llava-hf has no such tokens; it fills the vocabulary up.
+            hint = (
+                f"write `language_model: {given}` in `model:`, which brings language model, tokenizer and "
+                "projector, and leave `init_from` out"
+            )
         yield Problem(
             "`init_from` has another vocabulary",
             path=path,
             found=f"{given}: {name} has {shape[0]:,} rows, this recipe's model {wanted[0]:,}",
-            hint="set `model.image_tokens` as it was there; each of its tokens is a row",
+            hint=hint,
         )
         return
     name, shape, wanted = wrong[0]
@@ -234,7 +243,9 @@ def _for_weights(
             yield f"{module}.weight", (up[0], shape[-1]), shapes.get(f"{module}.weight")
 
 
-def _check_projector(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath) -> Iterator[Problem]:
+def _check_projector(
+    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
+) -> Iterator[Problem]:
     held, wanted = (
         {
             name: shape
@@ -243,8 +254,10 @@ def _check_projector(theirs: Shapes, shapes: Shapes, given: str, path: RecipePat
         }
         for each in (theirs, shapes)
     )
-    # What trains a part of the projector leaves that part alone.
-    if any(shape != wanted.get(name) for name, shape in held.items()):
+    # What trains a part of the projector leaves that part alone; its type is then told by what it says.
+    claimed = start.claims.projector
+    is_other = set(held) != set(wanted) if claimed is None else claimed != model.projector.type
+    if any(shape != wanted.get(name) for name, shape in held.items()) or (held and is_other):
         yield Problem(
             "`init_from` has another projector",
             path=path,

@@ -112,6 +112,11 @@ def linear(values: dict[str, Any], folder: Path) -> None:
     values["model"]["projector"]["type"] = "linear"
 
 
+def deeper(values: dict[str, Any], folder: Path) -> None:
+    """Its first layers have the sizes and names of the other's."""
+    values["model"]["projector"]["type"] = "mlp3x_gelu"
+
+
 def other_layer(values: dict[str, Any], folder: Path) -> None:
     values["model"]["vision_tower"]["select_layer"] = -1
 
@@ -162,6 +167,17 @@ def wider(values: dict[str, Any], folder: Path) -> None:
             wider,
             ["has another projector", "32 to 32 to 32; this recipe has `mlp2x_gelu`, 32 to 64"],
         ),
+        (
+            "projector",
+            deeper,
+            ["has another projector", "this recipe has `mlp3x_gelu`, 32 to 32 to 32 to 32"],
+        ),
+        (
+            "projector/mm_projector.bin",
+            deeper,
+            ["has another projector", "holds `mlp2x_gelu`, 32 to 32 to 32"],
+        ),
+        ("llava", deeper, ["has another projector"]),
         ("projector", other_layer, ["another `select_layer`", "has -2, this recipe -1"]),
         ("projector", other_feature, ["another `select_feature`", "has patch, this recipe cls_patch"]),
         ("projector", other_tower, ["another vision tower", "another_clip", "`model.projector.init_from`"]),
@@ -200,6 +216,47 @@ def test_a_whole_language_model_may_take_the_place_of_another(
     values = next_values(tmp_path, llava)
     other_language_model(values, tmp_path)
     assert check(values, tmp_path, capsys) == ""
+
+
+def test_a_whole_model_of_transformers_is_held_against_the_recipe(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says which features its projector was made for, and brings a vocabulary that was filled up."""
+    folder = tmp_path / "llava-hf"
+    folder.mkdir()
+    config = {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "text_config": {"model_type": "llama"},
+        "vision_config": {"model_type": "clip_vision_model"},
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = load_file(llava / "model.safetensors")
+    padded = torch.zeros(1024, theirs["lm_head.weight"].shape[1])
+    save_file({"language_model.lm_head.weight": padded}, folder / "model.safetensors")
+    values = next_values(tmp_path, folder)
+    other_layer(values, tmp_path)
+    told = check(values, tmp_path, capsys)
+    assert "another `select_layer`" in told and "has -2, this recipe -1" in told
+    assert f"has 1,024 rows, this recipe's model {len(theirs['lm_head.weight']):,}" in told
+    assert f"hint:  write `language_model: {folder}` in `model:`" in told
+    values = next_values(tmp_path, folder)
+    other_feature(values, tmp_path)
+    assert "has patch, this recipe cls_patch" in check(values, tmp_path, capsys)
+
+
+def test_a_language_model_that_cannot_be_had_is_told_at_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_recipes.model.pretrained._repository_files", lambda source, revision: None)
+    values = stage_values(tmp_path / "next")
+    values["model"]["language_model"] = "runs/merged"
+    recipe = write_recipe(values, tmp_path / "recipe.yaml")
+    assert main(["run", str(recipe), "--processes", "1", "--dry-run"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"{recipe}:4:19: no such folder, not in the local cache")
 
 
 def test_the_originals_checkpoint_is_laid_over_the_base(llava: Path, tmp_path: Path) -> None:
