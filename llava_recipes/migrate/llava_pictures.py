@@ -13,13 +13,17 @@ _DATA: Path = (STAGE, "data")
 
 
 def has_newline(flags: Flags) -> bool:
-    """Whether the program gives its model a learned end of a row."""
-    return "mm_patch_merge_type" in flags and "unpad" in flags["mm_patch_merge_type"].text
+    """Whether the recipe's model has a learned end of a row: with pictures of one part, none is used."""
+    cut, merging = (
+        flags[name].text if name in flags else "" for name in ("image_aspect_ratio", "mm_patch_merge_type")
+    )
+    return cut.startswith("anyres") and "unpad" in merging
 
 
 def translate_pictures(flags: Flags, draft: Draft) -> None:
     """Fill in `image_grid_pinpoints` and `mm_patch_merge_type`; `image_aspect_ratio` is there already."""
-    is_anyres = draft.read(STAGE, "data", "image_aspect_ratio") == "anyres"
+    # Also of the kind that recipes do not have: what becomes `anyres` by hand keeps its grids.
+    is_anyres = str(draft.read(STAGE, "data", "image_aspect_ratio")).startswith("anyres")
     _translate_merging(flags, draft, is_anyres=is_anyres)
     _translate_grids(flags, draft, is_anyres=is_anyres)
 

@@ -323,6 +323,12 @@ def test_llava_next_is_said_in_full() -> None:
         ("--image_aspect_ratio pad --mm_patch_merge_type spatial", "mm_patch_merge_type", "needless"),
         ("--image_aspect_ratio anyres --mm_patch_merge_type maxpool2x2", "mm_patch_merge_type", "lost"),
         ("--image_aspect_ratio anyres --mm_patch_merge_type flat", "mm_patch_merge_type", "mapped"),
+        ("--image_aspect_ratio anyres_max_9 --mm_patch_merge_type flat", "mm_patch_merge_type", "mapped"),
+        (
+            "--image_aspect_ratio anyres_max_9 --image_grid_pinpoints '(1x1),...,(6x6)'",
+            "image_grid_pinpoints",
+            "lost",
+        ),
         ("--image_grid_pinpoints '[(336, 672)]'", "image_grid_pinpoints", "needless"),
         (
             "--image_aspect_ratio anyres --image_grid_pinpoints '(1x1),...,(6x6)'",
@@ -340,6 +346,13 @@ def test_llava_next_is_said_in_full() -> None:
 def test_what_becomes_of_the_flags_of_pictures(flags: str, name: str, kind: str) -> None:
     (entry,) = (entry for _, told in run(flags).stages for entry in told if entry.name == f"--{name}")
     assert entry.kind == kind
+
+
+def test_no_end_of_a_row_trains_where_pictures_have_one_part() -> None:
+    migration = run(
+        "--image_aspect_ratio pad --mm_patch_merge_type spatial_unpad --mm_tunable_parts mm_language_model"
+    )
+    assert at(migration, "stages.0.trainable") == ["language_model", "lm_head"]
 
 
 def test_a_command_inside_bash_c_behind_a_launcher() -> None:
