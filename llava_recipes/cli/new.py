@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,8 +96,9 @@ def _wishes(arguments: argparse.Namespace, *, asking: bool) -> tuple[Wishes, str
 
 
 def _announce_large_files(wishes: Wishes) -> None:
-    for file in map(Path, wishes.data):
-        if file.is_file() and file.stat().st_size > LARGE_FILE_BYTES:
+    for file in wishes.data:
+        # Unlike Path's, this takes a name that no file can have for one that is not there.
+        if os.path.isfile(file) and os.path.getsize(file) > LARGE_FILE_BYTES:
             print(f"reading {file} …", file=sys.stderr, flush=True)
 
 

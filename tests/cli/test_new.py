@@ -33,6 +33,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_data_file_with_a_name_that_no_file_can_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "pretrain", "--yes", "--data", "x" * 300]) == 1
+    assert "`annotations` is longer than a path can be" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_template_gives_a_recipe(template: str, elsewhere: Path) -> None:
     assert main(["new", template, "--yes"]) == 0
