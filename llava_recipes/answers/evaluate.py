@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from llava_recipes.answers.batches import answer_in_batches, check_questions
 from llava_recipes.answers.opening import Opened
-from llava_recipes.data.collate import Collator
+from llava_recipes.data.conversation import Record
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.images import BadImage
 from llava_recipes.data.pictures import open_pictures
-from llava_recipes.data.records import Record, Records, check_records
+from llava_recipes.data.records import Records, check_records
 from llava_recipes.data.tokens import IGNORED
 from llava_recipes.model.answering import Answerer, Picture
+from llava_recipes.model.feeding import collator_of, open_samples
 from llava_recipes.model.generate import Decoding, evaluating
 from llava_recipes.plan.types import SourcePlan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
@@ -103,13 +104,9 @@ def open_data(opened: Opened, file: str, *, images: str) -> StageDataset:
         "lazy_preprocess": True,
         "validation": None,
     }
-    assembled = opened.run.assembled
-    dataset = StageDataset(
-        opened.run.data.model_copy(update=changes),
-        tokenizer=assembled.tokenizer,
-        image_processor=assembled.image_processor,
-        start_end=opened.run.plan.image_tokens.start_end,
-    )
+    run = opened.run
+    data = run.data.model_copy(update=changes)
+    dataset = open_samples(run.assembled, data, start_end=run.plan.image_tokens.start_end)
     problems = check_records(dataset.records)
     if problems:
         raise RecipeError(*problems)
@@ -123,16 +120,8 @@ def measure_tokens(
 
     Raises SampleError for a sample that cannot be used, or of which nothing is left at `max_length`.
     """
-    assembled = opened.run.assembled
-    model, tokenizer = assembled.model, assembled.tokenizer
-    pad_id: int = tokenizer.pad_token_id
-    collator = Collator(
-        layout=assembled.image_layout(dataset.data),
-        max_length=dataset.data.max_length,
-        pad_token_id=pad_id,
-        dropped_token_id=pad_id if pad_id == tokenizer.unk_token_id else None,
-        mark_of=dataset.records.mark,
-    )
+    model = opened.run.assembled.model
+    collator = collator_of(opened.run.assembled, dataset)
     device = next(model.parameters()).device
     logits_LV = []
     # The forward pass applies the head to learned positions alone, and gives their loss, not their logits.

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llava_recipes.data.conversation import Record
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.formats import RecordFile, open_file
-from llava_recipes.data.records import OpenedSource, Record, Records
+from llava_recipes.data.records import OpenedSource, Records
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.templates import IMAGE, spoken_turns
 

@@ -9,8 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import overload
 
-from llava_recipes.data.conversation import MalformedRecord, parse_record, record_id
-from llava_recipes.data.conversation import Record as Record
+from llava_recipes.data.conversation import MalformedRecord, Record, parse_record, record_id
 from llava_recipes.data.draw import positions
 from llava_recipes.data.faults import SampleError, sample_problem
 from llava_recipes.data.formats import RecordFile, open_file

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.tokens import IGNORED
 from llava_recipes.demo.dataset import HELD_OUT, IMAGES
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.features import picture_features
+from llava_recipes.model.feeding import open_samples
 from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
 from llava_recipes.plan.types import DataPlan, SourcePlan
 
@@ -22,12 +22,8 @@ def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list
     The prompt is what the stage's template writes before the answer; the answer itself is not shown.
     """
     source = SourcePlan(annotations=str(folder / HELD_OUT), images=str(folder / IMAGES), num_samples=None)
-    dataset = StageDataset(
-        data.model_copy(update={"sources": (source,), "num_samples": None}),
-        tokenizer=assembled.tokenizer,
-        image_processor=assembled.image_processor,
-        start_end=False,
-    )
+    data = data.model_copy(update={"sources": (source,), "num_samples": None})
+    dataset = open_samples(assembled, data, start_end=False)
     model, layout = assembled.model, assembled.image_layout(data)
     decoding = Decoding(MAX_CAPTION_TOKENS)
     said: list[str] = []

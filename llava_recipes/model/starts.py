@@ -12,7 +12,13 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from llava_recipes.model.base_weights import COMPUTED
-from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint, open_tensor_file
+from llava_recipes.model.checkpoint import (
+    TensorsInMemory,
+    TensorSource,
+    has_weights,
+    open_checkpoint,
+    open_tensor_file,
+)
 from llava_recipes.model.checkpoint_names import canonical_in, layout_of
 from llava_recipes.model.lora import (
     ADAPTER_CONFIG,
@@ -144,19 +150,8 @@ def _of_projector(file: pathlib.Path, path: Path) -> dict[str, tuple[TensorSourc
     tensors = dict(weights.tensors)
     if weights.image_tokens is not None:
         tensors[IMAGE_TOKENS] = weights.image_tokens
-    source = _InMemory(tensors)
+    source = TensorsInMemory(tensors)
     return {name: (source, name) for name in tensors}
-
-
-class _InMemory:
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    def names(self) -> frozenset[str]:
-        return frozenset(self._tensors)
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name]
 
 
 def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Claims:

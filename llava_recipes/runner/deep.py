@@ -11,8 +11,9 @@ from functools import partial
 from typing import Final
 
 from llava_recipes.anyres import AnyRes
+from llava_recipes.data.conversation import Record
 from llava_recipes.data.faults import SampleError, images_take
-from llava_recipes.data.records import Record, Records, at_source, check_records, open_records
+from llava_recipes.data.records import Records, at_source, check_records, open_records
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.pictures import any_res

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from llava_recipes.data.images import BadImage, read_image
 from llava_recipes.data.pictures import open_pictures
 from llava_recipes.files import write_text
 from llava_recipes.model.answering import Answerer, Picture, Prompt
+from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Decoding
 from llava_recipes.model.precision import DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
@@ -106,7 +107,8 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         if step % self._plan.every and step != state.max_steps:
             return
-        with _untouched_randomness(), self._precision(args.device):
+        # Greedy answers draw nothing; whoever changes that must not change training.
+        with private_randomness(), self._precision(args.device):
             answers = self._answers()
         for subject, answer in zip(self._subjects, answers, strict=True):
             if self._log is not None:
@@ -207,11 +209,3 @@ def _step(line: str) -> float:
     except ValueError:
         return float("inf")
     return float(values["step"])
-
-
-@contextlib.contextmanager
-def _untouched_randomness() -> Iterator[None]:
-    # Greedy answers draw nothing; whoever changes that must not change training.
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from transformers import PrinterCallback, TrainingArguments
 
-from llava_recipes.data.collate import Collator
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.model.answering import Answerer
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.features import trains_in_vain
+from llava_recipes.model.feeding import collator_of, open_samples
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.image_tokens import free_image_tokens, read_image_tokens
 from llava_recipes.model.lora import inject_lora
@@ -105,7 +105,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         model=assembled.model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=_collator(dataset, assembled),
+        data_collator=collator_of(assembled, dataset),
         validation=_validation(plan, stage, assembled, arguments),
         callbacks=[stop],
     )
@@ -152,22 +152,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
 
 
 def _dataset(data: DataPlan, plan: Plan, assembled: Assembled) -> StageDataset:
-    return StageDataset(
-        data,
-        tokenizer=assembled.tokenizer,
-        image_processor=assembled.image_processor,
-        start_end=plan.model.image_tokens.start_end,
-    )
-
-
-def _collator(dataset: StageDataset, assembled: Assembled) -> Collator:
-    return Collator(
-        layout=assembled.image_layout(dataset.data),
-        max_length=dataset.data.max_length,
-        pad_token_id=assembled.tokenizer.pad_token_id,
-        dropped_token_id=_padding_that_text_may_hold(assembled),
-        mark_of=dataset.records.mark,
-    )
+    return open_samples(assembled, data, start_end=plan.model.image_tokens.start_end)
 
 
 def _validation(
@@ -179,7 +164,7 @@ def _validation(
     dataset = _dataset(data, plan, assembled)
     return Validation(
         dataset=dataset,
-        collator=_collator(dataset, assembled),
+        collator=collator_of(assembled, dataset),
         batch_size=arguments.per_device_eval_batch_size,
         num_workers=arguments.dataloader_num_workers,
     )
@@ -226,13 +211,6 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     assembled.model.accepts_loss_kwargs = stage.train.loss_normalization == "token"
     gc.collect()
     return assembled, sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)
-
-
-def _padding_that_text_may_hold(assembled: Assembled) -> int | None:
-    """The unknown token where it is also the padding: the original loses it from the text."""
-    tokenizer = assembled.tokenizer
-    pad_id: int = tokenizer.pad_token_id
-    return pad_id if pad_id == tokenizer.unk_token_id else None
 
 
 def _sum_over_processes(count: int, arguments: TrainingArguments) -> int:

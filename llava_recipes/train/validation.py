@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.tokens import IGNORED
+from llava_recipes.model.generate import evaluating
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,12 @@ class Validation:
         does not count. `prepare` moves a batch to the device. No global random number is drawn.
         """
         started_s = time.monotonic()
-        was_training = model.training
-        model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=device)
-        try:
-            with torch.no_grad():
-                for batch in self._batches():
-                    output = model(**prepare(batch), num_items_in_batch=1)
-                    total[0] += output.loss.double()
-                    total[1] += output.num_label_tokens
-        finally:
-            model.train(was_training)
+        with evaluating(model):
+            for batch in self._batches():
+                output = model(**prepare(batch), num_items_in_batch=1)
+                total[0] += output.loss.double()
+                total[1] += output.num_label_tokens
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(total)
         sum_of_losses, num_tokens = total.tolist()

@@ -23,9 +23,9 @@ from transformers import LlavaForConditionalGeneration
 from llava_recipes.data import dataset as datasets
 from llava_recipes.data import records
 from llava_recipes.data.collate import Collator, collate
-from llava_recipes.data.conversation import parse_record
-from llava_recipes.data.records import Record
+from llava_recipes.data.conversation import Record, parse_record
 from llava_recipes.data.tokens import IGNORED, Encoded
+from llava_recipes.model import feeding
 from llava_recipes.model.lora import inject_lora, is_adapter
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.recipe.load import load_recipe
@@ -118,8 +118,8 @@ def inject_recorded(
 def main(recipe: str, record: str, adapters: str | None = None) -> None:
     if adapters is not None:
         vars(stages)["inject_lora"] = partial(inject_recorded, file=adapters)
-    vars(stages)["StageDataset"] = MaskedDataset
-    vars(stages)["Collator"] = LenientCollator
+    vars(feeding)["StageDataset"] = MaskedDataset
+    vars(feeding)["Collator"] = LenientCollator
     vars(stages)["StageTrainer"] = SummingTrainer
     SummingTrainer.sums = []
     vars(records)["parse_record"] = partial(parse_leniently, parse=parse_record)
