@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llava_recipes.layouts import IMAGE as IMAGE
-from llava_recipes.layouts import LAYOUTS, Layout
-from llava_recipes.layouts import V1_SYSTEM as V1_SYSTEM
-from llava_recipes.layouts import Template as Template
+from llava_recipes.layouts import LAYOUTS, Layout, Template
 
 IMAGE_START = "<im_start>"
 IMAGE_END = "<im_end>"

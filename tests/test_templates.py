@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.layouts import ALIASES, LAYOUTS, Alias, Template, meaning_of
-from llava_recipes.templates import IMAGE, V1_SYSTEM, Segment, Turn, spell, spoken_turns, stop_text
+from llava_recipes.layouts import ALIASES, LAYOUTS, V1_SYSTEM, Alias, Template, meaning_of
+from llava_recipes.templates import IMAGE, Segment, Turn, spell, spoken_turns, stop_text
 
 words = st.text(alphabet="ab <>/s:\né", max_size=12).filter(lambda text: IMAGE not in text)
 conversations = st.lists(st.tuples(words, words), min_size=1, max_size=4).map(

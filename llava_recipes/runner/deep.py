@@ -14,7 +14,7 @@ from llava_recipes.anyres import AnyRes
 from llava_recipes.data.conversation import Record
 from llava_recipes.data.faults import SampleError, images_take
 from llava_recipes.data.records import Records, at_source, check_records, open_records
-from llava_recipes.layouts import LAYOUTS
+from llava_recipes.layouts import LAYOUTS, Template
 from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.pictures import any_res
 from llava_recipes.plan.quantization import quantization_problems
@@ -26,7 +26,7 @@ from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.runner.hand_off import hand_off_problems, spell_projector
 from llava_recipes.runner.preflight import model_problems
 from llava_recipes.runner.wording import open_prompts
-from llava_recipes.templates import Template, spell
+from llava_recipes.templates import spell
 
 NUM_SAMPLED: Final = 500
 """Pictures that are opened where not all are asked for."""
