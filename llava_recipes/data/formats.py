@@ -46,7 +46,7 @@ def open_file(path: str, *, measure: bool = False) -> RecordFile:
 
 def is_parquet(path: str) -> bool:
     """Whether `annotations` means Parquet."""
-    return path.endswith(".parquet") or Path(path).is_dir()
+    return path.lower().endswith(".parquet") or Path(path).is_dir()
 
 
 def is_there(path: str) -> bool:

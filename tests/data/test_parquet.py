@@ -130,6 +130,11 @@ def test_shards_follow_each_other_by_name(pattern: str, tmp_path: Path) -> None:
     assert (mark.file, mark.row) == (str(tmp_path / "train-00001-of-00002.parquet"), 1)
 
 
+def test_an_ending_in_capitals_is_parquet_too(tmp_path: Path) -> None:
+    file = write_parquet([with_structs(record) for record in records()[:3]], tmp_path / "DATA.PARQUET")
+    assert count_records(str(file)) == 3
+
+
 def test_a_problem_names_file_and_row(tmp_path: Path) -> None:
     rows = [with_structs(record) for record in records()]
     rows[11]["conversations"] = rows[11]["conversations"][:1] * 2
