@@ -130,7 +130,22 @@ def _turns(values: Mapping[str, object]) -> tuple[Turn, ...]:
     if not isinstance(conversation, list) or not conversation:
         raise MalformedRecord(f"`{key}` is not a list of turns, or is empty", found=_shown(conversation))
     read = _turn if key == "conversations" else _message
-    return tuple(read(value, position) for position, value in enumerate(conversation))
+    turns = tuple(read(value, position) for position, value in enumerate(conversation))
+    for position, turn in enumerate(turns):
+        _check_letters(turn.text, position)
+    return turns
+
+
+def _check_letters(text: str, position: int) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # JSON can spell what is no text, such as an emoji that was cut in two. No tokenizer takes it.
+        raise MalformedRecord(
+            f"the text of turn {position} holds half of a character",
+            found=_shown(text[max(0, error.start - 20) : error.end]),
+            hint="remove it, or the record",
+        ) from None
 
 
 def _turn(value: object, position: int) -> Turn:

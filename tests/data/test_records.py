@@ -207,6 +207,11 @@ def test_every_source_is_told_at_once(tmp_path: Path) -> None:
         ({"conversations": [{"from": "user", "value": "x"}]}, "unknown role", '"user"'),
         ({"conversations": [{"value": "x"}]}, "unknown role", "null"),
         ({"conversations": [{"from": "human", "value": None}]}, "`value` of turn 0 is not text", "null"),
+        (
+            {"conversations": conversation("<image>", "a \ud83d")},
+            "text of turn 1 holds half of a character",
+            '"a \\ud83d"',
+        ),
         ({"conversations": conversation("<image>", "a", "b")[1:2]}, "no human turn", None),
         ({"conversations": conversation("<image>", "a")[:1] * 2}, "two human turns", None),
         ({"conversations": conversation("<image>", "an <image>")}, "an answer holds the tag", None),
