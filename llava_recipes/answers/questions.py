@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from llava_recipes.data.conversation import MalformedRecord, images_of
+from llava_recipes.data.conversation import MalformedRecord, check_letters, images_of
 from llava_recipes.data.images import BadImage, check_image, read_image
 from llava_recipes.data.records import NUM_SHOWN_PROBLEMS
 from llava_recipes.data.scan import AnnotationFile
@@ -86,6 +86,7 @@ def raise_first(problems: Sequence[Problem], *, of: int) -> None:
 
 def _question(index: int, values: dict[str, JsonValue], folder: str, file: AnnotationFile) -> Question:
     turns, images = _turns(values), _images(values)
+    check_letters(turns)
     try:
         spoken = spoken_turns(turns)
     except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,21 +131,21 @@ def _turns(values: Mapping[str, object]) -> tuple[Turn, ...]:
         raise MalformedRecord(f"`{key}` is not a list of turns, or is empty", found=_shown(conversation))
     read = _turn if key == "conversations" else _message
     turns = tuple(read(value, position) for position, value in enumerate(conversation))
-    for position, turn in enumerate(turns):
-        _check_letters(turn.text, position)
+    check_letters(turns)
     return turns
 
 
-def _check_letters(text: str, position: int) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        # JSON can spell what is no text, such as an emoji that was cut in two. No tokenizer takes it.
-        raise MalformedRecord(
-            f"the text of turn {position} holds half of a character",
-            found=_shown(text[max(0, error.start - 20) : error.end]),
-            hint="remove it, or the record",
-        ) from None
+def check_letters(turns: Iterable[Turn]) -> None:
+    """Raise MalformedRecord for what JSON can spell and no tokenizer takes: half of an emoji, for example."""
+    for position, turn in enumerate(turns):
+        try:
+            turn.text.encode()
+        except UnicodeEncodeError as error:
+            raise MalformedRecord(
+                f"the text of turn {position} holds half of a character",
+                found=_shown(turn.text[max(0, error.start - 20) : error.end]),
+                hint="remove it, or the record",
+            ) from None
 
 
 def _turn(value: object, position: int) -> Turn:
