@@ -8,7 +8,7 @@ from pathlib import Path
 from llava_recipes.plan.compile import Earlier
 from llava_recipes.runner.artifacts import PLAN, started_in
 
-_ALL_BUT_THE_TOWER = frozenset({"projector", "language_model", "lm_head"})
+ALL_BUT_THE_TOWER = frozenset({"projector", "language_model", "lm_head"})
 
 
 def read_earlier(folder: Path) -> Earlier:
@@ -28,7 +28,7 @@ def read_earlier(folder: Path) -> Earlier:
     for each in started:
         place = _seen_from_here(Path(each), folder, output_dir)
         # A run that trained all of it itself stands alone, whatever became of the folder before it.
-        gone = not place.exists() and trained >= _ALL_BUT_THE_TOWER
+        gone = not place.exists() and trained >= ALL_BUT_THE_TOWER
         (missing if gone else found).append(str(place))
     return Earlier(tuple(found), tuple(missing))
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.placing import cast_weights
 from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import load_trained
-from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, Plan
+from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, Plan, StagePlan
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.runner.artifacts import DONE, PLAN, started_in, unfinished
+from llava_recipes.runner.artifacts import (
+    DONE,
+    PLAN,
+    read_finish_times,
+    started_in,
+    starts_from_then,
+    unfinished,
+)
+from llava_recipes.runner.earlier import ALL_BUT_THE_TOWER
 
 
 def read_run(folder: Path) -> Plan:
@@ -45,12 +55,39 @@ def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> tuple[A
     stage = plan.stages[0]
     dtype = dtype or DTYPES[stage.train.precision]
     assembled = assemble(in_full(plan.model), dtype=dtype)
-    names = [
-        *(name for start in stage.starts_from for name in load_start(assembled.model, start, ("stages",))),
-        *load_trained(assembled.model, folder),
-    ]
+    names = [*_lay_starts_over(assembled.model, stage, folder), *load_trained(assembled.model, folder)]
     cast_weights(assembled.model, dtype)
     return assembled, frozenset(name.partition(".")[0] for name in names)
+
+
+def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterator[str]:
+    """Lay what the stage was started from over the model; names of weights as they change.
+
+    Raises RecipeError when one of the folders is gone, or was trained again, and the run does not hold all
+    of those weights itself.
+    """
+    trained = set(stage.trainable_modules or ())
+    then = starts_from_then(folder).values()
+    for start, finished in zip(stage.starts_from, then, strict=True):
+        is_gone = finished is not None and not Path(start).exists()
+        if is_gone and trained >= ALL_BUT_THE_TOWER:
+            continue
+        if is_gone:
+            hint = "its weights lie under this run's: bring it back to where it was"
+            raise RecipeError(
+                Problem("the run that this one was started from is gone", found=start, hint=hint)
+            )
+        names = load_start(model, start, ("stages",))
+        yield from names
+        now = read_finish_times((start,))[start]
+        if now != finished and not {name.partition(".")[0] for name in names} <= trained:
+            raise RecipeError(
+                Problem(
+                    "the run that this one was started from was trained again, and its weights lie under it",
+                    found=f"{start} was finished {finished}, and now {now or 'is not'}",
+                    hint="run this stage again",
+                )
+            )
 
 
 def with_base(plan: Plan, base: str | None) -> Plan:

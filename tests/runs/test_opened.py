@@ -82,6 +82,33 @@ def test_a_whole_pipeline_may_be_moved(
     assert torch.equal(logits_of(run.assembled), logits_of(opened(pipeline / "full").assembled))
 
 
+def test_a_run_whose_beginning_is_gone(pipeline: Path, tmp_path: Path) -> None:
+    """What trained all itself stands alone; adapters and parts do not."""
+    for name in ("full", "lora"):
+        shutil.copytree(pipeline / name, tmp_path / name)
+        text = (tmp_path / name / "plan.json").read_text().replace(str(pipeline), str(tmp_path / "gone"))
+        (tmp_path / name / "plan.json").write_text(text)
+    assert torch.equal(
+        logits_of(opened(tmp_path / "full").assembled), logits_of(opened(pipeline / "full").assembled)
+    )
+    told = refused(tmp_path / "lora")
+    assert "the run that this one was started from is gone" in told
+
+
+def test_a_run_whose_beginning_was_trained_again(pipeline: Path, tmp_path: Path) -> None:
+    for name in ("full", "lora"):
+        shutil.copytree(pipeline / name, tmp_path / name)
+        for file in ("plan.json", "DONE"):
+            text = (
+                (tmp_path / name / file).read_text().replace(str(pipeline / "full"), str(tmp_path / "full"))
+            )
+            (tmp_path / name / file).write_text(text)
+    opened(tmp_path / "lora")
+    done = json.loads((tmp_path / "full" / "DONE").read_text())
+    (tmp_path / "full" / "DONE").write_text(json.dumps(done | {"finished": "2020-01-01T00:00:00+00:00"}))
+    assert "was trained again" in refused(tmp_path / "lora")
+
+
 def test_weights_have_one_dtype(pipeline: Path) -> None:
     model = open_run(pipeline / "lora", dtype=torch.bfloat16, device=CPU).assembled.model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
