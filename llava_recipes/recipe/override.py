@@ -26,6 +26,9 @@ class Override:
 def read_override(text: str, root: Value) -> Override:
     """Read `path=value`, with stages by name or index; raises RecipeError when the path cannot exist."""
     mark = Mark(f"--set {text}", 0, 0)
+    if not text.isascii() and text != text.encode("utf-8", "replace").decode("utf-8"):
+        # Bytes that are no text come from the shell as half characters.
+        raise RecipeError(Problem("an override must be UTF-8", mark=mark, hint="set the terminal to UTF-8"))
     written, equals, value = text.partition("=")
     if not equals or not written.strip():
         hint = "for example --set stages.0.train.max_steps=5"

@@ -101,6 +101,12 @@ def test_an_override_that_does_not_fit(
     assert message in printed
 
 
+def test_an_override_that_is_no_text(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes that are not UTF-8, as Python takes them from the shell."""
+    assert main(["validate", str(good), "--set", "name=\udcff"]) == 1
+    assert "an override must be UTF-8" in capsys.readouterr().err
+
+
 def test_a_secret_is_not_printed(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(good), "--set", "stages.0.train.extra.hub_token=hf_abcdefgh"]) == 1
     assert "hf_abcdefgh" not in capsys.readouterr().err
