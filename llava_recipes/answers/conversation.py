@@ -61,9 +61,11 @@ class Conversation:
     def ask(self, text: str, listen: Callable[[str], None] | None = None) -> str:
         """The answer to a question, also given to `listen` piece by piece.
 
-        Raises RecipeError when tags and pictures differ in number or the prompt does not fit.
-        When the person interrupts, what was said until then is the answer.
+        Raises RecipeError when tags and pictures differ in number, the prompt does not fit, or the question
+        holds bytes that are no text. When the person interrupts, what was said until then is the answer.
         """
+        if text != text.encode("utf-8", "replace").decode("utf-8"):
+            raise RecipeError(Problem("the question must be UTF-8", hint="set the terminal to UTF-8"))
         question = self._question(text)
         # A captioner has no conversation: every picture stands alone.
         turns, shown = ([], []) if self.is_plain else (self._turns, self._shown)

@@ -101,6 +101,7 @@ def test_an_interrupted_answer_stays_as_far_as_it_was_said(answerer: Answerer) -
         ((RED, WIDE), "What is <image>?", "there are more pictures than tags"),
         ((RED,) * 130, "Which?", "too many pictures for the model's context"),
         ((), "why " * 3000, "the prompt is too long for the model's context"),
+        ((), "why\udcff", "the question must be UTF-8"),
     ],
 )
 def test_what_cannot_be_asked_changes_nothing(
