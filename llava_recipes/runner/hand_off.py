@@ -207,8 +207,8 @@ def _check_language(
         name, shape, wanted = wrong[0]
         assert wanted is not None
         hint = "set `model.image_tokens` as it was there; each of its tokens is a row"
-        if start.kind == "checkpoint" and start.claims.start_end is None:
-            # The layout of llava-hf has no such tokens; it fills the vocabulary up.
+        if start.kind == "checkpoint" and shape[0] > wanted[0] + NUM_TOKENS + 1:
+            # More than the tokens of images: llava-hf's layout fills the vocabulary up.
             hint = (
                 f"write `language_model: {given}` in `model:`, which brings language model, tokenizer and "
                 "projector, and leave `init_from` out"

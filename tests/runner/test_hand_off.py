@@ -247,6 +247,18 @@ def test_a_whole_model_of_transformers_is_held_against_the_recipe(
     assert "has patch, this recipe cls_patch" in check(values, tmp_path, capsys)
 
 
+def test_a_vocabulary_that_was_filled_up_is_no_matter_of_image_tokens(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `import` makes of a folder of transformers keeps its rows."""
+    folder = tmp_path / "imported"
+    folder.mkdir()
+    shutil.copy(llava / "config.json", folder)
+    save_file({"lm_head.weight": torch.zeros(1024, 32)}, folder / "model.safetensors")
+    told = check(next_values(tmp_path, folder), tmp_path, capsys)
+    assert f"hint:  write `language_model: {folder}`" in told and "image_tokens" not in told
+
+
 def test_a_language_model_that_cannot_be_had_is_told_at_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
