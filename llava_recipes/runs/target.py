@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 
@@ -54,7 +56,8 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
         except OSError as error:
             message = f"something was put into {target} meanwhile"
             raise RecipeError(Problem(message, found=error.strerror)) from None
-    except OSError as error:
+    # The second is what safetensors makes of a disk that is full.
+    except (OSError, SafetensorError) as error:
         raise RecipeError(Problem(f"{target} cannot be written", found=str(error))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
