@@ -13,6 +13,7 @@ MAX_NESTING = 20
 MAX_WORDS = 20_000
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME_GOES_ON = re.compile(r"(\\\n)+[A-Za-z0-9_]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 _PLAIN = re.compile(r"[^\s\\'\"$`;&|<>()#}/]+")
 _IN_QUOTES = re.compile(r"[^\\\"$`]+")
@@ -188,6 +189,10 @@ class _Reader:
         name = _NAME.match(text, start + 1)
         if name is not None:
             self._at = name.end()
+            if _NAME_GOES_ON.match(text, self._at):
+                return Unread(
+                    "a name that goes on in the next line", quoted, self.mark(start, self._at - start)
+                )
             return self._parameter(name.group(), start, quoted)
         if following and following in "0123456789@*#?$!-":
             self._at = start + 2

@@ -69,7 +69,17 @@ def test_any_word_is_read_as_bash_reads_it_or_refused(value: str, word: str) -> 
         found = ours(script)
     except RecipeError:
         return
+    if not found and "`" in value and "`" in word:
+        # The command stands inside a substitution that begins in `value`: `migrate` tells that there is none.
+        return
     assert found == of_bash(script)
+
+
+def test_a_name_that_goes_on_in_the_next_line_is_refused() -> None:
+    """Bash joins the lines first: `$A` and `a` are the one name `Aa`."""
+    with pytest.raises(RecipeError, match="goes on in the next line"):
+        ours("A=1\ndeepspeed train.py --a $A\\\na\n")
+    assert ours("A=1\ndeepspeed train.py --a $A\\\n --b\n") == ["--a", "1", "--b"]
 
 
 def test_windows_line_ends_make_no_difference() -> None:
