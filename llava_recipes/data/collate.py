@@ -98,16 +98,32 @@ def collate(
                                   -1 for the image newline; likewise
     """
     expanded = [
-        expand(
-            sample.input_ids,
-            sample.labels,
-            num_image_tokens=[layout.num_tokens(picture) for picture in sample.pictures],
-            max_length=max_length,
-            dropped_token_id=dropped_token_id,
-        )
+        _expand_sample(sample, layout=layout, max_length=max_length, dropped_token_id=dropped_token_id)
         for sample in samples
     ]
+    return _batch(samples, expanded, layout=layout, pad_token_id=pad_token_id, padding_side=padding_side)
 
+
+def _expand_sample(
+    sample: Sample, *, layout: ImageLayout, max_length: int, dropped_token_id: int | None
+) -> Expanded:
+    return expand(
+        sample.input_ids,
+        sample.labels,
+        num_image_tokens=[layout.num_tokens(picture) for picture in sample.pictures],
+        max_length=max_length,
+        dropped_token_id=dropped_token_id,
+    )
+
+
+def _batch(
+    samples: Sequence[Sample],
+    expanded: Sequence[Expanded],
+    *,
+    layout: ImageLayout,
+    pad_token_id: int,
+    padding_side: Literal["left", "right"],
+) -> dict[str, Tensor]:
     def padded(rows: list[Tensor], value: float) -> Tensor:
         return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=padding_side)
 
@@ -150,20 +166,28 @@ class Collator:
         self.dropped_token_id = dropped_token_id
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        problems = [
-            self._problem(sample, expanded)
+        expanded = [
+            _expand_sample(
+                sample,
+                layout=self.layout,
+                max_length=self.max_length,
+                dropped_token_id=self.dropped_token_id,
+            )
             for sample in samples
-            if not (expanded := self._expanded(sample)).learns
+        ]
+        problems = [
+            self._problem(sample, row)
+            for sample, row in zip(samples, expanded, strict=True)
+            if not row.learns
         ]
         if problems:
             raise SampleError(*problems)
-        return collate(
+        return _batch(
             samples,
+            expanded,
             layout=self.layout,
-            max_length=self.max_length,
             pad_token_id=self.pad_token_id,
             padding_side=self.padding_side,
-            dropped_token_id=self.dropped_token_id,
         )
 
     def _problem(self, sample: Sample, expanded: Expanded) -> Problem:
@@ -176,12 +200,3 @@ class Collator:
         mark = None if self.mark_of is None else self.mark_of(sample.index)
         found = f"{taken}, max_length is {self.max_length}"
         return sample_problem(sample.index, sample.id, message, mark=mark, found=found, hint=hint)
-
-    def _expanded(self, sample: Sample) -> Expanded:
-        return expand(
-            sample.input_ids,
-            sample.labels,
-            num_image_tokens=[self.layout.num_tokens(picture) for picture in sample.pictures],
-            max_length=self.max_length,
-            dropped_token_id=self.dropped_token_id,
-        )
