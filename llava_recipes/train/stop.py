@@ -28,11 +28,13 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> TrainerControl:
+        agreed = self.asked
         if dist.is_initialized() and dist.get_world_size() > 1:
-            flag = torch.tensor(int(self.asked), device=args.device)
+            flag = torch.tensor(int(agreed), device=args.device)
+            # A signal that comes while the processes agree is for the next step, and must not be forgotten.
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            self.asked = bool(flag.item())
-        if self.asked and state.global_step < state.max_steps:
+            agreed = bool(flag.item())
+        if agreed and state.global_step < state.max_steps:
             control.should_save = True
             # What asked may not wait for an evaluation.
             control.should_evaluate = False

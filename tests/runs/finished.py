@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from llava_recipes.runner.environment import describe_environment
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.train.stage import train_stage
 from tests.tiny import FIXTURES, stage1_values, write_recipe
+from tests.train.in_process import like_a_worker
 
 
 def run_values(folder: Path, **stage: Any) -> dict[str, Any]:
@@ -40,11 +39,8 @@ def finish(values: dict[str, Any], file: Path) -> None:
     """Train every stage of a recipe, written to `file`, in this process."""
     loaded = load_recipe(str(write_recipe(values, file)))
     plan = plan_recipe(loaded, world_size=1)
-    with warnings.catch_warnings():
-        # A training process ends with its run, and leaves the log to be closed by that.
-        warnings.simplefilter("ignore", ResourceWarning)
+    with like_a_worker():
         _train(loaded, plan)
-        gc.collect()
 
 
 def _train(loaded: LoadedRecipe, plan: Plan) -> None:

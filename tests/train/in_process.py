@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +23,29 @@ from llava_recipes.train.stage import train_stage
 from tests.tiny import yaml_text
 
 
+@contextmanager
+def like_a_worker() -> Iterator[None]:
+    """Train here as in a process of its own, which ends with its run: what it would take along is undone.
+
+    Signal handlers come back, and the log that is left open is closed without a warning.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+            gc.collect()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def train_all(values: dict[str, Any]) -> list[dict[str, Tensor]]:
     """Train every stage of a recipe, each into its folder; gives every weight after each of them."""
     after = []
     loaded = load_source(yaml_text(values), "recipe.yaml")
     plan = plan_recipe(loaded, world_size=1)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with like_a_worker():
         for index, stage in enumerate(plan.stages):
             folder = Path(stage.output_dir)
             own = stage_plan(plan, index)
@@ -40,9 +60,7 @@ def train_all(values: dict[str, Any]) -> list[dict[str, Tensor]]:
                 last_loss=trained.last_loss,
                 starts_from=stage.starts_from,
             )
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+            del trained
     return after
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.artifacts import stage_plan, write_done, write_results
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.train.stage import train_stage
-from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.processes import run_to_end
+from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.train.in_process import like_a_worker
 
 UNPAD = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
 # The fourth step has two samples left, which are one batch on one process and half of each of two.
@@ -60,14 +60,11 @@ def next_values(folder: Path, *, processes: int = 1) -> dict[str, Any]:
 def train(plan: Plan, index: int, folder: Path, *, resume_from: Path | None = None) -> None:
     own = stage_plan(plan, index)
     folder.mkdir(exist_ok=True)
-    with warnings.catch_warnings():
-        # A training process ends with its run, and leaves the log to be closed by that.
-        warnings.simplefilter("ignore", ResourceWarning)
+    with like_a_worker():
         trained = train_stage(own, 0, output_dir=folder, resume_from=resume_from)
         write_results(own, trained, folder)
         write_done(folder, num_steps=trained.num_steps, last_loss=trained.last_loss, starts_from=())
         del trained
-        gc.collect()
 
 
 def planned(folder: Path, **given: Any) -> Plan:

@@ -21,6 +21,7 @@ from llava_recipes.train.stage import train_stage
 from tests.chat_tokenizers import save_tokenizer
 from tests.plan.test_gallery import RECIPES, golden_name
 from tests.tiny import FIXTURES, read_metrics
+from tests.train.in_process import like_a_worker
 
 WIDTH = 64
 """Layers of few bits on a CPU want a width that 64 divides."""
@@ -161,7 +162,8 @@ def test_a_recipe_trains_all_of_its_stages(file: Path, tmp_path: Path) -> None:
     for index, stage in enumerate(plan.stages):
         folder = Path(stage.output_dir)
         folder.mkdir()
-        trained = train_stage(plan, index, output_dir=folder, resume_from=None)
+        with like_a_worker():
+            trained = train_stage(plan, index, output_dir=folder, resume_from=None)
         lines = read_metrics(folder)
         assert len(lines) == NUM_STEPS
         assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
