@@ -40,7 +40,9 @@ def stage_plan(plan: Plan, index: int) -> Plan:
 
 def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
     """Look at a stage's output folder. Reads only."""
-    if not folder.exists() or not any(folder.iterdir()):
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    # A plan that another node is about to put there, or that a kill kept from it, doesn't count yet.
+    if all(name.startswith(f".{PLAN}.") for name in names):
         return FolderState("new")
     if not (folder / PLAN).is_file():
         return FolderState("foreign")
