@@ -35,6 +35,7 @@ from llava_recipes.plan.model import plan_model
 from llava_recipes.plan.tuning import what_trains
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.schema import Recipe
+from llava_recipes.versions import recompute_activations
 
 VOCAB_SIZE = 1000
 LLAMA = {
@@ -232,7 +233,7 @@ def _build(plan: Plan, case: Case) -> LlavaForConditionalGeneration:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     if case.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     model.train()
     return model
 

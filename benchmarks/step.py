@@ -210,6 +210,7 @@ def _prepare(setting: Setting) -> tuple[Step, int]:
     from llava_recipes.plan.compile import compile_plan
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.facts import gather_facts
+    from llava_recipes.versions import recompute_activations
 
     torch.set_num_threads(setting.num_threads)
     loaded = load_recipe(setting.recipe)
@@ -220,7 +221,7 @@ def _prepare(setting: Setting) -> tuple[Step, int]:
     freeze_model(model, freeze=stage.freeze, trainable=stage.trainable)
     model.train()
     if loaded.recipe.stages[0].train.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     dataset = StageDataset(stage.data, parts.tokenizer, parts.image_processor, start_end=False)
     pad = parts.tokenizer.pad_token_id
     collator = Collator(

@@ -130,12 +130,16 @@ def summarize_modules(names_trainable: Collection[str], names_all: Collection[st
     mixed: set[str] = set()
     for name in names_all:
         if name not in trains:
-            segments = name.split(".")
-            mixed.update(".".join(segments[:end]) for end in range(1, len(segments) + 1))
+            mixed.update(_prefixes(name))
     modules: dict[str, None] = {}
     for name in names_all:
         if name in trains:
-            segments = name.split(".")
-            prefixes = (".".join(segments[:end]) for end in range(1, len(segments) + 1))
-            modules[next((prefix for prefix in prefixes if prefix not in mixed), name)] = None
+            modules[next((prefix for prefix in _prefixes(name) if prefix not in mixed), name)] = None
     return tuple(modules)
+
+
+@lru_cache(maxsize=16_384)
+def _prefixes(name: str) -> tuple[str, ...]:
+    """The modules that hold a parameter, from its root on, and the parameter itself."""
+    segments = name.split(".")
+    return tuple(".".join(segments[:end]) for end in range(1, len(segments) + 1))

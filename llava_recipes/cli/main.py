@@ -40,6 +40,14 @@ COMMANDS = {
     "completion": "print completions for bash, zsh or fish",
 }
 
+WITHOUT_TORCH = frozenset(
+    {
+        *("validate", "plan", "show", "diff", "schema", "new", "list", "copy", "explain"),
+        *("migrate", "export-script", "completion"),
+    }
+)
+"""Commands that must stay quick, and so don't begin with a look at every library's version."""
+
 USER_ERROR, USAGE_ERROR, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -63,8 +71,12 @@ def module_of(command: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the user's to mend, 2 usage, 3 our bug."""
-    _start_fast()
+    """Run one command and return its exit code: 0 done, 1 the user's to mend, 2 usage, 3 our bug.
+
+    Without `argv` the process is the command's own, and is set up for it; a caller's stays as it is.
+    """
+    if argv is None:
+        _start_fast()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -79,12 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = f"did you mean `{near[0]}`?" if near else f"commands: {', '.join(COMMANDS)}"
         print(f"llava-recipe: unknown command {words[0]!r}; {advice}", file=sys.stderr)
         return USAGE_ERROR
-    command = cast(Command, importlib.import_module(module_of(words[0])))
-    parser = argparse.ArgumentParser(prog=f"llava-recipe {words[0]}", description=COMMANDS[words[0]])
-    command.add_arguments(parser)
-    # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.
     with _tidy_when_told_to_end():
-        return _run(command, parser.parse_intermixed_args(words[1:]))
+        return _run(words[0], words[1:])
 
 
 def _start_fast() -> None:
@@ -108,11 +116,19 @@ def _tidy_when_told_to_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(command: Command, arguments: argparse.Namespace) -> int:
+def _run(name: str, words: Sequence[str]) -> int:
     from llava_recipes.recipe.errors import RecipeError
 
     try:
-        return command.run(arguments)
+        if name not in WITHOUT_TORCH:
+            from llava_recipes.versions import check_versions
+
+            check_versions()
+        command = cast(Command, importlib.import_module(module_of(name)))
+        parser = argparse.ArgumentParser(prog=f"llava-recipe {name}", description=COMMANDS[name])
+        command.add_arguments(parser)
+        # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.
+        return command.run(parser.parse_intermixed_args(words))
     except RecipeError as error:
         from llava_recipes.recipe.render import render_problems
 
@@ -125,6 +141,12 @@ def _run(command: Command, arguments: argparse.Namespace) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
+        from llava_recipes.versions import version_problem
+
+        outdated = version_problem()
+        if outdated is not None:
+            print(outdated, file=sys.stderr)
+            return USER_ERROR
         import tempfile
         import traceback
 

@@ -51,6 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.all and not arguments.deep:
         print("llava-recipe validate: --all goes with --deep", file=sys.stderr)
         return 2
+    if arguments.deep:
+        from llava_recipes.versions import check_versions
+
+        check_versions()
     reports: list[FileReport] = []
     for file in _expand(arguments.files):
         report = _examine(file, arguments)

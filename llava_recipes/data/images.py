@@ -16,7 +16,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import JsonValue
 from transformers import (
-    AutoImageProcessor,
     BaseImageProcessor,
     CLIPImageProcessorPil,
     SiglipImageProcessorPil,
@@ -24,6 +23,7 @@ from transformers import (
 
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
+from llava_recipes.versions import auto_image_processor
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS: Final = 2**26
@@ -167,7 +167,7 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
             )
         )
     try:
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(
+        processor: BaseImageProcessor = auto_image_processor().from_pretrained(
             plan.source, revision=plan.revision, backend="pil"
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -24,6 +24,7 @@ from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
+from llava_recipes.versions import unnamed_config_keys
 
 LANGUAGE_PATH: Path = ("model", "language_model")
 TOWER_PATH: Path = ("model", "vision_tower")
@@ -179,6 +180,7 @@ def _inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedCon
         )
     try:
         known = set(AutoConfig.for_model(model_type).to_dict()) | TRANSLATED_KEYS
+        known |= unnamed_config_keys(model_type)
         config = AutoConfig.for_model(
             model_type, **{key: value for key, value in values.items() if key != "model_type"}
         )

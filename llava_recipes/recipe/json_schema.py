@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TypeAlias, cast
 
 from pydantic import BaseModel, JsonValue
-from pydantic_core import to_jsonable_python
 
 from llava_recipes.recipe.schema import Frozen, Recipe
 
@@ -110,7 +109,8 @@ def value_schema(model: type[BaseModel], *, title: str) -> Schema:
         for key, field in known.model_fields.items():
             if field.default_factory is not None:
                 default = field.get_default(call_default_factory=True, validated_data={})
-                _inner(_inner(definition, "properties"), key)["default"] = to_jsonable_python(default)
+                written = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+                _inner(_inner(definition, "properties"), key)["default"] = written
     return {"$schema": _DRAFT, **schema, "title": title}
 
 

@@ -14,9 +14,8 @@ import yaml
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.reading import decode
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar
-from llava_recipes.recipe.syntax import explain_syntax, mark_at, split_lines
+from llava_recipes.recipe.syntax import MAX_DEPTH, explain_syntax, mark_at, split_lines
 
-MAX_DEPTH = 64
 MAX_VALUES = 10_000
 CHARACTERS_PER_VALUE = 200
 """A longer text counts as several values, since an alias may repeat it."""

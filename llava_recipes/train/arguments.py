@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from llava_recipes.plan.types import StagePlan
+from llava_recipes.versions import training_arguments
 
 
 def build_arguments(
@@ -24,7 +25,7 @@ def build_arguments(
         wanted.setdefault("dataloader_pin_memory", False)
     arguments = TrainingArguments(
         **{
-            **wanted,
+            **training_arguments(wanted),
             "output_dir": str(output_dir),
             "run_name": run_name,
             "use_cpu": on_cpu,

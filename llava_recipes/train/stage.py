@@ -36,6 +36,7 @@ from llava_recipes.train.sampling import SAMPLES, SamplesLog, SampleWhileTrainin
 from llava_recipes.train.stop import StopOnSignal
 from llava_recipes.train.trainer import StageTrainer
 from llava_recipes.train.validation import Validation
+from llava_recipes.versions import load_to_numbered_cpu
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ def _eval_loss(trainer: StageTrainer, num_steps: int) -> float | None:
 
 def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
     """Set up the process group; under DeepSpeed before any weight is made, since ZeRO-3 splits them then."""
+    if arguments.use_cpu:
+        load_to_numbered_cpu()
     if stage.deepspeed is not None:
         import deepspeed
 

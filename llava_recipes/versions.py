@@ -1,0 +1,126 @@
+"""The library versions that this package works with, and what differs between them.
+
+Each difference says from which version on it can go. No other module asks for a version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import TYPE_CHECKING, Any
+
+from llava_recipes.recipe.errors import Problem, RecipeError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+    from transformers import PreTrainedModel
+
+
+# ---- what is allowed -------------------------------------------------------------------------------------
+
+
+def check_versions() -> None:
+    """Raise RecipeError when a library is missing or its version is outside pyproject.toml's bounds."""
+    found = version_problem()
+    if found is not None:
+        raise RecipeError(Problem(found))
+
+
+@functools.cache
+def version_problem() -> str | None:
+    """One line on every library that isn't of an allowed version, and what to install; None where all are."""
+    found, wanted = [], []
+    for requirement in _requirements():
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            if requirement.marker is not None:
+                # Optional.
+                continue
+            found.append(f"{requirement.name} is not installed")
+        else:
+            if requirement.specifier.contains(installed, prereleases=True):
+                continue
+            found.append(f"{requirement.name} {installed} is installed")
+        wanted.append(f"'{requirement.name}{requirement.specifier}'")
+    if not found:
+        return None
+    return f"{', '.join(found)}; install what works with llava-recipes: pip install {' '.join(wanted)}"
+
+
+def _requirements() -> Iterator[Requirement]:
+    """What the installed distribution asks for, its extras included, what it is developed with left out.
+
+    A checkout that isn't installed asks for nothing.
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        texts = requires("llava-recipes") or []
+    except PackageNotFoundError:
+        return
+    for text in texts:
+        requirement = Requirement(text)
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": "dev"}):
+            yield requirement
+
+
+# ---- what differs ----------------------------------------------------------------------------------------
+
+
+def training_arguments(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of TrainingArguments, under the names that the installed transformers knows.
+
+    Needed until transformers 5.22, which says `gradient_checkpointing` for `activation_checkpointing`.
+    """
+    from transformers import TrainingArguments
+
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    if new in {field.name for field in dataclasses.fields(TrainingArguments)}:
+        return dict(wanted)
+    return {name.replace(new, old): value for name, value in wanted.items()}
+
+
+def auto_image_processor() -> Any:
+    """transformers' AutoImageProcessor, which doesn't need torchvision for Pillow's classes.
+
+    Needed until transformers 5.17, where the name at the package's top asks for torchvision.
+    """
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    return AutoImageProcessor
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Let a model recompute its layers' activations in the backward pass, as the Trainer asks it to.
+
+    Needed until transformers 5.22, which says `gradient_checkpointing` for `activation_checkpointing`.
+    """
+    old = "gradient_checkpointing_enable"
+    enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, old)
+    enable({"use_reentrant": False})
+
+
+def unnamed_config_keys(model_type: str) -> frozenset[str]:
+    """Keys that a model reads from its config, where the config's class doesn't name them.
+
+    Needed until transformers 5.22, for SigLIP.
+    """
+    return frozenset({"vision_use_head"} if model_type == "siglip_vision_model" else ())
+
+
+@functools.cache
+def load_to_numbered_cpu() -> None:
+    """Let torch.load take "cpu:0", which the Trainer asks for where several processes resume on a CPU.
+
+    Needed until transformers 5.17.
+    """
+    from torch.serialization import register_package
+
+    def keep(storage: Any, location: str) -> Any:
+        return storage if location.startswith("cpu:") else None
+
+    # Last of all: torch's own packages have priorities from 10 to 31.
+    register_package(40, lambda storage: None, keep)

@@ -1,0 +1,92 @@
+"""Every version that pyproject.toml allows is one that was tried; any other is refused in one line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from llava_recipes.cli.main import WITHOUT_TORCH
+from tests.processes import ROOT, llava_recipe
+from tests.tiny import stage1_values, write_recipe
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
+
+
+def pins(name: str) -> dict[str, Version]:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    found = (line.split("==") for line in lines if not line.startswith("#"))
+    return {package.lower().replace("_", "-"): Version(pinned) for package, pinned in found}
+
+
+def lowest(requirement: Requirement) -> Version:
+    (bound,) = [each for each in requirement.specifier if each.operator == ">="]
+    return Version(bound.version)
+
+
+@pytest.mark.parametrize("requirement", NEEDED, ids=lambda each: each.name)
+def test_the_oldest_set_has_the_lowest_versions_and_the_tested_set_allowed_ones(
+    requirement: Requirement,
+) -> None:
+    assert pins("constraints-oldest.txt")[requirement.name] == lowest(requirement)
+    assert requirement.specifier.contains(pins("constraints.txt")[requirement.name])
+
+
+def test_a_quantized_run_too() -> None:
+    (requirement,) = map(Requirement, EXTRAS["quantized"])
+    assert pins("constraints-oldest.txt")["bitsandbytes"] == lowest(requirement)
+    assert "quantized" in EXTRAS and str(requirement) in EXTRAS["dev"]
+
+
+def pretend(folder: Path, **versions: str) -> dict[str, str]:
+    """An environment whose metadata say that these versions are installed."""
+    for name, said in versions.items():
+        found = folder / f"{name}-{said}.dist-info"
+        found.mkdir()
+        (found / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {said}\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_another_version_is_one_line_before_anything_else(tmp_path: Path) -> None:
+    environment = pretend(tmp_path, transformers="5.16.1", torch="2.10.0")
+    recipe = write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml")
+    for words in (("run", str(recipe)), ("validate", "--deep", str(recipe)), ("chat", str(tmp_path))):
+        done = llava_recipe(*words, cwd=tmp_path, env=environment, fresh=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        assert "torch 2.10.0 is installed, transformers 5.16.1 is installed" in line
+        assert line.endswith("pip install 'torch>=2.11' 'transformers>=5.17'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_command_that_breaks_on_another_version_says_so(tmp_path: Path) -> None:
+    """One that must be quick looks at versions when it has failed: no bug of ours then."""
+    environment = pretend(tmp_path, pydantic="1.10.26")
+    (tmp_path / "pydantic").mkdir()
+    (tmp_path / "pydantic" / "__init__.py").write_text("VERSION = '1.10.26'")
+    recipe = ROOT / "recipes" / "demo.yaml"
+    done = llava_recipe("validate", recipe, cwd=tmp_path, env=environment, fresh=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pydantic 1.10.26 is installed") and "pip install 'pydantic>=" in line
+
+
+def test_builds_of_this_version_are_that_version() -> None:
+    """`2.13.0+cpu`, and what comes before a release."""
+    (torch,) = [each for each in NEEDED if each.name == "torch"]
+    for said in (f"{lowest(torch)}+cpu", "2.99.0.dev20300101+cu140"):
+        assert torch.specifier.contains(said, prereleases=True)
+    assert torch.specifier.contains(version("torch"), prereleases=True)
+
+
+def test_commands_that_look_at_no_version_import_nothing_heavy() -> None:
+    """tests/test_imports.py runs each of them."""
+    tried = (ROOT / "tests" / "test_imports.py").read_text("utf-8")
+    assert [name for name in WITHOUT_TORCH if not re.search(rf'^        \("{name}"', tried, re.M)] == []
