@@ -4,30 +4,46 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 # Two tests at a time: many of them start processes and wait. `PYTEST_FLAGS=` runs one after another.
 PYTEST_FLAGS ?= -n 2 --dist worksteal
+# The order of the tests is drawn anew each time; `make test SEED=N` repeats one.
+SEED ?= $(shell date +%s)
+SEED := $(SEED)
 
 BIN := .venv/bin
 READY := .venv/.ready
-TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
-# The environment's own ninja must be found where DeepSpeed compiles something.
-RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+# The environment's own ninja must be found where DeepSpeed compiles something. Tests start hundreds of
+# processes, which must not compile the same sources again where bytecode is switched off.
+in = PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(1)/bin:$$PATH"
+RUN := $(call in,.venv)
+TESTS := -m pytest $(PYTEST_FLAGS) --randomly-seed=$(SEED)
+# Other versions warn of one another; what the package itself does wrong would warn in the tested set too.
+OTHER_VERSIONS := -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick lint format bench clean
+.PHONY: help setup demo test check quick test-long test-oldest test-newest coverage lint format bench clean
 
 help:  ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make or renew the virtual environment .venv/
 
+# $(call environment,FOLDER,WHAT PIP INSTALLS): torch is named beside the package, so that neither the build of
+# deepspeed nor the resolver reaches for another one.
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "$(PYTHON) is too old or absent: name a Python 3.11 or newer, as in make PYTHON=python3.12"; exit 1; }
+@$(1)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+  $(PYTHON) -m venv --clear $(1)
+@echo "installing into $(1)/ (gigabytes; one to several minutes)"
+@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(2) -e '.[dev]'
+@touch $(1)/.ready
+endef
+torch_of = $(shell sed -n '/^torch==/p' $(1))
+
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is too old or absent: name a Python 3.11 or newer, as in make PYTHON=python3.12"; exit 1; }
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  $(PYTHON) -m venv --clear .venv
-	@echo "installing the tested set into .venv/ (gigabytes; one to several minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
-	  -c constraints.txt $(TORCH) -e '.[dev]'
-	@touch $@
+	$(call environment,.venv,-c constraints.txt $(call torch_of,constraints.txt))
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(call environment,.venv-oldest,-c constraints-oldest.txt $(call torch_of,constraints-oldest.txt))
 
 demo: $(READY)  ## train and judge a tiny model on drawn pictures: no network, no GPU
 	@$(RUN) llava-recipe demo
@@ -35,10 +51,23 @@ demo: $(READY)  ## train and judge a tiny model on drawn pictures: no network, n
 test: check  ## what CI runs: linters, types, import rules and every test
 
 check: lint  ## the same under its other name
-	@$(RUN) python -m pytest $(PYTEST_FLAGS)
+	@$(RUN) python $(TESTS)
 
-quick: lint  ## linters and the tests that take no more than a few seconds
-	@$(RUN) python -m pytest $(PYTEST_FLAGS) -m 'not slow'
+quick: lint  ## linters and the tests that take a moment
+	@$(RUN) python $(TESTS) -m 'not slow'
+
+test-long: lint  ## every test with all its examples, and each run in a fresh process: an hour
+	@$(RUN) LLAVA_RECIPES_LONG=1 LLAVA_RECIPES_FRESH=1 python $(TESTS)
+
+test-oldest: .venv-oldest/.ready  ## every test on the lowest versions that pyproject.toml allows
+	@$(call in,.venv-oldest) python $(TESTS) $(OTHER_VERSIONS)
+
+test-newest:  ## every test on the newest versions that can be had
+	$(call environment,.venv-newest,--upgrade --upgrade-strategy eager torch)
+	@$(call in,.venv-newest) python $(TESTS) $(OTHER_VERSIONS)
+
+coverage: $(READY)  ## which share of the branches `make quick` goes through
+	@$(RUN) python $(TESTS) -m 'not slow' --cov=llava_recipes --cov-branch --cov-report=term
 
 lint: $(READY)  ## ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .
@@ -53,5 +82,6 @@ format: $(READY)  ## let ruff write what it can
 bench: $(READY)  ## time a Stage-1 step (see benchmarks/README.md)
 	@$(RUN) python benchmarks/step.py
 
-clean:  ## remove the environment, caches and what the demo wrote
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean:  ## remove the environments, caches and what the demo wrote
+	rm -rf .venv .venv-oldest .venv-newest demo build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -1,14 +1,28 @@
-"""What holds for every test: offline, on the CPU, with one thread, in this process and in those it starts."""
+"""What holds for every test: offline, on the CPU, with one thread, in this process and in those it starts.
+
+A test leaves the process as it found it (tests/leaks.py), and tests run in a random order (pytest-randomly).
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import time
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+from tqdm import tqdm
+
+from tests.laws import LONG, examples
+from tests.leaks import Surroundings, may_end
+from tests.warm import client
 
 # The same examples every time: a red run speaks of the change. `--hypothesis-profile=default` draws new ones.
-settings.register_profile("steady", derandomize=True)
+settings.register_profile("steady", examples(100), derandomize=True)
 settings.load_profile("steady")
 
 os.environ.update(
@@ -26,7 +40,18 @@ os.environ.update(
 for name in ("WANDB_API_KEY", "FORCE_COLOR", "CLICOLOR_FORCE", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
     os.environ.pop(name, None)
 
+# A bar of transformers' would leave a thread that watches it.
+tqdm.monitor_interval = 0
+
 LOOPBACK = ("127.", "::1", "localhost")
+
+SLOW_S = 2.0
+"""A test above this, its setup included and on an idle machine, is to be marked `slow`."""
+
+_GRACE_S = 5.0
+_SURROUNDINGS = pytest.StashKey[Surroundings]()
+_seconds: dict[str, float] = defaultdict(float)
+_marked: set[str] = set()
 
 
 def _refuse_the_network(event: str, arguments: tuple[object, ...]) -> None:
@@ -39,3 +64,74 @@ def _refuse_the_network(event: str, arguments: tuple[object, ...]) -> None:
 
 
 sys.addaudithook(_refuse_the_network)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        client.join(worker["testrunuid"])
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave a file that is slow as a whole unread where slow tests are left out: imports take seconds."""
+    if config.getoption("markexpr") != "not slow" or collection_path.suffix != ".py":
+        return None
+    return True if "\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8") else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [] if LONG else [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+def pytest_collection_finish() -> None:
+    # What collecting has imported stays: no later collection of garbage need look through it.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    client.leave()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    # Before any fixture: those of a module, too, must not change what is there for other tests.
+    item.stash[_SURROUNDINGS] = Surroundings.now()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    yield
+    before = item.stash[_SURROUNDINGS]
+    differences = before.differences(Surroundings.now())
+    # A process or thread that is on its way out may take a moment.
+    deadline = time.monotonic() + _GRACE_S
+    while any(map(may_end, differences)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        differences = before.differences(Surroundings.now())
+    if differences:
+        before.restore()
+        pytest.fail("this test leaves behind\n  " + "\n  ".join(differences), pytrace=False)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[report.nodeid] += report.duration
+    if "slow" in report.keywords:
+        _marked.add(report.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    seed = config.getoption("randomly_seed", None)
+    if seed is not None:
+        terminalreporter.write_line(f"order of the tests: seed {seed}; `make test SEED={seed}` repeats it")
+    above = [
+        (seconds, test) for test, seconds in _seconds.items() if seconds > SLOW_S and test not in _marked
+    ]
+    if above:
+        terminalreporter.write_line(f"above {SLOW_S:g} s and not marked slow:")
+        for seconds, test in sorted(above, reverse=True):
+            terminalreporter.write_line(f"  {seconds:5.1f} s  {test}")

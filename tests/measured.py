@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import run_process
 
 # The kernel's `ru_maxrss` of a child begins with its parent's at the fork; VmHWM begins at the exec.
 _MEASURED = """
 import sys
 from pathlib import Path
 from llava_recipes.cli.main import main
-code = main(sys.argv[2:])
+peak_file = sys.argv.pop(1)
+code = main()
 status = Path("/proc/self/status").read_text()
 peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-Path(sys.argv[1]).write_text(peak)
+Path(peak_file).write_text(peak)
 raise SystemExit(code)
 """
 
@@ -39,18 +38,12 @@ def run_measured(
 ) -> Outcome:
     """Run `llava-recipe` with these arguments in a folder; `limit` sets the process's own limits."""
     peak = folder / "peak_kb"
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, str(peak), *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        timeout=timeout_s,
-        preexec_fn=limit,
-        check=False,
+    done = run_process(
+        [sys.executable, "-c", _MEASURED, peak, *arguments], cwd=folder, timeout_s=timeout_s, limit=limit
     )
     return Outcome(
         code=done.returncode,
-        out=done.stdout.decode("utf-8"),
-        err=done.stderr.decode("utf-8"),
+        out=done.stdout,
+        err=done.stderr,
         memory_kb=int(peak.read_text()) if peak.exists() else None,
     )

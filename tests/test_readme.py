@@ -6,8 +6,6 @@ import argparse
 import importlib
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +17,7 @@ import yaml
 from llava_recipes.cli.main import COMMANDS, module_of
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Recipe, Stage
+from tests.processes import llava_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
@@ -171,13 +170,7 @@ def test_a_broken_recipe_says_what_the_guide_shows(tmp_path: Path) -> None:
     (broken,) = [block for block in BLOCKS if block.text.startswith("# broken.yaml")]
     (shown,) = [block for block in BLOCKS if block.text.startswith("$ llava-recipe validate broken.yaml")]
     (tmp_path / "broken.yaml").write_text(broken.text, "utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "llava_recipes", "validate", "broken.yaml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = llava_recipe("validate", "broken.yaml", cwd=tmp_path, fresh=True)
     assert done.returncode == 1
     assert (done.stdout + done.stderr).strip() == shown.text.partition("\n")[2].strip()
 

@@ -1,11 +1,8 @@
-"""Tiny recipes over the golden fixtures, and how to run them as a user does."""
+"""Tiny recipes over the golden fixtures."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +65,6 @@ def write_recipe(values: dict[str, Any], file: Path) -> Path:
     """Write recipe values as YAML."""
     file.write_text(yaml_text(values))
     return file
-
-
-def llava_recipe(*arguments: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "llava_recipes", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-
-
-def run_to_end(file: Path, *options: str) -> str:
-    """Run a recipe that must succeed; gives what it printed."""
-    done = llava_recipe("run", str(file), *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, float]]:

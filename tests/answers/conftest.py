@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.finished import finish, run_values
-
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder that holds `plain` and `v1`, two finished stages named for their templates."""
+    # Imported late: `make quick` has no use for it.
+    from tests.runs.finished import finish, run_values
+
     folder = tmp_path_factory.mktemp("runs")
     values = run_values(folder / "plain")
     (stage,) = values["stages"]

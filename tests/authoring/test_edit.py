@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.authoring.draft import TEMPLATES, template_text
@@ -13,6 +13,7 @@ from llava_recipes.authoring.edit import remove_key, set_value, value_text
 from llava_recipes.recipe.errors import Path
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
+from tests.laws import examples
 
 TEXTS = {name: template_text(name) for name in TEMPLATES}
 
@@ -63,7 +64,7 @@ VALUES: st.SearchStrategy[Value] = st.sampled_from(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(name=st.sampled_from(sorted(TEXTS)), value=VALUES, data=st.data())
 def test_a_value_is_replaced_and_nothing_else(name: str, value: Value, data: st.DataObject) -> None:
     before = _root(TEXTS[name])

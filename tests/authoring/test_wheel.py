@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from llava_recipes.authoring.gallery import gallery
+from tests.processes import ROOT, run_process
 
-ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.slow
+
 NEEDED = (
     "pyproject.toml",
     "setup.py",
@@ -26,10 +26,8 @@ NEEDED = (
 
 
 def _run(*words: str, folder: Path, installed: Path | None = None) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(installed or "")}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
-    )
+    environment = {"PYTHONPATH": str(installed or "")}
+    done = run_process([sys.executable, *words], cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -54,7 +52,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.slow
 def test_the_gallery_comes_along(installed: Path, tmp_path: Path) -> None:
     where = "import llava_recipes; print(llava_recipes.__file__)"
     assert _run("-c", where, folder=tmp_path, installed=installed).startswith(str(installed))
@@ -75,7 +72,6 @@ def test_the_gallery_comes_along(installed: Path, tmp_path: Path) -> None:
         _run("-m", "llava_recipes", "validate", "x.yaml", folder=tmp_path, installed=installed)
 
 
-@pytest.mark.slow
 def test_so_do_templates_and_schemas(installed: Path, tmp_path: Path) -> None:
     _run("-m", "llava_recipes", "new", "pretrain", "--yes", folder=tmp_path, installed=installed)
     modeline = (tmp_path / "pretrain.yaml").read_text(encoding="utf-8").splitlines()[0]

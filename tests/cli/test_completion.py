@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from llava_recipes.authoring.draft import TEMPLATES
 from llava_recipes.authoring.gallery import gallery
 from llava_recipes.cli.main import COMMANDS, main
+from tests.processes import run_process
 
 BASH = shutil.which("bash")
 
@@ -39,13 +39,7 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 def _offered(folder: Path, *words: str) -> set[str]:
     assert BASH is not None
-    done = subprocess.run(
-        [BASH, "--norc", "./ask", "llava-recipe", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    done = run_process([BASH, "--norc", "./ask", "llava-recipe", *words], cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) == len(set(lines))
@@ -87,7 +81,7 @@ def test_bash_offers(folder: Path, words: tuple[str, ...], offered: set[str]) ->
 def test_bash_knows_it_for_the_command(folder: Path) -> None:
     assert BASH is not None
     script = "source ./completions; complete -p llava-recipe"
-    done = subprocess.run([BASH, "--norc", "-c", script], cwd=folder, capture_output=True, text=True)
+    done = run_process([BASH, "--norc", "-c", script], cwd=folder)
     assert done.stdout == "complete -F _llava_recipe llava-recipe\n"
 
 
@@ -120,7 +114,7 @@ def test_the_shell_itself_can_read_it(shell: str, tmp_path: Path, capsys: pytest
     assert main(["completion", shell]) == 0
     file = tmp_path / "completions"
     file.write_text(capsys.readouterr().out, encoding="utf-8")
-    done = subprocess.run([program, "-n", str(file)], capture_output=True, text=True)
+    done = run_process([program, "-n", file], cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +170,6 @@ def test_a_recipe_that_is_wrong_is_told_at_its_line(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("tests/errors/key_misspelt.yaml:")
-
-
-@pytest.mark.parametrize("words", [("show", LARGE, "--origin"), ("diff", LARGE, LARGE, "--world-size", "8")])
-def test_nothing_heavy_is_imported(words: tuple[str, ...]) -> None:
-    code = "import sys; from llava_recipes.cli.main import main; main(sys.argv[1:]);"
-    code += "print(*{'torch', 'numpy', 'transformers', 'PIL', 'rich'} & set(sys.modules), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-    assert done.stderr.split() == []
 
 
 def test_values_of_one_and_true_are_not_the_same() -> None:

@@ -158,6 +158,7 @@ def _on_a_terminal(folder: Path, words: Sequence[str], answers: bytes) -> tuple[
     return code, screen.decode("utf-8", "replace")
 
 
+@pytest.mark.slow
 def test_a_terminal_is_asked_for_what_is_open(elsewhere: Path) -> None:
     answers = b"tiny\n\nopenai/clip-vit-large-patch14\ncaptions.json\n\nasked.yaml\n"
     code, screen = _on_a_terminal(elsewhere, [], answers)
@@ -168,6 +169,7 @@ def test_a_terminal_is_asked_for_what_is_open(elsewhere: Path) -> None:
     assert "language model" in screen
 
 
+@pytest.mark.slow
 def test_what_is_given_is_not_asked_for(elsewhere: Path) -> None:
     words = ["pretrain", "--llm", "lmsys/vicuna-7b-v1.5", "--data", "captions.json", "-o", "given.yaml"]
     code, screen = _on_a_terminal(elsewhere, words, b"\n")
@@ -177,6 +179,7 @@ def test_what_is_given_is_not_asked_for(elsewhere: Path) -> None:
     assert load_recipe("given.yaml").recipe.model.vision_tower.source == "openai/clip-vit-large-patch14-336"
 
 
+@pytest.mark.slow
 def test_a_taken_name_is_asked_for_again(elsewhere: Path) -> None:
     (elsewhere / "tiny.yaml").write_text("mine", encoding="utf-8")
     code, screen = _on_a_terminal(elsewhere, ["tiny"], b"\n\n\n\nother.yaml\n")
@@ -186,22 +189,9 @@ def test_a_taken_name_is_asked_for_again(elsewhere: Path) -> None:
     assert (elsewhere / "other.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_question_can_be_left(elsewhere: Path) -> None:
     code, screen = _on_a_terminal(elsewhere, ["tiny"], b"\x04")
     assert code == 130, screen
     assert "interrupted" in screen and "Traceback" not in screen
     assert not (elsewhere / "tiny.yaml").exists()
-
-
-def test_nothing_heavy_is_loaded(elsewhere: Path) -> None:
-    script = (
-        "import sys; from llava_recipes.cli.main import main;"
-        "code = main(['new', 'pretrain', '--data', 'captions.json']);"
-        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'rich'} & set(sys.modules);"
-        "sys.exit(str(sorted(heavy)) if heavy else code)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=elsewhere, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr

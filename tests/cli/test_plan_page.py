@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.cli.main import main
+from tests.processes import run_process
 
 RECIPE = str(Path(__file__).parents[2] / "recipes/pretrain_v15_13b.yaml")
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -112,6 +112,7 @@ def test_where_no_page_can_be_written_is_told(
     assert "the page cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_alone_needs_jinja(tmp_path: Path) -> None:
     code = (
         "import sys\n"
@@ -120,7 +121,6 @@ def test_the_page_alone_needs_jinja(tmp_path: Path) -> None:
         "print('jinja2' in sys.modules, 'torch' in sys.modules)\n"
     )
     for options, said in (([], "False False"), (["--html", str(tmp_path / "p.html")], "True False")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *options], capture_output=True, text=True, check=True
-        )
+        done = run_process([sys.executable, "-c", code, *options], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == said

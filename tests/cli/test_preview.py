@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llava_recipes.cli.main import main
-from tests.tiny import FIXTURES, GOLDEN, llava_recipe, stage1_values, write_recipe
+from tests.processes import llava_recipe
+from tests.tiny import FIXTURES, GOLDEN, stage1_values, write_recipe
 
 
 def recipe(tmp_path: Path, annotations: str = "stage1.json", template: str = "plain") -> str:
@@ -34,11 +35,11 @@ def golden(name: str) -> dict[int, dict[str, Any]]:
     return {sample["index"]: sample for sample in samples}
 
 
+@pytest.mark.slow
 def test_json_lines_are_the_originals_samples(tmp_path: Path) -> None:
     """In a process of its own: nothing but JSON on the output, nothing on the error output."""
-    done = llava_recipe(
-        "preview", recipe(tmp_path), "--stage", "pretrain", "--samples", "0:24", "--format", "jsonl"
-    )
+    options = ("--stage", "pretrain", "--samples", "0:24", "--format", "jsonl")
+    done = llava_recipe("preview", recipe(tmp_path), *options, cwd=tmp_path, fresh=True)
     assert (done.returncode, done.stderr) == (0, "")
     expected = golden("stage1__plain__se0__tiny_vicuna__slow__2048")
     samples = lines(done.stdout)

@@ -16,6 +16,7 @@ from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.json_schema import value_schema
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_source
+from tests.installed import only_with_the_tested
 
 ROOT = Path(__file__).parent.parent.parent
 BASES = sorted((ROOT / "recipes" / "base").rglob("*.yaml"))
@@ -40,6 +41,7 @@ def _values(file: Path) -> object:
     return parse_source(file.read_bytes(), str(file)).root
 
 
+@only_with_the_tested("pydantic")
 @pytest.mark.parametrize("kind", ["recipe", "base", "plan"])
 def test_the_committed_schema_is_the_code(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """After a change: llava-recipe schema KIND > schemas/KIND.schema.json."""

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.cli.main import main
 from llava_recipes.recipe.load import load_recipe, load_source
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.recipe.written import write_resolved, write_with_remarks
+from tests.laws import examples
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")
@@ -128,7 +129,8 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.slow
+@examples(200)
 @given(values)
 def test_any_value_is_written_so_that_it_is_read_back(value: object) -> None:
     first: Any = load_recipe(PRETRAIN).recipe

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from llava_recipes.data.chat_template import ChatTemplate
 from llava_recipes.templates import Segment, Turn
 from tests.chat_tokenizers import CHAT_TEMPLATES, open_tokenizer, save_tokenizer
+from tests.laws import examples
 
 CHATML = CHAT_TEMPLATES["qwen"]
 # Qwen/Qwen3-8B: thoughts of earlier answers are dropped, and the last answer has some even if it has none.
@@ -62,7 +63,7 @@ conversations = st.lists(st.tuples(words, words), min_size=1, max_size=4).map(
 )
 
 
-@settings(deadline=None)
+@examples(100)
 @given(turns=conversations, cut=st.booleans())
 def test_answers_and_their_ends_are_learned(
     tokenizer: PreTrainedTokenizerBase, turns: list[Turn], cut: bool

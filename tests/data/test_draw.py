@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.data.draw import by_chance, positions
@@ -17,6 +17,7 @@ from llava_recipes.plan.mix import count_used, mix_sources
 from llava_recipes.plan.types import SourcePlan
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import Source
+from tests.laws import examples
 from tests.tiny import FIXTURES
 
 IMAGES = str(FIXTURES / "images")
@@ -58,7 +59,7 @@ def test_chance_favours_nobody() -> None:
     assert all(40 < taken[place] < 120 for place in range(50))
 
 
-@settings(deadline=None)
+@examples(100)
 @given(
     counts=st.lists(st.integers(1, 60), min_size=1, max_size=3),
     strategy=st.sampled_from(["all", "first:1", "end:40%", "random:50%", "random:1"]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.render import render_problems
 from llava_recipes.recipe.schema import ImageTokens, VisionTower
 from tests.data.parquet_files import IMAGES, records, with_bytes, with_paths, with_structs, write_parquet
+from tests.processes import ROOT, run_process
 from tests.tiny import FIXTURES
 
 SHAPES: list[tuple[Callable[[dict[str, Any]], dict[str, Any]], Path | None]] = [
@@ -301,4 +301,5 @@ def test_json_needs_no_pyarrow() -> None:
         "import sys; from llava_recipes.data.records import count_records; "
         f"assert count_records({str(FIXTURES / 'stage1.json')!r}) == 24; assert 'pyarrow' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run_process([sys.executable, "-c", code], cwd=ROOT)
+    assert done.returncode == 0, done.stderr

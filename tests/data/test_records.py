@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.data import scan
@@ -18,6 +18,7 @@ from llava_recipes.data.records import Records, check_records, count_records, op
 from llava_recipes.plan.types import SourcePlan
 from llava_recipes.recipe.errors import Mark, RecipeError
 from llava_recipes.templates import Turn
+from tests.laws import examples
 from tests.tiny import FIXTURES
 
 IMAGES = str(FIXTURES / "images")
@@ -88,7 +89,7 @@ values = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     listed=st.lists(values, min_size=1, max_size=6),
     window=st.integers(8, 80),

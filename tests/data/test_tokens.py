@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -22,6 +22,7 @@ from llava_recipes.plan.types import LanguageModelPlan
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import ImageTokens
 from llava_recipes.templates import IMAGE, Segment, Turn, spell
+from tests.laws import examples
 from tests.tiny import FIXTURES, GOLDEN
 
 GOLDEN_FILES = sorted((GOLDEN / "01_tokenization").glob("*__slow__*.json"))
@@ -241,7 +242,7 @@ segment_lists = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(segments=segment_lists, cut=st.integers(0, 8))
 def test_where_segments_are_cut_does_not_change_the_ids(segments: list[Segment], cut: int) -> None:
     tokenizer = tokenizer_of(FIXTURES / "tiny_vicuna")
@@ -252,7 +253,7 @@ def test_where_segments_are_cut_does_not_change_the_ids(segments: list[Segment],
     assert encode([whole], tokenizer).input_ids == encode(segments, tokenizer).input_ids
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(segments=segment_lists)
 def test_labels_are_ids_or_ignored(segments: list[Segment]) -> None:
     tokenizer = tokenizer_of(FIXTURES / "tiny_vicuna")

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.processes import ROOT, llava_recipe
+
+pytestmark = pytest.mark.slow
+
 STAGES = ("warm-up", "pretrain", "finetune")
 FEW = ["--pictures=42", *(f"--set=stages.{name}.train.max_steps=3" for name in STAGES)]
 
 
 def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llava_recipes", "demo", f"--recipe={REPOSITORY / 'recipes/demo.yaml'}"]
-    return subprocess.run(
-        [*command, f"--data={folder / 'data'}", f"--out={folder / 'runs'}", *options],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
-    )
+    places = [
+        f"--recipe={ROOT / 'recipes/demo.yaml'}",
+        f"--data={folder / 'data'}",
+        f"--out={folder / 'runs'}",
+    ]
+    return llava_recipe("demo", *places, *options, cwd=folder)
 
 
-@pytest.mark.slow
 def test_the_demo_trains_captions_and_prints_its_score(tmp_path: Path) -> None:
     done = run_demo(tmp_path, *FEW)
     assert done.returncode == 0, done.stdout + done.stderr

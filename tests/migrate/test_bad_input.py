@@ -6,13 +6,14 @@ import resource
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llava_recipes.cli.main import main
 from llava_recipes.migrate.migration import migrate
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
+from tests.laws import examples
 from tests.measured import run_measured
 from tests.migrate.plans import SCRIPTS
 
@@ -48,6 +49,7 @@ XTUNER_BOMB = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*BOMBS, "XTuner"])
 def test_a_bomb_does_not_go_off(name: str, tmp_path: Path) -> None:
     file = tmp_path / ("bomb.sh" if name in BOMBS else "bomb.py")
@@ -150,7 +152,7 @@ def mutated(draw: st.DrawFn) -> tuple[str, str]:
     return text, name
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(mutated())
 @example(("", "x.sh"))
 @example(("A=(\n", "x.sh"))

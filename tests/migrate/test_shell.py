@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.migrate.shell import Argument, walk_commands
 from llava_recipes.recipe.errors import Problem, RecipeError
+from tests.laws import examples
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="compares with bash")
 
@@ -34,14 +36,17 @@ def ours(script: str, *positional: str) -> list[str]:
 
 
 def of_bash(script: str, *positional: str) -> list[str]:
+    """In an empty folder: what a pattern finds is part of what bash says."""
     shown = 'deepspeed() { shift; printf "%s\\0" "$@" >&3; }\n'
-    done = subprocess.run(
-        ["bash", "-c", f"exec 3>&1 >/dev/null\n{shown}{script}", "script.sh", *positional],
-        capture_output=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nowhere"},
-        timeout=20,
-    )
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            ["bash", "-c", f"exec 3>&1 >/dev/null\n{shown}{script}", "script.sh", *positional],
+            cwd=empty,
+            capture_output=True,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nowhere"},
+            timeout=60,
+        )
     return done.stdout.decode().split("\0")[:-1]
 
 
@@ -61,7 +66,7 @@ pieces = st.sampled_from([*PIECES.strip().replace("\n", "|").split("|"), "\\\n",
 
 
 @needs_bash
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(pieces, max_size=6).map("".join), st.lists(pieces, max_size=5).map("".join))
 def test_any_word_is_read_as_bash_reads_it_or_refused(value: str, word: str) -> None:
     script = f"A=1.5\nB='a b c'\nE=\nV={value}\ndeepspeed train.py --a {word} --v \"$V\" --w $V\n"

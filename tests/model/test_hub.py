@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.processes import ROOT, run_process
+
+pytestmark = pytest.mark.slow
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -90,7 +92,7 @@ class _Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def hub() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     thread = threading.Thread(target=server.serve_forever)
@@ -103,20 +105,16 @@ def hub() -> Iterator[str]:
 
 def _ask(requests: list[tuple[str, str | None, list[str]]], endpoint: str, cache: Path) -> list[object]:
     """What a fresh process gets for each request: names of files, or the error's message."""
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, "-c", CLIENT, json.dumps(requests)],
         env={
-            **os.environ,
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(cache),
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1",
         },
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +20,11 @@ from llava_recipes.plan.quantization import quantized_bytes, quantized_weights
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Lora
+from llava_recipes.versions import recompute_activations
 from tests.model.plans import plan_of
+from tests.processes import ROOT, run_process
+
+pytestmark = pytest.mark.slow
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -175,7 +178,7 @@ def test_adapters_learn_and_recompute(choice: Quantization, use_dora: bool) -> N
         }
         model.train()
         if recompute:
-            model.activation_checkpointing_enable()
+            recompute_activations(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-2)
         run = []
@@ -257,5 +260,5 @@ def test_a_model_without_quantization_does_not_load_the_library() -> None:
         "assemble(plan_of(), dtype=torch.float32)\n"
         "assert 'bitsandbytes' not in sys.modules\n"
     )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    done = run_process([sys.executable, "-c", code], cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,9 @@ from llava_recipes.model.names import canonical_parameters
 from llava_recipes.plan.types import ModelPlan
 from tests.model.plans import GOLDEN, INLINE_CLIP, plan_of
 from tests.model.zero3_worker import LEARNING_RATE, NUM_STEPS, batch_of
+from tests.processes import ROOT, python, run_process
+
+pytestmark = pytest.mark.slow
 
 PHI: dict[str, JsonValue] = {
     "model_type": "phi",
@@ -41,28 +41,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zero3")
     plans = {name: plan.model_dump(mode="json") for name, plan in PLANS.items()}
     (folder / "plans.json").write_text(json.dumps(plans))
-    repository = Path(__file__).parents[2]
-    worker = Path(__file__).with_name("zero3_worker.py")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(worker),
-    ]
-    done = subprocess.run(
-        [*command, str(folder / "plans.json"), str(folder)],
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    torchrun = [*python("torch.distributed.run"), "--standalone", "--nproc_per_node=2"]
+    worker = ["-m", "tests.model.zero3_worker", str(folder / "plans.json"), str(folder)]
+    done = run_process([*torchrun, *worker], cwd=ROOT)
     assert done.returncode == 0, done.stderr[-6000:]
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_the_partitioned_model_holds_the_same_weights(name: str, run_folder: Path) -> None:
     gathered = load_file(run_folder / name / "assembled.safetensors")
@@ -72,7 +57,6 @@ def test_the_partitioned_model_holds_the_same_weights(name: str, run_folder: Pat
         assert torch.equal(gathered[parameter_name], parameter), parameter_name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_training_gives_the_losses_and_the_projector_of_one_process(name: str, run_folder: Path) -> None:
     losses, projector = _train_alone(PLANS[name])

@@ -11,6 +11,7 @@ import pytest
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from llava_recipes import versions
 from llava_recipes.plan.arguments import (
     EXTRA_FIELDS,
     FIELDS,
@@ -31,7 +32,7 @@ def train(**values: Any) -> Train:
 
 def build(settings: Train, folder: Path) -> TrainingArguments:
     wanted: dict[str, Any] = training_arguments(settings, gradient_accumulation_steps=2)
-    return TrainingArguments(output_dir=str(folder), use_cpu=True, **wanted)
+    return TrainingArguments(output_dir=str(folder), use_cpu=True, **versions.training_arguments(wanted))
 
 
 def kinds(hint: object) -> set[str]:
@@ -47,7 +48,8 @@ def kinds(hint: object) -> set[str]:
 
 
 def test_the_known_fields_are_those_of_the_installed_class() -> None:
-    assert {field.name for field in dataclasses.fields(TrainingArguments)} == FIELDS
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert known == set(versions.training_arguments(dict.fromkeys(FIELDS)))
 
 
 def test_no_field_is_both_accepted_and_refused() -> None:
@@ -98,7 +100,8 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     for name in ("save_strategy", "lr_scheduler_type", "eval_strategy", "optim"):
         assert getattr(built, name).value == getattr(settings, name)
     assert built.gradient_accumulation_steps == 2
-    assert built.activation_checkpointing_kwargs == {"use_reentrant": False}
+    (name,) = versions.training_arguments({"activation_checkpointing_kwargs": None})
+    assert getattr(built, name) == {"use_reentrant": False}
     assert built.max_steps == -1
     assert built.report_to == []
     assert built.dataloader_pin_memory is False

@@ -19,6 +19,7 @@ from llava_recipes.plan.deepspeed import (
 from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.schema import Train
+from tests.installed import only_with_the_tested
 
 PATH = ("stages", 0, "deepspeed")
 BATCH = Batch(per_device=4, accumulation=2, in_all=64)
@@ -93,6 +94,7 @@ def test_known_keys_hold_those_of_the_installed_deepspeed() -> None:
     assert {getattr(constants, name) for name in names} <= KNOWN_KEYS
 
 
+@only_with_the_tested("deepspeed")
 def test_zero_keys_are_those_of_the_installed_deepspeed() -> None:
     fields = DeepSpeedZeroConfig.model_fields
     aliases = {field.alias for field in fields.values() if field.alias}

@@ -9,7 +9,10 @@ import pytest
 from llava_recipes.plan.estimate import Assumptions, Estimator
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_with_outline
-from tests.tiny import run_to_end, stage1_values, write_recipe
+from tests.processes import run_to_end
+from tests.tiny import stage1_values, write_recipe
+
+pytestmark = pytest.mark.slow
 
 _WEIGHTS = ("trained.safetensors", "mm_projector.safetensors", "mm_projector.bin")
 _OPTIMIZER = ("optimizer.pt", "*model_states.pt", "*optim_states.pt")

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from llava_recipes.plan.effective import effective_deepspeed
+from llava_recipes.versions import training_arguments
 from tests.plan.recipes import compiled, stage_values
 
 INLINE = {
@@ -39,9 +40,8 @@ def test_every_auto_is_filled_in_as_transformers_does(
         **precision,
     }
     stage = compiled(stage_values(deepspeed=engine, train=train)).stages[0]
-    arguments = TrainingArguments(
-        output_dir="unused", use_cpu=True, **{**stage.train.training_arguments, "bf16": False}
-    )
+    wanted = training_arguments({**stage.train.training_arguments, "bf16": False})
+    arguments = TrainingArguments(output_dir="unused", use_cpu=True, **wanted)
     arguments.bf16 = stage.train.precision == "bf16"
     theirs = HfTrainerDeepSpeedConfig(stage.deepspeed)
     theirs.trainer_config_process(arguments)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
 import yaml
+from _pytest.mark.structures import ParameterSet
 
 from llava_recipes.plan.fit import Proposal, propose
 from llava_recipes.plan.hardware import GPUS, find_gpu
+from tests.laws import only_long
 from tests.plan.estimates import VICUNA_7B, VICUNA_13B, estimator_of, stage1_values
 
 FULL: dict[str, Any] = {"trainable": ["projector", "language_model", "lm_head"], "data__template": "v1"}
@@ -34,10 +37,23 @@ def test_what_fits_stays_as_it_is() -> None:
     assert proposal is not None and proposal.changes == () and proposal.lines == ()
 
 
-@pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize("model", [VICUNA_7B, VICUNA_13B])
-@pytest.mark.parametrize("stage", [{}, FULL], ids=["stage1", "stage2"])
-@pytest.mark.parametrize("world_size", [1, 8])
+# The smallest, a middle and the largest card with everything; the others where most has to be proposed.
+CARDS = ("t4", "a100-40g", "b200")
+
+
+def cases() -> list[ParameterSet]:
+    found = []
+    for gpu, model, stage, world_size in product(GPUS, (VICUNA_7B, VICUNA_13B), ("1", "2"), (1, 8)):
+        is_tried = gpu in CARDS or (model, stage, world_size) == (VICUNA_13B, "2", 8)
+        name = f"{gpu}-{model.rpartition('/')[2]}-stage{stage}-{world_size}"
+        marks = () if is_tried else (only_long,)
+        stages = {} if stage == "1" else FULL
+        found.append(pytest.param(gpu, model, stages, world_size, id=name, marks=marks))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gpu", "model", "stage", "world_size"), cases())
 def test_a_proposal_fits_when_it_is_followed(
     gpu: str, model: str, stage: dict[str, Any], world_size: int
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.memory import CASES, Case, Measured, measure
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*TorchDispatchMode.*")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*TorchDispatchMode.*")]
 
 
 @cache

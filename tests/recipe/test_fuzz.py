@@ -1,6 +1,6 @@
 """Recipes with random faults: a plan or problems that point somewhere, never a traceback or silence.
 
-Two thousand and more of them in every run: half a second for a hundred.
+Two thousand eight hundred of them: half a second for a hundred.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, ZERO_KEYS
@@ -25,6 +25,9 @@ from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.shape import keys_at
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.runner.facts import plan_recipe
+from tests.laws import examples
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -86,14 +89,14 @@ NUMBERS = (
 )
 
 Chance = st.randoms(use_true_random=False)
-many = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The folder is the same for every example, and nothing is written into it.
+NEEDLESS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _in_an_empty_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths made of junk find nothing there."""
-    patch = pytest.MonkeyPatch()
-    patch.chdir(tmp_path_factory.mktemp("empty"))
+    monkeypatch.chdir(tmp_path)
 
 
 def _paths(value: Value, path: RecipePath = ()) -> list[RecipePath]:
@@ -126,7 +129,7 @@ def _problems(text: str) -> tuple[str, list[str]]:
     return "", []
 
 
-@settings(many, max_examples=700)
+@examples(700, but=NEEDLESS)
 @given(st.sampled_from(ROOTS), st.lists(st.tuples(Chance, st.sampled_from(JUNK)), min_size=1, max_size=4))
 def test_values_exchanged_for_junk(root: Value, faults: list[tuple[random.Random, Value]]) -> None:
     root = copy.deepcopy(root)
@@ -142,7 +145,7 @@ def test_values_exchanged_for_junk(root: Value, faults: list[tuple[random.Random
     _problems(_text(root))
 
 
-@settings(many, max_examples=500)
+@examples(500, but=NEEDLESS)
 @given(st.sampled_from(ROOTS), st.lists(st.tuples(Chance, st.sampled_from(NUMBERS)), min_size=1, max_size=3))
 def test_numbers_exchanged_for_others(root: Value, faults: list[tuple[random.Random, float]]) -> None:
     """Most of these pass the schema, so that it is the plan that has to cope."""
@@ -154,14 +157,14 @@ def test_numbers_exchanged_for_others(root: Value, faults: list[tuple[random.Ran
     _problems(_text(root))
 
 
-@settings(many, max_examples=600)
+@examples(600, but=NEEDLESS)
 @given(st.sampled_from([*TEXTS * 20, *BAD_TEXTS]), Chance, st.text(max_size=3))
 def test_text_with_letters_exchanged(text: str, chance: random.Random, junk: str) -> None:
     place = chance.randrange(len(text))
     _problems(text[:place] + junk + text[place + chance.randrange(3) :])
 
 
-@settings(many, max_examples=200)
+@examples(200, but=NEEDLESS)
 @given(st.sampled_from([*TEXTS, *BAD_TEXTS]), Chance)
 def test_text_with_lines_moved(text: str, chance: random.Random) -> None:
     lines = text.splitlines()
@@ -198,7 +201,7 @@ def _misspell(root: Value, chance: random.Random, among: Callable[[RecipePath], 
     return slip
 
 
-@settings(many, max_examples=600)
+@examples(600, but=NEEDLESS)
 @given(st.sampled_from(ROOTS), Chance)
 def test_a_misspelt_key_is_never_passed_over(root: Value, chance: random.Random) -> None:
     """Keys of the language; those of inline configs are Hugging Face's, and follow below."""
@@ -209,7 +212,7 @@ def test_a_misspelt_key_is_never_passed_over(root: Value, chance: random.Random)
         assert any(f"unknown key `{slip}`" in message or not slip for message in messages), slip
 
 
-@settings(many, max_examples=200)
+@examples(200, but=NEEDLESS)
 @given(st.sampled_from(ROOTS), Chance)
 def test_a_misspelt_key_of_deepspeed_is_never_passed_over(root: Value, chance: random.Random) -> None:
     root = copy.deepcopy(root)

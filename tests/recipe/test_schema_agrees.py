@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from jsonschema.validators import extend as extend_validator
@@ -23,6 +23,7 @@ from llava_recipes.recipe.rules import check_rules
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_source
+from tests.laws import examples
 from tests.recipe.test_fuzz import JUNK, NUMBERS, ROOTS, _parent, _paths
 
 ROOT = Path(__file__).parent.parent.parent
@@ -82,7 +83,8 @@ def test_most_bad_recipes_get_so_far() -> None:
     assert sum(_resolved(file) is not None for file in BAD_RECIPES) > 80
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
+@examples(400, but=(HealthCheck.too_slow,))
 @given(
     st.sampled_from(ROOTS),
     st.lists(

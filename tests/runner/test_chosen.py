@@ -17,7 +17,8 @@ from llava_recipes.runner.artifacts import stage_plan, write_done, write_opening
 from llava_recipes.runner.chosen import choose_stages
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.train.checkpoints import list_checkpoints
-from tests.tiny import FIXTURES, GOLDEN, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.processes import run_to_end
+from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
 
 
 def pipeline_values(folder: Path, **train: Any) -> dict[str, Any]:

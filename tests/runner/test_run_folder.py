@@ -9,7 +9,12 @@ import pytest
 from safetensors.torch import load_file
 
 from llava_recipes.recipe.load import load_recipe
-from tests.tiny import FIXTURES, llava_recipe, read_metrics, run_to_end, stage1_values, write_recipe
+from llava_recipes.runner.artifacts import read_folder_state
+from llava_recipes.runner.facts import plan_recipe
+from tests.processes import run_recipe, run_to_end
+from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+
+pytestmark = pytest.mark.slow
 
 ARTIFACTS = {
     "DONE",
@@ -68,9 +73,7 @@ def test_same_plan_again_does_nothing(finished: Path) -> None:
 
 
 def test_other_plan_is_refused_and_shown(finished: Path) -> None:
-    refused = llava_recipe(
-        "run", str(finished / "recipe.yaml"), "--set", "stages.pretrain.train.learning_rate=2e-3"
-    )
+    refused = run_recipe(finished / "recipe.yaml", "--set", "stages.pretrain.train.learning_rate=2e-3")
     assert refused.returncode == 1
     assert "learning_rate" in refused.stderr
     assert "0.001" in refused.stderr
@@ -81,12 +84,21 @@ def test_other_plan_is_refused_and_shown(finished: Path) -> None:
 def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
-    refused = llava_recipe(
-        "run", str(write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml"))
-    )
+    refused = run_recipe(write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml"))
     assert refused.returncode == 1
     assert "no run of ours" in refused.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [(".plan.json.x1y2z3_8", "new"), (".plan.yaml", "foreign")])
+def test_a_plan_that_is_being_written_is_not_somebody_elses_file(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    """Two nodes open one folder at the same moment; and a kill may have left the file there."""
+    loaded = load_recipe(str(write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml")))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    assert read_folder_state(tmp_path / "run", plan_recipe(loaded, world_size=1)).kind == kind
 
 
 def test_dry_run_trains_and_writes_nothing(tmp_path: Path) -> None:
@@ -144,7 +156,7 @@ def test_bad_input_is_told_before_training(name: str, tmp_path: Path) -> None:
     values = stage1_values(tmp_path / "run")
     change(values, path, value)
     recipe = write_recipe(values, tmp_path / "recipe.yaml")
-    refused = llava_recipe("run", str(recipe))
+    refused = run_recipe(recipe)
     assert refused.returncode == 1, refused.stdout + refused.stderr
     assert expected in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -165,7 +177,7 @@ def test_broken_image_in_training(policy: str, tmp_path: Path) -> None:
     values = stage1_values(tmp_path / "run", num_train_epochs=1, dataloader_num_workers=1)
     values["stages"][0]["data"]["sources"][0]["annotations"] = str(tmp_path / "data.json")
     values["stages"][0]["data"]["on_bad_image"] = policy
-    ended = llava_recipe("run", str(write_recipe(values, tmp_path / "recipe.yaml")))
+    ended = run_recipe(write_recipe(values, tmp_path / "recipe.yaml"))
     assert "Traceback" not in ended.stderr
     if policy == "error":
         assert ended.returncode == 1

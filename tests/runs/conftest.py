@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.finished import conversations, finish, run_values
-
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stages of one recipe: a projector, then everything but the tower, then adapters of two kinds."""
+    # Imported late: `make quick` has no use for it.
+    from tests.runs.finished import conversations, finish, run_values
+
     folder = tmp_path_factory.mktemp("pipeline")
     values = run_values(folder / "projector")
     full = run_values(folder / "full", name="full", freeze=["vision_tower"], data=conversations())

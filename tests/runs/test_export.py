@@ -25,6 +25,8 @@ from llava_recipes.templates import Turn
 from tests.golden_runs import run_folder
 from tests.runs.finished import finish, logits_of, run_values
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 LAYOUTS: tuple[ExportLayout, ...] = ("hf", "llava", "gguf-ready")
 

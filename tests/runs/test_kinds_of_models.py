@@ -30,6 +30,8 @@ from tests.model.plans import INLINE_CLIP
 from tests.runs.finished import conversations, finish, run_values
 from tests.tiny import FIXTURES
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CLIP = FIXTURES / "tiny_clip"
 SIGLIP = {**INLINE_CLIP, "model_type": "siglip_vision_model"}

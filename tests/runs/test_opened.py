@@ -18,6 +18,8 @@ from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.runs.opened import OpenedRun, open_run
 from tests.runs.finished import logits_of
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -20,6 +20,8 @@ from tests.processes import run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 from tests.train.in_process import like_a_worker
 
+pytestmark = pytest.mark.slow
+
 UNPAD = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
 # The fourth step has two samples left, which are one batch on one process and half of each of two.
 TOWER_RATE, RATE, STEPS = 2e-4, 1e-3, 3
@@ -82,7 +84,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_projector_learns_first_and_the_newline_with_the_rest(runs: Path) -> None:
     assert not (runs / "pretrain" / "trained.safetensors").exists()
     assert not any("newline" in name for name in load_file(runs / "pretrain" / "mm_projector.safetensors"))
@@ -103,7 +104,6 @@ def test_the_projector_learns_first_and_the_newline_with_the_rest(runs: Path) ->
     assert config["image_grid_pinpoints"][:2] == [[56, 112], [112, 56]]
 
 
-@pytest.mark.slow
 def test_a_cut_run_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> None:
     plan = planned(tmp_path)
     whole = read_metrics(runs / "finetune")
@@ -120,7 +120,6 @@ def test_a_cut_run_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> 
     assert torch.allclose(ours["image_newline"], theirs["image_newline"], atol=1e-6)
 
 
-@pytest.mark.slow
 def test_two_processes_under_zero3_train_the_same(runs: Path, tmp_path: Path) -> None:
     """Pictures of many shapes and text alone on either; newline and tower are split over both."""
     values = next_values(tmp_path, processes=2)

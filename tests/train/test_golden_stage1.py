@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import GOLDEN, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.processes import run_to_end
+from tests.tiny import GOLDEN, read_metrics, stage1_values, write_recipe
+
+pytestmark = pytest.mark.slow
 
 RUNS = ["base", "pad", "linear", "accum2", "gc_off", "weight_decay", "save_every_5"]
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.golden_runs import ours_for, recorded_run, run_folder
+from tests.processes import ROOT, python, run_process
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+
+pytestmark = pytest.mark.slow
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -54,26 +54,8 @@ def stage2_values(output_dir: Path, name: str) -> dict[str, Any]:
 def train_as_the_original(values: dict[str, Any], folder: Path, *adapters: str) -> dict[str, Any]:
     """Train in a process of its own; gives the order and the groups."""
     recipe = write_recipe(values, folder / "recipe.yaml")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.train.as_the_original",
-            str(recipe),
-            str(folder / "facts.json"),
-            *adapters,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-        check=False,
-    )
+    words = [str(recipe), str(folder / "facts.json"), *adapters]
+    done = run_process([*python("tests.train.as_the_original"), *words], cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
     return facts

@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import FIXTURES, llava_recipe, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.processes import run_recipe, run_to_end
+from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+
+pytestmark = pytest.mark.slow
 
 LANGUAGE_MODEL = FIXTURES / "tiny_vicuna" / "model.safetensors"
 
@@ -65,7 +68,7 @@ def test_a_stage_whose_beginning_was_trained_again_is_refused(pipeline: Path) ->
     facts = json.loads(done.read_text())
     done.write_text(json.dumps({**facts, "finished": "2001-01-01T00:00:00+00:00"}))
     try:
-        refused = llava_recipe("run", str(pipeline / "recipe.yaml"))
+        refused = run_recipe(pipeline / "recipe.yaml")
     finally:
         done.write_text(json.dumps(facts))
     assert refused.returncode == 1
@@ -74,7 +77,7 @@ def test_a_stage_whose_beginning_was_trained_again_is_refused(pipeline: Path) ->
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     values = stage1_values(tmp_path / "run", learning_rate=1e30, max_grad_norm=0.0, warmup_ratio=0.0)
-    ended = llava_recipe("run", str(write_recipe(values, tmp_path / "recipe.yaml")))
+    ended = run_recipe(write_recipe(values, tmp_path / "recipe.yaml"))
     assert ended.returncode == 1
     assert "learning_rate" in ended.stderr
     assert "Traceback" not in ended.stderr

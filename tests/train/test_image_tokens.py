@@ -19,8 +19,11 @@ from llava_recipes.recipe.load import load_source
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runs.opened import open_run
 from llava_recipes.templates import Turn
-from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe, yaml_text
+from tests.processes import run_to_end
+from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
 from tests.train.in_process import train_all, weights_of
+
+pytestmark = pytest.mark.slow
 
 EMBEDDINGS, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
 NEW = (1000, 1001)
@@ -167,7 +170,6 @@ def test_tied_embeddings_and_half_precision(tmp_path: Path) -> None:
     assert rows.dtype == torch.float32 and not torch.equal(rows[0], rows[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "deepspeed"), [(2, "none"), (1, "zero2"), (2, "zero3")])
 def test_engines_agree(processes: int, deepspeed: str, pipeline: Path, tmp_path: Path) -> None:
     """Begun where the first stage ended, so that two rows are put back, trained and read again."""

@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_recipes.train.checkpoints import list_checkpoints
 from tests.golden_runs import run_folder
-from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.processes import run_to_end
+from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.train.cutting import copy_cut
+
+pytestmark = pytest.mark.slow
 
 ENGINES = [(1, "zero2"), (2, "zero3")]
 
@@ -67,15 +70,7 @@ def test_engines_agree(processes: int, deepspeed: str, reference: Path, tmp_path
 
 
 def test_a_resumed_run_is_the_uncut_run(reference: Path, tmp_path: Path) -> None:
-    recipe = write_lora_recipe(tmp_path)
-    run_to_end(recipe)
-    run = tmp_path / "run"
-    for checkpoint in list_checkpoints(run):
-        if checkpoint.step > 3:
-            shutil.rmtree(checkpoint.folder)
-    (run / "DONE").unlink()
-    (run / "trained.safetensors").unlink()
-    run_to_end(recipe, "--resume")
+    run_to_end(copy_cut(reference, tmp_path, step=3), "--resume")
     losses = [[line["loss"] for line in read_metrics(folder / "run")] for folder in (tmp_path, reference)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     again, whole = (load_file(folder / "run" / "trained.safetensors") for folder in (tmp_path, reference))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 import pytest
 
 from llava_recipes.cli.main import main
-from tests.tiny import FIXTURES, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.processes import ROOT, python, run_process, run_to_end
+from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -74,8 +73,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """A run in one process, and the ids that it drew."""
     folder = tmp_path_factory.mktemp("mix") / "one"
     recipe = mix(folder, processes=1, per_device_eval_batch_size=2)
-    command = [sys.executable, "-m", "tests.train.recording_ids", str(recipe), str(folder / "ids.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = run_process([*python("tests.train.recording_ids"), recipe, folder / "ids.json"], cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     drawn: dict[str, list[str]] = json.loads((folder / "ids.json").read_text())
     return folder / "run", drawn

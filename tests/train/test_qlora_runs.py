@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_recipes.train.checkpoints import list_checkpoints
-from tests.tiny import llava_recipe, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.processes import run_recipe, run_to_end
+from tests.tiny import read_metrics, stage1_values, write_recipe
+from tests.train.cutting import copy_cut, cut_after
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("bitsandbytes")
 
@@ -65,16 +67,14 @@ def test_engines_agree(processes: int, deepspeed: str, reference: Path, tmp_path
 
 @pytest.mark.parametrize("deepspeed", ["none", "zero2"])
 def test_a_resumed_run_is_the_uncut_run(deepspeed: str, reference: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(qlora_values(tmp_path, deepspeed=deepspeed), tmp_path / "recipe.yaml")
-    run_to_end(recipe)
-    run = tmp_path / "run"
-    for checkpoint in list_checkpoints(run):
-        if checkpoint.step > 3:
-            shutil.rmtree(checkpoint.folder)
-    (run / "DONE").unlink()
-    (run / "trained.safetensors").unlink()
+    if deepspeed == "none":
+        recipe = copy_cut(reference.parent, tmp_path, step=3)
+    else:
+        recipe = write_recipe(qlora_values(tmp_path, deepspeed=deepspeed), tmp_path / "recipe.yaml")
+        run_to_end(recipe)
+        cut_after(tmp_path / "run", 3)
     run_to_end(recipe, "--resume")
-    for ours, theirs in zip(read_metrics(run), read_metrics(reference), strict=True):
+    for ours, theirs in zip(read_metrics(tmp_path / "run"), read_metrics(reference), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_8_bits_train(reference: Path, tmp_path: Path) -> None:
 def test_a_run_with_adapters_is_no_beginning(reference: Path, tmp_path: Path) -> None:
     values = qlora_values(tmp_path)
     values["stages"][0]["init_from"] = str(reference)
-    done = llava_recipe("run", str(write_recipe(values, tmp_path / "recipe.yaml")))
+    done = run_recipe(write_recipe(values, tmp_path / "recipe.yaml"))
     assert done.returncode == 1
     assert "cannot be merged into a quantized language model" in done.stderr
     assert not (tmp_path / "run").exists()

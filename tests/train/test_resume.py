@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,11 @@ import yaml
 from safetensors.torch import load_file
 
 from llava_recipes.train.checkpoints import find_damage, list_checkpoints
-from tests.tiny import FIXTURES, llava_recipe, read_metrics, run_to_end, stage1_values, write_recipe
+from tests.processes import TIMEOUT_S, python, run_recipe, run_to_end, started
+from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.train.cutting import copy_cut, cut_after
+
+pytestmark = pytest.mark.slow
 
 MODES = [(1, "none"), (2, "none"), (1, "zero2"), (2, "zero3")]
 
@@ -31,28 +34,34 @@ def write_saving_recipe(folder: Path, *, processes: int, deepspeed: str) -> Path
     return write_recipe(values, folder / "recipe.yaml")
 
 
-def cut_after(run: Path, step: int) -> None:
-    """Take away all that a run wrote after a step, as a kill would have left it."""
-    for checkpoint in list_checkpoints(run):
-        if checkpoint.step > step:
-            shutil.rmtree(checkpoint.folder)
-    for name in ("DONE", "mm_projector.bin", "mm_projector.safetensors", "config.json", "trainer_state.json"):
-        (run / name).unlink()
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
+    """The folder of a whole run, each kind trained once. Copy it to change it."""
+
+    @cache
+    def trained(processes: int, deepspeed: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"uncut-{processes}-{deepspeed}")
+        recipe = write_saving_recipe(folder, processes=processes, deepspeed=deepspeed)
+        run_to_end(recipe, "--processes", str(processes))
+        return folder
+
+    return trained
 
 
 @pytest.mark.parametrize(("processes", "deepspeed"), MODES)
-def test_resumed_run_is_the_uncut_run(processes: int, deepspeed: str, tmp_path: Path) -> None:
-    recipe = write_saving_recipe(tmp_path, processes=processes, deepspeed=deepspeed)
-    run = tmp_path / "run"
-    run_to_end(recipe, "--processes", str(processes))
-    whole, projector = read_metrics(run), load_file(run / "mm_projector.safetensors")
-    assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [18, 16, 12, 8, 4]
+def test_resumed_run_is_the_uncut_run(
+    processes: int, deepspeed: str, uncut: Callable[[int, str], Path], tmp_path: Path
+) -> None:
+    whole_run = uncut(processes, deepspeed) / "run"
+    whole, projector = read_metrics(whole_run), load_file(whole_run / "mm_projector.safetensors")
+    assert [checkpoint.step for checkpoint in list_checkpoints(whole_run)] == [18, 16, 12, 8, 4]
     frozen_parameters = 13_000  # the tiny language model alone has more
-    saved = [path.stat().st_size for path in (run / "checkpoint-8").rglob("*") if path.is_file()]
+    saved = [path.stat().st_size for path in (whole_run / "checkpoint-8").rglob("*") if path.is_file()]
     assert sum(saved) < 4 * 4 * frozen_parameters + 200_000
-    cut_after(run, 8)
+    recipe = copy_cut(whole_run.parent, tmp_path, step=8)
+    run = tmp_path / "run"
 
-    refused = llava_recipe("run", str(recipe), "--processes", str(processes))
+    refused = run_recipe(recipe, "--processes", str(processes))
     assert refused.returncode == 1
     assert "--resume" in refused.stderr
     run_to_end(recipe, "--processes", str(processes), "--resume")
@@ -65,12 +74,9 @@ def test_resumed_run_is_the_uncut_run(processes: int, deepspeed: str, tmp_path: 
         assert (tensor - projector[name]).abs().max() <= 1e-6
 
 
-def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
-    recipe = write_saving_recipe(tmp_path, processes=1, deepspeed="none")
-    run = tmp_path / "run"
-    run_to_end(recipe)
-    whole = read_metrics(run)
-    cut_after(run, 12)
+def test_damaged_checkpoints_are_passed_over(uncut: Callable[[int, str], Path], tmp_path: Path) -> None:
+    whole = read_metrics(uncut(1, "none") / "run")
+    recipe, run = copy_cut(uncut(1, "none"), tmp_path, step=12), tmp_path / "run"
     weights = run / "checkpoint-12" / "trained.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
@@ -85,16 +91,15 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
 def test_a_signal_saves_and_stops(processes: int, tmp_path: Path) -> None:
     values = stage1_values(tmp_path / "run", num_train_epochs=300, per_device_train_batch_size=2)
     recipe = write_recipe(values, tmp_path / "recipe.yaml")
-    command = [sys.executable, "-m", "llava_recipes", "run", str(recipe), "--processes", str(processes)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 90
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=60)
+    words = ["run", str(recipe), "--processes", str(processes)]
+    with started([*python("llava_recipes", fresh=True), *words], cwd=tmp_path) as child:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=TIMEOUT_S)
     assert child.returncode == 130, out + err
     assert "--resume" in out
     (checkpoint,) = list_checkpoints(tmp_path / "run")

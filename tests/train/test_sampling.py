@@ -22,6 +22,8 @@ from llava_recipes.train.sampling import Sampled, SamplesLog
 from tests.runs.finished import conversations, finish, run_values
 from tests.tiny import FIXTURES, read_metrics
 
+pytestmark = pytest.mark.slow
+
 IMAGES = FIXTURES / "images"
 LORA = {"r": 4, "alpha": 8, "dropout": 0.3}
 
@@ -39,7 +41,6 @@ def train(folder: Path, **stage: Any) -> Path:
     return folder / "run"
 
 
-@pytest.mark.slow
 def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     without = train(tmp_path / "without")
     samples = {"num": 3, "max_new_tokens": 5}
@@ -70,7 +71,6 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
         assert answerer.answer([prompt], Decoding(5)) == [line["answer"]]
 
 
-@pytest.mark.slow
 def test_pictures_of_ones_own_in_bf16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = run_values(
         tmp_path / "run",
@@ -88,7 +88,6 @@ def test_pictures_of_ones_own_in_bf16(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"step 1/2  {IMAGES / 'rgb_0.jpg'}: {lines[0]['answer']}" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
@@ -106,7 +105,6 @@ def test_what_cannot_be_asked_ends_the_run_before_it_begins(
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
-@pytest.mark.slow
 def test_data_without_a_picture(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "hello yourself"}]
     (tmp_path / "text.json").write_text(json.dumps([{"id": "a", "conversations": turns}] * 4))
@@ -116,7 +114,6 @@ def test_data_without_a_picture(tmp_path: Path) -> None:
         finish(values, tmp_path / "recipe.yaml")
 
 
-@pytest.mark.slow
 def test_held_out_records_are_asked(tmp_path: Path) -> None:
     data = {**conversations(), "validation": {"split": 0.2}}
     values = run_values(tmp_path / "run", data=data, sample_every=2, samples={"num": 2, "max_new_tokens": 2})

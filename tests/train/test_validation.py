@@ -21,8 +21,9 @@ from llava_recipes.train.checkpoints import list_checkpoints
 from llava_recipes.train.metrics import MetricsLog
 from llava_recipes.train.validation import Validation
 from tests.data.parquet_files import records, with_structs, write_parquet
-from tests.tiny import FIXTURES, GOLDEN, read_metrics, run_to_end, stage1_values, write_recipe
-from tests.train.test_resume import cut_after
+from tests.processes import run_to_end
+from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
+from tests.train.cutting import cut_after
 
 OWN = {
     "annotations": str(FIXTURES / "stage1.json"),
@@ -39,6 +40,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return plan_recipe(load_recipe(str(file)), world_size=1)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_all_tokens_without_dropout(plan: Plan) -> None:
     assembled = assemble(plan.model, dtype=torch.float32)
     model = assembled.model

@@ -1,0 +1,227 @@
+"""A process that has everything imported and is forked for each `python -m MODULE` that a test starts.
+
+`python -m tests.warm.server SOCKET`. A request is one JSON line with three file descriptors beside it; the
+answer is one JSON line with the exit code. A client that goes away takes its process along; when the last
+one that holds a lease is gone, the server ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import io
+import json
+import os
+import runpy
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+# What `llava-recipe run`, its workers and torchrun import before they do anything; never a module that is
+# itself started with -m, which would then be run a second time under another name.
+PRELOADED = (
+    "bitsandbytes",
+    "deepspeed",
+    "peft",
+    "tensorboard",
+    "torch.distributed.elastic.multiprocessing.api",
+    "torch.distributed.launcher.api",
+    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    "torch.utils.tensorboard",
+    "transformers.integrations.deepspeed",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.tokenization_llama",
+    "transformers.models.llava.modeling_llava",
+    "llava_recipes.cli.run",
+    "llava_recipes.runner.deep",
+    "llava_recipes.runner.preflight",
+    "llava_recipes.train.stage",
+)
+
+
+class Server:
+    """Forks a child for every request and reports how it ended."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._children: dict[socket.socket, tuple[int, int]] = {}
+        """The process and its pidfd that a connection has asked for."""
+        self._leases: set[socket.socket] = set()
+
+    def serve(self) -> Callable[[], None] | None:
+        """None when the last lease is gone; in a forked child what it has to run."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._listener:
+                    task = self._accept()
+                    if task is not None:
+                        return task
+                elif isinstance(key.fileobj, socket.socket):
+                    self._hear(key.fileobj)
+                else:
+                    self._report(key.data)
+            if not self._leases:
+                return None
+
+    def _accept(self) -> Callable[[], None] | None:
+        connection, _ = self._listener.accept()
+        request, descriptors = _receive(connection)
+        if request is None:
+            self._leases.add(connection)
+            self._selector.register(connection, selectors.EVENT_READ)
+            return None
+        _refuse_threads()
+        pid = os.fork()
+        if pid == 0:
+            for open_socket in (*self._children, *self._leases, connection, self._listener):
+                open_socket.close()
+            for _, pidfd in self._children.values():
+                os.close(pidfd)
+            self._selector.close()
+            return lambda: become(request, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        pidfd = os.pidfd_open(pid)
+        self._children[connection] = (pid, pidfd)
+        self._selector.register(connection, selectors.EVENT_READ)
+        self._selector.register(pidfd, selectors.EVENT_READ, connection)
+        return None
+
+    def _hear(self, connection: socket.socket) -> None:
+        """Pass signals on; when the client is gone, end what it has started."""
+        try:
+            numbers = connection.recv(64)
+        except ConnectionResetError:
+            numbers = b""
+        if connection in self._leases:
+            self._leases.discard(connection)
+            self._forget(connection)
+        elif connection in self._children:
+            pid, _ = self._children[connection]
+            if not numbers:
+                self._selector.unregister(connection)
+            for number in numbers or (signal.SIGKILL,):
+                os.kill(pid, number)
+
+    def _report(self, connection: socket.socket) -> None:
+        pid, pidfd = self._children.pop(connection)
+        _, status = os.waitpid(pid, 0)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        # It was killed because the client went away.
+        with suppress(OSError):
+            connection.sendall(json.dumps(os.waitstatus_to_exitcode(status)).encode())
+        self._forget(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        if connection in self._selector.get_map():
+            self._selector.unregister(connection)
+        connection.close()
+
+
+def become(request: dict[str, Any], descriptors: list[int]) -> None:
+    """Turn this forked process into `python -m MODULE ARGUMENT…` as it was asked for."""
+    os.setsid()
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    unbuffered = "-u" in request["options"]
+    sys.stdin, sys.stdout, sys.stderr = (_stream(number, unbuffered) for number in range(3))
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    os.umask(request["umask"])
+    os.chdir(request["cwd"])
+    if "-P" in request["options"]:
+        del sys.path[0]
+    else:
+        sys.path[0] = request["cwd"]
+    sys.executable = request["executable"]
+    sys.argv = request["argv"]
+    _reseed()
+    runpy.run_module(request["argv"][0], run_name="__main__", alter_sys=True)
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """A request and the client's standard streams; None for a connection that is a lease."""
+    line, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    while not line.endswith(b"\n"):
+        more = connection.recv(1 << 16)
+        if not more:
+            raise RuntimeError("a client went away in the middle of its request")
+        line += more
+    request: dict[str, Any] | None = json.loads(line)
+    return request, descriptors
+
+
+def _stream(number: int, unbuffered: bool) -> io.TextIOWrapper:
+    raw = os.fdopen(number, "rb" if number == 0 else "wb", closefd=False)
+    # As Python opens them: standard error at each line.
+    return io.TextIOWrapper(
+        raw,
+        encoding="utf-8",
+        errors="backslashreplace" if number == 2 else "strict",
+        line_buffering=number == 2 or raw.isatty(),
+        write_through=unbuffered,
+    )
+
+
+def _reseed() -> None:
+    """Children must not share what a fresh process draws from the system."""
+    import numpy
+
+    numpy.random.seed()
+
+
+def _refuse_threads() -> None:
+    num_threads = len(os.listdir("/proc/self/task"))
+    if num_threads != 1:
+        names = [thread.name for thread in threading.enumerate()]
+        raise RuntimeError(f"{num_threads} threads run where one is forked: {names}")
+
+
+def preload() -> None:
+    """Import what a run imports. What is not installed is left out, as in a run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in PRELOADED:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                print(f"not preloaded: {error}", file=sys.stderr)
+        import transformers
+
+        # Lazy attributes, which a run asks for one by one.
+        for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "Trainer", "TrainingArguments"):
+            getattr(transformers, name)
+    gc.collect()
+    gc.freeze()
+
+
+def main(path: str) -> None:
+    preload()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        # Whoever waits for the name finds a socket that listens.
+        listener.bind(f"{path}.new")
+        listener.listen(64)
+        os.rename(f"{path}.new", path)
+        task = Server(listener).serve()
+    if task is None:
+        shutil.rmtree(Path(path).parent)
+        return
+    task()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

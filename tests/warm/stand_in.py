@@ -1,0 +1,95 @@
+"""What a test starts in place of Python: `stand_in.py SOCKET PROGRAM [-u] [-P] -m MODULE ARGUMENT…`.
+
+Runs under `python -IS`, with nothing but the standard library, in a hundredth of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Any
+
+READ_AT_IMPORT = (
+    *("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "MKL_", "KMP_"),
+    *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "CUDA_VISIBLE", "DS_ACCELERATOR", "BNB_", "TMPDIR"),
+)
+"""Variables that begin so matter while libraries are imported: another value needs another process."""
+
+_FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+_EVERY_S = 0.5
+
+
+def at_import(environ: dict[str, str]) -> dict[str, str]:
+    """The part of an environment that a server must have been started with."""
+    return {name: value for name, value in environ.items() if name.startswith(READ_AT_IMPORT)}
+
+
+def parse(words: list[str]) -> dict[str, Any] | None:
+    """What to run; None for what the real interpreter has to do."""
+    options = set()
+    rest = list(words)
+    while rest and rest[0] in ("-u", "-P"):
+        options.add(rest.pop(0))
+    if len(rest) < 2 or rest[0] != "-m":
+        return None
+    return {"argv": rest[1:], "options": sorted(options)}
+
+
+def _open_streams() -> list[int]:
+    """Descriptors of the standard streams; nothing in place of a closed one."""
+    descriptors = []
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            number = os.open(os.devnull, os.O_RDWR)
+        descriptors.append(number)
+    return descriptors
+
+
+def _wait(connection: socket.socket) -> int:
+    """The exit code of what was started, negative for a signal."""
+    parent = os.getppid()
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        connection.send(bytes([number]))
+
+    for name in _FORWARDED:
+        signal.signal(getattr(signal, name), forward)
+    while not select.select([connection], [], [], _EVERY_S)[0]:
+        if os.getppid() != parent:
+            # Closing the connection ends the process that was started.
+            return 1
+    answer = connection.recv(64)
+    if not answer:
+        sys.exit("tests.warm: the server is gone; its log is beside its socket")
+    code: int = json.loads(answer)
+    return code
+
+
+def main(socket_path: str, program: str, *words: str) -> int:
+    request = parse(list(words))
+    with open(os.path.join(os.path.dirname(socket_path), "environ.json")) as file:
+        served = json.load(file)
+    if request is None or at_import(dict(os.environ)) != served:
+        os.execv(sys.executable, [sys.executable, *words])
+    umask = os.umask(0o077)
+    os.umask(umask)
+    request |= {"cwd": os.getcwd(), "environ": dict(os.environ), "umask": umask, "executable": program}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(socket_path)
+        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], _open_streams())
+        return _wait(connection)
+
+
+if __name__ == "__main__":
+    exit_code = main(*sys.argv[1:])
+    if exit_code < 0:
+        signal.signal(-exit_code, signal.SIG_DFL)
+        os.kill(os.getpid(), -exit_code)
+    os._exit(exit_code & 0xFF)
