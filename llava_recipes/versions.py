@@ -1,6 +1,6 @@
 """The library versions that this package works with, and what differs between them.
 
-Each difference says from which version on it can go. No other module asks for a version.
+Each difference says which lower bound makes it needless. No other module asks for a version.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _requirements() -> Iterator[Requirement]:
 def training_arguments(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of TrainingArguments, under the names that the installed transformers knows.
 
-    Needed until transformers 5.22, which says `gradient_checkpointing` for `activation_checkpointing`.
+    Can go with transformers>=5.23: up to 5.22 `activation_checkpointing` is `gradient_checkpointing` there.
     """
     from transformers import TrainingArguments
 
@@ -86,7 +86,7 @@ def training_arguments(wanted: Mapping[str, Any]) -> dict[str, Any]:
 def auto_image_processor() -> Any:
     """transformers' AutoImageProcessor, which doesn't need torchvision for Pillow's classes.
 
-    Needed until transformers 5.17, where the name at the package's top asks for torchvision.
+    Can go with transformers>=5.18: in 5.17 the name at the package's top asks for torchvision.
     """
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -96,7 +96,7 @@ def auto_image_processor() -> Any:
 def recompute_activations(model: PreTrainedModel) -> None:
     """Let a model recompute its layers' activations in the backward pass, as the Trainer asks it to.
 
-    Needed until transformers 5.22, which says `gradient_checkpointing` for `activation_checkpointing`.
+    Can go with transformers>=5.23: up to 5.22 `activation_checkpointing` is `gradient_checkpointing` there.
     """
     old = "gradient_checkpointing_enable"
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, old)
@@ -106,7 +106,7 @@ def recompute_activations(model: PreTrainedModel) -> None:
 def unnamed_config_keys(model_type: str) -> frozenset[str]:
     """Keys that a model reads from its config, where the config's class doesn't name them.
 
-    Needed until transformers 5.22, for SigLIP.
+    Can go with transformers>=5.23: SigLIP's class names all of them.
     """
     return frozenset({"vision_use_head"} if model_type == "siglip_vision_model" else ())
 
@@ -115,7 +115,7 @@ def unnamed_config_keys(model_type: str) -> frozenset[str]:
 def load_to_numbered_cpu() -> None:
     """Let torch.load take "cpu:0", which the Trainer asks for where several processes resume on a CPU.
 
-    Needed until transformers 5.17.
+    Can go with transformers>=5.18, which asks for "cpu".
     """
     from torch.serialization import register_package
 
