@@ -56,7 +56,7 @@ check: lint  ## the same under its other name
 quick: lint  ## linters and the tests that take a moment
 	@$(RUN) python $(TESTS) -m 'not slow'
 
-test-long: lint  ## every test with all its examples, and each run in a fresh process: an hour
+test-long: lint  ## every test with all its examples, and each run in a fresh process: far longer
 	@$(RUN) LLAVA_RECIPES_LONG=1 LLAVA_RECIPES_FRESH=1 python $(TESTS)
 
 test-oldest: .venv-oldest/.ready  ## every test on the lowest versions that pyproject.toml allows
@@ -68,6 +68,9 @@ test-newest:  ## every test on the newest versions that can be had
 
 coverage: $(READY)  ## which share of the branches `make quick` goes through
 	@$(RUN) python $(TESTS) -m 'not slow' --cov=llava_recipes --cov-branch --cov-report=term
+	@$(RUN) python -m coverage json -q -o - | $(RUN) python -c 'import json, sys; \
+	  found = json.load(sys.stdin)["totals"]; \
+	  print("branches: {covered_branches} of {num_branches}".format(**found))'
 
 lint: $(READY)  ## ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .

@@ -7,37 +7,47 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
-    from packaging.requirements import Requirement
     from transformers import PreTrainedModel
 
+_INSTALL = "install what works with llava-recipes: pip install"
 
 # ---- what is allowed -------------------------------------------------------------------------------------
 
 
-def check_versions() -> None:
-    """Raise RecipeError when a library is missing or its version is outside pyproject.toml's bounds."""
-    found = version_problem()
+def check_versions(extra: str = "") -> None:
+    """Raise RecipeError when a library is missing or its version is outside pyproject.toml's bounds.
+
+    With the name of an extra its libraries are looked at too, which nothing else needs.
+    """
+    found = version_problem(extra)
     if found is not None:
         raise RecipeError(Problem(found))
 
 
 @functools.cache
-def version_problem() -> str | None:
+def version_problem(extra: str = "") -> str | None:
     """One line on every library that isn't of an allowed version, and what to install; None where all are."""
     found, wanted = [], []
-    for requirement in _requirements():
+    try:
+        from packaging.requirements import Requirement
+    except ModuleNotFoundError:
+        return f"packaging is not installed; {_INSTALL} packaging"
+    for requirement in map(Requirement, _requirements()):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
             if requirement.marker is not None:
-                # Optional.
+                # Reported where it is needed; or it is there without being installed.
                 continue
             found.append(f"{requirement.name} is not installed")
         else:
@@ -45,26 +55,21 @@ def version_problem() -> str | None:
                 continue
             found.append(f"{requirement.name} {installed} is installed")
         wanted.append(f"'{requirement.name}{requirement.specifier}'")
-    if not found:
-        return None
-    return f"{', '.join(found)}; install what works with llava-recipes: pip install {' '.join(wanted)}"
+    return f"{', '.join(found)}; {_INSTALL} {' '.join(wanted)}" if found else None
 
 
-def _requirements() -> Iterator[Requirement]:
-    """What the installed distribution asks for, its extras included, what it is developed with left out.
-
-    A checkout that isn't installed asks for nothing.
-    """
-    from packaging.requirements import Requirement
-
+def _requirements() -> list[str]:
+    """What the installed package asks for, or a checkout that is run without being installed."""
     try:
-        texts = requires("llava-recipes") or []
+        return requires("llava-recipes") or []
     except PackageNotFoundError:
-        return
-    for text in texts:
-        requirement = Requirement(text)
-        if requirement.marker is None or not requirement.marker.evaluate({"extra": "dev"}):
-            yield requirement
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        if not project.is_file():
+            return []
+        import tomllib
+
+        texts: list[str] = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
+        return texts
 
 
 # ---- what differs ----------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ sys.addaudithook(_refuse_the_network)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A test that draws numbers seeds them itself. No option in pyproject.toml: `-p no:randomly` must work.
+    config.option.randomly_reset_seed = False
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         client.join(worker["testrunuid"])
@@ -105,8 +107,22 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    yield
-    before = item.stash[_SURROUNDINGS]
+    try:
+        yield
+    except BaseException as error:
+        for line in _put_back(item):
+            error.add_note(f"this test leaves behind {line}")
+        raise
+    differences = _put_back(item)
+    if differences:
+        pytest.fail("this test leaves behind\n  " + "\n  ".join(differences), pytrace=False)
+
+
+def _put_back(item: pytest.Item) -> list[str]:
+    """What a test has left other than it found it, a line each, put back as far as that can be done."""
+    before = item.stash.get(_SURROUNDINGS, None)
+    if before is None:
+        return []
     differences = before.differences(Surroundings.now())
     # A process or thread that is on its way out may take a moment.
     deadline = time.monotonic() + _GRACE_S
@@ -115,7 +131,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
         differences = before.differences(Surroundings.now())
     if differences:
         before.restore()
-        pytest.fail("this test leaves behind\n  " + "\n  ".join(differences), pytrace=False)
+    return differences
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

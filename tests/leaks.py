@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ _THEIR_HANDLERS = (
     "pytest_timeout",
 )
 _MAY_END = ("child processes", "threads")
+# Python starts it with the first lock that processes share, and ends it itself.
+_TRACKER = "multiprocessing.resource_tracker"
 # pytest says in one which test is running; torch sets the other for itself when it is imported.
 _THEIR_VARIABLES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
 
@@ -59,13 +62,16 @@ class Surroundings:
         for number, handler in self.state["signal handlers"].items():
             if handlers[number] != handler:
                 signal.signal(number, handler)
-        if "torch" in sys.modules and self.state["torch"] is not None:
+        held, found = self.state["torch"], _torch()
+        if held is not None and held != found:
             import torch
 
-            dtype, num_threads, with_gradients = self.state["torch"]
-            torch.set_default_dtype(dtype)
-            torch.set_num_threads(num_threads)
-            torch.set_grad_enabled(with_gradients)
+            torch.set_default_dtype(held["default dtype"])
+            torch.set_num_threads(held["number of threads"])
+            torch.set_grad_enabled(held["gradients"])
+            torch.use_deterministic_algorithms(held["deterministic"])
+            if held["default device"] != torch.get_default_device():
+                torch.set_default_device(None)
 
 
 def may_end(difference: str) -> bool:
@@ -79,6 +85,13 @@ def _spell(was: Any, found: Any) -> str:
         names = [name for name in {**was, **found} if was.get(name) != found.get(name)]
         return ", ".join(f"{name} was {was.get(name)!r}, is {found.get(name)!r}" for name in names)
     return f"was {was!r}, is {found!r}"
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "a folder that is gone"
 
 
 def _umask() -> int:
@@ -96,22 +109,30 @@ def _handlers() -> dict[int, Any]:
     return found
 
 
-def _torch() -> tuple[Any, int, bool] | None:
-    """Default dtype, number of threads, whether gradients are kept; None until torch is imported."""
+def _torch() -> dict[str, Any] | None:
+    """What holds for all of torch; None until it is imported."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
-    return torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "number of threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def _children() -> dict[int, str]:
     """Processes that this one has started and that are still there, zombies too."""
     found = {}
     for file in Path("/proc/self/task").glob("*/children"):
-        for pid in map(int, file.read_text().split()):
-            if pid != client.server_pid():
+        # A thread may have ended since it was listed.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for pid in map(int, file.read_text().split()):
                 found[pid] = _command(pid)
-    return found
+    server = client.server_pid()
+    return {pid: command for pid, command in found.items() if pid != server and _TRACKER not in command}
 
 
 def _command(pid: int) -> str:
@@ -131,7 +152,7 @@ def _environ() -> dict[str, str]:
 
 
 _LOOKS: dict[str, Callable[[], Any]] = {
-    "working folder": os.getcwd,
+    "working folder": _folder,
     "umask": _umask,
     "os.environ": _environ,
     "sys.path": lambda: list(sys.path),

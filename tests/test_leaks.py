@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,16 @@ import torch
 from tests.leaks import Surroundings
 from tests.processes import ROOT
 
+
+def _into_a_folder_that_goes() -> None:
+    folder = tempfile.mkdtemp()
+    os.chdir(folder)
+    os.rmdir(folder)
+
+
 RESTORED: dict[str, tuple[str, Callable[[], object]]] = {
-    "another folder": ("working folder", lambda: os.chdir("/")),
+    "another folder": ("working folder", lambda: os.chdir("/proc/self/fdinfo")),
+    "a folder that is gone": ("working folder", _into_a_folder_that_goes),
     "a variable": ("os.environ", lambda: os.environ.__setitem__("LEFT_BEHIND", "1")),
     "a variable changed": ("os.environ", lambda: os.environ.__setitem__("OMP_NUM_THREADS", "7")),
     "a variable gone": ("os.environ", lambda: os.environ.__delitem__("OMP_NUM_THREADS")),
@@ -28,6 +37,8 @@ RESTORED: dict[str, tuple[str, Callable[[], object]]] = {
     "dtype": ("torch", lambda: torch.set_default_dtype(torch.float64)),
     "threads of torch": ("torch", lambda: torch.set_num_threads(torch.get_num_threads() + 1)),
     "no gradients": ("torch", lambda: torch.set_grad_enabled(False)),
+    "device": ("torch", lambda: torch.set_default_device("meta")),
+    "deterministic": ("torch", lambda: torch.use_deterministic_algorithms(True)),
 }
 
 

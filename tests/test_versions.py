@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import packaging
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from llava_recipes.cli.main import WITHOUT_TORCH
-from tests.processes import ROOT, llava_recipe
+from tests.processes import ROOT, llava_recipe, run_process
 from tests.tiny import stage1_values, write_recipe
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -76,6 +78,41 @@ def test_a_command_that_breaks_on_another_version_says_so(tmp_path: Path) -> Non
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("pydantic 1.10.26 is installed") and "pip install 'pydantic>=" in line
+    log = re.search(r"\(what failed is in (.+)\)$", line)
+    assert log is not None
+    assert "Traceback" in Path(log[1]).read_text("utf-8")
+    Path(log[1]).unlink()
+
+
+@pytest.mark.slow
+def test_an_extra_is_looked_at_only_where_it_is_needed(tmp_path: Path) -> None:
+    environment = pretend(tmp_path, bitsandbytes="0.40", lmms_eval="0.1")
+    told = llava_recipe("run", "--help", cwd=tmp_path, env=environment, fresh=True)
+    assert told.returncode == 0, told.stderr
+    values = stage1_values(tmp_path / "run")
+    source = values["model"]["language_model"]
+    values["model"]["language_model"] = {"source": source, "quantization": {"bits": 4}}
+    recipe = write_recipe(values, tmp_path / "recipe.yaml")
+    told = llava_recipe("run", recipe, cwd=tmp_path, env=environment, fresh=True)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith("bitsandbytes 0.40 is installed; install")
+
+
+def test_a_checkout_that_is_not_installed_says_what_it_needs(tmp_path: Path) -> None:
+    """Without its site-packages, Python finds nothing but what is put beside the package."""
+    for name in ("llava_recipes", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-S", "-m", "llava_recipes", "run", "recipe.yaml"]
+    for found, said in (
+        (None, "packaging is not installed; install what works with llava-recipes: pip install packaging"),
+        (Path(packaging.__file__).parent, "torch is not installed, transformers is not installed; install "),
+    ):
+        if found is not None:
+            (tmp_path / "packaging").symlink_to(found)
+        done = run_process(command, cwd=tmp_path)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert said in line
 
 
 def test_builds_of_this_version_are_that_version() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.versions import check_versions
 
 # lmms-eval's llava_hf imports decord and does not ask for it.
 NEEDED = ("lmms_eval", "decord")
@@ -68,6 +69,7 @@ def check_lmms_eval() -> None:
                 hint="pip install 'llava-recipes[eval]'; `--data FILE` measures without it",
             )
         )
+    check_versions("eval")
 
 
 def is_exported(folder: Path) -> bool:

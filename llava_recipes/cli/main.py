@@ -141,19 +141,19 @@ def _run(name: str, words: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
-        from llava_recipes.versions import version_problem
-
-        outdated = version_problem()
-        if outdated is not None:
-            print(outdated, file=sys.stderr)
-            return USER_ERROR
         import tempfile
         import traceback
+
+        from llava_recipes.versions import version_problem
 
         with tempfile.NamedTemporaryFile(
             "w", prefix="llava-recipe-", suffix=".log", delete=False, encoding="utf-8"
         ) as log:
             traceback.print_exc(file=log)
+        outdated = version_problem()
+        if outdated is not None:
+            print(f"{outdated} (what failed is in {log.name})", file=sys.stderr)
+            return USER_ERROR
         print(
             f"a bug in llava-recipe: {type(error).__name__}: {error}\nthe traceback is in {log.name}",
             file=sys.stderr,

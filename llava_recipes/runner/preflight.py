@@ -20,6 +20,7 @@ from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, stage_plan
 from llava_recipes.runner.hand_off import hand_off_problems
 from llava_recipes.runner.wording import wording_problems
+from llava_recipes.versions import check_versions
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -115,6 +116,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
         hint = "pip install 'llava-recipes[quantized]', or remove `quantization`"
         yield Problem("bitsandbytes is not installed", path=path, hint=hint)
         return
+    check_versions("quantized")
     from llava_recipes.model.quantized import find_obstacle
 
     obstacle = find_obstacle(quantization)

@@ -55,9 +55,9 @@ def test_a_run_leaves_its_adapters(reference: Path) -> None:
 
 @pytest.mark.parametrize(("processes", "deepspeed"), ENGINES)
 def test_engines_agree(processes: int, deepspeed: str, reference: Path, tmp_path: Path) -> None:
-    run_to_end(
-        write_lora_recipe(tmp_path, processes=processes, deepspeed=deepspeed), "--processes", str(processes)
-    )
+    recipe = write_lora_recipe(tmp_path, processes=processes, deepspeed=deepspeed)
+    # Forked processes have the order of sets in common: two fresh ones must agree without.
+    run_to_end(recipe, "--processes", str(processes), fresh=processes > 1)
     for ours, theirs in zip(read_metrics(tmp_path / "run"), read_metrics(reference / "run"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["learning_rate"] == theirs["learning_rate"]

@@ -21,6 +21,8 @@ FRESH = "LLAVA_RECIPES_FRESH"
 """Set to 1, every process is a fresh interpreter: slower, and nothing is shared."""
 
 _START_S = 300.0
+_LONGEST_NAME = 107
+"""Of a socket, in bytes."""
 _session = uuid.uuid4().hex
 _lease: socket.socket | None = None
 _server: subprocess.Popen[bytes] | None = None
@@ -43,6 +45,8 @@ def python() -> str:
     if os.environ.get(FRESH) == "1" or not hasattr(os, "pidfd_open"):
         return sys.executable
     folder = Path(tempfile.gettempdir()) / f"llava-recipe-{_session[:16]}"
+    if len(os.fsencode(folder / "socket.new")) > _LONGEST_NAME:
+        return sys.executable
     if _lease is None:
         folder.mkdir(mode=0o700, exist_ok=True)
         with (folder / "lock").open("w") as lock:

@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import runpy
 import selectors
 import shutil
@@ -63,6 +64,9 @@ class Server:
         """None when the last lease is gone; in a forked child what it has to run."""
         while True:
             for key, _ in self._selector.select():
+                if self._selector.get_map().get(key.fd) is not key:
+                    # Done with by an event before it in the same list.
+                    continue
                 if key.fileobj is self._listener:
                     task = self._accept()
                     if task is not None:
@@ -76,7 +80,11 @@ class Server:
 
     def _accept(self) -> Callable[[], None] | None:
         connection, _ = self._listener.accept()
-        request, descriptors = _receive(connection)
+        try:
+            request, descriptors = _receive(connection)
+        except ConnectionError:
+            connection.close()
+            return None
         if request is None:
             self._leases.add(connection)
             self._selector.register(connection, selectors.EVENT_READ)
@@ -137,8 +145,11 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
         os.dup2(descriptor, target)
     for descriptor in descriptors:
         os.close(descriptor)
-    unbuffered = "-u" in request["options"]
-    sys.stdin, sys.stdout, sys.stderr = (_stream(number, unbuffered) for number in range(3))
+    for number, limits in request["limits"].items():
+        resource.setrlimit(int(number), tuple(limits))
+    unbuffered = "-u" in request["options"] or bool(os.environ.get("PYTHONUNBUFFERED"))
+    standard = (sys.stdin, sys.stdout, sys.stderr)
+    sys.stdin, sys.stdout, sys.stderr = (_stream(n, each, unbuffered) for n, each in enumerate(standard))
     os.environ.clear()
     os.environ.update(request["environ"])
     os.umask(request["umask"])
@@ -159,29 +170,36 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int
     while not line.endswith(b"\n"):
         more = connection.recv(1 << 16)
         if not more:
-            raise RuntimeError("a client went away in the middle of its request")
+            raise ConnectionResetError("the client went away in the middle of its request")
         line += more
     request: dict[str, Any] | None = json.loads(line)
     return request, descriptors
 
 
-def _stream(number: int, unbuffered: bool) -> io.TextIOWrapper:
+def _stream(number: int, as_opened: Any, unbuffered: bool) -> io.TextIOWrapper:
+    """A standard stream, in the encoding that Python chose for this environment."""
     raw = os.fdopen(number, "rb" if number == 0 else "wb", closefd=False)
-    # As Python opens them: standard error at each line.
+    # As Python opens them: standard error at each line, and no line ends translated.
     return io.TextIOWrapper(
         raw,
-        encoding="utf-8",
-        errors="backslashreplace" if number == 2 else "strict",
+        encoding=as_opened.encoding,
+        errors=as_opened.errors,
+        newline="\n",
         line_buffering=number == 2 or raw.isatty(),
         write_through=unbuffered,
     )
 
 
 def _reseed() -> None:
-    """Children must not share what a fresh process draws from the system."""
+    """Children must not share what a fresh process draws from the system; `random` sees to itself.
+
+    What they do share is how texts are hashed, and so the order of a set of texts.
+    """
     import numpy
+    import torch
 
     numpy.random.seed()
+    torch.seed()
 
 
 def _refuse_threads() -> None:

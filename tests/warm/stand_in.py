@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -16,11 +17,13 @@ from typing import Any
 
 READ_AT_IMPORT = (
     *("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "MKL_", "KMP_"),
-    *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "CUDA_VISIBLE", "DS_ACCELERATOR", "BNB_", "TMPDIR"),
+    *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "CUDA_VISIBLE", "DS_", "BNB_", "TQDM_", "TORCH_HOME"),
+    *("HOME", "XDG_", "TMP", "TEMP"),
 )
 """Variables that begin so matter while libraries are imported: another value needs another process."""
 
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+_LIMITS = sorted(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _EVERY_S = 0.5
 
 
@@ -81,6 +84,7 @@ def main(socket_path: str, program: str, *words: str) -> int:
     umask = os.umask(0o077)
     os.umask(umask)
     request |= {"cwd": os.getcwd(), "environ": dict(os.environ), "umask": umask, "executable": program}
+    request["limits"] = {number: resource.getrlimit(number) for number in _LIMITS}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(socket_path)
         socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], _open_streams())
@@ -90,6 +94,7 @@ def main(socket_path: str, program: str, *words: str) -> int:
 if __name__ == "__main__":
     exit_code = main(*sys.argv[1:])
     if exit_code < 0:
-        signal.signal(-exit_code, signal.SIG_DFL)
+        if -exit_code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-exit_code, signal.SIG_DFL)
         os.kill(os.getpid(), -exit_code)
     os._exit(exit_code & 0xFF)
