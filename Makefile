@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 # Two tests at a time: many of them start processes and wait. `PYTEST_FLAGS=` runs one after another.
 PYTEST_FLAGS ?= -n 2 --dist worksteal
-# The order of the tests is drawn anew each time; `make test SEED=N` repeats one.
+# The order of the tests is drawn anew each time; `make test SEED=N PYTEST_FLAGS=` repeats one.
 SEED ?= $(shell date +%s)
 SEED := $(SEED)
 
@@ -53,10 +53,10 @@ test: check  ## what CI runs: linters, types, import rules and every test
 check: lint  ## the same under its other name
 	@$(RUN) python $(TESTS)
 
-quick: lint  ## linters and the tests that take a moment
+quick: lint  ## linters, and the tests that take under 2 s and don't train
 	@$(RUN) python $(TESTS) -m 'not slow'
 
-test-long: lint  ## every test with all its examples, and each run in a fresh process: far longer
+test-long: lint  ## every test with all its examples, a fresh Python for each run: far longer
 	@$(RUN) LLAVA_RECIPES_LONG=1 LLAVA_RECIPES_FRESH=1 python $(TESTS)
 
 test-oldest: .venv-oldest/.ready  ## every test on the lowest versions that pyproject.toml allows
@@ -70,7 +70,7 @@ coverage: $(READY)  ## which share of the branches `make quick` goes through
 	@$(RUN) python $(TESTS) -m 'not slow' --cov=llava_recipes --cov-branch --cov-report=term
 	@$(RUN) python -m coverage json -q -o - | $(RUN) python -c 'import json, sys; \
 	  found = json.load(sys.stdin)["totals"]; \
-	  print("branches: {covered_branches} of {num_branches}".format(**found))'
+	  print("branches: {covered_branches} of {num_branches}, {percent_branches_covered:.0f} %".format(**found))'
 
 lint: $(READY)  ## ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .

@@ -53,9 +53,9 @@ def version_problem(extra: str = "") -> str | None:
         else:
             if requirement.specifier.contains(installed, prereleases=True):
                 continue
-            found.append(f"{requirement.name} {installed} is installed")
+            found.append(f"{requirement.name} {installed} is installed, {requirement.specifier} is needed")
         wanted.append(f"'{requirement.name}{requirement.specifier}'")
-    return f"{', '.join(found)}; {_INSTALL} {' '.join(wanted)}" if found else None
+    return f"{'; '.join(found)}; {_INSTALL} {' '.join(wanted)}" if found else None
 
 
 def _requirements() -> list[str]:

@@ -143,11 +143,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     seed = config.getoption("randomly_seed", None)
     if seed is not None:
-        terminalreporter.write_line(f"order of the tests: seed {seed}; `make test SEED={seed}` repeats it")
+        terminalreporter.write_line(
+            f"order of the tests: --randomly-seed={seed} (with -n 0 exactly the same)"
+        )
     above = [
         (seconds, test) for test, seconds in _seconds.items() if seconds > SLOW_S and test not in _marked
     ]
     if above:
-        terminalreporter.write_line(f"above {SLOW_S:g} s and not marked slow:")
+        terminalreporter.write_line(f"not marked slow, and above {SLOW_S:g} s (idle machine: mark them):")
         for seconds, test in sorted(above, reverse=True):
             terminalreporter.write_line(f"  {seconds:5.1f} s  {test}")

@@ -63,7 +63,7 @@ def test_another_version_is_one_line_before_anything_else(tmp_path: Path) -> Non
         done = llava_recipe(*words, cwd=tmp_path, env=environment, fresh=True)
         assert (done.returncode, done.stdout) == (1, "")
         (line,) = done.stderr.splitlines()
-        assert "torch 2.10.0 is installed, transformers 5.16.1 is installed" in line
+        assert "torch 2.10.0 is installed, >=2.11 is needed; transformers 5.16.1 is installed, >=" in line
         assert line.endswith("pip install 'torch>=2.11' 'transformers>=5.17'")
     assert not (tmp_path / "run").exists()
 
@@ -95,7 +95,7 @@ def test_an_extra_is_looked_at_only_where_it_is_needed(tmp_path: Path) -> None:
     recipe = write_recipe(values, tmp_path / "recipe.yaml")
     told = llava_recipe("run", recipe, cwd=tmp_path, env=environment, fresh=True)
     assert (told.returncode, told.stdout) == (1, "")
-    assert told.stderr.startswith("bitsandbytes 0.40 is installed; install")
+    assert told.stderr.startswith("bitsandbytes 0.40 is installed, >=0.50 is needed; install")
 
 
 def test_a_checkout_that_is_not_installed_says_what_it_needs(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_checkout_that_is_not_installed_says_what_it_needs(tmp_path: Path) -> 
     command = [sys.executable, "-S", "-m", "llava_recipes", "run", "recipe.yaml"]
     for found, said in (
         (None, "packaging is not installed; install what works with llava-recipes: pip install packaging"),
-        (Path(packaging.__file__).parent, "torch is not installed, transformers is not installed; install "),
+        (Path(packaging.__file__).parent, "torch is not installed; transformers is not installed; install "),
     ):
         if found is not None:
             (tmp_path / "packaging").symlink_to(found)

@@ -120,15 +120,16 @@ def _run(name: str, words: Sequence[str]) -> int:
     from llava_recipes.recipe.errors import RecipeError
 
     try:
-        if name not in WITHOUT_TORCH:
-            from llava_recipes.versions import check_versions
-
-            check_versions()
         command = cast(Command, importlib.import_module(module_of(name)))
         parser = argparse.ArgumentParser(prog=f"llava-recipe {name}", description=COMMANDS[name])
         command.add_arguments(parser)
         # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.
-        return command.run(parser.parse_intermixed_args(words))
+        arguments = parser.parse_intermixed_args(words)
+        if name not in WITHOUT_TORCH:
+            from llava_recipes.versions import check_versions
+
+            check_versions()
+        return command.run(arguments)
     except RecipeError as error:
         from llava_recipes.recipe.render import render_problems
 

@@ -13,8 +13,6 @@ from llava_recipes.plan.hardware import GPUS, find_gpu
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_with_outline
 
-pytestmark = pytest.mark.slow
-
 ENTRIES = [entry for entry in gallery() if entry.name != "demo"]
 SMALL = [entry for entry in ENTRIES if entry.family == "Small"]
 MACHINE = re.compile(r"(\d+)×(A100-80G)")
