@@ -71,7 +71,7 @@ def module_of(command: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the user's to mend, 2 usage, 3 our bug.
+    """Run one command and return its exit code: 0 done, 1 the user's to fix, 2 usage, 3 our bug.
 
     Without `argv` the process is the command's own, and is set up for it; a caller's stays as it is.
     """

@@ -14,8 +14,9 @@ import yaml
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.reading import decode
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar
-from llava_recipes.recipe.syntax import MAX_DEPTH, explain_syntax, mark_at, split_lines
+from llava_recipes.recipe.syntax import explain_syntax, mark_at, split_lines
 
+MAX_DEPTH = 64
 MAX_VALUES = 10_000
 CHARACTERS_PER_VALUE = 200
 """A longer text counts as several values, since an alias may repeat it."""
@@ -85,15 +86,24 @@ def parse_source(source: str | bytes, file: str) -> Document:
 
 def parse_value(text: str, file: str) -> Document:
     """Read one YAML value of any kind, with its marks."""
-    lines = split_lines(text)
-    try:
-        node = _Composer(file, lines).compose(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(explain_syntax(error, file, lines)) from None
+    node = _compose(text, file, split_lines(text))
     layout = _Layout()
     root = layout.lay_out(node, (), None)
     spoiled = frozenset(problem.path for problem in layout.problems if problem.path and not problem.on_key)
     return Document(file, root, layout.value_marks, layout.key_marks, tuple(layout.problems), spoiled)
+
+
+def _compose(text: str, file: str, lines: list[str]) -> _Node:
+    try:
+        return _Composer(file, lines).compose(text)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        if place is not None and "exceeded maximum nesting depth" in str(error):
+            # PyYAML from 6.0.4 on has a limit too, and meets it in looking ahead, before it gives what ours
+            # would stop at. What stands before that place is deeper than ours, and PyYAML can read it.
+            before = [*lines[: place.line], lines[place.line][: place.column]]
+            _compose("\n".join(before), file, lines)
+        raise RecipeError(explain_syntax(error, file, lines)) from None
 
 
 class _Composer:

@@ -9,9 +9,6 @@ import yaml
 
 from llava_recipes.recipe.errors import Mark, Problem
 
-MAX_DEPTH = 64
-"""How deep values may be nested."""
-
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _LEADING_TAB = re.compile(r" *\t")
 
@@ -45,12 +42,6 @@ _IN_OUR_WORDS = (
         "did not find expected ',' or '}'",
         "a mapping that opens with `{` is not closed",
         "close it, or put the missing `,`",
-    ),
-    (
-        # Of PyYAML 6.0.4, which looks for the end of a key before it gives what it has read so far.
-        "exceeded maximum nesting depth",
-        f"values are nested deeper than {MAX_DEPTH} levels",
-        "close the brackets",
     ),
     ("found unexpected end of stream", "a quote that is never closed", "close the quote"),
     ("found unexpected document indicator", "a quote that is never closed", "close the quote"),

@@ -53,7 +53,7 @@ def _with_variables(variables: str, used: str) -> str:
 LETTERS = "bcdefghijklm"
 DIGITS = "9" * 10_000
 CASES: dict[str, tuple[str | bytes, str]] = {
-    "nested lists": ("[" * 100_000, "values are nested deeper than 64 levels"),
+    "nested lists": ("[" * 100_000, "1:65: values are nested deeper than 64 levels"),
     "nested lists, closed": ("a: " + "[" * 400_000 + "]" * 400_000, "nested deeper than 64 levels"),
     "nested mappings": ("a: " + "{a: " * 100_000, "nested deeper than 64 levels"),
     "nested by indentation": ("".join(" " * i + "a:\n" for i in range(1_300)), "65:65: values are nested"),

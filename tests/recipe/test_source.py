@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.reading import MAX_BYTES, decode, read_file
-from llava_recipes.recipe.source import parse_source, parse_value
-from llava_recipes.recipe.syntax import MAX_DEPTH
+from llava_recipes.recipe.source import MAX_DEPTH, parse_source, parse_value
 
 
 @pytest.mark.parametrize(
