@@ -62,7 +62,7 @@ test-long: lint  ## every test with all its examples, a fresh Python for each ru
 test-oldest: .venv-oldest/.ready  ## every test on the lowest versions that pyproject.toml allows
 	@$(call in,.venv-oldest) python $(TESTS) $(OTHER_VERSIONS)
 
-test-newest:  ## every test on the newest versions that can be had
+test-newest:  ## every test on the newest versions that pyproject.toml allows
 	$(call environment,.venv-newest,--upgrade --upgrade-strategy eager torch)
 	@$(call in,.venv-newest) python $(TESTS) $(OTHER_VERSIONS)
 

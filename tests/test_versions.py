@@ -47,6 +47,32 @@ def test_a_quantized_run_too() -> None:
     assert "quantized" in EXTRAS and str(requirement) in EXTRAS["dev"]
 
 
+PRIVATE = (
+    *("_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training", "_run_epoch"),
+    *("_save_checkpoint", "_save_optimizer_and_scheduler"),
+)
+"""What train/trainer.py overrides of transformers' Trainer that no promise of it covers."""
+
+
+def test_what_is_leaned_on_in_private_is_there_and_bounded_from_above() -> None:
+    from transformers import Trainer
+
+    from llava_recipes.train.trainer import StageTrainer
+
+    overridden = {name for name in vars(StageTrainer) if name.startswith("_") and name in vars(Trainer)}
+    assert overridden - {"__init__", "__doc__", "__module__"} == set(PRIVATE)
+    bounded = {each.name for each in NEEDED if any(spec.operator == "<" for spec in each.specifier)}
+    assert bounded == {"accelerate", "deepspeed", "transformers"}
+
+
+def test_a_version_above_the_bound_is_refused(tmp_path: Path) -> None:
+    recipe = write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml")
+    done = llava_recipe("run", recipe, cwd=tmp_path, env=pretend(tmp_path, transformers="5.25.0"), fresh=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "transformers 5.25.0 is installed, <5.25,>=5.17 is needed" in line
+
+
 def pretend(folder: Path, **versions: str) -> dict[str, str]:
     """An environment whose metadata say that these versions are installed."""
     for name, said in versions.items():
@@ -63,8 +89,10 @@ def test_another_version_is_one_line_before_anything_else(tmp_path: Path) -> Non
         done = llava_recipe(*words, cwd=tmp_path, env=environment, fresh=True)
         assert (done.returncode, done.stdout) == (1, "")
         (line,) = done.stderr.splitlines()
-        assert "torch 2.10.0 is installed, >=2.11 is needed; transformers 5.16.1 is installed, >=" in line
-        assert line.endswith("pip install 'torch>=2.11' 'transformers>=5.17'")
+        assert (
+            "torch 2.10.0 is installed, >=2.11 is needed; transformers 5.16.1 is installed, <5.25,>=" in line
+        )
+        assert line.endswith("pip install 'torch>=2.11' 'transformers<5.25,>=5.17'")
     assert not (tmp_path / "run").exists()
 
 
