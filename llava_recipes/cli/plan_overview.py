@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llava_recipes.cli.fold import fold_layers
 from llava_recipes.plan.sampling import describe_sampling
-from llava_recipes.plan.types import ModelPlan, Plan, StagePlan
+from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
 
 if TYPE_CHECKING:
     from llava_recipes.recipe.model_schema import Quantization
@@ -95,13 +95,32 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
             + f" × {train.gradient_accumulation_steps} accumulation",
         )
     )
+    rows.append(("order", _order_words(data, train.seed)))
     rows.append(("steps", ", ".join(_step_words(stage))))
     schedule = train.training_arguments["lr_scheduler_type"]
     rows.append(("learning rate", f"{train.learning_rate:g}, {schedule}"))
+    rows.append(("clipping", _clipping_words(stage)))
     rows.append(("precision", ", ".join(_precision_words(stage))))
     rows.append(("deepspeed", _deepspeed_words(stage)))
     rows.append(("writes to", stage.output_dir))
     return rows
+
+
+def _order_words(data: DataPlan, seed: int) -> str:
+    if not data.shuffle:
+        return "that of the files"
+    grouped = {"none": "", "length": ", grouped by length", "modality_length": ", grouped by kind and length"}
+    drawn = (
+        f"drawn from seed {seed}"
+        if data.order == "one_process"
+        else "drawn as the original draws it with several processes"
+    )
+    return drawn + grouped[data.group_by]
+
+
+def _clipping_words(stage: StagePlan) -> str:
+    norm = stage.train.training_arguments["max_grad_norm"]
+    return f"gradient norm at most {norm:g}" if norm else "none"
 
 
 def _validation_rows(stage: StagePlan) -> list[Row]:

@@ -26,22 +26,26 @@ class Grouping:
     num_shares: int
     by_modality: bool
 
-    def order(self, generator: torch.Generator) -> list[int]:
-        """The indices of one epoch; draws its permutations from the generator."""
+    def order(self, *, within: torch.Generator, between: torch.Generator) -> list[int]:
+        """The indices of one epoch.
+
+        Of samples of one kind, all is drawn from `between`. Where two kinds keep apart, each is shuffled from
+        `within`, and the order of whole steps is drawn from `between`. With one process both are the same.
+        """
         if not self.by_modality:
-            return self._by_length(self.lengths, generator)
+            return self._by_length(self.lengths, between)
         with_picture = [index for index, length in enumerate(self.lengths) if length > 0]
         text_only = [index for index, length in enumerate(self.lengths) if length <= 0]
         if not with_picture or not text_only:
-            return self._by_length(self.lengths, generator)
+            return self._by_length(self.lengths, between)
         kinds = []
         for members in (with_picture, text_only):
-            inner = self._by_length([abs(self.lengths[index]) for index in members], generator)
+            inner = self._by_length([abs(self.lengths[index]) for index in members], within)
             kinds.append(self._steps([members[index] for index in inner]))
         # What is left over of both kinds makes the last step together, in the order of the data.
         rest = sorted(kinds[0][-1] + kinds[1][-1])
         whole = kinds[0][:-1] + kinds[1][:-1]
-        shuffled = torch.randperm(len(whole), generator=generator).tolist()
+        shuffled = torch.randperm(len(whole), generator=between).tolist()
         return [index for step in shuffled for index in whole[step]] + rest
 
     def _steps(self, indices: list[int]) -> list[list[int]]:

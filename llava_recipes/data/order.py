@@ -1,51 +1,75 @@
-"""The order in which a stage's samples are drawn, the same on every process and after a resume."""
+"""The order in which a stage's samples are drawn, the same on every process and after a resume.
+
+The original draws in one of two ways, by whether it runs in one process or in several. Either is a pure
+function of the seed and the epoch here, so that a run keeps its own whatever it is resumed on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch.utils.data import Sampler
 
 from llava_recipes.data.grouping import Grouping
 
+Order = Literal["one_process", "several_processes"]
 
-def epoch_order(num_samples: int, seed: int, epoch: int, shuffle: bool) -> list[int]:
+_UNSEEDED = 67280421310721
+"""The seed of a `torch.Generator()` that nobody seeds: accelerate 0.21 gives one to the sampler of several
+processes, whatever the run's seed is, and keeps it for all epochs."""
+
+
+def epoch_order(
+    num_samples: int, seed: int, epoch: int, shuffle: bool, order: Order = "one_process"
+) -> list[int]:
     """Sample indices of one epoch, counted from 0; file order without `shuffle`.
 
-    The permutation is the one that the original draws with one process. Its generator, seeded once, gives two
-    numbers per epoch: the data loader's base seed, and the seed of the permutation.
+    With one process the original's generator, seeded once, gives two numbers per epoch: the data loader's
+    base seed, and the seed of the permutation. With several the permutations come from the sampler's
+    generator, two per epoch, of which the second is thrown away; the seed has no part in them.
     """
     if not shuffle:
         return list(range(num_samples))
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epoch + 1):
-        _draw(generator)
-        permutation_seed = _draw(generator)
-    permutation = torch.randperm(num_samples, generator=torch.Generator().manual_seed(permutation_seed))
-    return permutation.tolist()
+    if order == "several_processes":
+        generator = torch.Generator().manual_seed(_UNSEEDED)
+        for _ in range(2 * epoch):
+            torch.randperm(num_samples, generator=generator)
+    else:
+        seeds = torch.Generator().manual_seed(seed)
+        for _ in range(epoch + 1):
+            _draw(seeds)
+            permutation_seed = _draw(seeds)
+        generator = torch.Generator().manual_seed(permutation_seed)
+    return torch.randperm(num_samples, generator=generator).tolist()
 
 
-def grouped_order(grouping: Grouping, seed: int, epoch: int) -> list[int]:
+def grouped_order(grouping: Grouping, seed: int, epoch: int, order: Order = "one_process") -> list[int]:
     """Sample indices of one epoch, samples of like length side by side.
 
     As the original draws it: one generator, seeded once, gives per epoch the data loader's base seed and then
-    the permutations themselves, so that the epochs before are drawn again to reach a later one.
+    the permutations themselves, so that the epochs before are drawn again to reach a later one. With several
+    processes the permutation of whole steps comes from the sampler's generator.
     """
-    generator = torch.Generator().manual_seed(seed)
+    seeded = torch.Generator().manual_seed(seed)
+    sampler = torch.Generator().manual_seed(_UNSEEDED) if order == "several_processes" else seeded
     for _ in range(epoch + 1):
-        _draw(generator)
-        order = grouping.order(generator)
-    return order
+        _draw(seeded)
+        indices = grouping.order(within=seeded, between=sampler)
+    return indices
 
 
 class EpochSampler(Sampler[int]):
     """Yields the order of the epoch that was set last, grouped where there is a grouping."""
 
-    def __init__(self, num_samples: int, seed: int, shuffle: bool, grouping: Grouping | None = None) -> None:
+    def __init__(
+        self, num_samples: int, seed: int, *, shuffle: bool, order: Order, grouping: Grouping | None = None
+    ) -> None:
         self.num_samples = num_samples
         self.seed = seed
         self.shuffle = shuffle
+        self.order = order
         self.grouping = grouping
         self.epoch = 0
 
@@ -57,8 +81,8 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         if self.grouping is not None:
-            return iter(grouped_order(self.grouping, self.seed, self.epoch))
-        return iter(epoch_order(self.num_samples, self.seed, self.epoch, self.shuffle))
+            return iter(grouped_order(self.grouping, self.seed, self.epoch, self.order))
+        return iter(epoch_order(self.num_samples, self.seed, self.epoch, self.shuffle, self.order))
 
 
 def _draw(generator: torch.Generator) -> int:

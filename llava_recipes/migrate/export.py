@@ -61,7 +61,7 @@ def _export_stage(recipe: Recipe, index: int, world_size: int | None) -> Export:
     model_flags(recipe.model, export)
     _start_flags(recipe, index, export)
     _freezing_flags(stage, path, trained, recipe.model.image_tokens.start_end, export)
-    _data_flags(stage, path, export)
+    _data_flags(stage, path, export, world_size=world_size)
     if stage.sample_every is not None:
         hint = "remove it from a copy of the recipe; training is the same without"
         export.refuse("the original asks nothing while it trains", (*path, "sample_every"), hint=hint)
@@ -119,9 +119,12 @@ def _deepspeed_flag(stage: Stage, path: Path, export: Export) -> None:
         export.refuse("the original takes a DeepSpeed file, not a config inline", where, hint=hint)
     elif choice != "none":
         export.add("deepspeed", DEEPSPEED_FILES.get(choice, choice))
-        if choice in DEEPSPEED_FILES and stage.train.max_grad_norm != 1.0:
-            message = "under DeepSpeed the original clips at 1.0: its files have no `gradient_clipping`"
-            export.refuse(message, (*path, "train", "max_grad_norm"))
+        if choice in DEEPSPEED_FILES and stage.train.max_grad_norm != 0:
+            export.refuse(
+                "under DeepSpeed 0.12.6 the original doesn't clip: its files have no `gradient_clipping`",
+                (*path, "train", "max_grad_norm"),
+                hint="write `max_grad_norm: 0`, or name a DeepSpeed file that has `gradient_clipping`",
+            )
 
 
 def _start_flags(recipe: Recipe, index: int, export: Export) -> None:
@@ -188,7 +191,7 @@ def _version(data: Data, where: Path, export: Export) -> str:
     return "default" if template == "v0" else template
 
 
-def _data_flags(stage: Stage, path: Path, export: Export) -> None:
+def _data_flags(stage: Stage, path: Path, export: Export, *, world_size: int | None) -> None:
     data, where = stage.data, (*path, "data")
     source, *more = data.sources
     if more:
@@ -196,6 +199,12 @@ def _data_flags(stage: Stage, path: Path, export: Export) -> None:
     version = _version(data, where, export)
     if not data.shuffle:
         export.refuse("the original always shuffles", (*where, "shuffle"))
+    elif data.order != "original" and world_size != 1:
+        export.refuse(
+            "with several processes the original draws an order of its own",
+            (*where, "order"),
+            hint="write `order: original`, or give --world-size 1",
+        )
     if data.on_bad_image != "error":
         export.refuse("the original stops at a bad image", (*where, "on_bad_image"))
     if data.image_aspect_ratio not in ("square", "pad"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llava_recipes.layouts import ALIASES
-from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
+from llava_recipes.migrate.deepspeed_files import LLAVA, LLAVA_NEXT, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.llava_freezing import translate_freezing
@@ -29,6 +29,12 @@ NEXT_FLAGS = (
     "mm_resampler_type",
 )
 """Flags that LLaVA-NeXT has and LLaVA has not."""
+
+_OF_LLAVA_NEXT_ALONE = (
+    *("mm_tunable_parts", "unfreeze_language_model", "attn_implementation", "video_folder"),
+    *("frames_upbound", "mm_resampler_type"),
+)
+"""Flags of LLaVA-NeXT that Open-LLaVA-NeXT doesn't have, which is made from LLaVA and pins what it pins."""
 
 FLAGS = (
     *NEXT_FLAGS,
@@ -80,7 +86,8 @@ def translate_llava(flags: Flags, *, is_next: bool, read_text: ReadText) -> Draf
     deepspeed = flags.text("deepspeed")
     if deepspeed is not None:
         mark = flags["deepspeed"].mark
-        translate_deepspeed("--deepspeed", deepspeed, draft, read_text=read_text, mark=mark)
+        program = LLAVA_NEXT if flags.has_any(_OF_LLAVA_NEXT_ALONE) else LLAVA
+        translate_deepspeed("--deepspeed", deepspeed, draft, read_text=read_text, mark=mark, program=program)
     name_draft(flags, draft)
     translate_rest(flags, draft, FLAGS)
     draft.problems += flags.problems
@@ -233,6 +240,7 @@ def _translate_data(flags: Flags, draft: Draft, *, is_next: bool, read_text: Rea
     put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 512)
     put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)
     translate_grouping(flags, draft)
+    _translate_order(flags, draft)
     translate_pictures(flags, draft)
 
 
@@ -253,6 +261,14 @@ def _translate_template(flags: Flags, draft: Draft, *, is_next: bool) -> None:
         program = "LLaVA-NeXT" if is_next else "the original"
         remark = f"{program} takes vicuna_v1 for `{version}`, without a word"
     draft.mapped("--version", version, path, template, remark=remark, mark=flags["version"].mark)
+
+
+def _translate_order(flags: Flags, draft: Draft) -> None:
+    """No flag says in which order samples are drawn; the version of accelerate does."""
+    order, remark = "original", "accelerate 0.21, which the original pins, draws its own on several GPUs"
+    if flags.has_any(_OF_LLAVA_NEXT_ALONE):
+        order, remark = "seed", "LLaVA-NeXT's, with accelerate 0.29.1 or newer, is another one"
+    draft.default("order of samples", (STAGE, "data", "order"), order, remark=remark)
 
 
 def translate_grouping(flags: Flags, draft: Draft) -> None:

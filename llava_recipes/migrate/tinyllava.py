@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
+from llava_recipes.migrate.deepspeed_files import TINYLLAVA, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.llava import (
@@ -57,7 +57,9 @@ def translate_tinyllava(flags: Flags, *, read_text: ReadText) -> Draft:
     deepspeed = flags.text("deepspeed")
     if deepspeed is not None:
         mark = flags["deepspeed"].mark
-        translate_deepspeed("--deepspeed", deepspeed, draft, read_text=read_text, mark=mark)
+        translate_deepspeed(
+            "--deepspeed", deepspeed, draft, read_text=read_text, mark=mark, program=TINYLLAVA
+        )
     start = flags.text("pretrained_model_path")
     if start is not None:
         remark = "a folder that `llava-recipe run` has written, not TinyLLaVA"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llava_recipes.migrate.combine import Migration, combine
-from llava_recipes.migrate.deepspeed_files import ReadText, translate_deepspeed
+from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.known_data import known_num_samples
 from llava_recipes.migrate.yaml_keys import AXOLOTL, LLAMA_FACTORY, NEEDLESS, TRAIN, WHOLE_MODELS
@@ -228,7 +228,14 @@ def _rest(
             draft.default(key, keys[key], default)
     deepspeed = config.take("deepspeed")
     if isinstance(deepspeed, str):
-        translate_deepspeed("deepspeed", deepspeed, draft, read_text=read_text, mark=config.mark("deepspeed"))
+        translate_deepspeed(
+            "deepspeed",
+            deepspeed,
+            draft,
+            read_text=read_text,
+            mark=config.mark("deepspeed"),
+            program=OTHER,
+        )
     report = config.take("report_to") or ("wandb" if config.values.get("wandb_project") else "none")
     draft.mapped("report_to", spell_value(report), (*TRAIN, "report_to"), report)
     for key, value in config.values.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from llava_recipes.plan.data_advice import check_validation
+from llava_recipes.plan.data_advice import check_order, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
@@ -35,6 +35,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         path: Path = ("stages", index)
         trains = _trained_roots(planned)
         found += _check_saving(stage, planned, path)
+        found += check_order(stage, path)
         found += check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
         found += _check_precision(model, planned, path)

@@ -126,7 +126,13 @@ class _StageCompiler:
         stage, train = self._stage, self._stage.train
         train_path = (*self._path, "train")
         self.problems += check_arguments(train, path=train_path)
-        found = plan_data(stage, self._model.plan.sizes, counted=self._facts.num_samples, path=self._path)
+        found = plan_data(
+            stage,
+            self._model.plan.sizes,
+            counted=self._facts.num_samples,
+            world_size=self._world_size,
+            path=self._path,
+        )
         data = found.plan
         self.problems += found.problems
         self.notes += found.notes
@@ -244,7 +250,12 @@ class _StageCompiler:
         self.problems += deepspeed.check_config(
             config, train=train, batch=batch, path=path, inline=source == "inline"
         )
-        return config, source
+        if config.get("gradient_clipping") is None:
+            clips = f"clips at {train.max_grad_norm:g}" if train.max_grad_norm else "doesn't clip"
+            self.notes.append(
+                f"the DeepSpeed config has no `gradient_clipping`; it {clips}, as `max_grad_norm` says"
+            )
+        return deepspeed.complete(config, max_grad_norm=train.max_grad_norm), source
 
 
 def _plan_train(train: Train, batch: Batch, steps: Steps) -> TrainPlan:

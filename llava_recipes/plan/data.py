@@ -24,7 +24,7 @@ class PlannedData:
 
 
 def plan_data(
-    stage: Stage, sizes: ModelSizes | None, *, counted: Mapping[str, int], path: Path
+    stage: Stage, sizes: ModelSizes | None, *, counted: Mapping[str, int], world_size: int, path: Path
 ) -> PlannedData:
     """The data of the stage at `path`; how often it is measured is not known yet.
 
@@ -61,6 +61,7 @@ def plan_data(
         image_counts=images.counts,
         max_length=data.max_length,
         shuffle=data.shuffle,
+        order="several_processes" if data.order == "original" and world_size > 1 else "one_process",
         group_by=data.group_by,
         on_bad_image=data.on_bad_image,
         lazy_preprocess=data.lazy_preprocess,

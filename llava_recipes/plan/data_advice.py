@@ -1,4 +1,4 @@
-"""Warnings about what a stage is measured on."""
+"""Warnings about what a stage trains on and what it is measured on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from collections.abc import Iterator
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Stage
+
+
+def check_order(stage: Stage, path: Path) -> Iterator[Problem]:
+    """An order that is asked for and not drawn."""
+    if stage.data.order == "original" and not stage.data.shuffle:
+        yield _warning(
+            "`order: original` has no effect with `shuffle: false`, which takes the order of the files",
+            path=(*path, "data", "order"),
+            hint="write `order: seed`, or `shuffle: true`: the original always shuffles",
+        )
 
 
 def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from copy import deepcopy
 from pydantic import JsonValue
 
 from llava_recipes.plan.batch import Batch
-from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, ZERO_KEYS
+from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, REMOVED_KEYS, REMOVED_ZERO_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest
@@ -56,14 +56,35 @@ OFFLOADED = frozenset(
 )
 """Optimizers that DeepSpeed has a CPU version of; accelerate puts its Adam in the place of any other."""
 
-CLIPPING_DEFAULT = 1.0
-"""Where DeepSpeed clips gradients when its config does not say."""
+_OFFLOADS = ("offload_optimizer", "offload_param")
+
+
+def original_file(name: str) -> Config:
+    """The original LLaVA's ZeRO-2 or ZeRO-3 file, which leaves `gradient_clipping` to DeepSpeed."""
+    return deepcopy(_PRESETS[name])
 
 
 def preset(name: str, *, max_grad_norm: float) -> Config:
-    """The original LLaVA's ZeRO-2 or ZeRO-3 config, told to clip where the recipe clips otherwise."""
-    config = deepcopy(_PRESETS[name])
-    return config if max_grad_norm == CLIPPING_DEFAULT else {**config, "gradient_clipping": "auto"}
+    """The original LLaVA's ZeRO-2 or ZeRO-3 config, which clips where the recipe does."""
+    return complete(original_file(name), max_grad_norm=max_grad_norm)
+
+
+def complete(config: Config, *, max_grad_norm: float) -> Config:
+    """The config with every key written out that DeepSpeed's versions take another default for.
+
+    Without `gradient_clipping` DeepSpeed up to 0.19.2 doesn't clip and 0.19.3 clips at 1; the recipe decides.
+    Without `pin_memory` an offload pins its memory from 0.19.8 on and not in 0.19.3; it does here, as in the
+    original's own offload file.
+    """
+    config = deepcopy(config)
+    if config.get("gradient_clipping") is None:
+        config["gradient_clipping"] = max_grad_norm
+    zero = config.get("zero_optimization")
+    for block in _OFFLOADS:
+        offload = zero.get(block) if isinstance(zero, dict) else None
+        if isinstance(offload, dict) and offload.get("device", "none") != "none":
+            offload.setdefault("pin_memory", True)
+    return config
 
 
 def looks_like_path(word: str) -> bool:
@@ -144,14 +165,20 @@ class _Report:
 def _check_keys(config: Config, report: _Report) -> None:
     zero = config.get("zero_optimization")
     places = [
-        (config, KNOWN_KEYS, ()),
-        (zero if isinstance(zero, dict) else {}, ZERO_KEYS, ("zero_optimization",)),
+        (config, KNOWN_KEYS, REMOVED_KEYS, ()),
+        (zero if isinstance(zero, dict) else {}, ZERO_KEYS, REMOVED_ZERO_KEYS, ("zero_optimization",)),
     ]
-    for block, known, path in places:
+    for block, known, removed, path in places:
         for key in block:
+            place = "DeepSpeed's `zero_optimization`" if path else "DeepSpeed"
+            if key == "amp" and _enabled(config, "amp") is True:
+                continue  # reported with the precision
+            if key in removed:
+                message = f"{place} has no key `{key}` from 0.19.8 on, which stops at it"
+                report.add((*path, key), message, hint="remove it", on_key=True)
+                continue
             near = None if key in known else nearest(key, known)
             if near is not None:
-                place = "DeepSpeed's `zero_optimization`" if path else "DeepSpeed"
                 message = f"{place} has no key `{key}`"
                 report.add((*path, key), message, hint=f"did you mean `{near}`?", on_key=True)
 
@@ -186,13 +213,7 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
 def _check_clipping(config: Config, train: Train, report: _Report) -> None:
     wanted = f"the recipe says `max_grad_norm: {train.max_grad_norm:g}`"
     clipping = config.get("gradient_clipping")
-    if clipping is None and train.max_grad_norm != CLIPPING_DEFAULT:
-        report.add(
-            (),
-            f"{wanted}, DeepSpeed clips at {CLIPPING_DEFAULT:g} without `gradient_clipping`",
-            hint='add "gradient_clipping": "auto"',
-        )
-    elif clipping not in (None, "auto", train.max_grad_norm):
+    if clipping not in (None, "auto", train.max_grad_norm):
         report.add(
             ("gradient_clipping",),
             f"{wanted}, the DeepSpeed config says `gradient_clipping: {clipping}`",

@@ -6,7 +6,6 @@ KNOWN_KEYS = frozenset(
     [
         "activation_checkpointing",
         "aio",
-        "amp",
         "autotuning",
         "bf16",
         "bfloat16",
@@ -14,14 +13,11 @@ KNOWN_KEYS = frozenset(
         "comms_logger",
         "communication_data_type",
         "compile",
-        "compression_training",
         "csv_monitor",
-        "curriculum_learning",
         "data_efficiency",
         "data_types",
         "disable_allgather",
         "dump_state",
-        "elasticity",
         "flops_profiler",
         "fp16",
         "gradient_accumulation_steps",
@@ -33,8 +29,6 @@ KNOWN_KEYS = frozenset(
         "prescale_gradients",
         "scheduler",
         "seq_parallel_communication_data_type",
-        "sparse_attention",
-        "sparse_gradients",
         "steps_per_print",
         "tensor_parallel",
         "tensorboard",
@@ -49,6 +43,18 @@ KNOWN_KEYS = frozenset(
     ]
 )
 """Top-level keys of a DeepSpeed config. DeepSpeed ignores others in silence."""
+
+REMOVED_KEYS = frozenset(
+    [
+        *("amp", "compression_training", "curriculum_learning", "eigenvalue", "elasticity"),
+        *("graph_harvesting", "nebula", "progressive_layer_drop", "quantize_training"),
+        *("sparse_attention", "sparse_gradients"),
+    ]
+)
+"""Top-level keys that DeepSpeed 0.19.3 takes and 0.19.8 refuses, whatever they say."""
+
+REMOVED_ZERO_KEYS = frozenset(["mics_hierarchical_params_gather", "mics_shard_size", "zeropp_loco_param"])
+"""The same of `zero_optimization`."""
 
 ZERO_KEYS = frozenset(
     [

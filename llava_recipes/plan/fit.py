@@ -99,7 +99,7 @@ def apply(choice: Choice, stage: StagePlan, *, world_size: int) -> StagePlan:
 def _config(choice: Choice) -> dict[str, JsonValue] | None:
     if choice.engine == "none":
         return None
-    config = deepspeed.preset(choice.engine.split()[0], max_grad_norm=deepspeed.CLIPPING_DEFAULT)
+    config = {**deepspeed.original_file(choice.engine.split()[0]), "gradient_clipping": "auto"}
     zero = config["zero_optimization"]
     assert isinstance(zero, dict), "a preset has a ZeRO block"
     if choice.offloads:

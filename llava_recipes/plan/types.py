@@ -130,6 +130,11 @@ class DataPlan(Frozen):
     image_counts: ImageCounts | None = Field(None, description="None where the tower's size is not at hand.")
     max_length: int
     shuffle: bool
+    order: Literal["one_process", "several_processes"] = Field(
+        "one_process",
+        description="Which order is drawn: the original's with one process, which `order: seed` takes for "
+        "any number of them, or the original's with several, the same for any number of several.",
+    )
     group_by: Literal["none", "length", "modality_length"]
     on_bad_image: Literal["error", "skip"]
     lazy_preprocess: bool

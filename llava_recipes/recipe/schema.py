@@ -83,6 +83,13 @@ class Data(Frozen):
         2048, gt=0, description="Longest sequence in tokens, counted after the image is expanded."
     )
     shuffle: bool = Field(True, description="Draw a new order every epoch; false keeps the file order.")
+    order: Literal["seed", "original"] = Field(
+        "seed",
+        description="Which order is drawn. `seed`: one that follows from `train.seed`, the same for any "
+        "number of processes. `original`: what LLaVA's code drew; with one process that of `seed`, with "
+        "several another one, the same for any number of several. A run keeps the one it was started with.",
+        examples=["original"],
+    )
     group_by: Literal["none", "length", "modality_length"] = Field(
         "none",
         description="`length` puts samples of like length in one batch; `modality_length` also keeps samples "

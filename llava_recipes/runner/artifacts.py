@@ -10,9 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import JsonValue, ValidationError
+
 from llava_recipes.files import replacing, write_text
+from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.train.checkpoints import list_checkpoints
 
 if TYPE_CHECKING:
@@ -46,12 +50,33 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
         return FolderState("new")
     if not (folder / PLAN).is_file():
         return FolderState("foreign")
-    there = json.loads((folder / PLAN).read_text("utf-8"))
+    there = _as_written_now((folder / PLAN).read_text("utf-8"))
     # A stage is what it does: a recipe of another name may hold it too.
     plan = wanted.model_dump(mode="json") | {"recipe": there.get("recipe")}
     differences = tuple(_differences(there, plan, ""))
     kind: Literal["done", "started"] = "done" if (folder / DONE).is_file() else "started"
     return FolderState(kind, differences, bool(list_checkpoints(folder)))
+
+
+def _as_written_now(text: str) -> dict[str, JsonValue]:
+    """A run folder's plan; what an earlier version left to defaults is written out, so that it goes on."""
+    there: dict[str, JsonValue] = json.loads(text)
+    try:
+        plan = Plan.model_validate_json(text)
+    except ValidationError:
+        # Of another version of the plan: what differs is shown as it stands.
+        return there
+    stages = []
+    for stage in plan.stages:
+        norm = stage.train.training_arguments.get("max_grad_norm")
+        if stage.deepspeed is not None and isinstance(norm, int | float):
+            given = dict(stage.deepspeed)
+            if stage.deepspeed_source in DEEPSPEED_PRESETS and given.get("gradient_clipping") == "auto":
+                del given["gradient_clipping"]
+            stage = stage.model_copy(update={"deepspeed": complete(given, max_grad_norm=norm)})
+        stages.append(stage)
+    written: dict[str, JsonValue] = plan.model_copy(update={"stages": tuple(stages)}).model_dump(mode="json")
+    return written
 
 
 def unfinished(folder: Path) -> Problem:

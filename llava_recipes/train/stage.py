@@ -94,6 +94,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
             len(dataset),
             seed=stage.train.seed,
             shuffle=stage.data.shuffle,
+            order=stage.data.order,
             grouping=dataset.grouping(
                 batch_size=stage.train.per_device_train_batch_size,
                 num_shares=plan.world_size * stage.train.gradient_accumulation_steps,

@@ -40,7 +40,7 @@ def test_every_recorded_order_is_drawn_again() -> None:
         grouping = Grouping(
             case["lengths"], case["batch_size"], case["world_size"], case["group_by_modality"]
         )
-        order = grouping.order(generator)
+        order = grouping.order(within=generator, between=generator)
         if "exception" in case:
             # The original refuses a sample without words; here it counts as text.
             assert 0 in case["lengths"] and sorted(order) == list(range(case["n"]))
@@ -84,7 +84,7 @@ def test_order_of_a_run_is_the_originals(name: str) -> None:
 
 def test_the_sampler_draws_the_epoch_that_was_set() -> None:
     grouping = Grouping(stage2_lengths(), batch_size=4, num_shares=2, by_modality=True)
-    sampler = EpochSampler(24, 42, shuffle=True, grouping=grouping)
+    sampler = EpochSampler(24, 42, shuffle=True, order="one_process", grouping=grouping)
     sampler.set_epoch(2)
     assert list(sampler) == list(sampler) == grouped_order(grouping, 42, 2)
     assert list(sampler) != grouped_order(grouping, 42, 1)

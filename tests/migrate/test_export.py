@@ -19,7 +19,7 @@ NOT_OF_THE_ORIGINAL = {
     "demo",
     *("small_qwen3_0_6b", "small_qwen3_1_7b", "small_llama32_1b", "small_llama32_3b"),
     *(f"{stage}_next_{model}" for stage in ("pretrain", "finetune") for model in NEXT_MODELS),
-    "finetune_next_qwen2_7b",
+    *("pretrain_next_qwen2_7b", "finetune_next_qwen2_7b"),
 }
 """Recipes that say what the original cannot."""
 
@@ -34,8 +34,9 @@ stages:
     freeze: [vision_tower]
     data:
       template: v1
+      order: original
       sources: [{annotations: data/a.json, images: "data/my images"}]
-    train: {max_steps: 7, learning_rate: 2e-5}
+    train: {max_steps: 7, learning_rate: 2e-5, max_grad_norm: 0}
     deepspeed: zero3
     output_dir: "out/it's tuned"
 """
@@ -102,13 +103,16 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
     [
         ("freeze: [vision_tower]", "trainable: [vision_tower]", "cannot train just these modules"),
         ("freeze: [vision_tower]", "freeze: [vision_tower.encoder]", "whole modules alone"),
-        ("template: v1", "template: v1\n      shuffle: false", "always shuffles"),
+        ("order: original", "shuffle: false", "always shuffles"),
+        ("order: original", "order: seed", "an order of its own"),
+        ("order: original", "group_by: length", "an order of its own"),
         ("template: v1", "template: v1\n      on_bad_image: skip", "stops at a bad image"),
         ("select_layer: -2", "revision: main", "no `revision`"),
         ("deepspeed: zero3", "deepspeed: {zero_optimization: {stage: 2}}", "not a config inline"),
         ("max_steps: 7", "max_steps: 7, loss_normalization: token", "each device batch"),
         ("max_steps: 7", "max_steps: 7, global_batch_size: 64", "accumulation steps"),
-        ("max_steps: 7", "max_steps: 7, max_grad_norm: 0.5", "clips at 1.0"),
+        ("max_grad_norm: 0", "max_grad_norm: 0.5", "the original doesn't clip"),
+        ("max_grad_norm: 0", "seed: 42", "the original doesn't clip"),
         ("annotations: data/a.json", "annotations: data/a.json, weight: 2", "the whole file, once"),
         ("data/a.json", "data/a.json, sampling_strategy: first:5", "the whole file, once"),
         ("data/a.json", "data/a.parquet", "reads JSON lists"),
@@ -162,3 +166,18 @@ def test_a_template_comes_back_by_the_originals_name(template: str, version: str
 def test_a_global_batch_becomes_accumulation() -> None:
     text = BASE.replace("max_steps: 7", "max_steps: 7, global_batch_size: 64, per_device_train_batch_size: 2")
     assert "--gradient_accumulation_steps 8 \\" in exported(load_source(text, "x.yaml").recipe, world_size=4)
+
+
+def test_on_one_process_the_original_draws_from_the_seed() -> None:
+    recipe = load_source(BASE.replace("order: original", "order: seed"), "x.yaml").recipe
+    assert "--per_device_train_batch_size" in exported(recipe, world_size=1)
+
+
+def test_without_deepspeed_the_original_clips_where_the_flag_says() -> None:
+    text = BASE.replace("max_grad_norm: 0", "max_grad_norm: 0.5").replace(
+        "deepspeed: zero3", "deepspeed: none"
+    )
+    script = exported(load_source(text, "x.yaml").recipe)
+    assert "--max_grad_norm 0.5" in script
+    (stage,) = plan_of_text(migrate(script, "exported.sh").text).stages
+    assert stage.train.training_arguments["max_grad_norm"] == 0.5

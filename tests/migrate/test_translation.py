@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from llava_recipes.cli.migrate import read_beside
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.draft import Entry
 from llava_recipes.migrate.migration import migrate
-from llava_recipes.plan.deepspeed import preset
+from llava_recipes.plan.deepspeed import original_file
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.scalars import Value
@@ -240,15 +241,76 @@ def test_a_file_of_flags_may_have_one_on_each_line() -> None:
 
 
 def test_a_deepspeed_file_that_holds_the_preset_is_the_preset(tmp_path: Path) -> None:
-    import json
-
     same, other = tmp_path / "a.json", tmp_path / "zero2.json"
-    same.write_text(json.dumps(preset("zero3", max_grad_norm=1.0)), encoding="utf-8")
+    same.write_text(json.dumps(original_file("zero3")), encoding="utf-8")
     other.write_text('{"zero_optimization": {"stage": 1}}', encoding="utf-8")
     for file, choice in ((same, "zero3"), (other, str(other)), (tmp_path / "none/zero2.json", "zero2")):
         text = f"{BARE} --deepspeed {file}\n"
         migration = migrate(text, "script.sh", read_beside=read_beside)
         assert at(migration, "stages.0.deepspeed") == choice
+
+
+NEXT = "--mm_tunable_parts mm_mlp_adapter"
+TINY = BARE.replace("llava/train/train_mem.py", "tinyllava/train/train.py")
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "clipping", "norm"),
+    [
+        # What DeepSpeed does without the key: nothing up to 0.19.2, and that is what these programs pin.
+        (BARE, "", None, 0),
+        (BARE, "--max_grad_norm 0.5", None, 0),
+        (BARE, "--max_grad_norm 0", None, 0),
+        (BARE, NEXT, None, 0),
+        (TINY, "", None, 0),
+        (BARE, "", "auto", 1.0),
+        (BARE, "--max_grad_norm 0.5", "auto", 0.5),
+        (BARE, "--max_grad_norm 0.5", 0.5, 0.5),
+    ],
+)
+def test_clipping_is_what_the_deepspeed_file_makes_of_it(
+    script: str, flags: str, clipping: object, norm: float, tmp_path: Path
+) -> None:
+    config = (
+        original_file("zero2")
+        if clipping is None
+        else {**original_file("zero2"), "gradient_clipping": clipping}
+    )
+    (tmp_path / "my.json").write_text(json.dumps(config), encoding="utf-8")
+    text = f"{script} {flags} --deepspeed {tmp_path}/my.json\n"
+    migration = migrate(text, "script.sh", read_beside=read_beside)
+    assert at(migration, "stages.0.deepspeed") == "zero2"
+    assert at(migration, "stages.0.train.max_grad_norm") == norm
+    told = [entry for entry in entries(migration, "default") if entry.name == "gradient_clipping"]
+    assert bool(told) == (clipping is None and "max_grad_norm 0 " not in f"{flags} ")
+    assert all("doesn't clip without `gradient_clipping`" in entry.remark for entry in told)
+
+
+@pytest.mark.parametrize(
+    ("flags", "norm"), [("--deepspeed x/zero3.json", 0), (f"{NEXT} --deepspeed x/zero3.json", 1.0), ("", 1.0)]
+)
+def test_clipping_of_a_file_that_is_not_here_goes_by_its_program(flags: str, norm: float) -> None:
+    assert at(run(flags), "stages.0.train.max_grad_norm") == norm
+
+
+def test_a_file_that_clips_elsewhere_than_the_flag_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "my.json").write_text(json.dumps({**original_file("zero2"), "gradient_clipping": 0.3}))
+    migration = migrate(f"{BARE} --deepspeed {tmp_path}/my.json\n", "script.sh", read_beside=read_beside)
+    assert at(migration, "stages.0.deepspeed") == str(tmp_path / "my.json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "script", "order"),
+    [
+        ("", BARE, "original"),
+        ("--unfreeze_mm_vision_tower True", BARE, "original"),
+        (NEXT, BARE, "seed"),
+        ("", TINY, None),
+    ],
+)
+def test_the_order_of_samples_is_that_of_the_program(flags: str, script: str, order: str | None) -> None:
+    """LLaVA and Open-LLaVA-NeXT pin accelerate 0.21, the others a later one, which draws otherwise."""
+    assert at(run(flags, script), "stages.0.data.order") == order
 
 
 def test_two_stages_of_one_script_follow_each_other() -> None:

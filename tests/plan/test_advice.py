@@ -196,3 +196,14 @@ def test_text_alone_and_long_texts() -> None:
         ("stages", 0, "data", "max_length"),
         ("stages", 0, "data", "sources"),
     }
+
+
+def test_an_order_that_is_not_drawn() -> None:
+    (problem,) = [
+        found
+        for found in warnings_of(stage_values(data__order="original", data__shuffle=False))
+        if "order" in found.message
+    ]
+    assert problem.path == ("stages", 0, "data", "order")
+    shuffled = warnings_of(stage_values(data__order="original"))
+    assert not [found for found in shuffled if "order" in found.message]

@@ -2,21 +2,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import deepspeed.runtime.constants as constants
 import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.offload_config import (
+    DeepSpeedZeroOffloadOptimizerConfig,
+    DeepSpeedZeroOffloadParamConfig,
+)
 
 from llava_recipes.plan.batch import Batch
 from llava_recipes.plan.deepspeed import (
-    CLIPPING_DEFAULT,
     check_config,
+    complete,
+    original_file,
     preset,
     unknown_choice,
     zero_stage,
 )
-from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, ZERO_KEYS
+from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, REMOVED_KEYS, REMOVED_ZERO_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.schema import Train
 from tests.installed import only_with_the_tested
@@ -54,8 +60,9 @@ def check(config: dict[str, Any], *, inline: bool = True, **values: Any) -> list
     return check_config(config, train=train(**values), batch=BATCH, path=PATH, inline=inline)
 
 
-def test_zero2_is_the_original_config() -> None:
-    assert preset("zero2", max_grad_norm=1.0) == ZERO2
+def test_zero2_is_the_original_config_and_says_where_to_clip() -> None:
+    assert original_file("zero2") == ZERO2
+    assert preset("zero2", max_grad_norm=1.0) == {**ZERO2, "gradient_clipping": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -67,22 +74,71 @@ def test_zero2_is_the_original_config() -> None:
     ],
 )
 def test_presets_are_the_original_files_to_the_byte(name: str, digest: str) -> None:
-    text = json.dumps(preset(name, max_grad_norm=1.0), indent=4).replace("1000000000.0", "1e9")
+    text = json.dumps(original_file(name), indent=4).replace("1000000000.0", "1e9")
     assert hashlib.sha256(text.encode()).hexdigest() == digest
 
 
 def test_a_preset_is_a_fresh_copy() -> None:
-    preset("zero2", max_grad_norm=1.0)["zero_optimization"] = None
-    assert preset("zero2", max_grad_norm=1.0) == ZERO2
+    zero = preset("zero2", max_grad_norm=1.0)["zero_optimization"]
+    assert isinstance(zero, dict)
+    zero.clear()
+    assert original_file("zero2") == ZERO2
 
 
-def test_deepspeed_clips_where_we_say_that_it_does() -> None:
-    assert constants.GRADIENT_CLIPPING_DEFAULT == CLIPPING_DEFAULT
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+@pytest.mark.parametrize("norm", [0, 0.5, 1.0])
+def test_a_preset_clips_where_the_recipe_does(name: str, norm: float) -> None:
+    assert preset(name, max_grad_norm=norm)["gradient_clipping"] == norm
 
 
-def test_a_preset_clips_where_the_recipe_does() -> None:
-    assert "gradient_clipping" not in preset("zero2", max_grad_norm=CLIPPING_DEFAULT)
-    assert preset("zero2", max_grad_norm=0.5)["gradient_clipping"] == "auto"
+@pytest.mark.parametrize("clipping", ["auto", 0, 0.5])
+def test_what_a_config_says_stays(clipping: object) -> None:
+    offload = {"device": "cpu", "pin_memory": False}
+    config: dict[str, Any] = {
+        "gradient_clipping": clipping,
+        "zero_optimization": {"stage": 3, "offload_optimizer": offload},
+    }
+    assert complete(config, max_grad_norm=1.0) == config
+
+
+def test_an_offload_says_whether_it_pins_its_memory() -> None:
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "none"},
+    }
+    given: dict[str, Any] = {"zero_optimization": zero}
+    completed = complete(given, max_grad_norm=1.0)["zero_optimization"]
+    assert completed == {**zero, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    assert "pin_memory" not in zero["offload_optimizer"]
+
+
+def test_no_default_differs_between_deepspeeds_versions_that_is_not_written_out() -> None:
+    """The installed version's defaults are the lowest allowed one's, but for what `complete` writes."""
+    lowest = json.loads((Path(__file__).parent / "deepspeed_0_19_3_defaults.json").read_text())
+    blocks = {
+        "offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig(),
+        "offload_param": DeepSpeedZeroOffloadParamConfig(),
+    }
+    zero = "zero_optimization"
+    installed = {
+        f"{zero}.{key}": value for key, value in DeepSpeedZeroConfig().model_dump(mode="json").items()
+    }
+    for block, model in blocks.items():
+        installed |= {f"{zero}.{block}.{key}": value for key, value in model.model_dump(mode="json").items()}
+    bare: dict[str, Any] = {zero: {"stage": 3, **{block: {"device": "cpu"} for block in blocks}}}
+    written: Any = complete(bare, max_grad_norm=1.0)
+    told = {
+        f"{zero}.{block}.{key}"
+        for block in blocks
+        for key in written[zero][block]
+        if key not in bare[zero][block]
+    }
+    assert told == {f"{zero}.{block}.pin_memory" for block in blocks}
+    assert len(lowest) > 50
+    assert {key: installed[key] for key in lowest if key not in told} == {
+        key: value for key, value in lowest.items() if key not in told
+    }
 
 
 def test_known_keys_hold_those_of_the_installed_deepspeed() -> None:
@@ -99,6 +155,15 @@ def test_zero_keys_are_those_of_the_installed_deepspeed() -> None:
     fields = DeepSpeedZeroConfig.model_fields
     aliases = {field.alias for field in fields.values() if field.alias}
     assert fields.keys() | aliases == ZERO_KEYS
+
+
+@only_with_the_tested("deepspeed")
+def test_the_removed_keys_are_those_that_deepspeed_stops_at() -> None:
+    from deepspeed.runtime import config
+
+    assert set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS) == REMOVED_KEYS
+    assert set(config._REMOVED_ZERO_CONFIG_KEYS) == REMOVED_ZERO_KEYS
+    assert not REMOVED_KEYS & KNOWN_KEYS and not REMOVED_ZERO_KEYS & ZERO_KEYS
 
 
 @pytest.mark.parametrize(
@@ -126,6 +191,12 @@ def test_a_misspelt_key_of_zero_is_told() -> None:
     assert problem.hint == "did you mean `overlap_comm`?"
 
 
+def test_a_removed_key_of_zero_is_told() -> None:
+    (problem,) = check({**ZERO2, "zero_optimization": {"stage": 3, "mics_shard_size": -1}})
+    assert problem.path == (*PATH, "zero_optimization", "mics_shard_size")
+    assert "no key `mics_shard_size` from 0.19.8 on" in problem.message
+
+
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 @pytest.mark.parametrize("precision", [{"bf16": True}, {"bf16": False}, {"bf16": False, "fp16": True}])
 def test_presets_agree_with_every_recipe(name: str, precision: dict[str, bool]) -> None:
@@ -140,6 +211,8 @@ def test_presets_agree_with_every_recipe(name: str, precision: dict[str, bool]) 
         ({"fp16": {"enabled": True}}, {}, ("fp16", "enabled"), "the recipe says `fp16: false`"),
         ({"bf16": None}, {}, (), "does not switch bf16 on"),
         ({"amp": {"enabled": True}}, {}, ("amp", "enabled"), "`amp.enabled` of DeepSpeed"),
+        ({"amp": {"enabled": False}}, {}, ("amp",), "no key `amp` from 0.19.8 on"),
+        ({"elasticity": {"enabled": False}}, {}, ("elasticity",), "no key `elasticity` from 0.19.8 on"),
         (
             {"train_batch_size": 128},
             {},
@@ -171,7 +244,6 @@ def test_presets_agree_with_every_recipe(name: str, precision: dict[str, bool]) 
             ("gradient_clipping",),
             "the DeepSpeed config says `gradient_clipping: 0.5`",
         ),
-        ({}, {"max_grad_norm": 0.5}, (), "DeepSpeed clips at 1 without `gradient_clipping`"),
         (
             {"optimizer": {"type": "AdamW"}},
             {},

@@ -110,8 +110,24 @@ def test_deepspeed_files_are_read_and_checked() -> None:
     config = {"zero_optimization": {"stage": 2}, "train_batch_size": "auto"}
     write("ds.json", config)
     plan = plan_recipe(load(stage_values(deepspeed="./ds.json")), world_size=1)
-    assert plan.stages[0].deepspeed == config
+    assert plan.stages[0].deepspeed == {**config, "gradient_clipping": 1.0}
+    assert (
+        "the DeepSpeed config has no `gradient_clipping`; it clips at 1, as `max_grad_norm` says"
+        in plan.notes
+    )
     assert plan.stages[0].deepspeed_source == "./ds.json"
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.3])
+def test_a_config_that_says_nothing_of_clipping_takes_the_recipes(norm: float) -> None:
+    """DeepSpeed's own default is another one before 0.19.3 than after."""
+    values = stage_values(deepspeed={"zero_optimization": {"stage": 2}, "train_batch_size": "auto"})
+    values["stages"][0]["train"]["max_grad_norm"] = norm
+    plan = plan_recipe(load(values), world_size=1)
+    assert plan.stages[0].deepspeed is not None
+    assert plan.stages[0].deepspeed["gradient_clipping"] == norm
+    does = "it doesn't clip" if norm == 0 else f"it clips at {norm}"
+    assert any(f"`gradient_clipping`; {does}, as `max_grad_norm` says" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,10 @@ def said_by(plan: Plan) -> dict[str, Any]:
     assert stage.deepspeed is not None
     only_projector = stage.trainable_modules == ("projector",)
     return {
-        "deepspeed": "./scripts/zero2.json" if stage.deepspeed == ZERO2 else stage.deepspeed,
+        # DeepSpeed 0.12.6 doesn't clip where the file says nothing; later versions do.
+        "deepspeed": "./scripts/zero2.json"
+        if stage.deepspeed == {**ZERO2, "gradient_clipping": 0}
+        else stage.deepspeed,
         "model_name_or_path": model.language_model.source,
         "version": data.template,
         "data_path": data.sources[0].annotations,
@@ -197,7 +200,31 @@ def test_the_whole_of_llava_is_its_two_recipes(size: str) -> None:
     assert whole.model == parts[0].model == parts[1].model.model_copy(update={"projector": without_start})
 
 
+ORIGINAL = [file for file in RECIPES if "_v1_" in file.name or "_v15_" in file.name]
+
+
+@pytest.mark.parametrize("file", ORIGINAL, ids=lambda file: file.stem)
+def test_the_originals_recipes_draw_and_clip_as_it_did(file: Path) -> None:
+    """The published runs took eight GPUs and DeepSpeed 0.12.6, which doesn't clip with their files."""
+    for world_size, order in ((8, "several_processes"), (1, "one_process")):
+        for stage in plan_of(file, world_size).stages:
+            assert stage.data.order == order
+            assert stage.train.training_arguments["max_grad_norm"] == 0
+            assert stage.deepspeed is not None and stage.deepspeed["gradient_clipping"] == 0
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_llava_next_clips_and_open_llava_next_does_not(stage: str) -> None:
+    """LLaVA-NeXT's zero3.json says "auto"; Open-LLaVA-NeXT has LLaVA's files and versions."""
+    (own,) = plan_of(ROOT / f"recipes/{stage}_next_qwen2_7b.yaml").stages
+    (opened,) = plan_of(ROOT / f"recipes/{stage}_next_vicuna_7b.yaml").stages
+    assert own.deepspeed is not None and opened.deepspeed is not None
+    assert (own.deepspeed["gradient_clipping"], own.data.order) == (1.0, "one_process")
+    assert (opened.deepspeed["gradient_clipping"], opened.data.order) == (0, "several_processes")
+
+
 def test_there_are_recipes() -> None:
+    assert len(ORIGINAL) > 20
     assert RECIPES
 
 

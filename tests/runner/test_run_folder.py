@@ -101,6 +101,23 @@ def test_a_plan_that_is_being_written_is_not_somebody_elses_file(
     assert read_folder_state(tmp_path / "run", plan_recipe(loaded, world_size=1)).kind == kind
 
 
+@pytest.mark.parametrize("norm", [1.0, 0.5])
+def test_a_run_of_an_earlier_version_goes_on(norm: float, tmp_path: Path) -> None:
+    """Its plan says nothing of the order, and of the clipping where it was DeepSpeed's default."""
+    values = stage1_values(tmp_path / "run", max_grad_norm=norm)
+    values["stages"][0]["deepspeed"] = "zero2"
+    plan = plan_recipe(load_recipe(str(write_recipe(values, tmp_path / "recipe.yaml"))), world_size=1)
+    there = plan.model_dump(mode="json")
+    del there["stages"][0]["data"]["order"]
+    del there["stages"][0]["deepspeed"]["gradient_clipping"]
+    if norm != 1.0:
+        there["stages"][0]["deepspeed"]["gradient_clipping"] = "auto"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(there))
+    state = read_folder_state(tmp_path / "run", plan)
+    assert (state.kind, state.differences) == ("started", ())
+
+
 def test_dry_run_trains_and_writes_nothing(tmp_path: Path) -> None:
     said = run_to_end(write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml"), "--dry-run")
     assert "18" in said
