@@ -78,6 +78,12 @@ def _steps(rows: Sequence[Row], rate: float | None) -> Iterator[str]:
             "with what torch allocated and reserved."
         )
         yield _table(_STEPS, (_step_cells(row, rate) for row in found))
+    outside = [row["outside_torch_gib"] for row in found if "outside_torch_gib" in row]
+    if outside:
+        yield (
+            "Outside torch's allocator, for the CUDA context and all else on the card: "
+            f"{min(outside):.2f} to {max(outside):.2f} GiB."
+        )
 
 
 def _step_cells(row: Row, rate: float | None) -> tuple[str, ...]:

@@ -88,6 +88,12 @@ def test_what_does_not_fit_stands_beside_what_the_plan_says() -> None:
     )
 
 
+def test_what_the_card_holds_besides_is_said_once() -> None:
+    rows = [{**STEPS, "outside_torch_gib": 0.5}, {**STEPS, "outside_torch_gib": 0.75}]
+    assert markdown(rows).count("all else on the card: 0.50 to 0.75 GiB.") == 1
+    assert "on the card" not in markdown([STEPS])
+
+
 def test_every_row_has_as_many_cells_as_its_head() -> None:
     rows = [MACHINE, SPEED, STEPS, NO_MEMORY, golden("fp32", 1e-6), golden("bf16", 0.01)]
     counts: list[set[int]] = [set()]
