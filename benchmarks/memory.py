@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,19 +24,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlavaForConditionalGeneration
 
-from llava_recipes.model.assemble import assemble
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.lora import inject_lora
+if __name__ == "__main__":
+    # The script's own folder comes first otherwise, and its modules are those of a package.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.drawn import draw_tokenizer
+from benchmarks.stage_model import build_stage
 from llava_recipes.plan.activations import ActivationModel, Activations, Batch
 from llava_recipes.plan.compile import Facts, compile_plan
 from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.model import plan_model
 from llava_recipes.plan.tuning import what_trains
-from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.versions import recompute_activations
 
 VOCAB_SIZE = 1000
 LLAMA = {
@@ -156,10 +157,10 @@ class _Alive(TorchDispatchMode):
 def measure(case: Case) -> Measured:
     """Run one step of a case, twice: once to count what is kept, once to find the most that is alive."""
     with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder))
+        draw_tokenizer(Path(folder), vocab_size=VOCAB_SIZE)
         recipe = Recipe.model_validate_json(json.dumps(_recipe(case, folder)))
         plan = compile_plan(recipe, world_size=1, facts=Facts())
-        model = _build(plan, case)
+        model = build_stage(plan).model
     batch = _batch(case, model)
     saved = _count_saved(model, batch, case)
     model.zero_grad(set_to_none=True)
@@ -177,19 +178,6 @@ def measure(case: Case) -> Measured:
     copies = 2 * sum(p.numel() for p in model.parameters() if p.requires_grad) if mixed else 0
     kept_logits = num_labels * VOCAB_SIZE * 4
     return Measured(saved, alive.most, counted.count(shape), kept_logits, gradients, copies)
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of one token per word."""
-    from tokenizers import Tokenizer, models
-
-    words = ["<unk>", "<s>", "</s>", *(f"w{number}" for number in range(VOCAB_SIZE - 3))]
-    Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")).save(
-        str(folder / "tokenizer.json")
-    )
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def _recipe(case: Case, folder: str) -> dict[str, Any]:
@@ -218,24 +206,6 @@ def _recipe(case: Case, folder: str) -> dict[str, Any]:
 
 def _dtype(case: Case) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[case.precision]
-
-
-def _build(plan: Plan, case: Case) -> LlavaForConditionalGeneration:
-    """The stage's model as training has it: cast whole under DeepSpeed, float32 where it trains without."""
-    model = assemble(plan.model, dtype=_dtype(case)).model
-    stage = plan.stages[0]
-    targets = inject_lora(model, stage.lora, seed=0) if stage.lora is not None else ()
-    freeze_model(model, freeze=stage.freeze, trainable=stage.trainable, lora=stage.lora, targets=targets)
-    if case.deepspeed:
-        model.to(_dtype(case))
-    else:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    if case.checkpointing:
-        recompute_activations(model)
-    model.train()
-    return model
 
 
 def _batch(case: Case, model: nn.Module) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import resource
 import statistics
 import subprocess
@@ -27,9 +26,14 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
+if __name__ == "__main__":
+    # The script's own folder comes first otherwise, and its modules are those of a package.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.drawn import draw_data, draw_tokenizer
+
 VOCAB_SIZE = 32_000
 CAPTION_WORDS = range(24, 28)
-PICTURE_PX = (640, 480)
 
 RECIPE = """\
 version: 1
@@ -104,54 +108,6 @@ class Figures:
     last_loss: float
 
 
-def draw_tokenizer(folder: Path) -> list[str]:
-    """Write a tokenizer of one token per word and return its words."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-
-    special = ["<unk>", "<s>", "</s>", "\n"]
-    words = [f"w{number}" for number in range(VOCAB_SIZE - len(special))]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(special + words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(" +"), "removed"), pre_tokenizers.Split("\n", "isolated")]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair=None, special_tokens=[("<s>", special.index("<s>"))]
-    )
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "<unk>",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return words
-
-
-def draw_data(folder: Path, *, num_samples: int, words: list[str]) -> None:
-    """Write `num_samples` JPEG pictures and their captions, the same on every machine."""
-    from PIL import Image, ImageDraw
-
-    dice = random.Random(0)
-    (folder / "images").mkdir()
-    records = []
-    for number in range(num_samples):
-        noise = Image.frombytes("RGB", (40, 30), dice.randbytes(40 * 30 * 3))
-        picture = noise.resize(PICTURE_PX, Image.Resampling.BICUBIC)
-        pen = ImageDraw.Draw(picture)
-        for _ in range(20):
-            x, y, size = dice.randrange(600), dice.randrange(440), dice.randrange(10, 150)
-            pen.ellipse((x, y, x + size, y + size), fill=(dice.randrange(256), dice.randrange(256), 90))
-        picture.save(folder / "images" / f"{number}.jpg", quality=90)
-        caption = " ".join(dice.choices(words, k=dice.choice(CAPTION_WORDS)))
-        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption}]
-        records.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
-    (folder / "captions.json").write_text(json.dumps(records))
-
-
 def seconds_since_process_start() -> float:
     """Age of this process, interpreter start-up included."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -203,36 +159,25 @@ def _prepare(setting: Setting) -> tuple[Step, int]:
     import torch
     from torch.utils.data import DataLoader
 
-    from llava_recipes.data.collate import Collator
-    from llava_recipes.data.dataset import StageDataset
-    from llava_recipes.model.assemble import assemble
-    from llava_recipes.model.freezing import freeze_model
-    from llava_recipes.plan.compile import compile_plan
+    from benchmarks.stage_model import build_stage, trained_parameters
+    from llava_recipes.model.feeding import collator_of, open_samples
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import gather_facts
-    from llava_recipes.versions import recompute_activations
+    from llava_recipes.runner.facts import plan_recipe
 
     torch.set_num_threads(setting.num_threads)
-    loaded = load_recipe(setting.recipe)
-    plan = compile_plan(loaded.recipe, world_size=1, facts=gather_facts(loaded))
+    plan = plan_recipe(load_recipe(setting.recipe), world_size=1)
     stage = plan.stages[0]
-    parts = assemble(plan.model, dtype=torch.float32)
+    parts = build_stage(plan)
     model = parts.model
-    freeze_model(model, freeze=stage.freeze, trainable=stage.trainable)
-    model.train()
-    if loaded.recipe.stages[0].train.gradient_checkpointing:
-        recompute_activations(model)
-    dataset = StageDataset(stage.data, parts.tokenizer, parts.image_processor, start_end=False)
-    pad = parts.tokenizer.pad_token_id
-    collator = Collator(
-        layout=parts.image_layout(stage.data),
-        max_length=stage.data.max_length,
-        pad_token_id=0 if pad is None else pad,
-    )
+    dataset = open_samples(parts, stage.data, start_end=False)
     batches = iter(
-        DataLoader(dataset, batch_size=stage.train.per_device_train_batch_size, collate_fn=collator)
+        DataLoader(
+            dataset,
+            batch_size=stage.train.per_device_train_batch_size,
+            collate_fn=collator_of(parts, dataset),
+        )
     )
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_parameters(model)
     optimizer = torch.optim.AdamW(trained, lr=stage.train.learning_rate, weight_decay=0.0)
 
     def step(watch: Stopwatch) -> tuple[float, int]:
@@ -364,8 +309,13 @@ def main() -> None:
         print(machine())
     with tempfile.TemporaryDirectory(prefix="step-benchmark-") as name:
         folder = Path(name)
-        words = draw_tokenizer(folder / "tokenizer")
-        draw_data(folder, num_samples=(options.warmup + options.steps) * options.batch, words=words)
+        words = draw_tokenizer(folder / "tokenizer", vocab_size=VOCAB_SIZE)
+        draw_data(
+            folder,
+            num_samples=(options.warmup + options.steps) * options.batch,
+            words=words,
+            num_answer_words=CAPTION_WORDS,
+        )
         for on in choices:
             figures = measure_apart(folder, gradient_checkpointing=on, options=options)
             if options.json:

@@ -108,6 +108,18 @@ def recompute_activations(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
+def keep_rotary_frequencies(model: PreTrainedModel) -> None:
+    """Compute rotary frequencies in float32 again, which ZeRO-3 has rounded to the weights' precision.
+
+    Can go with transformers>=5.23, which keeps ZeRO-3 from them.
+    """
+    for module in model.modules():
+        given = dict(module.named_buffers(recurse=False))
+        if any(name.endswith("inv_freq") and buffer.itemsize < 4 for name, buffer in given.items()):
+            for name, exact in type(module)(module.config).named_buffers(recurse=False):
+                setattr(module, name, exact.to(given[name].device))
+
+
 def unnamed_config_keys(model_type: str) -> frozenset[str]:
     """Keys that a model reads from its config, where the config's class doesn't name them.
 

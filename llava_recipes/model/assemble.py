@@ -35,6 +35,7 @@ from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
 from llava_recipes.model.weights import load_projector
 from llava_recipes.plan.pictures import any_res
 from llava_recipes.plan.types import DataPlan, ModelPlan
+from llava_recipes.versions import keep_rotary_frequencies
 
 
 @dataclass(frozen=True)
@@ -154,4 +155,6 @@ def _empty_model(plan: ModelPlan, parts: Parts, dtype: torch.dtype) -> LlavaForC
 
 def _partitioned_model(plan: ModelPlan, parts: Parts, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     with private_randomness():
-        return stock_model(plan, parts, dtype, partitioned=True)
+        model = stock_model(plan, parts, dtype, partitioned=True)
+    keep_rotary_frequencies(model)
+    return model

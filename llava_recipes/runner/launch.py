@@ -86,6 +86,10 @@ def _environment(processes: Processes) -> dict[str, str]:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.per_node)))
     if not _has_gpu():
         environment.setdefault("DS_ACCELERATOR", "cpu")
+    elif processes.world_size == 1:
+        # A process that trains alone and sees several GPUs would split each batch over all of them.
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "0")
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
     return environment
 
 

@@ -28,6 +28,7 @@ from llava_recipes.data.tokens import IGNORED, Encoded
 from llava_recipes.model import feeding
 from llava_recipes.model.lora import inject_lora, is_adapter
 from llava_recipes.model.names import canonical_parameters
+from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Lora
 from llava_recipes.runner.artifacts import write_results
@@ -104,7 +105,7 @@ class SummingTrainer(StageTrainer):
 
 
 def inject_recorded(
-    model: LlavaForConditionalGeneration, lora: Lora, *, seed: int, file: str
+    model: LlavaForConditionalGeneration, lora: Lora, *, seed: int, file: Path
 ) -> tuple[str, ...]:
     targets = inject_lora(model, lora, seed=seed)
     recorded = {ours_for(name): tensor for name, tensor in load_file(file).items()}
@@ -115,22 +116,32 @@ def inject_recorded(
     return targets
 
 
-def main(recipe: str, record: str, adapters: str | None = None) -> None:
-    if adapters is not None:
-        vars(stages)["inject_lora"] = partial(inject_recorded, file=adapters)
+def train_alike(plan: Plan, adapters: Path | None) -> dict[str, object]:
+    """Train the plan's one stage; gives the indices as drawn, the groups and the projector's sums.
+
+    This process is left changed, for a plain run too.
+    """
+    vars(stages)["inject_lora"] = inject_lora if adapters is None else partial(inject_recorded, file=adapters)
     vars(feeding)["StageDataset"] = MaskedDataset
     vars(feeding)["Collator"] = LenientCollator
     vars(stages)["StageTrainer"] = SummingTrainer
     SummingTrainer.sums = []
     vars(records)["parse_record"] = partial(parse_leniently, parse=parse_record)
     MaskedDataset.drawn = []
-    plan = plan_recipe(load_recipe(recipe), world_size=1)
     output_dir = Path(plan.stages[0].output_dir)
     output_dir.mkdir(parents=True)
     trained = stages.train_stage(plan, 0, output_dir=output_dir, resume_from=None)
     write_results(plan, trained, output_dir)
-    facts: dict[str, object] = {"order": MaskedDataset.drawn, "groups": describe_groups(trained.trainer)}
-    facts["projector_sums"] = SummingTrainer.sums
+    return {
+        "order": MaskedDataset.drawn,
+        "groups": describe_groups(trained.trainer),
+        "projector_sums": SummingTrainer.sums,
+    }
+
+
+def main(recipe: str, record: str, adapters: str | None = None) -> None:
+    plan = plan_recipe(load_recipe(recipe), world_size=1)
+    facts = train_alike(plan, None if adapters is None else Path(adapters))
     Path(record).write_text(json.dumps(facts))
 
 

@@ -9,29 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.golden_runs import STAGE1_RUNS, golden_stage1, stage1_folder, stage1_steps
 from tests.processes import run_to_end
-from tests.tiny import GOLDEN, read_metrics, stage1_values, write_recipe
+from tests.tiny import read_metrics, write_recipe
 
 pytestmark = pytest.mark.slow
 
-RUNS = ["base", "pad", "linear", "accum2", "gc_off", "weight_decay", "save_every_5"]
 
-
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", STAGE1_RUNS)
 def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
-    folder = GOLDEN / "06_stage1" / name
-    record = json.loads((folder / "record.json").read_text())
-    options: dict[str, dict[str, object]] = {
-        "accum2": {"gradient_accumulation_steps": 2},
-        "weight_decay": {"weight_decay": 0.1},
-        "save_every_5": {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 1},
-    }
-    values = stage1_values(tmp_path / "run", golden_run=name, **options.get(name, {}))
+    folder = stage1_folder(name)
+    values = golden_stage1(tmp_path / "run", name)
     run_to_end(write_recipe(values, tmp_path / "recipe.yaml"))
 
     metrics = read_metrics(tmp_path / "run")
-    accumulation = 2 if name == "accum2" else 1
-    steps = [record["steps"][at : at + accumulation] for at in range(0, len(record["steps"]), accumulation)]
+    steps = stage1_steps(name)
     assert len(metrics) == len(steps)
     for line, micro_batches in zip(metrics, steps, strict=True):
         assert line["loss"] == pytest.approx(sum(step["loss"] for step in micro_batches), rel=1e-5)

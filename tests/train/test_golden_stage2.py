@@ -11,44 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.golden_runs import ours_for, recorded_run, run_folder
+from tests.golden_runs import (
+    STAGE2_RUNS,
+    golden_stage2,
+    ours_for,
+    recorded_adapters,
+    recorded_run,
+    run_folder,
+)
 from tests.processes import ROOT, python, run_process
-from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.tiny import FIXTURES, read_metrics, write_recipe
 
 pytestmark = pytest.mark.slow
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "proj_lr": {"param_groups": [{"modules": ["projector"], "learning_rate": 2e-4}]},
-    "freeze_backbone": {"freeze": "all", "trainable": ["projector", "lm_head"]},
-    "ungrouped": {"group_by": "none"},
-    "im_start_end": {"start_end": True},
-    "lora": {
-        "freeze": "all",
-        "trainable": ["projector"],
-        "lora": {"r": 8, "alpha": 16, "dropout": 0.0},
-        "param_groups": [{"modules": ["projector"], "learning_rate": 2e-5}],
-        "learning_rate": 2e-4,
-    },
-}
-
-
-def stage2_values(output_dir: Path, name: str) -> dict[str, Any]:
-    """The recorded run as recipe values."""
-    options = OPTIONS[name]
-    values = stage1_values(output_dir, learning_rate=options.get("learning_rate", 2e-5))
-    init = name if name == "im_start_end" else "full"
-    values["model"]["projector"]["init_from"] = str(run_folder(init) / "init.safetensors")
-    values["model"]["image_tokens"] = {"start_end": options.get("start_end", False)}
-    stage = values["stages"][0]
-    stage["freeze"] = options.get("freeze", ["vision_tower"])
-    stage["trainable"] = options.get("trainable", [])
-    stage["lora"] = options.get("lora")
-    stage["param_groups"] = options.get("param_groups", [])
-    stage["data"] |= {"template": "v1", "image_aspect_ratio": "pad", "max_length": 512}
-    stage["data"]["group_by"] = options.get("group_by", "modality_length")
-    stage["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage2.json")
-    return values
 
 
 def train_as_the_original(values: dict[str, Any], folder: Path, *adapters: str) -> dict[str, Any]:
@@ -77,12 +51,12 @@ def assert_same_config(ours: Path, theirs: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", STAGE2_RUNS)
 def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
     record = recorded_run(name)
-    values = stage2_values(tmp_path / "run", name)
-    adapters = [str(run_folder(name) / "init.safetensors")] if name == "lora" else []
-    facts = train_as_the_original(values, tmp_path, *adapters)
+    adapters = recorded_adapters(name)
+    values = golden_stage2(tmp_path / "run", name)
+    facts = train_as_the_original(values, tmp_path, *([] if adapters is None else [str(adapters)]))
     assert facts["order"] == record["order"]
     # The original's projector comes after the language model; within a group the order means nothing.
     assert [{**group, "names": sorted(group["names"])} for group in facts["groups"]] == [

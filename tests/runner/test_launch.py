@@ -1,0 +1,52 @@
+"""What the training processes find in their environment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.runner import launch
+from llava_recipes.runner.launch import Processes, run_processes
+
+PRINT = """
+import os, sys
+with open(sys.argv[1], "w") as file:
+    file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
+"""
+
+
+def visible_to(processes: Processes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`CUDA_VISIBLE_DEVICES` as a process is given it that is started in a worker's place."""
+    start = subprocess.Popen
+
+    def print_instead(argv: list[str], **rest: object) -> subprocess.Popen[bytes]:
+        return start([sys.executable, "-c", PRINT, str(folder / "seen")], **rest)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(subprocess, "Popen", print_instead)
+    assert run_processes(processes, folder / "request.json", uses_deepspeed=False) == 0
+    return (folder / "seen").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, "0"), ("2,3", "2"), ("GPU-7a,GPU-8b", "GPU-7a"), ("", "")]
+)
+def test_one_process_sees_one_gpu(
+    given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_has_gpu", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_to(Processes(per_node=1), tmp_path, monkeypatch) == expected
+
+
+@pytest.mark.parametrize("processes", [Processes(per_node=2), Processes(per_node=1, nnodes=2)])
+def test_several_processes_see_what_they_are_given(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_has_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert visible_to(processes, tmp_path, monkeypatch) == "2,3"
