@@ -31,6 +31,7 @@ from llava_recipes.model.newline import ImageNewline, load_newline
 from llava_recipes.model.placing import Placement
 from llava_recipes.model.projector import build_projector
 from llava_recipes.model.quantized import quantize_layers
+from llava_recipes.model.rotary import keep_angles_exact
 from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
 from llava_recipes.model.weights import load_projector
 from llava_recipes.plan.pictures import any_res
@@ -83,6 +84,7 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     parts = read_parts(plan, weights=True)
     model = (_partitioned_model if zero3 else _empty_model)(plan, parts, dtype)
     dress(model, plan, parts)
+    keep_angles_exact(model)
     if plan.language_model.quantization is not None:
         assert not zero3, "the plan refuses ZeRO-3 beside few bits"
         quantize_layers(model, plan.language_model.quantization, dtype)
