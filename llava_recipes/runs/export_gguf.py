@@ -22,10 +22,10 @@ from llava_recipes.model.head import causal_skeleton
 from llava_recipes.model.names import canonical_parameters, original_name
 from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.splice import place_image_features
-from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, in_float32
 from llava_recipes.runs.export_llava import write_tokenizer, write_tower
 from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.refusing import check_allowed
 from llava_recipes.runs.shards import Piece, piece_of, write_shards
 
 NEWLINE = original_name(IMAGE_NEWLINE)
@@ -63,7 +63,7 @@ class GgufExport:
     """A run as two folders for llama.cpp. Raises RecipeError for what its converter would read wrongly."""
 
     def __init__(self, run: OpenedRun) -> None:
-        _check_fits(run)
+        check_allowed(run, "gguf-ready")
         self._run = run
         self._model = run.assembled.model
         self._spread = run.assembled.image_layout(run.data).spread
@@ -159,24 +159,3 @@ class GgufExport:
             std=" ".join(map(str, settings["image_std"])),
             ratio=_RATIOS[self._run.data.image_aspect_ratio],
         )
-
-
-def _check_fits(run: OpenedRun) -> None:
-    tower = vision_half(run.assembled.model.config)
-    problems = []
-    if run.data.image_aspect_ratio == "anyres" and run.data.mm_patch_merge_type != "spatial_unpad":
-        message = "llama.cpp's converter knows crops merged by `spatial_unpad` alone"
-        found = f"mm_patch_merge_type {run.data.mm_patch_merge_type}"
-        problems.append(Problem(message, found=found, hint="export with `--to llava`"))
-    if tower.model_type != "clip_vision_model":
-        found = f"model_type {tower.model_type}"
-        message = "llama.cpp's converter takes the activation of this vision tower for CLIP's"
-        problems.append(Problem(message, found=found, hint="export with `--to hf` or `--to llava`"))
-    if run.plan.projector.type != "mlp2x_gelu":
-        message = f"llama.cpp has no place for a projector of type `{run.plan.projector.type}`"
-        problems.append(Problem(message, found="its own is mlp2x_gelu", hint="export with `--to llava`"))
-    if run.plan.vision_tower.select_feature != "patch":
-        message = "llama.cpp drops the class token, which this model was trained with"
-        problems.append(Problem(message, found="select_feature cls_patch", hint="export with `--to hf`"))
-    if problems:
-        raise RecipeError(*problems)

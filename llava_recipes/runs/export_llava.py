@@ -11,12 +11,13 @@ import torch
 from llava_recipes.model.configs import tower_origin
 from llava_recipes.model.legacy_config import whole_config
 from llava_recipes.model.names import canonical_parameters, original_name
-from llava_recipes.model.pretrained import PATTERNS, pretrained_folder
+from llava_recipes.model.pretrained import PATTERNS
 from llava_recipes.plan.types import ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, expected_of
 from llava_recipes.runs.llava_folder import TOWER_FOLDER
 from llava_recipes.runs.opened import OpenedRun, open_run
+from llava_recipes.runs.refusing import tokenizer_folder
 from llava_recipes.runs.shards import Piece, piece_of, write_shards
 from llava_recipes.runs.source_plan import write_note
 from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
@@ -87,9 +88,7 @@ def write_tower(run: OpenedRun, folder: Path, *, dtype: torch.dtype) -> None:
 
 def write_tokenizer(run: OpenedRun, folder: Path) -> None:
     """The tokenizer's own files where it is as it was, else what it has become."""
-    plan, tokenizer = run.plan.language_model, run.assembled.tokenizer
-    revision = plan.revision if plan.tokenizer == plan.source else None
-    source = pretrained_folder(plan.tokenizer, revision, parts=("tokenizer",), path=())
+    tokenizer, source = run.assembled.tokenizer, tokenizer_folder(run)
     files = {
         file.name: file
         for pattern in PATTERNS["tokenizer"]

@@ -182,6 +182,21 @@ def test_a_card_lies_beside_it(hf: Path) -> None:
         assert said in text, said
 
 
+def test_what_the_original_cannot_read_is_said(
+    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DoRA's own folder it refuses, the merged model it takes; a SigLIP tower it loads as CLIP."""
+    assert main(["export", str(pipeline / "dora"), "--to", "llava", "-o", str(tmp_path / "dora")]) == 0
+    said = capsys.readouterr().out
+    folder = pipeline / "dora"
+    assert f"note     the original LLaVA reads this model, but not the adapters in {folder}: " in said
+    assert "its peft 0.8.2 does not know DoRA" in said
+    for layout, name in (("llava", "lora"), ("hf", "dora")):
+        words = ["export", str(pipeline / name), "--to", layout, "-o", str(tmp_path / f"{layout}-{name}")]
+        assert main(words) == 0
+        assert "note" not in capsys.readouterr().out
+
+
 def test_nothing_is_written_over(pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for layout in LAYOUTS:
