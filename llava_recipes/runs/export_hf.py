@@ -34,10 +34,11 @@ from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.next_layout import next_config, next_image_processor
 from llava_recipes.model.vocabulary import with_mean_rows
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.runs.chat_template import jinja_of, wrapped
 from llava_recipes.runs.checking import QUESTION, Expected, check_logits, in_float32, picture
 from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.public_names import public_name
 from llava_recipes.runs.refusing import check_allowed
+from llava_recipes.runs.run_template import chat_template_of
 from llava_recipes.runs.shards import Piece, write_shards
 from llava_recipes.runs.source_plan import write_note
 from llava_recipes.templates import IMAGE, Turn
@@ -135,6 +136,7 @@ class HfExport:
         config.architectures = [architecture]
         for each in (config, *halves):
             each.dtype = dtype
+            each.name_or_path = public_name(each.name_or_path) if each.name_or_path else ""
         return config
 
     def _write_processor(self, folder: Path, config: LlavaConfig | LlavaNextConfig) -> None:
@@ -148,7 +150,7 @@ class HfExport:
                 patch_size=tower.patch_size,
                 vision_feature_select_strategy=config.vision_feature_select_strategy,
                 num_additional_image_tokens=int(has_class_token(tower)),
-                chat_template=_chat_template(self._run, after_image),
+                chat_template=chat_template_of(self._run, reader="hf", after_image=after_image),
             )
             if self._spells_as_the_run(processor):
                 break
@@ -209,24 +211,6 @@ def _image_processor(run: OpenedRun, spread: AnyRes | None) -> BaseImageProcesso
         {**settings, **centre_crop, "do_pad": True}
     )
     return padding
-
-
-def _chat_template(run: OpenedRun, after_image: str) -> str:
-    tokens = run.plan.image_tokens
-    end = str(run.assembled.tokenizer.eos_token or "</s>")
-    system = run.data.system_prompt
-    if run.data.template is None:
-        own = run.assembled.tokenizer.get_chat_template()
-        return wrapped(own, start_end=tokens.start_end, system_prompt=system, after_image=after_image)
-    # `plain` leaves the tokens out, except where they trained.
-    is_written = run.data.template != "plain" or run.data.tokens_in_plain
-    return jinja_of(
-        run.data.template,
-        start_end=tokens.start_end and is_written,
-        end_of_answer=end,
-        system_prompt=system,
-        after_image=after_image,
-    )
 
 
 def _ends(run: OpenedRun) -> list[int]:

@@ -17,6 +17,7 @@ from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, expected_of
 from llava_recipes.runs.llava_folder import TOWER_FOLDER
 from llava_recipes.runs.opened import OpenedRun, open_run
+from llava_recipes.runs.public_names import public_name
 from llava_recipes.runs.refusing import tokenizer_folder
 from llava_recipes.runs.shards import Piece, piece_of, write_shards
 from llava_recipes.runs.source_plan import write_note
@@ -49,12 +50,13 @@ class LlavaExport:
 
     def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
         """Config, weights, tokenizer, and the tower's folder where nothing else names it."""
-        run = self._run
+        run, source = self._run, self._run.plan.language_model.source
         write_shards(self.pieces(), folder, dtype=dtype, max_bytes=max_bytes)
         tower = str(self._target / TOWER_FOLDER) if self._keeps_tower else str(run.plan.vision_tower.source)
         config = whole_config(
             run.plan, run.data, run.assembled, dtype=dtype, tower=tower, holds_tower=self._with_tower
         )
+        config["_name_or_path"] = public_name(source) if source else ""
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         write_tokenizer(run, folder)
         write_note(folder, run.data)
