@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        give_usual_mode(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -32,6 +32,17 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file or a folder with all that is in it the modes that the umask leaves.
+
+    Temporary files are made for their owner alone, as safetensors makes all of its files.
+    """
+    umask = _umask()
+    for each in (path, *path.rglob("*")):
+        if not each.is_symlink():
+            each.chmod((0o777 if each.is_dir() else 0o666) & ~umask)
 
 
 def _umask() -> int:

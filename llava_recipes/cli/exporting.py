@@ -45,6 +45,8 @@ def report(done: Exported) -> None:
         f"checked  opened again, it gives the run's logits: largest difference {done.difference:.1e} "
         f"in float32{rounded}"
     )
+    for note in done.notes:
+        print(f"note     {note}")
 
 
 def _size(num_bytes: int) -> str:

@@ -104,14 +104,13 @@ def _announce_large_files(wishes: Wishes) -> None:
 
 def _check(text: str, file: str) -> str:
     """The warnings about the recipe as it will be written; raises RecipeError when it cannot run."""
-    from llava_recipes.plan.advice import advise
     from llava_recipes.recipe.load import load_source
     from llava_recipes.recipe.render import render_problems
-    from llava_recipes.runner.facts import plan_recipe
+    from llava_recipes.runner.facts import compile_loaded
 
     loaded = load_source(text, file)
-    plan = plan_recipe(loaded, world_size=1)
-    return render_problems(loaded.fail(*advise(loaded.recipe, plan.model, plan.stages)).problems)
+    compiled = compile_loaded(loaded, world_size=1)
+    return render_problems(loaded.fail(*compiled.warnings).problems)
 
 
 def _deliver(draft: Draft, output: Path, *, to_stdout: bool, force: bool) -> int:

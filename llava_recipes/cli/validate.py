@@ -93,15 +93,14 @@ def _examine(file: str, arguments: argparse.Namespace) -> FileReport:
     try:
         loaded = load_recipe(file, arguments.set)
         # A recipe that is already found wrong need not wait for the plan to be imported.
-        from llava_recipes.plan.advice import advise
-        from llava_recipes.runner.facts import plan_recipe
+        from llava_recipes.runner.facts import compile_loaded
 
-        plan = plan_recipe(loaded, world_size=1)
-        problems = list(advise(loaded.recipe, plan.model, plan.stages))
+        compiled = compile_loaded(loaded, world_size=1)
+        problems = list(compiled.warnings)
         if arguments.deep:
             from llava_recipes.runner.deep import look_deeply
 
-            deep_problems, stages = look_deeply(loaded, plan, every_image=arguments.all)
+            deep_problems, stages = look_deeply(loaded, compiled.plan, every_image=arguments.all)
             problems += deep_problems
         found: Sequence[Problem] = loaded.fail(*problems).problems
     except RecipeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -34,10 +35,11 @@ def export_script(recipe: Recipe, *, file: str, stages: Sequence[int], world_siz
         raise RecipeError(*dict.fromkeys(problems))
     header = [
         "#!/bin/bash",
-        f"# Written by `llava-recipe export-script` from {_one_line(file)}.",
+        f"# Written by `llava-recipe export-script` from {_one_line(os.path.basename(file))}.",
         "# Run it in a checkout of the original, with one process on each of the GPUs that the recipe means.",
     ]
-    return "\n".join(header) + "\n\n" + "\n\n".join(commands) + "\n"
+    # A stage starts from what the one before it leaves.
+    return "\n".join([*header, "set -e"]) + "\n\n" + "\n\n".join(commands) + "\n"
 
 
 def _one_line(text: str) -> str:

@@ -7,6 +7,7 @@ import math
 import pathlib
 from collections import Counter
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import torch
 from pydantic import JsonValue
@@ -30,6 +31,35 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OTHER_WEIGHTS = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
 """What peft's wrapper puts before every name."""
+
+PEFT_KEYS: Mapping[str, JsonValue] = MappingProxyType(
+    {
+        "peft_type": None,
+        "auto_mapping": None,
+        "base_model_name_or_path": None,
+        "revision": None,
+        "task_type": None,
+        "inference_mode": False,
+        "r": 8,
+        "target_modules": None,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "bias": "none",
+        "use_rslora": False,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "megatron_config": None,
+        "megatron_core": "megatron.core",
+        "loftq_config": {},
+    }
+)
+"""Keys that peft 0.8.2 knows in adapter_config.json, with their defaults: its LoraConfig (config.py and
+tuners/lora/config.py). The original LLaVA pins that version, which came before DoRA."""
 
 
 def inject_lora(model: LlavaForConditionalGeneration, lora: Lora, *, seed: int) -> tuple[str, ...]:
@@ -97,21 +127,31 @@ def _original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _adapter_config(lora: Lora, target_modules: list[JsonValue], base: str) -> dict[str, JsonValue]:
-    return {
-        "base_model_name_or_path": base,
+    """What peft reads; of the keys that have a default only those that differ.
+
+    peft refuses keys that it does not know: the original's 0.8.2 those in `PEFT_KEYS` alone.
+    """
+    settings: dict[str, JsonValue] = {
         "bias": lora.bias,
-        "fan_in_fan_out": False,
         "inference_mode": True,
-        "init_lora_weights": True,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "lora_dropout": lora.dropout,
-        "modules_to_save": None,
-        "peft_type": "LORA",
         "r": lora.r,
         "target_modules": target_modules,
         "task_type": "CAUSAL_LM",
         "use_dora": lora.use_dora,
         "use_rslora": lora.use_rslora,
+    }
+    defaults = {"use_dora": False, **PEFT_KEYS}
+    return {
+        "base_model_name_or_path": base,
+        "peft_type": "LORA",
+        # Written whatever they are: scales are computed from them.
+        **{
+            key: value
+            for key, value in settings.items()
+            if key in ("r", "lora_alpha") or value != defaults[key]
+        },
     }
 
 

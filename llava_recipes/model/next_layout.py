@@ -11,34 +11,15 @@ from transformers import BaseImageProcessor, LlavaConfig, LlavaNextConfig, Llava
 from llava_recipes.anyres import AnyRes
 from llava_recipes.data.crops import any_res_processor
 from llava_recipes.model.configs import language_half, vision_half
-from llava_recipes.recipe.errors import Problem, RecipeError
 
 
-def next_config(config: LlavaConfig, spread: AnyRes, *, projector_type: str) -> LlavaNextConfig:
+def next_config(config: LlavaConfig, spread: AnyRes) -> LlavaNextConfig:
     """The config under which LlavaNextForConditionalGeneration computes what our model does.
 
-    Raises RecipeError for what that class has no words for: another merging of crops, another projector.
+    It has no words for another merging of crops than `spatial_unpad`, and for another projector than
+    `mlp2x_gelu`: `plan.exports` refuses those.
     """
-    problems = [
-        Problem(f"Hugging Face's LLaVA-NeXT has no {what}", found=found, hint=hint)
-        for odd, what, found, hint in (
-            (
-                spread.merge != "spatial_unpad",
-                "other way to merge patches than `spatial_unpad`",
-                f"mm_patch_merge_type: {spread.merge}",
-                "the original's layout, `--to llava`, has a word for it",
-            ),
-            (
-                projector_type != "mlp2x_gelu",
-                "other projector than `mlp2x_gelu`",
-                projector_type,
-                "the original's layout, `--to llava`, has all of them",
-            ),
-        )
-        if odd
-    ]
-    if problems:
-        raise RecipeError(*problems)
+    assert spread.merge == "spatial_unpad", spread.merge
     return LlavaNextConfig(
         vision_config=vision_half(config),
         text_config=language_half(config),

@@ -20,6 +20,7 @@ from llava_recipes.plan.batch import (
     explain_batch,
 )
 from llava_recipes.plan.data import plan_data
+from llava_recipes.plan.exports import export_warnings
 from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.param_groups import group_of, optimizer_problem
 from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
@@ -53,6 +54,8 @@ class Facts:
     language_config: Mapping[str, JsonValue] | None = None
     """Config of a language model found on disk; inline configs and the catalog need no disk."""
     vision_config: Mapping[str, JsonValue] | None = None
+    tokenizer: str | None = None
+    """The kind of the tokenizer, as `plan.exports` names it; None where it isn't at hand."""
     num_samples: Mapping[str, int] = field(default_factory=dict)
     """Records of annotation files whose `num_samples` the recipe does not give."""
     deepspeed_files: Mapping[str, dict[str, JsonValue]] = field(default_factory=dict)
@@ -67,11 +70,20 @@ def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
 
     Raises RecipeError with every problem at once; their paths are those of the recipe.
     """
-    return compile_with_model(recipe, world_size=world_size, facts=facts)[0]
+    return compile_recipe(recipe, world_size=world_size, facts=facts).plan
 
 
-def compile_with_model(recipe: Recipe, *, world_size: int, facts: Facts) -> tuple[Plan, PlannedModel]:
-    """The plan, and the model that it was counted from. Raises RecipeError as `compile_plan` does."""
+@dataclass(frozen=True)
+class Compiled:
+    """A plan, the model that it was counted from, and what a person has probably not meant."""
+
+    plan: Plan
+    model: PlannedModel
+    warnings: tuple[Problem, ...]
+
+
+def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled:
+    """The plan of a recipe with all that was found out. Raises RecipeError as `compile_plan` does."""
     problems, notes = list(facts.problems), list[str]()
     model = plan_model(
         recipe.model,
@@ -97,7 +109,18 @@ def compile_with_model(recipe: Recipe, *, world_size: int, facts: Facts) -> tupl
     if problems:
         raise RecipeError(*problems)
     planned = tuple(stage for stage in stages if stage is not None)
-    notes += [warning.message for warning in advise(recipe, model.plan, planned)]
+    warnings = (
+        *advise(recipe, model.plan, planned),
+        *export_warnings(
+            recipe,
+            model.plan,
+            planned,
+            language=model.language_config,
+            vision=model.vision_config,
+            tokenizer=facts.tokenizer,
+        ),
+    )
+    notes += [warning.message for warning in warnings]
     plan = Plan(
         plan_version=1,
         recipe=recipe.name,
@@ -106,7 +129,7 @@ def compile_with_model(recipe: Recipe, *, world_size: int, facts: Facts) -> tupl
         stages=planned,
         notes=tuple(notes),
     )
-    return plan, model
+    return Compiled(plan, model, warnings)
 
 
 class _StageCompiler:

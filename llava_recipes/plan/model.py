@@ -37,6 +37,8 @@ class PlannedModel:
     outline: ModelOutline | None
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    language_config: Config | None
+    vision_config: Config | None
 
     @property
     def shapes(self) -> Shapes | None:
@@ -92,7 +94,7 @@ def plan_model(
         image_newline=image_newline,
         sizes=sizes,
     )
-    return PlannedModel(plan, outline, tuple(problems), tuple(notes))
+    return PlannedModel(plan, outline, tuple(problems), tuple(notes), language_config, vision_config)
 
 
 def _plan_language(choice: str | LanguageModel) -> LanguageModelPlan:

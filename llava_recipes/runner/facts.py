@@ -11,29 +11,35 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.plan import catalog
-from llava_recipes.plan.compile import Earlier, Facts, compile_with_model
+from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
 from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Recipe, Source
+from llava_recipes.runner.tokenizer_kind import SENTENCEPIECE_FILE, TOKENIZER_FILE, tokenizer_kind
 
 Config = dict[str, JsonValue]
 
 
 def plan_recipe(loaded: LoadedRecipe, *, world_size: int) -> Plan:
     """The plan of a loaded recipe. Raises RecipeError with every problem at its line."""
-    return plan_with_outline(loaded, world_size=world_size)[0]
+    return compile_loaded(loaded, world_size=world_size).plan
 
 
 def plan_with_outline(loaded: LoadedRecipe, *, world_size: int) -> tuple[Plan, ModelOutline | None]:
     """The plan and the model's outline, None where a config is not at hand. Raises as `plan_recipe` does."""
+    compiled = compile_loaded(loaded, world_size=world_size)
+    return compiled.plan, compiled.model.outline
+
+
+def compile_loaded(loaded: LoadedRecipe, *, world_size: int) -> Compiled:
+    """The plan with the model's outline and with warnings. Raises as `plan_recipe` does."""
     try:
-        plan, model = compile_with_model(loaded.recipe, world_size=world_size, facts=gather_facts(loaded))
+        return compile_recipe(loaded.recipe, world_size=world_size, facts=gather_facts(loaded))
     except RecipeError as error:
         raise loaded.fail(*error.problems) from None
-    return plan, model.outline
 
 
 def gather_facts(loaded: LoadedRecipe) -> Facts:
@@ -47,6 +53,7 @@ def gather_facts(loaded: LoadedRecipe) -> Facts:
     return Facts(
         language_config=language,
         vision_config=vision,
+        tokenizer=_tokenizer_of(model.language_model),
         num_samples=_count_samples(loaded, problems),
         deepspeed_files=dict(_read_deepspeed_files(loaded, problems)),
         earlier=_read_earlier(loaded.recipe),
@@ -83,15 +90,29 @@ def _read_model_config(
         return None
     file = Path(source) / "config.json"
     if not Path(source).is_dir():
-        cached = None if source in known else _cached_config(source, revision)
+        cached = None if source in known else _cached_file(source, revision, "config.json")
         if cached is None:
             return None
         file = cached
     return _read_object(file, path, problems) if file.is_file() else None
 
 
-def _cached_config(source: str, revision: str | None) -> Path | None:
-    """Where the hub's cache keeps the config of a model that was downloaded before."""
+def _tokenizer_of(choice: str | LanguageModel) -> str | None:
+    """The kind of the tokenizer, from a local folder or from the hub's cache."""
+    source, revision, _ = _language_source(choice)
+    if isinstance(choice, LanguageModel) and choice.tokenizer not in (None, source):
+        source, revision = choice.tokenizer, None
+    if source is None:
+        return None
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return tokenizer_kind(folder)
+    cached = [_cached_file(source, revision, name) for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE)]
+    return next((tokenizer_kind(file.parent) for file in cached if file is not None), None)
+
+
+def _cached_file(source: str, revision: str | None, name: str) -> Path | None:
+    """Where the hub's cache keeps a file of a model that was downloaded before."""
     home = Path(
         os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     )
@@ -102,7 +123,7 @@ def _cached_config(source: str, revision: str | None) -> Path | None:
         commit = (folder / "refs" / wanted).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         commit = wanted
-    file = folder / "snapshots" / commit / "config.json"
+    file = folder / "snapshots" / commit / name
     # Unlike Path's, this takes a name that is too long for one of a file that is not there.
     return file if os.path.isfile(file) else None
 

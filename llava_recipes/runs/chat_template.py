@@ -1,16 +1,31 @@
-"""A conversation template as the Jinja text that transformers and vLLM render for chat requests.
+"""A conversation template as the Jinja text that transformers, vLLM and llama.cpp render for chat requests.
 
-It writes what `templates.spell` writes: pictures where training had them, its system prompt unless the
-request brings one. A message's content is a text with `<image>` tags, or a list of parts.
+It writes what `templates.spell` writes: images where training had them, its system prompt unless the request
+brings one. A message's content is a text with `<image>` tags, or a list of parts. For llama.cpp it's a text
+with llama.cpp's own marks in place of the tags.
+
+llama.cpp has a Jinja of its own (common/jinja/value.cpp): of a string's methods it knows those in
+`STRING_METHODS`, and in a string the escapes in `_ESCAPES`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from typing import Literal
 
-from llava_recipes.layouts import IMAGE, LAYOUTS, Layout, Template
+from llava_recipes.layouts import LAYOUTS, Layout, Template
 from llava_recipes.templates import IMAGE_END, IMAGE_START
+
+Reader = Literal["hf", "llama.cpp"]
+"""What renders the text: transformers and vLLM, or llama.cpp."""
+
+STRING_METHODS = frozenset(
+    {"upper", "lower", "strip", "rstrip", "lstrip", "title", "capitalize", "length", "startswith", "endswith"}
+    | {"split", "rsplit", "replace"}
+)
+"""Methods of strings in llama.cpp, as of its commit in llama-cpp-python 0.3.36. It has no `count`."""
+
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 _PARTS = """\
 {%- macro words(message) -%}
@@ -28,20 +43,29 @@ _PARTS = """\
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
+{%- set IMAGE = '<image>' -%}
 """
 
-_PLAIN = (
-    _PARTS
-    + """\
+# llama-mtmd-cli marks an image as <__media__>, its server as <__media_ and a random word.
+_MARKS = """\
+  {%- set pieces = text.split('<__media') -%}
+  {%- if pieces | length > 1 -%}
+    {%- set IMAGE = '<__media' + pieces[1].split('__>')[0] + '__>' -%}
+    {%- set text = text.replace(IMAGE, IMAGE + '\\n').replace(IMAGE + '\\n\\n', IMAGE + '\\n') -%}
+  {%- endif -%}
+"""
+
+_PLAIN = """\
 {%- for message in messages -%}
+  {%- set text = words(message) -%}
+  # MARKS
   {%- if message['role'] == 'user' -%}
-    {{- '<image>' * words(message).count('<image>') -}}
+    {{- (BEFORE_IMAGE + IMAGE + BEHIND_IMAGE) * (text.split(IMAGE) | length - 1) -}}
   {%- else -%}
-    {{- words(message) + '\\n' -}}
+    {{- text + '\\n' -}}
   {%- endif -%}
 {%- endfor -%}
 """
-)
 
 _SYSTEM = """\
 {%- set turns = messages -%}
@@ -60,13 +84,15 @@ _NO_SYSTEM = """\
 _TURNS = """\
 {%- for message in turns -%}
   {%- set text = words(message) -%}
+  # MARKS
   {%- if message['role'] == 'user' -%}
-    {%- set num_images = text.count('<image>') -%}
-    {%- if num_images -%}
-      {%- if INTERLEAVED and (num_images > 1 or text.startswith('<image>')) -%}
-        {%- set text = text.replace('<image>', TAG) -%}
+    {%- set num_images = text.split(IMAGE) | length - 1 -%}
+    {%- if num_images > 0 -%}
+      {%- set tag = BEFORE_IMAGE + IMAGE + BEHIND_IMAGE -%}
+      {%- if INTERLEAVED and (num_images > 1 or text.startswith(IMAGE)) -%}
+        {%- set text = text.replace(IMAGE, tag) -%}
       {%- else -%}
-        {%- set text = ((TAG + '\\n') * num_images + text.replace('<image>', '').strip()).strip() -%}
+        {%- set text = ((tag + '\\n') * num_images + text.replace(IMAGE, '').strip()).strip() -%}
       {%- endif -%}
     {%- endif -%}
     {%- if TRIMS -%}{%- set text = text.strip() -%}{%- endif -%}
@@ -93,23 +119,28 @@ _TURNS = """\
 """
 
 # A tokenizer's own template takes texts; `<image>` stands in them as training had it.
-_FLATTEN = (
-    _PARTS
-    + """\
+_FLATTEN = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
   {%- set text = words(message) -%}
-  {%- if message['content'] is not string -%}{%- set text = text.strip() -%}{%- endif -%}
-  {%- set text = text.replace('<image>', TAG) -%}
+  # MARKS
+  {%- if TRIMS -%}{%- set text = text.strip() -%}{%- endif -%}
+  {%- set text = text.replace(IMAGE, BEFORE_IMAGE + IMAGE + BEHIND_IMAGE) -%}
   {%- set flat.messages = flat.messages + [{'role': message['role'], 'content': text}] -%}
 {%- endfor -%}
 {%- set messages = SYSTEM_MESSAGE + flat.messages -%}
 """
-)
+_IS_LIST, _HAS_MARKS = "message['content'] is not string", "pieces | length > 1"
 
 
 def jinja_of(
-    template: Template, *, start_end: bool, end_of_answer: str, system_prompt: str | None, after_image: str
+    template: Template,
+    *,
+    start_end: bool,
+    end_of_answer: str,
+    system_prompt: str | None,
+    after_image: str,
+    reader: Reader = "hf",
 ) -> str:
     """The Jinja text of a template.
 
@@ -119,13 +150,16 @@ def jinja_of(
     after_image    written after every `<image>`: a space, for tokenizers that spell the text behind a picture
                    as the beginning of a text and have to be told
     """
-    if template == "plain":
-        tag = IMAGE_START + IMAGE + IMAGE_END if start_end else IMAGE
-        return _PLAIN.replace(f"'{IMAGE}' *", f"'{tag}' *")
     layout = LAYOUTS[template]
+    is_plain = template == "plain"
+    # No text follows an image in `plain`.
+    before, behind = _around_image(layout, start_end=start_end, after_image="" if is_plain else after_image)
+    if is_plain:
+        constants = _constants({"BEFORE_IMAGE": before, "BEHIND_IMAGE": behind})
+        return constants + _PARTS + _for_reader(_PLAIN, reader)
     if system_prompt is not None:
         layout = replace(layout, system=system_prompt)
-    text = _PARTS + (_NO_SYSTEM if layout.system is None else _SYSTEM) + _TURNS
+    text = _PARTS + (_NO_SYSTEM if layout.system is None else _SYSTEM) + _for_reader(_TURNS, reader)
     values: dict[str, str | bool] = {
         "BEFORE_SYSTEM": layout.opening[0],
         "AFTER_SYSTEM": layout.opening[1],
@@ -138,26 +172,45 @@ def jinja_of(
         "END": end_of_answer if layout.end is None else layout.end,
         "AFTER": layout.after,
         "MARK": layout.mark,
-        "TAG": _tag(layout, start_end) + ("" if start_end else after_image),
+        "BEFORE_IMAGE": before,
+        "BEHIND_IMAGE": behind,
         "INTERLEAVED": layout.interleaved,
         "TRIMS": layout.trims,
         "BARE": layout.bare_when_empty,
         "LEADING": layout.leading_answer,
     }
-    constants = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items())
-    return constants + text
+    return _constants(values) + text
 
 
-def wrapped(own: str, *, start_end: bool, system_prompt: str | None, after_image: str) -> str:
+def wrapped(
+    own: str, *, start_end: bool, system_prompt: str | None, after_image: str, reader: Reader = "hf"
+) -> str:
     """A tokenizer's own chat template, made to take messages with pictures."""
-    tag = IMAGE_START + IMAGE + IMAGE_END if start_end else IMAGE + after_image
-    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    constants = (
-        f"{{%- set TAG = {json.dumps(tag)} -%}}\n{{%- set SYSTEM_MESSAGE = {json.dumps(system)} -%}}\n"
-    )
-    return constants + _FLATTEN + own
+    before, behind = (IMAGE_START, IMAGE_END) if start_end else ("", after_image)
+    message = "" if system_prompt is None else f"{{'role': 'system', 'content': {_literal(system_prompt)}}}"
+    constants = _constants({"BEFORE_IMAGE": before, "BEHIND_IMAGE": behind})
+    constants += f"{{%- set SYSTEM_MESSAGE = [{message}] -%}}\n"
+    trims = _IS_LIST if reader == "hf" else f"{_IS_LIST} or {_HAS_MARKS}"
+    return constants + _PARTS + _for_reader(_FLATTEN, reader).replace("TRIMS", trims) + own
 
 
-def _tag(layout: Layout, start_end: bool) -> str:
-    tag = IMAGE_START + IMAGE + IMAGE_END if start_end else IMAGE
-    return f"<Image>{tag}</Image>" if layout.mmtag else tag
+def _for_reader(text: str, reader: Reader) -> str:
+    return text.replace("  # MARKS\n", _MARKS if reader == "llama.cpp" else "")
+
+
+def _around_image(layout: Layout, *, start_end: bool, after_image: str) -> tuple[str, str]:
+    before, behind = (IMAGE_START, IMAGE_END) if start_end else ("", "")
+    if layout.mmtag:
+        before, behind = f"<Image>{before}", f"{behind}</Image>"
+    return before, behind + ("" if start_end else after_image)
+
+
+def _constants(values: dict[str, str | bool]) -> str:
+    return "".join(f"{{%- set {name} = {_literal(value)} -%}}\n" for name, value in values.items())
+
+
+def _literal(value: str | bool) -> str:
+    """A constant as both kinds of Jinja read it; llama.cpp's has no escapes for code points."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return '"' + "".join(_ESCAPES.get(letter, letter) for letter in value) + '"'

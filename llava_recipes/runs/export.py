@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from llava_recipes.model.lora import ADAPTER_CONFIG
+from llava_recipes.plan.exports import Target
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.runs.checking import Expected, expected_of
 from llava_recipes.runs.export_gguf import GgufExport
@@ -17,10 +18,11 @@ from llava_recipes.runs.export_llava import LlavaExport
 from llava_recipes.runs.llava_folder import TOWER_FOLDER
 from llava_recipes.runs.model_card import write_card
 from llava_recipes.runs.opened import OpenedRun, open_run
+from llava_recipes.runs.refusing import notes_of
 from llava_recipes.runs.shards import Piece, num_bytes
 from llava_recipes.runs.target import check_target, new_folder
 
-ExportLayout = Literal["hf", "llava", "gguf-ready"]
+ExportLayout = Target
 
 
 class _Exporter(Protocol):
@@ -39,6 +41,8 @@ class Exported:
     dtype: torch.dtype
     num_bytes: int
     difference: float
+    notes: tuple[str, ...] = ()
+    """What a person should know about who reads it."""
 
 
 def export_run(
@@ -76,6 +80,7 @@ def write_export(
     exporter = _exporter(run, target, to, with_tower)
     dtype = next(run.assembled.model.parameters()).dtype
     size = num_bytes(exporter.pieces(), dtype)
+    notes = notes_of(run, to)
     expected = expected_of(run)
     with new_folder(target, num_bytes=size) as folder:
         exporter.write(folder, dtype=dtype, max_bytes=max_bytes)
@@ -83,7 +88,7 @@ def write_export(
         run.assembled.model.to("meta")
         difference = exporter.check(folder, expected)
         write_card(run, folder, layout=to, dtype=dtype, difference=difference)
-    return Exported(target, dtype, size, difference)
+    return Exported(target, dtype, size, difference, notes)
 
 
 def _exporter(run: OpenedRun, target: Path, to: ExportLayout, with_tower: bool | None) -> _Exporter:

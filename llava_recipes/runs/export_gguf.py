@@ -1,7 +1,8 @@
 """The pair of folders that llama.cpp's converters take: the language model, and the vision side.
 
 Written for llama.cpp's `convert_hf_to_gguf.py` and `convert_image_encoder_to_gguf.py`, as its
-docs/multimodal/llava.md tells to use them; what the surgery script there takes apart is apart already.
+docs/multimodal/llava.md says how to use them; what the surgery script there takes apart is apart already.
+Tried with the llama.cpp that llama-cpp-python 0.3.36 carries.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from torch.nn.functional import gelu, linear
 from transformers import AutoModelForCausalLM, CLIPVisionModel, GenerationConfig
 
 from llava_recipes.data.tokens import IMAGE_ID
-from llava_recipes.model.configs import language_half, vision_half
+from llava_recipes.model.configs import language_half
 from llava_recipes.model.features import num_layers_run
 from llava_recipes.model.head import causal_skeleton
 from llava_recipes.model.names import canonical_parameters, original_name
 from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.splice import place_image_features
-from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, in_float32
-from llava_recipes.runs.export_llava import write_tokenizer, write_tower
+from llava_recipes.runs.export_llava import CHAT_TEMPLATE, write_tokenizer, write_tower
 from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.public_names import public_name
+from llava_recipes.runs.refusing import check_allowed
+from llava_recipes.runs.run_template import chat_template_of
 from llava_recipes.runs.shards import Piece, piece_of, write_shards
 
 NEWLINE = original_name(IMAGE_NEWLINE)
@@ -52,10 +55,15 @@ python tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py -m $$EXPORT/$vi
     --llava-projector $$EXPORT/$vision/$projector --output-dir $$EXPORT/$vision --clip-model-is-vision \\
     --image-mean $mean --image-std $std
 llama-mtmd-cli -m $$EXPORT/$language/model-f16.gguf --mmproj $$EXPORT/$vision/mmproj-model-f16.gguf \\
-    --jinja --image PICTURE -p "What is in this picture?"
+    --jinja --temp 0 --image PICTURE -p "What is in this picture?"
 ```
 
 $ratio
+
+llama.cpp at 0c1e57098 (in llama-cpp-python 0.3.36), with which this was tried, puts the class token of CLIP
+towers behind the patches and reads it from before them (its issue 25814), so that its answers aren't this
+model's. Until that is fixed there, swap `inp` and `model.class_embedding` in the `ggml_concat` of
+tools/mtmd/models/llava.cpp and build it again.
 """)
 
 
@@ -63,7 +71,7 @@ class GgufExport:
     """A run as two folders for llama.cpp. Raises RecipeError for what its converter would read wrongly."""
 
     def __init__(self, run: OpenedRun) -> None:
-        _check_fits(run)
+        check_allowed(run, "gguf-ready")
         self._run = run
         self._model = run.assembled.model
         self._spread = run.assembled.image_layout(run.data).spread
@@ -78,11 +86,12 @@ class GgufExport:
         vision = folder / VISION
         write_tower(self._run, vision, dtype=dtype)
         config = json.loads((vision / "config.json").read_text("utf-8"))
+        # The converter makes it the name of its file.
+        config["_name_or_path"] = public_name(str(config.get("_name_or_path") or VISION))
         # The converter asks for one, and the tower alone has none.
         config.setdefault("projection_dim", 0)
-        tower = vision_half(self._model.config)
-        if num_layers_run(self._model.config) != tower.num_hidden_layers - 1:
-            config["mm_vision_select_layer"] = self._model.config.vision_feature_layer
+        # Without this key the converter drops the last layer, and llama-mtmd-cli the one before it too.
+        config["mm_vision_select_layer"] = num_layers_run(self._model.config)
         if self._spread is not None:
             config["image_aspect_ratio"] = "anyres"
             config["mm_patch_merge_type"] = self._spread.merge
@@ -114,12 +123,26 @@ class GgufExport:
         write_shards(pieces, folder, dtype=dtype, max_bytes=max_bytes)
         own = type(config).from_dict({**config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
         own.architectures = [type(causal).__name__]
+        own.name_or_path = public_name(own.name_or_path) if own.name_or_path else ""
         own.save_pretrained(folder)
         tokenizer = self._run.assembled.tokenizer
         GenerationConfig(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
         ).save_pretrained(folder)
         write_tokenizer(self._run, folder)
+        self._write_chat_template(folder)
+
+    def _write_chat_template(self, folder: Path) -> None:
+        """The run's prompts as llama.cpp renders them; it prefers a template in tokenizer_config.json."""
+        (folder / CHAT_TEMPLATE).write_text(chat_template_of(self._run, reader="llama.cpp"), "utf-8")
+        file = folder / "tokenizer_config.json"
+        settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        settings.pop("chat_template", None)
+        # Without settings the converter looks for no chat template; transformers 4 has no TokenizersBackend.
+        if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
+            is_fast = (folder / "tokenizer.json").is_file()
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer"
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
     @torch.no_grad()
     def _logits(self, folder: Path, expected: Expected) -> Tensor:
@@ -159,24 +182,3 @@ class GgufExport:
             std=" ".join(map(str, settings["image_std"])),
             ratio=_RATIOS[self._run.data.image_aspect_ratio],
         )
-
-
-def _check_fits(run: OpenedRun) -> None:
-    tower = vision_half(run.assembled.model.config)
-    problems = []
-    if run.data.image_aspect_ratio == "anyres" and run.data.mm_patch_merge_type != "spatial_unpad":
-        message = "llama.cpp's converter knows crops merged by `spatial_unpad` alone"
-        found = f"mm_patch_merge_type {run.data.mm_patch_merge_type}"
-        problems.append(Problem(message, found=found, hint="export with `--to llava`"))
-    if tower.model_type != "clip_vision_model":
-        found = f"model_type {tower.model_type}"
-        message = "llama.cpp's converter takes the activation of this vision tower for CLIP's"
-        problems.append(Problem(message, found=found, hint="export with `--to hf` or `--to llava`"))
-    if run.plan.projector.type != "mlp2x_gelu":
-        message = f"llama.cpp has no place for a projector of type `{run.plan.projector.type}`"
-        problems.append(Problem(message, found="its own is mlp2x_gelu", hint="export with `--to llava`"))
-    if run.plan.vision_tower.select_feature != "patch":
-        message = "llama.cpp drops the class token, which this model was trained with"
-        problems.append(Problem(message, found="select_feature cls_patch", hint="export with `--to hf`"))
-    if problems:
-        raise RecipeError(*problems)

@@ -29,15 +29,16 @@ from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.model.checkpoint_names import hf_name
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
 from llava_recipes.model.generate import ends_of
-from llava_recipes.model.head import Head
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.next_layout import next_config, next_image_processor
 from llava_recipes.model.vocabulary import with_mean_rows
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.runs.chat_template import jinja_of, wrapped
 from llava_recipes.runs.checking import QUESTION, Expected, check_logits, in_float32, picture
 from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.public_names import public_name
+from llava_recipes.runs.refusing import check_allowed
+from llava_recipes.runs.run_template import chat_template_of
 from llava_recipes.runs.shards import Piece, write_shards
 from llava_recipes.runs.source_plan import write_note
 from llava_recipes.templates import IMAGE, Turn
@@ -54,14 +55,12 @@ class HfExport:
     """
 
     def __init__(self, run: OpenedRun) -> None:
-        _check_fits(run)
+        check_allowed(run, "hf")
         self._run = run
         self._model = run.assembled.model
         self._tokenizer = _with_image_token(run.assembled.tokenizer)
         self._num_rows = _grown(language_half(self._model.config).vocab_size, len(self._tokenizer))
         self._spread = run.assembled.image_layout(run.data).spread
-        # Raises for what LLaVA-NeXT of transformers cannot say.
-        self._config(torch.float32)
 
     def pieces(self) -> list[Piece]:
         """The weights under llava-hf's names, embeddings and head with rows for the new tokens."""
@@ -128,7 +127,7 @@ class HfExport:
         config: LlavaConfig | LlavaNextConfig = copy.deepcopy(self._model.config)
         architecture = "LlavaForConditionalGeneration"
         if self._spread is not None:
-            config = next_config(config, self._spread, projector_type=self._run.plan.projector.type)
+            config = next_config(config, self._spread)
             architecture = "LlavaNextForConditionalGeneration"
         halves = (language_half(config), vision_half(config))
         halves[0].vocab_size = self._num_rows
@@ -137,6 +136,7 @@ class HfExport:
         config.architectures = [architecture]
         for each in (config, *halves):
             each.dtype = dtype
+            each.name_or_path = public_name(each.name_or_path) if each.name_or_path else ""
         return config
 
     def _write_processor(self, folder: Path, config: LlavaConfig | LlavaNextConfig) -> None:
@@ -150,7 +150,7 @@ class HfExport:
                 patch_size=tower.patch_size,
                 vision_feature_select_strategy=config.vision_feature_select_strategy,
                 num_additional_image_tokens=int(has_class_token(tower)),
-                chat_template=_chat_template(self._run, after_image),
+                chat_template=chat_template_of(self._run, reader="hf", after_image=after_image),
             )
             if self._spells_as_the_run(processor):
                 break
@@ -179,26 +179,6 @@ class HfExport:
 
 def _prompts(run: OpenedRun) -> Prompts:
     return Prompts(run.data, run.assembled.tokenizer, start_end=run.plan.image_tokens.start_end)
-
-
-def _check_fits(run: OpenedRun) -> None:
-    kind = run.plan.projector.type
-    if kind != "mlp2x_gelu":
-        raise RecipeError(
-            Problem(
-                f"transformers' LLaVA has no place for a projector of type `{kind}`",
-                found="its projector is two linear layers with GELU between them: mlp2x_gelu",
-                hint="export with `--to llava`",
-            )
-        )
-    if isinstance(run.assembled.model.lm_head, Head):
-        raise RecipeError(
-            Problem(
-                "transformers' LLaVA has a plain linear head, this language model's does more",
-                found=f"{language_half(run.assembled.model.config).model_type}: bias, scale or cap",
-                hint="export with `--to llava`",
-            )
-        )
 
 
 def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -231,24 +211,6 @@ def _image_processor(run: OpenedRun, spread: AnyRes | None) -> BaseImageProcesso
         {**settings, **centre_crop, "do_pad": True}
     )
     return padding
-
-
-def _chat_template(run: OpenedRun, after_image: str) -> str:
-    tokens = run.plan.image_tokens
-    end = str(run.assembled.tokenizer.eos_token or "</s>")
-    system = run.data.system_prompt
-    if run.data.template is None:
-        own = run.assembled.tokenizer.get_chat_template()
-        return wrapped(own, start_end=tokens.start_end, system_prompt=system, after_image=after_image)
-    # `plain` leaves the tokens out, except where they trained.
-    is_written = run.data.template != "plain" or run.data.tokens_in_plain
-    return jinja_of(
-        run.data.template,
-        start_end=tokens.start_end and is_written,
-        end_of_answer=end,
-        system_prompt=system,
-        after_image=after_image,
-    )
 
 
 def _ends(run: OpenedRun) -> list[int]:

@@ -11,12 +11,14 @@ import torch
 from llava_recipes.model.configs import tower_origin
 from llava_recipes.model.legacy_config import whole_config
 from llava_recipes.model.names import canonical_parameters, original_name
-from llava_recipes.model.pretrained import PATTERNS, pretrained_folder
+from llava_recipes.model.pretrained import PATTERNS
 from llava_recipes.plan.types import ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, expected_of
 from llava_recipes.runs.llava_folder import TOWER_FOLDER
 from llava_recipes.runs.opened import OpenedRun, open_run
+from llava_recipes.runs.public_names import public_name
+from llava_recipes.runs.refusing import tokenizer_folder
 from llava_recipes.runs.shards import Piece, piece_of, write_shards
 from llava_recipes.runs.source_plan import write_note
 from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
@@ -48,12 +50,13 @@ class LlavaExport:
 
     def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
         """Config, weights, tokenizer, and the tower's folder where nothing else names it."""
-        run = self._run
+        run, source = self._run, self._run.plan.language_model.source
         write_shards(self.pieces(), folder, dtype=dtype, max_bytes=max_bytes)
         tower = str(self._target / TOWER_FOLDER) if self._keeps_tower else str(run.plan.vision_tower.source)
         config = whole_config(
             run.plan, run.data, run.assembled, dtype=dtype, tower=tower, holds_tower=self._with_tower
         )
+        config["_name_or_path"] = public_name(source) if source else ""
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         write_tokenizer(run, folder)
         write_note(folder, run.data)
@@ -87,9 +90,7 @@ def write_tower(run: OpenedRun, folder: Path, *, dtype: torch.dtype) -> None:
 
 def write_tokenizer(run: OpenedRun, folder: Path) -> None:
     """The tokenizer's own files where it is as it was, else what it has become."""
-    plan, tokenizer = run.plan.language_model, run.assembled.tokenizer
-    revision = plan.revision if plan.tokenizer == plan.source else None
-    source = pretrained_folder(plan.tokenizer, revision, parts=("tokenizer",), path=())
+    tokenizer, source = run.assembled.tokenizer, tokenizer_folder(run)
     files = {
         file.name: file
         for pattern in PATTERNS["tokenizer"]

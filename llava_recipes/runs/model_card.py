@@ -1,4 +1,8 @@
-"""The model card beside an export: what it is, what it was made from, and how."""
+"""The model card beside an export: what it is, what it was made from, and how.
+
+It's for publication: of local paths it has the last name alone, and what recipe and data say is shown as
+they say it, never read as Markdown.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ import yaml
 from llava_recipes import __version__
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, PLAN, RECIPE
+from llava_recipes.runs.markdown import code, code_block, inline
 from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.public_names import is_hub_id, last_part, public_name, public_values
 from llava_recipes.runs.source_plan import read_object
 
 LAYOUTS = {
@@ -75,16 +81,15 @@ def _front_matter(run: OpenedRun) -> str:
 def _bases(run: OpenedRun) -> list[str]:
     """Hub ids of what it was made from; the hub has no names for local folders."""
     sources = (run.plan.language_model.source, run.plan.vision_tower.source)
-    named = [source for source in sources if source and source.count("/") == 1 and not Path(source).exists()]
-    return list(dict.fromkeys(named))
+    return list(dict.fromkeys(source for source in sources if source and is_hub_id(source)))
 
 
 def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float) -> str:
     plan = run.plan
     stored = str(dtype).removeprefix("torch.")
     rows = [
-        ("language model", plan.language_model.source or "random weights from an inline config"),
-        ("vision tower", plan.vision_tower.source or "random weights from an inline config"),
+        ("language model", _source(plan.language_model.source)),
+        ("vision tower", _source(plan.vision_tower.source)),
         ("tower's features", f"layer {plan.vision_tower.select_layer}, {plan.vision_tower.select_feature}"),
         ("projector", plan.projector.type),
         ("prompts", run.data.wording),
@@ -92,9 +97,9 @@ def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float) ->
         ("weights", stored),
         ("made with", f"llava-recipes {__version__}, transformers {version('transformers')}"),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {inline(value)} |" for name, value in rows)
     return (
-        f"# {_name(run)}\n\nA LLaVA model in {LAYOUTS[layout]}.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"# {inline(_name(run))}\n\nA LLaVA model in {LAYOUTS[layout]}.\n\n| | |\n|---|---|\n{table}\n\n"
         f"Read back after it was written: on a fixed prompt and picture its logits differ from the run's by "
         f"{difference:.1e} of the largest, in float32, with weights rounded to {stored} on both sides.\n"
     )
@@ -114,7 +119,7 @@ def _training(folder: Path) -> str:
     rows = [
         ("stage", stage.name),
         ("trained", ", ".join(stage.trainable_modules or stage.trainable) or "everything"),
-        ("started from", ", ".join(stage.starts_from) or "the base models"),
+        ("started from", ", ".join(map(last_part, stage.starts_from)) or "the base models"),
         ("optimizer steps", f"{done.get('steps'):,}"),
         ("last loss", f"{loss:.4f}" if isinstance(loss, float) else "not recorded"),
         ("batch", f"{stage.train.global_batch_size:,} samples"),
@@ -122,18 +127,30 @@ def _training(folder: Path) -> str:
         ("precision", stage.train.precision),
         ("finished", str(done.get("finished"))),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {inline(value)} |" for name, value in rows)
     return (
         f"## Training\n\n| | |\n|---|---|\n{table}\n\n{_data(stage)}\n{_versions(folder)}\n"
-        f"## Recipe\n\n```yaml\n{(folder / RECIPE).read_text('utf-8').strip()}\n```\n"
+        f"## Recipe\n\n{code_block(_recipe(folder), 'yaml')}"
     )
+
+
+def _recipe(folder: Path) -> str:
+    """The recipe as it was resolved, without paths of the machine."""
+    values = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
+    return yaml.safe_dump(public_values(values), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _source(source: str | None) -> str:
+    if source is None:
+        return "random weights from an inline config"
+    return source if is_hub_id(source) else f"{public_name(source)}, a local folder"
 
 
 def _data(stage: StagePlan) -> str:
     lines = [
-        f"- `{source.annotations}`"
+        f"- {code(last_part(source.annotations))}"
         + (f", {source.num_samples:,} samples" if source.num_samples is not None else "")
-        + (f", pictures in `{source.images}`" if source.images else "")
+        + (f", pictures in {code(last_part(source.images))}" if source.images else "")
         for source in stage.data.sources
     ]
     return "Data:\n\n" + "\n".join(lines) + "\n"
@@ -147,7 +164,7 @@ def _versions(folder: Path) -> str:
 
 def _licence(run: OpenedRun) -> str:
     sources = [run.plan.language_model.source, run.plan.vision_tower.source]
-    named = " and ".join(source for source in dict.fromkeys(sources) if source)
+    named = " and ".join(inline(public_name(source)) for source in dict.fromkeys(sources) if source)
     ours = f"the licences of {named}" if named else "a licence that you choose"
     return (
         f"## Licence\n\nThese weights come under {ours} and the terms of the data they were trained on; "

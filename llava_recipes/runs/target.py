@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from llava_recipes.files import give_usual_mode
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 
@@ -49,7 +50,7 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
         raise RecipeError(Problem(f"{target} cannot be made", found=error.strerror)) from None
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        give_usual_mode(temporary)
         # Takes the place of an empty folder, and fails over one that is not.
         try:
             temporary.rename(target)
@@ -61,9 +62,3 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
         raise RecipeError(Problem(f"{target} cannot be written", found=str(error))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

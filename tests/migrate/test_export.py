@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe, load_source
 from llava_recipes.recipe.schema import Recipe
 from tests.migrate.plans import ROOT, WORLD_SIZE, plan_of_recipe, plan_of_text
+from tests.processes import run_process
 
 RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")
 NEXT_MODELS = ("vicuna_7b", "mistral_7b", "llama3_8b")
@@ -181,3 +183,33 @@ def test_without_deepspeed_the_original_clips_where_the_flag_says() -> None:
     assert "--max_grad_norm 0.5" in script
     (stage,) = plan_of_text(migrate(script, "exported.sh").text).stages
     assert stage.train.training_arguments["max_grad_norm"] == 0.5
+
+
+FAKE_DEEPSPEED = """\
+#!/bin/sh
+echo "$@" >> calls.txt
+! grep -q "mm_projector.bin" calls.txt || exit 0
+exit ${STAGE_1:-0}
+"""
+
+
+@pytest.mark.parametrize(("stage_1", "num_calls"), [(0, 2), (7, 1)])
+def test_a_script_stops_at_the_first_stage_that_fails(stage_1: int, num_calls: int, tmp_path: Path) -> None:
+    script = exported(load_recipe(str(ROOT / "recipes" / "llava_v15_7b.yaml")).recipe, WORLD_SIZE)
+    assert script.count("deepspeed llava/train/train_mem.py") == 2
+    (tmp_path / "both.sh").write_text(script)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "deepspeed").write_text(FAKE_DEEPSPEED)
+    (programs / "deepspeed").chmod(0o755)
+    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "STAGE_1": str(stage_1)}
+    done = run_process(["bash", "both.sh"], cwd=tmp_path, env=env)
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert (done.returncode, len(calls)) == (stage_1, num_calls), done.stderr
+    assert "--version plain" in calls[0] and all("--version v1" in call for call in calls[1:])
+
+
+def test_a_script_says_which_recipe_it_is_from_and_not_where_that_is() -> None:
+    recipe = load_source(BASE, "x.yaml").recipe
+    script = export_script(recipe, file="/home/bob/secret/tuned.yaml", stages=[0], world_size=None)
+    assert "from tuned.yaml." in script and "/home/bob" not in script

@@ -100,7 +100,7 @@ def hugging_face(assembled: Assembled, data: DataPlan) -> LlavaNextForConditiona
     """transformers' model of the same weights."""
     spread = assembled.image_layout(data).spread
     assert spread is not None
-    config = next_config(assembled.model.config, spread, projector_type="mlp2x_gelu")
+    config = next_config(assembled.model.config, spread)
     # An id that no prompt here holds: training never looks ours up.
     config.image_token_index = 999
     model = LlavaNextForConditionalGeneration(config)
@@ -334,15 +334,6 @@ def test_generation_goes_by_transformers_own_forward() -> None:
             stock = assembled.model(inputs_embeds=embeds).logits
         ours = assembled.model(**{**batch, "labels": None}).logits
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
-
-
-def test_what_llava_next_of_transformers_cannot_say_is_refused() -> None:
-    assembled = assembled_of("clip")
-    spread = assembled.image_layout(data_plan("flat")).spread
-    assert spread is not None
-    with pytest.raises(RecipeError) as caught:
-        next_config(assembled.model.config, spread, projector_type="linear")
-    assert [problem.found for problem in caught.value.problems] == ["mm_patch_merge_type: flat", "linear"]
 
 
 def test_pinpoints_that_no_recipe_names_are_the_towers_five() -> None:

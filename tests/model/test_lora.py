@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.model.assemble import assemble
 from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.lora import inject_lora, is_adapter, write_adapter
+from llava_recipes.model.lora import PEFT_KEYS, inject_lora, is_adapter, read_scale, write_adapter
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
 from llava_recipes.plan.tuning import what_trains
@@ -21,6 +21,8 @@ from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import Lora, Stage
 from tests.model.plans import plan_of
 from tests.plan.recipes import STAGE
+
+ROOT = Path(__file__).parents[2]
 
 CHOICES: list[dict[str, Any]] = [
     {},
@@ -124,6 +126,74 @@ def test_the_adapters_config_names_its_layers(
     assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == expected
     names = load_file(tmp_path / "adapter_model.safetensors")
     assert all(name.startswith("base_model.model.") for name in names)
+
+
+GOLDEN_ADAPTERS = ROOT / "tests" / "golden" / "07_stage2" / "lora" / "adapter_config.json"
+"""Written by peft 0.8.2, which writes every key that it knows."""
+
+
+def test_the_known_keys_are_those_that_peft_0_8_2_writes() -> None:
+    written = json.loads(GOLDEN_ADAPTERS.read_text())
+    assert PEFT_KEYS.keys() == written.keys()
+    chosen = {"base_model_name_or_path", "inference_mode", "lora_alpha", "peft_type", "target_modules"}
+    chosen |= {"task_type"}
+    # Its rank is the default, and everything else was left at its default there.
+    assert {key: PEFT_KEYS[key] for key in written.keys() - chosen} == {
+        key: value for key, value in written.items() if key not in chosen
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "more"),
+    [
+        ({}, {"lora_dropout": 0.05}),
+        ({"dropout": 0.0}, {}),
+        ({"r": 8, "alpha": 8, "dropout": 0.0, "bias": "all"}, {"bias": "all"}),
+        ({"dropout": 0.0, "use_rslora": True}, {"use_rslora": True}),
+    ],
+    ids=str,
+)
+def test_the_originals_peft_knows_every_key(
+    choice: dict[str, Any], more: dict[str, Any], tmp_path: Path
+) -> None:
+    """It raises TypeError for a key that it doesn't know, whatever the value."""
+    lora = Lora.model_validate_json(json.dumps({"modules": ["language_model.**.q_proj"], **choice}))
+    write_adapter(trainable_state(adapted(lora)), tmp_path, lora, base="base", num_layers=2)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written.keys() <= PEFT_KEYS.keys()
+    assert written == {
+        "base_model_name_or_path": "base",
+        "inference_mode": True,
+        "lora_alpha": lora.alpha,
+        "peft_type": "LORA",
+        "r": lora.r,
+        "target_modules": ["q_proj"],
+        "task_type": "CAUSAL_LM",
+        **more,
+    }
+    assert_peft_reads(tmp_path, lora)
+
+
+def test_dora_is_said_and_so_refused_by_the_originals_peft(tmp_path: Path) -> None:
+    """Without the key it would merge the adapters as if they were plain ones, silently."""
+    lora = Lora(modules=("language_model.**.q_proj",), use_dora=True)
+    write_adapter(trainable_state(adapted(lora)), tmp_path, lora, base="base", num_layers=2)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written.keys() - PEFT_KEYS.keys() == {"use_dora"} and written["use_dora"] is True
+    assert_peft_reads(tmp_path, lora)
+
+
+def assert_peft_reads(folder: Path, lora: Lora) -> None:
+    """What is left out is the default of today's peft as well."""
+    from peft import LoraConfig
+
+    found = LoraConfig.from_pretrained(str(folder))
+    assert isinstance(found, LoraConfig)
+    assert (found.r, found.lora_alpha, found.lora_dropout) == (lora.r, lora.alpha, lora.dropout)
+    assert (found.bias, found.use_dora, found.use_rslora) == (lora.bias, lora.use_dora, lora.use_rslora)
+    assert (found.fan_in_fan_out, found.modules_to_save, found.init_lora_weights) == (False, None, True)
+    scale = lora.alpha / (lora.r**0.5 if lora.use_rslora else lora.r)
+    assert read_scale(folder / "adapter_config.json", ()) == pytest.approx(scale)
 
 
 def logits(model: LlavaForConditionalGeneration) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llava_recipes.plan.compile import Facts, compile_with_model
+from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.estimate import Assumptions, Estimate, Estimator
 from llava_recipes.plan.hardware import find_gpu
 from llava_recipes.plan.memory import Memory
@@ -46,7 +46,8 @@ def estimator_of(
     values: dict[str, Any], *, world_size: int = 8, gpu: str | None = None, **given: Any
 ) -> tuple[Plan, Estimator]:
     recipe = Recipe.model_validate_json(json.dumps(values))
-    plan, model = compile_with_model(recipe, world_size=world_size, facts=Facts())
+    compiled = compile_recipe(recipe, world_size=world_size, facts=Facts())
+    plan, model = compiled.plan, compiled.model
     assert model.outline is not None
     assumptions = Assumptions(gpu=None if gpu is None else find_gpu(gpu), **given)
     return plan, Estimator(plan, model.outline, assumptions)

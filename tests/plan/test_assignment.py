@@ -11,7 +11,7 @@ from transformers import Trainer
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.skeleton import build_skeleton
 from llava_recipes.plan.assignment import Assignment, assign, decays
-from llava_recipes.plan.compile import Facts, compile_with_model
+from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.tuning import what_trains
 from llava_recipes.recipe.schema import Recipe
 from tests.model.plans import VICUNA
@@ -22,7 +22,8 @@ TYPES = [("llama", "clip_vision_model"), ("qwen2", "siglip_vision_model"), ("qwe
 
 def assigned(world_size: int = 1, **changes: Any) -> dict[str, Assignment]:
     recipe = Recipe.model_validate_json(json.dumps(stage_values(**changes)))
-    plan, model = compile_with_model(recipe, world_size=world_size, facts=Facts())
+    compiled = compile_recipe(recipe, world_size=world_size, facts=Facts())
+    plan, model = compiled.plan, compiled.model
     assert model.shapes is not None
     modules = assign(plan.stages[0], what_trains(model.shapes, plan.stages[0]))
     assert plan.model.sizes is not None
@@ -99,7 +100,8 @@ def test_decay_is_that_of_the_trainer(language: str, tower: str) -> None:
     }
     values["model"]["vision_tower"] = {"config": {**TOWER, "model_type": tower}}
     recipe = Recipe.model_validate_json(json.dumps(values))
-    plan, planned = compile_with_model(recipe, world_size=1, facts=Facts())
+    compiled = compile_recipe(recipe, world_size=1, facts=Facts())
+    plan, planned = compiled.plan, compiled.model
     model = build_skeleton(plan.model)
     theirs = Trainer.get_decay_parameter_names(None, model)
     names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,18 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
         values["stages"] += stage["stages"]
     finish(values, folder / "recipe.yaml")
     return folder
+
+
+@pytest.fixture
+def with_umask() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Run a block under another umask, and go back to the old one."""
+
+    @contextlib.contextmanager
+    def under(umask: int) -> Iterator[None]:
+        before = os.umask(umask)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
+    return under

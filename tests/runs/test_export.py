@@ -162,11 +162,6 @@ def test_llama_cpp_gets_its_two_folders(pipeline: Path, tmp_path: Path) -> None:
         f"model.mm_projector.{at}.{kind}" for at in (0, 2) for kind in ("weight", "bias")
     }
     assert {tensor.dtype for tensor in projector.values()} == {torch.float32}
-    vision = json.loads((tmp_path / "out" / "vit" / "config.json").read_text())
-    # What convert_image_encoder_to_gguf.py reads with --clip-model-is-vision.
-    needed = {"image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers"}
-    needed |= {"num_attention_heads", "layer_norm_eps", "projection_dim", "hidden_act"}
-    assert needed <= vision.keys() and "mm_vision_select_layer" not in vision
     language = tmp_path / "out" / "language_model"
     assert (language / "model.safetensors.index.json").is_file() and (language / "tokenizer.model").is_file()
     assert type(AutoModelForCausalLM.from_pretrained(language)).__name__ == "LlamaForCausalLM"
@@ -180,6 +175,21 @@ def test_a_card_lies_beside_it(hf: Path) -> None:
     assert front["pipeline_tag"] == "image-text-to-text" and front["library_name"] == "transformers"
     for said in ("tiny-pretrain: lora", "stage2_clean.json", "last loss", "torch 2", "lora:\n", "## Licence"):
         assert said in text, said
+
+
+def test_what_the_original_cannot_read_is_said(
+    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DoRA's own folder it refuses, the merged model it takes; a SigLIP tower it loads as CLIP."""
+    assert main(["export", str(pipeline / "dora"), "--to", "llava", "-o", str(tmp_path / "dora")]) == 0
+    said = capsys.readouterr().out
+    folder = pipeline / "dora"
+    assert f"note     the original LLaVA reads this model, but not the adapters in {folder}: " in said
+    assert "its peft 0.8.2 does not know DoRA" in said
+    for layout, name in (("llava", "lora"), ("hf", "dora")):
+        words = ["export", str(pipeline / name), "--to", layout, "-o", str(tmp_path / f"{layout}-{name}")]
+        assert main(words) == 0
+        assert "note" not in capsys.readouterr().out
 
 
 def test_nothing_is_written_over(pipeline: Path, tmp_path: Path) -> None:

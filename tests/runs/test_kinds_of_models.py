@@ -109,7 +109,9 @@ def test_a_trained_tower_goes_with_the_model(everything: Path, tmp_path: Path) -
 
 
 def test_a_tower_that_nothing_names_is_kept_inside(drawn: Path, tmp_path: Path) -> None:
-    export_run(drawn, tmp_path / "out", to="llava", dtype=None, max_bytes=10**9)
+    done = export_run(drawn, tmp_path / "out", to="llava", dtype=None, max_bytes=10**9)
+    (note,) = done.notes
+    assert "original LLaVA cannot read this model" in note and "siglip_vision_model" in note
     (tmp_path / "out").rename(tmp_path / "moved")
     assert not any("vision_tower" in name for name in load_file(tmp_path / "moved" / "model.safetensors"))
     moved, run = (expected_of(opened(folder)) for folder in (tmp_path / "moved", drawn))

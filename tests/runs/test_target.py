@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from llava_recipes.files import replacing, write_text
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.runs.target import new_folder
 
@@ -26,3 +29,24 @@ def test_weights_that_cannot_be_written_are_the_users_to_mend(tmp_path: Path) ->
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o027, 0o077], ids=oct)
+def test_a_new_folder_has_the_modes_that_the_umask_leaves(umask: int, tmp_path: Path) -> None:
+    """safetensors makes its files for their owner alone, whatever the umask."""
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "model", num_bytes=1) as folder:
+            save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+            (folder / "deep" / "er").mkdir(parents=True, mode=0o700)
+            (folder / "deep" / "er" / "config.json").write_text("{}")
+            (folder / "deep" / "er" / "config.json").chmod(0o600)
+        with replacing(tmp_path / "trained.safetensors") as temporary:
+            save_file({"weight": torch.zeros(1)}, temporary)
+        write_text(tmp_path / "plan.json", "{}")
+    finally:
+        os.umask(before)
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert len(found) == 7
+    for path, mode in found.items():
+        assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, path
