@@ -86,8 +86,6 @@ class GgufExport:
         vision = folder / VISION
         write_tower(self._run, vision, dtype=dtype)
         config = json.loads((vision / "config.json").read_text("utf-8"))
-        # The converter makes it the name of its file.
-        config["_name_or_path"] = public_name(str(config.get("_name_or_path") or VISION))
         # The converter asks for one, and the tower alone has none.
         config.setdefault("projection_dim", 0)
         # Without this key the converter drops the last layer, and llama-mtmd-cli the one before it too.

@@ -36,7 +36,7 @@ from llava_recipes.model.vocabulary import with_mean_rows
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import QUESTION, Expected, check_logits, in_float32, picture
 from llava_recipes.runs.opened import OpenedRun
-from llava_recipes.runs.public_names import public_name
+from llava_recipes.runs.public_names import public_name, without_paths
 from llava_recipes.runs.refusing import check_allowed
 from llava_recipes.runs.run_template import chat_template_of
 from llava_recipes.runs.shards import Piece, write_shards
@@ -222,7 +222,7 @@ def _ends(run: OpenedRun) -> list[int]:
 def _name_plain_tokenizer(folder: Path) -> None:
     """Have tokenizer.json read as it stands: a class of its own kind would spell spaces its own way."""
     file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text("utf-8"))
+    settings = without_paths(json.loads(file.read_text("utf-8")))
     for key in ("is_local", "local_files_only", "backend", "vocab_file", "add_prefix_space"):
         settings.pop(key, None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -17,7 +17,7 @@ from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, expected_of
 from llava_recipes.runs.llava_folder import TOWER_FOLDER
 from llava_recipes.runs.opened import OpenedRun, open_run
-from llava_recipes.runs.public_names import public_name
+from llava_recipes.runs.public_names import public_name, without_paths
 from llava_recipes.runs.refusing import tokenizer_folder
 from llava_recipes.runs.shards import Piece, piece_of, write_shards
 from llava_recipes.runs.source_plan import write_note
@@ -78,6 +78,7 @@ def write_tower(run: OpenedRun, folder: Path, *, dtype: torch.dtype) -> None:
     config = model.config.vision_config
     kind = {"clip_vision_model": "CLIPVisionModel"}.get(config.model_type, "SiglipVisionModel")
     settings = {**config.to_dict(), "architectures": [kind], "dtype": str(dtype).removeprefix("torch.")}
+    settings["_name_or_path"] = public_name(config.name_or_path or folder.name)
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
     pieces = [
         piece_of("vision_model." + name.removeprefix(_TOWER), parameter)
@@ -105,8 +106,10 @@ def write_tokenizer(run: OpenedRun, folder: Path) -> None:
     if not (tokens.start_end or tokens.patch):
         for name, file in files.items():
             shutil.copyfile(file, folder / name)
+        _drop_paths(folder / "tokenizer_config.json")
         return
     tokenizer.save_pretrained(folder)
+    _drop_paths(folder / "tokenizer_config.json")
     for name, file in files.items():
         if name.endswith(".model"):
             shutil.copyfile(file, folder / name)
@@ -114,6 +117,14 @@ def write_tokenizer(run: OpenedRun, folder: Path) -> None:
     known = tokenizer.get_vocab()
     added = {token: known[token] for token in (IMAGE_PATCH, IMAGE_START, IMAGE_END) if token in known}
     (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", "utf-8")
+
+
+def _drop_paths(file: Path) -> None:
+    """Leave a tokenizer's settings as they are, unless they name places of a machine."""
+    settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    public = without_paths(settings)
+    if public != settings:
+        file.write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _needs_own_tower(run: OpenedRun) -> bool:

@@ -33,6 +33,16 @@ def last_part(path: str) -> str:
     return kind(path).name or "."
 
 
+def without_paths(settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Settings of a tokenizer without keys that say where its files were once: nobody reads those."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if not (isinstance(value, str) and _ABSOLUTE.match(value) and "\n" not in value)
+        or key == "chat_template"
+    }
+
+
 def public_values(value: JsonValue, key: str = "") -> JsonValue:
     """A recipe's values without the paths of the machine that they were written on."""
     if isinstance(value, Mapping):

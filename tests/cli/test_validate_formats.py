@@ -276,3 +276,18 @@ def test_a_rule_is_named_by_what_does_not_change(message: str, rule: str) -> Non
 def test_all_goes_with_deep(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "recipes/demo.yaml", "--all"]) == 2
     assert "--all goes with --deep" in capsys.readouterr().err
+
+
+def test_machines_are_told_what_an_export_will_refuse(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    file, rule = "tests/errors/warning_export_projector.yaml", "this-model-cannot-be-exported-to"
+    code, out = _run(capsys, file, "--format", "json")
+    problems = json.loads(out)["files"][0]["problems"]
+    assert code == 0 and {problem["severity"] for problem in problems} == {"warning"}
+    assert [problem["rule"] for problem in problems] == [rule, rule]
+    assert [problem["message"].split("`")[1] for problem in problems] == ["hf", "gguf-ready"]
+    (run,) = json.loads(_run(capsys, file, "--format", "sarif")[1])["runs"]
+    assert {result["ruleId"] for result in run["results"]} == {rule}
+    assert {result["level"] for result in run["results"]} == {"warning"}

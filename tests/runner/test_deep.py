@@ -71,7 +71,9 @@ def test_everything_is_told_at_once_and_in_its_own_file(
     values["model"]["projector"]["type"] = "linear"
     code, out, err = _validate(values, tmp_path, capsys)
     assert (code, out) == (1, "")
-    blocks = err.strip().split("\n\n")
+    told_of_exports = [block for block in err.strip().split("\n\n") if ": warning: " in block]
+    assert [block.split("`")[1] for block in told_of_exports] == ["hf", "gguf-ready"]
+    blocks = [block for block in err.strip().split("\n\n") if block not in told_of_exports]
     assert "these projector weights do not fit" in blocks[0]
     assert "`mlp2x_gelu`, 32 to 32 to 32; the recipe says `linear`, 32 to 32" in blocks[0]
     told = "\n".join(blocks[1:])

@@ -178,7 +178,14 @@ def test_files_have_the_mode_that_the_umask_leaves(
 
 @pytest.mark.parametrize("layout", ["hf", "llava", "gguf-ready"])
 def test_no_path_of_the_machine_is_published(layout: ExportLayout, pipeline: Path, tmp_path: Path) -> None:
-    export_run(pipeline / "lora", tmp_path / "out", to=layout, dtype=None, max_bytes=10**9)
+    base = tmp_path / "tiny_vicuna"
+    shutil.copytree(FIXTURES / "tiny_vicuna", base)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    # As older tokenizers say it.
+    settings |= {"name_or_path": str(base), "special_tokens_map_file": str(base / "special_tokens_map.json")}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    run = opened(pipeline / "lora", base=str(base))
+    write_export(run, tmp_path / "out", to=layout, max_bytes=10**9)
     texts = [file for file in (tmp_path / "out").rglob("*") if file.suffix in (".md", ".json", ".jinja")]
     assert len(texts) > 4
     # Hub ids and local folders look alike in it; the original's loader has no other way to the tower.
