@@ -29,6 +29,7 @@ from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.model.checkpoint_names import hf_name
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
 from llava_recipes.model.generate import ends_of
+from llava_recipes.model.head import causal_class
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.next_layout import next_config, next_image_processor
@@ -134,6 +135,8 @@ class HfExport:
         halves[0].pad_token_id = config.pad_token_id = self._tokenizer.pad_token_id
         config.image_token_index = self._tokenizer.convert_tokens_to_ids(IMAGE)
         config.architectures = [architecture]
+        # vLLM builds the class that stands here; a LLaVA checkpoint as the base has left its own.
+        halves[0].architectures = [causal_class(halves[0]).__name__]
         for each in (config, *halves):
             each.dtype = dtype
             each.name_or_path = public_name(each.name_or_path) if each.name_or_path else ""

@@ -110,13 +110,25 @@ def write_tokenizer(run: OpenedRun, folder: Path) -> None:
         return
     tokenizer.save_pretrained(folder)
     _drop_paths(folder / "tokenizer_config.json")
+    known = tokenizer.get_vocab()
+    added = {token: known[token] for token in (IMAGE_PATCH, IMAGE_START, IMAGE_END) if token in known}
+    _make_special(list(added), folder / "tokenizer_config.json")
     for name, file in files.items():
         if name.endswith(".model"):
             shutil.copyfile(file, folder / name)
     # Slow tokenizers, as the original's, look for added tokens here.
-    known = tokenizer.get_vocab()
-    added = {token: known[token] for token in (IMAGE_PATCH, IMAGE_START, IMAGE_END) if token in known}
     (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", "utf-8")
+
+
+def _make_special(tokens: list[str], file: Path) -> None:
+    """Name added tokens where transformers 4 looks for special ones.
+
+    The original's 4.37 writes a beginning of a word (`▁`) before a token that it doesn't take for special.
+    """
+    settings = json.loads(file.read_text("utf-8"))
+    key = "additional_special_tokens"
+    settings[key] = list(dict.fromkeys([*settings.get(key, ()), *tokens]))
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _drop_paths(file: Path) -> None:

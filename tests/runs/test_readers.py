@@ -130,8 +130,8 @@ def test_vllm_finds_what_it_reads(pipeline: Path, tmp_path: Path) -> None:
     }
     config = read["config.json"]
     assert config["architectures"] == ["LlavaForConditionalGeneration"] and config["model_type"] == "llava"
-    # Where `architectures` of the language model is left out, as here or not, its type says the class.
     assert config["text_config"]["model_type"] == "llama"
+    assert config["text_config"]["architectures"] == ["LlamaForCausalLM"]
     assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is False
     assert config["vision_config"]["model_type"] == "clip_vision_model"
     assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "default")
@@ -153,6 +153,15 @@ def test_vllm_finds_what_it_reads(pipeline: Path, tmp_path: Path) -> None:
     # vLLM's Jinja is jinja2; Transformers.js and others have smaller ones, much as llama.cpp.
     rendered = llama_cpp.render(text, asked, open_answer=True)
     assert rendered.replace("<image> ", "<image>") == ours
+
+
+def test_vllm_finds_the_language_models_class_over_a_llava_checkpoint(pipeline: Path, tmp_path: Path) -> None:
+    """Such a base's config.json names LLaVA's own class, which vLLM doesn't know."""
+    run = opened(pipeline / "full")
+    run.assembled.model.config.text_config.architectures = ["LlavaLlamaForCausalLM"]
+    write_export(run, tmp_path / "out", to="hf", max_bytes=10**9)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["architectures"] == ["LlamaForCausalLM"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
