@@ -4,7 +4,8 @@
         --python CONVERTERS/bin/python --questions FILE --images DIR
 
 The converters of the checkout make both GGUF files, by the commands in the export's README.md, but in float32
-and into a folder that goes away. Then the binary is started once for each question.
+and into a folder that goes away. Then the binary is started for each question, in its chat mode: given a
+question on its command line, it may end before it has written all of its answer.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.engines.compare import (
     existing_folder,
     make_parser,
 )
+from benchmarks.engines.dialogue import dialogue
 from benchmarks.engines.process import executable, run
 
 PROG = "ask_llama_cpp"
@@ -36,10 +38,8 @@ CONVERT_VISION = Path("tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py
 
 ANSWER_BEGINS = "<answer begins>"
 """Written by llama-mtmd-cli before it answers, where MTMD_TEST_RESPONSE_MARKER names it."""
-LINE_ENDS = "\n\n"
-"""Written before an answer, and behind it."""
-NUM_TRIES = 5
-"""On a busy machine the binary may end before the thread that writes its output has written all of it."""
+PROMPT = "\n> "
+IMAGE_LOADED = " image loaded"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +67,8 @@ def _open(arguments: argparse.Namespace) -> Engine:
         existing_folder(export / part, "--export", hint=hint)
 
     def ask(questions: Sequence[Question], max_new_tokens: int) -> Answered:
+        if any("\n" in question.text for question in questions):
+            raise Refused("llama-mtmd-cli takes a question as one line; --questions has some of several")
         with tempfile.TemporaryDirectory() as folder:
             model, vision = convert(export, Path(folder), python=python, source=source)
             answers = tuple(
@@ -97,15 +99,20 @@ def convert(export: Path, folder: Path, *, python: str, source: Path) -> tuple[P
 
 
 def answer(binary: str, model: Path, vision: Path, question: Question, *, max_new_tokens: int) -> str:
-    """One greedy answer. Raises Refused where the binary fails or writes no whole answer."""
+    """One greedy answer. Raises Refused where the binary fails or writes something else."""
     words: list[str | Path] = [binary, "-m", model, "--mmproj", vision, "--jinja", "--temp", "0"]
-    words += ["-lv", "1", "-n", str(max_new_tokens), "--image", question.image, "-p", question.text]
-    for _ in range(NUM_TRIES):
-        written = run(words, env={"MTMD_TEST_RESPONSE_MARKER": ANSWER_BEGINS})
-        said = written.partition(ANSWER_BEGINS)[2]
-        if said.removeprefix(LINE_ENDS).endswith(LINE_ENDS):
-            return said.strip()
-    raise Refused(f"{binary} wrote no whole answer in {NUM_TRIES} tries, last {written.strip()!r}")
+    words += ["-lv", "1", "-n", str(max_new_tokens)]
+    # Its lines are read as wide characters.
+    environment = {"MTMD_TEST_RESPONSE_MARKER": ANSWER_BEGINS, "LC_ALL": "C.UTF-8"}
+    with dialogue(words, prompt=PROMPT, env=environment) as chat:
+        chat.listen()
+        shown = chat.say(f"/image {question.image.resolve()}")
+        if IMAGE_LOADED not in shown:
+            raise Refused(f"{binary} did not load {question.image}")
+        _, found, said = chat.say(question.text).partition(ANSWER_BEGINS)
+    if not found:
+        raise Refused(f"{binary} wrote no {ANSWER_BEGINS!r} before its answer: another version?")
+    return said.strip()
 
 
 def version_of(binary: str) -> str:

@@ -42,9 +42,15 @@ def run(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> 
     except OSError as error:
         raise Refused(f"{words[0]} cannot be started: {error.strerror}") from error
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-_NUM_LAST_LINES:]
-        raise Refused(f"{words[0]} ended with {done.returncode}: " + "\n".join(line[:_LINE] for line in last))
+        said = last_words(done.stderr) if done.stderr.strip() else last_words(done.stdout)
+        raise Refused(f"{words[0]} ended with {done.returncode}: {said}")
     return done.stdout
+
+
+def last_words(written: str) -> str:
+    """The last lines of what a program wrote, long ones cut."""
+    lines = (written.strip() or "no message").splitlines()[-_NUM_LAST_LINES:]
+    return "\n".join(line[:_LINE] for line in lines)
 
 
 def ask_inside(

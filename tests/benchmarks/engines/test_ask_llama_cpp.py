@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,21 +21,32 @@ target = pathlib.Path(sys.argv[sys.argv.index(option) + 1])
 """
 
 BINARY = """\
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
 if sys.argv[1:] == ["--version"]:
     sys.exit("version: 0.5 (build 7, commit abc)\\nbuilt with care")
-calls = pathlib.Path(FOLDER, "called.jsonl")
-seen = calls.read_text().splitlines() if calls.exists() else []
-calls.write_text("\\n".join([*seen, json.dumps(sys.argv[1:])]) + "\\n")
-for option in ("-m", "--mmproj", "--image"):
+for option in ("-m", "--mmproj"):
     assert os.path.isfile(sys.argv[sys.argv.index(option) + 1])
-print("loading")
-print(os.environ.get("MTMD_TEST_RESPONSE_MARKER", ""))
-said = dict(zip(QUESTIONS, ANSWERS))[sys.argv[sys.argv.index("-p") + 1]]
-if len(seen) in CUT_SHORT:
-    sys.stdout.write("\\n " + said[:3])
-else:
-    sys.stdout.write("\\n " + said + "\\n\\n\\n")
+
+
+def write(text):
+    # As slowly as a busy machine does it.
+    for piece in (text[:9], text[9:]):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+        time.sleep(0.01)
+
+
+write("Running in chat mode\\n\\n> ")
+lines = []
+for line in sys.stdin:
+    lines.append(line.rstrip("\\n"))
+    if lines[-1].startswith("/image "):
+        write(f"{lines[-1]}\\n{lines[-1][7:]} image loaded\\n\\n> ")
+    else:
+        said = dict(zip(QUESTIONS, ANSWERS))[lines[-1]]
+        write(f"{lines[-1]}\\n{os.environ['MTMD_TEST_RESPONSE_MARKER']}\\n\\n {said}\\n\\n> ")
+with open(FOLDER + "/called.jsonl", "a") as file:
+    file.write(json.dumps([sys.argv[1:], lines]) + "\\n")
 """
 
 
@@ -49,17 +61,18 @@ def words(asked: list[str], program: Program, tmp_path: Path) -> list[str]:
     settings = {"image_mean": [0.5, 0.25, 0.125], "image_std": [1.0, 2.0, 3.0]}
     (export / "vit" / "preprocessor_config.json").write_text(json.dumps(settings))
     python = program("python", CONVERTERS.replace("FOLDER", repr(str(tmp_path))))
-    binary = fake_binary(program, tmp_path)
+    binary = fake_binary(program, tmp_path, BINARY)
     return [*asked, f"--source={source}", f"--python={python}", f"--binary={binary}"]
 
 
-def fake_binary(program: Program, folder: Path, cut_short: range = range(0)) -> Path:
-    text = BINARY.replace("FOLDER", repr(str(folder))).replace("QUESTIONS", repr(QUESTIONS))
-    text = text.replace("ANSWERS", repr(ANSWERS)).replace("CUT_SHORT", repr(cut_short))
+def fake_binary(program: Program, folder: Path, text: str) -> Path:
+    values = {"FOLDER": str(folder), "QUESTIONS": QUESTIONS, "ANSWERS": ANSWERS}
+    for name, value in values.items():
+        text = text.replace(name, repr(value))
     return program("llama-mtmd-cli", text)
 
 
-def lines(file: Path) -> list[list[str]]:
+def lines(file: Path) -> list[Any]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -86,46 +99,51 @@ def test_the_converters_and_the_binary_are_called_as_the_export_says(
     calls = lines(tmp_path / "called.jsonl")
     assert len(calls) == len(QUESTIONS)
     for number, (call, question) in enumerate(zip(calls, QUESTIONS, strict=True)):
-        assert call == [
+        words_given, lines_given = call
+        assert words_given == [
             *("-m", model, "--mmproj", f"{folder}/mmproj-model-f32.gguf", "--jinja", "--temp", "0"),
-            *("-lv", "1", "-n", "9", "--image", str(tmp_path / "images" / f"{number}.png"), "-p", question),
+            *("-lv", "1", "-n", "9"),
         ]
+        assert lines_given == [f"/image {tmp_path / 'images' / f'{number}.png'}", question]
     assert not Path(folder).exists()
 
 
-def test_an_answer_that_is_cut_short_is_asked_again(
-    words: list[str], program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake_binary(program, tmp_path, cut_short=range(1, 5))
-    assert main(words) == 0
-    assert len(lines(tmp_path / "called.jsonl")) == len(QUESTIONS) + 4
-    (tmp_path / "called.jsonl").unlink()
-    fake_binary(program, tmp_path, cut_short=range(99))
-    capsys.readouterr()
-    assert main(words) == 2
-    last = f"loading\n{ANSWER_BEGINS}\n\n a r"
-    message = f"{tmp_path}/llama-mtmd-cli wrote no whole answer in 5 tries, last {last!r}"
-    assert capsys.readouterr() == ("", f"ask_llama_cpp: {message}\n")
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("old", "new", "message"),
     [
-        ("print('hello')", "wrote no whole answer in 5 tries, last 'hello'"),
-        ("import sys; sys.exit('no chat template')", "ended with 1: no chat template"),
+        (
+            "MTMD_TEST_RESPONSE_MARKER",
+            "HOME",
+            f"wrote no {ANSWER_BEGINS!r} before its answer: another version?",
+        ),
+        ("image loaded", "not found", "did not load FOLDER/images/0.png"),
+        ('write("Running', 'sys.exit("no chat template"); ("', "ended with 1: no chat template"),
+        ("said = dict", "os._exit(3); said = dict", "ended with 3: no message"),
     ],
 )
 def test_a_binary_that_does_not_answer_is_one_line(
-    text: str,
+    old: str,
+    new: str,
     message: str,
     words: list[str],
     program: Program,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    program("llama-mtmd-cli", text)
+    assert old in BINARY
+    fake_binary(program, tmp_path, BINARY.replace(old, new))
     assert main(words) == 2
+    message = message.replace("FOLDER", str(tmp_path))
     assert capsys.readouterr() == ("", f"ask_llama_cpp: {tmp_path}/llama-mtmd-cli {message}\n")
+
+
+def test_a_question_of_several_lines_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "questions.jsonl").write_text(json.dumps({"image": "0.png", "prompt": "what\nis it"}))
+    assert main(words) == 2
+    message = "llama-mtmd-cli takes a question as one line; --questions has some of several"
+    assert capsys.readouterr() == ("", f"ask_llama_cpp: {message}\n")
 
 
 def test_a_converter_that_fails_is_reported(
