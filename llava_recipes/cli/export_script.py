@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.migrate.export import export_script
     from llava_recipes.recipe.load import load_recipe
+    from llava_recipes.runner.facts import read_deepspeed_files
 
     loaded = load_recipe(arguments.file, arguments.set)
     names = [stage.name for stage in loaded.recipe.stages]
@@ -41,9 +42,17 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = range(len(names)) if arguments.stage is None else [names.index(arguments.stage)]
     if arguments.world_size is not None and arguments.world_size < 1:
         raise RecipeError(Problem("--world-size is 1 or more", found=str(arguments.world_size)))
+    problems: list[Problem] = []
+    files = read_deepspeed_files(loaded, problems)
     try:
+        if problems:
+            raise RecipeError(*problems)
         text = export_script(
-            loaded.recipe, file=arguments.file, stages=wanted, world_size=arguments.world_size
+            loaded.recipe,
+            file=arguments.file,
+            stages=wanted,
+            world_size=arguments.world_size,
+            deepspeed_files=files,
         )
     except RecipeError as error:
         raise loaded.fail(*error.problems) from None

@@ -19,15 +19,24 @@ DEEPSPEED_FILES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def export_script(recipe: Recipe, *, file: str, stages: Sequence[int], world_size: int | None) -> str:
+def export_script(
+    recipe: Recipe,
+    *,
+    file: str,
+    stages: Sequence[int],
+    world_size: int | None,
+    deepspeed_files: Mapping[str, Mapping[str, JsonValue]] = MappingProxyType({}),
+) -> str:
     """A shell script with the original's command for each of the stages, by their place in the recipe.
+
+    deepspeed_files  what is in the DeepSpeed files that the recipe names, of those that are here
 
     Raises RecipeError, with paths of the recipe, for everything that the original cannot say.
     """
     problems: list[Problem] = []
     commands: list[str] = []
     for index in stages:
-        export = _export_stage(recipe, index, world_size)
+        export = _export_stage(recipe, index, world_size, deepspeed_files)
         problems += export.problems
         title = f"# Stage {recipe.stages[index].name} of {recipe.name}"
         commands.append("\n".join([title, *_command_lines(export.flags)]))
@@ -53,13 +62,18 @@ def _command_lines(flags: Sequence[tuple[str, str]]) -> Iterator[str]:
         yield f"    --{name} {value}{end}"
 
 
-def _export_stage(recipe: Recipe, index: int, world_size: int | None) -> Export:
+def _export_stage(
+    recipe: Recipe,
+    index: int,
+    world_size: int | None,
+    deepspeed_files: Mapping[str, Mapping[str, JsonValue]],
+) -> Export:
     stage, path = recipe.stages[index], ("stages", index)
     export = Export()
     trained = trained_modules(stage, path, export)
     _adapter_flags(stage, path, trained, export)
     _group_flags(stage, path, export)
-    _deepspeed_flag(stage, path, export)
+    _deepspeed_flag(stage, path, export, deepspeed_files)
     model_flags(recipe.model, export)
     _start_flags(recipe, index, export)
     _freezing_flags(stage, path, trained, recipe.model.image_tokens.start_end, export)
@@ -114,19 +128,28 @@ def _group_flags(stage: Stage, path: Path, export: Export) -> None:
             export.add("mm_projector_lr", group.learning_rate)
 
 
-def _deepspeed_flag(stage: Stage, path: Path, export: Export) -> None:
+def _deepspeed_flag(
+    stage: Stage, path: Path, export: Export, files: Mapping[str, Mapping[str, JsonValue]]
+) -> None:
     choice, where = stage.deepspeed, (*path, "deepspeed")
     if isinstance(choice, dict):
         hint = "write it to a JSON file, and name that file"
         export.refuse("the original takes a DeepSpeed file, not a config inline", where, hint=hint)
     elif choice != "none":
         export.add("deepspeed", DEEPSPEED_FILES.get(choice, choice))
-        if choice in DEEPSPEED_FILES and stage.train.max_grad_norm != 0:
+        norm, key = stage.train.max_grad_norm, "gradient_clipping"
+        content = {} if choice in DEEPSPEED_FILES else files.get(choice, {key: "auto"})
+        clipping = content.get(key)
+        if clipping is None and norm != 0:
+            whose = "its files have" if choice in DEEPSPEED_FILES else "the file has"
             export.refuse(
-                "under DeepSpeed 0.12.6 the original doesn't clip: its files have no `gradient_clipping`",
+                f"under DeepSpeed 0.12.6 the original doesn't clip: {whose} no `{key}`",
                 (*path, "train", "max_grad_norm"),
-                hint="write `max_grad_norm: 0`, or name a DeepSpeed file that has `gradient_clipping`",
+                hint=f"write `max_grad_norm: 0`, or name a DeepSpeed file that has `{key}`",
             )
+        elif clipping not in (None, "auto", norm):
+            message = f"the DeepSpeed file says `{key}: {clipping}`, the recipe `max_grad_norm: {norm:g}`"
+            export.refuse(message, where, hint='write "auto" there, or make the two agree')
 
 
 def _start_flags(recipe: Recipe, index: int, export: Export) -> None:
@@ -199,6 +222,9 @@ def _data_flags(stage: Stage, path: Path, export: Export, *, world_size: int | N
     if more:
         export.refuse("the original takes one annotation file", (*where, "sources", 1))
     version = _version(data, where, export)
+    if data.group_by == "length":
+        message = "the original's grouping by length is Hugging Face's, which sorts otherwise"
+        export.refuse(message, (*where, "group_by"), hint="write `group_by: modality_length`, or `none`")
     if not data.shuffle:
         export.refuse("the original always shuffles", (*where, "shuffle"))
     elif data.order != "original" and world_size != 1:
@@ -222,8 +248,7 @@ def _data_flags(stage: Stage, path: Path, export: Export, *, world_size: int | N
     values: list[tuple[str, JsonValue]] = [("version", version), ("data_path", source.annotations)]
     values += [("image_folder", source.images)] if source.images is not None else []
     values += [("image_aspect_ratio", data.image_aspect_ratio), ("model_max_length", data.max_length)]
-    grouping = {"modality_length": "group_by_modality_length", "length": "group_by_length"}
-    values += [(grouping[data.group_by], True)] if data.group_by in grouping else []
+    values += [("group_by_modality_length", True)] if data.group_by == "modality_length" else []
     values.append(("lazy_preprocess", data.lazy_preprocess))
     for name, value in values:
         export.add(name, value)

@@ -282,6 +282,7 @@ def translate_grouping(flags: Flags, draft: Draft) -> None:
         if value is not None:
             flag = flags[name]
             chosen = word if value else draft.read(*path) or "none"
-            draft.mapped(f"--{name}", flag.text or "True", path, chosen, mark=flag.mark)
+            sorts = "Hugging Face's sampler, which sorts otherwise" if chosen == "length" else ""
+            draft.mapped(f"--{name}", flag.text or "True", path, chosen, remark=sorts, mark=flag.mark)
     if by_modality is None and by_length is None and "group_by" in Data.model_fields:
         draft.default("--group_by_modality_length", path, "none")

@@ -18,6 +18,12 @@ def check_order(stage: Stage, path: Path) -> Iterator[Problem]:
             path=(*path, "data", "order"),
             hint="write `order: seed`, or `shuffle: true`: the original always shuffles",
         )
+    elif stage.data.order == "original" and stage.data.group_by == "length":
+        yield _warning(
+            "the original has no order for `group_by: length`: there Hugging Face's sampler draws it",
+            path=(*path, "data", "order"),
+            hint="write `order: seed`, or `group_by: modality_length`",
+        )
 
 
 def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:

@@ -57,6 +57,12 @@ OFFLOADED = frozenset(
 """Optimizers that DeepSpeed has a CPU version of; accelerate puts its Adam in the place of any other."""
 
 _OFFLOADS = ("offload_optimizer", "offload_param")
+_DEVICES = ("none", "cpu", "nvme")
+_DEPRECATED_OFFLOADS: Mapping[str, str] = {
+    "cpu_offload": "offload_optimizer",
+    "cpu_offload_param": "offload_param",
+    "cpu_offload_use_pin_memory": "offload_optimizer",
+}
 
 
 def original_file(name: str) -> Config:
@@ -127,6 +133,7 @@ def check_config(
     if batch is not None:
         _check_batch(config, batch, report)
     _check_zero(config, report)
+    _check_blocks(config, report)
     _check_offload(config, train, report)
     _check_clipping(config, train, report)
     for block, key in (("optimizer", "optim"), ("scheduler", "lr_scheduler_type")):
@@ -178,9 +185,11 @@ def _check_keys(config: Config, report: _Report) -> None:
                 report.add((*path, key), message, hint="remove it", on_key=True)
                 continue
             near = None if key in known else nearest(key, known)
-            if near is not None:
+            # What stands at the top and isn't known is ignored; inside ZeRO's block DeepSpeed stops at it.
+            if near is not None or (path and key not in known):
                 message = f"{place} has no key `{key}`"
-                report.add((*path, key), message, hint=f"did you mean `{near}`?", on_key=True)
+                hint = "remove it" if near is None else f"did you mean `{near}`?"
+                report.add((*path, key), message, hint=hint, on_key=True)
 
 
 def _enabled(config: Config, block: str) -> JsonValue:
@@ -213,7 +222,7 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
 def _check_clipping(config: Config, train: Train, report: _Report) -> None:
     wanted = f"the recipe says `max_grad_norm: {train.max_grad_norm:g}`"
     clipping = config.get("gradient_clipping")
-    if clipping not in (None, "auto", train.max_grad_norm):
+    if isinstance(clipping, bool) or clipping not in (None, "auto", train.max_grad_norm):
         report.add(
             ("gradient_clipping",),
             f"{wanted}, the DeepSpeed config says `gradient_clipping: {clipping}`",
@@ -253,7 +262,7 @@ def _check_zero(config: Config, report: _Report) -> None:
         report.add((), "the DeepSpeed config has no `zero_optimization`", hint=hint)
         return
     stage = zero.get("stage", 0)
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         message = "`zero_optimization.stage` is 0, 1, 2 or 3"
         report.add(("zero_optimization", "stage"), message, hint=None, found=str(stage))
         return
@@ -264,6 +273,34 @@ def _check_zero(config: Config, report: _Report) -> None:
             hint="remove it, or write `stage: 3`",
             on_key=True,
         )
+
+
+def _check_blocks(config: Config, report: _Report) -> None:
+    """Blocks that are no mappings, and offload in a way that DeepSpeed or accelerate stops at."""
+    for block in ("bf16", "fp16"):
+        if config.get(block) is not None and not isinstance(config[block], dict):
+            report.add((block,), f"`{block}` is a mapping", hint='write {"enabled": "auto"}')
+    zero = config.get("zero_optimization")
+    if not isinstance(zero, dict):
+        return
+    for key, block in _DEPRECATED_OFFLOADS.items():
+        if key in zero:
+            hint = f'remove it; for an offload write "{block}": {{"device": "cpu"}}'
+            report.add(("zero_optimization", key), f"`{key}` is deprecated", hint=hint, on_key=True)
+    for block in _OFFLOADS:
+        offload = zero.get(block)
+        if offload is None:
+            continue
+        if not isinstance(offload, dict):
+            hint = 'write {"device": "cpu"}'
+            report.add(("zero_optimization", block), f"`{block}` is a mapping", hint=hint)
+        elif offload.get("device", "none") not in _DEVICES:
+            message = f"`{block}.device` is one of {', '.join(_DEVICES)}"
+            found = str(offload["device"])
+            report.add(("zero_optimization", block, "device"), message, hint=None, found=found)
+        elif not isinstance(offload.get("pin_memory", False), bool):
+            message = f"`{block}.pin_memory` is true or false"
+            report.add(("zero_optimization", block, "pin_memory"), message, hint=None)
 
 
 def _check_offload(config: Config, train: Train, report: _Report) -> None:

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from llava_recipes.freeze import split_glob
 from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
+from llava_recipes.plan.original import comes_from_original_llava
 from llava_recipes.plan.sizes import vision_part
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 from llava_recipes.recipe.errors import Path, Problem
@@ -66,6 +67,8 @@ class ExportFacts:
     projector: str
     image_aspect_ratio: str
     merge_type: str
+    base_has_projector: bool | None
+    """Whether the language model's own folder is a LLaVA checkpoint whose projector the run starts from."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,14 @@ def facts_of(
         projector=model.projector.type,
         image_aspect_ratio=data.image_aspect_ratio,
         merge_type=data.mm_patch_merge_type,
+        base_has_projector=_base_has_projector(model, language),
     )
+
+
+def _base_has_projector(model: ModelPlan, language: Config | None) -> bool | None:
+    if model.projector.init_from is not None:
+        return False
+    return None if language is None else comes_from_original_llava(language)
 
 
 def beside_the_head(config: Config) -> str:
@@ -211,11 +221,12 @@ def unread_by_original(facts: ExportFacts) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def unread_adapters(stage: StagePlan) -> tuple[tuple[str, str], ...]:
+def unread_adapters(stage: StagePlan, facts: ExportFacts) -> tuple[tuple[str, str], ...]:
     """Why the original can't read a LoRA run's folder: keys of the stage, each with the reason in it.
 
     None for a stage without adapters. What it reads is said by peft 0.8.2 and by the original's
-    model/builder.py, which loads the vision tower after everything else, from where config.json names it.
+    model/builder.py, which loads the vision tower after everything else, from where config.json names it, and
+    the projector from the base or from what trained in full beside the adapters.
     """
     if stage.lora is None:
         return ()
@@ -226,6 +237,8 @@ def unread_adapters(stage: StagePlan) -> tuple[tuple[str, str], ...]:
         found.append(("modules", "it drops adapters of the vision tower"))
     trains = stage.trainable_modules or stage.trainable
     in_full = {module.split(".", 1)[0] for module in trains if ".lora_" not in module}
+    if "projector" not in in_full and facts.base_has_projector is False:
+        found.append(("trainable", "it leaves a projector random that doesn't train in full beside them"))
     if "vision_tower" in in_full:
         found.append(("trainable", "it drops what the vision tower has learned beside adapters"))
     if IMAGE_TOKENS in in_full:
@@ -264,7 +277,7 @@ def export_warnings(
                 severity="warning",
             )
     for index, (stage, facts) in enumerate(zip(stages, of_stages, strict=True)):
-        unread = () if unread_by_original(facts) else unread_adapters(stage)
+        unread = () if unread_by_original(facts) else unread_adapters(stage, facts)
         if unread:
             key = unread[0][0]
             inside = () if key == "trainable" else ("lora",)

@@ -11,6 +11,8 @@ Config = Mapping[str, JsonValue]
 HF_TYPES = ("llava", "llava_next")
 """What transformers calls its own LLaVA models, llava-hf's among them."""
 
+_MARKS = ("mm_projector_type", "mm_vision_tower")
+
 _LANGUAGE_TYPES = {
     "LlavaLlamaForCausalLM": "llama",
     "LlavaMistralForCausalLM": "mistral",
@@ -18,15 +20,21 @@ _LANGUAGE_TYPES = {
 }
 
 
+def comes_from_original_llava(language: Config) -> bool:
+    """Whether a language model's config is the part of a whole LLaVA model as the original saves it."""
+    classes = language.get("architectures")
+    named = classes[0] if isinstance(classes, list) and classes else None
+    return named in _LANGUAGE_TYPES or any(key in language for key in _MARKS)
+
+
 def is_original_llava(config: Config) -> bool:
     """Whether a config.json is that of a whole LLaVA model as the original saves it.
 
     transformers' own LLaVA holds its language model's config in `text_config`.
     """
-    marks = ("mm_projector_type", "mm_vision_tower")
     return (
         "text_config" not in config
-        and any(key in config for key in marks)
+        and any(key in config for key in _MARKS)
         and language_type(config) is not None
     )
 

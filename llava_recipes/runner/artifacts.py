@@ -15,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 from llava_recipes.files import replacing, write_text
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.train.checkpoints import list_checkpoints
 
@@ -50,7 +50,7 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
         return FolderState("new")
     if not (folder / PLAN).is_file():
         return FolderState("foreign")
-    there = _as_written_now((folder / PLAN).read_text("utf-8"))
+    there = _as_written_now(folder)
     # A stage is what it does: a recipe of another name may hold it too.
     plan = wanted.model_dump(mode="json") | {"recipe": there.get("recipe")}
     differences = tuple(_differences(there, plan, ""))
@@ -58,9 +58,10 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
     return FolderState(kind, differences, bool(list_checkpoints(folder)))
 
 
-def _as_written_now(text: str) -> dict[str, JsonValue]:
+def _as_written_now(folder: Path) -> dict[str, JsonValue]:
     """A run folder's plan; what an earlier version left to defaults is written out, so that it goes on."""
-    there: dict[str, JsonValue] = json.loads(text)
+    there = _read_object(folder / PLAN)
+    text = json.dumps(there)
     try:
         plan = Plan.model_validate_json(text)
     except ValidationError:
@@ -156,10 +157,13 @@ def write_done(
     write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
 
 
-def starts_from_then(folder: Path) -> dict[str, str | None]:
-    """What a finished stage was started from, as its DONE recorded it."""
-    recorded: dict[str, str | None] = json.loads((folder / DONE).read_text("utf-8"))["started_from"]
-    return recorded
+def starts_from_then(folder: Path) -> dict[str, JsonValue]:
+    """What a finished stage was started from, as its DONE recorded it.
+
+    Raises RecipeError where DONE is damaged.
+    """
+    recorded = _read_object(folder / DONE, needs="started_from")["started_from"]
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def find_obstacle(folder: Path) -> str | None:
@@ -176,11 +180,30 @@ def find_obstacle(folder: Path) -> str | None:
     return None
 
 
+def _read_object(file: Path, *, needs: str | None = None) -> dict[str, JsonValue]:
+    """A JSON file of a run folder. Raises RecipeError where it is damaged, or has no key `needs`."""
+    try:
+        value = json.loads(file.read_text("utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("no mapping")
+        if needs is not None and needs not in value:
+            raise ValueError(f"no `{needs}`")
+    except (ValueError, RecursionError) as error:
+        hint = (
+            "move it away; `run --resume` then goes on from the last checkpoint"
+            if file.name == DONE
+            else "move the folder away, or choose another `output_dir`"
+        )
+        message = f"{file.name} of the run folder is damaged"
+        mark = Mark(str(file), 0, 0)
+        raise RecipeError(Problem(message, mark=mark, found=str(error), hint=hint)) from None
+    return value
+
+
 def _finished(done: Path) -> str | None:
     if not done.is_file():
         return None
-    finished: str = json.loads(done.read_text("utf-8"))["finished"]
-    return finished
+    return str(_read_object(done, needs="finished")["finished"])
 
 
 def _differences(there: object, wanted: object, path: str) -> Iterator[str]:

@@ -55,7 +55,7 @@ def gather_facts(loaded: LoadedRecipe) -> Facts:
         vision_config=vision,
         tokenizer=_tokenizer_of(model.language_model),
         num_samples=_count_samples(loaded, problems),
-        deepspeed_files=dict(_read_deepspeed_files(loaded, problems)),
+        deepspeed_files=read_deepspeed_files(loaded, problems),
         earlier=_read_earlier(loaded.recipe),
         problems=tuple(problems),
     )
@@ -178,7 +178,9 @@ def _all_sources(loaded: LoadedRecipe) -> Iterator[tuple[RecipePath, Source]]:
             yield (*path, "validation", "sources", number), source
 
 
-def _read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> Iterator[tuple[str, Config]]:
+def read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, Config]:
+    """The DeepSpeed files that a recipe names and that are here; adds a problem for each that isn't JSON."""
+    found: dict[str, Config] = {}
     for index, stage in enumerate(loaded.recipe.stages):
         choice = stage.deepspeed
         if (
@@ -189,4 +191,5 @@ def _read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> Iter
             continue
         config = _read_object(Path(choice), ("stages", index, "deepspeed"), problems)
         if config is not None:
-            yield choice, config
+            found[choice] = config
+    return found

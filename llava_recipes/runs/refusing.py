@@ -53,12 +53,13 @@ def notes_of(run: OpenedRun, target: Target) -> tuple[str, ...]:
     """What a person should know of an export in the original's layout that the original does not read."""
     if target != "llava":
         return ()
-    reasons = unread_by_original(export_facts(run))
+    facts = export_facts(run)
+    reasons = unread_by_original(facts)
     if reasons:
         return (f"the original LLaVA cannot read this model: {'; '.join(reasons)}",)
     if run.kind != "run":
         return ()
-    unread = unread_adapters(read_run(run.path).stages[0])
+    unread = unread_adapters(read_run(run.path).stages[0], facts)
     if not unread:
         return ()
     told = "; ".join(reason for _, reason in unread)

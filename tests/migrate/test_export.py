@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from llava_recipes.cli.main import main
 from llava_recipes.migrate.export import export_script
 from llava_recipes.migrate.migration import migrate
+from llava_recipes.plan.deepspeed import original_file
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe, load_source
 from llava_recipes.recipe.schema import Recipe
@@ -107,7 +110,7 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ("freeze: [vision_tower]", "freeze: [vision_tower.encoder]", "whole modules alone"),
         ("order: original", "shuffle: false", "always shuffles"),
         ("order: original", "order: seed", "an order of its own"),
-        ("order: original", "group_by: length", "an order of its own"),
+        ("order: original", "order: original\n      group_by: length", "sorts otherwise"),
         ("template: v1", "template: v1\n      on_bad_image: skip", "stops at a bad image"),
         ("select_layer: -2", "revision: main", "no `revision`"),
         ("deepspeed: zero3", "deepspeed: {zero_optimization: {stage: 2}}", "not a config inline"),
@@ -213,3 +216,27 @@ def test_a_script_says_which_recipe_it_is_from_and_not_where_that_is() -> None:
     recipe = load_source(BASE, "x.yaml").recipe
     script = export_script(recipe, file="/home/bob/secret/tuned.yaml", stages=[0], world_size=None)
     assert "from tuned.yaml." in script and "/home/bob" not in script
+
+
+@pytest.mark.parametrize(
+    ("clipping", "norm", "message"),
+    [
+        (None, "0.5", "doesn't clip: the file has no `gradient_clipping`"),
+        (None, "0", None),
+        ("auto", "0.5", None),
+        (0.5, "0.5", None),
+        (0, "0.5", "the DeepSpeed file says `gradient_clipping: 0`"),
+    ],
+)
+def test_a_deepspeed_file_must_clip_as_the_recipe_does(
+    clipping: object, norm: str, message: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {**original_file("zero2"), **({} if clipping is None else {"gradient_clipping": clipping})}
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    text = BASE.replace("zero3", f"{tmp_path}/ds.json").replace("max_grad_norm: 0", f"max_grad_norm: {norm}")
+    (tmp_path / "recipe.yaml").write_text(text)
+    code = main(["export-script", str(tmp_path / "recipe.yaml")])
+    printed = capsys.readouterr()
+    assert code == (0 if message is None else 1)
+    assert ("--deepspeed" in printed.out) == (message is None)
+    assert message is None or message in printed.err

@@ -205,5 +205,11 @@ def test_an_order_that_is_not_drawn() -> None:
         if "order" in found.message
     ]
     assert problem.path == ("stages", 0, "data", "order")
-    shuffled = warnings_of(stage_values(data__order="original"))
+    (by_length,) = [
+        found
+        for found in warnings_of(stage_values(data__order="original", data__group_by="length"))
+        if "order" in found.message
+    ]
+    assert by_length.path == problem.path and "group_by: length" in by_length.message
+    shuffled = warnings_of(stage_values(data__order="original", data__group_by="modality_length"))
     assert not [found for found in shuffled if "order" in found.message]

@@ -310,3 +310,34 @@ def test_a_word_that_is_no_preset_and_no_file(word: str, message: str, hint: str
 
 def test_the_stage_of_a_config() -> None:
     assert [zero_stage(config) for config in (None, {}, ZERO2)] == [0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "message"),
+    [
+        ({"gradient_clipping": True}, ("gradient_clipping",), "`gradient_clipping: True`"),
+        ({"fp16": "auto"}, ("fp16",), "`fp16` is a mapping"),
+        ({"stage": 3.0}, ("stage",), "is 0, 1, 2 or 3"),
+        ({"stage": True}, ("stage",), "is 0, 1, 2 or 3"),
+        ({"offload_optimizer": "cpu"}, ("offload_optimizer",), "`offload_optimizer` is a mapping"),
+        ({"stage": 3, "offload_param": ["cpu"]}, ("offload_param",), "`offload_param` is a mapping"),
+        ({"offload_optimizer": {"device": None}}, ("offload_optimizer", "device"), "none, cpu, nvme"),
+        ({"offload_optimizer": {"device": {}}}, ("offload_optimizer", "device"), "none, cpu, nvme"),
+        (
+            {"offload_optimizer": {"device": "cpu", "pin_memory": None}},
+            ("offload_optimizer", "pin_memory"),
+            "true or false",
+        ),
+        ({"cpu_offload": True}, ("cpu_offload",), "`cpu_offload` is deprecated"),
+        ({"gradient_clipping_in_zero": 1}, ("gradient_clipping_in_zero",), "has no key"),
+    ],
+    ids=str,
+)
+def test_what_deepspeed_would_stop_at_is_told_before(
+    change: dict[str, Any], path: tuple[str, ...], message: str
+) -> None:
+    at_the_top = set(change) <= {"gradient_clipping", "fp16"}
+    config = ZERO2 | (change if at_the_top else {"zero_optimization": {"stage": 2} | change})
+    (problem,) = check(config, max_grad_norm=1.0)
+    assert problem.path == (*PATH, *(() if at_the_top else ("zero_optimization",)), *path)
+    assert message in problem.message

@@ -39,6 +39,7 @@ LLAVA_15 = ExportFacts(
     projector="mlp2x_gelu",
     image_aspect_ratio="pad",
     merge_type="flat",
+    base_has_projector=False,
 )
 """LLaVA-1.5, which every export takes."""
 
@@ -190,6 +191,12 @@ def lora_recipe(**changes: Any) -> dict[str, Any]:
         ({"lora": {"use_dora": True}}, "use_dora", "DoRA"),
         ({"lora": {"modules": ["language_model", "vision_tower"]}}, "modules", "vision tower"),
         ({"trainable": ["projector", "vision_tower"]}, "trainable", "vision tower"),
+        ({"trainable": ["lm_head"]}, "trainable", "leaves a projector random"),
+        (
+            {"trainable": [], "lora": {"r": 8, "modules": ["projector", "language_model"]}},
+            "trainable",
+            "leaves a projector random",
+        ),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,23 @@ def test_a_run_of_an_earlier_version_goes_on(norm: float, tmp_path: Path) -> Non
     (tmp_path / "run" / "plan.json").write_text(json.dumps(there))
     state = read_folder_state(tmp_path / "run", plan)
     assert (state.kind, state.differences) == ("started", ())
+
+
+@pytest.mark.parametrize("name", ["plan.json", "DONE"])
+@pytest.mark.parametrize("content", [b"", b'{"plan_ver', b"\xff\xfe", b"[1]", b"null", b'"x"', b"[" * 10_000])
+def test_a_damaged_file_of_the_run_is_named(
+    name: str, content: bytes, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "recipe.yaml", tmp_path / "run/plan.json"):
+        file.write_text(file.read_text().replace(str(finished), str(tmp_path)))
+    (tmp_path / "run" / name).write_bytes(content)
+    refused = run_recipe(tmp_path / "recipe.yaml")
+    assert refused.returncode == 1, refused.stderr
+    assert f"{name} of the run folder is damaged" in refused.stderr
+    assert "Traceback" not in refused.stderr and "bug" not in refused.stderr
+    hint = "choose another `output_dir`" if name == "plan.json" else "goes on from the last checkpoint"
+    assert hint in refused.stderr
 
 
 def test_dry_run_trains_and_writes_nothing(tmp_path: Path) -> None:
