@@ -99,6 +99,7 @@ def open_data(opened: Opened, file: str, *, images: str) -> StageDataset:
         "sources": (SourcePlan(annotations=file, images=images, num_samples=None),),
         "num_samples": None,
         "shuffle": False,
+        "order": "file",
         "group_by": "none",
         "on_bad_image": "error",
         "lazy_preprocess": True,

@@ -107,13 +107,13 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
 
 
 def _order_words(data: DataPlan, seed: int) -> str:
-    if not data.shuffle:
+    if data.order == "file":
         return "that of the files"
     grouped = {"none": "", "length": ", grouped by length", "modality_length": ", grouped by kind and length"}
     drawn = (
         f"drawn from seed {seed}"
-        if data.order == "one_process"
-        else "drawn as the original draws it with several processes"
+        if data.order == "seed"
+        else "drawn as LLaVA's code draws it on several GPUs"
     )
     return drawn + grouped[data.group_by]
 

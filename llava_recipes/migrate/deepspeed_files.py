@@ -47,7 +47,7 @@ def translate_deepspeed(
     choice, remark, clips = _choose(path, read_text, program, max_grad_norm=norm)
     draft.mapped(name, path, (STAGE, "deepspeed"), choice, remark=remark, mark=mark)
     if not clips and program.deepspeed is not None:
-        _switch_clipping_off(draft, program.deepspeed)
+        _switch_clipping_off(draft, program.deepspeed, path.rpartition("/")[2])
 
 
 def _choose(
@@ -58,7 +58,10 @@ def _choose(
     if text is None:
         named = _BY_NAME.get(path.rpartition("/")[2])
         if named is None:
-            return path, "the file is not here", True
+            remark = "the file is not here"
+            if program.deepspeed is not None:
+                remark += f"; without `{_CLIPPING}` in it nothing is clipped there: write `max_grad_norm: 0`"
+            return path, remark, True
         remark = "the file is not here; by its name it is the original's, which the preset equals"
         return named, remark, program.files_clip
     try:
@@ -75,13 +78,16 @@ def _choose(
     return same, "the file holds what the preset holds", clips
 
 
-def _switch_clipping_off(draft: Draft, version: str) -> None:
-    why = f"DeepSpeed {version} doesn't clip without `{_CLIPPING}`, and the file has none"
+def _switch_clipping_off(draft: Draft, version: str, file: str) -> None:
+    why = f"DeepSpeed {version} doesn't clip without `{_CLIPPING}`, and {file} has none"
     given = [entry for entry in draft.entries if entry.key == spell_path(_MAX_GRAD_NORM)]
     if any(entry.kind == "mapped" for entry in given) and draft.read(*map(str, _MAX_GRAD_NORM)) == 0:
         return
     draft.entries = [entry for entry in draft.entries if entry not in given]
+    comment = f"not clipped: {file} has no {_CLIPPING}"
     for entry in given:
         if entry.kind == "mapped":
-            draft.needless(entry.name, entry.value, why, entry.mark)
-    draft.default(_CLIPPING, _MAX_GRAD_NORM, 0, remark=why)
+            draft.put(_MAX_GRAD_NORM, 0, comment)
+            draft.tell_mapped(entry.name, entry.value, _MAX_GRAD_NORM, remark=why, mark=entry.mark)
+            return
+    draft.default(_CLIPPING, _MAX_GRAD_NORM, 0, remark=why, comment=comment)

@@ -78,9 +78,17 @@ class Draft:
         """A setting that has its key, whose value is there already."""
         self.entries.append(Entry("mapped", name, shown, spell_path(path), remark, mark))
 
-    def default(self, name: str, path: Path, value: Value, *, remark: str = "") -> None:
+    def default(
+        self,
+        name: str,
+        path: Path,
+        value: Value,
+        *,
+        remark: str = "",
+        comment: str = "left out there: its default",
+    ) -> None:
         """A setting that was left out: the recipe says what it was."""
-        self.put(path, value, "left out there: its default")
+        self.put(path, value, comment)
         shown = value if isinstance(value, str) else spell_value(value)
         self.entries.append(Entry("default", name, shown, spell_path(path), remark))
 

@@ -145,7 +145,7 @@ def _deepspeed_flag(
             export.refuse(
                 f"under DeepSpeed 0.12.6 the original doesn't clip: {whose} no `{key}`",
                 (*path, "train", "max_grad_norm"),
-                hint=f"write `max_grad_norm: 0`, or name a DeepSpeed file that has `{key}`",
+                hint=f"name a DeepSpeed file with `{key}`, or write `max_grad_norm: 0`, another training",
             )
         elif clipping not in (None, "auto", norm):
             message = f"the DeepSpeed file says `{key}: {clipping}`, the recipe `max_grad_norm: {norm:g}`"

@@ -268,7 +268,8 @@ def _translate_order(flags: Flags, draft: Draft) -> None:
     order, remark = "original", "accelerate 0.21, which the original pins, draws its own on several GPUs"
     if flags.has_any(_OF_LLAVA_NEXT_ALONE):
         order, remark = "seed", "LLaVA-NeXT's, with accelerate 0.29.1 or newer, is another one"
-    draft.default("order of samples", (STAGE, "data", "order"), order, remark=remark)
+    comment = "as accelerate 0.21 draws it" if order == "original" else "LLaVA-NeXT's is another one"
+    draft.default("order of samples", (STAGE, "data", "order"), order, remark=remark, comment=comment)
 
 
 def translate_grouping(flags: Flags, draft: Draft) -> None:

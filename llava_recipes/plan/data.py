@@ -61,7 +61,7 @@ def plan_data(
         image_counts=images.counts,
         max_length=data.max_length,
         shuffle=data.shuffle,
-        order="several_processes" if data.order == "original" and world_size > 1 else "one_process",
+        order="file" if not data.shuffle else data.order if world_size > 1 else "seed",
         group_by=data.group_by,
         on_bad_image=data.on_bad_image,
         lazy_preprocess=data.lazy_preprocess,

@@ -131,8 +131,10 @@ def refusals(facts: ExportFacts, target: Target) -> tuple[Refusal, ...]:
 
 
 def way_out(facts: ExportFacts) -> str:
-    """The layouts that take a model, as an advice; `llava` takes all."""
+    """The layouts that take a model, as an advice; `llava` takes all, and the original not all of those."""
     taking = [target for target in _WAYS_OUT if not refusals(facts, target)]
+    if len(taking) > 1 and unread_by_original(facts):
+        taking.remove("llava")
     return "export with " + " or ".join(f"`--to {target}`" for target in taking)
 
 
@@ -167,7 +169,7 @@ def _gguf(facts: ExportFacts) -> Iterator[Refusal]:
     if facts.tower_type not in (None, "clip_vision_model"):
         yield Refusal(
             "vision_tower",
-            "llama.cpp's converter takes the activation of this vision tower for CLIP's",
+            "llama.cpp's converter takes every vision tower for CLIP, with CLIP's activation",
             f"model_type {facts.tower_type}",
         )
     elif facts.tower_activation not in (None, *_CLIP_ACTIVATIONS):

@@ -130,10 +130,10 @@ class DataPlan(Frozen):
     image_counts: ImageCounts | None = Field(None, description="None where the tower's size is not at hand.")
     max_length: int
     shuffle: bool
-    order: Literal["one_process", "several_processes"] = Field(
-        "one_process",
-        description="Which order is drawn: the original's with one process, which `order: seed` takes for "
-        "any number of them, or the original's with several, the same for any number of several.",
+    order: Literal["file", "seed", "original"] = Field(
+        "seed",
+        description="Which order is drawn: that of the files, one from the seed, or the original's with two "
+        "or more processes. What the original draws with one process is the order of the seed.",
     )
     group_by: Literal["none", "length", "modality_length"]
     on_bad_image: Literal["error", "skip"]
@@ -148,6 +148,7 @@ class DataPlan(Frozen):
             "sources": self.validation.sources,
             "num_samples": self.validation.num_samples,
             "shuffle": False,
+            "order": "file",
             "group_by": "none",
             "validation": None,
         }

@@ -85,9 +85,10 @@ class Data(Frozen):
     shuffle: bool = Field(True, description="Draw a new order every epoch; false keeps the file order.")
     order: Literal["seed", "original"] = Field(
         "seed",
-        description="Which order is drawn. `seed`: one that follows from `train.seed`, the same for any "
-        "number of processes. `original`: what LLaVA's code drew; with one process that of `seed`, with "
-        "several another one, the same for any number of several. A run keeps the one it was started with.",
+        description="Which order is drawn. `seed`: one from `train.seed`, the same for any number "
+        "of processes. `original`: the one that LLaVA's code drew. With one process that is the order of "
+        "`seed`; with two or more it is another one, which depends neither on their number nor, unless "
+        "samples are grouped, on the seed. The first start decides, and a resumed run keeps its order.",
         examples=["original"],
     )
     group_by: Literal["none", "length", "modality_length"] = Field(
@@ -131,7 +132,12 @@ class Train(Frozen):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta 1.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW beta 2.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient norm; 0 turns clipping off.")
+    max_grad_norm: float = Field(
+        1.0,
+        ge=0,
+        description="Clip the gradient norm; 0 turns clipping off. LLaVA's own runs weren't clipped, "
+        "whatever the flag said: DeepSpeed 0.12.6 doesn't clip without `gradient_clipping` in its file.",
+    )
     optim: Text = Field("adamw_torch", description="Optimizer, by its Hugging Face name.")
     warmup_ratio: float | None = Field(
         None, ge=0, lt=1, description="Share of the steps with a rising learning rate."
@@ -168,7 +174,12 @@ class Train(Frozen):
     report_to: Literal["none"] | Report | tuple[Report, ...] = Field(
         "none", description="Where metrics go besides `metrics.jsonl`: wandb, tensorboard, a list, or none."
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of the data order and of training.")
+    seed: int = Field(
+        42,
+        ge=0,
+        lt=2**32,
+        description="Seed of training and of the data order, except for `order: original` on several GPUs.",
+    )
     extra: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="Any other TrainingArguments field, checked by name.",

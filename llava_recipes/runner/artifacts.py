@@ -69,6 +69,8 @@ def _as_written_now(folder: Path) -> dict[str, JsonValue]:
         return there
     stages = []
     for stage in plan.stages:
+        if not stage.data.shuffle:
+            stage = stage.model_copy(update={"data": stage.data.model_copy(update={"order": "file"})})
         norm = stage.train.training_arguments.get("max_grad_norm")
         if stage.deepspeed is not None and isinstance(norm, int | float):
             given = dict(stage.deepspeed)

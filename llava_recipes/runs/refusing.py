@@ -22,6 +22,11 @@ from llava_recipes.runner.tokenizer_kind import tokenizer_kind
 from llava_recipes.runs.opened import OpenedRun
 from llava_recipes.runs.run_folder import read_run
 
+_OF_LLAMA_CPP = (
+    "README.md in the folder has the commands for llama.cpp; it reads CLIP's class token wrongly (its issue "
+    "25814), and answers are right once that is fixed"
+)
+
 
 def check_allowed(run: OpenedRun, target: Target) -> None:
     """Raise RecipeError with every reason why the run cannot be exported to a target."""
@@ -51,6 +56,8 @@ def export_facts(run: OpenedRun) -> ExportFacts:
 
 def notes_of(run: OpenedRun, target: Target) -> tuple[str, ...]:
     """What a person should know of an export in the original's layout that the original does not read."""
+    if target == "gguf-ready":
+        return (_OF_LLAMA_CPP,)
     if target != "llava":
         return ()
     facts = export_facts(run)

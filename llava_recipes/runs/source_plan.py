@@ -90,6 +90,7 @@ def usual_data(
         "num_samples": None,
         "max_length": next((length for length in lengths if isinstance(length, int)), _USUAL_LENGTH),
         "shuffle": False,
+        "order": "file",
         "group_by": "none",
         "on_bad_image": "error",
         "lazy_preprocess": True,

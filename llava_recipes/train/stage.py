@@ -88,12 +88,12 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         last_loss[:] = [line["loss"]]
         reporter.step(line)
 
+    assert stage.data.shuffle == (stage.data.order != "file")
     stop = StopOnSignal()
     trainer = StageTrainer(
         sampler=EpochSampler(
             len(dataset),
             seed=stage.train.seed,
-            shuffle=stage.data.shuffle,
             order=stage.data.order,
             grouping=dataset.grouping(
                 batch_size=stage.train.per_device_train_batch_size,

@@ -74,9 +74,9 @@ def test_order_of_a_run_is_the_originals(name: str) -> None:
         index
         for epoch in range(3)
         for index in (
-            epoch_order(len(lengths), 42, epoch, True)
+            epoch_order(len(lengths), 42, epoch, "seed")
             if name == "ungrouped"
-            else grouped_order(grouping, 42, epoch)
+            else grouped_order(grouping, 42, epoch, "seed")
         )
     ]
     assert drawn == recorded
@@ -84,10 +84,10 @@ def test_order_of_a_run_is_the_originals(name: str) -> None:
 
 def test_the_sampler_draws_the_epoch_that_was_set() -> None:
     grouping = Grouping(stage2_lengths(), batch_size=4, num_shares=2, by_modality=True)
-    sampler = EpochSampler(24, 42, shuffle=True, order="one_process", grouping=grouping)
+    sampler = EpochSampler(24, 42, order="seed", grouping=grouping)
     sampler.set_epoch(2)
-    assert list(sampler) == list(sampler) == grouped_order(grouping, 42, 2)
-    assert list(sampler) != grouped_order(grouping, 42, 1)
+    assert list(sampler) == list(sampler) == grouped_order(grouping, 42, 2, "seed")
+    assert list(sampler) != grouped_order(grouping, 42, 1, "seed")
 
 
 @given(
@@ -100,7 +100,7 @@ def test_every_sample_comes_once(
     lengths: list[int], batch_size: int, num_shares: int, by_modality: bool
 ) -> None:
     grouping = Grouping(lengths, batch_size, num_shares, by_modality)
-    assert sorted(grouped_order(grouping, 7, 1)) == list(range(len(lengths)))
+    assert sorted(grouped_order(grouping, 7, 1, "seed")) == list(range(len(lengths)))
 
 
 def test_a_malformed_record_is_measured_and_told_when_it_is_read(tmp_path: Path) -> None:

@@ -281,9 +281,18 @@ def test_clipping_is_what_the_deepspeed_file_makes_of_it(
     migration = migrate(text, "script.sh", read_beside=read_beside)
     assert at(migration, "stages.0.deepspeed") == "zero2"
     assert at(migration, "stages.0.train.max_grad_norm") == norm
-    told = [entry for entry in entries(migration, "default") if entry.name == "gradient_clipping"]
+    told = [
+        entry
+        for kind in ("default", "mapped")
+        for entry in entries(migration, kind)
+        if "doesn't clip without `gradient_clipping`, and my.json has none" in entry.remark
+    ]
     assert bool(told) == (clipping is None and "max_grad_norm 0 " not in f"{flags} ")
-    assert all("doesn't clip without `gradient_clipping`" in entry.remark for entry in told)
+    assert {entry.name for entry in told} <= {
+        "--max_grad_norm" if "--max_grad_norm" in flags else "gradient_clipping"
+    }
+    assert ("not clipped: my.json has no gradient_clipping" in migration.text) == bool(told)
+    assert not [entry for entry in entries(migration, "needless") if entry.name == "--max_grad_norm"]
 
 
 @pytest.mark.parametrize(

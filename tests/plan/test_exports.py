@@ -70,7 +70,11 @@ def test_each_target_refuses_what_it_cannot_hold(change: dict[str, Any], refused
     for target in refused:
         assert all(refusal.found for refusal in refusals(facts, target))
     # An advice names the layouts that take the model, and none of those that refuse it.
-    assert {target for target in TARGETS if f"`--to {target}`" in way_out(facts)} == {"hf", "llava"} - refused
+    ways = {"hf", "llava"} - refused
+    if len(ways) > 1 and unread_by_original(facts):
+        # It takes the model, and the original doesn't read it.
+        ways.remove("llava")
+    assert {target for target in TARGETS if f"`--to {target}`" in way_out(facts)} == ways
 
 
 def test_what_the_original_has_no_class_for() -> None:

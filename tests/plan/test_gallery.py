@@ -206,7 +206,7 @@ ORIGINAL = [file for file in RECIPES if "_v1_" in file.name or "_v15_" in file.n
 @pytest.mark.parametrize("file", ORIGINAL, ids=lambda file: file.stem)
 def test_the_originals_recipes_draw_and_clip_as_it_did(file: Path) -> None:
     """The published runs took eight GPUs and DeepSpeed 0.12.6, which doesn't clip with their files."""
-    for world_size, order in ((8, "several_processes"), (1, "one_process")):
+    for world_size, order in ((8, "original"), (1, "seed")):
         for stage in plan_of(file, world_size).stages:
             assert stage.data.order == order
             assert stage.train.training_arguments["max_grad_norm"] == 0
@@ -219,8 +219,8 @@ def test_llava_next_clips_and_open_llava_next_does_not(stage: str) -> None:
     (own,) = plan_of(ROOT / f"recipes/{stage}_next_qwen2_7b.yaml").stages
     (opened,) = plan_of(ROOT / f"recipes/{stage}_next_vicuna_7b.yaml").stages
     assert own.deepspeed is not None and opened.deepspeed is not None
-    assert (own.deepspeed["gradient_clipping"], own.data.order) == (1.0, "one_process")
-    assert (opened.deepspeed["gradient_clipping"], opened.data.order) == (0, "several_processes")
+    assert (own.deepspeed["gradient_clipping"], own.data.order) == (1.0, "seed")
+    assert (opened.deepspeed["gradient_clipping"], opened.data.order) == (0, "original")
 
 
 def test_there_are_recipes() -> None:

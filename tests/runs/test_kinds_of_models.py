@@ -119,7 +119,7 @@ def test_a_tower_that_nothing_names_is_kept_inside(drawn: Path, tmp_path: Path) 
     assert not any("vision_tower" in name for name in load_file(tmp_path / "moved" / "model.safetensors"))
     moved, run = (expected_of(opened(folder)) for folder in (tmp_path / "moved", drawn))
     assert largest_difference(run, moved.logits) <= 1e-5
-    with pytest.raises(RecipeError, match="takes the activation"):
+    with pytest.raises(RecipeError, match="takes every vision tower for CLIP"):
         export_run(drawn, tmp_path / "no", to="gguf-ready", dtype=None, max_bytes=10**9)
 
 

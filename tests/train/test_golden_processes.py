@@ -53,7 +53,7 @@ def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
     run_to_end(recipe, "--processes", str(RUNS[name]["processes"]))
     assert_equal_to_the_original(tmp_path / "run", name)
     plan = json.loads((tmp_path / "run/plan.json").read_text())
-    assert plan["stages"][0]["data"]["order"] == "several_processes"
+    assert plan["stages"][0]["data"]["order"] == "original"
     if name == "plain":
         golden = load_file(GOLDEN / "09_order/plain_projector.safetensors")
         ours = load_file(tmp_path / "run/mm_projector.safetensors")
