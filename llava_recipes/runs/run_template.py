@@ -6,8 +6,11 @@ from llava_recipes.runs.chat_template import Reader, jinja_of, wrapped
 from llava_recipes.runs.opened import OpenedRun
 
 
-def chat_template_of(run: OpenedRun, *, reader: Reader, after_image: str = "") -> str:
-    """The Jinja text by which others write the prompts that the run was trained with."""
+def chat_template_of(run: OpenedRun, *, reader: Reader, after_image: str = "", before_all: str = "") -> str:
+    """The Jinja text by which others write the prompts that the run was trained with.
+
+    For `after_image` and `before_all` see `jinja_of`.
+    """
     tokens, system = run.plan.image_tokens, run.data.system_prompt
     if run.data.template is None:
         return wrapped(
@@ -15,6 +18,7 @@ def chat_template_of(run: OpenedRun, *, reader: Reader, after_image: str = "") -
             start_end=tokens.start_end,
             system_prompt=system,
             after_image=after_image,
+            before_all=before_all,
             reader=reader,
         )
     # `plain` leaves the tokens out, except where they trained.
@@ -25,5 +29,6 @@ def chat_template_of(run: OpenedRun, *, reader: Reader, after_image: str = "") -
         end_of_answer=str(run.assembled.tokenizer.eos_token or "</s>"),
         system_prompt=system,
         after_image=after_image,
+        before_all=before_all,
         reader=reader,
     )

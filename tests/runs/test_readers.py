@@ -76,6 +76,13 @@ def test_llama_cpp_runs_as_many_layers_as_training(layer: int, pipeline: Path, t
     assert llama_cpp.num_tower_layers(without) == (2, 1)
 
 
+def test_the_readme_says_how_llama_cpp_treats_images(gguf: Path) -> None:
+    """tools/mtmd/mtmd-image.cpp, img_tool::resize: with PAD_CEIL, LLaVA's, it pads what it has resized."""
+    text = (gguf / "README.md").read_text()
+    assert "llama.cpp resizes pictures and then pads them to a square" in text
+    assert "as this model was trained" not in text
+
+
 def test_llama_cpps_converter_finds_the_weights(gguf: Path) -> None:
     vision = gguf / "vit"
     projector = torch.load(vision / "llava.projector", weights_only=True)
