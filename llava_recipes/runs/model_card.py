@@ -27,6 +27,7 @@ from llava_recipes.runs.public_names import (
     public_values,
 )
 from llava_recipes.runs.run_folder import read_run
+from llava_recipes.runs.run_template import writes_first_token
 from llava_recipes.runs.source_plan import read_object
 
 LAYOUTS = {
@@ -51,9 +52,17 @@ answer = model.generate(**inputs, max_new_tokens=200)[0, inputs["input_ids"].sha
 print(processor.decode(answer, skip_special_tokens=True))
 ```
 
+"""
+_FIRST_TOKEN = {
+    False: """\
 The chat template leaves the beginning-of-text token to the tokenizer, as llava-hf's do: chat requests to vLLM
 say `"add_special_tokens": true`.
-"""
+""",
+    True: """\
+The chat template writes the beginning-of-text token itself: chat requests to vLLM leave `add_special_tokens`
+at its default, false.
+""",
+}
 _USE = {
     "hf": _HF_USE,
     "llava": '```sh\nllava-recipe chat PATH --image picture.jpg "What is in this picture?"\n```\n',
@@ -68,7 +77,8 @@ def write_card(run: OpenedRun, folder: Path, *, layout: str, dtype: torch.dtype,
     folders = _folders(run)
     parts = [_front_matter(run, folders), _head(run, layout, dtype, difference, folders)]
     if _USE[layout]:
-        parts.append("## Use\n\n" + _USE[layout])
+        first_token = _FIRST_TOKEN[writes_first_token(run)] if layout == "hf" else ""
+        parts.append("## Use\n\n" + _USE[layout] + first_token)
     if before:
         parts.append(before.replace("# For llama.cpp", "## For llama.cpp", 1))
     if run.kind == "run":

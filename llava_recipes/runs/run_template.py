@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from llava_recipes.data.prompts import Prompts
 from llava_recipes.runs.chat_template import Reader, jinja_of, wrapped
+from llava_recipes.runs.checking import QUESTION
 from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.templates import Turn
+
+
+def writes_first_token(run: OpenedRun) -> bool:
+    """Whether the chat template writes the token that begins a text, as tokenizers' own often do."""
+    token = run.assembled.tokenizer.bos_token
+    if run.data.template is not None or not token:
+        return False
+    prompts = Prompts(run.data, run.assembled.tokenizer, start_end=False)
+    first, *_ = prompts.spell_prompt([Turn("human", QUESTION)], has_image=False)
+    return first.text.startswith(str(token))
 
 
 def chat_template_of(run: OpenedRun, *, reader: Reader, after_image: str = "", before_all: str = "") -> str:

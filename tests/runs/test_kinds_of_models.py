@@ -291,6 +291,8 @@ def test_a_tokenizers_own_chat_template_goes_along(tmp_path: Path) -> None:
     values["model"]["language_model"] = str(base)
     finish(values, tmp_path / "recipe.yaml")
     export_run(tmp_path / "run", tmp_path / "out", to="hf", dtype=None, max_bytes=10**9)
+    # It writes <s> itself, and vLLM must not write another.
+    assert "The chat template writes the beginning" in (tmp_path / "out" / "README.md").read_text()
     import_checkpoint(tmp_path / "out", tmp_path / "back", dtype=None, max_bytes=10**9, base=None)
     run, back = (expected_of(opened(tmp_path / name)) for name in ("run", "back"))
     assert run.input_ids.tolist() == back.input_ids.tolist()

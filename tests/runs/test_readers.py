@@ -162,6 +162,13 @@ def test_vllm_finds_what_it_reads(pipeline: Path, tmp_path: Path) -> None:
     assert rendered.replace("<image> ", "<image>") == ours
 
 
+def test_the_card_says_who_writes_the_first_token(pipeline: Path, tmp_path: Path) -> None:
+    export_run(pipeline / "full", tmp_path / "out", to="hf", dtype=None, max_bytes=10**9)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "leaves the beginning-of-text token to the tokenizer" in card
+    assert "<s>" not in (tmp_path / "out" / "chat_template.jinja").read_text()
+
+
 def test_vllm_finds_the_language_models_class_over_a_llava_checkpoint(pipeline: Path, tmp_path: Path) -> None:
     """Such a base's config.json names LLaVA's own class, which vLLM doesn't know."""
     run = opened(pipeline / "full")
