@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import IO
 
 _TO_END_S = 5.0
+_LOOK_S = 0.1
+"""So often the program is asked whether it has ended, and the caller whether it has to."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended; `code` is None where it was killed at its limit."""
+    """How a program ended; `code` is None where it was killed, at its limit or when it had to stop."""
 
     code: int | None
     seconds: float
@@ -34,10 +36,12 @@ def run_bounded(
     cwd: Path,
     limit_s: float,
     on_line: Callable[[str], None],
+    has_to_stop: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Run a program; each line of its standard output is handed on at once, from a thread.
 
-    When `limit_s` has passed, or this process is interrupted, it is killed with all that it has started.
+    When `limit_s` has passed, `has_to_stop` says so, or this process is interrupted, it is killed with all
+    that it has started.
     """
     began_s = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
@@ -57,10 +61,10 @@ def run_bounded(
         reader.start()
         code: int | None = None
         try:
-            code = child.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            # Reported as a code of None.
-            pass
+            while code is None and time.monotonic() - began_s < limit_s and not has_to_stop():
+                # A code of None says that it was killed.
+                with suppress(subprocess.TimeoutExpired):
+                    code = child.wait(min(_LOOK_S, limit_s))
         finally:
             kill_tree(child.pid)
             child.wait()
@@ -79,7 +83,7 @@ def _read(lines: IO[str], on_line: Callable[[str], None]) -> None:
 def kill_tree(pid: int) -> None:
     """Kill a process, its session, and all processes below it, in whatever session they are.
 
-    All are stopped first, so that none starts another one meanwhile.
+    All are stopped first, so that none starts another one meanwhile; in the end none writes any more.
     """
     stopped: set[int] = set()
     while new := {pid, *_below(pid)} - stopped:
@@ -90,6 +94,22 @@ def kill_tree(pid: int) -> None:
         _send(each, signal.SIGKILL)
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+    until_s = time.monotonic() + _TO_END_S
+    while any(map(_runs, stopped)) and time.monotonic() < until_s:
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process exists that is more than an exit code."""
+    try:
+        return _stat(pid)[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """A process's state, its parent, and so on, as /proc shows them."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _send(pid: int, number: signal.Signals) -> None:
@@ -105,8 +125,7 @@ def _below(pid: int) -> set[int]:
         if entry.name.isdigit():
             # One that ends meanwhile has no file any more.
             with suppress(FileNotFoundError, ProcessLookupError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
+                children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
     found: set[int] = set()
     waiting = [pid]
     while waiting:

@@ -11,8 +11,9 @@
     e  `llava-recipe run` with ZeRO-2, stopped, killed and resumed: DONE and the losses of an uncut run
 
 Each task runs in a process of its own and is killed when its time is over. Results are JSON lines, written at
-once, and a table at the end. A task whose library isn't installed is skipped. The exit status is 1 where one
-failed or took too long.
+once, and a table at the end, also where Ctrl-C or SIGTERM ends the run. A task whose library isn't installed
+is skipped. The exit status is 1 where one failed or took too long, 2 where an argument is wrong, 130 or 143
+after a signal.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,12 +131,14 @@ def _resume_task(options: Row, *, limit_s: float) -> Task:
 class Bench:
     """Runs tasks one after another until the time is over."""
 
-    def __init__(self, write: Callable[[Row], None], *, until_s: float, tiny: bool) -> None:
+    def __init__(
+        self, write: Callable[[Row], None], *, until_s: float, tiny: bool, signals: Sequence[int]
+    ) -> None:
         self.rows: list[Row] = []
-        self._write, self._until_s, self._tiny = write, until_s, tiny
+        self._write, self._until_s, self._tiny, self._signals = write, until_s, tiny, signals
 
     def run(self, task: Task) -> str:
-        """Run a task; gives `done`, `skipped`, `failed` or `too long`, which its last row says too."""
+        """Run a task; gives its last row's status: done, skipped, failed, too long or interrupted."""
         labels = {"part": task.part, **task.settings}
         absent = [name for name in task.needs if not is_installed(name)]
         left_s = self._until_s - time.monotonic()
@@ -145,12 +150,18 @@ class Bench:
         failed: list[str] = []
 
         def take(line: str) -> None:
+            # A killed task may leave half a line.
+            if not line.endswith("\n"):
+                return
             row: Row = json.loads(line)
             if row.get("status") == "failed":
                 failed.append(row["error"])
             self._add({**labels, **row})
 
         ended = self._start(task, limit_s, take)
+        if ended.code is None and self._signals:
+            why = f"by {signal.Signals(self._signals[0]).name}"
+            return self._end(labels, "interrupted", why=why, seconds=ended.seconds)
         if ended.code is None:
             why = f"killed after {limit_s:.3g} s"
             return self._end(labels, "too long", why=why, seconds=ended.seconds, errors=_last_lines(ended))
@@ -167,10 +178,12 @@ class Bench:
         with tempfile.TemporaryDirectory(prefix="gpu-benchmark-") as folder:
             return run_bounded(
                 [sys.executable, "-m", "benchmarks.gpu_task", argument],
-                env=environment(tiny=self._tiny),
+                # What a killed task leaves behind goes with the folder.
+                env={**environment(tiny=self._tiny), "TMPDIR": folder},
                 cwd=Path(folder),
                 limit_s=limit_s,
                 on_line=take,
+                has_to_stop=lambda: bool(self._signals),
             )
 
     def _end(self, labels: Row, status: str, **more: object) -> str:
@@ -213,6 +226,12 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"parts are {', '.join(PARTS)}, found {text!r}")
         return chosen
 
+    def minutes(text: str) -> float:
+        number = float(text)
+        if not (math.isfinite(number) and number > 0):
+            raise argparse.ArgumentTypeError(f"a number of minutes above 0 is needed, found {text!r}")
+        return number
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -220,7 +239,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="small shapes on the CPU")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON lines there too")
     parser.add_argument(
-        "--minutes", type=float, default=MINUTES, metavar="M", help=f"for all parts (default {MINUTES:g})"
+        "--minutes", type=minutes, default=MINUTES, metavar="M", help=f"for all parts (default {MINUTES:g})"
     )
     return parser.parse_args(argv)
 
@@ -229,7 +248,11 @@ def main(argv: Sequence[str] | None = None, *, tasks: Sequence[Task] | None = No
     """Run the parts that are asked for; gives the exit status. `tasks` replaces the usual ones."""
     options = read_options(argv)
     until_s = time.monotonic() + 60 * options.minutes
-    out = None if options.out is None else options.out.open("w", encoding="utf-8")
+    try:
+        out = None if options.out is None else options.out.open("w", encoding="utf-8")
+    except OSError as error:
+        print(f"gpu.py: --out: {options.out} cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
 
     def write(row: Row) -> None:
         line = json.dumps(row)
@@ -240,27 +263,37 @@ def main(argv: Sequence[str] | None = None, *, tasks: Sequence[Task] | None = No
     if tasks is None:
         tasks = (MACHINE, *(tiny_tasks() if options.tiny else full_tasks()))
     statuses: list[str] = []
-    bench = Bench(write, until_s=until_s, tiny=options.tiny)
-    try:
-        for task in tasks:
-            if task == MACHINE or task.part in options.only:
-                statuses.append(bench.run(task))
-            if not options.tiny and any(row.get("num_devices") == 0 for row in bench.rows):
-                print("torch finds no NVIDIA card here; --tiny runs on the CPU", file=sys.stderr)
-                return 1
-    finally:
-        # What was measured is shown, also where Ctrl-C ends the run.
-        print(f"\n{markdown(bench.rows)}", flush=True)
-        if out is not None:
-            out.close()
+    with signals_noted() as signals:
+        bench = Bench(write, until_s=until_s, tiny=options.tiny, signals=signals)
+        try:
+            for task in tasks:
+                if not signals and (task == MACHINE or task.part in options.only):
+                    statuses.append(bench.run(task))
+                if not options.tiny and any(row.get("num_devices") == 0 for row in bench.rows):
+                    print("torch finds no NVIDIA card here; --tiny runs on the CPU", file=sys.stderr)
+                    return 1
+        finally:
+            # What was measured is shown, whatever ended the run.
+            print(f"\n{markdown(bench.rows)}", flush=True)
+            if out is not None:
+                out.close()
+    if signals:
+        return 128 + signals[0]
     return int(any(status in ("failed", "too long") for status in statuses))
 
 
-def _end(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """For the time of a block, Ctrl-C and SIGTERM raise nothing: their numbers come into the list."""
+    noted: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers]
+    try:
+        yield noted
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
-    # Whatever ends this script must end what it has started.
-    signal.signal(signal.SIGTERM, _end)
     raise SystemExit(main())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 
 @contextmanager
@@ -37,12 +40,17 @@ def write_text(path: Path, text: str) -> None:
 def give_usual_mode(path: Path) -> None:
     """Give a file or a folder with all that is in it the modes that the umask leaves.
 
-    Temporary files are made for their owner alone, as safetensors makes all of its files.
+    Temporary files are made for their owner alone, as safetensors makes all of its files. Folders keep what
+    they have from the one above them, as a shared folder's setgid bit.
     """
     umask = _umask()
     for each in (path, *path.rglob("*")):
-        if not each.is_symlink():
-            each.chmod((0o777 if each.is_dir() else 0o666) & ~umask)
+        if each.is_symlink():
+            continue
+        if each.is_dir():
+            each.chmod((each.stat().st_mode & _SPECIAL) | (0o777 & ~umask))
+        else:
+            each.chmod(0o666 & ~umask)
 
 
 def _umask() -> int:

@@ -32,10 +32,15 @@ def answers(request: dict[str, Any]) -> dict[str, Any]:
         chats,
         vllm.SamplingParams(temperature=0.0, max_tokens=request["max_new_tokens"]),
         use_tqdm=False,
-        # As with llava-hf's models, the chat template leaves the first token to the tokenizer.
-        tokenization_kwargs={"add_special_tokens": True},
+        tokenization_kwargs={"add_special_tokens": not _writes_first_token(Path(request["model"]))},
     )
     return {"engine": _versions(), "answers": [output.outputs[0].text for output in said]}
+
+
+def _writes_first_token(export: Path) -> bool:
+    """As with llava-hf's models, ours leave it to the tokenizer; a tokenizer's own chat template may not."""
+    file = export / "chat_template.jinja"
+    return file.is_file() and "bos_token" in file.read_text("utf-8")
 
 
 def _content(question: dict[str, str]) -> list[dict[str, Any]]:

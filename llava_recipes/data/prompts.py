@@ -61,7 +61,11 @@ class Prompts:
 
         An answer after them is what training has there. Raises ValueError when the last turn is no human one.
         """
-        return self._encode(self._spell(turns, has_image=has_image, open_answer=True)).input_ids
+        return self._encode(self.spell_prompt(turns, has_image=has_image)).input_ids
+
+    def spell_prompt(self, turns: Sequence[Turn], *, has_image: bool) -> tuple[Segment, ...]:
+        """Segments up to where the answer to the last turn begins. Raises ValueError as `encode_prompt`."""
+        return self._spell(turns, has_image=has_image, open_answer=True)
 
     def _spell(self, turns: Sequence[Turn], *, has_image: bool, open_answer: bool) -> tuple[Segment, ...]:
         if self._data.template is not None:

@@ -140,6 +140,7 @@ def jinja_of(
     end_of_answer: str,
     system_prompt: str | None,
     after_image: str,
+    before_all: str = "",
     reader: Reader = "hf",
 ) -> str:
     """The Jinja text of a template.
@@ -149,6 +150,7 @@ def jinja_of(
     start_end      put `<im_start>` and `<im_end>` around every image
     after_image    written after every `<image>`: a space, for tokenizers that spell the text behind a picture
                    as the beginning of a text and have to be told
+    before_all     written before everything: a space, for llama.cpp where it has to leave out its own
     """
     layout = LAYOUTS[template]
     is_plain = template == "plain"
@@ -156,10 +158,15 @@ def jinja_of(
     before, behind = _around_image(layout, start_end=start_end, after_image="" if is_plain else after_image)
     if is_plain:
         constants = _constants({"BEFORE_IMAGE": before, "BEHIND_IMAGE": behind})
-        return constants + _PARTS + _for_reader(_PLAIN, reader)
+        return constants + _PARTS + _first(before_all) + _for_reader(_PLAIN, reader)
     if system_prompt is not None:
         layout = replace(layout, system=system_prompt)
-    text = _PARTS + (_NO_SYSTEM if layout.system is None else _SYSTEM) + _for_reader(_TURNS, reader)
+    text = (
+        _PARTS
+        + _first(before_all)
+        + (_NO_SYSTEM if layout.system is None else _SYSTEM)
+        + _for_reader(_TURNS, reader)
+    )
     values: dict[str, str | bool] = {
         "BEFORE_SYSTEM": layout.opening[0],
         "AFTER_SYSTEM": layout.opening[1],
@@ -183,7 +190,13 @@ def jinja_of(
 
 
 def wrapped(
-    own: str, *, start_end: bool, system_prompt: str | None, after_image: str, reader: Reader = "hf"
+    own: str,
+    *,
+    start_end: bool,
+    system_prompt: str | None,
+    after_image: str,
+    before_all: str = "",
+    reader: Reader = "hf",
 ) -> str:
     """A tokenizer's own chat template, made to take messages with pictures."""
     before, behind = (IMAGE_START, IMAGE_END) if start_end else ("", after_image)
@@ -191,7 +204,12 @@ def wrapped(
     constants = _constants({"BEFORE_IMAGE": before, "BEHIND_IMAGE": behind})
     constants += f"{{%- set SYSTEM_MESSAGE = [{message}] -%}}\n"
     trims = _IS_LIST if reader == "hf" else f"{_IS_LIST} or {_HAS_MARKS}"
-    return constants + _PARTS + _for_reader(_FLATTEN, reader).replace("TRIMS", trims) + own
+    flatten = _for_reader(_FLATTEN, reader).replace("TRIMS", trims)
+    return constants + _PARTS + _first(before_all) + flatten + own
+
+
+def _first(text: str) -> str:
+    return f"{{{{- {_literal(text)} -}}}}\n" if text else ""
 
 
 def _for_reader(text: str, reader: Reader) -> str:

@@ -25,6 +25,7 @@ from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.splice import place_image_features
 from llava_recipes.runs.checking import Expected, check_logits, in_float32
 from llava_recipes.runs.export_llava import CHAT_TEMPLATE, write_tokenizer, write_tower
+from llava_recipes.runs.gguf_spelling import spelling_for
 from llava_recipes.runs.opened import OpenedRun
 from llava_recipes.runs.public_names import public_name
 from llava_recipes.runs.refusing import check_allowed
@@ -35,7 +36,8 @@ NEWLINE = original_name(IMAGE_NEWLINE)
 LANGUAGE, VISION, PROJECTOR = "language_model", "vit", "llava.projector"
 
 _RATIOS = {
-    "pad": "llama.cpp pads pictures to a square, as this model was trained.",
+    "pad": "llama.cpp resizes pictures and then pads them to a square; this model was trained on pictures "
+    "padded first, so that those that aren't square look a little different to it there.",
     "square": "llama.cpp pads pictures to a square; this model was trained on their middle, so that pictures "
     "that are not square look different to it there.",
     "anyres": "llama.cpp cuts pictures into the same crops; it keeps the padding and puts no newline behind "
@@ -128,19 +130,7 @@ class GgufExport:
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
         ).save_pretrained(folder)
         write_tokenizer(self._run, folder)
-        self._write_chat_template(folder)
-
-    def _write_chat_template(self, folder: Path) -> None:
-        """The run's prompts as llama.cpp renders them; it prefers a template in tokenizer_config.json."""
-        (folder / CHAT_TEMPLATE).write_text(chat_template_of(self._run, reader="llama.cpp"), "utf-8")
-        file = folder / "tokenizer_config.json"
-        settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        settings.pop("chat_template", None)
-        # Without settings the converter looks for no chat template; transformers 4 has no TokenizersBackend.
-        if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
-            is_fast = (folder / "tokenizer.json").is_file()
-            settings["tokenizer_class"] = "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer"
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_chat_template(self._run, folder)
 
     @torch.no_grad()
     def _logits(self, folder: Path, expected: Expected) -> Tensor:
@@ -180,3 +170,22 @@ class GgufExport:
             std=" ".join(map(str, settings["image_std"])),
             ratio=_RATIOS[self._run.data.image_aspect_ratio],
         )
+
+
+def write_chat_template(run: OpenedRun, folder: Path) -> None:
+    """The run's prompts as llama.cpp renders them; it prefers a template in tokenizer_config.json."""
+    spelling = spelling_for(run)
+    text = chat_template_of(
+        run, reader="llama.cpp", after_image=spelling.after_image, before_all=spelling.before_all
+    )
+    (folder / CHAT_TEMPLATE).write_text(text, "utf-8")
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    settings.pop("chat_template", None)
+    # Without settings the converter looks for no chat template; transformers 4 has no TokenizersBackend.
+    if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
+        is_fast = (folder / "tokenizer.json").is_file()
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer"
+    if not spelling.adds_spaces:
+        settings["add_prefix_space"] = False
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -18,7 +18,16 @@ from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, PLAN, RECIPE
 from llava_recipes.runs.markdown import code, code_block, inline
 from llava_recipes.runs.opened import OpenedRun
-from llava_recipes.runs.public_names import is_hub_id, last_part, public_name, public_values
+from llava_recipes.runs.public_names import (
+    is_hub_id,
+    last_part,
+    opened_as_folders,
+    public_name,
+    public_text,
+    public_values,
+)
+from llava_recipes.runs.run_folder import read_run
+from llava_recipes.runs.run_template import writes_first_token
 from llava_recipes.runs.source_plan import read_object
 
 LAYOUTS = {
@@ -43,9 +52,17 @@ answer = model.generate(**inputs, max_new_tokens=200)[0, inputs["input_ids"].sha
 print(processor.decode(answer, skip_special_tokens=True))
 ```
 
+"""
+_FIRST_TOKEN = {
+    False: """\
 The chat template leaves the beginning-of-text token to the tokenizer, as llava-hf's do: chat requests to vLLM
 say `"add_special_tokens": true`.
-"""
+""",
+    True: """\
+The chat template writes the beginning-of-text token itself: chat requests to vLLM leave `add_special_tokens`
+at its default, false.
+""",
+}
 _USE = {
     "hf": _HF_USE,
     "llava": '```sh\nllava-recipe chat PATH --image picture.jpg "What is in this picture?"\n```\n',
@@ -57,20 +74,30 @@ def write_card(run: OpenedRun, folder: Path, *, layout: str, dtype: torch.dtype,
     """Write README.md, or add to the one that the layout has."""
     file = folder / "README.md"
     before = file.read_text("utf-8") if file.exists() else ""
-    parts = [_front_matter(run), _head(run, layout, dtype, difference)]
+    folders = _folders(run)
+    parts = [_front_matter(run, folders), _head(run, layout, dtype, difference, folders)]
     if _USE[layout]:
-        parts.append("## Use\n\n" + _USE[layout])
+        first_token = _FIRST_TOKEN[writes_first_token(run)] if layout == "hf" else ""
+        parts.append("## Use\n\n" + _USE[layout] + first_token)
     if before:
         parts.append(before.replace("# For llama.cpp", "## For llama.cpp", 1))
     if run.kind == "run":
-        parts.append(_training(run.path))
-    parts.append(_licence(run))
+        parts.append(_training(run.path, folders))
+    parts.append(_licence(run, folders))
     file.write_text("\n".join(parts), "utf-8")
 
 
-def _front_matter(run: OpenedRun) -> str:
+def _folders(run: OpenedRun) -> frozenset[str]:
+    """Sources of the run's recipe that are folders, though they may read as hub ids from here."""
+    if run.kind != "run":
+        return frozenset()
+    said = Plan.model_validate_json((run.path / PLAN).read_text("utf-8"))
+    return opened_as_folders(said.model, read_run(run.path).model)
+
+
+def _front_matter(run: OpenedRun, folders: frozenset[str]) -> str:
     head = {
-        "base_model": _bases(run),
+        "base_model": _bases(run, folders),
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["llava", "llava-recipes"],
@@ -78,18 +105,18 @@ def _front_matter(run: OpenedRun) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n"
 
 
-def _bases(run: OpenedRun) -> list[str]:
+def _bases(run: OpenedRun, folders: frozenset[str]) -> list[str]:
     """Hub ids of what it was made from; the hub has no names for local folders."""
     sources = (run.plan.language_model.source, run.plan.vision_tower.source)
-    return list(dict.fromkeys(source for source in sources if source and is_hub_id(source)))
+    return list(dict.fromkeys(source for source in sources if source and is_hub_id(source, folders=folders)))
 
 
-def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float) -> str:
+def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float, folders: frozenset[str]) -> str:
     plan = run.plan
     stored = str(dtype).removeprefix("torch.")
     rows = [
-        ("language model", _source(plan.language_model.source)),
-        ("vision tower", _source(plan.vision_tower.source)),
+        ("language model", _source(plan.language_model.source, folders)),
+        ("vision tower", _source(plan.vision_tower.source, folders)),
         ("tower's features", f"layer {plan.vision_tower.select_layer}, {plan.vision_tower.select_feature}"),
         ("projector", plan.projector.type),
         ("prompts", run.data.wording),
@@ -109,15 +136,15 @@ def _name(run: OpenedRun) -> str:
     if run.kind != "run":
         return run.path.resolve().name
     plan = Plan.model_validate_json((run.path / PLAN).read_text("utf-8"))
-    return f"{plan.recipe}: {plan.stages[0].name}"
+    return public_text(f"{plan.recipe}: {plan.stages[0].name}")
 
 
-def _training(folder: Path) -> str:
+def _training(folder: Path, folders: frozenset[str]) -> str:
     plan = Plan.model_validate_json((folder / PLAN).read_text("utf-8"))
     stage, done = plan.stages[0], read_object(folder / DONE)
     loss = done.get("loss")
     rows = [
-        ("stage", stage.name),
+        ("stage", public_text(stage.name)),
         ("trained", ", ".join(stage.trainable_modules or stage.trainable) or "everything"),
         ("started from", ", ".join(map(last_part, stage.starts_from)) or "the base models"),
         ("optimizer steps", f"{done.get('steps'):,}"),
@@ -130,20 +157,23 @@ def _training(folder: Path) -> str:
     table = "\n".join(f"| {name} | {inline(value)} |" for name, value in rows)
     return (
         f"## Training\n\n| | |\n|---|---|\n{table}\n\n{_data(stage)}\n{_versions(folder)}\n"
-        f"## Recipe\n\n{code_block(_recipe(folder), 'yaml')}"
+        f"## Recipe\n\n{code_block(_recipe(folder, folders), 'yaml')}"
     )
 
 
-def _recipe(folder: Path) -> str:
+def _recipe(folder: Path, folders: frozenset[str]) -> str:
     """The recipe as it was resolved, without paths of the machine."""
     values = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
-    return yaml.safe_dump(public_values(values), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(
+        public_values(values, folders=folders), sort_keys=False, allow_unicode=True, width=110
+    )
 
 
-def _source(source: str | None) -> str:
+def _source(source: str | None, folders: frozenset[str]) -> str:
     if source is None:
         return "random weights from an inline config"
-    return source if is_hub_id(source) else f"{public_name(source)}, a local folder"
+    is_hub = is_hub_id(source, folders=folders)
+    return source if is_hub else f"{public_name(source, folders=folders)}, a local folder"
 
 
 def _data(stage: StagePlan) -> str:
@@ -162,9 +192,11 @@ def _versions(folder: Path) -> str:
     return f"Trained with llava-recipes {found['llava_recipes']}, Python {found['python']}, {packages}.\n"
 
 
-def _licence(run: OpenedRun) -> str:
+def _licence(run: OpenedRun, folders: frozenset[str]) -> str:
     sources = [run.plan.language_model.source, run.plan.vision_tower.source]
-    named = " and ".join(inline(public_name(source)) for source in dict.fromkeys(sources) if source)
+    named = " and ".join(
+        inline(public_name(source, folders=folders)) for source in dict.fromkeys(sources) if source
+    )
     ours = f"the licences of {named}" if named else "a licence that you choose"
     return (
         f"## Licence\n\nThese weights come under {ours} and the terms of the data they were trained on; "

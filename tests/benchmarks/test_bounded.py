@@ -39,9 +39,20 @@ def test_a_program_that_takes_too_long_is_killed_with_what_it_started(tmp_path: 
     assert ended.code is None
     assert ended.seconds >= 1.5
     assert len(lines) == 1, "the parent has not come to start its child"
-    until_s = time.monotonic() + 5
-    while is_alive(int(lines[0])) and time.monotonic() < until_s:
-        time.sleep(0.02)
+    assert not is_alive(int(lines[0]))
+
+
+def test_a_program_is_killed_when_its_caller_has_to_stop(tmp_path: Path) -> None:
+    lines: list[str] = []
+    ended = run_bounded(
+        [sys.executable, "-c", PARENT],
+        env=os.environ,
+        cwd=tmp_path,
+        limit_s=50,
+        on_line=lines.append,
+        has_to_stop=lambda: bool(lines),
+    )
+    assert ended.code is None and ended.seconds < 30
     assert not is_alive(int(lines[0]))
 
 

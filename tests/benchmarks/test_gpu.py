@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import pytest
 from benchmarks import gpu
 from benchmarks.bounded import Ended
 from benchmarks.gpu import Task, main
-from tests.processes import ROOT, run_process
+from tests.benchmarks.test_bounded import is_alive
+from tests.processes import ROOT, run_process, started
 
 Row = dict[str, Any]
 
@@ -23,6 +27,10 @@ HANGING = Task("b", {}, "golden", {}, 0.3, ())
 
 def rows_of(printed: str) -> list[Row]:
     return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+
+
+def line(row: Row, on_line: Callable[[str], None]) -> None:
+    on_line(json.dumps(row) + "\n")
 
 
 def simulate(monkeypatch: pytest.MonkeyPatch, act: Callable[[Callable[[str], None]], Ended]) -> None:
@@ -126,7 +134,7 @@ def test_a_figure_that_is_wrong_is_a_failure(
 ) -> None:
     def act(on_line: Callable[[str], None]) -> Ended:
         row = {"event": "figures", "status": "failed", "error": "the loss is off by 3"}
-        on_line(json.dumps({**row, "run": "r", "precision": "fp32", "num_steps": 1, "largest_difference": 3}))
+        line({**row, "run": "r", "precision": "fp32", "num_steps": 1, "largest_difference": 3}, on_line)
         return Ended(0, 1.0, "")
 
     simulate(monkeypatch, act)
@@ -140,7 +148,7 @@ def test_too_little_memory_is_a_figure(
     def act(on_line: Callable[[str], None]) -> Ended:
         row = {"event": "figures", "status": "out of memory", "batch": 32, "tokens": 605, "planned_gib": 90.0}
         more = {"planned_without_context_gib": 89.4, "plan_says_fits": False}
-        on_line(json.dumps({**row, **more, "flops_per_sample": 1.0, "model_flops_per_sample": 1.0}))
+        line({**row, **more, "flops_per_sample": 1.0, "model_flops_per_sample": 1.0}, on_line)
         return Ended(0, 1.0, "")
 
     simulate(monkeypatch, act)
@@ -154,7 +162,7 @@ def test_without_a_card_the_way_out_is_said(
 ) -> None:
     def act(on_line: Callable[[str], None]) -> Ended:
         row = {"event": "machine", "device": "CPU", "num_devices": 0, "memory_gib": None, "cuda": None}
-        on_line(json.dumps({**row, "python": "3.12", "versions": {}}))
+        line({**row, "python": "3.12", "versions": {}}, on_line)
         return Ended(0, 1.0, "")
 
     simulate(monkeypatch, act)
@@ -162,18 +170,83 @@ def test_without_a_card_the_way_out_is_said(
     assert capsys.readouterr().err == "torch finds no NVIDIA card here; --tiny runs on the CPU\n"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_shows_what_it_has(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def act(on_line: Callable[[str], None]) -> Ended:
         figures = {"size": 8, "num_products": 1, "tflops": 1.0, "slowest_tflops": 1.0, "fastest_tflops": 1.0}
-        on_line(json.dumps({"event": "figures", "status": "measured", **figures}))
-        raise KeyboardInterrupt
+        line({"event": "figures", "status": "measured", **figures}, on_line)
+        on_line('{"event": "fig')
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        return Ended(None, 1.0, "")
 
     simulate(monkeypatch, act)
-    with pytest.raises(KeyboardInterrupt):
-        main(["--tiny"], tasks=[BROKEN])
-    assert "(a) A matrix product of 8 × 8 × 8" in capsys.readouterr().out
+    assert main(["--tiny"], tasks=[BROKEN, HANGING]) == code
+    printed = capsys.readouterr().out
+    assert "(a) A matrix product of 8 × 8 × 8" in printed
+    assert f"- (a): interrupted, by {number.name}" in printed
+    assert {row["part"] for row in rows_of(printed)} == {"a"}, "a task began after the signal"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing_behind(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """A task with a folder and a child of its own, as those of parts b, d and e have."""
+    task = f"""
+import subprocess, sys, tempfile, time
+tempfile.mkdtemp(prefix="gpu-benchmark-")
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+open({str(tmp_path / "pid")!r}, "w").write(str(child.pid) + "\\n")
+time.sleep(600)
+"""
+    script = f"""
+import signal, sys
+from benchmarks import gpu
+real = gpu.run_bounded
+gpu.run_bounded = lambda argv, **rest: real([sys.executable, "-c", {task!r}], **rest)
+task = gpu.Task("b", {{}}, "golden", {{}}, 100, ())
+raise SystemExit(gpu.main(["--tiny"], tasks=[task, task]))
+"""
+    (tmp_path / "tmp").mkdir()
+    env = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
+    with started([sys.executable, "-c", script], cwd=tmp_path, env=env) as run:
+        pid = wait_for(tmp_path / "pid")
+        assert list((tmp_path / "tmp").iterdir()), "the folder is somewhere else"
+        run.send_signal(number)
+        printed, errors = run.communicate(timeout=30)
+    assert (run.returncode, errors) == (code, "")
+    assert f"- (b): interrupted, by {number.name}" in printed
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert not is_alive(pid)
+
+
+def wait_for(file: Path) -> int:
+    """The number in a file, once its line is whole."""
+    until_s = time.monotonic() + 30
+    while not file.exists() or not file.read_text().endswith("\n"):
+        assert time.monotonic() < until_s, f"{file} has not come"
+        time.sleep(0.02)
+    return int(file.read_text())
+
+
+@pytest.mark.parametrize("place", ["/proc/x.jsonl", "", "absent/x.jsonl"])
+def test_an_output_that_cannot_be_written_is_refused(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / place
+    assert main(["--tiny", "--out", str(out)], tasks=[BROKEN]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (said,) = printed.err.splitlines()
+    assert said.startswith(f"gpu.py: --out: {out} cannot be written: ")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "-inf", "1e999", "much"])
+def test_minutes_that_are_none_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--minutes={text}"], tasks=[])
+    assert f"'{text}'" in capsys.readouterr().err
 
 
 def test_the_parts_on_a_card_are_bounded_and_complete() -> None:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from jinja2 import Environment, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
 
 MARK, SERVERS_MARK = "<__media__>", "<__media_aB3x__>"
 """How llama-mtmd-cli marks an image in a message, and how llama-server does, with a random word."""
@@ -54,7 +55,7 @@ class _FewMethods(ImmutableSandboxedEnvironment):
         return attr in STRING_METHODS if isinstance(obj, str) else super().is_safe_attribute(obj, attr, value)
 
 
-def render(text: str, messages: list[dict[str, Any]], *, open_answer: bool) -> str:
+def render(text: str, messages: list[dict[str, Any]], *, open_answer: bool, bos_token: str = "<s>") -> str:
     """The text that llama.cpp makes of messages; raises where it lacks something."""
 
     def raise_exception(message: str) -> NoReturn:
@@ -63,7 +64,9 @@ def render(text: str, messages: list[dict[str, Any]], *, open_answer: bool) -> s
     check_jinja(text)
     environment = _FewMethods(trim_blocks=True, lstrip_blocks=True)
     environment.globals = {"raise_exception": raise_exception, "namespace": environment.globals["namespace"]}
-    return environment.from_string(text).render(messages=messages, add_generation_prompt=open_answer)
+    return environment.from_string(text).render(
+        messages=messages, add_generation_prompt=open_answer, bos_token=bos_token
+    )
 
 
 def chat_template(folder: Path) -> str | None:
@@ -84,6 +87,36 @@ def vocabulary_file(folder: Path) -> str | None:
         return "tokenizer.model"
     kind = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["type"]
     return "tokenizer.json" if kind == "BPE" else None
+
+
+def prompt_ids(folder: Path, text: str, *, bos_token: str = "<s>") -> list[int]:
+    """Ids of a prompt for a sentencepiece vocabulary, without those of images.
+
+    tools/mtmd/mtmd.cpp, mtmd_tokenizer::tokenize; src/llama-vocab.cpp, llama_vocab::impl::tokenize; what they
+    go by is read in conversion/llama.py, LlamaModel.set_vocab.
+    """
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    adds_space = settings.get("add_prefix_space")
+    adds_space = True if adds_space is None else adds_space
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # The vocabulary alone: what the tokenizer does about spaces isn't in a GGUF file.
+    words = Tokenizer(file.model)
+    tokens = {token.content: id for id, token in file.get_added_tokens_decoder().items()}
+    parts = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    ids = [tokens[bos_token]]
+    # common/chat.cpp takes a beginning that the template has written away again.
+    for chunk in text.removeprefix(bos_token).split(MARK):
+        is_prev_special, at = True, 0
+        for found in [*parts.finditer(chunk), None]:
+            raw = chunk[at : None if found is None else found.start()]
+            if raw:
+                raw = (" " if adds_space and is_prev_special else "") + raw
+                ids += words.encode(raw.replace(" ", "▁")).ids
+                is_prev_special = False
+            if found is not None:
+                ids.append(tokens[found[0]])
+                is_prev_special, at = True, found.end()
+    return ids
 
 
 def num_tower_layers(config: dict[str, Any]) -> tuple[int, int]:

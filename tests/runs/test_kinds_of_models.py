@@ -20,13 +20,16 @@ from transformers import (
     LlavaProcessor,
 )
 
+from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.recipe.errors import RecipeError
-from llava_recipes.runs.checking import expected_of, largest_difference
+from llava_recipes.runs.checking import QUESTION, expected_of, largest_difference
 from llava_recipes.runs.export import ExportLayout, export_run, import_checkpoint
 from llava_recipes.runs.opened import OpenedRun, open_run
+from llava_recipes.templates import Turn
 from tests.golden_runs import run_folder
 from tests.model.plans import INLINE_CLIP
+from tests.runs import llama_cpp
 from tests.runs.finished import conversations, finish, run_values
 from tests.tiny import FIXTURES
 
@@ -109,6 +112,22 @@ def test_a_trained_tower_goes_with_the_model(everything: Path, tmp_path: Path) -
     with pytest.raises(RecipeError, match="does not say what the run says"):
         export_run(everything, tmp_path / "no", to="llava", dtype=None, max_bytes=10**9, with_tower=False)
     assert not (tmp_path / "no").exists()
+
+
+def test_llama_cpp_spells_the_question_behind_the_tokens_as_in_training(
+    everything: Path, tmp_path: Path
+) -> None:
+    export_run(everything, tmp_path / "out", to="gguf-ready", dtype=None, max_bytes=10**9)
+    folder = tmp_path / "out" / "language_model"
+    text = llama_cpp.chat_template(folder)
+    assert text is not None
+    asked = [{"role": "user", "content": f"{llama_cpp.MARK}{QUESTION}"}]
+    there = llama_cpp.prompt_ids(folder, llama_cpp.render(text, asked, open_answer=True))
+    run = opened(everything)
+    prompts = Prompts(run.data, run.assembled.tokenizer, start_end=True)
+    ours = prompts.encode_prompt([Turn("human", f"<image>\n{QUESTION}")], has_image=True)
+    assert there == [id for id in ours if id != IMAGE_ID]
+    assert {1000, 1001} <= set(there)
 
 
 def test_a_tower_that_nothing_names_is_kept_inside(drawn: Path, tmp_path: Path) -> None:
@@ -272,6 +291,8 @@ def test_a_tokenizers_own_chat_template_goes_along(tmp_path: Path) -> None:
     values["model"]["language_model"] = str(base)
     finish(values, tmp_path / "recipe.yaml")
     export_run(tmp_path / "run", tmp_path / "out", to="hf", dtype=None, max_bytes=10**9)
+    # It writes <s> itself, and vLLM must not write another.
+    assert "The chat template writes the beginning" in (tmp_path / "out" / "README.md").read_text()
     import_checkpoint(tmp_path / "out", tmp_path / "back", dtype=None, max_bytes=10**9, base=None)
     run, back = (expected_of(opened(tmp_path / name)) for name in ("run", "back"))
     assert run.input_ids.tolist() == back.input_ids.tolist()

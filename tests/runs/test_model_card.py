@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from markdown_it import MarkdownIt
 from llava_recipes.runs.markdown import code, code_block, inline, one_line
 from llava_recipes.runs.model_card import write_card
 from llava_recipes.runs.opened import open_run
-from llava_recipes.runs.public_names import is_hub_id, last_part, public_name, public_values
+from llava_recipes.runs.public_names import is_hub_id, last_part, public_name, public_text, public_values
 from tests.laws import examples
+from tests.tiny import FIXTURES
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
 
@@ -121,6 +123,91 @@ def test_a_recipes_values_lose_their_paths() -> None:
     ]
 
 
+PLACES = (
+    "/{}/x.jpg",
+    "/home/{}/x.jpg",
+    "~/{}/x.jpg",
+    "~{}/x.jpg",
+    "../{}/x.jpg",
+    "C:\\Users\\{}\\x.jpg",
+    "D:/{}/x.jpg",
+    "\\\\server\\{}\\x.jpg",
+    "file:///{}/x.jpg",
+    "sftp://{}:pw@host/x.jpg",
+    "https://user:{}@host/x.jpg",
+    "https://host/x.jpg?token={}",
+    "s3://{}/x.jpg",
+    "user:{}@host/x.jpg",
+    "{}@host:/data/x.jpg",
+)
+AROUND = ("{}", "p={}", "p={},q=1", "--dir {} --more", "dir:{}", "({})", '{{"a": "{}", "b": 2}}', "['{}']")
+names = st.text(st.sampled_from("secret-._'é0"), min_size=3).map(lambda name: f"q{name}z")
+
+
+@given(
+    place=st.sampled_from(PLACES),
+    name=names,
+    around=st.sampled_from(AROUND),
+    key=st.sampled_from(["prompt", "x"]),
+)
+@examples(600)
+def test_no_place_of_a_machine_is_published(place: str, name: str, around: str, key: str) -> None:
+    values = public_values({key: around.format(place.format(name))})
+    assert isinstance(values, dict)
+    said = str(values[key])
+    assert name not in said and "x.jpg" in said
+    assert not {"pw", "user", "server", "host"} & set(re.findall(r"\w+", said)), said
+
+
+@given(
+    place=st.sampled_from([place for place in PLACES if not re.search("://|@|~{}", place)]),
+    key=st.sampled_from(["nvme_path", "optim_args"]),
+    around=st.sampled_from(["{}", "p={}", "p={},q=1", "--dir {} --more", '["{}", 1]']),
+    name=st.lists(names, min_size=2, max_size=4).map(" ".join),
+)
+@examples(300)
+def test_spaces_in_a_path_hide_nothing(place: str, key: str, around: str, name: str) -> None:
+    said = public_values({key: around.format(place.format(name))})
+    assert isinstance(said, dict)
+    assert "qz" not in str(said) and not any(word in str(said) for word in name.split()), said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A chat between a curious human and an artificial intelligence assistant.",
+        "Answer yes / no, and/or 1/2; 60 km/h at 12:30/13:40.",
+        "/no_think </s> <image>\n[INST] <</SYS>> [/INST]",
+        "See https://llava-vl.github.io/recipes/x.html, or write to help@example.org.",
+        "{{ messages[0]['content'] }}{% if x %}</p>{% endif %}",
+        "lmsys/vicuna-7b-v1.5 and data/x.json",
+        "Wait... /now: 3:4@5x",
+    ],
+)
+def test_ordinary_text_stays_as_it_is(text: str) -> None:
+    assert public_text(text) == text
+    assert public_values({"system_prompt": text, "x": text}) == {"system_prompt": text, "x": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("What is in /home/alice/x.jpg?", "What is in x.jpg?"),
+        ("/mnt/alice secret/nv", "nv"),
+        ("/home/alice", "~"),
+        ("sftp://u:p@h", "."),
+        ("https://u:p@h", "."),
+        ("a: /b/c d/e, /f/g", "a: e, g"),
+    ],
+)
+def test_of_a_place_in_a_text_the_last_name_is_left(text: str, public: str) -> None:
+    assert public_text(text) == public
+
+
+def test_keys_are_published_as_values_are() -> None:
+    assert public_values({"x": {"/home/alice/a.json": 2}}) == {"x": {"a.json": 2}}
+
+
 @pytest.mark.slow
 def test_what_a_recipe_is_called_is_no_markup(pipeline: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -156,3 +243,33 @@ def test_what_a_recipe_is_called_is_no_markup(pipeline: Path, tmp_path: Path) ->
     # Every cell stays in its column.
     cells = [token for token in tokens if token.type in ("td_open", "th_open")]
     assert len(cells) == 2 * len(rows) and len(rows) == 8 + 9 + 2
+
+
+@pytest.mark.slow
+def test_a_folder_that_reads_as_a_hub_id_is_one_from_everywhere(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`models/vic`, seen from where the run was started; the export is made elsewhere."""
+    start = tmp_path / "start"
+    shutil.copytree(FIXTURES / "tiny_vicuna", start / "models" / "vic")
+    shutil.copytree(pipeline / "projector", start / "out" / "run")
+    plan = json.loads((start / "out" / "run" / "plan.json").read_text())
+    plan["stages"][0]["output_dir"] = "out/run"
+    plan["model"]["language_model"] |= {"source": "models/vic", "tokenizer": "models/vic"}
+    (start / "out" / "run" / "plan.json").write_text(json.dumps(plan))
+    file = start / "out" / "run" / "recipe.resolved.yaml"
+    recipe = yaml.safe_load(file.read_text())
+    recipe["model"]["language_model"] = {"source": "models/vic", "tokenizer": "owner/words"}
+    file.write_text(yaml.safe_dump(recipe))
+    for name, there in (("here", start), ("elsewhere", tmp_path)):
+        monkeypatch.chdir(there)
+        run = open_run(start / "out" / "run", device=torch.device("cpu"))
+        out = tmp_path / name
+        out.mkdir()
+        write_card(run, out, layout="hf", dtype=torch.float32, difference=0.0)
+    card = (tmp_path / "elsewhere" / "README.md").read_text()
+    assert card == (tmp_path / "here" / "README.md").read_text()
+    assert "models/vic" not in card and "vic, a local folder" in card
+    (block,) = [token for token in MARKDOWN.parse(card) if token.type == "fence" and token.info == "yaml"]
+    language = yaml.safe_load(block.content)["model"]["language_model"]
+    assert language == {"source": "vic", "tokenizer": "owner/words"}

@@ -76,6 +76,13 @@ def test_llama_cpp_runs_as_many_layers_as_training(layer: int, pipeline: Path, t
     assert llama_cpp.num_tower_layers(without) == (2, 1)
 
 
+def test_the_readme_says_how_llama_cpp_treats_images(gguf: Path) -> None:
+    """tools/mtmd/mtmd-image.cpp, img_tool::resize: with PAD_CEIL, LLaVA's, it pads what it has resized."""
+    text = (gguf / "README.md").read_text()
+    assert "llama.cpp resizes pictures and then pads them to a square" in text
+    assert "as this model was trained" not in text
+
+
 def test_llama_cpps_converter_finds_the_weights(gguf: Path) -> None:
     vision = gguf / "vit"
     projector = torch.load(vision / "llava.projector", weights_only=True)
@@ -153,6 +160,13 @@ def test_vllm_finds_what_it_reads(pipeline: Path, tmp_path: Path) -> None:
     # vLLM's Jinja is jinja2; Transformers.js and others have smaller ones, much as llama.cpp.
     rendered = llama_cpp.render(text, asked, open_answer=True)
     assert rendered.replace("<image> ", "<image>") == ours
+
+
+def test_the_card_says_who_writes_the_first_token(pipeline: Path, tmp_path: Path) -> None:
+    export_run(pipeline / "full", tmp_path / "out", to="hf", dtype=None, max_bytes=10**9)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "leaves the beginning-of-text token to the tokenizer" in card
+    assert "<s>" not in (tmp_path / "out" / "chat_template.jinja").read_text()
 
 
 def test_vllm_finds_the_language_models_class_over_a_llava_checkpoint(pipeline: Path, tmp_path: Path) -> None:

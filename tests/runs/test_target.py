@@ -50,3 +50,18 @@ def test_a_new_folder_has_the_modes_that_the_umask_leaves(umask: int, tmp_path: 
     assert len(found) == 7
     for path, mode in found.items():
         assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+def test_a_new_folder_in_a_shared_one_is_shared(tmp_path: Path) -> None:
+    """Folders in one with the setgid bit have it too, and with it the group, as those of a plain mkdir."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o2775)
+    (shared / "plain" / "deep").mkdir(parents=True)
+    with new_folder(shared / "model", num_bytes=1) as folder:
+        (folder / "deep").mkdir()
+        (folder / "config.json").write_text("{}")
+    modes = [stat.S_IMODE((shared / name).stat().st_mode) for name in ("plain", "plain/deep")]
+    assert modes[0] & stat.S_ISGID, "this file system hands no setgid bit down"
+    assert [stat.S_IMODE((shared / name).stat().st_mode) for name in ("model", "model/deep")] == modes
+    assert not (shared / "model" / "config.json").stat().st_mode & stat.S_ISGID

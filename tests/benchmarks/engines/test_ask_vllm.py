@@ -118,10 +118,16 @@ def test_answers_that_do_not_fit_are_refused(
     assert capsys.readouterr().err == f"ask_vllm: {message.replace('FOLDER', str(tmp_path))}\n"
 
 
+@pytest.mark.parametrize("begin", ["", "{{ bos_token }}"])
 def test_vllm_is_asked_by_chat_messages(
-    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    begin: str,
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "run" / "export-hf").mkdir()
+    (tmp_path / "run" / "export-hf" / "chat_template.jinja").write_text(f"{begin}{{{{ messages }}}}")
     (tmp_path / "vllm.py").write_text(FAKE_VLLM)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("SEEN", str(tmp_path / "seen.json"))
@@ -130,7 +136,7 @@ def test_vllm_is_asked_by_chat_messages(
     assert seen["model"] == str(tmp_path / "run" / "export-hf")
     assert seen["settings"]["dtype"] == "float32"
     assert seen["sampling"] == {"temperature": 0.0, "max_tokens": 32}
-    assert seen["chat_settings"]["tokenization_kwargs"] == {"add_special_tokens": True}
+    assert seen["chat_settings"]["tokenization_kwargs"] == {"add_special_tokens": not begin}
     image = base64.b64encode((tmp_path / "images" / "1.png").read_bytes()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
