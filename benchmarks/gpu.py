@@ -237,7 +237,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", type=parts, default=PARTS, metavar="a,c", help="parts to run (default all)")
     parser.add_argument("--tiny", action="store_true", help="small shapes on the CPU")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON lines there too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="add the JSON lines to it too")
     parser.add_argument(
         "--minutes", type=minutes, default=MINUTES, metavar="M", help=f"for all parts (default {MINUTES:g})"
     )
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None, *, tasks: Sequence[Task] | None = No
     options = read_options(argv)
     until_s = time.monotonic() + 60 * options.minutes
     try:
-        out = None if options.out is None else options.out.open("w", encoding="utf-8")
+        out = None if options.out is None else options.out.open("a", encoding="utf-8")
     except OSError as error:
         print(f"gpu.py: --out: {options.out} cannot be written: {error.strerror}", file=sys.stderr)
         return 2
@@ -268,6 +268,8 @@ def main(argv: Sequence[str] | None = None, *, tasks: Sequence[Task] | None = No
         try:
             for task in tasks:
                 if not signals and (task == MACHINE or task.part in options.only):
+                    what = ", ".join([task.part, *(f"{key} {value}" for key, value in task.settings.items())])
+                    print(f"gpu.py: {what}: at most {task.limit_s:g} s", file=sys.stderr, flush=True)
                     statuses.append(bench.run(task))
                 if not options.tiny and any(row.get("num_devices") == 0 for row in bench.rows):
                     print("torch finds no NVIDIA card here; --tiny runs on the CPU", file=sys.stderr)

@@ -83,6 +83,15 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
         assert words in table
 
 
+def test_results_are_added_to_what_a_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, lambda on_line: Ended(0, 1.0, ""))
+    out = tmp_path / "gpu.jsonl"
+    out.write_text('{"event": "earlier"}\n')
+    assert main(["--tiny", "--out", str(out)], tasks=[HANGING]) == 0
+    assert [row["event"] for row in rows_of(out.read_text())][0] == "earlier"
+    assert len(rows_of(out.read_text())) == 2
+
+
 def test_what_fails_stops_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gpu.jsonl"
     code = main(["--tiny", "--out", str(out)], tasks=[BROKEN, HANGING, BROKEN])
@@ -167,7 +176,9 @@ def test_without_a_card_the_way_out_is_said(
 
     simulate(monkeypatch, act)
     assert main([]) == 1
-    assert capsys.readouterr().err == "torch finds no NVIDIA card here; --tiny runs on the CPU\n"
+    assert capsys.readouterr().err == (
+        "gpu.py: machine: at most 60 s\ntorch finds no NVIDIA card here; --tiny runs on the CPU\n"
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -215,7 +226,7 @@ raise SystemExit(gpu.main(["--tiny"], tasks=[task, task]))
         assert list((tmp_path / "tmp").iterdir()), "the folder is somewhere else"
         run.send_signal(number)
         printed, errors = run.communicate(timeout=30)
-    assert (run.returncode, errors) == (code, "")
+    assert (run.returncode, errors) == (code, "gpu.py: b: at most 100 s\n")
     assert f"- (b): interrupted, by {number.name}" in printed
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not is_alive(pid)
