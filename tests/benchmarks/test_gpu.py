@@ -88,7 +88,7 @@ def test_results_are_added_to_what_a_file_holds(tmp_path: Path, monkeypatch: pyt
     out = tmp_path / "gpu.jsonl"
     out.write_text('{"event": "earlier"}\n')
     assert main(["--tiny", "--out", str(out)], tasks=[HANGING]) == 0
-    assert [row["event"] for row in rows_of(out.read_text())][0] == "earlier"
+    assert next(row["event"] for row in rows_of(out.read_text())) == "earlier"
     assert len(rows_of(out.read_text())) == 2
 
 
