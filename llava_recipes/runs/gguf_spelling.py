@@ -9,7 +9,7 @@ tokenizer_config.json llama.cpp puts none, and the chat template writes those th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,8 @@ class Spelling:
     """What the chat template writes first."""
     after_image: str
     """What it writes behind an image that has no tokens around it."""
+    is_exact: bool = True
+    """Whether llama.cpp then gives the ids of the run's prompts."""
 
 
 USUAL = Spelling(adds_spaces=True, before_all="", after_image="")
@@ -42,7 +44,7 @@ _OTHERS = (
 
 
 def spelling_for(run: OpenedRun) -> Spelling:
-    """The first spelling with which llama.cpp gives the ids of the run's prompts, else the usual one."""
+    """The first spelling with which llama.cpp gives the run's ids; else the usual one, not exact."""
     tokens, tokenizer = run.plan.image_tokens, run.assembled.tokenizer
     prompts = Prompts(run.data, tokenizer, start_end=tokens.start_end)
     asked = [Turn("human", f"{IMAGE}\n{QUESTION}")]
@@ -56,7 +58,7 @@ def spelling_for(run: OpenedRun) -> Spelling:
         there = each.before_all + text.replace(IMAGE, IMAGE + after_image)
         if begin + _ids_there(there, tokenizer, adds_spaces=each.adds_spaces) == ours:
             return each
-    return USUAL
+    return replace(USUAL, is_exact=False)
 
 
 def _ids_there(text: str, tokenizer: PreTrainedTokenizerBase, *, adds_spaces: bool) -> list[int]:

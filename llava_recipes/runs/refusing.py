@@ -19,6 +19,7 @@ from llava_recipes.plan.exports import (
 )
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runner.tokenizer_kind import tokenizer_kind
+from llava_recipes.runs.gguf_spelling import spelling_for
 from llava_recipes.runs.opened import OpenedRun
 from llava_recipes.runs.run_folder import read_run
 
@@ -57,7 +58,9 @@ def export_facts(run: OpenedRun) -> ExportFacts:
 def notes_of(run: OpenedRun, target: Target) -> tuple[str, ...]:
     """What a person should know of an export in the original's layout that the original does not read."""
     if target == "gguf-ready":
-        return (_OF_LLAMA_CPP,)
+        if spelling_for(run).is_exact:
+            return (_OF_LLAMA_CPP,)
+        return (_OF_LLAMA_CPP, "llama.cpp spells this model's prompts otherwise than training did")
     if target != "llava":
         return ()
     facts = export_facts(run)

@@ -11,9 +11,11 @@ import pytest
 
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.tokens import IMAGE_ID
+from llava_recipes.runs import gguf_spelling
 from llava_recipes.runs.export_gguf import write_chat_template
 from llava_recipes.runs.gguf_spelling import USUAL, spelling_for
 from llava_recipes.runs.opened import OpenedRun
+from llava_recipes.runs.refusing import notes_of
 from llava_recipes.runs.source_plan import usual_data
 from llava_recipes.templates import Turn
 from tests.chat_tokenizers import open_tokenizer, save_tokenizer
@@ -109,3 +111,13 @@ def test_tokenizers_that_write_no_spaces_are_left_alone(family: Any, tmp_path: P
     folder = save_tokenizer(family, tmp_path / "words")
     run = run_of(folder, start_end=True, template=family)
     assert spelling_for(run) == USUAL
+
+
+def test_a_prompt_that_no_spelling_gives_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(FIXTURES / "tiny_vicuna", start_end=True, template="v1")
+    assert spelling_for(run).is_exact
+    assert len(notes_of(run, "gguf-ready")) == 1
+    monkeypatch.setattr(gguf_spelling, "_OTHERS", ())
+    assert not spelling_for(run).is_exact
+    _, note = notes_of(run, "gguf-ready")
+    assert "spells this model's prompts otherwise" in note
