@@ -55,7 +55,7 @@ class Facts:
     """Config of a language model found on disk; inline configs and the catalog need no disk."""
     vision_config: Mapping[str, JsonValue] | None = None
     tokenizer: str | None = None
-    """The kind of the tokenizer, as `plan.exports` names it; None where it isn't at hand."""
+    """The kind of the tokenizer, as `plan.exports` names it; None where it isn't available."""
     num_samples: Mapping[str, int] = field(default_factory=dict)
     """Records of annotation files whose `num_samples` the recipe does not give."""
     deepspeed_files: Mapping[str, dict[str, JsonValue]] = field(default_factory=dict)
