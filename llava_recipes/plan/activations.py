@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from llava_recipes.plan import deepspeed
 from llava_recipes.plan.dimensions import Dimensions
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.tuning import Trains
@@ -253,9 +254,7 @@ class _Adapters:
 
 def zero_stage(stage: StagePlan) -> int:
     """The ZeRO stage that a stage trains under; 0 for none."""
-    block = (stage.deepspeed or {}).get("zero_optimization")
-    found = block.get("stage") if isinstance(block, dict) else None
-    return found if isinstance(found, int) else 0
+    return deepspeed.zero_stage(stage.deepspeed)
 
 
 def _first_layer(names: Collection[str], prefix: str, num_layers: int) -> int:
