@@ -26,6 +26,7 @@ from llava_recipes.runner.chosen import waiting_problems
 from llava_recipes.runner.environment import describe_environment
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.messages import Request, Result, read_bug, read_problems
+from llava_recipes.screen import say
 from llava_recipes.train.checkpoints import find_damage, list_checkpoints
 
 _NUM_SHOWN_DIFFERENCES = 12
@@ -52,7 +53,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """One line to the person; standard output belongs to the training processes too."""
-        print(text, flush=True)
+        say(text)
 
 
 def run_stages(run: Run) -> None:
