@@ -21,6 +21,7 @@ def check_wording(stage: Mapping, path: Path) -> Iterator[Problem]:
         last = max(given, key=list(data).index)
         yield Problem(
             "`template` and `chat_template` are both given; each of them says how conversations become text",
+            code="template-chat-template-both-given-each",
             path=(*path, last),
             hint="keep one of the two",
             on_key=True,
@@ -28,6 +29,7 @@ def check_wording(stage: Mapping, path: Path) -> Iterator[Problem]:
     elif not given and isinstance(stage.get("data"), dict) and not misspelt(data, Data, *_KEYS):
         yield Problem(
             "`data` needs one of `template` and `chat_template`",
+            code="data-needs-one-template-chat-template",
             path=path,
             hint="write `template: v1`, another of LLaVA's names, or `chat_template: tokenizer`",
             on_key=True,
@@ -40,6 +42,7 @@ def check_wording(stage: Mapping, path: Path) -> Iterator[Problem]:
         if name == other and layout.system is None:
             yield Problem(
                 f"template `{template}` has no place for a system prompt",
+                code="template-no-place-system-prompt",
                 path=(*path, "system_prompt"),
                 hint="remove it, or choose another template",
                 on_key=True,
