@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Protocol, cast
 
 from llava_recipes import __version__
+from llava_recipes.interpreter import leave_current_folder
 
 COMMANDS = {
     "run": "train what a recipe says",
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without `argv` the process is the command's own, and is set up for it; a caller's stays as it is.
     """
     if argv is None:
+        leave_current_folder()
         _start_fast()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
