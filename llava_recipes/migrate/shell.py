@@ -9,9 +9,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llava_recipes.migrate.expand import Scope, UnknownValue, Variable, expand_text, expand_word
+from llava_recipes.migrate.arithmetic import NotComputed
+from llava_recipes.migrate.expand import (
+    Scope,
+    UnknownValue,
+    Variable,
+    compute,
+    expand_text,
+    expand_word,
+    working_folder,
+)
 from llava_recipes.migrate.statements import Statement, read_statements
-from llava_recipes.migrate.word_parts import Parameter, Part, Plain, Word
+from llava_recipes.migrate.substitution import absolute
+from llava_recipes.migrate.word_parts import Parameter, Part, Plain, Unread, Word
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMAND_CHARACTERS = 100_000
@@ -23,6 +33,13 @@ ReadScript = Callable[[str, str], tuple[str, str] | None]
 """From a path in a script, and the script's own file, to the file found and its text."""
 
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<adds>\+?)=")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_SETS = re.compile(
+    r"\s*(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*"
+    r"(?:(?P<step>\+\+|--)\s*$|(?P<change>(?:\*|/|%|\+|-|<<|>>)?=)(?!=)(?P<value>.*))",
+    re.DOTALL,
+)
+"""Arithmetic that sets a variable."""
 _DECLARES = frozenset({"export", "declare", "local", "readonly", "typeset"})
 _SHELLS = frozenset({"bash", "sh", "zsh"})
 _RUNS_SCRIPTS = _SHELLS | {"source", "."}
@@ -47,6 +64,8 @@ class Command:
     scope: Scope
     block: str
     """`an `if``, `a loop` or `a function` where the command stands inside one, else empty."""
+    visible_devices: str | None = None
+    """What CUDA_VISIBLE_DEVICES is for this command, where the script says it."""
 
     def fill(self) -> list[Argument | Problem]:
         """The words filled in; a problem in the place of each value that cannot be told."""
@@ -73,14 +92,16 @@ def walk_commands(
     positional: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
     read_script: ReadScript | None = None,
+    started_in: str | None = None,
 ) -> Iterator[Command]:
     """The commands of a script in the order they stand, those of scripts that it calls in their place.
 
-    `variables` come from outside, and win over what the script sets inside conditions. Raises RecipeError
-    for text that is not well-formed.
+    `variables` come from outside, and win over what the script sets. Raises RecipeError for text that is
+    not well-formed.
     """
     given = dict[str, Variable](variables or {})
-    walk = _Walk(file, tuple(positional), given, frozenset(given), read_script, (file,), _Spent())
+    start = given if started_in is None else {"PWD": started_in, **given}
+    walk = _Walk(file, tuple(positional), start, frozenset(given), read_script, (file,), _Spent())
     return walk.commands(text)
 
 
@@ -123,9 +144,11 @@ class _Walk:
                     if _assigned_name(word):
                         self._assign(word, statement)
                 continue
-            yield from self._command(tuple(rest[first:]), statement)
+            yield from self._command(tuple(rest[first:]), statement, before=tuple(rest[:first]))
 
-    def _command(self, words: tuple[Word, ...], statement: Statement) -> Iterator[Command]:
+    def _command(
+        self, words: tuple[Word, ...], statement: Statement, *, before: tuple[Word, ...]
+    ) -> Iterator[Command]:
         name = words[0].plain
         if name in ("for", "select", "read", "mapfile", "readarray"):
             for word in words[1:]:
@@ -136,10 +159,20 @@ class _Walk:
             self._keep_defaults(words)
         elif name == "unset" and not statement.block:
             for word in words[1:]:
-                self._variables.pop(word.plain or "", None)
+                if word.plain not in self._given:
+                    self._variables.pop(word.plain or "", None)
         elif name == "shift" and not statement.block:
             count = words[1].plain if len(words) > 1 else "1"
             self._positional = self._positional[int(count) :] if count and count.isdigit() else ()
+        elif name in ("cd", "pushd", "popd"):
+            self._change_folder(words, statement)
+            return
+        elif name == "let":
+            for word in words[1:]:
+                self._compute(word, statement)
+            return
+        elif name == "printf" and len(words) > 2 and words[1].plain == "-v":
+            self._forget(words[2].plain or "", words[2].mark, "`printf` sets it, which is not followed")
         elif (
             name in _RUNS_SCRIPTS
             and self._read_script is not None
@@ -154,15 +187,67 @@ class _Walk:
         if inner is not None:
             yield from self._walk_into(self._file, inner, dict(self._variables), (), words[0].mark, statement)
             return
-        scope = Scope(self._variables, self._positional, self._file)
-        yield Command(words, scope, statement.block)
+        yield Command(words, self._scope(), statement.block, self._visible_devices(before))
+
+    def _scope(self) -> Scope:
+        return Scope(self._variables, self._positional, self._file)
+
+    def _visible_devices(self, before: tuple[Word, ...]) -> str | None:
+        """`before` are the assignments in front of a command, which hold for it alone."""
+        word = next((word for word in before if _assigned_name(word) == _VISIBLE), None)
+        if word is None:
+            value = self._variables.get(_VISIBLE)
+            return value if isinstance(value, str) else None
+        try:
+            return expand_text(_value_parts(word), self._scope())
+        except UnknownValue:
+            return ""
+
+    def _change_folder(self, words: tuple[Word, ...], statement: Statement) -> None:
+        if "PWD" in self._given:
+            return
+        path = None
+        if words[0].plain == "cd" and len(words) > 1 and not statement.block:
+            try:
+                path = absolute("".join(expand_word(words[1], self._scope())), working_folder(self._scope()))
+            except UnknownValue:
+                path = None
+        if path is None:
+            self._forget("PWD", words[0].mark, f"`{words[0].plain}` sets it, to what is not known")
+        else:
+            self._variables["PWD"] = path
+
+    def _compute(self, word: Word, statement: Statement) -> None:
+        """`let NAME=…`, and `((NAME = …))`: the variable's value, or that it is not known."""
+        part = word.parts[0] if len(word.parts) == 1 else None
+        try:
+            source = part.source if isinstance(part, Unread) else expand_text(word.parts, self._scope())
+        except UnknownValue:
+            return
+        found = _SETS.match(source)
+        if found is None:
+            return
+        name, change, rest = found["name"], found["change"] or "", found["value"]
+        value: int | None = None
+        if not statement.block and name not in self._given:
+            expression = f"{name} {change[:-1]} ({rest})" if change[:-1] else rest
+            if found["step"]:
+                expression = f"{name} {found['step'][0]} 1"
+            try:
+                value = compute(expression, self._scope())
+            except (NotComputed, UnknownValue, RecipeError):
+                value = None
+        if value is None:
+            self._forget(name, word.mark, "arithmetic sets it, to what is not known")
+        else:
+            self._keep(name, str(value), word.mark)
 
     def _inner_script(self, words: tuple[Word, ...]) -> str | None:
         """The text of `bash -c '…'`, behind whatever launcher, moved to where it stands in the file."""
         for shell, option, script in zip(words, words[1:], words[2:], strict=False):
             if shell.plain in _SHELLS and option.plain in ("-c", "-lc", "-ec"):
                 try:
-                    text = " ".join(expand_word(script, Scope(self._variables, self._positional, self._file)))
+                    text = " ".join(expand_word(script, self._scope()))
                 except UnknownValue as unknown:
                     raise RecipeError(unknown.problem) from None
                 return "\n" * (script.mark.line - 1) + " " * script.mark.column + text
@@ -172,15 +257,14 @@ class _Walk:
         """`: ${NAME:=value}` sets what is not set yet."""
         for part in (part for word in words[1:] for part in word.parts):
             if isinstance(part, Parameter) and part.change in (":=", "="):
-                scope = Scope(self._variables, self._positional, self._file)
                 try:
-                    self._keep(part.name, expand_text((part,), scope), part.mark)
+                    self._keep(part.name, expand_text((part,), self._scope()), part.mark)
                 except UnknownValue as unknown:
                     self._variables[part.name] = unknown
 
     def _called(self, words: tuple[Word, ...], statement: Statement) -> Iterator[Command] | None:
         """The commands of a script that this one calls; None where it is not at hand."""
-        scope = Scope(self._variables, self._positional, self._file)
+        scope = self._scope()
         try:
             options = [word for word in words[1:] if not (word.plain or "").startswith("-")]
             path = "".join(expand_word(options[0], scope)) if options else ""
@@ -222,11 +306,13 @@ class _Walk:
 
     def _assign(self, word: Word, statement: Statement) -> None:
         name = _assigned_name(word)
+        if name in self._given:
+            return
         if statement.block:
             self._forget(name, word.mark, f"it is set inside {statement.block}, which is not followed")
             return
         adds = "+=" in _head(word)
-        scope = Scope(self._variables, self._positional, self._file)
+        scope = self._scope()
         value: Variable
         try:
             if word.entries is not None:
@@ -242,9 +328,16 @@ class _Walk:
                 value = (before, *value) if isinstance(value, tuple) else before + value
         except UnknownValue as unknown:
             value = unknown
+            if unknown.problem.code == "not-evaluated-value-needed" and "--var" not in (
+                unknown.problem.hint or ""
+            ):
+                hint = f"give it: --var {name}=VALUE; a script is read here, never run"
+                value = UnknownValue(replace(unknown.problem, hint=hint))
         self._keep(name, value, word.mark)
 
     def _keep(self, name: str, value: Variable, mark: Mark) -> None:
+        if name in self._given:
+            return
         if not isinstance(value, UnknownValue):
             self._spent.kept_characters += sum(map(len, value)) if isinstance(value, tuple) else len(value)
         if self._spent.kept_characters > MAX_KEPT_CHARACTERS:

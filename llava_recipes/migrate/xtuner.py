@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from llava_recipes.migrate.combine import Migration, combine
+from llava_recipes.migrate.combine import IsFolder, Migration, combine
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.known_data import known_num_samples
 from llava_recipes.migrate.python_config import PythonConfig, PythonValue, Symbol, Unknown, read_python_config
@@ -16,7 +16,7 @@ from llava_recipes.recipe.scalars import Value
 _WARM_UP, _COSINE = "LinearLR", "CosineAnnealingLR"
 
 
-def migrate_xtuner(text: str, file: str, *, recipe_file: str) -> Migration:
+def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolder) -> Migration:
     """The recipe of one config. Raises RecipeError where it is no LLaVA config."""
     config = read_python_config(text, file)
     model = config.values.get("model")
@@ -33,7 +33,7 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str) -> Migration:
         )
     translation = _Translation(config, file)
     translation.translate()
-    return combine([translation.draft], file=file, recipe_file=recipe_file, marks=[None])
+    return combine([translation.draft], file=file, recipe_file=recipe_file, marks=[None], is_folder=is_folder)
 
 
 TEMPLATES = {"vicuna": "v1", "llama3_chat": "llama_3", "qwen_chat": "qwen", "phi3_chat": "phi3"}

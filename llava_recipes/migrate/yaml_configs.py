@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llava_recipes.migrate.combine import Migration, combine
+from llava_recipes.migrate.combine import IsFolder, Migration, combine
 from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.known_data import known_num_samples
@@ -36,7 +36,9 @@ class _Config:
         self.draft.mapped(key, spell_value(shown), path, value, remark=remark, mark=self.mark(key))
 
 
-def migrate_yaml(text: str, file: str, *, recipe_file: str, read_text: ReadText) -> Migration:
+def migrate_yaml(
+    text: str, file: str, *, recipe_file: str, read_text: ReadText, is_folder: IsFolder
+) -> Migration:
     """The recipe of an axolotl or LLaMA-Factory config. Raises RecipeError where it is neither."""
     document = parse_source(text, file)
     if document.problems:
@@ -62,7 +64,7 @@ def migrate_yaml(text: str, file: str, *, recipe_file: str, read_text: ReadText)
     folder = config.draft.read(STAGE, "output_dir")
     name = folder if isinstance(folder, str) else file
     config.draft.name = name.rstrip("/").rpartition("/")[2].partition(".yaml")[0]
-    return combine([config.draft], file=file, recipe_file=recipe_file, marks=[None])
+    return combine([config.draft], file=file, recipe_file=recipe_file, marks=[None], is_folder=is_folder)
 
 
 def _axolotl(config: _Config, read_text: ReadText) -> None:
