@@ -9,6 +9,9 @@ from llava_recipes.migrate.combine import IsFolder, Migration, combine
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.known_data import known_num_samples
 from llava_recipes.migrate.python_config import PythonConfig, PythonValue, Symbol, Unknown, read_python_config
+from llava_recipes.migrate.quantization import default_part, put_bits, put_part
+from llava_recipes.migrate.xtuner_data import find_sets
+from llava_recipes.migrate.xtuner_rest import spell_python, tell_rest
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value
@@ -39,6 +42,15 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolde
 TEMPLATES = {"vicuna": "v1", "llama3_chat": "llama_3", "qwen_chat": "qwen", "phi3_chat": "phi3"}
 
 
+_LORA_NUMBERS = (("r", "r", 8), ("lora_alpha", "alpha", 8), ("lora_dropout", "dropout", 0.0))
+_SHARED: tuple[tuple[tuple[str, ...], Path], ...] = (
+    (("template_map_fn", "template"), (STAGE, "data", "template")),
+    (("pad_image_to_square",), (STAGE, "data", "image_aspect_ratio")),
+    (("max_length",), (STAGE, "data", "max_length")),
+)
+"""Settings of a data set that recipes have once for a stage."""
+
+
 class _Translation:
     """One config, looked up by dotted names."""
 
@@ -52,6 +64,8 @@ class _Translation:
         self._optimizer()
         self._schedule()
         self._runtime()
+        tell_rest(self._config, self.draft)
+        self.draft.settle()
 
     def look_up(self, name: str) -> PythonValue:
         """The value at a dotted name, None where there is none; a value that is not known is a problem."""
@@ -59,6 +73,10 @@ class _Translation:
         value = self._config.values.get(root)
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
+        return self._known(value, name)
+
+    def _known(self, value: PythonValue, name: str) -> PythonValue:
+        """A value, or None with a problem where only running the config would tell it."""
         if isinstance(value, Unknown):
             message = f"the value of `{name}` cannot be told without running the config"
             self.draft.problems.append(
@@ -114,88 +132,168 @@ class _Translation:
         if weights is not None:
             why = "XTuner's checkpoints cannot be read: name the folder of a recipe's Stage 1 in `init_from:`"
             self.draft.lost("model.pretrained_pth", weights, why, self._mark("model"))
-        if self.look_up("model.llm.quantization_config") is not None:
-            why = "it is not taken over: write `quantization:` under `language_model:`"
-            self.draft.lost("model.llm.quantization_config", "…", why, self._mark("model"))
+        self._quantization("model.llm.quantization_config")
+        checkpoints = self.look_up("model.use_activation_checkpointing")
+        path = (STAGE, "train", "gradient_checkpointing")
+        if isinstance(checkpoints, bool):
+            name = "model.use_activation_checkpointing"
+            self.draft.mapped(name, str(checkpoints), path, checkpoints, mark=self._mark(name))
+        else:
+            remark = "XTuner's own default"
+            self.draft.default("model.use_activation_checkpointing", path, True, remark=remark)
+
+    def _quantization(self, name: str) -> None:
+        """bitsandbytes' own config, whose defaults are other ones than LLaVA's."""
+        if not isinstance(self.look_up(name), dict):
+            return
+        mark = self._mark(name)
+        bits = next((bits for bits in (4, 8) if self.look_up(f"{name}.load_in_{bits}bit") is True), None)
+        if bits is None:
+            return
+        put_bits(self.draft, f"{name}.load_in_{bits}bit", "True", bits, mark=mark)
+        for key, ours, default in (
+            ("bnb_4bit_quant_type", "type", "fp4"),
+            ("bnb_4bit_use_double_quant", "double_quant", False),
+        ):
+            value = self.look_up(f"{name}.{key}")
+            if bits == 4 and isinstance(value, str | bool):
+                put_part(self.draft, f"{name}.{key}", str(value), ours, value, mark=mark)
+            elif bits == 4:
+                default_part(self.draft, f"{name}.{key}", ours, default)
 
     def _freezing(self) -> None:
         trained = ["projector"]
-        freezes_language = self.look_up("model.freeze_llm") is True
-        adapters = self.look_up("model.llm_lora")
-        if not freezes_language and adapters is None:
+        # XTuner freezes first and puts the adapters in afterwards, so that they train in either case.
+        adapters, tower_adapters = self.look_up("model.llm_lora"), self.look_up("model.visual_encoder_lora")
+        if self.look_up("model.freeze_llm") is not True and adapters is None:
             trained += ["language_model", "lm_head"]
-        tower_adapters = self.look_up("model.visual_encoder_lora")
         if self.look_up("model.freeze_visual_encoder") is not True and tower_adapters is None:
             trained.append("vision_tower")
         self.draft.put((STAGE, "freeze"), "all")
         path = (STAGE, "trainable")
+        self.draft.put(path, list[Value](trained))
         for name in ("model.freeze_llm", "model.freeze_visual_encoder"):
             value = self.look_up(name)
-            self.draft.mapped(name, str(value is True), path, list[Value](trained), mark=self._mark("model"))
-        if isinstance(adapters, dict) and not freezes_language:
-            self._adapters(adapters)
-        if tower_adapters is not None:
-            why = "adapters go into the language model alone here"
-            self.draft.lost("model.visual_encoder_lora", "…", why, self._mark("model"))
+            if value is None:
+                self.draft.default(name, path, list[Value](trained), remark="False")
+            else:
+                self.draft.tell_mapped(name, str(value is True), path, mark=self._mark("model"))
+        if isinstance(adapters, dict):
+            self._adapters("model.llm_lora", ["language_model"])
+        if isinstance(tower_adapters, dict):
+            self._tower_adapters(adapters, tower_adapters)
 
-    def _adapters(self, adapters: Mapping[str, PythonValue]) -> None:
+    def _adapters(self, name: str, modules: list[Value]) -> None:
         lora = (STAGE, "lora")
-        self.draft.mapped("model.llm_lora", "…", (*lora, "modules"), ["language_model"])
-        for name, key, default in (
-            ("r", "r", 8),
-            ("lora_alpha", "alpha", 8),
-            ("lora_dropout", "dropout", 0.0),
-        ):
-            value = self.number(f"model.llm_lora.{name}")
-            self.put(f"model.llm_lora.{name}", (*lora, key), value, default=default)
-        self.put("model.llm_lora.bias", (*lora, "bias"), self._text("model.llm_lora.bias"), default="none")
+        self.draft.put((*lora, "modules"), modules)
+        for key, ours, default in _LORA_NUMBERS:
+            self.put(f"{name}.{key}", (*lora, ours), self.number(f"{name}.{key}"), default=default)
+        self.put(f"{name}.bias", (*lora, "bias"), self._text(f"{name}.bias"), default="none")
+
+    def _tower_adapters(self, adapters: PythonValue, tower_adapters: Mapping[str, PythonValue]) -> None:
+        """Adapters of the vision tower, where they have the numbers of the language model's, or are alone."""
+        name, lora = "model.visual_encoder_lora", (STAGE, "lora")
+        if not isinstance(adapters, dict):
+            self._adapters(name, ["vision_tower"])
+            return
+        numbers = [
+            [values.get(key, default) for key, _, default in _LORA_NUMBERS]
+            for values in (adapters, tower_adapters)
+        ]
+        mark = self._mark("model")
+        if numbers[0] == numbers[1]:
+            self.draft.put((*lora, "modules"), ["language_model", "vision_tower"])
+            for key in tower_adapters:
+                if key != "type":
+                    shown = spell_python(tower_adapters[key])
+                    self.draft.tell_mapped(f"{name}.{key}", shown, (*lora, "modules"), mark=mark)
+            return
+        why = "a stage has adapters of one size, and the language model's are others"
+        for key in tower_adapters:
+            self.draft.lost(f"{name}.{key}", spell_python(tower_adapters[key]), why, mark)
 
     def _data(self) -> None:
-        name = "llava_dataset" if "llava_dataset" in self._config.values else "train_dataloader.dataset"
-        annotations, images = self._text(f"{name}.data_path"), self._text(f"{name}.image_folder")
-        data = (STAGE, "data")
-        source: dict[str, Value] = {}
-        for key, setting, value in (
-            ("annotations", "data_path", annotations),
-            ("images", "image_folder", images),
-        ):
-            if value is not None:
-                source[key] = value
-                self.draft.tell_mapped(f"{name}.{setting}", value, (*data, "sources", 0, key))
-        count = known_num_samples(annotations or "")
-        if count is not None:
-            source["num_samples"] = count
-        if source:
-            self.draft.put((*data, "sources"), [source])
-        self._template(f"{name}.template_map_fn.template")
-        pads = self.look_up(f"{name}.pad_image_to_square") is True
-        path = (*data, "image_aspect_ratio")
-        self.draft.mapped(f"{name}.pad_image_to_square", str(pads), path, "pad" if pads else "square")
-        self._length(f"{name}.max_length")
+        sets = find_sets(self._config)
+        path = (STAGE, "data", "sources")
+        sources: list[Value] = []
+        for number, (name, values) in enumerate(sets):
+            source: dict[str, Value] = {}
+            for setting, key in (("data_path", "annotations"), ("image_folder", "images")):
+                value = self._known(values.get(setting), f"{name}.{setting}")
+                if isinstance(value, str):
+                    source[key] = value
+                    mark = self._mark(name)
+                    self.draft.tell_mapped(f"{name}.{setting}", value, (*path, number, key), mark=mark)
+            count = known_num_samples(str(source.get("annotations", "")))
+            if count is not None:
+                source["num_samples"] = count
+            if source:
+                sources.append(source)
+        if sources:
+            self.draft.put(path, sources)
         self._sampler()
+        if not sets:
+            return
+        (name, first), *others = sets
+        self._template(f"{name}.template_map_fn.template", _inside(first, "template_map_fn", "template"))
+        pads = self._known(first.get("pad_image_to_square"), f"{name}.pad_image_to_square")
+        path = (STAGE, "data", "image_aspect_ratio")
+        if pads is None:
+            self.draft.default(f"{name}.pad_image_to_square", path, "square")
+        else:
+            shape = "pad" if pads is True else "square"
+            self.draft.mapped(f"{name}.pad_image_to_square", str(pads is True), path, shape)
+        self._length(f"{name}.max_length", first.get("max_length"))
+        for other, values in others:
+            self._tell_shared(other, values, name, first)
 
-    def _template(self, name: str) -> None:
-        template = self.look_up(name)
-        # A list that holds itself twice, often enough, must not be spelled out.
-        shown = template.name if isinstance(template, Symbol) else self._text(name) or "…"
+    def _tell_shared(
+        self, other: str, values: Mapping[str, PythonValue], name: str, first: Mapping[str, PythonValue]
+    ) -> None:
+        """What a stage has once: the same in each of its sets, or lost."""
+        for keys, path in _SHARED:
+            dotted = ".".join(keys)
+            value, usual = _inside(values, *keys), _inside(first, *keys)
+            if value == usual:
+                if value is not None:
+                    why = f"as `{name}.{dotted}`"
+                    self.draft.needless(f"{other}.{dotted}", spell_python(value), why, self._mark(other))
+                continue
+            why = f"a stage has one, and `{name}` has {spell_python(usual)}"
+            self.draft.lost(f"{other}.{dotted}", spell_python(value), why, self._mark(other), path=path)
+
+    def _template(self, name: str, found: PythonValue) -> None:
+        template = self._known(found, name)
+        if template is None:
+            return
+        shown, path = spell_python(template), (STAGE, "data", "template")
         word = shown.rpartition(".")[2]
-        path = (STAGE, "data", "template")
-        ours = TEMPLATES.get(word, word)
-        self.draft.mapped(name, shown, path, ours)
-        if word in TEMPLATES:
-            why = f"XTuner writes no system prompt before the first turn; `{ours}` writes one"
-            self.draft.lost(name, shown, why, self._mark("llava_dataset"))
+        ours = TEMPLATES.get(word)
+        if ours is None:
+            self.draft.problems.append(
+                Problem(
+                    f"recipes have no template for XTuner's `{word}`",
+                    code="unknown-conversation",
+                    mark=self._mark(name),
+                    found=f"{name} = {shown}",
+                    hint=f"if one of these writes the same text, put it there: {', '.join(TEMPLATES)}",
+                )
+            )
+            return
+        self.draft.put(path, ours)
+        why = f"XTuner writes no system prompt before the first turn; `{ours}` writes one"
+        self.draft.lost(name, shown, why, self._mark(name), path=path)
 
-    def _length(self, name: str) -> None:
-        length = self.number(name)
-        if length is None:
+    def _length(self, name: str, found: PythonValue) -> None:
+        length = self._known(found, name)
+        if not isinstance(length, int | float) or isinstance(length, bool):
             return
         source = self.draft.read(MODEL, "vision_tower", "source")
         tower = VISION_TOWERS.get(source) if isinstance(source, str) else None
         path = (STAGE, "data", "max_length")
         if tower is None:
             why = "XTuner counts without the image, whose tokens are not known here: add them"
-            self.draft.lost(name, str(length), why)
+            self.draft.lost(name, str(length), why, path=path)
             self.draft.put(path, int(length))
             return
         side = _whole(tower.get("image_size")) // max(1, _whole(tower.get("patch_size")))
@@ -233,7 +331,9 @@ class _Translation:
             ("adam_beta1", "adam_beta2"), betas if isinstance(betas, list) else [], strict=False
         ):
             if isinstance(beta, int | float):
-                self.draft.mapped(f"{optimizer}.betas", str(beta), (*train, key), float(beta))
+                self.draft.put((*train, key), float(beta))
+        if isinstance(betas, list):
+            self.draft.tell_mapped(f"{optimizer}.betas", spell_python(betas), (*train, "adam_beta1"))
         kind = self._symbol(f"{optimizer}.type")
         if kind == "AdamW":
             self.draft.mapped(f"{optimizer}.type", kind, (*train, "optim"), "adamw_torch")
@@ -252,20 +352,26 @@ class _Translation:
         else:
             self.put("train_cfg.max_epochs", (*train, "num_train_epochs"), epochs)
         schedule = self.look_up("param_scheduler")
-        kinds: dict[str, Mapping[str, PythonValue]] = {}
-        for entry in schedule if isinstance(schedule, list) else [schedule]:
+        kinds: dict[str, tuple[str, Mapping[str, PythonValue]]] = {}
+        for number, entry in enumerate(schedule if isinstance(schedule, list) else [schedule]):
             if isinstance(entry, dict) and isinstance(kind := entry.get("type"), Symbol):
-                kinds[kind.name.rpartition(".")[2]] = entry
-        if _COSINE in kinds:
-            self.draft.mapped("param_scheduler", _COSINE, (*train, "lr_scheduler_type"), "cosine")
-        elif schedule is not None:
-            self.draft.lost(
-                "param_scheduler", ", ".join(kinds) or "…", "write `lr_scheduler_type:` under `train:`"
-            )
-        end = kinds.get(_WARM_UP, {}).get("end")
+                name = f"param_scheduler[{number}]" if isinstance(schedule, list) else "param_scheduler"
+                kinds[kind.name.rpartition(".")[2]] = (name, entry)
+        mark = self._mark("param_scheduler")
+        for kind_name, (name, _) in kinds.items():
+            if kind_name == _COSINE:
+                path = (*train, "lr_scheduler_type")
+                self.draft.mapped(f"{name}.type", kind_name, path, "cosine", mark=mark)
+            elif kind_name != _WARM_UP:
+                self.draft.lost(f"{name}.type", kind_name, "write `lr_scheduler_type:` under `train:`", mark)
+        if schedule is not None and not kinds:
+            self.draft.lost("param_scheduler", "…", "write `lr_scheduler_type:` under `train:`", mark)
+        name, warm_up = kinds.get(_WARM_UP, ("", {}))
+        end = warm_up.get("end")
         if isinstance(end, int | float) and epochs and end > 0:
             ratio = round(end / epochs, 6)
-            self.draft.mapped("param_scheduler", _WARM_UP, (*train, "warmup_ratio"), ratio)
+            self.draft.mapped(f"{name}.end", f"{end:g}", (*train, "warmup_ratio"), ratio, mark=mark)
+            self.draft.tell_mapped(f"{name}.type", _WARM_UP, (*train, "warmup_ratio"), mark=mark)
 
     def _runtime(self) -> None:
         train = (STAGE, "train")
@@ -283,19 +389,20 @@ class _Translation:
             self.draft.needless(
                 "randomness.seed", "None", "XTuner draws one; the recipe has 42 unless it says more"
             )
-        remark = "XTuner's own default"
-        self.draft.default(
-            "model.use_activation_checkpointing", (*train, "gradient_checkpointing"), True, remark=remark
-        )
         stem = re.sub(r"\.py$", "", self._file.rpartition("/")[2])
-        self.draft.default("work_dir", (STAGE, "output_dir"), f"./work_dirs/{stem}")
+        folder = self._text("work_dir")
+        self.put("work_dir", (STAGE, "output_dir"), folder, default=f"./work_dirs/{stem}")
         self.draft.name = stem
         why = "it is given on XTuner's command line, `--deepspeed deepspeed_zero2`: write `deepspeed: zero2`"
         self.draft.lost("--deepspeed", "", why)
-        for name in ("evaluation_inputs", "evaluation_images", "custom_hooks"):
-            if name in self._config.values:
-                why = "it changes nothing in training"
-                self.draft.needless(name, "…", why, self._mark(name))
+
+
+def _inside(values: Mapping[str, PythonValue], *keys: str) -> PythonValue:
+    """A value by its keys, None where there is none."""
+    place: PythonValue = dict(values)
+    for key in keys:
+        place = place.get(key) if isinstance(place, dict) else None
+    return place
 
 
 def _whole(value: object) -> int:
