@@ -130,7 +130,8 @@ def _training_command(command: Command, filled: Sequence[Argument | Problem], pl
             )
         )
     flags, repeated = _read_flags(_told(filled[place + 1 :]))
-    launcher = [entry.text if isinstance(entry, Argument) else "" for entry in filled[:place]]
+    spelled = command.spell()
+    launcher = spelled[: spelled.index(program.text)]
     return TrainingCommand(
         program.text,
         flags,

@@ -17,10 +17,12 @@ _SHORT: Mapping[str, str] = {"n": "ntasks", "N": "nodes"}
 def count_processes(launcher: Sequence[str], *, visible_devices: str | None) -> int | None:
     """How many processes train, where the launcher says all of it in numbers; None where it leaves it open.
 
-    launcher         the words before the training program; empty for one whose value is not known
+    launcher         the words before the training program, with `?` where a value is not known
     visible_devices  what CUDA_VISIBLE_DEVICES says, where the script sets it
     """
     names = [word.rpartition("/")[2] for word in launcher]
+    if _has_unknown_options(launcher):
+        return None
     if "accelerate" in names:
         # A number in all, over all machines.
         return _number(_options(launcher, names.index("accelerate")).get("num_processes"))
@@ -39,6 +41,14 @@ def count_processes(launcher: Sequence[str], *, visible_devices: str | None) -> 
         # With several devices and no launcher, the Trainer splits each batch among them in one process.
         return 1 if len(_listed(visible_devices)) == 1 else None
     return None
+
+
+def _has_unknown_options(launcher: Sequence[str]) -> bool:
+    """Whether a word stands alone whose value is not known: it may be any option."""
+    return any(
+        word == "?" and not (before.startswith("-") and "=" not in before)
+        for before, word in itertools.pairwise(["", *launcher])
+    )
 
 
 def training_options(launcher: Sequence[str]) -> tuple[tuple[str, str, str], ...]:

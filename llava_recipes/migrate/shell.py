@@ -84,6 +84,16 @@ class Command:
             filled += [Argument(text, word.mark) for text in texts]
         return filled
 
+    def spell(self) -> list[str]:
+        """The words filled in, with `?` in the place of each value that cannot be told."""
+        spelled: list[str] = []
+        for word in self.words:
+            try:
+                spelled += expand_word(word, self.scope)
+            except UnknownValue:
+                spelled.append(f"{_head(word)}?")
+        return spelled
+
 
 def walk_commands(
     text: str,

@@ -40,11 +40,12 @@ def answer(words: Sequence[str], *, folder: str | None) -> str | None:
 
 def absolute(path: str, folder: str | None) -> str | None:
     """A path from the root, without `..` in it; None where the working folder is not known."""
-    if path.startswith("/"):
-        return posixpath.normpath(path)
-    if folder is None or path.startswith("~"):
-        return None
-    return posixpath.normpath(posixpath.join(folder, path))
+    if not path.startswith("/"):
+        if folder is None or path.startswith("~"):
+            return None
+        path = posixpath.join(folder, path)
+    # POSIX leaves the meaning of two slashes at the start open; Linux gives them none.
+    return "/" + posixpath.normpath(path).lstrip("/")
 
 
 def _folder_of(path: str) -> str:

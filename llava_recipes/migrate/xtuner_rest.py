@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from llava_recipes.migrate.draft import Draft
 from llava_recipes.migrate.python_config import PythonConfig, PythonValue, Symbol, Unknown
 
 _MAX_SETTINGS = 2_000
+_MAX_ALIASES = 20
 _USUAL_TYPES = frozenset(
     {
         *(
@@ -81,19 +82,33 @@ _SAME_MODEL = {
 
 def tell_rest(config: PythonConfig, draft: Draft) -> None:
     """Say of each setting of the config what became of it."""
-    for number, (name, value) in enumerate(_settings(config)):
-        if draft.is_told(name):
+    told = {entry.name for entry in draft.entries}
+    aliases: dict[str, list[str]] = {}
+    for number, (name, value) in enumerate(list(_settings(config, aliases))):
+        names = [name, *_other_names(name, aliases)]
+        if not told.isdisjoint(names):
             continue
         root = name.partition(".")[0].partition("[")[0]
         mark, shown = config.marks.get(root), spell_python(value)
         if number >= _MAX_SETTINGS:
             draft.lost("…", "", f"more than {_MAX_SETTINGS:,} settings; the rest is not looked at", mark)
             return
-        why = _why_needless(name, value, draft, is_variable=name == root)
+        reasons = (_why_needless(each, value, draft, is_variable=name == root) for each in names)
+        why = next((reason for reason in reasons if reason is not None), None)
         if why is not None:
             draft.needless(name, shown, why, mark)
         else:
             draft.lost(name, shown, "recipes have no key for it yet", mark)
+
+
+def _other_names(name: str, aliases: Mapping[str, list[str]]) -> list[str]:
+    """A setting's places by way of the other names of what it stands in."""
+    return [
+        other + name[len(first) :]
+        for first, others in aliases.items()
+        if name.startswith((f"{first}.", f"{first}["))
+        for other in others
+    ]
 
 
 def spell_python(value: PythonValue) -> str:
@@ -105,9 +120,9 @@ def spell_python(value: PythonValue) -> str:
     return "…" if isinstance(value, Unknown | list | dict) else str(value)
 
 
-def _settings(config: PythonConfig) -> Iterator[tuple[str, PythonValue]]:
-    """Every value that holds no others, by its place; what has several names is told under the first."""
-    seen: set[int] = set()
+def _settings(config: PythonConfig, aliases: dict[str, list[str]]) -> Iterator[tuple[str, PythonValue]]:
+    """Every value that holds no others, by its place; `aliases` gets other names of what has several."""
+    seen: dict[int, str] = {}
 
     def inside(name: str, value: PythonValue, depth: int) -> Iterator[tuple[str, PythonValue]]:
         if not isinstance(value, dict | list) or not value or depth > 50:
@@ -117,8 +132,11 @@ def _settings(config: PythonConfig) -> Iterator[tuple[str, PythonValue]]:
             yield name, value
             return
         if id(value) in seen:
+            others = aliases.setdefault(seen[id(value)], [])
+            if len(others) < _MAX_ALIASES:
+                others.append(name)
             return
-        seen.add(id(value))
+        seen[id(value)] = name
         if isinstance(value, dict):
             for key, entry in value.items():
                 yield from inside(f"{name}.{key}", entry, depth + 1)
