@@ -13,7 +13,7 @@ from types import MappingProxyType
 from llava_recipes.layouts import ALIASES, LAYOUTS, V1_SYSTEM
 from llava_recipes.migrate.draft import STAGE, Draft
 from llava_recipes.migrate.flags import Flags
-from llava_recipes.migrate.programs import Program
+from llava_recipes.migrate.programs import OLD_TINY, Program
 from llava_recipes.recipe.errors import Mark, Path, Problem
 from llava_recipes.recipe.spelling import did_you_mean
 
@@ -123,6 +123,7 @@ _FORKS: Mapping[str, Table] = MappingProxyType(
             "plain": _OF_FORKS["plain"],
             **_vicunas(bunny="<|endoftext|>", minicpm="</s>", llama="<|end_of_text|>"),
         },
+        OLD_TINY: {**_OF_FORKS, **_vicunas(phi="<|endoftext|>")},
         "MoE-LLaVA": {
             **_without("mistral_instruct", "mistral_direct", "chatml_direct"),
             **_vicunas(

@@ -172,7 +172,9 @@ def _translate_data(
     put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 4096 if is_next else 512)
     put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)
     translate_grouping(flags, draft)
-    _translate_order(draft, is_next=is_next)
+    # Which accelerate a fork has, is not known.
+    if program.is_known:
+        _translate_order(draft, is_next=is_next)
     translate_pictures(flags, draft)
 
 

@@ -49,6 +49,8 @@ TINY_FLAGS = (
 """Flags that TinyLLaVA has and the others have not."""
 
 LLAVA, NEXT, OPEN_NEXT, TINY = "LLaVA", "LLaVA-NeXT", "Open-LLaVA-NeXT", "TinyLLaVA"
+OLD_TINY = "TinyLLaVA's first version"
+"""Made from LLaVA, and with its flags."""
 
 _LLAVA_FILES = frozenset({"train.py", "train_mem.py", "train_xformers.py"})
 _PACKAGES: Mapping[str, str] = MappingProxyType(
@@ -111,33 +113,41 @@ class Program:
     kind: Kind
     path: str
     """As the script says it; empty for a file of flags."""
-
-    @property
-    def is_known(self) -> bool:
-        """Whether its flags mean what they are read as."""
-        return self.kind != "fork"
+    is_known: bool = True
+    """Whether its flags mean what they are read as."""
 
     @property
     def shown(self) -> str:
         return f"{self.name} ({self.path})" if self.path else self.name
 
 
-def identify(path: str, flags: Flags) -> Program:
-    """The program by its path, and where several share a path, by flags that one of them has alone."""
+def identify(path: str, flags: Flags, script: str) -> Program:
+    """The program by its path, and where several share a path, by flags that one of them has alone.
+
+    A checkout is also known by the name of its folder, around the program or around the script.
+    """
     package, file, folders = _parts(path)
+    folders = [*script.replace("\\", "/").lower().split("/")[:-1], *folders]
     if (package == "tinyllava" or package in ("", "llava")) and flags.has_any(TINY_FLAGS):
-        return Program(TINY, "tiny", path)
+        return Program(TINY, "tiny", path, is_known=not path or file == "train.py")
     by_path = _PACKAGES.get(package) or next(
         (_FOLDERS[folder] for folder in reversed(folders) if folder in _FOLDERS), None
     )
+    if by_path == TINY and "version" not in flags:
+        return Program(TINY, "tiny", path, is_known=file == "train.py")
     if by_path == TINY:
-        return Program(TINY, "tiny", path)
-    if path and (package not in ("", "llava") or file not in _LLAVA_FILES):
-        name = by_path or f"a fork of {LLAVA}, or another program"
-        return Program(name, "fork", path)
+        return _fork(OLD_TINY, path)
+    # Many programs have a train.py; the other two names are LLaVA's.
+    is_llavas = package == "llava" or (not package and file != "train.py")
+    if path and (not is_llavas or file not in _LLAVA_FILES):
+        return _fork(by_path or f"a fork of {LLAVA}, or another program", path)
     if by_path in (NEXT, OPEN_NEXT):
         return Program(by_path, "next", path)
-    return Program(by_path, "fork", path) if by_path else _by_flags(path, flags)
+    return _fork(by_path, path) if by_path else _by_flags(path, flags)
+
+
+def _fork(name: str, path: str) -> Program:
+    return Program(name, "fork", path, is_known=False)
 
 
 def refuse_preferences(path: str, mark: Mark) -> Problem | None:
@@ -173,14 +183,14 @@ def _by_flags(path: str, flags: Flags) -> Program:
     version = flags[name].text if (name := "version") in flags else ""
     tower = flags[name].text if (name := "vision_tower") in flags else ""
     if tower.startswith("clip_4layers"):
-        return Program("ViP-LLaVA", "fork", path)
+        return _fork("ViP-LLaVA", path)
     if flags.has_any(OF_LLAVA_NEXT_ALONE):
         return Program(NEXT, "next", path)
     named = _BY_VERSION.get(version)
     if flags.has_any(NEXT_FLAGS):
         return Program(NEXT if named == NEXT else OPEN_NEXT, "next", path)
     if named is not None:
-        return Program(named, "next" if named == NEXT else "fork", path)
+        return Program(NEXT, "next", path) if named == NEXT else _fork(named, path)
     if version == "llava_llama_3":
-        return Program(f"{OPEN_NEXT}, ViP-LLaVA or another fork of {LLAVA}", "fork", path)
+        return _fork(f"{OPEN_NEXT}, ViP-LLaVA or another fork of {LLAVA}", path)
     return Program(LLAVA, "llava", path)

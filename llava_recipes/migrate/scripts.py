@@ -63,7 +63,7 @@ def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
     if refused is not None:
         raise RecipeError(refused)
     flags = Flags(command.flags)
-    program = identify(command.program, flags)
+    program = identify(command.program, flags, command.mark.file)
     if program.kind == "tiny":
         draft = translate_tinyllava(flags, program=program, read_text=read_text)
     else:
@@ -71,8 +71,8 @@ def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
     draft.program = program.shown
     if not program.is_known:
         why = (
-            f"it is {program.name}: flags are read as LLaVA's, and its model, its data and the text of its "
-            "conversations may differ"
+            f"it is {program.name}: its flags are read as another program's, and its model, its data and the "
+            "text of its conversations may differ"
         )
         draft.lost("program", program.path, why, command.mark)
     for name, value, why in command.launcher:

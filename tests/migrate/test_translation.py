@@ -314,6 +314,7 @@ def test_a_file_that_clips_elsewhere_than_the_flag_is_kept(tmp_path: Path) -> No
         ("--unfreeze_mm_vision_tower True", BARE, "original"),
         (NEXT, BARE, "seed"),
         ("", TINY, None),
+        ("", BARE.replace("llava/train", "mgm/train"), None),
     ],
 )
 def test_the_order_of_samples_is_that_of_the_program(flags: str, script: str, order: str | None) -> None:
