@@ -115,6 +115,9 @@ def _computed(part: Unread, scope: Scope) -> str:
         except NotComputed as reason:
             found, why = None, str(reason)
         except UnknownValue as unknown:
+            if any(value is unknown for value in scope.variables.values()):
+                raise
+            # What is read inside has places of its own, which the script has not.
             raise UnknownValue(replace(unknown.problem, mark=part.mark)) from None
         except RecipeError:
             found = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from llava_recipes.migrate.combine import IsFolder, Migration, combine
@@ -15,6 +16,8 @@ from llava_recipes.migrate.shell import ReadScript
 from llava_recipes.migrate.tinyllava import translate_tinyllava
 from llava_recipes.migrate.train_flags import put_total_batch
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def migrate_script(
@@ -34,12 +37,20 @@ def migrate_script(
 
     Nothing is executed. Raises RecipeError, with places in the script, where it cannot be read.
     """
+    seen = _Names(text)
+
+    def read_and_see(path: str, caller: str) -> tuple[str, str] | None:
+        found = read_script(path, caller) if read_script is not None else None
+        if found is not None:
+            seen.add(found[1])
+        return found
+
     commands = find_training_commands(
         text,
         file,
         positional=positional,
         variables=variables,
-        read_script=read_script,
+        read_script=read_and_see if read_script is not None else None,
         working_folder=working_folder,
     )
     if only is not None:
@@ -54,8 +65,24 @@ def migrate_script(
             )
         commands = [commands[only - 1]]
     drafts = [_translate(command, read_text) for command in commands]
+    for name, value in (variables or {}).items():
+        if name not in seen:
+            drafts[0].needless(f"--var {name}", value, "no script that is read has such a variable")
     marks = [command.mark for command in commands]
     return combine(drafts, file=file, recipe_file=recipe_file, marks=marks, is_folder=is_folder)
+
+
+class _Names:
+    """The names in the text of scripts, among them those of all their variables."""
+
+    def __init__(self, text: str) -> None:
+        self._names = set(_NAME.findall(text))
+
+    def add(self, text: str) -> None:
+        self._names.update(_NAME.findall(text))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
 
 def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
