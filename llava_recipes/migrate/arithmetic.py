@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 MAX_CHARACTERS = 500
 MAX_DEEP = 30
@@ -26,14 +27,21 @@ class NotComputed(Exception):
 
 def evaluate(text: str, look_up: LookUp) -> int:
     """The value of an expression. Raises NotComputed."""
-    return _Evaluation(text, look_up, 0).value()
+    return _Evaluation(text, look_up, 0, _Budget()).value()
+
+
+@dataclass
+class _Budget:
+    """How many operands an expression and the variables in it may still have."""
+
+    operands: int = 2_000
 
 
 class _Evaluation:
-    def __init__(self, text: str, look_up: LookUp, depth: int) -> None:
+    def __init__(self, text: str, look_up: LookUp, depth: int, budget: _Budget) -> None:
         if len(text) > MAX_CHARACTERS or depth > MAX_DEEP:
             raise NotComputed(f"longer than {MAX_CHARACTERS} characters, or nested too deeply")
-        self._text, self._look_up, self._depth = text, look_up, depth
+        self._look_up, self._depth, self._budget = look_up, depth, budget
         self._tokens = self._split(text)
         self._at = 0
 
@@ -117,6 +125,9 @@ class _Evaluation:
         if kind not in ("number", "name"):
             raise NotComputed(f"a number is missing before {text}")
         self._at += 1
+        self._budget.operands -= 1
+        if self._budget.operands < 0:
+            raise NotComputed("more numbers than are computed here")
         if kind == "number":
             if len(text) > 19 or (text.startswith("0") and not text.isdecimal() and text[1] not in "xX"):
                 raise NotComputed(f"`{text}` is not read here")
@@ -124,7 +135,7 @@ class _Evaluation:
         value = self._look_up(text)
         if value is None:
             raise NotComputed(f"nothing in the script sets the variable `{text}`")
-        return _Evaluation(value, self._look_up, self._depth + 1).value()
+        return _Evaluation(value, self._look_up, self._depth + 1, self._budget).value()
 
 
 def _number(text: str) -> int:

@@ -21,6 +21,7 @@ from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_NESTING = 20
 MAX_WORDS = 20_000
+MAX_SUM_CHARACTERS = 2_000
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME_GOES_ON = re.compile(r"(\\\n)+[A-Za-z0-9_]")
@@ -83,7 +84,7 @@ class _Reader:
             if text[start] == "#":
                 self._at = _end_of(text, "\n", start)
                 continue
-            if text.startswith("((", start) and begins:
+            if begins and self._is_sum(start):
                 yield from self._sum_command(start)
                 begins = False
                 continue
@@ -223,19 +224,23 @@ class _Reader:
             )
         self._at += 1
 
-    def _sum_command(self, start: int) -> Iterator[Word | Operator]:
-        """`((…))` as the word `let` and the expression; two brackets that open groups stay what they are."""
-        try:
-            found = self._command(start, start, ARITHMETIC, quoted=True)
-        except RecipeError:
-            found = None
-        inner = self._text[start + 1 : self._at - 1] if found is not None else ""
-        if found is None or not inner.endswith(")"):
-            self._at = start + 1
-            yield Operator("(", self.mark(start))
-            return
+    def _is_sum(self, opened: int) -> bool:
+        """Whether two brackets open arithmetic: the inner one closes right before the outer one."""
+        if not self._text.startswith("((", opened):
+            return False
+        depth = 0
+        for at in range(opened + 1, min(opened + MAX_SUM_CHARACTERS, len(self._text))):
+            depth += {"(": 1, ")": -1}.get(self._text[at], 0)
+            if depth in (0, MAX_NESTING):
+                return depth == 0 and self._text.startswith("))", at)
+        return False
+
+    def _sum_command(self, start: int) -> Iterator[Word]:
+        """`((…))` as the word `let` and the expression."""
+        found = self._command(start, start, ARITHMETIC, quoted=True)
         yield Word((Plain("let", quoted=False),), found.mark)
-        yield Word((Unread(ARITHMETIC, True, found.mark, inner[1:-1]),), found.mark)
+        source = self._text[start + 2 : self._at - 2]
+        yield Word((replace(found, source=source),), found.mark)
 
     def _backticks(self, start: int, *, quoted: bool) -> Unread:
         source = _ESCAPED.sub(r"\1", self._text[start + 1 : self._at - 1])
@@ -258,12 +263,10 @@ class _Reader:
         if following == "{":
             return self._braces(start, quoted)
         if following == "(":
-            is_sum = text.startswith("((", start + 1)
+            is_sum = self._is_sum(start + 1)
             found = self._command(start + 1, start, ARITHMETIC if is_sum else SUBSTITUTION, quoted=quoted)
             inner = text[start + 2 : self._at - 1]
-            if is_sum and inner.endswith(")"):
-                return replace(found, source=inner[1:-1])
-            return replace(found, source="" if is_sum else inner)
+            return replace(found, source=inner[1:-1] if is_sum else inner)
         self._at = start + 1
         if following == "'" and not quoted:
             plain = self._single(self._at)
