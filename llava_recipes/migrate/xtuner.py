@@ -168,11 +168,17 @@ class _Translation(Reader):
             ("optim_wrapper.accumulative_counts", "gradient_accumulation_steps"),
             (f"{optimizer}.lr", "learning_rate"),
             (f"{optimizer}.weight_decay", "weight_decay"),
+            (f"{optimizer}.eps", "adam_epsilon"),
             ("optim_wrapper.clip_grad.max_norm", "max_grad_norm"),
             (f"{loader}.num_workers", "dataloader_num_workers"),
         ):
             value = self.number(name)
-            if value is not None and key in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if value is not None and key in (
+                "learning_rate",
+                "weight_decay",
+                "adam_epsilon",
+                "max_grad_norm",
+            ):
                 value = float(value)
             self.put(name, (*train, key), value)
         if self.look_up("optim_wrapper.clip_grad") is None:
