@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         only=arguments.command,
         recipe_file=arguments.output or "recipe.yaml",
         read_beside=read_beside,
+        is_folder=os.path.isdir,
+        working_folder=os.getcwd(),
     )
     _write(migration.text, arguments.output)
     _report(migration, arguments.file)

@@ -12,7 +12,7 @@ from llava_recipes.layouts import meaning_of
 from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
 from llava_recipes.plan.batch import derive_batch
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
-from llava_recipes.recipe.schema import Data, Recipe, Stage
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Data, Recipe, Stage
 from llava_recipes.screen import shown
 
 DEEPSPEED_FILES: Mapping[str, str] = MappingProxyType(
@@ -132,6 +132,12 @@ def _deepspeed_flag(
     if isinstance(choice, dict):
         hint = "write it to a JSON file, and name that file"
         export.refuse("the original takes a DeepSpeed file, not a config inline", where, hint=hint)
+    elif choice in DEEPSPEED_PRESETS and choice not in DEEPSPEED_FILES:
+        message = (
+            f"the original's {choice}.json has a schedule of its own, which replaces `lr_scheduler_type`"
+        )
+        hint = "write the preset's config to a JSON file, as `llava-recipe plan` shows it, and name that file"
+        export.refuse(message, where, hint=hint)
     elif choice != "none":
         export.add("deepspeed", DEEPSPEED_FILES.get(choice, choice))
         norm, key = stage.train.max_grad_norm, "gradient_clipping"

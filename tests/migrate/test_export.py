@@ -114,6 +114,7 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ("template: v1", "template: v1\n      on_bad_image: skip", "stops at a bad image"),
         ("select_layer: -2", "revision: main", "no `revision`"),
         ("deepspeed: zero3", "deepspeed: {zero_optimization: {stage: 2}}", "not a config inline"),
+        ("deepspeed: zero3", "deepspeed: zero3_offload", "a schedule of its own"),
         ("max_steps: 7", "max_steps: 7, loss_normalization: token", "each device batch"),
         ("max_steps: 7", "max_steps: 7, global_batch_size: 64", "accumulation steps"),
         ("max_grad_norm: 0", "max_grad_norm: 0.5", "the original doesn't clip"),
