@@ -46,18 +46,10 @@ def _check_sources(sources: Value, path: Path) -> Iterator[Problem]:
 
 def _check_validation(data: Mapping, validation: Mapping, path: Path) -> Iterator[Problem]:
     sources, split = validation.get("sources"), validation.get("split")
-    if sources is not None and split is not None:
-        last = max(("sources", "split"), key=list(validation).index)
-        yield Problem(
-            "`validation` has both `sources` and `split`",
-            path=(*path, last),
-            hint="keep `sources` for files of their own, or `split` to hold out training data",
-            on_key=True,
-        )
-    elif sources is None and split is None and not set(validation) - {"sources", "split"}:
+    if sources is None and split is None and not set(validation) - {"sources", "split"}:
         hint = "write `split: 0.01`, or `sources:` with files of their own"
         yield Problem("`validation` needs one of `sources` and `split`", path=path, hint=hint, on_key=True)
-    elif isinstance(split, float) and split >= 1 and not split.is_integer():
+    elif sources is None and isinstance(split, float) and split >= 1 and not split.is_integer():
         yield Problem(
             "`split` from 1 up is a number of records",
             path=(*path, "split"),

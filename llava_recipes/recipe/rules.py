@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from llava_recipes.recipe.data_rules import check_data
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.exclusions import check_exclusions
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.misspelt import misspelt
@@ -32,6 +33,7 @@ def check_rules(root: Value) -> list[Problem]:
     recipe = as_mapping(root)
     problems += _check_version(recipe.get("version"))
     problems += check_secrets(as_mapping(recipe.get("vars")), ("vars",))
+    problems += check_exclusions(recipe)
     problems += _check_model(as_mapping(recipe.get("model")))
     stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
     problems += _check_stage_names(stages)
@@ -87,28 +89,13 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
 def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
     name = path[-1]
     given = given_keys(part, "source", "config")
-    if len(given) == 2:
-        yield Problem(
-            f"`{name}` has both `source` and `config`",
-            path=(*path, "config"),
-            hint="keep `source` for pretrained weights, or `config` for random ones",
-            on_key=True,
-        )
-    elif not given:
+    if not given:
         model = LanguageModel if name == "language_model" else VisionTower
         if not misspelt(part, model, "source", "config"):
             hint = "write `source:` for pretrained weights, or `config:` for random ones"
             yield Problem(f"`{name}` needs one of `source` and `config`", path=path, hint=hint, on_key=True)
     elif given == ["config"]:
         yield from _check_config(part, path)
-    else:
-        for key in given_keys(part, "image_processor", "seed"):
-            yield Problem(
-                f"`{key}` has no effect on `{name}` with `source`",
-                path=(*path, key),
-                hint=f"remove it; `{key}` goes with `config`",
-                on_key=True,
-            )
     yield from check_hub_id(part.get("source"), (*path, "source"))
     yield from check_hub_id(part.get("tokenizer"), (*path, "tokenizer"))
 
@@ -118,11 +105,6 @@ def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
         hint = "write `tokenizer:` with a hub id or a folder"
         yield Problem(
             "`language_model` with `config` needs the key `tokenizer`", path=path, hint=hint, on_key=True
-        )
-    if given_keys(part, "revision"):
-        hint = "remove it; `revision` goes with `source`"
-        yield Problem(
-            "`revision` has no effect with `config`", path=(*path, "revision"), hint=hint, on_key=True
         )
     config = part.get("config")
     if isinstance(config, dict) and not isinstance(config.get("model_type"), str):
