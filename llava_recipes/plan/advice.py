@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from llava_recipes.plan.batch_advice import check_processes
 from llava_recipes.plan.data_advice import check_order, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.rates import spell_rate
 from llava_recipes.recipe.schema import Recipe, Stage
 
 LARGE_MODEL: Final = 1_000_000_000
@@ -38,6 +40,9 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         found += check_order(stage, path)
         found += check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
+        if _pretrained(recipe):
+            # Random weights are for tests, on one process.
+            found += check_processes(stage, planned, path)
         found += _check_precision(model, planned, path)
         found += _check_length(model, planned, path)
         found += _check_start(recipe, planned, index)
@@ -213,11 +218,6 @@ def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> 
         )
 
 
-def _spell_rate(rate: float) -> str:
-    """As it is typed: 2e-5, not 2e-05."""
-    return f"{rate:g}".replace("e-0", "e-")
-
-
 def _check_rates(recipe: Recipe, planned: StagePlan, path: Path) -> Iterator[Problem]:
     """Learning rates that belong to another kind of stage: off by the factor that is between the kinds."""
     modules = planned.trainable_modules or ()
@@ -242,13 +242,13 @@ def _check_projector_rate(rate: float, path: Path) -> Iterator[Problem]:
     low, high = PROJECTOR_RATES
     if rate < low:
         yield _warning(
-            f"a learning rate of {_spell_rate(rate)} hardly moves a projector that trains alone",
+            f"a learning rate of {spell_rate(rate)} hardly moves a projector that trains alone",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
         )
     elif rate > high:
         yield _warning(
-            f"a learning rate of {_spell_rate(rate)} is far above what projectors are trained with",
+            f"a learning rate of {spell_rate(rate)} is far above what projectors are trained with",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3",
         )
@@ -258,7 +258,7 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: P
     ruined = [root.replace("_", " ") for root in sorted(_pretrained(recipe) & roots)]
     if rate > PRETRAINED_RATE and ruined:
         yield _warning(
-            f"a learning rate of {_spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
+            f"a learning rate of {spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
             path=path,
             hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
             "projector that trains alone",
@@ -270,7 +270,7 @@ def _check_adapter_rate(rate: float, path: Path) -> Iterator[Problem]:
     if not low <= rate <= high:
         word = "hardly moves" if rate < low else "is far above what is usual for"
         yield _warning(
-            f"a learning rate of {_spell_rate(rate)} {word} LoRA adapters",
+            f"a learning rate of {spell_rate(rate)} {word} LoRA adapters",
             path=path,
             hint="adapters are trained at 1e-4 to 2e-4, ten times the rate of full fine-tuning",
         )

@@ -43,7 +43,7 @@ def warnings_of(values: dict[str, Any], *, world_size: int = 1) -> list[Problem]
 
 def pretrained(**changes: Any) -> dict[str, Any]:
     """A stage over pretrained weights, as most people run it."""
-    values = stage_values(train__bf16=True, **changes)
+    values = stage_values(train__bf16=True, train__global_batch_size=4, **changes)
     values["model"] = {"language_model": VICUNA, "vision_tower": CLIP}
     values["stages"][0]["data"]["max_length"] = 2048
     return values
