@@ -29,7 +29,7 @@ def check_versions(extra: str = "") -> None:
     """
     found = version_problem(extra)
     if found is not None:
-        raise RecipeError(Problem(found))
+        raise RecipeError(Problem(found, code="library-version"))
 
 
 @functools.cache

@@ -72,6 +72,7 @@ class AnswersFile:
             raise RecipeError(
                 Problem(
                     "these answers were begun in another way",
+                    code="answers-begun-another-way",
                     mark=Mark(str(self.unfinished), 0, 0),
                     found="\n       ".join(_differences(whole[0], self._settings)),
                     hint="ask as then, or begin anew with --overwrite instead of --resume",
@@ -84,17 +85,27 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise RecipeError when what stands at `path` must not be replaced, or its folder is missing."""
     unfinished = path.with_name(path.name + UNFINISHED)
     if not path.parent.is_dir():
-        raise RecipeError(Problem(f"{path}: its folder does not exist", hint="make it, or choose another -o"))
+        raise RecipeError(
+            Problem(
+                f"{path}: its folder does not exist",
+                code="folder-does-not-exist",
+                hint="make it, or choose another -o",
+            )
+        )
     if path.is_dir():
-        raise RecipeError(Problem(f"{path}: this is a folder", hint="give -o the name of a file"))
+        raise RecipeError(
+            Problem(f"{path}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file")
+        )
     if overwrite:
         return
     if path.exists():
         hint = "choose another file, or replace it with --overwrite"
-        raise RecipeError(Problem(f"{path}: the file is there already", hint=hint))
+        raise RecipeError(Problem(f"{path}: the file is there already", code="file-exists", hint=hint))
     if unfinished.exists() and not resume:
         hint = "continue it with --resume, or begin anew with --overwrite"
-        raise RecipeError(Problem(f"{unfinished}: there are unfinished answers", hint=hint))
+        raise RecipeError(
+            Problem(f"{unfinished}: there are unfinished answers", code="unfinished-answers", hint=hint)
+        )
 
 
 def _differences(then: str, now: str) -> list[str]:

@@ -47,15 +47,15 @@ def check_questions(answerer: Answerer, questions: Sequence[Asked], decoding: De
         try:
             input_ids = answerer.prompt_ids(question.turns)
         except ValueError as error:
-            problems.append(Problem(f"it cannot be written: {error}", mark=question.mark))
+            problems.append(
+                Problem(f"it cannot be written: {error}", code="file-cannot-be-written", mark=question.mark)
+            )
             continue
         counts = [answerer.least_picture_tokens] * len(question.images)
         num_tokens = answerer.num_tokens(input_ids, counts)
         problem = answerer.does_not_fit(num_tokens, counts, decoding)
         if problem is not None:
-            problems.append(
-                Problem(problem.message, mark=question.mark, found=problem.found, hint=problem.hint)
-            )
+            problems.append(replace(problem, mark=question.mark))
     raise_first(problems, of=len(questions))
 
 
@@ -121,6 +121,7 @@ def check_answer_key(questions: Sequence[Question], key: str) -> None:
         raise RecipeError(
             Problem(
                 f"records have the key `{key}` already, which the answers would replace",
+                code="records-key-already-answers-would-replace",
                 mark=taken[0].mark,
                 found=f"{len(taken)} of {len(questions)} records",
                 hint="choose another with --answer-key",

@@ -65,6 +65,7 @@ def check_lmms_eval() -> None:
         raise RecipeError(
             Problem(
                 "--tasks needs lmms-eval, which is not installed",
+                code="tasks-needs-lmms-eval-not-installed",
                 found=f"no module {', '.join(missing)}",
                 hint="pip install 'llava-recipes[eval]'; `--data FILE` measures without it",
             )
@@ -99,6 +100,7 @@ def command(
         raise RecipeError(
             Problem(
                 "lmms-eval cannot be given a folder with this name",
+                code="lmms-eval-cannot-be-given-folder",
                 found=str(model),
                 hint="use a path without commas, quotes, braces and equals signs",
             )
@@ -125,6 +127,7 @@ def run_benchmarks(words: list[str], output: Path) -> dict[str, JsonValue]:
         raise RecipeError(
             Problem(
                 "lmms-eval ended without results",
+                code="lmms-eval-ended-without-results",
                 found=f"exit code {code}; nothing new in {output}" if not written else f"exit code {code}",
                 hint="its own words above say why; benchmarks are fetched from the hub",
             )
@@ -137,9 +140,11 @@ def read_results(file: Path) -> dict[str, JsonValue]:
     try:
         values = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(Problem(f"{file}: these results cannot be read", found=str(error))) from None
+        raise RecipeError(
+            Problem(f"{file}: these results cannot be read", code="results-cannot-be-read", found=str(error))
+        ) from None
     if not isinstance(values, dict) or not isinstance(values.get("results"), dict):
-        raise RecipeError(Problem(f"{file}: there are no `results` in it"))
+        raise RecipeError(Problem(f"{file}: there are no `results` in it", code="results-are-missing"))
     return values
 
 

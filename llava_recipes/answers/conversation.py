@@ -50,7 +50,7 @@ class Conversation:
             image = read_image(str(path.parent), path.name)
         except BadImage as error:
             message = f"{file}: this picture cannot be used"
-            raise RecipeError(Problem(message, found=error.reason)) from None
+            raise RecipeError(Problem(message, code="bad-image", found=error.reason)) from None
         picture = self._answerer.prepare(image)
         self._waiting.append(_Shown(self._answerer.look([picture])[0], picture.num_tokens))
 
@@ -65,7 +65,13 @@ class Conversation:
         holds bytes that are no text. When the person interrupts, what was said until then is the answer.
         """
         if text != text.encode("utf-8", "replace").decode("utf-8"):
-            raise RecipeError(Problem("the question must be UTF-8", hint="set the terminal to UTF-8"))
+            raise RecipeError(
+                Problem(
+                    "the question must be UTF-8",
+                    code="question-must-be-utf-8",
+                    hint="set the terminal to UTF-8",
+                )
+            )
         question = self._question(text)
         # A captioner has no conversation: every picture stands alone.
         turns, shown = ([], []) if self.is_plain else (self._turns, self._shown)
@@ -95,7 +101,7 @@ class Conversation:
             if not num_pictures:
                 hint = "give one with --image, or /image in a conversation"
                 message = "this run's template is `plain`: it captions pictures, and there is none"
-                raise RecipeError(Problem(message, hint=hint))
+                raise RecipeError(Problem(message, code="plain-needs-an-image", hint=hint))
             words = text.replace(IMAGE, "").strip()
             if words:
                 self._say("the run's template is `plain`: it captions pictures, the question is left out")
@@ -113,7 +119,9 @@ class Conversation:
         try:
             input_ids = self._answerer.prompt_ids(turns)
         except ValueError as error:
-            raise RecipeError(Problem(f"the conversation cannot be written: {error}")) from None
+            raise RecipeError(
+                Problem(f"the conversation cannot be written: {error}", code="conversation-cannot-be-written")
+            ) from None
         counts = [picture.num_tokens for picture in shown]
         num_tokens = self._answerer.num_tokens(input_ids, counts)
         problem = self._answerer.does_not_fit(num_tokens, counts, self._decoding)
@@ -127,12 +135,14 @@ def tags_problem(num_tags: int, num_pictures: int) -> Problem:
     if num_pictures == 0:
         return Problem(
             f"{IMAGE} is written where no picture is given",
+            code="images-and-tags-differ",
             found=f"{num_tags} in the question",
             hint="give a picture with --image FILE (or /image FILE), or leave the tag out",
         )
     more = "pictures than tags" if num_pictures > num_tags else "tags than pictures"
     return Problem(
         f"there are more {more}",
+        code="images-and-tags-differ",
         found=f"{num_pictures} pictures, {num_tags} {IMAGE} tags",
         hint=f"write {IMAGE} once for every picture, or not at all",
     )

@@ -87,7 +87,9 @@ class Referenced:
             return [answerer.prepare(image) for image in shown]
         except BadImage as error:
             message = f"{error.file}: this picture cannot be used"
-            raise RecipeError(Problem(message, mark=self.mark, found=error.reason)) from None
+            raise RecipeError(
+                Problem(message, code="bad-image", mark=self.mark, found=error.reason)
+            ) from None
 
 
 def open_data(opened: Opened, file: str, *, images: str) -> StageDataset:

@@ -54,7 +54,11 @@ def open_to_ask(
 def _with_system(data: DataPlan, text: str) -> DataPlan:
     if data.template is not None and LAYOUTS[data.template].system is None:
         raise RecipeError(
-            Problem(f"template `{data.template}` has no place for a system prompt", hint="leave out --system")
+            Problem(
+                f"template `{data.template}` has no place for a system prompt",
+                code="template-no-place-system-prompt",
+                hint="leave out --system",
+            )
         )
     return data.model_copy(update={"system_prompt": text})
 
@@ -70,6 +74,7 @@ def _device(name: str | None) -> torch.device:
         raise RecipeError(
             Problem(
                 f'there is no device "{name}" here',
+                code="no-device",
                 found=lines[0] if lines else type(error).__name__,
                 hint="`cpu`, or `cuda` where there is a GPU",
             )

@@ -68,7 +68,9 @@ def read_questions(file: str, *, images: str) -> list[Question]:
             problems.append(_bad_image(error, records.mark(index)))
         except MalformedRecord as error:
             mark = records.mark(index)
-            problems.append(Problem(error.message, mark=mark, found=error.found, hint=error.hint))
+            problems.append(
+                Problem(error.message, code="malformed-record", mark=mark, found=error.found, hint=error.hint)
+            )
         else:
             questions.append(question)
     raise_first(problems, of=len(records))
@@ -80,7 +82,11 @@ def raise_first(problems: Sequence[Problem], *, of: int) -> None:
     if not problems:
         return
     hidden = len(problems) - NUM_SHOWN_PROBLEMS
-    more = [Problem(f"{hidden} more of {of} records have such problems")] if hidden > 0 else []
+    more = (
+        [Problem(f"{hidden} more of {of} records have such problems", code="more-problems")]
+        if hidden > 0
+        else []
+    )
     raise RecipeError(*problems[:NUM_SHOWN_PROBLEMS], *more)
 
 
@@ -146,4 +152,10 @@ def _images(values: dict[str, JsonValue]) -> tuple[str, ...]:
 
 def _bad_image(error: BadImage, mark: Mark) -> Problem:
     hint = "paths start from --images, by default the folder of the input"
-    return Problem(f"{error.file}: this picture cannot be used", mark=mark, found=error.reason, hint=hint)
+    return Problem(
+        f"{error.file}: this picture cannot be used",
+        code="bad-image",
+        mark=mark,
+        found=error.reason,
+        hint=hint,
+    )

@@ -117,7 +117,13 @@ def _set_data(draft: Draft, wishes: Wishes) -> None:
     """Give every stage the data files that fit it."""
     if not wishes.data:
         if wishes.images:
-            raise RecipeError(Problem("`--images` goes with `--data`", hint="name the annotation file too"))
+            raise RecipeError(
+                Problem(
+                    "`--images` goes with `--data`",
+                    code="images-goes-data",
+                    hint="name the annotation file too",
+                )
+            )
         return
     stages = _stages(draft.text)
     shares: list[list[_Source]] = [[] for _ in stages]
@@ -179,7 +185,14 @@ def _sources(wishes: Wishes) -> Iterator[_Source]:
     if len(wishes.images) not in (0, 1, len(wishes.data)):
         given = f"{len(wishes.data)} data files, {len(wishes.images)} image folders"
         hint = "give `--images` once for all, or once for each `--data`, in order"
-        raise RecipeError(Problem("`--data` and `--images` differ in number", found=given, hint=hint))
+        raise RecipeError(
+            Problem(
+                "`--data` and `--images` differ in number",
+                code="data-images-differ-number",
+                found=given,
+                hint=hint,
+            )
+        )
     for index, file in enumerate(wishes.data):
         images = wishes.images[min(index, len(wishes.images) - 1)] if wishes.images else None
         if not os.path.exists(file):

@@ -25,7 +25,7 @@ def find_keys(query: str, keys: Sequence[Key]) -> tuple[Key, ...]:
     """
     if len(query) > _MAX_QUERY_CHARACTERS:
         hint = "llava-recipe explain train.learning_rate"
-        raise RecipeError(Problem("this is too long for a key", hint=hint))
+        raise RecipeError(Problem("this is too long for a key", code="too-long-key", hint=hint))
     words = _words(query)
     for candidate in _candidates(words, keys):
         exact = [key for key in keys if key.names == candidate and len(candidate) > 1]
@@ -71,7 +71,7 @@ def _unknown(query: str, words: tuple[str, ...], keys: Sequence[Key]) -> Problem
         hint = "`llava-recipe explain` without a key shows the top level"
         if last in EXTRA_FIELDS:
             hint = f"a TrainingArguments field: write it under `extra:` of `train:`, `extra: {{{last}: …}}`"
-    return Problem(f"no key `{query}` in the recipe language", hint=hint)
+    return Problem(f"no key `{query}` in the recipe language", code="unknown-key", hint=hint)
 
 
 def explain_key(key: Key, keys: Iterable[Key], *, width: int) -> str:

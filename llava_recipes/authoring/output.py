@@ -24,11 +24,17 @@ def write_new(path: Path, text: str, *, force: bool) -> None:
             raise
     except FileExistsError:
         hint = "choose another with `-o FILE`, or add `--force` to replace it"
-        raise RecipeError(Problem(f"{path} is there already", hint=hint)) from None
+        raise RecipeError(Problem(f"{path} is there already", code="file-exists", hint=hint)) from None
     except FileNotFoundError:
         raise RecipeError(
-            Problem(f"{path}: the folder {path.parent} does not exist", hint="make it first")
+            Problem(
+                f"{path}: the folder {path.parent} does not exist",
+                code="folder-does-not-exist",
+                hint="make it first",
+            )
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(Problem(f"{path} cannot be written", found=reason)) from None
+        raise RecipeError(
+            Problem(f"{path} cannot be written", code="file-cannot-be-written", found=reason)
+        ) from None

@@ -51,7 +51,13 @@ def survey(annotations: str, images: str | None) -> Survey:
     """
     if os.path.exists(annotations) and not (os.path.isfile(annotations) or os.path.isdir(annotations)):
         # Opening a pipe would wait for ever.
-        raise RecipeError(Problem(f"{annotations} is no ordinary file", hint="`--data` names a JSON file"))
+        raise RecipeError(
+            Problem(
+                f"{annotations} is no ordinary file",
+                code="no-ordinary-file",
+                hint="`--data` names a JSON file",
+            )
+        )
     file = open_file(annotations)
     indices = _evenly(len(file), NUM_LOOKED_AT)
     records, malformed = _read(file, indices)

@@ -112,7 +112,9 @@ def _obey(conversation: Conversation, line: str) -> bool:
         if conversation.is_plain:
             _answer(conversation, "")
     else:
-        raise RecipeError(Problem(f"there is no command {line.strip()!r}", hint=HELP))
+        raise RecipeError(
+            Problem(f"there is no command {line.strip()!r}", code="unknown-chat-command", hint=HELP)
+        )
     return True
 
 

@@ -158,12 +158,18 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
 
     if not output.parent.is_dir():
         message = f"{output.parent}: there is no such folder"
-        raise RecipeError(Problem(message, hint="check RUN, or choose another -o"))
+        raise RecipeError(
+            Problem(message, code="folder-does-not-exist", hint="check RUN, or choose another -o")
+        )
     if output.is_dir():
-        raise RecipeError(Problem(f"{output}: this is a folder", hint="give -o the name of a file"))
+        raise RecipeError(
+            Problem(
+                f"{output}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file"
+            )
+        )
     if output.exists() and not overwrite:
         hint = "choose another file with -o, or replace it with --overwrite"
-        raise RecipeError(Problem(f"{output}: the file is there already", hint=hint))
+        raise RecipeError(Problem(f"{output}: the file is there already", code="file-exists", hint=hint))
 
 
 _WORDS: dict[str, tuple[str, Callable[[float], str]]] = {

@@ -41,7 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.with_tower is not None and arguments.to != "llava":
         word = "--with-tower" if arguments.with_tower else "--without-tower"
-        raise RecipeError(Problem(f"{word} goes with `--to llava`; `{arguments.to}` always has the tower"))
+        raise RecipeError(
+            Problem(
+                f"{word} goes with `--to llava`; `{arguments.to}` always has the tower",
+                code="goes-llava-always-tower",
+            )
+        )
     from llava_recipes.cli.asking import quiet_libraries
     from llava_recipes.cli.exporting import dtype_of, report
     from llava_recipes.runs.export import export_run

@@ -37,11 +37,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.stage is not None and arguments.stage not in names:
         mark = Mark(f"--stage {arguments.stage}", 0, 0)
         raise RecipeError(
-            Problem("the recipe has no such stage", mark=mark, hint=f"stages: {', '.join(names)}")
+            Problem(
+                "the recipe has no such stage",
+                code="recipe-no-such-stage",
+                mark=mark,
+                hint=f"stages: {', '.join(names)}",
+            )
         )
     wanted = range(len(names)) if arguments.stage is None else [names.index(arguments.stage)]
     if arguments.world_size is not None and arguments.world_size < 1:
-        raise RecipeError(Problem("--world-size is 1 or more", found=str(arguments.world_size)))
+        raise RecipeError(
+            Problem("--world-size is 1 or more", code="world-size-1-more", found=str(arguments.world_size))
+        )
     problems: list[Problem] = []
     files = read_deepspeed_files(loaded, problems)
     try:
@@ -61,11 +68,20 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if os.path.exists(arguments.output) and not arguments.force:
         hint = "choose another name, or write over it with --force"
-        raise RecipeError(Problem("this file is there already", mark=Mark(arguments.output, 0, 0), hint=hint))
+        raise RecipeError(
+            Problem(
+                "this file is there already", code="file-exists", mark=Mark(arguments.output, 0, 0), hint=hint
+            )
+        )
     try:
         Path(arguments.output).write_text(text, encoding="utf-8")
     except OSError as error:
         raise RecipeError(
-            Problem("cannot be written", mark=Mark(arguments.output, 0, 0), found=error.strerror)
+            Problem(
+                "cannot be written",
+                code="file-cannot-be-written",
+                mark=Mark(arguments.output, 0, 0),
+                found=error.strerror,
+            )
         ) from None
     return 0

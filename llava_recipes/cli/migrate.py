@@ -54,7 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.output is not None and os.path.exists(arguments.output) and not arguments.force:
         hint = "choose another name, or write over it with --force"
-        raise RecipeError(Problem("this file is there already", mark=Mark(arguments.output, 0, 0), hint=hint))
+        raise RecipeError(
+            Problem(
+                "this file is there already", code="file-exists", mark=Mark(arguments.output, 0, 0), hint=hint
+            )
+        )
     migration = migrate(
         read_script(arguments.file),
         arguments.file,
@@ -104,7 +108,9 @@ def _variables(assignments: Sequence[str]) -> dict[str, str]:
         name, has_value, value = assignment.partition("=")
         if not has_value or not name.isidentifier():
             mark = Mark(f"--var {assignment}", 0, 0)
-            raise RecipeError(Problem("a variable is given as NAME=VALUE", mark=mark))
+            raise RecipeError(
+                Problem("a variable is given as NAME=VALUE", code="variable-given-name-value", mark=mark)
+            )
         variables[name] = value
     return variables
 
@@ -116,24 +122,36 @@ def read_script(file: str) -> str:
         with open(file, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise RecipeError(Problem("no such file", mark=whole)) from None
+        raise RecipeError(Problem("no such file", code="no-such-file", mark=whole)) from None
     except IsADirectoryError:
-        raise RecipeError(Problem("this is a folder; name a script in it", mark=whole)) from None
+        raise RecipeError(
+            Problem("this is a folder; name a script in it", code="folder-name-script", mark=whole)
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(Problem("the file cannot be read", mark=whole, found=reason)) from None
+        raise RecipeError(
+            Problem("the file cannot be read", code="file-cannot-be-read", mark=whole, found=reason)
+        ) from None
     if len(data) > MAX_BYTES:
         message = f"the file is larger than {MAX_BYTES:,} bytes; this is no training script"
-        raise RecipeError(Problem(message, mark=whole))
+        raise RecipeError(Problem(message, code="file-larger-than-bytes-no-training", mark=whole))
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02X} at position {error.start}"
         raise RecipeError(
-            Problem("the file is not UTF-8", mark=whole, found=found, hint="save it as UTF-8")
+            Problem(
+                "the file is not UTF-8",
+                code="file-not-utf-8",
+                mark=whole,
+                found=found,
+                hint="save it as UTF-8",
+            )
         ) from None
     if "\0" in text:
-        raise RecipeError(Problem("the file holds NUL bytes: it is not text", mark=whole))
+        raise RecipeError(
+            Problem("the file holds NUL bytes: it is not text", code="file-holds-nul-bytes", mark=whole)
+        )
     return text
 
 
@@ -157,7 +175,9 @@ def _write(text: str, output: str | None) -> None:
     try:
         Path(output).write_text(text, encoding="utf-8")
     except OSError as error:
-        problem = Problem("cannot be written", mark=Mark(output, 0, 0), found=error.strerror)
+        problem = Problem(
+            "cannot be written", code="file-cannot-be-written", mark=Mark(output, 0, 0), found=error.strerror
+        )
         raise RecipeError(problem) from None
 
 

@@ -102,7 +102,9 @@ def _check_ours(file: Path) -> None:
 
 def _refused(file: Path, message: str, *, found: str) -> RecipeError:
     hint = "give another name, or --force to replace it" if "not written by" in message else None
-    return RecipeError(Problem(message, mark=Mark(f"--html {file}", 0, 0), found=found, hint=hint))
+    return RecipeError(
+        Problem(message, code="page-not-written", mark=Mark(f"--html {file}", 0, 0), found=found, hint=hint)
+    )
 
 
 def _stage(stage: StageEstimate, estimate: Estimate) -> dict[str, object]:

@@ -125,7 +125,12 @@ def read_samples(preview: Preview, first: int, end: int, *, problems: list[Probl
     if first >= len(records):
         found = f"samples 0 to {len(records) - 1}"
         problems.append(
-            Problem(f"there is no sample {first}", found=found, hint="choose others with --samples")
+            Problem(
+                f"there is no sample {first}",
+                code="no-sample",
+                found=found,
+                hint="choose others with --samples",
+            )
         )
     for index in range(first, min(end, len(records))):
         try:
@@ -165,7 +170,11 @@ def _stage_number(loaded: LoadedRecipe, name: str | None) -> int:
     message = (
         f'the recipe has no stage "{name}"' if name else "the recipe has several stages; --stage chooses one"
     )
-    raise loaded.fail(Problem(message, path=("stages",), on_key=True, hint=f"stages: {', '.join(names)}"))
+    raise loaded.fail(
+        Problem(
+            message, code="recipe-no-stage", path=("stages",), on_key=True, hint=f"stages: {', '.join(names)}"
+        )
+    )
 
 
 def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:
@@ -176,7 +185,15 @@ def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:
     if measured is None:
         where: Path = ("stages", number, "data")
         hint = "write `validation: {split: 0.01}` under `data:`"
-        raise RecipeError(Problem("the stage has no validation data", path=where, hint=hint, on_key=True))
+        raise RecipeError(
+            Problem(
+                "the stage has no validation data",
+                code="stage-no-validation-data",
+                path=where,
+                hint=hint,
+                on_key=True,
+            )
+        )
     return measured
 
 

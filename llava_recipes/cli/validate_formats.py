@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
-_QUOTED = re.compile(r"`[^`]*`|\"[^\"]*\"|'[^']*'")
-_NO_WORDS = re.compile(r"\S*[0-9]\S*|[^a-z]+")
-_NUM_RULE_WORDS = 8
 
 Json = dict[str, object]
 
@@ -64,7 +60,7 @@ def _problem_values(problem: Problem, file: str) -> Json:
     place, line, column, width = _place(problem, file)
     return {
         "severity": problem.severity,
-        "rule": rule_of(problem),
+        "rule": problem.code,
         "message": problem.message,
         "found": problem.found,
         "hint": problem.hint,
@@ -76,13 +72,6 @@ def _problem_values(problem: Problem, file: str) -> Json:
         "override": _override(problem.mark, file),
         **({} if problem.mark is None or problem.mark.row is None else {"row": problem.mark.row}),
     }
-
-
-def rule_of(problem: Problem) -> str:
-    """A name for the kind of problem: its message without the words that it quotes."""
-    said = _QUOTED.sub(" ", problem.message.lower()).partition(": ")[0]
-    words = _NO_WORDS.sub(" ", said).split()
-    return "-".join(words[:_NUM_RULE_WORDS]) or "problem"
 
 
 def _place(problem: Problem, file: str) -> tuple[str, int | None, int | None, int]:
@@ -118,7 +107,7 @@ def _annotation(problem: Problem, file: str) -> str:
     properties: dict[str, str | int] = {"file": place}
     if line is not None and column is not None:
         properties |= {"line": line, "col": column, "endColumn": column + width - 1}
-    properties["title"] = rule_of(problem)
+    properties["title"] = problem.code
     spelled = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in properties.items())
     return f"::{problem.severity} {spelled}::{_escaped(_whole_message(problem, file))}"
 
@@ -131,9 +120,9 @@ def _escaped(text: str, more: str = "") -> str:
 
 def sarif_report(reports: Sequence[FileReport]) -> str:
     """A SARIF 2.1.0 log, as code scanning services read it."""
-    rules = sorted({rule_of(problem) for report in reports for problem in report.problems})
+    rules = sorted({problem.code for report in reports for problem in report.problems})
     results = [
-        _result(problem, report.file, rules.index(rule_of(problem)))
+        _result(problem, report.file, rules.index(problem.code))
         for report in reports
         for problem in report.problems
     ]
@@ -159,7 +148,7 @@ def _result(problem: Problem, file: str, rule_index: int) -> Json:
             region["snippet"] = {"text": problem.mark.text[column - 1 : column - 1 + width]}
         physical["region"] = region
     return {
-        "ruleId": rule_of(problem),
+        "ruleId": problem.code,
         "ruleIndex": rule_index,
         "level": problem.severity,
         "message": {"text": _whole_message(problem, file)},

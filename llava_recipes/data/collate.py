@@ -191,12 +191,12 @@ class Collator:
         )
 
     def _problem(self, sample: Sample, expanded: Expanded) -> Problem:
-        message = "nothing of it is learned after the cut at `max_length`"
+        code, message = "nothing-is-learned", "nothing of it is learned after the cut at `max_length`"
         taken, hint = f"{expanded.num_tokens:,} tokens", "raise `max_length`, or shorten or remove the sample"
         if expanded.num_image_tokens >= self.max_length:
-            message = "its images leave no room for text"
+            code, message = "images-leave-no-room", "its images leave no room for text"
             taken = images_take(expanded.num_images, expanded.num_image_tokens)
             hint = "raise `max_length`, or give it fewer images"
         mark = None if self.mark_of is None else self.mark_of(sample.index)
         found = f"{taken}, max_length is {self.max_length}"
-        return sample_problem(sample.index, sample.id, message, mark=mark, found=found, hint=hint)
+        return sample_problem(sample.index, sample.id, message, code=code, mark=mark, found=found, hint=hint)

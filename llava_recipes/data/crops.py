@@ -122,7 +122,14 @@ def check_crops(data: DataPlan, processor: BaseImageProcessor, image_px: int) ->
     if made != image_px:
         message = "`anyres` needs an image processor that makes pictures of the tower's size"
         found = f"it makes {made} × {made} pixels, the tower takes {image_px} × {image_px}"
-        problems.append(Problem(message, path=("model", "vision_tower"), found=found))
+        problems.append(
+            Problem(
+                message,
+                code="anyres-needs-image-processor-makes-pictures",
+                path=("model", "vision_tower"),
+                found=found,
+            )
+        )
     if problems:
         raise RecipeError(*problems)
 

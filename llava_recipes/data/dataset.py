@@ -95,7 +95,13 @@ class StageDataset(Dataset[Sample]):
                 return self.read((index + offset) % len(self.records))
             except BadImageError as error:
                 self._count_skipped(error)
-        raise SampleError(Problem("no sample has an image that can be used", hint="check the image folder"))
+        raise SampleError(
+            Problem(
+                "no sample has an image that can be used",
+                code="no-sample-image-can-be-used",
+                hint="check the image folder",
+            )
+        )
 
     def read(self, index: int) -> Sample:
         """The sample itself, whatever `on_bad_image` says: BadImageError where its picture cannot be used."""
@@ -105,7 +111,9 @@ class StageDataset(Dataset[Sample]):
             pictures = self._pictures(record)
         except BadImage as error:
             hint = "mend or remove it, or set `on_bad_image: skip`"
-            problem = self._problem(record, "its image cannot be used", found=str(error), hint=hint)
+            problem = self._problem(
+                record, "its image cannot be used", code="bad-image", found=str(error), hint=hint
+            )
             raise BadImageError(problem) from None
         return Sample(
             index=index,
@@ -125,17 +133,21 @@ class StageDataset(Dataset[Sample]):
         try:
             encoded = self.prompts.encode(record.turns, has_image=bool(record.images))
         except ValueError as error:
-            raise SampleError(self._problem(record, str(error))) from None
+            raise SampleError(
+                self._problem(record, str(error), code="sample-does-not-fit-template")
+            ) from None
         if all(label == IGNORED for label in encoded.labels[1:]):
             hint = "give it an answer (a gpt turn)"
-            raise SampleError(self._problem(record, "nothing in it is learned", hint=hint))
+            raise SampleError(
+                self._problem(record, "nothing in it is learned", code="nothing-is-learned", hint=hint)
+            )
         return encoded
 
     def _problem(
-        self, record: Record, message: str, *, found: str | None = None, hint: str | None = None
+        self, record: Record, message: str, *, code: str, found: str | None = None, hint: str | None = None
     ) -> Problem:
         mark = self.records.mark(record.index)
-        return sample_problem(record.index, record.id, message, mark=mark, found=found, hint=hint)
+        return sample_problem(record.index, record.id, message, code=code, mark=mark, found=found, hint=hint)
 
     def _pictures(self, record: Record) -> tuple[Picture, ...]:
         if not record.images:

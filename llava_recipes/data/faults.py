@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
@@ -21,7 +20,7 @@ class SampleError(RecipeError):
         super().__init__(*(found for problem in problems for found in _problems(problem)))
 
     def __str__(self) -> str:
-        return _CARRIED + json.dumps([asdict(problem) for problem in self.problems])
+        return _CARRIED + json.dumps([problem.to_json() for problem in self.problems])
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[Problem, ...]]:
         return type(self), self.problems
@@ -32,13 +31,14 @@ def sample_problem(
     sample_id: str,
     message: str,
     *,
+    code: str,
     mark: Mark | None = None,
     found: str | None = None,
     hint: str | None = None,
 ) -> Problem:
     """A problem whose message names the sample by index and id."""
     name = f'sample {index} (id "{sample_id}")' if sample_id else f"sample {index} (no id)"
-    return Problem(f"{name}: {message}", mark=mark, found=found, hint=hint)
+    return Problem(f"{name}: {message}", code=code, mark=mark, found=found, hint=hint)
 
 
 def images_take(num_images: int, num_tokens: int) -> str:
@@ -55,14 +55,6 @@ def _problems(problem: Problem | str) -> list[Problem]:
         return [problem]
     _, carried, text = problem.rpartition(_CARRIED)
     if not carried:
-        return [Problem(problem)]
+        return [Problem(problem, code="sample-cannot-be-used")]
     values, _ = json.JSONDecoder().raw_decode(text)
-    return [
-        Problem(
-            value["message"],
-            mark=Mark(**value["mark"]) if value["mark"] else None,
-            found=value["found"],
-            hint=value["hint"],
-        )
-        for value in values
-    ]
+    return [Problem.from_json(each) for each in values]

@@ -145,7 +145,12 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     given = plan.image_processor or {}
     where = (*_TOWER, "image_processor")
     unknown = [
-        Problem(f'the image processor has no setting "{key}"', path=(*where, key), on_key=True)
+        Problem(
+            f'the image processor has no setting "{key}"',
+            code="image-processor-no-setting",
+            path=(*where, key),
+            on_key=True,
+        )
         for key in given
         if key not in settings
     ]
@@ -161,6 +166,7 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
         raise RecipeError(
             Problem(
                 "the vision tower's folder has no preprocessor_config.json",
+                code="vision-tower-folder-no-preprocessor-config",
                 path=(*_TOWER, "source"),
                 found=str(folder),
                 hint="its pictures are resized and normalised by it; copy it beside the weights",
@@ -175,6 +181,7 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
         raise RecipeError(
             Problem(
                 f'the image processor of "{plan.source}" cannot be loaded',
+                code="image-processor-cannot-be-loaded",
                 path=(*_TOWER, "source"),
                 found=lines[0] if lines else type(error).__name__,
                 hint="name a hub id, or a folder that holds a preprocessor_config.json",
@@ -199,6 +206,7 @@ def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:
         raise RecipeError(
             Problem(
                 f'no image processor is known for the vision model type "{model_type}"',
+                code="no-image-processor-known-vision-model",
                 path=(*_TOWER, "config"),
                 hint="use clip_vision_model or siglip_vision_model",
             )

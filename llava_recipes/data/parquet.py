@@ -54,7 +54,7 @@ class ParquetFiles:
             self._add(file, is_first=number == 0)
         self._ends = list(accumulate(group.num_rows for group in self._groups))
         if not self._ends or not self._ends[-1]:
-            raise RecipeError(_problem(path, "the file holds no records"))
+            raise RecipeError(_problem(path, "the file holds no records", code="file-holds-no-records"))
         self.has_pictures = bool(self._bytes)
         self._lengths = array("q", map(word_length, self._all()) if measure else ())
 
@@ -91,14 +91,22 @@ class ParquetFiles:
                 metadata, schema = opened.metadata, opened.schema_arrow
         except (OSError, pa.ArrowException) as error:
             found = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-            raise RecipeError(_problem(file, "cannot be read as a Parquet file", found=found)) from None
+            raise RecipeError(
+                _problem(
+                    file, "cannot be read as a Parquet file", code="cannot-be-read-parquet-file", found=found
+                )
+            ) from None
         leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
         texts, pictures = _columns(file, schema, leaves)
         if is_first:
             self._texts, self._bytes = texts, pictures
         elif (texts, pictures) != (self._texts, self._bytes):
             found = f"{self._groups[0].file if self._groups else self.path} has others"
-            raise RecipeError(_problem(file, "the files do not have the same columns", found=found))
+            raise RecipeError(
+                _problem(
+                    file, "the files do not have the same columns", code="files-not-same-columns", found=found
+                )
+            )
         first_row = 0
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
@@ -107,7 +115,11 @@ class ParquetFiles:
                     f"row group {number}: {group.num_rows:,} rows, {group.total_byte_size / 2**30:.1f} GiB"
                 )
                 hint = "write the file again with a smaller `row_group_size`, such as 100 rows"
-                raise RecipeError(_problem(file, "a row group is too large", found=found, hint=hint))
+                raise RecipeError(
+                    _problem(
+                        file, "a row group is too large", code="row-group-too-large", found=found, hint=hint
+                    )
+                )
             self._groups.append(_Group(file, number, first_row, group.num_rows))
             first_row += group.num_rows
 
@@ -141,7 +153,14 @@ def _read(group: _Group, columns: tuple[str, ...]) -> pa.Table:
             return opened.read_row_group(group.number, columns=list(columns), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         found = str(error).splitlines()[0]
-        raise RecipeError(_problem(group.file, "cannot be read as a Parquet file", found=found)) from None
+        raise RecipeError(
+            _problem(
+                group.file,
+                "cannot be read as a Parquet file",
+                code="cannot-be-read-parquet-file",
+                found=found,
+            )
+        ) from None
 
 
 def _files(path: str) -> list[str]:
@@ -149,18 +168,26 @@ def _files(path: str) -> list[str]:
     if place.is_dir():
         found = sorted(str(file) for file in place.glob("*.parquet"))
         if not found:
-            raise RecipeError(_problem(path, "the folder holds no `.parquet` files"))
+            raise RecipeError(
+                _problem(path, "the folder holds no `.parquet` files", code="folder-holds-no-parquet-files")
+            )
         splits = sorted({match.group(1) for file in found if (match := _SHARD.fullmatch(Path(file).name))})
         if len(splits) > 1:
             hint = f"write `annotations: {place / (splits[-1] + '-*.parquet')}` to take one of them"
             raise RecipeError(
-                _problem(path, "the folder holds several splits", found=", ".join(splits), hint=hint)
+                _problem(
+                    path,
+                    "the folder holds several splits",
+                    code="folder-holds-several-splits",
+                    found=", ".join(splits),
+                    hint=hint,
+                )
             )
         return found
     if "*" in place.name and not place.exists():
         found = sorted(map(str, place.parent.glob(place.name)))
         if not found:
-            raise RecipeError(_problem(path, "no file matches the pattern"))
+            raise RecipeError(_problem(path, "no file matches the pattern", code="no-file-matches-pattern"))
         return found
     return [path]
 
@@ -171,11 +198,24 @@ def _columns(file: str, schema: pa.Schema, leaves: Sequence[str]) -> tuple[tuple
     if not names & set(_CONVERSATIONS):
         hint = "it needs `conversations` (list of {from, value}) or `messages` (list of {role, content})"
         found = f"columns {', '.join(schema.names)}"[:200]
-        raise RecipeError(_problem(file, "there is no column with conversations", found=found, hint=hint))
+        raise RecipeError(
+            _problem(
+                file,
+                "there is no column with conversations",
+                code="no-column-conversations",
+                found=found,
+                hint=hint,
+            )
+        )
     given = [name for name in _PICTURES if name in names]
     if len(given) == 2:
         raise RecipeError(
-            _problem(file, "there are both `image` and `images`", hint="keep one of the columns")
+            _problem(
+                file,
+                "there are both `image` and `images`",
+                code="both-image-images",
+                hint="keep one of the columns",
+            )
         )
     if given:
         _check_pictures(file, given[0], schema.field(given[0]).type)
@@ -205,7 +245,15 @@ def _check_pictures(file: str, name: str, kind: pa.DataType) -> None:
     }:
         return
     hint = "a picture is a path, its bytes, or a struct {bytes, path}; one of them or a list"
-    raise RecipeError(_problem(file, f"the column `{name}` holds no pictures", found=str(kind), hint=hint))
+    raise RecipeError(
+        _problem(
+            file,
+            f"the column `{name}` holds no pictures",
+            code="column-holds-no-pictures",
+            found=str(kind),
+            hint=hint,
+        )
+    )
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -237,5 +285,7 @@ def _bytes(picture: object) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
-def _problem(path: str, message: str, found: str | None = None, hint: str | None = None) -> Problem:
-    return Problem(f"{path}: {message}", path=("annotations",), found=found, hint=hint)
+def _problem(
+    path: str, message: str, *, code: str, found: str | None = None, hint: str | None = None
+) -> Problem:
+    return Problem(f"{path}: {message}", code=code, path=("annotations",), found=found, hint=hint)

@@ -45,7 +45,11 @@ class Prompts:
                 self._chat_template = ChatTemplate(tokenizer, system_prompt=data.system_prompt)
             except ValueError as error:
                 hint = "write `template:` in place of `chat_template:`, with the name of one of ours"
-                raise RecipeError(Problem(str(error), path=("data", "chat_template"), hint=hint)) from None
+                raise RecipeError(
+                    Problem(
+                        str(error), code="chat-template-not-usable", path=("data", "chat_template"), hint=hint
+                    )
+                ) from None
             self.stop = self._chat_template.stop
 
     def spell(self, turns: Sequence[Turn], *, has_image: bool) -> tuple[Segment, ...]:
@@ -113,6 +117,7 @@ def _check_tokens(data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, end_of_
             raise RecipeError(
                 Problem(
                     f"template `{data.template}` needs the token {token}, which this tokenizer has not",
+                    code="template-needs-token-tokenizer-not",
                     path=("data", "template"),
                     found=f"{tokenizer.name_or_path} spells it in {len(pieces)} pieces",
                     hint="choose the template of this language model"

@@ -60,7 +60,13 @@ class Records(Sequence[Record]):
             mark = source.file.mark(position)
             raise SampleError(
                 sample_problem(
-                    index, record_id(values), error.message, mark=mark, found=error.found, hint=error.hint
+                    index,
+                    record_id(values),
+                    error.message,
+                    code="malformed-record",
+                    mark=mark,
+                    found=error.found,
+                    hint=error.hint,
                 )
             ) from None
 
@@ -144,7 +150,9 @@ def check_records(records: Records) -> list[Problem]:
                 faulty += error.problems
     if num_faulty > NUM_SHOWN_PROBLEMS:
         hidden = num_faulty - NUM_SHOWN_PROBLEMS
-        faulty.append(Problem(f"{hidden} more of {len(records)} records have such problems"))
+        faulty.append(
+            Problem(f"{hidden} more of {len(records)} records have such problems", code="more-problems")
+        )
     return faulty
 
 
@@ -153,7 +161,9 @@ def _folder_problems(source: SourcePlan) -> list[Problem]:
         return []
     what = "is not a folder" if Path(source.images).exists() else "does not exist"
     message = f"{source.images}: the image folder {what}"
-    return [Problem(message, path=("images",), hint="check `images` of the source")]
+    return [
+        Problem(message, code="image-folder-missing", path=("images",), hint="check `images` of the source")
+    ]
 
 
 def _count_problems(source: SourcePlan, num_records: int) -> list[Problem]:
@@ -162,6 +172,7 @@ def _count_problems(source: SourcePlan, num_records: int) -> list[Problem]:
     return [
         Problem(
             f"{source.annotations}: the file does not hold `num_samples` records",
+            code="file-not-hold-num-samples-records",
             path=("num_samples",),
             found=f"num_samples is {source.num_samples}, the file holds {num_records}",
             hint=f"write `num_samples: {num_records}`, or leave it out",

@@ -43,7 +43,9 @@ class AnnotationFile:
             if measure:
                 self._lengths.append(word_length(record))
         if not self._starts:
-            raise RecipeError(_problem(path, "the file holds no records", hint=_HINT))
+            raise RecipeError(
+                _problem(path, "the file holds no records", code="file-holds-no-records", hint=_HINT)
+            )
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -131,15 +133,19 @@ class _Reader:
                 self._refill(grow=window.at == 0)
                 continue
             except RecursionError:
-                raise self.failure("the record is nested too deeply") from None
+                raise self.failure(
+                    "the record is nested too deeply", code="record-nested-too-deeply"
+                ) from None
             start = window.byte(window.at)
             window.at = end
             return value, start, window.byte(end)
 
-    def failure(self, message: str, *, byte: int | None = None, found: str | None = None) -> RecipeError:
+    def failure(
+        self, message: str, *, code: str, byte: int | None = None, found: str | None = None
+    ) -> RecipeError:
         offset = self.window.byte(self.window.at) if byte is None else byte
         mark = _mark(self.data, self.path, offset)
-        return RecipeError(Problem(message, mark=mark, found=found, hint=_HINT))
+        return RecipeError(Problem(message, code=code, mark=mark, found=found, hint=_HINT))
 
     def _malformed(self, error: json.JSONDecodeError) -> RecipeError:
         begins, stops = (
@@ -147,7 +153,12 @@ class _Reader:
         )
         # What a cut record lacks is missed only in the next one.
         found = f"in the record that begins in line {begins}" if begins != stops else None
-        return self.failure(f"malformed JSON: {error.msg}", byte=self.window.byte(error.pos), found=found)
+        return self.failure(
+            f"malformed JSON: {error.msg}",
+            code="malformed-json",
+            byte=self.window.byte(error.pos),
+            found=found,
+        )
 
     def _refill(self, *, grow: bool) -> None:
         self._scale = self._scale * 2 if grow else 1
@@ -159,7 +170,9 @@ class _Reader:
             text, _ = codecs.utf_8_decode(self.data[start : start + size], "strict", last)
         except UnicodeDecodeError as error:
             mark = _mark(self.data, self.path, start + error.start)
-            raise RecipeError(Problem("the file is not UTF-8", mark=mark, hint="save it as UTF-8")) from None
+            raise RecipeError(
+                Problem("the file is not UTF-8", code="file-not-utf-8", mark=mark, hint="save it as UTF-8")
+            ) from None
         return _Window(text, start, last)
 
 
@@ -178,7 +191,9 @@ def _records(data: mmap.mmap, path: str) -> Iterator[Located]:
     elif first == "{":
         yield from _by_line(reader)
     else:
-        raise reader.failure("the file is not a list of records", found=_shown(first))
+        raise reader.failure(
+            "the file is not a list of records", code="file-not-list-records", found=_shown(first)
+        )
 
 
 def _listed(reader: _Reader) -> Iterator[Located]:
@@ -189,19 +204,27 @@ def _listed(reader: _Reader) -> Iterator[Located]:
         yield _record(reader)
         separator = reader.peek()
         if separator not in (",", "]"):
-            raise reader.failure("malformed JSON: expected `,` or `]`", found=_shown(separator))
+            raise reader.failure(
+                "malformed JSON: expected `,` or `]`", code="malformed-json", found=_shown(separator)
+            )
         closed = separator == "]"
         if not closed:
             reader.take()
     reader.take()
     if reader.peek():
-        raise reader.failure("malformed JSON: text after the end of the list", found=_shown(reader.peek()))
+        raise reader.failure(
+            "malformed JSON: text after the end of the list",
+            code="malformed-json",
+            found=_shown(reader.peek()),
+        )
 
 
 def _by_line(reader: _Reader) -> Iterator[Located]:
     first, start, end = _record(reader)
     if not reader.peek() and not has_conversation(first) and not reader.path.endswith(".jsonl"):
-        raise reader.failure("the file is not a list of records", byte=start, found="one mapping")
+        raise reader.failure(
+            "the file is not a list of records", code="file-not-list-records", byte=start, found="one mapping"
+        )
     yield first, start, end
     while reader.peek():
         yield _record(reader)
@@ -210,7 +233,9 @@ def _by_line(reader: _Reader) -> Iterator[Located]:
 def _record(reader: _Reader) -> Located:
     value, start, end = reader.value()
     if not isinstance(value, dict):
-        raise reader.failure("a record is not a mapping", byte=start, found=json.dumps(value)[:60])
+        raise reader.failure(
+            "a record is not a mapping", code="record-not-mapping", byte=start, found=json.dumps(value)[:60]
+        )
     return value, start, end
 
 
@@ -237,11 +262,23 @@ def _map_file(path: str) -> mmap.mmap:
         with Path(path).open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
-        raise RecipeError(_problem(path, "the annotation file is empty", hint=_HINT)) from None
+        raise RecipeError(
+            _problem(path, "the annotation file is empty", code="annotation-file-empty", hint=_HINT)
+        ) from None
     except OSError as error:
         hint = "check `annotations` and the folder that the command runs in"
-        raise RecipeError(_problem(path, "cannot read the annotation file", error.strerror, hint)) from None
+        raise RecipeError(
+            _problem(
+                path,
+                "cannot read the annotation file",
+                code="cannot-read-annotation-file",
+                found=error.strerror,
+                hint=hint,
+            )
+        ) from None
 
 
-def _problem(path: str, message: str, found: str | None = None, hint: str | None = None) -> Problem:
-    return Problem(f"{path}: {message}", path=("annotations",), found=found, hint=hint)
+def _problem(
+    path: str, message: str, *, code: str, found: str | None = None, hint: str | None = None
+) -> Problem:
+    return Problem(f"{path}: {message}", code=code, path=("annotations",), found=found, hint=hint)

@@ -54,6 +54,7 @@ def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedC
 def _unreadable(plan: LanguageModelPlan, error: Exception) -> Problem:
     return Problem(
         f'tokenizer "{plan.tokenizer}" cannot be loaded',
+        code="tokenizer-cannot-be-loaded",
         path=("model", "language_model"),
         found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
         hint="name a hub id, or a folder that holds a tokenizer",
@@ -92,6 +93,7 @@ def _pad_with_another(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPla
         raise RecipeError(
             Problem(
                 f'tokenizer "{plan.tokenizer}" has neither a padding, an unknown nor an end token',
+                code="tokenizer-neither-padding-unknown-nor-end",
                 path=("model", "language_model"),
                 hint="set `pad_token` in its tokenizer_config.json",
             )

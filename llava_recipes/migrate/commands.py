@@ -75,7 +75,9 @@ def find_training_commands(
             found.append(_training_command(command, filled, place))
         if len(found) > MAX_COMMANDS:
             message = f"more than {MAX_COMMANDS} training commands in one script"
-            raise RecipeError(Problem(message, mark=command.words[0].mark))
+            raise RecipeError(
+                Problem(message, code="more-than-training-commands-one-script", mark=command.words[0].mark)
+            )
     if loose and is_flag_file:
         flags, repeated = _read_flags(loose)
         return [TrainingCommand("", flags, repeated, None, loose[0].mark)]
@@ -112,6 +114,7 @@ def _training_command(command: Command, filled: Sequence[Argument | Problem], pl
         raise RecipeError(
             Problem(
                 f"this training command stands inside {command.block}",
+                code="training-command-stands-inside",
                 mark=program.mark,
                 found="conditions, loops and functions are not followed",
                 hint="copy the command, with the variables that it needs, into a script of its own",
@@ -146,7 +149,14 @@ def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[F
             problems.append(_space_after_backslash(argument))
         elif mark is None:
             message = f"`{argument.text}` belongs to no flag"
-            problems.append(Problem(message, mark=argument.mark, hint="a flag starts with `--`"))
+            problems.append(
+                Problem(
+                    message,
+                    code="word-belongs-to-no-flag",
+                    mark=argument.mark,
+                    hint="a flag starts with `--`",
+                )
+            )
         else:
             values.append(argument.text)
             value_mark = value_mark or argument.mark
@@ -177,6 +187,7 @@ def _count_processes(launcher: Sequence[str]) -> int | None:
 def _cut_off(argument: Argument) -> Problem:
     return Problem(
         f"`{argument.text.partition('=')[0]}` starts a command of its own",
+        code="starts-command-own",
         mark=argument.mark,
         found="the line before ends the command: a comment line, an empty line, or no `\\` at its end",
         hint="end every line of the command but the last with `\\`, and keep comments out of it",
@@ -186,6 +197,7 @@ def _cut_off(argument: Argument) -> Problem:
 def _space_after_backslash(argument: Argument) -> Problem:
     return Problem(
         "a space after the backslash: the line is not continued",
+        code="space-after-backslash",
         mark=argument.mark,
         hint="let `\\` be the last letter of the line",
     )
@@ -194,6 +206,7 @@ def _space_after_backslash(argument: Argument) -> Problem:
 def _nothing_found(file: str) -> Problem:
     return Problem(
         "no training command in this script",
+        code="no-training-command-script",
         mark=Mark(file, 0, 0),
         hint="looked for a program such as llava/train/train_mem.py, or `-m llava.train.train`, with flags",
     )

@@ -74,7 +74,13 @@ def expand_word(word: Word, scope: Scope) -> list[str]:
 def _bounded(text: str, parts: Sequence[Part]) -> str:
     if len(text) > MAX_CHARACTERS:
         mark = next((part.mark for part in parts if not isinstance(part, Plain)), None)
-        raise UnknownValue(Problem(f"a value longer than {MAX_CHARACTERS:,} characters", mark=mark))
+        raise UnknownValue(
+            Problem(
+                f"a value longer than {MAX_CHARACTERS:,} characters",
+                code="value-longer-than-characters",
+                mark=mark,
+            )
+        )
     return text
 
 
@@ -85,6 +91,7 @@ def _values(part: Part, scope: Scope) -> list[str]:
         raise UnknownValue(
             Problem(
                 f"{part.what} is not evaluated, and its value is needed",
+                code="not-evaluated-value-needed",
                 mark=part.mark,
                 hint="write the value in its place; a script is read here, never run",
             )
@@ -141,6 +148,7 @@ def _unset(part: Parameter, scope: Scope) -> UnknownValue:
         return UnknownValue(
             Problem(
                 f"the script's argument ${part.name} is needed",
+                code="script-argument-needed",
                 mark=part.mark,
                 found=given,
                 hint="give the script's arguments in their order, each with `--arg VALUE`",
@@ -151,6 +159,7 @@ def _unset(part: Parameter, scope: Scope) -> UnknownValue:
     return UnknownValue(
         Problem(
             f"nothing in the script sets the variable `{part.name}`",
+            code="nothing-script-sets-variable",
             mark=part.mark,
             hint=f"{near} Or {hint}" if near else hint,
         )
@@ -161,7 +170,7 @@ def _changed(text: str, part: Parameter, scope: Scope) -> str:
     change = part.change
     if len(text) > MAX_PATTERN_TEXT and change not in ("^^", ",,"):
         message = f"a pattern on a value longer than {MAX_PATTERN_TEXT:,} characters"
-        raise UnknownValue(Problem(message, mark=part.mark))
+        raise UnknownValue(Problem(message, code="pattern-value-longer-than-characters", mark=part.mark))
     if change in ("#", "##", "%", "%%"):
         pattern = _pattern(part.first, scope)
         ends = range(len(text) + 1)
@@ -177,7 +186,7 @@ def _changed(text: str, part: Parameter, scope: Scope) -> str:
             return text
         if len(replacement) > MAX_PATTERN_TEXT:
             message = f"a replacement longer than {MAX_PATTERN_TEXT:,} characters"
-            raise UnknownValue(Problem(message, mark=part.mark))
+            raise UnknownValue(Problem(message, code="replacement-longer-than-characters", mark=part.mark))
         if change == "/#":
             found = pattern.match(text)
             return replacement + text[found.end() :] if found else text
@@ -192,6 +201,7 @@ def _changed(text: str, part: Parameter, scope: Scope) -> str:
     raise UnknownValue(
         Problem(
             f"the expansion `${{{part.name}{change}…}}` is not evaluated, and its value is needed",
+            code="expansion-not-evaluated-value-needed",
             mark=part.mark,
             hint="write the value in its place",
         )
@@ -209,6 +219,10 @@ def _pattern(parts: Sequence[Part], scope: Scope) -> re.Pattern[str]:
         )
     if len(written) > 200:
         mark = next((part.mark for part in parts if not isinstance(part, Plain)), None)
-        raise UnknownValue(Problem("a pattern longer than 200 characters", mark=mark))
+        raise UnknownValue(
+            Problem(
+                "a pattern longer than 200 characters", code="pattern-longer-than-200-characters", mark=mark
+            )
+        )
     translated = fnmatch.translate(written)
     return re.compile(translated.removesuffix(r"\Z"), re.DOTALL)

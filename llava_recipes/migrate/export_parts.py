@@ -29,7 +29,7 @@ class Export:
 
     def refuse(self, message: str, path: Path, *, found: str | None = None, hint: str | None = None) -> None:
         """Something that the original cannot say."""
-        self.problems.append(Problem(message, path=path, found=found, hint=hint))
+        self.problems.append(Problem(message, code="original-cannot-say", path=path, found=found, hint=hint))
 
 
 def _spell(value: JsonValue) -> str:

@@ -85,4 +85,12 @@ class Flags:
 
     def _refuse(self, flag: Flag, wanted: str, hint: str | None = None) -> None:
         message = f"`--{flag.name}` takes {wanted}"
-        self.problems.append(Problem(message, mark=flag.value_mark, found=flag.text or "nothing", hint=hint))
+        self.problems.append(
+            Problem(
+                message,
+                code="value-of-wrong-kind",
+                mark=flag.value_mark,
+                found=flag.text or "nothing",
+                hint=hint,
+            )
+        )

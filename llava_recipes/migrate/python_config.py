@@ -76,7 +76,12 @@ class _Reader:
                 mark = self._mark(statement)
                 hint = "write the values of the parent config into one file"
                 raise RecipeError(
-                    Problem("a config over other configs is not followed", mark=mark, hint=hint)
+                    Problem(
+                        "a config over other configs is not followed",
+                        code="config-over-other-configs-not-followed",
+                        mark=mark,
+                        hint=hint,
+                    )
                 )
             else:
                 continue
@@ -96,12 +101,19 @@ class _Reader:
             text = self._lines[line - 1] if line <= len(self._lines) else ""
             column = min(max(error.offset or 1, 1), len(text) + 1)
             mark = Mark(self._file, line, column, 1, text)
-            raise RecipeError(Problem(f"this is not Python: {error.msg}", mark=mark)) from None
+            raise RecipeError(
+                Problem(f"this is not Python: {error.msg}", code="not-python", mark=mark)
+            ) from None
         except (ValueError, MemoryError, RecursionError) as error:
             reason = str(error) or "it is nested too deeply"
             mark = Mark(self._file, 0, 0)
             raise RecipeError(
-                Problem("this is not Python that can be read", mark=mark, found=reason)
+                Problem(
+                    "this is not Python that can be read",
+                    code="not-python-can-be-read",
+                    mark=mark,
+                    found=reason,
+                )
             ) from None
 
     def _mark(self, node: ast.stmt | ast.expr) -> Mark:
@@ -115,9 +127,13 @@ class _Reader:
         self._num_entries += 1
         if self._num_entries > MAX_ENTRIES:
             message = f"more than {MAX_ENTRIES:,} values in one config"
-            raise RecipeError(Problem(message, mark=self._mark(node)))
+            raise RecipeError(Problem(message, code="more-than-values-one-config", mark=self._mark(node)))
         if depth > 50:
-            raise RecipeError(Problem("nested deeper than 50 levels", mark=self._mark(node)))
+            raise RecipeError(
+                Problem(
+                    "nested deeper than 50 levels", code="nested-deeper-than-50-levels", mark=self._mark(node)
+                )
+            )
         if isinstance(node, ast.Constant):
             value = node.value
             return (

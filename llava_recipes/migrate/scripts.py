@@ -37,7 +37,11 @@ def migrate_script(
         if not 1 <= only <= len(commands):
             counted = "1 training command" if len(commands) == 1 else f"{len(commands)} training commands"
             raise RecipeError(
-                Problem(f"the script has {counted}, and no number {only}", mark=Mark(file, 0, 0))
+                Problem(
+                    f"the script has {counted}, and no number {only}",
+                    code="script-no-number",
+                    mark=Mark(file, 0, 0),
+                )
             )
         commands = [commands[only - 1]]
     drafts = [_translate(command, read_text) for command in commands]

@@ -61,7 +61,7 @@ class Command:
             num_characters += sum(map(len, texts))
             if num_characters > MAX_COMMAND_CHARACTERS:
                 message = f"a command longer than {MAX_COMMAND_CHARACTERS:,} characters"
-                raise RecipeError(Problem(message, mark=word.mark))
+                raise RecipeError(Problem(message, code="command-longer-than-characters", mark=word.mark))
             filled += [Argument(text, word.mark) for text in texts]
         return filled
 
@@ -193,7 +193,9 @@ class _Walk:
             raise RecipeError(unknown.problem) from None
         file, text = found
         if file in self._callers:
-            raise RecipeError(Problem(f"the script {file} calls itself", mark=words[0].mark))
+            raise RecipeError(
+                Problem(f"the script {file} calls itself", code="script-calls-itself", mark=words[0].mark)
+            )
         shares = words[0].plain in ("source", ".")
         variables = self._variables if shares else dict(self._variables)
         positional = arguments if arguments or not shares else self._positional
@@ -213,7 +215,7 @@ class _Walk:
             message = (
                 f"more than {MAX_CALLS_DEEP} scripts call each other, or more than {MAX_CALLS} are called"
             )
-            raise RecipeError(Problem(message, mark=mark))
+            raise RecipeError(Problem(message, code="more-than-scripts-call-each-other", mark=mark))
         callers = (*self._callers, file)
         walk = _Walk(file, positional, variables, self._given, self._read_script, callers, self._spent)
         return (replace(command, block=command.block or statement.block) for command in walk.commands(text))
@@ -247,14 +249,16 @@ class _Walk:
             self._spent.kept_characters += sum(map(len, value)) if isinstance(value, tuple) else len(value)
         if self._spent.kept_characters > MAX_KEPT_CHARACTERS:
             message = f"the variables hold more than {MAX_KEPT_CHARACTERS:,} characters"
-            raise RecipeError(Problem(message, mark=mark))
+            raise RecipeError(Problem(message, code="variables-hold-more-than-characters", mark=mark))
         self._variables[name] = value
 
     def _forget(self, name: str, mark: Mark, why: str) -> None:
         if name and name not in self._given:
             message = f"the value of the variable `{name}` is needed and not known: {why}"
             hint = f"give it: --var {name}=VALUE"
-            self._variables[name] = UnknownValue(Problem(message, mark=mark, hint=hint))
+            self._variables[name] = UnknownValue(
+                Problem(message, code="value-variable-needed-not-known", mark=mark, hint=hint)
+            )
 
 
 def _head(word: Word) -> str:

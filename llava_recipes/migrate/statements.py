@@ -66,7 +66,13 @@ class _Parser:
 
     def _open(self, closing: str, kind: str, mark: Mark) -> None:
         if len(self._blocks) >= MAX_OPEN_BLOCKS:
-            raise RecipeError(Problem(f"more than {MAX_OPEN_BLOCKS} blocks inside each other", mark=mark))
+            raise RecipeError(
+                Problem(
+                    f"more than {MAX_OPEN_BLOCKS} blocks inside each other",
+                    code="more-than-blocks-inside-each-other",
+                    mark=mark,
+                )
+            )
         self._blocks.append(_Block(closing, kind, mark))
 
     def operator(self, token: Operator) -> Iterator[Statement]:
@@ -125,7 +131,9 @@ class _Parser:
             block = self._blocks[-1]
             what = block.kind or f"a `{'(' if block.closing == ')' else '{'}`"
             hint = f"close it with `{block.closing}`"
-            raise RecipeError(Problem(f"{what} that is never closed", mark=block.mark, hint=hint))
+            raise RecipeError(
+                Problem(f"{what} that is never closed", code="never-closed", mark=block.mark, hint=hint)
+            )
 
     def _close(self, closing: str, mark: Mark) -> None:
         if self._blocks and self._blocks[-1].closing == closing:
@@ -135,7 +143,9 @@ class _Parser:
         if self._blocks:
             block = self._blocks[-1]
             hint = f"line {block.mark.line} opens {block.kind or 'a bracket'}, which `{block.closing}` closes"
-        raise RecipeError(Problem(f"this `{closing}` closes nothing", mark=mark, hint=hint))
+        raise RecipeError(
+            Problem(f"this `{closing}` closes nothing", code="word-closes-nothing", mark=mark, hint=hint)
+        )
 
     def _drop_descriptor(self, mark: Mark) -> None:
         """Forget the `2` of `2>file`."""

@@ -30,7 +30,7 @@ def read_words(text: str, file: str) -> Iterator[Word | Operator]:
     for number, token in enumerate(_Reader(text, file).tokens()):
         if number >= MAX_WORDS:
             message = f"more than {MAX_WORDS:,} words; this is no training script"
-            raise RecipeError(Problem(message, mark=token.mark))
+            raise RecipeError(Problem(message, code="more-than-words-no-training-script", mark=token.mark))
         yield token
 
 
@@ -49,8 +49,10 @@ class _Reader:
         shown = self._lines[line].rstrip("\r")
         return Mark(self._file, line + 1, column + 1, max(1, min(width, len(shown) - column)), shown)
 
-    def refuse(self, message: str, start: int, hint: str | None = None, width: int = 1) -> RecipeError:
-        return RecipeError(Problem(message, mark=self.mark(start, width), hint=hint))
+    def refuse(
+        self, message: str, start: int, hint: str | None = None, width: int = 1, *, code: str
+    ) -> RecipeError:
+        return RecipeError(Problem(message, code=code, mark=self.mark(start, width), hint=hint))
 
     def tokens(self) -> Iterator[Word | Operator]:
         text, wants_document = self._text, False
@@ -115,7 +117,12 @@ class _Reader:
             blank = _BLANK.match(self._text, self._at)
             self._at = blank.end() if blank else self._at
             if self._at >= len(self._text):
-                raise self.refuse("a list that opens with `(` is not closed", opened, "close it with `)`")
+                raise self.refuse(
+                    "a list that opens with `(` is not closed",
+                    opened,
+                    "close it with `)`",
+                    code="list-opens-not-closed",
+                )
             letter = self._text[self._at]
             if letter == ")":
                 self._at += 1
@@ -123,7 +130,9 @@ class _Reader:
             if letter == "#":
                 self._at = _end_of(self._text, "\n", self._at)
             elif letter in ";&|<>(":
-                raise self.refuse(f"`{letter}` has no place inside a list", self._at)
+                raise self.refuse(
+                    f"`{letter}` has no place inside a list", self._at, code="no-place-inside-list"
+                )
             elif not letter.isspace():
                 yield self._word()
 
@@ -131,7 +140,9 @@ class _Reader:
         text = self._text
         self._depth += 1
         if self._depth > MAX_NESTING:
-            raise self.refuse(f"nested deeper than {MAX_NESTING} levels", self._at)
+            raise self.refuse(
+                f"nested deeper than {MAX_NESTING} levels", self._at, code="nested-deeper-than-levels"
+            )
         while self._at < len(text) and text[self._at] not in stops:
             letter, start = text[self._at], self._at
             if letter == "\\":
@@ -180,7 +191,9 @@ class _Reader:
                 self._at = self._close("`", at, "a command substitution with backticks")
                 yield Unread("a command substitution", True, self.mark(at, self._at - at))
         if self._at >= len(text):
-            raise self.refuse("a quote that is never closed", start, 'close it with `"`')
+            raise self.refuse(
+                "a quote that is never closed", start, 'close it with `"`', code="quote-never-closed"
+            )
         self._at += 1
 
     def _dollar(self, *, quoted: bool) -> Part:
@@ -244,7 +257,7 @@ class _Reader:
             if "}" in text[self._at :].partition("\n")[0]:
                 self._at = self._close("}", start, "a parameter `${`")
                 return Unread("an expansion of this kind", quoted, self.mark(start, self._at - start))
-            raise self.refuse("`${` is not closed", start, "close it with `}`", width=2)
+            raise self.refuse("`${` is not closed", start, "close it with `}`", code="not-closed", width=2)
         self._at += 1
         mark = self.mark(start, self._at - start)
         if length:
@@ -266,7 +279,7 @@ class _Reader:
                     self._at = at + 1
                     return Unread(what, quoted, self.mark(start, self._at - start))
             at += 1
-        raise self.refuse(f"{what} is not closed", start, "close it with `)`", width=2)
+        raise self.refuse(f"{what} is not closed", start, "close it with `)`", code="not-closed", width=2)
 
     def _close(self, closing: str, start: int, what: str) -> int:
         """The place after the closing letter."""
@@ -275,7 +288,9 @@ class _Reader:
             at += 2 if self._text[at] == "\\" and closing != "'" else 1
         if at >= len(self._text):
             named = "a backtick" if closing == "`" else f"`{closing}`"
-            raise self.refuse(f"{what} that is never closed", start, f"close it with {named}")
+            raise self.refuse(
+                f"{what} that is never closed", start, f"close it with {named}", code="never-closed"
+            )
         return at + 1
 
 
@@ -289,4 +304,9 @@ def _unquoted(word: Word) -> str:
 
 
 def _not_closed(what: str, mark: Mark) -> Problem:
-    return Problem(f"{what} that is never closed", mark=mark, hint="end it with its own word on a line")
+    return Problem(
+        f"{what} that is never closed",
+        code="never-closed",
+        mark=mark,
+        hint="end it with its own word on a line",
+    )

@@ -23,7 +23,14 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str) -> Migration:
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(kind, Symbol) or not kind.name.endswith("LLaVAModel"):
         hint = "looked for `model = dict(type=LLaVAModel, …)`"
-        raise RecipeError(Problem("this is no LLaVA config of XTuner", mark=Mark(file, 0, 0), hint=hint))
+        raise RecipeError(
+            Problem(
+                "this is no LLaVA config of XTuner",
+                code="no-llava-config-xtuner",
+                mark=Mark(file, 0, 0),
+                hint=hint,
+            )
+        )
     translation = _Translation(config, file)
     translation.translate()
     return combine([translation.draft], file=file, recipe_file=recipe_file, marks=[None])
@@ -54,7 +61,14 @@ class _Translation:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, Unknown):
             message = f"the value of `{name}` cannot be told without running the config"
-            self.draft.problems.append(Problem(message, mark=value.mark, hint="write the value in its place"))
+            self.draft.problems.append(
+                Problem(
+                    message,
+                    code="value-cannot-be-told-without-running",
+                    mark=value.mark,
+                    hint="write the value in its place",
+                )
+            )
             return None
         return value
 

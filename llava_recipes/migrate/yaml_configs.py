@@ -52,7 +52,12 @@ def migrate_yaml(text: str, file: str, *, recipe_file: str, read_text: ReadText)
     else:
         hint = "axolotl's have `base_model`, LLaMA-Factory's `finetuning_type`"
         raise RecipeError(
-            Problem("a config of neither axolotl nor LLaMA-Factory", mark=Mark(file, 0, 0), hint=hint)
+            Problem(
+                "a config of neither axolotl nor LLaMA-Factory",
+                code="config-neither-axolotl-nor-llama-factory",
+                mark=Mark(file, 0, 0),
+                hint=hint,
+            )
         )
     folder = config.draft.read(STAGE, "output_dir")
     name = folder if isinstance(folder, str) else file

@@ -72,7 +72,9 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
     Raises RecipeError when it is missing, broken, or holds more than tensors.
     """
     if not file.is_file():
-        raise RecipeError(Problem("no such weight file", path=path, found=str(file)))
+        raise RecipeError(
+            Problem("no such weight file", code="no-such-weight-file", path=path, found=str(file))
+        )
     try:
         if file.suffix == ".safetensors":
             return _Safetensors(file)
@@ -80,12 +82,24 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         hint = "the file is cut short or not a weight file; fetch it again"
         raise RecipeError(
-            Problem(f"cannot read weights: {error}", path=path, found=str(file), hint=hint)
+            Problem(
+                f"cannot read weights: {error}",
+                code="cannot-read-weights",
+                path=path,
+                found=str(file),
+                hint=hint,
+            )
         ) from error
     except pickle.UnpicklingError as error:
         hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
         raise RecipeError(
-            Problem("this file holds more than tensors", path=path, found=str(file), hint=hint)
+            Problem(
+                "this file holds more than tensors",
+                code="file-holds-more-than-tensors",
+                path=path,
+                found=str(file),
+                hint=hint,
+            )
         ) from error
 
 
@@ -111,6 +125,7 @@ def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, T
     raise RecipeError(
         Problem(
             "this file is not a mapping of names to tensors",
+            code="file-not-mapping-names-tensors",
             path=path,
             found=str(file),
             hint="give a state dict",
@@ -133,6 +148,7 @@ def open_checkpoint(folder: pathlib.Path, path: Path) -> Checkpoint:
     raise RecipeError(
         Problem(
             "this folder holds no weights",
+            code="folder-holds-no-weights",
             path=path,
             found=str(folder),
             hint="expected model.safetensors, pytorch_model.bin, or shards with their .index.json",
@@ -153,13 +169,19 @@ def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Pat
         shards = {name: index.parent / pathlib.PurePath(file).name for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(
-            Problem("this index of weight files is broken", path=path, found=str(index))
+            Problem(
+                "this index of weight files is broken",
+                code="index-weight-files-broken",
+                path=path,
+                found=str(index),
+            )
         ) from error
     missing = sorted({str(file) for file in shards.values() if not file.is_file()})
     if missing:
         raise RecipeError(
             Problem(
                 f"{len(missing)} weight file(s) named by {index.name} are missing",
+                code="weight-file-named-missing",
                 path=path,
                 found=", ".join(missing[:3]),
                 hint="the download is not complete; fetch the model again",

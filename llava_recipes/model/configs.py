@@ -62,6 +62,7 @@ def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
         raise RecipeError(
             Problem(
                 "this whole LLaVA model is of a kind that is not known here",
+                code="whole-llava-model-kind-not-known",
                 path=LANGUAGE_PATH,
                 found=f"{plan.source} (model_type {raw.get('model_type')})",
                 hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, in llava-hf's, "
@@ -104,6 +105,7 @@ def count_image_tokens(tower: VisionTower, tower_config: PreTrainedConfig) -> in
         raise RecipeError(
             Problem(
                 "this tower has no class token",
+                code="tower-no-class-token",
                 path=(*TOWER_PATH, "select_feature"),
                 found=f"{tower.select_feature} with {tower_config.model_type}",
                 hint="use `patch`",
@@ -126,6 +128,7 @@ def llava_config(
         raise RecipeError(
             Problem(
                 "the tower has no such hidden state",
+                code="tower-no-such-hidden-state",
                 path=(*TOWER_PATH, "select_layer"),
                 found=str(layer),
                 hint=f"its {num_layers} layers give {-num_layers - 1} to {num_layers}; 0 is what enters them",
@@ -159,7 +162,14 @@ def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib
         odd.append(f"vision_feature_layer: {config.vision_feature_layer}")
     if odd:
         message = "this LLaVA model's projector is of a kind that is not known here"
-        raise RecipeError(Problem(message, path=path, found=f"{folder}: {', '.join(odd)}"))
+        raise RecipeError(
+            Problem(
+                message,
+                code="llava-model-projector-kind-not-known",
+                path=path,
+                found=f"{folder}: {', '.join(odd)}",
+            )
+        )
 
 
 def language_half(config: LlavaConfig) -> PreTrainedConfig:
@@ -176,7 +186,12 @@ def _inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedCon
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
         raise RecipeError(
-            Problem("an inline config needs its `model_type`", path=path, hint="e.g. model_type: llama")
+            Problem(
+                "an inline config needs its `model_type`",
+                code="inline-config-needs-model-type",
+                path=path,
+                hint="e.g. model_type: llama",
+            )
         )
     try:
         known = set(AutoConfig.for_model(model_type).to_dict()) | TRANSLATED_KEYS
@@ -185,13 +200,19 @@ def _inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedCon
             model_type, **{key: value for key, value in values.items() if key != "model_type"}
         )
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise RecipeError(Problem(f"not a valid config: {error}", path=path, found=model_type)) from error
+        raise RecipeError(
+            Problem(f"not a valid config: {error}", code="not-valid-config", path=path, found=model_type)
+        ) from error
     unknown = [key for key in values if key not in known and key not in config.attribute_map]
     if unknown:
         raise RecipeError(
             *(
                 Problem(
-                    f"a {model_type} config has no key {key!r}", path=(*path, key), found=key, on_key=True
+                    f"a {model_type} config has no key {key!r}",
+                    code="unknown-config-key",
+                    path=(*path, key),
+                    found=key,
+                    on_key=True,
                 )
                 for key in unknown
             )
@@ -214,15 +235,31 @@ def _raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
     except FileNotFoundError as error:
         raise RecipeError(
             Problem(
-                "this folder holds no config.json", path=path, found=str(folder), hint="is it a model folder?"
+                "this folder holds no config.json",
+                code="folder-holds-no-config-json",
+                path=path,
+                found=str(folder),
+                hint="is it a model folder?",
             )
         ) from error
     except (OSError, ValueError) as error:
         raise RecipeError(
-            Problem(f"cannot read the model's config: {error}", path=path, found=str(file))
+            Problem(
+                f"cannot read the model's config: {error}",
+                code="cannot-read-model-config",
+                path=path,
+                found=str(file),
+            )
         ) from error
     if not isinstance(raw, dict):
-        raise RecipeError(Problem("the model's config.json is not a mapping", path=path, found=str(file)))
+        raise RecipeError(
+            Problem(
+                "the model's config.json is not a mapping",
+                code="model-config-json-not-mapping",
+                path=path,
+                found=str(file),
+            )
+        )
     return raw
 
 
@@ -235,7 +272,10 @@ def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
         first_line = str(error).strip().split("\n")[0]
         raise RecipeError(
             Problem(
-                f"transformers cannot read this model's config: {first_line}", path=path, found=str(folder)
+                f"transformers cannot read this model's config: {first_line}",
+                code="transformers-cannot-read-model-config",
+                path=path,
+                found=str(folder),
             )
         ) from error
 
@@ -249,6 +289,7 @@ def _tower_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
         raise RecipeError(
             Problem(
                 "a vision tower is a CLIP or SigLIP model",
+                code="vision-tower-clip-siglip-model",
                 path=path,
                 found=f"model_type {config.model_type}",
                 hint="siglip2 takes pictures of any size; one of a fixed size is "

@@ -36,12 +36,22 @@ def freeze_model(
         roots = ", ".join(sorted({name.split(".")[0] for name in parameters}))
         raise RecipeError(
             *(
-                Problem(f'glob "{glob}" matches no module', found=f"the model has {roots}")
+                Problem(
+                    f'glob "{glob}" matches no module',
+                    code="glob-matches-no-module",
+                    found=f"the model has {roots}",
+                )
                 for glob in decision.unmatched
             )
         )
     if not decision.trainable:
-        raise RecipeError(Problem("nothing in the model trains", hint="name modules under `trainable`"))
+        raise RecipeError(
+            Problem(
+                "nothing in the model trains",
+                code="nothing-model-trains",
+                hint="name modules under `trainable`",
+            )
+        )
     for name in decision.trainable:
         parameters[name].requires_grad_(True)
     for name in decision.frozen:

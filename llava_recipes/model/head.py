@@ -75,6 +75,7 @@ def causal_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         raise RecipeError(
             Problem(
                 "this is not a causal language model that transformers knows",
+                code="not-causal-language-model-transformers-knows",
                 path=LANGUAGE_PATH,
                 found=f"model_type {config.model_type}",
             )
@@ -132,6 +133,7 @@ def _unsupported(causal: PreTrainedModel, found: str) -> RecipeError:
     return RecipeError(
         Problem(
             f"the head of {type(causal).__name__} does more than this code can repeat exactly",
+            code="head-more-than-code-can-repeat",
             path=LANGUAGE_PATH,
             found=found,
             hint="use a language model with a plain linear head, such as llama, mistral, qwen2, qwen3 or phi",

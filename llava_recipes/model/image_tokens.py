@@ -84,6 +84,7 @@ def write_image_tokens(model: LlavaForConditionalGeneration, rows: Tensor, *, pa
         raise RecipeError(
             Problem(
                 "these weights hold embeddings of `<im_start>` and `<im_end>`, which the model does not have",
+                code="weights-hold-embeddings-im-start-im",
                 path=path,
                 found=found,
                 hint="write `image_tokens: {start_end: true}` in `model:`",
@@ -93,6 +94,7 @@ def write_image_tokens(model: LlavaForConditionalGeneration, rows: Tensor, *, pa
         raise RecipeError(
             Problem(
                 "these embeddings of image tokens do not fit the model",
+                code="embeddings-image-tokens-not-fit-model",
                 path=path,
                 found=f"{found} holds {list(rows.shape)}",
                 hint=f"[{NUM_TOKENS}, {shape[1]}] or the whole vocabulary, {list(shape)}, is needed",

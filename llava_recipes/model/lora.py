@@ -78,7 +78,11 @@ def inject_lora(model: LlavaForConditionalGeneration, lora: Lora, *, seed: int) 
     }
     targets = lora_targets(linear, lora)
     if not targets:
-        problem = Problem("`lora.modules` reaches no linear layer", found=", ".join(lora.modules))
+        problem = Problem(
+            "`lora.modules` reaches no linear layer",
+            code="lora-modules-reaches-no-linear-layer",
+            found=", ".join(lora.modules),
+        )
         raise RecipeError(problem)
     config = LoraConfig(
         r=lora.r,
@@ -175,16 +179,28 @@ def merge_adapters(model: nn.Module, adapters: Mapping[str, Tensor], config: pat
     foreign = [name for name in names if name not in parameters]
     if foreign:
         message = f"adapters do not fit this model: it has no {foreign[0]}"
-        raise RecipeError(Problem(message, path=STAGES_PATH, found=str(config.parent)))
+        raise RecipeError(
+            Problem(message, code="weights-do-not-fit", path=STAGES_PATH, found=str(config.parent))
+        )
     small = [name for name in names if not parameters[name].is_floating_point()]
     if small:
         message = f"adapters cannot be merged into a quantized language model: {small[0]} is in few bits"
         hint = "start from a run that trained the projector, or remove `quantization`"
-        raise RecipeError(Problem(message, path=STAGES_PATH, found=str(config.parent), hint=hint))
+        raise RecipeError(
+            Problem(
+                message,
+                code="adapters-cannot-be-merged-into-quantized",
+                path=STAGES_PATH,
+                found=str(config.parent),
+                hint=hint,
+            )
+        )
     for name in names:
         trouble = _misfit(name.removesuffix(".weight"), adapters, full_shape(parameters[name]))
         if trouble is not None:
-            raise RecipeError(Problem(trouble, path=STAGES_PATH, found=str(config.parent)))
+            raise RecipeError(
+                Problem(trouble, code="weights-do-not-fit", path=STAGES_PATH, found=str(config.parent))
+            )
     for name in names:
         weight, module = parameters[name], name.removesuffix(".weight")
         overwrite(weight, lambda weight=weight, module=module: _merged(weight, module, adapters, scale))  # type: ignore[misc]
@@ -226,5 +242,11 @@ def read_scale(config: pathlib.Path, path: Path) -> float:
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "a finished LoRA run leaves it beside its weights"
         raise RecipeError(
-            Problem("the adapters' settings cannot be read", path=path, found=str(config), hint=hint)
+            Problem(
+                "the adapters' settings cannot be read",
+                code="adapters-settings-cannot-be-read",
+                path=path,
+                found=str(config),
+                hint=hint,
+            )
         ) from error

@@ -60,7 +60,11 @@ def check_names(
     unexpected = sorted(names - wanted.keys())
     problems = [
         Problem(
-            f"{what}: {len(rest)} weight(s) {word}: {_shortened(rest)}", path=path, found=found, hint=hint
+            f"{what}: {len(rest)} weight(s) {word}: {_shortened(rest)}",
+            code="weights-do-not-fit",
+            path=path,
+            found=found,
+            hint=hint,
         )
         for rest, word, hint in (
             (missing, "are missing", "the files do not hold the whole model, or hold another one"),
@@ -80,7 +84,7 @@ def check_shape(wanted: tuple[int, ...], given: Tensor, *, what: str, found: str
     """Raise RecipeError unless a tensor has the parameter's shape."""
     if tuple(given.shape) != wanted:
         message = f"{what} has shape {list(given.shape)}, the config says {list(wanted)}"
-        raise RecipeError(Problem(message, path=path, found=found))
+        raise RecipeError(Problem(message, code="weight-shape-differs-from-config", path=path, found=found))
 
 
 class Placement:

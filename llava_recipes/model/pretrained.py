@@ -63,10 +63,20 @@ def pretrained_folder(
         return folder
     if folder.exists():
         raise _refusal(
-            source, path, "a model is a folder or a hub id, not a file", "give the folder that holds it"
+            source,
+            path,
+            "a model is a folder or a hub id, not a file",
+            "give the folder that holds it",
+            code="model-folder-hub-id-not-file",
         )
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise _refusal(source, path, "no such folder", "check the path; hub ids read `owner/name`")
+        raise _refusal(
+            source,
+            path,
+            "no such folder",
+            "check the path; hub ids read `owner/name`",
+            code="folder-does-not-exist",
+        )
     return _snapshot(source, revision, parts, path)
 
 
@@ -80,7 +90,7 @@ def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: Pa
         return _download(source, revision, last, cached=available is None)
     except (HTTPError, HFValidationError, OSError) as error:
         message, hint = _in_plain_words(error, revision)
-        raise _refusal(source, path, message, hint) from error
+        raise _refusal(source, path, message, hint, code="model-not-available") from error
 
 
 def _pattern_choices(parts: Sequence[Part], available: Sequence[str] | None) -> list[list[str]]:
@@ -140,5 +150,5 @@ def _in_plain_words(error: Exception, revision: str | None) -> tuple[str, str]:
     return f"the hub did not deliver this model: {first_line}", "try again later"
 
 
-def _refusal(source: str, path: Path, message: str, hint: str) -> RecipeError:
-    return RecipeError(Problem(message, path=path, found=source, hint=hint))
+def _refusal(source: str, path: Path, message: str, hint: str, *, code: str) -> RecipeError:
+    return RecipeError(Problem(message, code=code, path=path, found=source, hint=hint))

@@ -23,6 +23,7 @@ def num_linear_layers(projector_type: str) -> int:
         raise RecipeError(
             Problem(
                 "unknown projector type",
+                code="unknown-projector-type",
                 path=SIZE_PATH,
                 found=projector_type,
                 hint="use linear, identity, or mlpNx_gelu with N linear layers, e.g. mlp2x_gelu",
@@ -57,6 +58,7 @@ def build_projector(projector_type: str, vision_hidden: int, language_hidden: in
             raise RecipeError(
                 Problem(
                     "projector `identity` needs a vision tower and a language model of one hidden size",
+                    code="projector-identity-needs-vision-tower-language",
                     path=SIZE_PATH,
                     found=f"vision tower {vision_hidden}, language model {language_hidden}",
                     hint="use `linear` or `mlp2x_gelu`",

@@ -138,7 +138,7 @@ def _in_layout(
             found[ours] = (source, name)
     if foreign:
         message = f"{len(foreign)} weight(s) have no place in a LLaVA model: {', '.join(foreign[:4])}"
-        raise RecipeError(Problem(message, path=path, found=str(place)))
+        raise RecipeError(Problem(message, code="weights-have-no-place", path=path, found=str(place)))
     return found
 
 
@@ -189,6 +189,7 @@ def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Cla
 def _nothing(folder: pathlib.Path, path: Path) -> Problem:
     return Problem(
         "`init_from` names a folder without trained weights",
+        code="init-names-folder-without-trained-weights",
         path=path,
         found=f"{folder} holds neither {TRAINED_FILE}, mm_projector.bin, adapters nor a LLaVA checkpoint",
         hint="give the output_dir of a finished run",
@@ -202,7 +203,7 @@ def _read_object(file: pathlib.Path, path: Path) -> Values:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         message = f"{file.name} cannot be read: {error}"
-        raise RecipeError(Problem(message, path=path, found=str(file))) from error
+        raise RecipeError(Problem(message, code="file-cannot-be-read", path=path, found=str(file))) from error
     return _mapping(value)
 
 

@@ -79,6 +79,7 @@ def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
             f"{len(foreign)} weight(s) of this file are not the projector's: {', '.join(foreign[:4])}",
             str(file),
             "expected names such as model.mm_projector.0.weight",
+            code="weights-are-not-a-projector",
         )
     return replace(_described(by_layer, str(file)), image_tokens=image_tokens)
 
@@ -88,13 +89,23 @@ def _described(by_layer: dict[str, Tensor], file: str) -> ProjectorWeights:
         return ProjectorWeights("identity", None, None, {})
     first = by_layer.get("weight", by_layer.get("0.weight"))
     if first is None or first.dim() != 2 or first.numel() == 0:
-        raise _misfit("the projector in this file has no first layer", file, _layers(by_layer))
+        raise _misfit(
+            "the projector in this file has no first layer",
+            file,
+            _layers(by_layer),
+            code="projector-file-no-first-layer",
+        )
     num_layers = sum(name.endswith("weight") for name in by_layer)
     kind = "linear" if "weight" in by_layer else f"mlp{num_layers}x_gelu"
     language_hidden, vision_hidden = first.shape
     wanted = projector_shapes(kind, vision_hidden, language_hidden)
     if wanted != {name: tuple(tensor.shape) for name, tensor in by_layer.items()}:
-        raise _misfit("the layers in this file do not make a projector", file, _layers(by_layer))
+        raise _misfit(
+            "the layers in this file do not make a projector",
+            file,
+            _layers(by_layer),
+            code="layers-file-not-make-projector",
+        )
     tensors = {f"projector.{name}": by_layer[name] for name in wanted}
     return ProjectorWeights(kind, vision_hidden, language_hidden, tensors)
 
@@ -116,6 +127,7 @@ def load_projector(model: LlavaForConditionalGeneration, path: str | pathlib.Pat
             "these projector weights do not fit the recipe's model",
             f"{path} holds {weights.type}: {_shapes(weights.shapes())}",
             f"the recipe's model needs {_shapes(wanted)}",
+            code="weights-do-not-fit",
         )
     for name, parameter in parameters.items():
         overwrite(parameter, lambda name=name: weights.tensors[name])  # type: ignore[misc]
@@ -205,7 +217,15 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
                 tensors[IMAGE_TOKENS] = weights.image_tokens
     if not tensors:
         hint = f"a finished run leaves {TRAINED_FILE} or mm_projector.safetensors there"
-        raise RecipeError(Problem("no trained weights here", path=STAGES_PATH, found=str(path), hint=hint))
+        raise RecipeError(
+            Problem(
+                "no trained weights here",
+                code="no-trained-weights",
+                path=STAGES_PATH,
+                found=str(path),
+                hint=hint,
+            )
+        )
     return lay_over(model, tensors, adapter_config=files[0].with_name(ADAPTER_CONFIG), found=str(files[0]))
 
 
@@ -232,6 +252,7 @@ def lay_over(
     problems = [
         Problem(
             f"trained weights do not fit this model: {trouble}",
+            code="weights-do-not-fit",
             path=STAGES_PATH,
             found=found,
             hint=NEWLINE_HINT if name == IMAGE_NEWLINE else None,
@@ -275,5 +296,5 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "nothing"
 
 
-def _misfit(message: str, found: str, hint: str) -> RecipeError:
-    return RecipeError(Problem(message, path=INIT_PATH, found=found, hint=hint))
+def _misfit(message: str, found: str, hint: str, *, code: str) -> RecipeError:
+    return RecipeError(Problem(message, code=code, path=INIT_PATH, found=found, hint=hint))

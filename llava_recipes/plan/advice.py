@@ -64,6 +64,7 @@ def _check_newline(stages: Sequence[StagePlan], path: Path) -> Iterator[Problem]
     if planned.data.mm_patch_merge_type == "spatial_unpad" and "language_model" in in_full and not trained:
         yield _warning(
             "the image newline keeps its random values while the language model trains",
+            code="image-newline-keeps-random-values-while",
             path=(*path, "trainable"),
             hint="add `image_newline`, which LLaVA-NeXT trains with the language model; a checkpoint of it "
             "that is the language model brings a trained one",
@@ -72,9 +73,9 @@ def _check_newline(stages: Sequence[StagePlan], path: Path) -> Iterator[Problem]
 
 
 def _warning(
-    message: str, *, path: Path, hint: str, found: str | None = None, on_key: bool = False
+    message: str, *, code: str, path: Path, hint: str, found: str | None = None, on_key: bool = False
 ) -> Problem:
-    return Problem(message, path=path, found=found, hint=hint, on_key=on_key, severity="warning")
+    return Problem(message, code=code, path=path, found=found, hint=hint, on_key=on_key, severity="warning")
 
 
 def _roots(modules: Iterable[str]) -> frozenset[str]:
@@ -94,6 +95,7 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
     if train.save_strategy == "epoch":
         yield _warning(
             "`save_steps` has no effect with `save_strategy: epoch`",
+            code="save-steps-no-effect-save-strategy",
             path=path,
             hint="remove it, or write `save_strategy: steps`",
             on_key=True,
@@ -106,6 +108,7 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
         yield _warning(
             f"no checkpoint is written before the end: `save_steps: {train.save_steps}` is beyond the last "
             f"of {last} steps",
+            code="no-checkpoint-written-before-end",
             path=path,
             found="steps are counted for 1 process; several take fewer" if may_be_fewer else None,
             hint="a run that is stopped before then starts again from nothing; write "
@@ -118,6 +121,7 @@ def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Pro
     if warmup is not None and last is not None and warmup >= last:
         yield _warning(
             f"warm-up takes {warmup} steps, training ends after {last}",
+            code="warm-up-takes-steps-training-ends",
             path=(*path, "train", "warmup_steps"),
             hint="the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are",
         )
@@ -129,6 +133,7 @@ def _check_precision(model: ModelPlan, planned: StagePlan, path: Path) -> Iterat
     billions, gigabytes = model.sizes.num_parameters / 1e9, model.sizes.num_parameters * 4 / 1e9
     yield _warning(
         f"{billions:.1f} billion parameters in float32: {gigabytes:.0f} GB of weights alone",
+        code="weights-in-float32",
         path=(*path, "train"),
         hint="write `bf16: true` (`fp16: true` on GPUs older than Ampere)",
         on_key=True,
@@ -143,6 +148,7 @@ def _check_length(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[
         yield _warning(
             f"`max_length: {length}` is beyond the {positions} positions that the language "
             "model was made for",
+            code="max-length-beyond-positions",
             path=(*path, "data", "max_length"),
             hint=f"write `max_length: {positions}`; what it reads beyond them it has never learned to place",
         )
@@ -156,6 +162,7 @@ def _check_image_length(planned: StagePlan, path: Path) -> Iterator[Problem]:
         return
     yield _warning(
         "`max_length` cuts the largest images, and all text behind them",
+        code="max-length-cuts-largest-images-all",
         path=(*path, "data", "max_length"),
         found=f"{data.max_length}, and an image takes up to {image.most_tokens:,} tokens, "
         f"{image.usual_tokens:,} for 640 × 480 pixels",
@@ -170,6 +177,7 @@ def _check_start(recipe: Recipe, planned: StagePlan, index: int) -> Iterator[Pro
     earlier = recipe.stages[index - 1]
     yield _warning(
         f"stage `{planned.name}` starts from the base weights: what `{earlier.name}` trained is left aside",
+        code="stage-starts-base-weights",
         path=("stages", index, "init_from"),
         hint=f"write `init_from: {earlier.name}`, or keep the two in recipes of their own",
     )
@@ -188,6 +196,7 @@ def _check_image_tokens(model: ModelPlan, stages: Sequence[StagePlan]) -> Iterat
     if not any(module in rows for modules in known for module in modules):
         yield _warning(
             "no stage trains the embeddings of `<im_start>` and `<im_end>`",
+            code="no-stage-trains-embeddings-im-start",
             path=("model", "image_tokens", "start_end"),
             hint="add `image_tokens` to `trainable:` of a stage; they stay the mean of all others otherwise",
         )
@@ -202,6 +211,7 @@ def _check_sharding(
         return
     yield _warning(
         "ZeRO stage 3 fetches the frozen language model for every pass and keeps the inputs of its layers",
+        code="zero-stage-3-fetches-frozen-language",
         path=(*path, "deepspeed"),
         hint="`zero2` is faster and takes less memory where the frozen model fits on one GPU",
     )
@@ -212,6 +222,7 @@ def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> 
     if not has_images and trains and trains <= {"projector", "vision_tower"}:
         yield _warning(
             "no source has `images`, and what trains here learns from images alone",
+            code="no-source-images-trains-learns-images",
             path=(*path, "data", "sources"),
             hint="write `images:` with the folder of the pictures in each source that has them",
             on_key=True,
@@ -243,12 +254,14 @@ def _check_projector_rate(rate: float, path: Path) -> Iterator[Problem]:
     if rate < low:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} hardly moves a projector that trains alone",
+            code="learning-rate-hardly-moves-projector-trains",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
         )
     elif rate > high:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} is far above what projectors are trained with",
+            code="learning-rate-far-above-projectors-trained",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3",
         )
@@ -259,6 +272,7 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: P
     if rate > PRETRAINED_RATE and ruined:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
+            code="learning-rate-ruins-pretrained",
             path=path,
             hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
             "projector that trains alone",
@@ -271,6 +285,7 @@ def _check_adapter_rate(rate: float, path: Path) -> Iterator[Problem]:
         word = "hardly moves" if rate < low else "is far above what is usual for"
         yield _warning(
             f"a learning rate of {spell_rate(rate)} {word} LoRA adapters",
+            code="learning-rate-unusual-for-lora",
             path=path,
             hint="adapters are trained at 1e-4 to 2e-4, ten times the rate of full fine-tuning",
         )
@@ -295,6 +310,7 @@ def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str])
     if has_images and is_random and trains and "projector" not in trains:
         yield _warning(
             f"the projector keeps its random weights in stage `{planned.name}`",
+            code="projector-keeps-random-weights-stage",
             path=("model", "projector"),
             hint="give its weights with `init_from:`, or add `projector` to `trainable:` of the stage",
             on_key=True,

@@ -227,7 +227,13 @@ def check_arguments(train: Train, *, path: Path) -> list[Problem]:
     if train.optim not in OPTIMIZERS:
         hint = did_you_mean(train.optim, OPTIMIZERS) or "`adamw_torch` is the usual one"
         problems.append(
-            Problem(f"unknown optimizer {train.optim!r}", path=(*path, "optim"), found=train.optim, hint=hint)
+            Problem(
+                f"unknown optimizer {train.optim!r}",
+                code="unknown-optimizer",
+                path=(*path, "optim"),
+                found=train.optim,
+                hint=hint,
+            )
         )
     for name, value in train.extra.items():
         problem = _check_extra(name, value, path=(*path, "extra", name))
@@ -239,17 +245,25 @@ def check_arguments(train: Train, *, path: Path) -> list[Problem]:
 def _check_extra(name: str, value: JsonValue, *, path: Path) -> Problem | None:
     if name in REFUSED_FIELDS or name in _GONE:
         hint = REFUSED_FIELDS.get(name) or _GONE[name]
-        return Problem(f"`{name}` has no place in `extra`", path=path, hint=hint, on_key=True)
+        return Problem(
+            f"`{name}` has no place in `extra`", code="no-place-extra", path=path, hint=hint, on_key=True
+        )
     if name not in EXTRA_FIELDS:
         known = (*EXTRA_FIELDS, *REFUSED_FIELDS)
         hint = did_you_mean(name, known) or "`extra` takes fields of transformers.TrainingArguments"
-        return Problem(f"`{name}` is no field of TrainingArguments", path=path, hint=hint, on_key=True)
+        return Problem(
+            f"`{name}` is no field of TrainingArguments",
+            code="no-field-trainingarguments",
+            path=path,
+            hint=hint,
+            on_key=True,
+        )
     accepted = EXTRA_FIELDS[name].split("|")
     kind = type(value).__name__.replace("NoneType", "None")
     if kind in accepted or (kind == "int" and "float" in accepted):
         return None
     words = " or ".join(_KIND_WORDS[kind] for kind in accepted)
-    return Problem(f"`{name}` takes {words}", path=path, found=_KIND_WORDS[kind])
+    return Problem(f"`{name}` takes {words}", code="value-of-wrong-kind", path=path, found=_KIND_WORDS[kind])
 
 
 _KIND_WORDS = {

@@ -27,6 +27,7 @@ def check_processes(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Pr
     instead = ", in place of `gradient_accumulation_steps`" if train.gradient_accumulation_steps else ""
     yield Problem(
         "the batch of a step depends on the number of processes, and the learning rate doesn't",
+        code="batch-depends-on-processes",
         path=(*path, "train", key) if is_written else (*path, "train"),
         found=f"{batch} samples on 1 process, {8 * batch} on 8, at "
         f"{spell_rate(train.learning_rate)} on each of them",

@@ -103,12 +103,14 @@ def unknown_choice(word: str, *, path: Path) -> Problem:
     if looks_like_path(word):
         return Problem(
             "DeepSpeed config not found",
+            code="deepspeed-config-not-found",
             path=path,
             found=f"no file {word}",
             hint=f"presets: {_preset_names()}",
         )
     return Problem(
         f"unknown DeepSpeed preset {word!r}",
+        code="unknown-deepspeed-preset",
         path=path,
         found=word,
         hint=did_you_mean(word, (*DEEPSPEED_PRESETS, "none"))
@@ -141,6 +143,7 @@ def check_config(
             report.add(
                 (block,),
                 f"DeepSpeed's own `{block}` would replace the recipe's `{key}: {getattr(train, key)}`",
+                code="deepspeed",
                 hint=f"remove the block; set `{key}` under `train:`",
                 on_key=True,
             )
@@ -162,11 +165,18 @@ class _Report:
         self.problems: list[Problem] = []
 
     def add(
-        self, keys: Path, message: str, *, hint: str | None, on_key: bool = False, found: str | None = None
+        self,
+        keys: Path,
+        message: str,
+        *,
+        code: str,
+        hint: str | None,
+        on_key: bool = False,
+        found: str | None = None,
     ) -> None:
         path = (*self._path, *keys) if self._inline else self._path
         on_key = on_key and self._inline
-        self.problems.append(Problem(message, path=path, found=found, hint=hint, on_key=on_key))
+        self.problems.append(Problem(message, code=code, path=path, found=found, hint=hint, on_key=on_key))
 
 
 def _check_keys(config: Config, report: _Report) -> None:
@@ -182,14 +192,14 @@ def _check_keys(config: Config, report: _Report) -> None:
                 continue  # reported with the precision
             if key in removed:
                 message = f"{place} has no key `{key}` from 0.19.8 on, which stops at it"
-                report.add((*path, key), message, hint="remove it", on_key=True)
+                report.add((*path, key), message, code="no-key-0-19-8-stops", hint="remove it", on_key=True)
                 continue
             near = None if key in known else nearest(key, known)
             # What stands at the top and isn't known is ignored; inside ZeRO's block DeepSpeed stops at it.
             if near is not None or (path and key not in known):
                 message = f"{place} has no key `{key}`"
                 hint = "remove it" if near is None else f"did you mean `{near}`?"
-                report.add((*path, key), message, hint=hint, on_key=True)
+                report.add((*path, key), message, code="unknown-key", hint=hint, on_key=True)
 
 
 def _enabled(config: Config, block: str) -> JsonValue:
@@ -206,17 +216,24 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
             report.add(
                 (block, "enabled"),
                 f"the recipe says `{block}: {said}`, DeepSpeed's `{block}.enabled` is {str(enabled).lower()}",
+                code="recipe-says",
                 hint='write "auto" there, or make the two agree',
             )
         elif enabled is None and wanted:
             report.add(
                 (),
                 f"the recipe says `{block}: true`, and the DeepSpeed config does not switch {block} on",
+                code="recipe-says",
                 hint=f'add {block}: {{"enabled": "auto"}}',
             )
     if _enabled(config, "amp") is True:
         message = "`amp.enabled` of DeepSpeed would replace the recipe's precision"
-        report.add(("amp", "enabled"), message, hint="remove `amp`")
+        report.add(
+            ("amp", "enabled"),
+            message,
+            code="amp-enabled-deepspeed-would-replace-recipe",
+            hint="remove `amp`",
+        )
 
 
 def _check_clipping(config: Config, train: Train, report: _Report) -> None:
@@ -226,6 +243,7 @@ def _check_clipping(config: Config, train: Train, report: _Report) -> None:
         report.add(
             ("gradient_clipping",),
             f"{wanted}, the DeepSpeed config says `gradient_clipping: {clipping}`",
+            code="deepspeed-config-says-gradient-clipping",
             hint='write "auto" there, or make the two agree',
         )
 
@@ -241,16 +259,23 @@ def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
             report.add(
                 (key,),
                 f"the DeepSpeed config says `{key}: {value}`, the recipe comes to {planned}",
+                code="deepspeed-config-says",
                 hint='write "auto" there, or make the two agree',
             )
     if "train_micro_batch_size_per_gpu" not in config and "train_batch_size" not in config:
         hint = 'add "train_micro_batch_size_per_gpu": "auto"'
-        report.add((), "the DeepSpeed config has no batch size, which DeepSpeed needs", hint=hint)
+        report.add(
+            (),
+            "the DeepSpeed config has no batch size, which DeepSpeed needs",
+            code="deepspeed-config-no-batch-size-deepspeed",
+            hint=hint,
+        )
     if "gradient_accumulation_steps" not in config and batch.accumulation != 1:
         report.add(
             (),
             f"the recipe comes to {batch.accumulation} accumulation steps, DeepSpeed takes 1 where its "
             "config does not say",
+            code="recipe-comes-accumulation-steps-deepspeed-takes",
             hint='add "gradient_accumulation_steps": "auto"',
         )
 
@@ -259,17 +284,29 @@ def _check_zero(config: Config, report: _Report) -> None:
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict):
         hint = "add zero_optimization with a `stage`, or write `deepspeed: none`"
-        report.add((), "the DeepSpeed config has no `zero_optimization`", hint=hint)
+        report.add(
+            (),
+            "the DeepSpeed config has no `zero_optimization`",
+            code="deepspeed-config-no-zero-optimization",
+            hint=hint,
+        )
         return
     stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
         message = "`zero_optimization.stage` is 0, 1, 2 or 3"
-        report.add(("zero_optimization", "stage"), message, hint=None, found=str(stage))
+        report.add(
+            ("zero_optimization", "stage"),
+            message,
+            code="zero-optimization-stage-0-1-2",
+            hint=None,
+            found=str(stage),
+        )
         return
     if stage != 3 and zero.get("offload_param") is not None:
         report.add(
             ("zero_optimization", "offload_param"),
             f"`zero_optimization.offload_param` needs ZeRO stage 3, the config says {stage}",
+            code="zero-optimization-offload-param-needs-zero",
             hint="remove it, or write `stage: 3`",
             on_key=True,
         )
@@ -279,28 +316,38 @@ def _check_blocks(config: Config, report: _Report) -> None:
     """Blocks that are no mappings, and offload in a way that DeepSpeed or accelerate stops at."""
     for block in ("bf16", "fp16"):
         if config.get(block) is not None and not isinstance(config[block], dict):
-            report.add((block,), f"`{block}` is a mapping", hint='write {"enabled": "auto"}')
+            report.add((block,), f"`{block}` is a mapping", code="mapping", hint='write {"enabled": "auto"}')
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict):
         return
     for key, block in _DEPRECATED_OFFLOADS.items():
         if key in zero:
             hint = f'remove it; for an offload write "{block}": {{"device": "cpu"}}'
-            report.add(("zero_optimization", key), f"`{key}` is deprecated", hint=hint, on_key=True)
+            report.add(
+                ("zero_optimization", key),
+                f"`{key}` is deprecated",
+                code="deprecated",
+                hint=hint,
+                on_key=True,
+            )
     for block in _OFFLOADS:
         offload = zero.get(block)
         if offload is None:
             continue
         if not isinstance(offload, dict):
             hint = 'write {"device": "cpu"}'
-            report.add(("zero_optimization", block), f"`{block}` is a mapping", hint=hint)
+            report.add(("zero_optimization", block), f"`{block}` is a mapping", code="mapping", hint=hint)
         elif offload.get("device", "none") not in _DEVICES:
             message = f"`{block}.device` is one of {', '.join(_DEVICES)}"
             found = str(offload["device"])
-            report.add(("zero_optimization", block, "device"), message, hint=None, found=found)
+            report.add(
+                ("zero_optimization", block, "device"), message, code="device-one", hint=None, found=found
+            )
         elif not isinstance(offload.get("pin_memory", False), bool):
             message = f"`{block}.pin_memory` is true or false"
-            report.add(("zero_optimization", block, "pin_memory"), message, hint=None)
+            report.add(
+                ("zero_optimization", block, "pin_memory"), message, code="pin-memory-true-false", hint=None
+            )
 
 
 def _check_offload(config: Config, train: Train, report: _Report) -> None:
@@ -312,6 +359,7 @@ def _check_offload(config: Config, train: Train, report: _Report) -> None:
     report.add(
         ("zero_optimization", "offload_optimizer"),
         f"with `offload_optimizer` DeepSpeed's Adam takes the place of the recipe's `optim: {train.optim}`",
+        code="offload-optimizer-deepspeed-optim",
         hint='write `optim: adamw_torch`, or add "zero_force_ds_cpu_optimizer": false',
         on_key=True,
     )

@@ -274,6 +274,7 @@ def export_warnings(
         if reasons:
             yield Problem(
                 f"this model cannot be exported to `{target}`: {'; '.join(reasons)}",
+                code="model-cannot-be-exported",
                 path=next(iter(reasons.values())),
                 hint=next(iter(hints)) if len(hints) == 1 else "export with `--to llava`",
                 severity="warning",
@@ -286,6 +287,7 @@ def export_warnings(
             yield Problem(
                 f"the original LLaVA cannot read the adapters of stage `{stage.name}`: "
                 + "; ".join(reason for _, reason in unread),
+                code="original-llava-cannot-read-adapters-stage",
                 path=("stages", index, *inside, key),
                 hint="`llava-recipe merge` and `export --to llava` write a whole model, which it reads",
                 severity="warning",

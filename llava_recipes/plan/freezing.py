@@ -36,6 +36,7 @@ def freezing_problems(
     if not decision.unmatched and not decision.trainable and not has_lora:
         yield Problem(
             "nothing trains in this stage",
+            code="nothing-trains-stage",
             path=(*stage_path, "trainable" if trainable else "freeze"),
             found="every parameter is frozen",
             hint="name what trains, for example `trainable: [projector]`",
@@ -55,6 +56,7 @@ def explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> 
         hint = "this model has no lm_head of its own: it shares the weights of language_model.embed_tokens"
     return Problem(
         f'glob "{glob}" in `{key}` matches no module',
+        code="glob-matches-no-module",
         path=path,
         found=f"{known or 'the model'} has {_listed(children)}",
         hint=hint,
@@ -73,6 +75,7 @@ def _check_ranges(glob: str, names: Collection[str], *, key: str, path: Path) ->
         if numbers and int(found["last"]) > max(numbers):
             yield Problem(
                 f'the range in the glob "{glob}" of `{key}` goes beyond what there is',
+                code="range-glob-goes-beyond",
                 path=path,
                 found=f"{owner} has {min(numbers)} to {max(numbers)}",
                 hint=f"write `{{{found['first']}..{max(numbers)}}}`",

@@ -82,6 +82,7 @@ def lora_problems(lora: Lora, *, shapes: Shapes, decision: Decision, stage_path:
         if not reached:
             yield Problem(
                 f'glob "{glob}" in `modules` reaches no linear layer',
+                code="glob-modules-reaches-no-linear-layer",
                 path=path,
                 hint="LoRA goes beside linear layers, e.g. `language_model`; "
                 "vision_tower, projector and lm_head are adapted only where a glob begins with their name",
@@ -89,6 +90,7 @@ def lora_problems(lora: Lora, *, shapes: Shapes, decision: Decision, stage_path:
         elif in_full:
             yield Problem(
                 f'glob "{glob}" in `modules` adapts what trains in full',
+                code="glob-modules-adapts-trains-full",
                 path=path,
                 found=f"{len(in_full)} weight(s), the first {in_full[0]}",
                 hint="freeze it: `freeze: all`, with `trainable` naming only what trains beside LoRA",

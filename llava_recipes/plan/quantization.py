@@ -58,6 +58,7 @@ def quantization_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_pat
     globs = [index for index, glob in enumerate(stage.trainable) if match_glob(glob, in_full[0])]
     yield Problem(
         "a quantized language model cannot train in full",
+        code="quantized-language-model-cannot-train-full",
         path=(*stage_path, "trainable", globs[0]) if globs else (*stage_path, "freeze"),
         found=f"{len(in_full)} weight(s) in few bits, the first {in_full[0]}",
         hint="write `freeze: all`, with `lora: {modules: [language_model]}` for adapters beside it; "
@@ -76,6 +77,7 @@ def quantized_stage_problems(
     if quantization.bits == 8 and stage.lora is not None and stage.lora.use_dora:
         yield Problem(
             "DoRA goes with 4 bits, and not with 8",
+            code="dora-goes-4-bits-not-8",
             path=(*stage_path, "lora", "use_dora"),
             hint="remove `use_dora`, or write `bits: 4` in `model.language_model.quantization`",
             on_key=True,
@@ -83,6 +85,7 @@ def quantized_stage_problems(
     if zero_stage(stage) == 3:
         yield Problem(
             "ZeRO-3 cannot split a quantized language model",
+            code="zero-3-cannot-split-quantized-language",
             path=(*stage_path, "deepspeed"),
             found=stage.deepspeed_source,
             hint="write `deepspeed: zero2`, or `deepspeed: none`",
@@ -92,6 +95,7 @@ def quantized_stage_problems(
         if folder in adapted:
             yield Problem(
                 "adapters of an earlier stage cannot be merged into a quantized language model",
+                code="adapters-earlier-stage-cannot-be-merged",
                 path=(*stage_path, "init_from"),
                 found=f"it starts from {folder}, which LoRA trains",
                 hint="write `init_from:` with a stage that trains the projector, or train this stage with a "

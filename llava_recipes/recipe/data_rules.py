@@ -23,6 +23,7 @@ def check_data(stage: Mapping, path: Path) -> Iterator[Problem]:
     if validation is None and data and strategy in ("steps", "epoch"):
         yield Problem(
             "`eval_strategy` has nothing to measure: the stage has no validation data",
+            code="eval-strategy-nothing-measure",
             path=(*path[:-1], "train", "eval_strategy"),
             found=spell_value(strategy),
             hint="write `validation: {split: 0.01}` under `data:`, or `eval_strategy: no`",
@@ -37,6 +38,7 @@ def _check_sources(sources: Value, path: Path) -> Iterator[Problem]:
         if isinstance(file, str) and file.lower().endswith((".yaml", ".yml")):
             yield Problem(
                 "`annotations` is a file of records, not a list of data sets",
+                code="annotations-file-records-not-list-data",
                 path=(*path, index, "annotations"),
                 found=spell_value(file),
                 hint="write each of its `datasets` as an entry of `sources:`, with `annotations:` for its "
@@ -48,10 +50,17 @@ def _check_validation(data: Mapping, validation: Mapping, path: Path) -> Iterato
     sources, split = validation.get("sources"), validation.get("split")
     if sources is None and split is None and not set(validation) - {"sources", "split"}:
         hint = "write `split: 0.01`, or `sources:` with files of their own"
-        yield Problem("`validation` needs one of `sources` and `split`", path=path, hint=hint, on_key=True)
+        yield Problem(
+            "`validation` needs one of `sources` and `split`",
+            code="validation-needs-one-sources-split",
+            path=path,
+            hint=hint,
+            on_key=True,
+        )
     elif sources is None and isinstance(split, float) and split >= 1 and not split.is_integer():
         yield Problem(
             "`split` from 1 up is a number of records",
+            code="split-1-up-number-records",
             path=(*path, "split"),
             found=spell_value(split),
             hint=f"write a whole number, or a share below 1 such as {split / 100:g}",
@@ -72,6 +81,7 @@ def _check_repeated(data: Mapping, path: Path) -> Iterator[Problem]:
             yield Problem(
                 "with `validation.split` a file can be named once: what one source holds out, the other "
                 "would train on",
+                code="validation-split-file-can-be-named",
                 path=(*path, "sources", index, "annotations"),
                 found=f"sources[{first[file]}] names {file} too",
                 hint="write `weight:` to use records several times, or give `validation.sources`",

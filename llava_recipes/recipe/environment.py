@@ -38,20 +38,25 @@ def check_declarations(document: Document) -> Iterator[Problem]:
         if _is_secret(name):
             hint = "remove it: what a program needs to log in, it reads from the environment itself"
             message = f"`{name}` looks like a secret; a recipe and its run folder are shared"
-            yield Problem(message, path=path, hint=hint)
+            yield Problem(message, code="looks-like-secret-recipe-run-folder", path=path, hint=hint)
         elif not _NAME.fullmatch(name):
             hint = "letters, digits and `_`, not starting with a digit; the name alone, without `$`"
             yield Problem(
                 "this cannot be the name of an environment variable",
+                code="cannot-be-name-environment-variable",
                 path=path,
                 found=spell_value(name),
                 hint=hint,
             )
         elif names.index(name) < index:
-            yield Problem(f"`env` names `{name}` twice", path=path, hint="remove one of them")
+            yield Problem(
+                f"`env` names `{name}` twice", code="env-names-twice", path=path, hint="remove one of them"
+            )
         elif _is_variable_too(name, path, document):
             hint = f"rename one of them, so that `${{{name}}}` means one thing"
-            yield Problem(f"`{name}` is in `env` and in `vars`", path=path, hint=hint)
+            yield Problem(
+                f"`{name}` is in `env` and in `vars`", code="name-in-env-and-vars", path=path, hint=hint
+            )
 
 
 def _is_secret(name: str) -> bool:
@@ -77,12 +82,25 @@ def read_variable(name: str, environment: Mapping[str, str], path: Path, *, alon
     text = environment.get(name)
     if text is None:
         hint = f"set it before the command, as in `{name}=… llava-recipe …`, or `--set vars.{name}=…`"
-        return Problem(f"the environment variable `{name}` is not set", path=path, hint=hint)
+        return Problem(
+            f"the environment variable `{name}` is not set",
+            code="environment-variable-not-set",
+            path=path,
+            hint=hint,
+        )
     try:
         check_text(text)
         text.encode("utf-8")
         return text if not alone or str in shapes_at(path) else resolve_scalar(text)
     except ScalarError as error:
-        return Problem(f"the environment variable `{name}` cannot be used: {error}", path=path)
+        return Problem(
+            f"the environment variable `{name}` cannot be used: {error}",
+            code="environment-variable-cannot-be-used",
+            path=path,
+        )
     except UnicodeEncodeError:
-        return Problem(f"the environment variable `{name}` is not UTF-8", path=path)
+        return Problem(
+            f"the environment variable `{name}` is not UTF-8",
+            code="environment-variable-not-utf-8",
+            path=path,
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 Path = tuple[str | int, ...]
 """Where a value stands in a recipe: ("stages", 0, "train", "learning_rate")."""
@@ -31,6 +32,8 @@ class Problem:
     """One thing to mend: where (a mark, or a recipe path that has one), what, found, what to do."""
 
     message: str
+    code: str = field(kw_only=True)
+    """The stable name of its kind, such as "unknown-key": for programs, which must not read the words."""
     path: Path | None = None
     mark: Mark | None = None
     found: str | None = None
@@ -41,6 +44,20 @@ class Problem:
     """Show the place, but not the line: it holds what should not be printed."""
     severity: Literal["error", "warning"] = field(default="error")
     """An error keeps a recipe from running; a warning says that it may not do what was meant."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values: what crosses from one process to another."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Problem:
+        """The problem that `to_json` wrote."""
+        path, mark = values["path"], values["mark"]
+        whole = {
+            "path": None if path is None else tuple(path),
+            "mark": None if mark is None else Mark(**mark),
+        }
+        return cls(**{**values, **whole})
 
 
 class RecipeError(Exception):

@@ -104,7 +104,13 @@ def check_exclusions(root: Value) -> Iterator[Problem]:
             if len(pair) < 2 or (exclusion.unless is not None and mapping.get(exclusion.unless) is not None):
                 continue
             wrong = max(pair, key=list(mapping).index) if exclusion.mutual else exclusion.loser
-            yield Problem(exclusion.message, path=(*place, wrong), hint=exclusion.hint, on_key=True)
+            yield Problem(
+                exclusion.message,
+                code="keys-exclude-each-other" if exclusion.mutual else "key-has-no-effect-beside-another",
+                path=(*place, wrong),
+                hint=exclusion.hint,
+                on_key=True,
+            )
 
 
 def _matches(path: Path, place: Path) -> bool:

@@ -58,7 +58,9 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
             problems.append(_explain(path, alternatives, root))
     if untold:
         more = f"{len(untold):,} more problems are not shown"
-        problems.append(Problem(more, path=untold[0], hint="mend those above first", on_key=True))
+        problems.append(
+            Problem(more, code="more-problems", path=untold[0], hint="mend those above first", on_key=True)
+        )
     return problems
 
 
@@ -118,27 +120,49 @@ def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Probl
     if kind == "extra_forbidden":
         return unknown_key(path, value)
     if details["loc"][-1] == "[key]":
-        return Problem(f"{name} cannot be a name", path=path, hint=f"names hold {_NAME_RULE}", on_key=True)
+        return Problem(
+            f"{name} cannot be a name",
+            code="invalid-name",
+            path=path,
+            hint=f"names hold {_NAME_RULE}",
+            on_key=True,
+        )
     if value is None:
-        return Problem(f"{name} has no value", path=path, hint=_empty_hint(path), on_key=True)
+        return Problem(
+            f"{name} has no value", code="value-is-missing", path=path, hint=_empty_hint(path), on_key=True
+        )
     if choices_at(path) and any(details["type"] == "literal_error" for details in alternatives):
         return _choice(path, value)
     if kind in _BOUNDS:
         limit, word = _BOUNDS[kind]
         bound = details.get("ctx", {}).get(limit, 0)
-        return Problem(f"{name} must be {word} {bound:,g}", path=path, found=spell_value(value))
+        return Problem(
+            f"{name} must be {word} {bound:,g}", code="value-not-allowed", path=path, found=spell_value(value)
+        )
     if kind == "string_pattern_mismatch":
         return _pattern(path, value)
     if kind == "string_too_short":
-        return Problem(f"{name} is empty text", path=path, hint=_empty_hint(path))
+        return Problem(f"{name} is empty text", code="text-is-empty", path=path, hint=_empty_hint(path))
     if kind == "string_too_long":
         most = details.get("ctx", {}).get("max_length")
-        return Problem(f"{name} is longer than {most} characters", path=path, found=spell_value(value))
+        return Problem(
+            f"{name} is longer than {most} characters",
+            code="text-is-too-long",
+            path=path,
+            found=spell_value(value),
+        )
     if kind in ("too_short", "too_long") and isinstance(value, list) and value:
         bound = details["ctx"]["min_length" if kind == "too_short" else "max_length"]
-        return Problem(f"{name} needs {bound} entries", path=path, found=spell_value(value))
+        return Problem(
+            f"{name} needs {bound} entries",
+            code="list-has-too-few-entries",
+            path=path,
+            found=spell_value(value),
+        )
     if kind == "too_short":
-        return Problem(f"{name} is an empty list", path=path, hint="give at least one entry")
+        return Problem(
+            f"{name} is an empty list", code="list-is-empty", path=path, hint="give at least one entry"
+        )
     return _wrong_kind(path, value)
 
 
@@ -158,7 +182,9 @@ def _missing(path: Path) -> Problem:
         hint = f"write `{path[-1]}{example}`" + (f" ({field.description})" if field.description else "")
         if path == ("version",):
             hint = "write `version: 1`"
-    return Problem(f"{place} needs the key `{path[-1]}`", path=path[:-1], hint=hint, on_key=True)
+    return Problem(
+        f"{place} needs the key `{path[-1]}`", code="key-is-missing", path=path[:-1], hint=hint, on_key=True
+    )
 
 
 def _empty_hint(path: Path) -> str:
@@ -196,7 +222,13 @@ def _choice(path: Path, value: Value) -> Problem:
         hint = f"write `[{value}]` for a glob" if isinstance(value, str) else "globs stand in a list"
     only = "must be" if len(choices) == 1 else "must be one of"
     other = ", or a list" if any(map(is_list, shapes_at(path))) else ""
-    return Problem(f"{name} {only} {words}{other}", path=path, found=spell_value(value), hint=hint)
+    return Problem(
+        f"{name} {only} {words}{other}",
+        code="value-not-allowed",
+        path=path,
+        found=spell_value(value),
+        hint=hint,
+    )
 
 
 def _pattern(path: Path, value: Value) -> Problem:
@@ -204,10 +236,15 @@ def _pattern(path: Path, value: Value) -> Problem:
         near = nearest(value, _PROJECTOR_TYPES)
         hint = f"did you mean `{near}`?" if near else "for example `mlp2x_gelu`: two linear layers"
         message = "`type` must be `linear`, `identity` or `mlpNx_gelu` with N from 1 to 99"
-        return Problem(message, path=path, found=spell_value(value), hint=hint)
+        return Problem(message, code="unknown-projector-type", path=path, found=spell_value(value), hint=hint)
     if path[-1] == "sampling_strategy" and isinstance(value, str):
         return _sampling(path, value)
-    return Problem(f"{_name(path)} must hold {_NAME_RULE}", path=path, found=spell_value(value))
+    return Problem(
+        f"{_name(path)} must hold {_NAME_RULE}",
+        code="number-out-of-range",
+        path=path,
+        found=spell_value(value),
+    )
 
 
 def _sampling(path: Path, value: str) -> Problem:
@@ -226,6 +263,7 @@ def _sampling(path: Path, value: str) -> Problem:
             hint = f"to use records more than once, write `weight: {float(number) / 100:g}`"
     return Problem(
         "`sampling_strategy` must be `all`, or `first`, `end` or `random` with a number or a percentage",
+        code="sampling-strategy-must-be-all-first",
         path=path,
         found=spell_value(value),
         hint=hint,
@@ -240,6 +278,7 @@ def _wrong_kind(path: Path, value: Value) -> Problem:
         given = "a decimal number"
     return Problem(
         f"{_name(path)} needs {wanted}; {given} is given",
+        code="value-of-wrong-kind",
         path=path,
         found=spell_value(value),
         hint=_kind_hint(path, value, wanted),

@@ -72,6 +72,7 @@ class _Family:
                 given = "empty text" if name == "" else kind_of(name)
                 problem = Problem(
                     f"`extends` needs the path of a recipe file, or a list of paths; {given} is given",
+                    code="extends-needs-path-recipe-file-list",
                     mark=document.locate(path, on_key=name is None),
                     hint="write `extends: base/common.yaml`, from the folder of this file",
                 )
@@ -86,18 +87,21 @@ class _Family:
             raise RecipeError(
                 Problem(
                     "a file that extends itself" if len(chain) == 2 else "files that extend each other",
+                    code="file-extends-itself",
                     found=" → ".join(chain),
                     hint="remove one of these `extends`",
                 )
             )
         if len(shown) > MAX_LEVELS:
             message = f"files that extend files, more than {MAX_LEVELS} levels deep"
-            raise RecipeError(Problem(message, found=" → ".join((*shown, file))))
+            raise RecipeError(
+                Problem(message, code="files-extend-files-more-than-levels", found=" → ".join((*shown, file)))
+            )
         document = parse_source(self.content(file, name), file)
         self.num_values += len(document.value_marks)
         if self.num_values > MAX_VALUES:
             message = f"the files that the recipe extends hold more than {MAX_VALUES:,} values together"
-            raise RecipeError(Problem(message))
+            raise RecipeError(Problem(message, code="files-recipe-extends-hold-more-than"))
         whole = self.put_together(document, (*real, _real(file)), (*shown, file))
         return replace(whole, parents=(*whole.parents, file))
 
@@ -109,10 +113,16 @@ class _Family:
         self.num_bytes += len(data)
         if self.num_files > MAX_FILES:
             message = f"the recipe extends more than {MAX_FILES} files"
-            raise RecipeError(Problem(message, hint="a file counts each time it is extended"))
+            raise RecipeError(
+                Problem(
+                    message,
+                    code="recipe-extends-more-than-files",
+                    hint="a file counts each time it is extended",
+                )
+            )
         if self.num_bytes > MAX_BYTES:
             message = f"the files that the recipe extends are larger than {MAX_BYTES:,} bytes together"
-            raise RecipeError(Problem(message))
+            raise RecipeError(Problem(message, code="files-recipe-extends-larger-than-bytes"))
         return data
 
 
@@ -139,16 +149,26 @@ def _check_name(name: str) -> None:
         raise RecipeError(
             Problem(
                 "`extends` names a file on this machine, not a web address",
+                code="extends-names-file-machine-not-web",
                 found=found,
                 hint="download it beside the recipe: what a recipe says must not depend on a server",
             )
         )
     if name.startswith("~"):
         hint = "write the path from the folder of this file, or the whole path"
-        raise RecipeError(Problem("`~` is not expanded in `extends`", found=found, hint=hint))
+        raise RecipeError(
+            Problem("`~` is not expanded in `extends`", code="not-expanded-extends", found=found, hint=hint)
+        )
     if "${" in name:
         hint = "write the path itself: variables are known only when all files are read"
-        raise RecipeError(Problem("`extends` cannot hold variables", found=found, hint=hint))
+        raise RecipeError(
+            Problem(
+                "`extends` cannot hold variables",
+                code="extends-cannot-hold-variables",
+                found=found,
+                hint=hint,
+            )
+        )
 
 
 def _check_file(file: str, name: str) -> None:
@@ -161,11 +181,23 @@ def _check_file(file: str, name: str) -> None:
         return
     if is_folder:
         hint = "name the files in it that are meant, in a list"
-        raise RecipeError(Problem("`extends` names a folder", found=file, hint=hint))
+        raise RecipeError(
+            Problem("`extends` names a folder", code="extends-names-folder", found=file, hint=hint)
+        )
     if exists:
-        raise RecipeError(Problem("`extends` names something that is no ordinary file", found=file))
+        raise RecipeError(
+            Problem(
+                "`extends` names something that is no ordinary file",
+                code="extends-names-something-no-ordinary-file",
+                found=file,
+            )
+        )
     hint = _nearby(file, name)
-    raise RecipeError(Problem("`extends` names a file that is not there", found=file, hint=hint))
+    raise RecipeError(
+        Problem(
+            "`extends` names a file that is not there", code="extends-names-file-not", found=file, hint=hint
+        )
+    )
 
 
 def _nearby(file: str, name: str) -> str:

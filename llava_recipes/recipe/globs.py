@@ -27,21 +27,27 @@ def check_glob(glob: str, path: Path) -> Iterator[Problem]:
     for first, last in _RANGE.findall(glob):
         if len(first) > 9 or len(last) > 9 or int(first) > int(last):
             hint = "write the smaller number first; numbers have at most 9 digits"
-            yield Problem(f"the range in the glob {spelled} in `{key}` is empty", path=path, hint=hint)
+            yield Problem(
+                f"the range in the glob {spelled} in `{key}` is empty",
+                code="range-glob-empty",
+                path=path,
+                hint=hint,
+            )
             return
     plain = _RANGE.sub("0", glob)
     strange = _STRANGE.search(plain)
     if strange:
         message = f"the glob {spelled} in `{key}` holds `{strange.group()}`"
-        yield Problem(message, path=path, hint=_SYNTAX)
+        yield Problem(message, code="glob-has-strange-character", path=path, hint=_SYNTAX)
         return
     if "" in plain.split("."):
         message = f"the glob {spelled} in `{key}` has an empty name between dots"
-        yield Problem(message, path=path, hint=_SYNTAX)
+        yield Problem(message, code="glob-empty-name-between-dots", path=path, hint=_SYNTAX)
         return
     if not any(match_glob(plain.split(".")[0], root) for root in (*ROOTS, IMAGE_NEWLINE)):
         yield Problem(
             f"glob {spelled} in `{key}` matches no module",
+            code="glob-matches-no-module",
             path=path,
             found=f"the model has {', '.join(sorted(set(ROOTS) - {'image_tokens'}))}",
             hint=_root_hint(glob),

@@ -15,6 +15,7 @@ def unknown_key(path: Path, value: Value) -> Problem:
     place = f"`{_place_name(path[:-1])}`" if len(path) > 1 else "the recipe"
     return Problem(
         f"unknown key `{key}` in {place}",
+        code="unknown-key",
         path=path,
         hint=_hint(key, path[:-1], value),
         on_key=True,

@@ -123,7 +123,9 @@ def _in_order(document: Document, problems: Iterable[Problem]) -> list[Problem]:
     ordered = sorted(told.values(), key=lambda problem: _place(document.file, problem.mark))
     if len(ordered) > MAX_PROBLEMS:
         hidden = len(ordered) - MAX_PROBLEMS
-        more = Problem(f"{hidden:,} more problems are not shown", mark=Mark(document.file, 0, 0))
+        more = Problem(
+            f"{hidden:,} more problems are not shown", code="more-problems", mark=Mark(document.file, 0, 0)
+        )
         ordered = [*ordered[:MAX_PROBLEMS], more]
     return ordered
 

@@ -31,6 +31,7 @@ def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
         )
         yield Problem(
             f"`{path[-1]}` is a hub id or a folder, not a web address",
+            code="hub-id-folder-not-web-address",
             path=path,
             found=spell_value(value),
             hint=hint or "download it and write its folder",
@@ -44,6 +45,7 @@ def check_local(value: Value, path: Path) -> Iterator[Problem]:
     if isinstance(value, str) and _URL.match(value):
         yield Problem(
             f"`{path[-1]}` is a local path, not a web address",
+            code="local-path-not-web-address",
             path=path,
             found=spell_value(value),
             hint="download it and write where it lies",
@@ -57,11 +59,18 @@ def _check_path(value: Value, path: Path) -> Iterator[Problem]:
         return
     if value.startswith("~"):
         hint = "write the whole path, or one from the folder where the command is run"
-        yield Problem("`~` is not expanded in a recipe", path=path, found=spell_value(value), hint=hint)
+        yield Problem(
+            "`~` is not expanded in a recipe",
+            code="not-expanded-recipe",
+            path=path,
+            found=spell_value(value),
+            hint=hint,
+        )
     written = value.encode("utf-8", "replace")
     if len(written) > _MOST_OF_A_PATH or max(map(len, written.split(b"/"))) > _MOST_OF_A_NAME:
         yield Problem(
             f"`{path[-1]}` is longer than a path can be",
+            code="longer-than-path-can-be",
             path=path,
             found=f"{len(value):,} letters: {spell_value(value, limit=40)}",
             hint=f"no name in a path has more than {_MOST_OF_A_NAME} bytes",

@@ -100,10 +100,20 @@ def _lost_stages(under: Value, over: Value) -> Iterator[Problem]:
         path: Path = ("stages", name)
         if "name" not in stage:
             hint = f"write its `name:` first; what is extended has {names}"
-            yield Problem("`stages` merge by name, and this one has none", path=path, hint=hint)
+            yield Problem(
+                "`stages` merge by name, and this one has none",
+                code="stages-merge-name-one-none",
+                path=path,
+                hint=hint,
+            )
         elif (near := nearest(name, below)) is not None:
             message = f"what is extended has no stage `{name}`, and this is not a whole one"
-            yield Problem(message, path=(*path, "name"), hint=f"did you mean `{near}`?")
+            yield Problem(
+                message,
+                code="extended-no-stage-not-whole-one",
+                path=(*path, "name"),
+                hint=f"did you mean `{near}`?",
+            )
 
 
 def _holds_list(key: str, document: Document) -> bool:

@@ -21,6 +21,7 @@ def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Probl
             if data.get(key) is not None:
                 yield Problem(
                     f"`{key}` has no effect without `image_aspect_ratio: anyres`",
+                    code="no-effect-without-image-aspect-ratio",
                     path=(*path, key),
                     hint="remove it, or write `image_aspect_ratio: anyres`",
                     on_key=True,
@@ -29,11 +30,17 @@ def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Probl
     for index, pinpoint in enumerate(pinpoints):
         if pinpoint in pinpoints[:index]:
             message = f"`image_grid_pinpoints` names {spell_value(pinpoint)} twice"
-            yield Problem(message, path=(*path, "image_grid_pinpoints", index), hint="remove one of the two")
+            yield Problem(
+                message,
+                code="image-grid-pinpoints-names-twice",
+                path=(*path, "image_grid_pinpoints", index),
+                hint="remove one of the two",
+            )
         sides = [side for side in as_list(pinpoint) if isinstance(side, int)]
         if len(sides) == 2 and sides[0] * sides[1] > _MOST_PIXELS:
             yield Problem(
                 "a grid pinpoint is larger than any picture may be",
+                code="grid-pinpoint-larger-than-picture-may",
                 path=(*path, "image_grid_pinpoints", index),
                 found=f"{sides[0]} × {sides[1]} pixels, and pictures have {_MOST_PIXELS:,} at most",
                 hint="a pinpoint is `[width, height]` in pixels, a few times the tower's image size",
@@ -43,6 +50,7 @@ def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Probl
     if keeps_class and merge in ("spatial", "spatial_unpad"):
         yield Problem(
             f"`mm_patch_merge_type: {merge}` lays patches out in rows, and a class token is no patch",
+            code="class-token-in-image-rows",
             path=(*path, "mm_patch_merge_type"),
             found="`select_feature: cls_patch` of the vision tower",
             hint="write `select_feature: patch`, or `mm_patch_merge_type: flat`",

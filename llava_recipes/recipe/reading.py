@@ -28,16 +28,22 @@ def read_file(file: str) -> bytes:
         with open(file, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise RecipeError(Problem("no such file", mark=whole, hint=_beside(file))) from None
+        raise RecipeError(
+            Problem("no such file", code="no-such-file", mark=whole, hint=_beside(file))
+        ) from None
     except IsADirectoryError:
         hint = f"name a file in it, or {file.rstrip('/')}/*.yaml"
-        raise RecipeError(Problem("this is a folder; a recipe is a file", mark=whole, hint=hint)) from None
+        raise RecipeError(
+            Problem("this is a folder; a recipe is a file", code="folder-recipe-file", mark=whole, hint=hint)
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(Problem("the file cannot be read", mark=whole, found=reason)) from None
+        raise RecipeError(
+            Problem("the file cannot be read", code="file-cannot-be-read", mark=whole, found=reason)
+        ) from None
     if len(data) > MAX_BYTES:
         message = f"the file is larger than {MAX_BYTES:,} bytes; this is no recipe"
-        raise RecipeError(Problem(message, mark=whole))
+        raise RecipeError(Problem(message, code="file-larger-than-bytes-no-recipe", mark=whole))
     return data
 
 
@@ -69,6 +75,7 @@ def decode(data: bytes, file: str) -> str:
         raise RecipeError(
             Problem(
                 "a character that YAML text cannot hold",
+                code="character-yaml-text-cannot-hold",
                 mark=mark_at(file, split_lines(text), line, column),
                 found=f"U+{ord(strange.group()):04X}",
                 hint="remove it; is this a binary file?",
@@ -78,4 +85,8 @@ def decode(data: bytes, file: str) -> str:
 
 
 def _not_utf8(mark: Mark, found: str) -> RecipeError:
-    return RecipeError(Problem("the file is not UTF-8", mark=mark, found=found, hint="save it as UTF-8"))
+    return RecipeError(
+        Problem(
+            "the file is not UTF-8", code="file-not-utf-8", mark=mark, found=found, hint="save it as UTF-8"
+        )
+    )

@@ -61,7 +61,13 @@ def _unused(document: Document, used: set[str]) -> Iterator[Problem]:
             continue
         what = "the variable" if path[0] == "vars" else "the environment variable"
         hint = f"write `${{{name}}}` where it belongs, or remove it"
-        yield Problem(f"{what} `{name}` is used nowhere", path=path, hint=hint, on_key=path[0] == "vars")
+        yield Problem(
+            f"{what} `{name}` is used nowhere",
+            code="name-is-not-used",
+            path=path,
+            hint=hint,
+            on_key=path[0] == "vars",
+        )
 
 
 def _override(document: Document, overrides: Sequence[str]) -> Document:

@@ -64,7 +64,13 @@ def _check_version(version: Value) -> Iterator[Problem]:
     # For Python, and so for Pydantic, these equal 1.
     if version == 1 and not (isinstance(version, int) and not isinstance(version, bool)):
         found = spell_value(version)
-        yield Problem("`version` must be `1`", path=("version",), found=found, hint="write `version: 1`")
+        yield Problem(
+            "`version` must be `1`",
+            code="version-must-be-1",
+            path=("version",),
+            found=found,
+            hint="write `version: 1`",
+        )
 
 
 def _check_model(model: Mapping) -> Iterator[Problem]:
@@ -79,6 +85,7 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
     if projector.get("type") == "identity" and given_keys(projector, "init_from"):
         yield Problem(
             "an `identity` projector has no weights to load",
+            code="identity-projector-no-weights-load",
             path=path,
             hint="remove `init_from`",
             on_key=True,
@@ -93,7 +100,13 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
         model = LanguageModel if name == "language_model" else VisionTower
         if not misspelt(part, model, "source", "config"):
             hint = "write `source:` for pretrained weights, or `config:` for random ones"
-            yield Problem(f"`{name}` needs one of `source` and `config`", path=path, hint=hint, on_key=True)
+            yield Problem(
+                f"`{name}` needs one of `source` and `config`",
+                code="one-of-two-keys-is-needed",
+                path=path,
+                hint=hint,
+                on_key=True,
+            )
     elif given == ["config"]:
         yield from _check_config(part, path)
     yield from check_hub_id(part.get("source"), (*path, "source"))
@@ -104,13 +117,18 @@ def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
     if path[-1] == "language_model" and not given_keys(part, "tokenizer"):
         hint = "write `tokenizer:` with a hub id or a folder"
         yield Problem(
-            "`language_model` with `config` needs the key `tokenizer`", path=path, hint=hint, on_key=True
+            "`language_model` with `config` needs the key `tokenizer`",
+            code="language-model-config-needs-key-tokenizer",
+            path=path,
+            hint=hint,
+            on_key=True,
         )
     config = part.get("config")
     if isinstance(config, dict) and not isinstance(config.get("model_type"), str):
         example = "clip_vision_model" if path[-1] == "vision_tower" else "llama"
         yield Problem(
             "`config` needs the key `model_type`",
+            code="config-needs-key-model-type",
             path=(*path, "config"),
             hint=f"write `model_type: {example}`",
             on_key=True,
@@ -127,11 +145,17 @@ def _check_stage_names(stages: list[Mapping]) -> Iterator[Problem]:
         if name in first:
             message = f"two stages have the name `{name}`"
             yield Problem(
-                message, path=path, found=f"stages[{first[name]}] has it too", hint="rename one of them"
+                message,
+                code="two-stages-name",
+                path=path,
+                found=f"stages[{first[name]}] has it too",
+                hint="rename one of them",
             )
         if name == "base":
             hint = "choose another; `init_from: base` means the base weights"
-            yield Problem("a stage cannot have the name `base`", path=path, hint=hint)
+            yield Problem(
+                "a stage cannot have the name `base`", code="stage-cannot-name-base", path=path, hint=hint
+            )
         first.setdefault(name, index)
 
 
@@ -145,6 +169,7 @@ def _check_output_folders(stages: list[Mapping]) -> Iterator[Problem]:
         if folder in first:
             yield Problem(
                 "two stages write to the same folder",
+                code="two-stages-write-same-folder",
                 path=("stages", index, "output_dir"),
                 found=f"stages[{first[folder]}] writes to {folder} too",
                 hint="give each stage a folder of its own",
@@ -163,17 +188,31 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
     found = spell_value(start)
     if start == names[index]:
         yield Problem(
-            "a stage cannot start from itself", path=path, found=found, hint="name an earlier one, or `base`"
+            "a stage cannot start from itself",
+            code="stage-cannot-start-itself",
+            path=path,
+            found=found,
+            hint="name an earlier one, or `base`",
         )
     elif start in names[index:]:
         yield Problem(
-            "`init_from` names a later stage", path=path, found=found, hint="stages run in their order"
+            "`init_from` names a later stage",
+            code="init-names-later-stage",
+            path=path,
+            found=found,
+            hint="stages run in their order",
         )
     elif "/" not in start and "." not in start:
         earlier = [name for name in names[:index] if name]
         choices = ", ".join(f"`{name}`" for name in ("base", *earlier))
         hint = did_you_mean(start, ["base", *earlier]) or f"{choices}, or a folder, written ./{start}"
-        yield Problem("`init_from` names no earlier stage", path=path, found=found, hint=hint)
+        yield Problem(
+            "`init_from` names no earlier stage",
+            code="init-names-no-earlier-stage",
+            path=path,
+            found=found,
+            hint=hint,
+        )
     else:
         yield from check_hub_id(start, path)
 
@@ -185,6 +224,7 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     if freeze == "all" and (trainable == [] or absent) and stage.get("lora") is None:
         yield Problem(
             "nothing trains in this stage: all is frozen, and `trainable` names nothing",
+            code="nothing-trains-stage",
             path=(*path, "trainable")
             if "trainable" in stage
             else (*path, "freeze")
@@ -195,12 +235,18 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     if freeze == "none" and trainable:
         yield Problem(
             "`trainable` has no effect with `freeze: none`: everything trains already",
+            code="trainable-no-effect-freeze",
             path=(*path, "trainable"),
             hint="remove it, or write `freeze: all`",
             on_key=True,
         )
     if freeze == []:
-        yield Problem("`freeze` is an empty list", path=(*path, "freeze"), hint="write `freeze: none`")
+        yield Problem(
+            "`freeze` is an empty list",
+            code="freeze-empty-list",
+            path=(*path, "freeze"),
+            hint="write `freeze: none`",
+        )
     for key in ("freeze", "trainable"):
         for index, glob in enumerate(as_list(stage.get(key))):
             if isinstance(glob, str) and glob:
@@ -220,7 +266,13 @@ def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
         from llava_recipes.recipe.explain import explain_deepspeed_word
 
         hint = explain_deepspeed_word(choice)
-        yield Problem("`deepspeed` names no preset", path=path, found=spell_value(choice), hint=hint)
+        yield Problem(
+            "`deepspeed` names no preset",
+            code="unknown-deepspeed-preset",
+            path=path,
+            found=spell_value(choice),
+            hint=hint,
+        )
 
 
 def _check_output_dir(stage: Mapping, path: Path) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
     if stage.get("samples") is not None and stage.get("sample_every") is None:
         yield Problem(
             "`samples` has no effect without `sample_every`",
+            code="samples-no-effect-without-sample-every",
             path=where,
             hint="write `sample_every:` with a number of steps, or remove `samples`",
             on_key=True,
@@ -24,6 +25,7 @@ def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
     if has_prompt and not has_images:
         yield Problem(
             "`prompt` goes with `images`: records have questions of their own",
+            code="prompt-goes-images",
             path=(*where, "prompt"),
             hint="add `images:`, or remove it",
             on_key=True,
@@ -31,13 +33,18 @@ def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
     elif has_prompt and is_plain:
         yield Problem(
             "`prompt` has no effect with `template: plain`, which captions pictures",
+            code="prompt-no-effect-template",
             path=(*where, "prompt"),
             hint="remove it",
             on_key=True,
         )
     elif has_images and not has_prompt and not is_plain:
         yield Problem(
-            "`images` need a `prompt`", path=(*where, "images"), hint="write what is asked", on_key=True
+            "`images` need a `prompt`",
+            code="images-need-prompt",
+            path=(*where, "images"),
+            hint="write what is asked",
+            on_key=True,
         )
     for number, file in enumerate(as_list(samples.get("images"))):
         yield from check_local(file, (*where, "images", number))

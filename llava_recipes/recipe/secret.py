@@ -22,5 +22,12 @@ def check_secrets(value: Value, path: Path) -> Iterator[Problem]:
         if (words & _SECRET_WORDS or {"api", "key"} <= words) and isinstance(inner, str):
             hint = "remove it and set it in the environment, for example HF_TOKEN or WANDB_API_KEY"
             message = f"`{key}` looks like a secret; a recipe is shared"
-            yield Problem(message, path=(*path, key), hint=hint, on_key=True, is_secret=True)
+            yield Problem(
+                message,
+                code="looks-like-secret-recipe-shared",
+                path=(*path, key),
+                hint=hint,
+                on_key=True,
+                is_secret=True,
+            )
         yield from check_secrets(inner, (*path, key))

@@ -77,6 +77,7 @@ def parse_source(source: str | bytes, file: str) -> Document:
         raise RecipeError(
             Problem(
                 "the file holds no recipe" if empty else "a recipe is a mapping of keys to values",
+                code="file-holds-no-recipe",
                 mark=Mark(file, 0, 0) if empty else mark,
                 hint="start with `version: 1`",
             )
@@ -122,7 +123,10 @@ class _Composer:
                 num_documents += 1
                 if num_documents > 1:
                     raise self.refuse(
-                        event, "a second document starts here", "remove `---`: one recipe per file"
+                        event,
+                        "a second document starts here",
+                        "remove `---`: one recipe per file",
+                        code="second-document-starts",
                     )
             elif isinstance(event, yaml.ScalarEvent):
                 self.add(self.scalar(event), event.anchor)
@@ -134,8 +138,8 @@ class _Composer:
                 self.finish(event)
         return self.root or _Node(Mark(self.file, 0, 0))
 
-    def refuse(self, event: yaml.Event, message: str, hint: str | None = None) -> RecipeError:
-        return RecipeError(Problem(message, mark=self.mark(event), hint=hint))
+    def refuse(self, event: yaml.Event, message: str, hint: str | None = None, *, code: str) -> RecipeError:
+        return RecipeError(Problem(message, code=code, mark=self.mark(event), hint=hint))
 
     def mark(self, event: yaml.Event) -> Mark:
         start, end = event.start_mark, event.end_mark
@@ -150,6 +154,7 @@ class _Composer:
             return None
         return Problem(
             f"the tag `{tag.replace('tag:yaml.org,2002:', '!!')}` is not allowed",
+            code="tag-not-allowed",
             mark=mark,
             hint="a recipe holds plain values: remove the tag; quotes make text",
         )
@@ -164,7 +169,7 @@ class _Composer:
             if plain and event.tag is None:
                 node.value = resolve_scalar(event.value)
         except ScalarError as error:
-            node.fault = Problem(str(error), mark=mark)
+            node.fault = Problem(str(error), code="scalar-cannot-be-read", mark=mark)
         node.on_key_line = plain and event.value == ""
         node.size += len(event.value) // CHARACTERS_PER_VALUE
         return node
@@ -176,12 +181,23 @@ class _Composer:
             inside = any(anchor == event.anchor for _, _, anchor in self.open)
             fault = "stands inside itself" if inside else f"needs an anchor `&{event.anchor}` above it"
             message = f"`*{event.anchor}` {fault}"
-            raise RecipeError(Problem(message, mark=mark, hint="put text that starts with `*` in quotes"))
+            raise RecipeError(
+                Problem(
+                    message,
+                    code="alias-without-anchor",
+                    mark=mark,
+                    hint="put text that starts with `*` in quotes",
+                )
+            )
         return replace(node, mark=mark, on_key_line=False)
 
     def start(self, event: yaml.CollectionStartEvent) -> None:
         if len(self.open) >= MAX_DEPTH:
-            raise self.refuse(event, f"values are nested deeper than {MAX_DEPTH} levels")
+            raise self.refuse(
+                event,
+                f"values are nested deeper than {MAX_DEPTH} levels",
+                code="values-nested-deeper-than-levels",
+            )
         mark = self.mark(event)
         node = _Node(mark, fault=self.tag_fault(event.tag, mark), on_key_line=not event.flow_style)
         self.open.append((node, [], event.anchor))
@@ -211,10 +227,21 @@ class _Composer:
         if num_values > MAX_VALUES:
             message = f"more than {MAX_VALUES:,} values in one file"
             raise RecipeError(
-                Problem(message, mark=node.mark, hint="an alias counts as all that it stands for")
+                Problem(
+                    message,
+                    code="more-than-values-one-file",
+                    mark=node.mark,
+                    hint="an alias counts as all that it stands for",
+                )
             )
         if len(self.open) + node.height > MAX_DEPTH + 1:
-            raise RecipeError(Problem(f"values are nested deeper than {MAX_DEPTH} levels", mark=node.mark))
+            raise RecipeError(
+                Problem(
+                    f"values are nested deeper than {MAX_DEPTH} levels",
+                    code="values-nested-deeper-than-levels",
+                    mark=node.mark,
+                )
+            )
         if anchor is not None:
             self.anchors[anchor] = node
         if self.open:
@@ -262,17 +289,24 @@ def _key_fault(key: _Node) -> Problem | None:
     if key.value == "<<":
         return Problem(
             "the merge key `<<` is not supported",
+            code="merge-key-not-supported",
             mark=key.mark,
             hint="write the keys out, or repeat a whole block with an anchor: `&name` there, `*name` here",
         )
     if isinstance(key.value, str) and key.entries is None and key.pairs is None:
         return None
-    return Problem("a key must be text", mark=key.mark, hint="put the key in quotes, or remove it")
+    return Problem(
+        "a key must be text",
+        code="key-must-be-text",
+        mark=key.mark,
+        hint="put the key in quotes, or remove it",
+    )
 
 
 def _duplicate(key: _Node, first: Mark, path: Path) -> Problem:
     return Problem(
         f"the key `{key.value}` stands here a second time",
+        code="key-stands-second-time",
         path=(*path, str(key.value)),
         mark=key.mark,
         found=f"first on line {first.line}:  {(first.text or '').strip()}",

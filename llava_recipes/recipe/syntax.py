@@ -86,6 +86,7 @@ def explain_syntax(error: yaml.YAMLError, file: str, lines: Sequence[str]) -> Pr
     if line < len(lines) and (tab := _LEADING_TAB.match(lines[line])):
         return Problem(
             "a tab in the indentation",
+            code="tab-indentation",
             mark=mark_at(file, lines, line, tab.end() - 1),
             hint="indent with spaces; YAML forbids tabs there",
         )
@@ -97,5 +98,7 @@ def explain_syntax(error: yaml.YAMLError, file: str, lines: Sequence[str]) -> Pr
                 line, column = opened.line, opened.column
                 if "${" in written and "opens with" in ours:
                     hint = f"{hint}; inside brackets, text with `${{…}}` needs quotes"
-            return Problem(f"bad YAML: {ours}", mark=mark_at(file, lines, line, column), hint=hint)
-    return Problem(f"bad YAML: {reason}", mark=mark_at(file, lines, line, column))
+            return Problem(
+                f"bad YAML: {ours}", code="bad-yaml", mark=mark_at(file, lines, line, column), hint=hint
+            )
+    return Problem(f"bad YAML: {reason}", code="bad-yaml", mark=mark_at(file, lines, line, column))

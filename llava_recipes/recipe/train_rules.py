@@ -21,18 +21,26 @@ def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
     if is_given and not given_keys(train, *length) and not misspelt(train, Train, *length):
         hint = "write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps"
         yield Problem(
-            "`train` needs one of `num_train_epochs` and `max_steps`", path=path, hint=hint, on_key=True
+            "`train` needs one of `num_train_epochs` and `max_steps`",
+            code="train-needs-one-num-train-epochs",
+            path=path,
+            hint=hint,
+            on_key=True,
         )
     if train.get("bf16") is True and train.get("fp16") is True:
         last = max(("bf16", "fp16"), key=list(train).index)
         yield Problem(
-            "`bf16` and `fp16` are both on", path=(*path, last), hint="keep one; bf16 where the GPU has it"
+            "`bf16` and `fp16` are both on",
+            code="bf16-fp16-both",
+            path=(*path, last),
+            hint="keep one; bf16 where the GPU has it",
         )
     if train.get("lr_scheduler_type") == "constant":
         for key in ("warmup_ratio", "warmup_steps"):
             if train.get(key):
                 yield Problem(
                     f"`{key}` has no effect with `lr_scheduler_type: constant`",
+                    code="no-effect-lr-scheduler-type",
                     path=(*path, key),
                     hint="write `lr_scheduler_type: constant_with_warmup`, or remove it",
                     on_key=True,
@@ -40,7 +48,11 @@ def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
     reports = as_list(train.get("report_to"))
     for index, name in enumerate(reports):
         if name in reports[:index]:
-            yield Problem(f"`report_to` names {spell_value(name)} twice", path=(*path, "report_to", index))
+            yield Problem(
+                f"`report_to` names {spell_value(name)} twice",
+                code="report-names-twice",
+                path=(*path, "report_to", index),
+            )
     yield from _check_extra(as_mapping(train.get("extra")), (*path, "extra"))
 
 
@@ -55,5 +67,11 @@ def _check_extra(extra: Mapping, path: Path) -> Iterator[Problem]:
         )
         if place is not None:
             hint = f"move it to {place}"
-            yield Problem(f"`{key}` has a key of its own", path=(*path, key), hint=hint, on_key=True)
+            yield Problem(
+                f"`{key}` has a key of its own",
+                code="extra-has-a-key-of-its-own",
+                path=(*path, key),
+                hint=hint,
+                on_key=True,
+            )
     yield from check_secrets(extra, path)

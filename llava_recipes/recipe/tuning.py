@@ -28,6 +28,7 @@ def check_image_tokens(recipe: Mapping) -> Iterator[Problem]:
             if tokens.get("start_end") is not True:
                 yield Problem(
                     "`image_tokens` trains, and the model has none",
+                    code="image-tokens-trains-model-none",
                     path=path,
                     hint="write `image_tokens: {start_end: true}` in `model:`, or remove it here",
                 )
@@ -38,6 +39,7 @@ def _check_order(data: Mapping, path: Path) -> Iterator[Problem]:
         last = max(("shuffle", "group_by"), key=list(data).index)
         yield Problem(
             "`group_by` draws an order of its own, and `shuffle: false` asks for that of the file",
+            code="group-draws-order-own-shuffle",
             path=(*path, last),
             hint="remove one of the two",
             on_key=True,
@@ -49,6 +51,7 @@ def _check_group(group: Mapping, path: Path) -> Iterator[Problem]:
     if "modules" in group and not set(group) - {"modules"}:
         yield Problem(
             "a parameter group says nothing of its modules",
+            code="parameter-group-says-nothing-modules",
             path=path,
             hint="give it a `learning_rate` or a `weight_decay`, or remove it",
         )

@@ -66,7 +66,15 @@ class Filling:
         if self.num_filled_characters > MAX_FILLED_CHARACTERS:
             message = f"the texts of the recipe grow beyond {MAX_FILLED_CHARACTERS:,} characters"
             hint = "use shorter variables, or fewer"
-            raise RecipeError(Problem(message, path=path, mark=self.document.locate(path), hint=hint))
+            raise RecipeError(
+                Problem(
+                    message,
+                    code="texts-recipe-grow-beyond-characters",
+                    path=path,
+                    mark=self.document.locate(path),
+                    hint=hint,
+                )
+            )
         return filled
 
     def text(self, value: str, path: Path) -> Value:
@@ -80,14 +88,22 @@ class Filling:
                 parts.append(found.group()[1:])
                 continue
             if not found["end"]:
-                return self.refuse(value, path, "`${` without its `}`", f"close it; {_PLAIN}")
+                return self.refuse(
+                    value, path, "`${` without its `}`", f"close it; {_PLAIN}", code="variable-is-not-closed"
+                )
             filled = self.reference(found["name"].strip(), value, path)
             if path in self.spoiled or found.span() == (0, len(value)):
                 return filled
             parts.append(filled if isinstance(filled, str) else spell_value(filled))
             if sum(map(len, parts)) > MAX_TEXT_CHARACTERS:
                 message = f"the text grows beyond {MAX_TEXT_CHARACTERS:,} characters"
-                return self.refuse(value, path, message, "use fewer variables inside variables")
+                return self.refuse(
+                    value,
+                    path,
+                    message,
+                    "use fewer variables inside variables",
+                    code="text-grows-beyond-characters",
+                )
         return "".join((*parts, value[end:]))
 
     def reference(self, name: str, value: str, path: Path) -> Value:
@@ -97,12 +113,16 @@ class Filling:
             if len(self.uses[path]) > MAX_USED:
                 del self.uses[path]
                 message = f"a text that needs more than {MAX_USED} variables"
-                return self.refuse(value, path, message, "write some of them out")
+                return self.refuse(
+                    value, path, message, "write some of them out", code="text-needs-more-than-variables"
+                )
             return filled
         if name in self.declared:
             self.use(path, name)
             return self.from_environment(name, value, path)
-        return self.refuse(value, path, f"no variable for `${{{name}}}`", self.advice(name))
+        return self.refuse(
+            value, path, f"no variable for `${{{name}}}`", self.advice(name), code="unknown-variable"
+        )
 
     def use(self, path: Path, *names: str) -> None:
         self.uses[path] = list(dict.fromkeys((*self.uses.get(path, ()), *names)))
@@ -137,14 +157,24 @@ class Filling:
         value = self.variables[name]
         if isinstance(value, (dict, list)):
             message = f"the variable `{name}` is {kind_of(value)}"
-            return self.refuse(value, path, message, "a variable holds one value")
+            return self.refuse(
+                value, path, message, "a variable holds one value", code="variable-holds-many-values"
+            )
         if name in self.filling:
             chain = " → ".join((*self.filling[self.filling.index(name) :], name))
             message = f"variables that need each other: {chain}"
-            return self.refuse(value, ("vars", name), message, "give one of them a value")
+            return self.refuse(
+                value, ("vars", name), message, "give one of them a value", code="variables-need-each-other"
+            )
         if len(self.filling) >= MAX_CHAIN:
             message = f"variables inside variables, more than {MAX_CHAIN} deep"
-            return self.refuse(value, ("vars", name), message, "write some of them out")
+            return self.refuse(
+                value,
+                ("vars", name),
+                message,
+                "write some of them out",
+                code="variables-inside-variables-more-than-deep",
+            )
         self.filling.append(name)
         self.known[name] = self.text(value, ("vars", name)) if isinstance(value, str) else value
         self.filling.pop()
@@ -152,7 +182,7 @@ class Filling:
             self.spoiled.add(path)
         return self.known[name]
 
-    def refuse(self, value: Value, path: Path, message: str, hint: str) -> Value:
-        self.told[Problem(message, path=path, found=spell_value(value), hint=hint)] = None
+    def refuse(self, value: Value, path: Path, message: str, hint: str, *, code: str) -> Value:
+        self.told[Problem(message, code=code, path=path, found=spell_value(value), hint=hint)] = None
         self.spoiled.add(path)
         return value

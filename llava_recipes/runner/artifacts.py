@@ -87,6 +87,7 @@ def unfinished(folder: Path) -> Problem:
     names = [checkpoint.folder.name for checkpoint in list_checkpoints(folder)]
     return Problem(
         "this run is not finished",
+        code="run-not-finished",
         found=f"no {DONE}; checkpoints: {', '.join(names) or 'none'}",
         hint=f"`llava-recipe run {folder / RECIPE} --resume` goes on with it",
     )
@@ -198,7 +199,9 @@ def _read_object(file: Path, *, needs: str | None = None) -> dict[str, JsonValue
         )
         message = f"{file.name} of the run folder is damaged"
         mark = Mark(str(file), 0, 0)
-        raise RecipeError(Problem(message, mark=mark, found=str(error), hint=hint)) from None
+        raise RecipeError(
+            Problem(message, code="run-folder-damaged", mark=mark, found=str(error), hint=hint)
+        ) from None
     return value
 
 

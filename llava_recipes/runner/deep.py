@@ -117,6 +117,7 @@ def _projector_problems(plan: Plan, shapes: Shapes) -> Iterator[Problem]:
     if given.shapes() != wanted:
         yield Problem(
             "these projector weights do not fit the recipe's model",
+            code="weights-do-not-fit",
             path=INIT_PATH,
             found=f"the file holds {spell_projector(given.shapes())}; "
             f"the recipe says {spell_projector(wanted)}",
@@ -227,6 +228,7 @@ class _DataLook:
                 hint = _ROOM_HINT
             yield Problem(
                 f'sample {record.index} (id "{record.id}"): {error}',
+                code="sample-cannot-be-used",
                 mark=records.mark(record.index),
                 found=f"{num_bad:,} of {len(records):,} records; this is the first",
                 hint=hint,
@@ -266,10 +268,13 @@ class _DataLook:
                 num_bad += 1
                 if num_bad <= _NUM_SHOWN:
                     message = f'sample {index} (id "{record.id}"): {error.reason}'
-                    yield Problem(message, mark=records.mark(index), found=error.file)
+                    yield Problem(
+                        message, code="sample-cannot-be-used", mark=records.mark(index), found=error.file
+                    )
         if num_bad > _NUM_SHOWN:
             yield Problem(
                 f"{num_bad:,} of the {len(chosen):,} pictures that were opened cannot be used",
+                code="pictures-opened-cannot-be-used",
                 path=(*path, "images"),
                 hint=None if every_image or len(chosen) == len(images) else "`--all` opens every picture",
             )
@@ -290,6 +295,7 @@ class _DataLook:
             yield Problem(
                 f'sample {index} (id "{record.id}"): its images leave no room for text: {taken}, '
                 f"max_length is {most}",
+                code="sample-cannot-be-used",
                 mark=records.mark(index),
                 found=f"{len(crowded):,} of {len(num_tokens):,} records whose images were opened; the first",
                 hint=_ROOM_HINT,

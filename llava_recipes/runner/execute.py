@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_recipes.plan.types import Plan
@@ -111,6 +111,7 @@ def _decide(run: Run, index: int) -> Beginning | None:
         raise RecipeError(
             Problem(
                 "output_dir holds an unfinished run",
+                code="output-dir-holds-unfinished-run",
                 path=("stages", index, "output_dir"),
                 found=f"{folder} has checkpoints and no {DONE}",
                 hint="continue it with `--resume`, or choose another folder",
@@ -130,6 +131,7 @@ def _newest_sound_checkpoint(run: Run, index: int, folder: Path) -> Path:
     raise RecipeError(
         Problem(
             "no checkpoint can be resumed from",
+            code="no-checkpoint-can-be-resumed",
             path=("stages", index, "output_dir"),
             found="; ".join(damages),
             hint="remove the checkpoint folders to start from the beginning",
@@ -179,7 +181,7 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
 def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | None:
     problems = read_problems(answers)
     if problems:
-        raise run.loaded.fail(*(_at_stage(problem, index) for problem in problems))
+        raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
     bug = read_bug(answers)
     if bug is not None:
         raise WorkerBug(bug)
@@ -190,6 +192,7 @@ def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | Non
         raise run.loaded.fail(
             Problem(
                 "a training process ended without a word",
+                code="training-process-ended-without-word",
                 path=("stages", index),
                 found=f"exit code {code}" + (", killed by a signal" if code < 0 or code > 128 else ""),
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
@@ -202,13 +205,11 @@ def _missing_result() -> Result:
     raise WorkerBug("the first process ended well and left no result")
 
 
-def _at_stage(problem: Problem, index: int) -> Problem:
+def at_stage(problem: Problem, index: int) -> Problem:
     """A worker knows one stage, number 0; here it has its own number."""
     if problem.path is None or problem.path[:2] != ("stages", 0):
         return problem
-    return Problem(
-        problem.message, path=("stages", index, *problem.path[2:]), found=problem.found, hint=problem.hint
-    )
+    return replace(problem, path=("stages", index, *problem.path[2:]))
 
 
 def _other_plan(folder: Path, index: int, state: FolderState) -> Problem:
@@ -218,6 +219,7 @@ def _other_plan(folder: Path, index: int, state: FolderState) -> Problem:
     what = "a finished run" if state.kind == "done" else "a run"
     return Problem(
         f"output_dir holds {what} of another plan",
+        code="output-dir-holds-another-plan",
         path=("stages", index, "output_dir"),
         found="\n       ".join([f"{folder} differs in", *shown]),
         hint="choose another folder, or bring the recipe back to what was run",
@@ -227,6 +229,7 @@ def _other_plan(folder: Path, index: int, state: FolderState) -> Problem:
 def _stale(folder: Path, index: int) -> Problem:
     return Problem(
         "the stage before was trained again after this one was done",
+        code="stage-before-trained-again-after-one",
         path=("stages", index, "output_dir"),
         found=f"{json.dumps(starts_from_then(folder))} when {folder} was trained",
         hint="remove the folder to train this stage again, or choose another one",

@@ -134,14 +134,24 @@ def _read_object(file: Path, path: RecipePath, problems: list[Problem]) -> Confi
         value = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         found = f"{file}:{error.lineno}:{error.colno}: {error.msg}"
-        problems.append(Problem(f"{file.name} is not well-formed JSON", path=path, found=found))
+        problems.append(
+            Problem(
+                f"{file.name} is not well-formed JSON", code="not-well-formed-json", path=path, found=found
+            )
+        )
         return None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
-        problems.append(Problem(f"{file.name} cannot be read", path=path, found=f"{file}: {error}"))
+        problems.append(
+            Problem(
+                f"{file.name} cannot be read", code="file-cannot-be-read", path=path, found=f"{file}: {error}"
+            )
+        )
         return None
     if not isinstance(value, dict):
         found = f"{file} holds {'a list' if isinstance(value, list) else 'a single value'}"
-        problems.append(Problem(f"{file.name} must hold a mapping", path=path, found=found))
+        problems.append(
+            Problem(f"{file.name} must hold a mapping", code="file-is-not-a-mapping", path=path, found=found)
+        )
         return None
     return value
 

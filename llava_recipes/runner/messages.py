@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava_recipes.files import write_text
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.errors import Problem, RecipeError
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,7 @@ class Result:
 
 def write_problems(folder: Path, rank: int, error: RecipeError) -> None:
     """Leave the user's problems for the parent, which knows the lines of the recipe."""
-    problems = [
-        {
-            "message": p.message,
-            "mark": asdict(p.mark) if p.mark is not None else None,
-            "path": list(p.path) if p.path is not None else None,
-            "found": p.found,
-            "hint": p.hint,
-        }
-        for p in error.problems
-    ]
+    problems = [problem.to_json() for problem in error.problems]
     write_text(folder / f"problems-{rank}.json", json.dumps(problems))
 
 
@@ -67,17 +58,10 @@ def write_bug(folder: Path, rank: int, traceback_text: str) -> None:
 
 
 def read_problems(folder: Path) -> list[Problem]:
-    """The problems of all processes, each once."""
-    found: dict[str, Problem] = {}
-    for path in sorted(folder.glob("problems-*.json")):
-        for entry in json.loads(path.read_text("utf-8")):
-            where = tuple(entry["path"]) if entry["path"] is not None else None
-            mark = Mark(**entry["mark"]) if entry["mark"] is not None else None
-            problem = Problem(
-                entry["message"], path=where, mark=mark, found=entry["found"], hint=entry["hint"]
-            )
-            found.setdefault(problem.message, problem)
-    return list(found.values())
+    """The problems of all processes; what several of them report alike, once."""
+    files = sorted(folder.glob("problems-*.json"))
+    problems = [Problem.from_json(values) for file in files for values in json.loads(file.read_text("utf-8"))]
+    return list(dict.fromkeys(problems))
 
 
 def read_bug(folder: Path) -> str | None:

@@ -80,6 +80,7 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
     if start is not None and not Path(start).is_file():
         yield Problem(
             "the projector's initial weights are not there",
+            code="projector-initial-weights-not",
             path=("model", "projector", "init_from"),
             found=f"no file {start}",
             hint="give a `.bin` or `.safetensors` file, or leave `init_from` out for random weights",
@@ -92,14 +93,23 @@ def _source_problems(source: str, path: RecipePath, what: str, needs: tuple[str,
     if folder.is_dir():
         for name in needs:
             if not (folder / name).is_file():
-                yield Problem(f"the {what}'s folder has no {name}", path=path, found=str(folder))
+                yield Problem(
+                    f"the {what}'s folder has no {name}",
+                    code="model-folder-is-incomplete",
+                    path=path,
+                    found=str(folder),
+                )
     elif folder.exists():
         yield Problem(
-            f"the {what}'s source is a file; a folder or a hub id is needed", path=path, found=source
+            f"the {what}'s source is a file; a folder or a hub id is needed",
+            code="source-file-folder-hub-id-needed",
+            path=path,
+            found=source,
         )
     elif source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
         yield Problem(
             f"the {what}'s folder does not exist",
+            code="folder-does-not-exist",
             path=path,
             found=f"no folder {source}",
             hint="give a folder, or a hub id such as lmsys/vicuna-7b-v1.5",
@@ -114,7 +124,9 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
     path: RecipePath = ("model", "language_model", "quantization")
     if importlib.util.find_spec("bitsandbytes") is None:
         hint = "pip install 'llava-recipes[quantized]', or remove `quantization`"
-        yield Problem("bitsandbytes is not installed", path=path, hint=hint)
+        yield Problem(
+            "bitsandbytes is not installed", code="bitsandbytes-not-installed", path=path, hint=hint
+        )
         return
     check_versions("quantized")
     from llava_recipes.model.quantized import find_obstacle
@@ -122,7 +134,13 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
     obstacle = find_obstacle(quantization)
     if obstacle is not None:
         hint = "quantization needs a GPU that bitsandbytes knows; remove it to train without"
-        yield Problem("bitsandbytes does not work on this machine", path=path, found=obstacle, hint=hint)
+        yield Problem(
+            "bitsandbytes does not work on this machine",
+            code="bitsandbytes-not-work-machine",
+            path=path,
+            found=obstacle,
+            hint=hint,
+        )
 
 
 def _data_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
@@ -142,7 +160,7 @@ def _samples_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
             check_image(str(place.parent), place.name)
         except BadImage as error:
             where = (*path, "samples", "images", number)
-            yield Problem("this picture cannot be used", path=where, found=error.reason)
+            yield Problem("this picture cannot be used", code="bad-image", path=where, found=error.reason)
 
 
 def _source_data_problems(source: SourcePlan, path: RecipePath) -> list[Problem]:
@@ -158,10 +176,16 @@ def _output_problems(plan: Plan, index: int, path: RecipePath) -> Iterator[Probl
     folder = Path(plan.stages[index].output_dir)
     obstacle = find_obstacle(folder)
     if obstacle is not None:
-        yield Problem("output_dir cannot be written to", path=(*path, "output_dir"), found=obstacle)
+        yield Problem(
+            "output_dir cannot be written to",
+            code="output-dir-cannot-be-written",
+            path=(*path, "output_dir"),
+            found=obstacle,
+        )
     elif read_folder_state(folder, stage_plan(plan, index)).kind == "foreign":
         yield Problem(
             "output_dir holds files that no run of ours wrote; they stay untouched",
+            code="output-dir-holds-files-no-run",
             path=(*path, "output_dir"),
             found=f"{folder} is not empty and has no plan.json",
             hint="choose another folder",
@@ -174,10 +198,16 @@ def _report_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
     where = (*path, "train", "report_to")
     for name in ("wandb", "tensorboard"):
         if name in reports and importlib.util.find_spec(name) is None:
-            yield Problem(f"{name} is not installed", path=where, hint=f"pip install {name}, or write `none`")
+            yield Problem(
+                f"{name} is not installed",
+                code="library-not-installed",
+                path=where,
+                hint=f"pip install {name}, or write `none`",
+            )
         elif name == "wandb" and name in reports and not _has_wandb_login():
             yield Problem(
                 "Weights & Biases has no login on this machine",
+                code="weights-biases-no-login-machine",
                 path=where,
                 hint="run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline, or write `report_to: none`",
             )
@@ -195,7 +225,12 @@ def _has_wandb_login() -> bool:
 
 def _deepspeed_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
     if stage.deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
-        yield Problem("deepspeed is not installed", path=(*path, "deepspeed"), hint="pip install deepspeed")
+        yield Problem(
+            "deepspeed is not installed",
+            code="deepspeed-not-installed",
+            path=(*path, "deepspeed"),
+            hint="pip install deepspeed",
+        )
 
 
 def _freezing_problems(plan: Plan) -> Iterator[Problem]:

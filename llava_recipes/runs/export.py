@@ -109,7 +109,12 @@ def merge_run(
     check_target(target)
     if not (Path(path).expanduser() / ADAPTER_CONFIG).is_file():
         hint = "`llava-recipe export` writes any run"
-        problem = Problem("there are no adapters to merge", found=f"no {ADAPTER_CONFIG}", hint=hint)
+        problem = Problem(
+            "there are no adapters to merge",
+            code="no-adapters-merge",
+            found=f"no {ADAPTER_CONFIG}",
+            hint=hint,
+        )
         # What is no run at all says so itself.
         open_run(path, dtype=dtype, device=torch.device("cpu"), base=base)
         raise RecipeError(replace(problem, mark=Mark(str(path), 0, 0)))
@@ -127,7 +132,12 @@ def import_checkpoint(
     run = open_run(path, dtype=dtype, device=torch.device("cpu"), base=base)
     if run.kind == "run":
         hint = "`init_from` of a stage takes it as it is; `llava-recipe export` writes it for others"
-        problem = Problem("this is a run of llava-recipes already", mark=Mark(str(path), 0, 0), hint=hint)
+        problem = Problem(
+            "this is a run of llava-recipes already",
+            code="run-llava-recipes-already",
+            mark=Mark(str(path), 0, 0),
+            hint=hint,
+        )
         raise RecipeError(problem)
     done = write_export(run, target, to="llava", max_bytes=max_bytes)
     own = target / TOWER_FOLDER

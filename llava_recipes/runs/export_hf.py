@@ -117,7 +117,13 @@ class HfExport:
         apart = float((pixels - expected.pixel_values).abs().max())
         if apart > 1e-6:
             message = "the processor of this layout prepares pictures otherwise than the run"
-            raise RecipeError(Problem(message, found=f"pixel values differ by {apart:.2g}"))
+            raise RecipeError(
+                Problem(
+                    message,
+                    code="processor-layout-prepares-pictures-otherwise-than",
+                    found=f"pixel values differ by {apart:.2g}",
+                )
+            )
         return check_logits(expected, _stock_logits(folder, inputs))
 
     def _grown_piece(self, name: str, rows: Tensor) -> Piece:
@@ -254,4 +260,10 @@ def _other_prompt(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: l
         f"from token {place} on: {tokenizer.convert_ids_to_tokens(ours[place : place + 4])} in training, "
         f"{tokenizer.convert_ids_to_tokens(theirs[place : place + 4])} there"
     )
-    return RecipeError(Problem("the processor of this layout cannot spell the run's prompts", found=found))
+    return RecipeError(
+        Problem(
+            "the processor of this layout cannot spell the run's prompts",
+            code="processor-layout-cannot-spell-run-prompts",
+            found=found,
+        )
+    )

@@ -67,7 +67,12 @@ class LlavaExport:
         """Open the folder again; the difference of its logits. Raises RecipeError when it is not small."""
         found = expected_of(open_run(folder, device=torch.device("cpu")))
         if found.input_ids.tolist() != expected.input_ids.tolist():
-            raise RecipeError(Problem("what was written spells prompts otherwise than the run"))
+            raise RecipeError(
+                Problem(
+                    "what was written spells prompts otherwise than the run",
+                    code="written-spells-prompts-otherwise-than-run",
+                )
+            )
         return check_logits(expected, found.logits)
 
 

@@ -72,10 +72,20 @@ def _config(folder: Path) -> LlavaConfig | LlavaNextConfig:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, TypeError, OSError) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise RecipeError(Problem("transformers cannot read config.json", found=first_line)) from error
+        raise RecipeError(
+            Problem(
+                "transformers cannot read config.json",
+                code="transformers-cannot-read-config-json",
+                found=first_line,
+            )
+        ) from error
     if not isinstance(config, LlavaConfig | LlavaNextConfig):
         raise RecipeError(
-            Problem("this kind of LLaVA model is not opened here", found=f"model_type {config.model_type}")
+            Problem(
+                "this kind of LLaVA model is not opened here",
+                code="kind-llava-model-not-opened",
+                found=f"model_type {config.model_type}",
+            )
         )
     return config
 

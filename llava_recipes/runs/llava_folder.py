@@ -64,18 +64,31 @@ def _base_of(folder: Path, base: str | None) -> str | None:
     if (folder / ADAPTER_CONFIG).is_file():
         if not (folder / OTHER_WEIGHTS).is_file():
             hint = "the projector is in it; fetch the folder again"
-            raise RecipeError(Problem(f"beside these adapters {OTHER_WEIGHTS} is missing", hint=hint))
+            raise RecipeError(
+                Problem(
+                    f"beside these adapters {OTHER_WEIGHTS} is missing",
+                    code="beside-adapters-missing",
+                    hint=hint,
+                )
+            )
         return _adapter_base(folder / ADAPTER_CONFIG, base)
     if has_weights(folder):
         return None
     if projector:
         if base is None:
             hint = "name it with `--base`: hub id or folder"
-            raise RecipeError(Problem("a projector alone needs its language model", hint=hint))
+            raise RecipeError(
+                Problem(
+                    "a projector alone needs its language model",
+                    code="projector-alone-needs-language-model",
+                    hint=hint,
+                )
+            )
         return base
     raise RecipeError(
         Problem(
             "this folder has a config.json and no weights",
+            code="folder-config-json-no-weights",
             hint="expected model.safetensors, pytorch_model.bin or shards of them, adapter_config.json with "
             "its adapters, or mm_projector.bin",
         )
@@ -87,16 +100,25 @@ def _adapter_base(file: Path, given: str | None) -> str:
     try:
         recorded = str(json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "")
     except (OSError, ValueError, AttributeError) as error:
-        raise RecipeError(Problem(f"{file.name} cannot be read", found=str(error))) from error
+        raise RecipeError(
+            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=str(error))
+        ) from error
     if given is None:
         if not recorded:
             hint = "name it with `--base`: hub id or folder"
-            raise RecipeError(Problem("adapters need the language model they were trained beside", hint=hint))
+            raise RecipeError(
+                Problem(
+                    "adapters need the language model they were trained beside",
+                    code="adapters-need-language-model-they-trained",
+                    hint=hint,
+                )
+            )
         return recorded
     if recorded and last_name(recorded) not in (last_name(given), last_name(_name_inside(given))):
         raise RecipeError(
             Problem(
                 "these adapters are for another language model",
+                code="adapters-another-language-model",
                 found=f"{file.name} names {recorded}, `--base` is {given}",
                 hint="give the model they were trained beside",
             )
@@ -119,11 +141,19 @@ def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | N
     is_whole = needed is None
     if is_whole and not has_tokenizer and base is None:
         hint = "name the language model it was made from with `--base`, for its tokenizer"
-        raise RecipeError(Problem("this checkpoint has no tokenizer", hint=hint))
+        raise RecipeError(
+            Problem("this checkpoint has no tokenizer", code="checkpoint-no-tokenizer", hint=hint)
+        )
     layer, feature = config.get("mm_vision_select_layer", -2), config.get("mm_vision_select_feature", "patch")
     if not isinstance(layer, int) or feature not in ("patch", "cls_patch"):
         found = f"mm_vision_select_layer {layer}, mm_vision_select_feature {feature}"
-        raise RecipeError(Problem("config.json selects features that are not known here", found=found))
+        raise RecipeError(
+            Problem(
+                "config.json selects features that are not known here",
+                code="config-json-selects-features-not-known",
+                found=found,
+            )
+        )
     return ModelPlan(
         language_model=LanguageModelPlan(
             source=source,
@@ -158,7 +188,13 @@ def _tower(folder: Path, config: _Config) -> str:
     if own.is_dir() and not Path(named).expanduser().is_dir():
         return str(own)
     if not named:
-        raise RecipeError(Problem("config.json names no vision tower", found="no mm_vision_tower in it"))
+        raise RecipeError(
+            Problem(
+                "config.json names no vision tower",
+                code="config-json-names-no-vision-tower",
+                found="no mm_vision_tower in it",
+            )
+        )
     return named
 
 

@@ -74,7 +74,12 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         folder = pretrained_folder(str(folder), None, parts=_PARTS, path=())
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
-        raise RecipeError(Problem(f"this {what}; a folder of a run or a checkpoint is needed"))
+        raise RecipeError(
+            Problem(
+                f"this {what}; a folder of a run or a checkpoint is needed",
+                code="folder-run-checkpoint-needed",
+            )
+        )
     if (folder / PLAN).is_file():
         plan = with_base(read_run(folder), base)
         assembled, trained = assemble_run(plan, folder, dtype)
@@ -90,7 +95,7 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         return OpenedRun(assembled, model_plan, data, "llava", folder, trained)
     hint = "a LLaVA model has a projector, and a vision tower named or inside"
     found = f"model_type {config.get('model_type')}"
-    raise RecipeError(Problem("this is no LLaVA model", found=found, hint=hint))
+    raise RecipeError(Problem("this is no LLaVA model", code="no-llava-model", found=found, hint=hint))
 
 
 def _is_hub_id(path: Path) -> bool:
@@ -104,11 +109,18 @@ def no_model(folder: Path) -> RecipeError:
     runs = sorted(file.parent.name for file in folder.glob(f"*/{PLAN}"))
     if runs:
         hint = f"open one of them, the last for the finished model: {', '.join(runs)}"
-        return RecipeError(Problem("this folder holds stages of a run, not a model", hint=hint))
+        return RecipeError(
+            Problem(
+                "this folder holds stages of a run, not a model",
+                code="folder-holds-stages-run-not-model",
+                hint=hint,
+            )
+        )
     names = sorted(entry.name for entry in folder.iterdir())
     return RecipeError(
         Problem(
             "this is no model folder",
+            code="no-model-folder",
             found=", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
             if names
             else "nothing in it",

@@ -33,7 +33,9 @@ def check_allowed(run: OpenedRun, target: Target) -> None:
     """Raise RecipeError with every reason why the run cannot be exported to a target."""
     facts = export_facts(run)
     problems = [
-        Problem(refusal.reason, found=refusal.found, hint=refusal.hint or way_out(facts))
+        Problem(
+            refusal.reason, code="export-refused", found=refusal.found, hint=refusal.hint or way_out(facts)
+        )
         for refusal in refusals(facts, target)
     ]
     if problems:

@@ -39,9 +39,13 @@ def read_run(folder: Path) -> Plan:
         hint = "it was written by another version of llava-recipes; run the recipe again, or use that version"
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise RecipeError(Problem(f"{file.name} cannot be read", found=found, hint=hint)) from error
+        raise RecipeError(
+            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=found, hint=hint)
+        ) from error
     except (OSError, ValueError) as error:
-        raise RecipeError(Problem(f"{file.name} cannot be read", found=str(error))) from error
+        raise RecipeError(
+            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=str(error))
+        ) from error
     if not (folder / DONE).is_file():
         raise RecipeError(unfinished(folder))
     return _moved(plan, folder)
@@ -75,7 +79,12 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
         if is_gone:
             hint = "its weights lie under this run's: bring it back to where it was"
             raise RecipeError(
-                Problem("the run that this one was started from is gone", found=start, hint=hint)
+                Problem(
+                    "the run that this one was started from is gone",
+                    code="run-one-started-gone",
+                    found=start,
+                    hint=hint,
+                )
             )
         names = load_start(model, start, ("stages",))
         yield from names
@@ -84,6 +93,7 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
             raise RecipeError(
                 Problem(
                     "the run that this one was started from was trained again, and its weights lie under it",
+                    code="run-one-started-trained-again-weights",
                     found=f"{start} was finished {finished}, and now {now or 'is not'}",
                     hint="run this stage again",
                 )

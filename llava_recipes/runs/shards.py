@@ -37,7 +37,11 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     unit = None if match is None else _UNITS.get(match.group(2).upper())
     if match is None or unit is None or float(match.group(1)) * unit < 1:
-        raise RecipeError(Problem(f'"{text}" is no size of a file', hint="write it as 5GB, 500MB or 2GiB"))
+        raise RecipeError(
+            Problem(
+                f'"{text}" is no size of a file', code="no-size-file", hint="write it as 5GB, 500MB or 2GiB"
+            )
+        )
     return int(float(match.group(1)) * unit)
 
 

@@ -33,9 +33,13 @@ def read_object(file: Path) -> dict[str, JsonValue]:
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(Problem(f"{file.name} cannot be read", found=str(error))) from error
+        raise RecipeError(
+            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=str(error))
+        ) from error
     if not isinstance(found, dict):
-        raise RecipeError(Problem(f"{file.name} is not a mapping", found=str(file)))
+        raise RecipeError(
+            Problem(f"{file.name} is not a mapping", code="file-is-not-a-mapping", found=str(file))
+        )
     return found
 
 
@@ -49,7 +53,9 @@ def noted_data(folder: Path) -> DataPlan | None:
     except ValidationError as error:
         hint = f"it was written by another version of llava-recipes; without {file.name} the folder opens too"
         found = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
-        raise RecipeError(Problem(f"{file.name} cannot be read", found=found, hint=hint)) from error
+        raise RecipeError(
+            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=found, hint=hint)
+        ) from error
 
 
 def noted_chat_template(folder: Path) -> str | None:
@@ -82,7 +88,13 @@ def usual_data(
     template = "llama_3" if kind == "llama" and "<|eot_id|>" in vocabulary else _TEMPLATE_OF.get(kind)
     if template is None:
         message = f"nothing says how prompts are written for this {kind} model"
-        raise RecipeError(Problem(message, hint=f"known are {', '.join(_TEMPLATE_OF)}"))
+        raise RecipeError(
+            Problem(
+                message,
+                code="nothing-says-how-prompts-written-model",
+                hint=f"known are {', '.join(_TEMPLATE_OF)}",
+            )
+        )
     lengths = (language_config.get(key) for key in ("tokenizer_model_max_length", "max_position_embeddings"))
     values: dict[str, JsonValue] = {
         "template": template,
@@ -113,7 +125,13 @@ def pictures_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         found = (
             f"mm_patch_merge_type {merge}, image_grid_pinpoints {pinpoints}" if ratio == "anyres" else None
         )
-        raise RecipeError(Problem(message, found=found or "image_aspect_ratio in config.json"))
+        raise RecipeError(
+            Problem(
+                message,
+                code="pictures-given-model-way-not-known",
+                found=found or "image_aspect_ratio in config.json",
+            )
+        )
     return {"image_aspect_ratio": ratio, "mm_patch_merge_type": merge, "image_grid_pinpoints": sizes}
 
 

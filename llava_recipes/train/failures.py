@@ -10,6 +10,7 @@ def nonfinite_loss(*, step: int, value: float, stage: Path, what: str = "the los
     return RecipeError(
         Problem(
             f"{what} is {value} at step {step:,}; training stopped and nothing was saved after it",
+            code="loss-or-gradient-not-finite",
             path=(*stage, "train", "learning_rate"),
             hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
             "`--resume` continues from the last checkpoint",
@@ -22,6 +23,7 @@ def nonfinite_weights(*, step: int, name: str, stage: Path) -> RecipeError:
     return RecipeError(
         Problem(
             f"{name} holds NaN or infinite values at step {step:,}; they were not saved",
+            code="weights-not-finite",
             path=(*stage, "train", "learning_rate"),
             hint="lower the learning rate or lengthen the warm-up; "
             "`--resume` continues from the last checkpoint",
@@ -34,6 +36,7 @@ def out_of_memory(*, detail: str, stage: Path) -> RecipeError:
     return RecipeError(
         Problem(
             "the device ran out of memory",
+            code="device-ran-out-memory",
             path=(*stage, "train", "per_device_train_batch_size"),
             found=detail,
             hint="halve per_device_train_batch_size and double gradient_accumulation_steps, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,7 +65,14 @@ def choose_subjects(
     )
     if not found:
         where, hint = (*stage_path, "sample_every"), "give pictures of your own, in `samples.images`"
-        raise RecipeError(Problem("no record has a picture to ask about", path=where, hint=hint))
+        raise RecipeError(
+            Problem(
+                "no record has a picture to ask about",
+                code="no-record-picture-ask-about",
+                path=where,
+                hint=hint,
+            )
+        )
     for subject in found:
         counts = [picture.num_tokens for picture in subject.pictures]
         num_tokens = answerer.num_tokens(subject.input_ids, counts)
@@ -73,7 +80,7 @@ def choose_subjects(
         if problem is not None:
             hint = "lower `samples.max_new_tokens`, or give `samples.images`"
             where = (*stage_path, "sample_every")
-            raise RecipeError(Problem(problem.message, path=where, found=problem.found, hint=hint))
+            raise RecipeError(replace(problem, path=where, hint=hint))
     return found
 
 
@@ -153,13 +160,17 @@ def _own(answerer: Answerer, file: str, prompt: str | None, path: RecipePath) ->
     try:
         picture = answerer.prepare(read_image(str(place.parent), place.name))
     except BadImage as error:
-        raise RecipeError(Problem("this picture cannot be used", path=path, found=error.reason)) from None
+        raise RecipeError(
+            Problem("this picture cannot be used", code="bad-image", path=path, found=error.reason)
+        ) from None
     text = prompt or ""
     question = text if IMAGE in text else f"{IMAGE}\n{text}"
     try:
         input_ids = answerer.prompt_ids([Turn("human", question)])
     except ValueError as error:
-        raise RecipeError(Problem(f"the question cannot be written: {error}", path=path)) from None
+        raise RecipeError(
+            Problem(f"the question cannot be written: {error}", code="question-cannot-be-written", path=path)
+        ) from None
     return Subject((file,), question, None, input_ids, (picture,))
 
 
@@ -181,10 +192,14 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
         except BadImage as error:
             if dataset.data.on_bad_image == "skip":
                 continue
-            problem = Problem(f"{who}: its picture cannot be used", mark=mark, found=str(error))
+            problem = Problem(
+                f"{who}: its picture cannot be used", code="bad-image", mark=mark, found=str(error)
+            )
             raise RecipeError(problem) from None
         except ValueError as error:
-            raise RecipeError(Problem(f"{who}: it cannot be written: {error}", mark=mark)) from None
+            raise RecipeError(
+                Problem(f"{who}: it cannot be written: {error}", code="file-cannot-be-written", mark=mark)
+            ) from None
         found.append(
             Subject(
                 images=record.images,

@@ -266,8 +266,8 @@ def test_sample_errors_survive_the_way_from_a_worker(
 ) -> None:
     mark = Mark("data.json", 3, 1, text='{"id": "é"}')
     problems = [
-        sample_problem(3, "é", 'a "quote"\nand a line', mark=mark, found="x", hint="y"),
-        sample_problem(4, "", "no id"),
+        sample_problem(3, "é", 'a "quote"\nand a line', code="one", mark=mark, found="x", hint="y"),
+        sample_problem(4, "", "no id", code="two"),
     ]
     error = SampleError(*problems)
     rebuilt = travel(error) if travel else pickle.loads(pickle.dumps(error))

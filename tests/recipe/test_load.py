@@ -54,9 +54,9 @@ def test_values_are_resolved_and_validation_changes_none() -> None:
 
 def test_problems_of_later_steps_are_shown_in_the_file() -> None:
     error = _load().fail(
-        Problem("second", path=("stages", 0, "train", "learning_rate")),
-        Problem("first", path=("model", "language_model"), on_key=True),
-        Problem("nowhere"),
+        Problem("second", code="test", path=("stages", 0, "train", "learning_rate")),
+        Problem("first", code="test", path=("model", "language_model"), on_key=True),
+        Problem("nowhere", code="test"),
     )
     assert [problem.message for problem in error.problems] == ["first", "second", "nowhere"]
     marks = [problem.mark for problem in error.problems]

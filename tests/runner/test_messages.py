@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.runner.execute import at_stage
 from llava_recipes.runner.messages import read_problems, write_problems
 
 
 def test_a_sample_keeps_its_place(tmp_path: Path) -> None:
     """Of the sources of a mix none is known by a sample's number; its file, line or row is."""
     problems = (
-        Problem("sample 3: broken", mark=Mark("a.json", 12, 1, text="  {"), found="x.png", hint="mend it"),
-        Problem("sample 4: broken", mark=Mark("b.parquet", 0, 0, row=7)),
-        Problem("too large", path=("stages", 0, "train")),
+        Problem(
+            "sample 3: broken",
+            code="test",
+            mark=Mark("a.json", 12, 1, text="  {"),
+            found="x.png",
+            hint="mend it",
+        ),
+        Problem("sample 4: broken", code="test", mark=Mark("b.parquet", 0, 0, row=7)),
+        Problem("too large", code="test", path=("stages", 0, "train")),
     )
     write_problems(tmp_path, 1, RecipeError(*problems))
     write_problems(tmp_path, 0, RecipeError(problems[0]))
     found = read_problems(tmp_path)
     assert found == list(problems)
     assert found[0].mark is not None and found[0].mark.text == "  {"
+
+
+def test_two_problems_with_one_message_are_two(tmp_path: Path) -> None:
+    problems = (
+        Problem("bad value", code="bad", path=("stages", 0, "train"), found="1", on_key=True),
+        Problem("bad value", code="bad", path=("stages", 0, "data"), found="1", severity="warning"),
+        Problem("bad value", code="bad", path=("stages", 0, "data"), found="2", is_secret=True),
+    )
+    write_problems(tmp_path, 0, RecipeError(*problems))
+    write_problems(tmp_path, 1, RecipeError(problems[1]))
+    assert read_problems(tmp_path) == list(problems)
+
+
+def test_a_problem_of_a_worker_points_at_its_own_stage() -> None:
+    """A worker's plan has one stage; all else of the problem stays."""
+    problem = Problem("bad", code="bad", path=("stages", 0, "lora"), mark=Mark("a.json", 1, 1), on_key=True)
+    assert at_stage(problem, 2) == replace(problem, path=("stages", 2, "lora"))
+    elsewhere = replace(problem, path=("model", "projector"))
+    assert at_stage(elsewhere, 2) == elsewhere
