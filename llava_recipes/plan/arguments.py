@@ -6,7 +6,7 @@ from pydantic import JsonValue
 
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Train
-from llava_recipes.recipe.spelling import did_you_mean, nearest
+from llava_recipes.recipe.spelling import did_you_mean, nearest, same_digits
 from llava_recipes.recipe.training_fields import EXTRA_FIELDS as EXTRA_FIELDS
 from llava_recipes.recipe.training_fields import GONE_FIELDS
 from llava_recipes.recipe.training_fields import REFUSED_FIELDS as REFUSED_FIELDS
@@ -56,6 +56,9 @@ OPTIMIZERS = frozenset(
         "stable_adamw",
     ]
 )
+
+_ADAM = ("adam", "adamw", "adamw_hf", "adam_w", "torch_adamw")
+"""What is meant by AdamW without more words; Hugging Face's own `adamw_hf` is gone."""
 
 FIELDS = frozenset(EXTRA_FIELDS) | frozenset(REFUSED_FIELDS) - {"global_batch_size", "loss_normalization"}
 """Every field of TrainingArguments."""
@@ -110,7 +113,12 @@ def check_arguments(train: Train, *, path: Path) -> list[Problem]:
     """
     problems = []
     if train.optim not in OPTIMIZERS:
-        hint = did_you_mean(train.optim, OPTIMIZERS) or "`adamw_torch` is the usual one"
+        near = (
+            None
+            if train.optim.lower() in _ADAM
+            else did_you_mean(train.optim, same_digits(train.optim, OPTIMIZERS))
+        )
+        hint = near or "write `optim: adamw_torch`, the usual one"
         problems.append(
             Problem(
                 f"unknown optimizer {train.optim!r}",

@@ -9,7 +9,7 @@ from llava_recipes.recipe.shape import homes, keys_at, spell_path
 from llava_recipes.recipe.spelling import did_you_mean, nearest_all, ranked
 from llava_recipes.recipe.training_fields import EXTRA_FIELDS, GONE_FIELDS, REFUSED_FIELDS
 
-_LETTERS_A_SLIP = 7
+_LETTERS_A_SLIP = 8
 """A key that belongs elsewhere is suggested for one slip in as many letters: short words are near to much."""
 _MOST_NAMED = 2
 
@@ -35,9 +35,7 @@ def _hint(key: str, parent: Path, value: Value) -> str:
     if (hint := _other_name(key)) is not None and not one_slip:
         return hint
     if _is_number(key) and value is None:
-        return (
-            "a `,` starts a new entry here: a number takes a `.` for its decimals, and nothing for thousands"
-        )
+        return "a `,` starts a new entry here: decimals follow a `.`, and thousands take no separator"
     places = homes().get(key, ())
     if places:
         belongs = f"it belongs in {_spell_places(places)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -18,6 +19,7 @@ _BATCHES: Final[dict[tuple[Kind, float], int]] = {
     ("full", 2e-5): 128,
     ("adapters", 2e-4): 128,
 }
+_ROOTS: Final = ("vision_tower", "projector", "language_model", "lm_head")
 _BESIDE_A_PROJECTOR: Final = {"projector", "image_newline", "image_tokens"}
 
 
@@ -25,7 +27,9 @@ def kind_of_stage(freeze: object, trainable: Sequence[object], *, has_lora: bool
     """What kind of stage the keys describe; None where nothing trains by them."""
     if has_lora:
         return "adapters"
-    roots = {glob.partition(".")[0] for glob in trainable if isinstance(glob, str)}
+    firsts = [glob.partition(".")[0] for glob in trainable if isinstance(glob, str)]
+    # A glob that begins with a wildcard may stand for several.
+    roots = {root for first in firsts for root in fnmatch.filter(_ROOTS, first) or [first]}
     if freeze != "all":
         return "full"
     if not roots:

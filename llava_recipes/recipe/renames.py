@@ -209,13 +209,18 @@ OTHER_TEMPLATES: dict[str, str] = {
     "v0.5": "write `v1`: the original knows no `v0.5` and takes `v1` for it without a word",
     "vicuna": "write `v1`",
     "llava": "write `v1`",
-    "phi": "write `v1`: it ends answers with the tokenizer's own end of text",
+    **dict.fromkeys(
+        ("phi", "phi_2", "phi2", "phi-2"), "write `v1`: it ends answers with the tokenizer's own end of text"
+    ),
     "pretrain": "write `plain`",
     # What LLaVA-NeXT calls them.
     "qwen_1_5": "write `qwen`",
     "qwen_2": "write `qwen`",
     "llava_llama_3": "write `llama_3`",
     "llama3": "write `llama_3`",
+    **dict.fromkeys(
+        ("llama2", "llama-2"), "write `llama_2`, or `llava_llama_2`, which has the system prompt of LLaVA"
+    ),
     "gemma_instruct": "write `gemma`",
     "llava_mistral_instruct": "write `mistral_instruct`",
     "llava_v0_mmtag": "write `v0_mmtag`",

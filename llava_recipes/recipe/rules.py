@@ -263,9 +263,9 @@ def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
     if "/" in choice or "." in choice:
         yield from check_local(choice, path)
     else:
-        from llava_recipes.recipe.explain import explain_deepspeed_word
+        from llava_recipes.recipe.value_hints import deepspeed_hint
 
-        hint = explain_deepspeed_word(choice)
+        hint = deepspeed_hint(choice)
         yield Problem(
             "`deepspeed` names no preset",
             code="unknown-deepspeed-preset",

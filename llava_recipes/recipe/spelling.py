@@ -47,6 +47,11 @@ def did_you_mean(word: str, known: Iterable[str], *, quote: str = "`") -> str | 
     return f"did you mean {' or '.join(f'{quote}{name}{quote}' for name in near)}?" if near else None
 
 
+def same_digits(word: str, known: Iterable[str]) -> list[str]:
+    """The known words with the digits of `word`: for values, `llama2` is no slip of `llama_3`."""
+    return [other for other in known if re.findall("[0-9]", other) == re.findall("[0-9]", word)]
+
+
 def _may_be_near(left: str, right: str, most: int) -> bool:
     """Whether two words need comparing letter by letter: lengths and letters bound their distance."""
     return abs(len(left) - len(right)) <= most and len(set(left) - set(right)) <= most
