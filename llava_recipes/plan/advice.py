@@ -17,6 +17,9 @@ from llava_recipes.recipe.schema import Recipe, Stage
 LARGE_MODEL: Final = 1_000_000_000
 """Parameters from which float32 is hardly ever meant."""
 
+SMALL_MODEL: Final = 100_000_000
+"""Parameters below which a model is one for tests."""
+
 FITS_ONE_GPU: Final = 30_000_000_000
 """Frozen parameters that one GPU of 80 GB still holds in 16 bits."""
 
@@ -40,8 +43,8 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         found += check_order(stage, path)
         found += check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
-        if _pretrained(recipe):
-            # Random weights are for tests, on one process.
+        if _pretrained(recipe) and (model.sizes is None or model.sizes.num_parameters >= SMALL_MODEL):
+            # Random weights and tiny models are for trying things out, on one process.
             found += check_processes(stage, planned, path)
         found += _check_precision(model, planned, path)
         found += _check_length(model, planned, path)

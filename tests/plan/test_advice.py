@@ -213,3 +213,28 @@ def test_an_order_that_is_not_drawn() -> None:
     assert by_length.path == problem.path and "group_by: length" in by_length.message
     shuffled = warnings_of(stage_values(data__order="original", data__group_by="modality_length"))
     assert not [found for found in shuffled if "order" in found.message]
+
+
+@pytest.mark.parametrize(
+    ("batch", "hint"),
+    [
+        ({"per_device_train_batch_size": 32}, "write `global_batch_size: 256`, LLaVA's batch at this rate"),
+        ({"per_device_train_batch_size": 24}, "write `global_batch_size:` with the batch that the learning"),
+        ({"gradient_accumulation_steps": 2}, "in place of `gradient_accumulation_steps`"),
+        ({"per_device_train_batch_size": 32, "global_batch_size": 256}, None),
+        ({}, "write `global_batch_size: 256`"),
+    ],
+)
+def test_a_batch_that_depends_on_the_number_of_processes(batch: dict[str, int], hint: str | None) -> None:
+    values = pretrained(train__learning_rate=1e-3, train__save_steps=1)
+    train = values["stages"][0]["train"]
+    for key in ("global_batch_size", "per_device_train_batch_size"):
+        train.pop(key, None)
+    train |= batch
+    for world_size in (1, 8):
+        found = [each for each in warnings_of(values, world_size=world_size) if "processes" in each.message]
+        assert [str(hint) in str(each.hint) for each in found] == ([True] if hint is not None else [])
+
+
+def test_a_tiny_model_may_have_the_batch_of_one_device() -> None:
+    assert not [each for each in warnings_of(stage_values()) if "processes" in each.message]
