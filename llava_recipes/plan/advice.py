@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from llava_recipes.plan.batch_advice import check_processes
-from llava_recipes.plan.data_advice import check_order, check_validation
+from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
@@ -49,6 +49,8 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         found += _check_precision(model, planned, path)
         found += _check_length(model, planned, path)
         found += _check_start(recipe, planned, index)
+        if "language_model" in _pretrained(recipe):
+            found += check_plain(stage, planned, path)
         if trains is not None:
             found += _check_sharding(model, planned, trains, path)
             found += _check_text_only(planned, trains, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.locations import check_local
 from llava_recipes.recipe.scalars import Value, spell_value
@@ -35,6 +36,9 @@ def _check_sources(sources: Value, path: Path) -> Iterator[Problem]:
         for key in ("annotations", "images"):
             yield from check_local(as_mapping(source).get(key), (*path, index, key))
         file = as_mapping(source).get("annotations")
+        kind = kind_of_name(file) if isinstance(file, str) else None
+        if isinstance(file, str) and kind is not None:
+            yield wrong_kind(kind, file, path=(*path, index, "annotations"))
         if isinstance(file, str) and file.lower().endswith((".yaml", ".yml")):
             yield Problem(
                 "`annotations` is a file of records, not a list of data sets",

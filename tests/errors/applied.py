@@ -185,6 +185,13 @@ def _quote(root: Root, problem: Problem, path: KeyPath, found: re.Match[str]) ->
     return _put(root, path, str(_at(root, path)))
 
 
+def _variable(root: Root, problem: Problem, path: KeyPath, found: re.Match[str]) -> KeyPath:
+    """``write `${NAME}` `` in place of what is quoted in the message, with a value under `vars`."""
+    written = problem.message.split("`")[1]
+    _put(root, ("vars", found["name"]), "filled")
+    return _put(root, path, str(_at(root, path)).replace(written, found["word"]))
+
+
 def _train_it(root: Root, problem: Problem, path: KeyPath, found: re.Match[str]) -> KeyPath:
     stage: KeyPath = path[:2] if path[:1] == ("stages",) else ("stages", 0)
     return _put(root, (*stage, "trainable"), [*(_at(root, (*stage, "trainable")) or []), found["word"]])
@@ -208,8 +215,9 @@ _FORMS: Sequence[tuple[str, Apply]] = (
     (rf"^(?:it belongs in|move it to) {_PLACE}", _move),
     (r'^write "auto" there', _auto),
     (r'^add "?(?P<key>[a-z_0-9]+)"?: (?P<value>"auto"|\{.*\})(?=,|$)', _json_pair),
+    (r"^write `(?P<word>\$\{(?P<name>\w+)\})`, with", _variable),
     (r"another TrainingArguments field is written", _extra),
-    (r"^(?!choose another).*?`(?P<pair>[a-z_0-9]+: [^`]+)`", _pair),
+    (r"^(?!choose another|write what).*?`(?P<pair>[a-z_0-9]+: [^`]+)`", _pair),
     (r"^write `(?P<word>[^`:…$]+)`", _word),
     (rf"^write {_NUMBER}(?! or more)", _word),
     (r"(?P<word>[0-9]+) is usual", _word),

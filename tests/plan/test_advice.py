@@ -45,7 +45,7 @@ def pretrained(**changes: Any) -> dict[str, Any]:
     """A stage over pretrained weights, as most people run it."""
     values = stage_values(train__bf16=True, train__global_batch_size=4, **changes)
     values["model"] = {"language_model": VICUNA, "vision_tower": CLIP}
-    values["stages"][0]["data"]["max_length"] = 2048
+    values["stages"][0]["data"] |= {"max_length": 2048, "template": "v1"}
     return values
 
 
@@ -238,3 +238,24 @@ def test_a_batch_that_depends_on_the_number_of_processes(batch: dict[str, int], 
 
 def test_a_tiny_model_may_have_the_batch_of_one_device() -> None:
     assert not [each for each in warnings_of(stage_values()) if "processes" in each.message]
+
+
+@pytest.mark.parametrize("template", ["plain", "v0_plain"])
+@pytest.mark.parametrize(
+    ("stage", "is_told"),
+    [
+        ({"trainable": ["projector"]}, False),
+        ({"trainable": ["projector", "language_model"]}, True),
+        ({"trainable": ["lm_head"]}, True),
+        ({"trainable": [], "lora": {"r": 8}}, True),
+        ({"trainable": ["vision_tower"]}, False),
+    ],
+)
+def test_plain_leaves_the_prompts_out(template: str, stage: dict[str, Any], is_told: bool) -> None:
+    values = pretrained()
+    values["stages"][0] |= stage
+    values["stages"][0]["data"]["template"] = template
+    found = [each for each in warnings_of(values) if "leaves out what is asked" in each.message]
+    assert [each.path for each in found] == ([("stages", 0, "data", "template")] if is_told else [])
+    values["stages"][0]["data"]["template"] = "v1"
+    assert not [each for each in warnings_of(values) if "leaves out" in each.message]
