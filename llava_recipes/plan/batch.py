@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Train
+
+MOST_TRIED = 100_000
+"""Divisors that are looked for one by one: a number of a recipe may have 19 digits."""
+
+
+SIZES_TRIED: Final = 64
+"""Batches of a device that are looked at for a batch that divides."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ def explain_batch(train: Train, *, world_size: int, path: Path) -> Problem:
     size = _fitting(share, per_device) if rest == 0 else 0
     proposals = [f"write `per_device_train_batch_size: {size}`"] if size else []
     if rest and wanted % per_device == 0:
-        fewer = max(count for count in _divisors(wanted // per_device) if count < world_size)
+        fewer = max(count for count in divisors(wanted // per_device) if count < world_size)
         proposals.append(f"run on {_processes(fewer)}")
     if not size or 2 * size < min(share, per_device):
         near, size = _nearest_share(wanted / world_size, per_device)
@@ -110,22 +118,22 @@ def batch_notes(train: Train, batch: Batch, *, world_size: int) -> Iterator[str]
 
 def _fitting(share: int, per_device: int) -> int:
     """The largest batch of a device that divides its share; never more than was meant to fit on it."""
-    return max(size for size in _divisors(share) if size <= per_device)
+    return max(size for size in divisors(share) if size <= per_device)
 
 
 def _nearest_share(wanted: float, per_device: int) -> tuple[int, int]:
     """The share of a process nearest to a wanted one, and a batch that divides it and isn't tiny."""
-    usable = [
-        (abs(share - wanted), share, size)
-        for share in range(max(1, int(wanted) - per_device), int(wanted) + per_device + 1)
-        if 2 * (size := _fitting(share, per_device)) >= min(share, per_device)
-    ]
-    _, share, size = min(usable)
-    return share, size
+    if wanted <= per_device:
+        share = max(1, round(wanted))
+        return share, share
+    fewest = max(math.ceil(per_device / 2), per_device - SIZES_TRIED)
+    shares = [(max(1, round(wanted / size)) * size, size) for size in range(fewest, per_device + 1)]
+    return min(shares, key=lambda pair: (abs(pair[0] - wanted), -pair[1]))
 
 
-def _divisors(number: int) -> list[int]:
-    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+def divisors(number: int) -> list[int]:
+    """What divides a number, in order; beyond the square of MOST_TRIED perhaps not all of it."""
+    small = [size for size in range(1, min(math.isqrt(number), MOST_TRIED) + 1) if number % size == 0]
     return sorted({*small, *(number // size for size in small)})
 
 
