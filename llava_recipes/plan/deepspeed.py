@@ -290,7 +290,7 @@ def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
 def _check_zero(config: Config, report: _Report) -> None:
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict):
-        hint = "add zero_optimization with a `stage`, or write `deepspeed: none`"
+        hint = 'add "zero_optimization": {"stage": 2}, or write `deepspeed: none` in the stage'
         report.add(
             (),
             "the DeepSpeed config has no `zero_optimization`",
@@ -367,6 +367,6 @@ def _check_offload(config: Config, train: Train, report: _Report) -> None:
         ("zero_optimization", "offload_optimizer"),
         f"with `offload_optimizer` DeepSpeed's Adam takes the place of the recipe's `optim: {train.optim}`",
         code="offload-optimizer-deepspeed-optim",
-        hint='write `optim: adamw_torch`, or add "zero_force_ds_cpu_optimizer": false',
+        hint='write `optim: adamw_torch` under `train:`, or add "zero_force_ds_cpu_optimizer": false',
         on_key=True,
     )

@@ -241,3 +241,14 @@ def test_a_deepspeed_file_must_clip_as_the_recipe_does(
     assert code == (0 if message is None else 1)
     assert ("--deepspeed" in printed.out) == (message is None)
     assert message is None or message in printed.err
+
+
+def test_without_a_number_the_script_says_how_many_processes_its_batch_needs() -> None:
+    text = BASE.replace(
+        "max_steps: 7", "max_steps: 7, global_batch_size: 64, per_device_train_batch_size: 16"
+    )
+    recipe = load_source(text, "x.yaml").recipe
+    assert "batch of 64 needs 4 GPUs" in exported(recipe)
+    assert "--gradient_accumulation_steps 1 " in exported(recipe)
+    assert "--gradient_accumulation_steps 4 " in exported(recipe, 1)
+    assert "GPUs (" not in exported(recipe, 1)
