@@ -19,7 +19,7 @@ from llava_recipes.recipe.quantization import check_quantization
 from llava_recipes.recipe.samples import check_samples
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, VisionTower
-from llava_recipes.recipe.secret import check_secrets
+from llava_recipes.recipe.secret import check_secret_values, check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.recipe.train_rules import check_train
 from llava_recipes.recipe.tuning import check_image_tokens, check_tuning
@@ -33,6 +33,7 @@ def check_rules(root: Value) -> list[Problem]:
     recipe = as_mapping(root)
     problems += _check_version(recipe.get("version"))
     problems += check_secrets(as_mapping(recipe.get("vars")), ("vars",))
+    problems += check_secret_values(recipe)
     problems += _check_model(as_mapping(recipe.get("model")))
     stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
     problems += _check_stage_names(stages)
