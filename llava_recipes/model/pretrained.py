@@ -46,6 +46,9 @@ PATTERNS: dict[Part, tuple[str, ...]] = {
         *("plan.json", "DONE", "trained.safetensors"),
     ),
 }
+CODE = "*.py"
+"""What a model's own code is in: it is never run, so it is neither fetched nor handed on."""
+
 TIMEOUT_S = 20.0
 SERVER_FAULT = 500
 BIN_PATTERNS = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -110,7 +113,9 @@ def _pattern_choices(parts: Sequence[Part], available: Sequence[str] | None) -> 
 
 
 def _download(source: str, revision: str | None, patterns: list[str], *, cached: bool) -> pathlib.Path:
-    folder = snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=cached)
+    folder = snapshot_download(
+        source, revision=revision, allow_patterns=patterns, ignore_patterns=CODE, local_files_only=cached
+    )
     return pathlib.Path(folder)
 
 
