@@ -68,7 +68,10 @@ def not_finite(tensor: Tensor) -> str | None:
     if lowest.item() >= -_LARGEST and highest.item() <= _LARGEST:
         return None
     num_nan = int(torch.isnan(tensor).sum())
-    num_infinite = int((tensor.abs() > _LARGEST).sum())
+    beyond = tensor.isinf()
+    if tensor.dtype == torch.float64:
+        beyond |= tensor.abs() > _LARGEST
+    num_infinite = int(beyond.sum())
     counts = [f"{num:,} {what}" for num, what in ((num_nan, "NaN"), (num_infinite, "infinite")) if num]
     return f"{' and '.join(counts)} of {tensor.numel():,} values"
 
