@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -32,7 +32,6 @@ from llava_recipes.model.lora import (
 from llava_recipes.model.pretrained import pretrained_folder
 from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
 from llava_recipes.plan.identity import identity
-from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 Kind = Literal["run", "adapters", "checkpoint", "projector"]
@@ -71,7 +70,12 @@ class Start:
         return {name: tuple(source.read(theirs).shape) for name, (source, theirs) in self._found.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: source.read(theirs) for name, (source, theirs) in self._found.items()}
+        return dict(self.each())
+
+    def each(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor by canonical name, each read when its turn comes."""
+        for name, (source, theirs) in self._found.items():
+            yield name, source.read(theirs)
 
 
 def open_start(given: str | pathlib.Path, path: Path) -> Start:
@@ -149,9 +153,7 @@ def _of_projector(file: pathlib.Path, path: Path) -> dict[str, tuple[TensorSourc
         weights = read_projector_weights(file)
     except RecipeError as error:
         raise RecipeError(*(replace(problem, path=path) for problem in error.problems)) from error
-    tensors = dict(weights.tensors)
-    if weights.image_tokens is not None:
-        tensors[IMAGE_TOKENS] = weights.image_tokens
+    tensors = dict(weights.all_tensors())
     source = TensorsInMemory(tensors)
     return {name: (source, name) for name in tensors}
 
@@ -203,7 +205,7 @@ def _read_object(file: pathlib.Path, path: Path) -> Values:
         return {}
     try:
         value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         message = f"{file.name} cannot be read: {error}"
         raise RecipeError(Problem(message, code="file-cannot-be-read", path=path, found=str(file))) from error
     return _mapping(value)

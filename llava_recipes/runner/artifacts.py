@@ -115,12 +115,17 @@ def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: di
 
 
 def write_results(plan: Plan, trained: Trained, folder: Path) -> None:
-    """Write what training made: weights, config.json, trainer_state.json. On the first process only."""
+    """Write what training made: weights, config.json, trainer_state.json. On the first process only.
+
+    Raises RecipeError, and writes nothing, when the last step made a weight that is not finite.
+    """
     from llava_recipes.model.configs import language_half
     from llava_recipes.model.legacy_config import original_config
     from llava_recipes.model.lora import write_adapter
     from llava_recipes.model.weights import write_projector, write_trained
+    from llava_recipes.train.failures import check_finite
 
+    check_finite(trained.state, step=trained.num_steps, stage=("stages", 0))
     if any(name.startswith("projector.") for name in trained.state):
         write_projector(trained.state, folder, image_tokens=trained.image_tokens)
     if any(not name.startswith("projector.") for name in trained.state):

@@ -23,7 +23,8 @@ from llava_recipes.plan.types import DataPlan, Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.runner.hand_off import hand_off_problems, spell_projector
+from llava_recipes.runner.hand_off import hand_off_problems
+from llava_recipes.runner.initial_weights import Shapes, model_shapes, projector_problems
 from llava_recipes.runner.preflight import model_problems
 from llava_recipes.runner.wording import open_prompts
 from llava_recipes.templates import spell
@@ -31,7 +32,6 @@ from llava_recipes.templates import spell
 NUM_SAMPLED: Final = 500
 """Pictures that are opened where not all are asked for."""
 
-Shapes = dict[str, tuple[int, ...]]
 Spell = Callable[[Record], object]
 
 _SEED: Final = 0
@@ -86,43 +86,19 @@ def look_deeply(
         problems += look.find(every_image=every_image)
         findings.append(_findings(stage, look, shapes))
     if shapes is not None:
-        problems += hand_off_problems(plan, range(len(plan.stages)), fetch=False)
+        problems += hand_off_problems(plan, range(len(plan.stages)), lambda: shapes, fetch=False)
     return problems, tuple(findings)
 
 
 def _model_shapes(plan: Plan, problems: list[Problem]) -> Shapes | None:
     """Shapes by canonical name, from the model on the meta device; None where it cannot be built."""
-    from llava_recipes.model.names import canonical_parameters
-    from llava_recipes.model.skeleton import build_skeleton
-
     try:
-        model = build_skeleton(plan.model)
-        shapes = {name: tuple(parameter.shape) for name, parameter in canonical_parameters(model).items()}
-        problems += _projector_problems(plan, shapes)
+        shapes = model_shapes(plan.model)
     except RecipeError as error:
         problems += error.problems
         return None
+    problems += projector_problems(plan.model, lambda: shapes)
     return shapes
-
-
-def _projector_problems(plan: Plan, shapes: Shapes) -> Iterator[Problem]:
-    """Given projector weights that belong to another projector."""
-    from llava_recipes.model.weights import INIT_PATH, read_projector_weights
-
-    file = plan.model.projector.init_from
-    if file is None:
-        return
-    given = read_projector_weights(file)
-    wanted = {name: shape for name, shape in shapes.items() if name.startswith("projector.")}
-    if given.shapes() != wanted:
-        yield Problem(
-            "these projector weights do not fit the recipe's model",
-            code="weights-do-not-fit",
-            path=INIT_PATH,
-            found=f"the file holds {spell_projector(given.shapes())}; "
-            f"the recipe says {spell_projector(wanted)}",
-            hint="give the weights of this projector, or leave `init_from` out",
-        )
 
 
 def _findings(stage: StagePlan, look: _DataLook, shapes: Shapes | None) -> StageFindings:

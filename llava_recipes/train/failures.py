@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from llava_recipes.model.values import not_finite
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 
@@ -29,6 +34,13 @@ def nonfinite_weights(*, step: int, name: str, stage: Path) -> RecipeError:
             "`--resume` continues from the last checkpoint",
         )
     )
+
+
+def check_finite(state: Mapping[str, Tensor], *, step: int, stage: Path) -> None:
+    """Raise RecipeError when a trained weight is NaN or infinite: nobody can go on from it."""
+    for name, tensor in state.items():
+        if not_finite(tensor) is not None:
+            raise nonfinite_weights(step=step, name=name, stage=stage)
 
 
 def out_of_memory(*, detail: str, stage: Path) -> RecipeError:
