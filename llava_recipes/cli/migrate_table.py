@@ -15,19 +15,19 @@ _STYLES = {"mapped": "green", "default": "yellow", "needless": "dim", "lost": "b
 def show_report(migration: Migration, file: str, console: Console) -> None:
     """Print what became of every setting, long values folded inside their column."""
     for name, entries in migration.stages:
-        console.print(cell(stage_title(file, name, entries), "bold"))
+        console.print(cell(stage_title(file, name, entries), style="bold"))
         for kind, title in TITLES:
             chosen = [entry for entry in entries if entry.kind == kind]
             if not chosen:
                 continue
             console.print()
-            console.print(cell(f"  {title}", _STYLES[kind]))
+            console.print(cell(f"  {title}", style=_STYLES[kind]))
             table = Table.grid(padding=(0, 2, 0, 0))
             table.add_column(no_wrap=True)
             table.add_column(overflow="fold")
             table.add_column(overflow="fold")
             for entry in chosen:
                 says = " – ".join(part for part in (entry.key, entry.remark) if part)
-                table.add_row(cell(f"    {shown(entry.name)}", "cyan"), shown(entry.value), shown(says))
+                table.add_row(cell(f"    {shown(entry.name)}", style="cyan"), shown(entry.value), shown(says))
             console.print(table)
         console.print()
