@@ -56,10 +56,12 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
 def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
     """The folder that lmms-eval loads: RUN, what `export` left in it, or an export that passes."""
     from llava_recipes.answers.benchmarks import is_exported
+    from llava_recipes.data.model_files import check_model_folder
 
     folder = Path(arguments.run).expanduser()
     for place in (folder, folder / "export-hf"):
         if is_exported(place):
+            check_model_folder(place, ())
             say(f"model: {place}")
             yield place.resolve()
             return

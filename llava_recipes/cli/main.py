@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from llava_recipes import __version__
+from llava_recipes.interpreter import leave_current_folder
 from llava_recipes.screen import (
     OutputLost,
     drop_rest,
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is not None:
         return _obey(list(argv))
+    leave_current_folder()
     _start_fast()
     guard_streams()
     try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from llava_recipes.recipe.data_rules import check_data
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.foreign_code import code_problems
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.misspelt import misspelt
@@ -127,6 +128,8 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
             )
     yield from check_hub_id(part.get("source"), (*path, "source"))
     yield from check_hub_id(part.get("tokenizer"), (*path, "tokenizer"))
+    for key in ("config", "image_processor"):
+        yield from code_problems(part.get(key), (*path, key))
 
 
 def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
