@@ -6,6 +6,7 @@ through here, where control characters are replaced, secrets are hidden and ever
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -165,7 +166,7 @@ def cell(*lines: str, style: str = "") -> Text:
 
 
 def guard_streams(*, outlives_reader: bool = False) -> None:
-    """Let what libraries print pass through here too, and every character be printable in any encoding.
+    """Let what libraries print pass through here too, and what is typed be read in any encoding.
 
     With `outlives_reader` the process goes on in silence when nobody reads its output any more.
     """
@@ -173,6 +174,9 @@ def guard_streams(*, outlives_reader: bool = False) -> None:
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Guard):
             setattr(sys, name, _Guard(stream, outlives_reader=outlives_reader))
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        encoding = "utf-8" if codecs.lookup(sys.stdin.encoding).name == "ascii" else sys.stdin.encoding
+        sys.stdin.reconfigure(encoding=encoding, errors="replace")
 
 
 def guard_redirected() -> None:

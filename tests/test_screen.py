@@ -183,3 +183,24 @@ def test_an_output_that_ends_early_ends_the_command_in_peace(call: str, tmp_path
         done = run_process(["bash", "-c", script], cwd=tmp_path, env=environment)
         assert done.returncode == code, (redirected, done.stderr)
         assert len(done.stderr.splitlines()) == num_lines, (redirected, done.stderr)
+
+
+_TYPED = """
+import sys
+from llava_recipes.screen import guard_streams, say
+guard_streams()
+say(sys.stdin.read())
+"""
+
+
+def test_what_is_typed_is_read_in_any_encoding(tmp_path: Path) -> None:
+    for encoding in ("ascii", "utf-8", "latin-1"):
+        done = subprocess.run(
+            [python("", fresh=True)[0], "-c", _TYPED],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+            input="é".encode() + b"\xff",
+            capture_output=True,
+            timeout=TIMEOUT_S,
+        )
+        assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llava_recipes.migrate.combine import Migration
-from llava_recipes.migrate.report import TITLES, stage_title
+from llava_recipes.migrate.report import TITLES, stage_title, value_of
 from llava_recipes.screen import cell, shown
 
 _STYLES = {"mapped": "green", "default": "yellow", "needless": "dim", "lost": "bold red"}
@@ -28,6 +28,6 @@ def show_report(migration: Migration, file: str, console: Console) -> None:
             table.add_column(overflow="fold")
             for entry in chosen:
                 says = " – ".join(part for part in (entry.key, entry.remark) if part)
-                table.add_row(cell(f"    {shown(entry.name)}", style="cyan"), shown(entry.value), shown(says))
+                table.add_row(cell(f"    {shown(entry.name)}", style="cyan"), value_of(entry), shown(says))
             console.print(table)
         console.print()

@@ -40,8 +40,8 @@ def _recipe(changes: dict[str, object], file: Path) -> Path:
         "train": {
             "num_train_epochs": 1,
             "learning_rate": 1e-3,
-            **{key: given.pop(key) for key in ("extra", "report_to") if key in given},
-        },
+        }
+        | {key: given.pop(key) for key in ("extra", "report_to") if key in given},
         "output_dir": given.pop("output_dir", "runs/x"),
     }
     model = {
