@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.screen import console, is_terminal, say, say_document, say_lines
 
@@ -108,7 +109,7 @@ def _variables(assignments: Sequence[str]) -> dict[str, str]:
     for assignment in assignments:
         name, has_value, value = assignment.partition("=")
         if not has_value or not name.isidentifier():
-            mark = Mark(f"--var {assignment}", 0, 0)
+            mark = Mark(f"--var {mask_assignment(assignment)}", 0, 0)
             raise RecipeError(
                 Problem("a variable is given as NAME=VALUE", code="variable-given-name-value", mark=mark)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from llava_recipes.masking import HIDDEN, is_secret_name
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.draft import Entry, Kind
 from llava_recipes.screen import shown
@@ -36,6 +37,11 @@ def stage_title(file: str, name: str, entries: Iterable[Entry]) -> str:
     return f"{shown(file)}: stage {name}: {_counts(entries)}"
 
 
+def value_of(entry: Entry) -> str:
+    """What a setting has there; hidden where its name says that it is secret."""
+    return HIDDEN if is_secret_name(entry.name.lstrip("-")) else shown(entry.value)
+
+
 def _counts(entries: Iterable[Entry]) -> str:
     kinds = [entry.kind for entry in entries]
     words = (("mapped", "mapped"), ("default", "defaults"), ("needless", "not needed"), ("lost", "lost"))
@@ -43,7 +49,7 @@ def _counts(entries: Iterable[Entry]) -> str:
 
 
 def _table(entries: Sequence[Entry]) -> Iterator[str]:
-    rows = [(shown(entry.name), _short(entry.value), entry.key, shown(entry.remark)) for entry in entries]
+    rows = [(shown(entry.name), _short(value_of(entry)), entry.key, shown(entry.remark)) for entry in entries]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, value, key, remark in rows:
         arrow = "->" if key else "  " if widths[2] else ""
@@ -52,5 +58,4 @@ def _table(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _short(text: str) -> str:
-    text = shown(text)
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"…{text[1 - MAX_VALUE_CHARACTERS :]}"
