@@ -6,12 +6,14 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llava_recipes.anyres import AnyRes, Size
 from llava_recipes.data.conversation import Record
 from llava_recipes.data.faults import SampleError, images_take
 from llava_recipes.data.records import Records, at_source, check_records, open_records
+from llava_recipes.data.rendering import TemplateLimit
 from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.recipe.errors import Path as RecipePath
@@ -90,6 +92,10 @@ class DataLook:
                 if self._spell is not None:
                     self._spell(record)
                 self._check_room(record)
+            except TemplateLimit as limit:
+                # It would take as long for each of the records.
+                self._spell = None
+                yield from (replace(each, mark=records.mark(record.index)) for each in limit.problems)
             except ValueError as reason:
                 num_bad += 1
                 first = first or (record, reason)
