@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from llava_recipes.data.image_sizes import (
     can_shrink,
     steps_of,
 )
+from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
@@ -102,11 +104,16 @@ def _opened(
 
 def _open(path: str) -> BinaryIO:
     try:
-        return Path(path).open("rb")
+        # A pipe that nobody writes to would be waited for.
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError:
         raise BadImage(path, "the file does not exist") from None
     except (OSError, ValueError) as error:
         raise BadImage(path, str(error)) from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BadImage(path, "it is no ordinary file")
+    return file
 
 
 def _from_bytes(
@@ -229,9 +236,13 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
                 hint="its pictures are resized and normalised by it; copy it beside the weights",
             )
         )
+    path = (*_TOWER, "source")
+    check_model_folder(folder, path)
     try:
+        settings, _ = BaseImageProcessor.get_image_processor_dict(str(plan.source), revision=plan.revision)
+        check_settings(settings, path, file=f"preprocessor_config.json of {plan.source}")
         processor: BaseImageProcessor = auto_image_processor().from_pretrained(
-            plan.source, revision=plan.revision, backend="pil"
+            plan.source, revision=plan.revision, backend="pil", trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         lines = str(error).strip().splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import time
 import zlib
@@ -287,3 +288,9 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(BadImage, match="bytes are more than"):
         read_image(str(tmp_path), "a.tiff")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match="no ordinary file"):
+        read_image(str(tmp_path), "pipe.png")
