@@ -142,13 +142,15 @@ def test_it_sees_no_secrets_and_no_file_of_the_folder(
 
 
 @pytest.mark.slow
-def test_it_ends_with_the_process_that_asks() -> None:
+def test_it_ends_with_the_process_that_asks(tmp_path: Path) -> None:
     code = (
         "import os, signal; from llava_recipes.data import rendering as r; "
         "r.render('x', [], names={}, add_generation_prompt=False); "
         "print(r._RENDERER._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=100, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, timeout=100, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     file = Path(f"/proc/{int(done.stdout)}/cmdline")
     for _ in range(500):
