@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-import pickle
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 
@@ -78,39 +77,32 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
     try:
         if file.suffix == ".safetensors":
             return _Safetensors(file)
-        return TensorsInMemory(_only_tensors(_load_bin(file), file, path))
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        hint = "the file is cut short or not a weight file; fetch it again"
-        raise RecipeError(
-            Problem(
-                f"cannot read weights: {error}",
-                code="cannot-read-weights",
-                path=path,
-                found=str(file),
-                hint=hint,
-            )
-        ) from error
-    except pickle.UnpicklingError as error:
+        return TensorsInMemory(_only_tensors(load_plain(file), file, path))
+    except (SafetensorError, OSError) as error:
+        raise RecipeError(_unreadable(f"cannot be read: {error}", file, path)) from error
+    except HoldsCode as error:
         hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
         raise RecipeError(
             Problem(
                 "this file holds more than tensors",
                 code="file-holds-more-than-tensors",
                 path=path,
-                found=str(file),
+                found=f"{file} {error}",
                 hint=hint,
             )
         ) from error
+    except BadPickle as error:
+        raise RecipeError(_unreadable(str(error), file, path)) from error
 
 
-def _load_bin(file: pathlib.Path) -> object:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        # The format before torch 1.6 cannot be mapped.
-        if "mmap can only be used" not in str(error):
-            raise
-        return torch.load(file, map_location="cpu", weights_only=True)
+def _unreadable(why: str, file: pathlib.Path, path: Path) -> Problem:
+    return Problem(
+        f"cannot read weights: {why.removeprefix('cannot be read: ')}",
+        code="cannot-read-weights",
+        path=path,
+        found=str(file),
+        hint="the file is cut short or not a weight file; fetch it again",
+    )
 
 
 def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, Tensor]:
