@@ -9,7 +9,7 @@ from types import TracebackType
 
 from pydantic import JsonValue
 
-from llava_recipes.files import replacing
+from llava_recipes.files import kind_of_target, replacing
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 UNFINISHED = ".unfinished"
@@ -96,6 +96,13 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise RecipeError(
             Problem(f"{path}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file")
         )
+    for file in (path, unfinished):
+        kind = kind_of_target(file)
+        if kind is not None:
+            message = f"{file}: this is {kind}, not an ordinary file"
+            raise RecipeError(
+                Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file")
+            )
     if overwrite:
         return
     if path.exists():

@@ -154,6 +154,7 @@ def _match_values(
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
+    from llava_recipes.files import kind_of_target
     from llava_recipes.recipe.errors import Problem, RecipeError
 
     if not output.parent.is_dir():
@@ -167,6 +168,10 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
                 f"{output}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file"
             )
         )
+    kind = kind_of_target(output)
+    if kind is not None:
+        message = f"{output}: this is {kind}, not an ordinary file"
+        raise RecipeError(Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file"))
     if output.exists() and not overwrite:
         hint = "choose another file with -o, or replace it with --overwrite"
         raise RecipeError(Problem(f"{output}: the file is there already", code="file-exists", hint=hint))

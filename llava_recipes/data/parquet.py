@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_recipes.data.conversation import word_length
+from llava_recipes.files import odd_kind
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_GROUP_BYTES: Final = 2**30
@@ -86,6 +87,10 @@ class ParquetFiles:
         return Mark(group.file, 0, 0, row=group.first_row + row)
 
     def _add(self, file: str, *, is_first: bool) -> None:
+        kind = odd_kind(file)
+        if kind is not None:
+            message = f"this is {kind}; annotations are an ordinary file"
+            raise RecipeError(_problem(file, message, code="not-an-ordinary-file"))
         try:
             with pq.ParquetFile(file, memory_map=True) as opened:
                 metadata, schema = opened.metadata, opened.schema_arrow
