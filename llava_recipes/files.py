@@ -28,6 +28,12 @@ _KINDS = (
 )
 
 
+_OF_THE_PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
+    errno.ENOSPC, errno.EDQUOT,
+)  # fmt: skip
+
+
 class NotOrdinary(OSError):
     """A path leads to what is no ordinary file; `strerror` says to what."""
 
@@ -124,6 +130,25 @@ def kind_of_target(path: Path) -> str | None:
     kind = odd_kind(path)
     folder = system_folder(path)
     return kind or (None if folder is None else f"a place in {folder}")
+
+
+def name_fault(path: Path) -> str | None:
+    """Why no file can be written at `path` whatever stands there, as for a name that is too long; or None."""
+    try:
+        # As `replacing` names what it writes at first.
+        os.lstat(path.with_name(f".{path.name}.{'x' * 8}"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def is_fault_of_place(error: BaseException) -> bool:
+    """Whether an error says that a place cannot be used as it was meant: the user's to fix."""
+    return isinstance(error, NotOrdinary) or (
+        isinstance(error, OSError) and error.filename is not None and error.errno in _OF_THE_PLACE
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from bisect import bisect_right
@@ -170,7 +171,7 @@ def _read(group: _Group, columns: tuple[str, ...]) -> pa.Table:
 
 def _files(path: str) -> list[str]:
     place = Path(path)
-    if place.is_dir():
+    if os.path.isdir(path):
         found = sorted(str(file) for file in place.glob("*.parquet"))
         if not found:
             raise RecipeError(
@@ -189,7 +190,7 @@ def _files(path: str) -> list[str]:
                 )
             )
         return found
-    if "*" in place.name and not place.exists():
+    if "*" in place.name and not os.path.exists(path):
         found = sorted(map(str, place.parent.glob(place.name)))
         if not found:
             raise RecipeError(_problem(path, "no file matches the pattern", code="no-file-matches-pattern"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -75,7 +76,7 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
     if kind is not None:
         message = f"this is {kind}; weights are an ordinary file"
         raise RecipeError(Problem(message, code="not-an-ordinary-file", path=path, found=str(file)))
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise RecipeError(
             Problem("no such weight file", code="no-such-weight-file", path=path, found=str(file))
         )
