@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ from llava_recipes.data.image_sizes import (
 )
 from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
-from llava_recipes.files import odd_kind
+from llava_recipes.files import NotOrdinary, odd_kind, open_ordinary
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
@@ -105,16 +104,13 @@ def _opened(
 
 def _open(path: str) -> BinaryIO:
     try:
-        # A pipe that nobody writes to would be waited for.
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+        return open_ordinary(path)
     except FileNotFoundError:
         raise BadImage(path, "the file does not exist") from None
+    except NotOrdinary as error:
+        raise BadImage(path, str(error.strerror)) from None
     except (OSError, ValueError) as error:
         raise BadImage(path, str(error)) from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise BadImage(path, "it is no ordinary file")
-    return file
 
 
 def _from_bytes(
