@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from llava_recipes.data.kinds import refuse_other_kinds
 from llava_recipes.data.scan import AnnotationFile
 from llava_recipes.recipe.errors import Mark
 
@@ -37,6 +38,7 @@ def open_file(path: str, *, measure: bool = False) -> RecordFile:
     With `measure` the length of each record is taken. Raises RecipeError when it cannot be read as records.
     """
     if not is_parquet(path):
+        refuse_other_kinds(path)
         return AnnotationFile(path, measure=measure)
     # Here, since it takes a while to import and few runs need it.
     from llava_recipes.data.parquet import ParquetFiles

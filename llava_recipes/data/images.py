@@ -21,6 +21,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
+from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
@@ -172,9 +173,13 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
                 hint="its pictures are resized and normalised by it; copy it beside the weights",
             )
         )
+    path = (*_TOWER, "source")
+    check_model_folder(folder, path)
     try:
+        settings, _ = BaseImageProcessor.get_image_processor_dict(str(plan.source), revision=plan.revision)
+        check_settings(settings, path, file=f"preprocessor_config.json of {plan.source}")
         processor: BaseImageProcessor = auto_image_processor().from_pretrained(
-            plan.source, revision=plan.revision, backend="pil"
+            plan.source, revision=plan.revision, backend="pil", trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         lines = str(error).strip().splitlines()

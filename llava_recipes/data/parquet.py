@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_recipes.data.conversation import word_length
+from llava_recipes.recipe.annotation_kinds import wrong_kind
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_GROUP_BYTES: Final = 2**30
@@ -167,6 +168,8 @@ def _files(path: str) -> list[str]:
     place = Path(path)
     if place.is_dir():
         found = sorted(str(file) for file in place.glob("*.parquet"))
+        if not found and any(place.glob("*.arrow")):
+            raise RecipeError(wrong_kind("saved", path, path=None))
         if not found:
             raise RecipeError(
                 _problem(path, "the folder holds no `.parquet` files", code="folder-holds-no-parquet-files")

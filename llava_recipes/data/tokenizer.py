@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import pathlib
+from typing import Final
+
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.plan.original import is_original_llava, language_type
 from llava_recipes.plan.types import LanguageModelPlan
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import ImageTokens
 from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
+
+_PATH: Final[Path] = ("model", "language_model")
 
 
 def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTrainedTokenizerBase:
@@ -21,11 +27,16 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     cannot be loaded, when it has no character offsets, or when it has none of the three.
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
+    check_model_folder(pathlib.Path(plan.tokenizer), _PATH)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            plan.tokenizer, revision=revision, **_language_config(plan.tokenizer, revision)
-        )
         settings = get_tokenizer_config(plan.tokenizer, revision=revision)
+        check_settings(settings, _PATH, file=f"tokenizer_config.json of {plan.tokenizer}")
+        tokenizer = AutoTokenizer.from_pretrained(
+            plan.tokenizer,
+            revision=revision,
+            trust_remote_code=False,
+            **_language_config(plan.tokenizer, revision),
+        )
     except (OSError, ValueError, ImportError) as error:
         raise RecipeError(_unreadable(plan, error)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
@@ -47,6 +58,7 @@ def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedC
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except OSError:
         return {}
+    check_settings(config, _PATH, file=f"config.json of {source}")
     kind = language_type(config) if is_original_llava(config) else None
     return {} if kind is None else {"config": AutoConfig.for_model(kind)}
 
@@ -55,7 +67,7 @@ def _unreadable(plan: LanguageModelPlan, error: Exception) -> Problem:
     return Problem(
         f'tokenizer "{plan.tokenizer}" cannot be loaded',
         code="tokenizer-cannot-be-loaded",
-        path=("model", "language_model"),
+        path=_PATH,
         found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
         hint="name a hub id, or a folder that holds a tokenizer",
     )
@@ -94,7 +106,7 @@ def _pad_with_another(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPla
             Problem(
                 f'tokenizer "{plan.tokenizer}" has neither a padding, an unknown nor an end token',
                 code="tokenizer-neither-padding-unknown-nor-end",
-                path=("model", "language_model"),
+                path=_PATH,
                 hint="set `pad_token` in its tokenizer_config.json",
             )
         )

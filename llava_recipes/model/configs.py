@@ -266,7 +266,7 @@ def _raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
 def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
     _raw_config(folder, path)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return config
     except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
         first_line = str(error).strip().split("\n")[0]

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
+from llava_recipes.data.model_files import check_model_folder
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 Part = Literal["config", "tokenizer", "image_processor", "weights", "start"]
@@ -45,6 +46,9 @@ PATTERNS: dict[Part, tuple[str, ...]] = {
         *("plan.json", "DONE", "trained.safetensors"),
     ),
 }
+CODE = "*.py"
+"""What a model's own code is in: it is never run, so it is neither fetched nor handed on."""
+
 TIMEOUT_S = 20.0
 SERVER_FAULT = 500
 BIN_PATTERNS = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -56,10 +60,12 @@ def pretrained_folder(
     """The local folder that holds `parts` of a model given as folder or hub id.
 
     Safetensors are preferred over `.bin`. `path` is the recipe path named in errors.
-    Raises RecipeError when there is no such folder, or the hub's repository cannot be had.
+    Raises RecipeError when there is no such folder, when the hub's repository cannot be had, or when settings
+    name code to run.
     """
     folder = pathlib.Path(source).expanduser()
     if folder.is_dir():
+        check_model_folder(folder, path)
         return folder
     if folder.exists():
         raise _refusal(
@@ -77,7 +83,9 @@ def pretrained_folder(
             "check the path; hub ids read `owner/name`",
             code="folder-does-not-exist",
         )
-    return _snapshot(source, revision, parts, path)
+    fetched = _snapshot(source, revision, parts, path)
+    check_model_folder(fetched, path)
+    return fetched
 
 
 def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: Path) -> pathlib.Path:
@@ -105,7 +113,9 @@ def _pattern_choices(parts: Sequence[Part], available: Sequence[str] | None) -> 
 
 
 def _download(source: str, revision: str | None, patterns: list[str], *, cached: bool) -> pathlib.Path:
-    folder = snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=cached)
+    folder = snapshot_download(
+        source, revision=revision, allow_patterns=patterns, ignore_patterns=CODE, local_files_only=cached
+    )
     return pathlib.Path(folder)
 
 

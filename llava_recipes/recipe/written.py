@@ -10,6 +10,7 @@ import yaml
 from llava_recipes.recipe.errors import Path
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_value
+from llava_recipes.screen import escape_yaml
 
 _PLAIN = re.compile(r"(\./|[A-Za-z/])[A-Za-z0-9_./-]*")
 _WORDS = {"true", "false", "null"}
@@ -54,12 +55,19 @@ def _whole(recipe: Recipe) -> object:
         # Pretrained weights have no seed, and a recipe that gives them one is refused.
         if isinstance(part, dict) and "source" in part:
             del part["seed"]
+        if isinstance(part, dict) and (part.get("quantization") or {}).get("bits") == 8:
+            part["quantization"] = {"bits": 8}
+    for stage, written in zip(recipe.stages, values["stages"], strict=True):
+        for strategy, steps in (("eval_strategy", "eval_steps"), ("save_strategy", "save_steps")):
+            # A default that nothing reads would be reported as one that somebody wrote.
+            if getattr(stage.train, strategy) != "steps" and steps not in stage.train.model_fields_set:
+                del written["train"][steps]
     return _escape(values)
 
 
 def _write(values: object, *, width: int) -> str:
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
-    return text
+    return escape_yaml(text)
 
 
 def _escape(value: object) -> object:

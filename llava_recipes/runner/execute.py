@@ -27,6 +27,7 @@ from llava_recipes.runner.chosen import waiting_problems
 from llava_recipes.runner.environment import describe_environment
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.messages import Request, Result, read_bug, read_problems
+from llava_recipes.screen import say
 from llava_recipes.train.checkpoints import UNUSABLE, find_damage, list_checkpoints
 from llava_recipes.train.metrics import check_logs
 
@@ -54,7 +55,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """One line to the person; standard output belongs to the training processes too."""
-        print(text, flush=True)
+        say(text)
 
 
 def run_stages(run: Run) -> None:

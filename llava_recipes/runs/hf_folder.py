@@ -69,7 +69,7 @@ def _pictures(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> di
 
 def _config(folder: Path) -> LlavaConfig | LlavaNextConfig:
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, OSError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise RecipeError(

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from llava_recipes import __version__
+from llava_recipes.masking import mask
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, PLAN, RECIPE
 from llava_recipes.runs.markdown import code, code_block, inline
@@ -29,6 +30,7 @@ from llava_recipes.runs.public_names import (
 from llava_recipes.runs.run_folder import read_run
 from llava_recipes.runs.run_template import writes_first_token
 from llava_recipes.runs.source_plan import read_object
+from llava_recipes.screen import shown
 
 LAYOUTS = {
     "hf": "llava-hf's layout (transformers, vLLM)",
@@ -38,6 +40,9 @@ LAYOUTS = {
 _HF_USE = """\
 ```python
 from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from llava_recipes.masking import mask
+from llava_recipes.screen import shown
 
 model = LlavaForConditionalGeneration.from_pretrained("PATH", device_map="auto")
 processor = AutoProcessor.from_pretrained("PATH")
@@ -164,9 +169,11 @@ def _training(folder: Path, folders: frozenset[str]) -> str:
 def _recipe(folder: Path, folders: frozenset[str]) -> str:
     """The recipe as it was resolved, without paths of the machine."""
     values = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
-    return yaml.safe_dump(
-        public_values(values, folders=folders), sort_keys=False, allow_unicode=True, width=110
-    )
+    public = public_values(values, folders=folders)
+    text: str = yaml.safe_dump(public, sort_keys=False, allow_unicode=True, width=110)
+    if shown(text, keep="\n") == text:
+        return text
+    return mask(yaml.safe_dump(public, sort_keys=False, allow_unicode=False, width=110))
 
 
 def _source(source: str | None, folders: frozenset[str]) -> str:

@@ -51,7 +51,7 @@ def out_of_memory(*, detail: str, stage: Path) -> RecipeError:
             code="device-ran-out-memory",
             path=(*stage, "train", "per_device_train_batch_size"),
             found=detail,
-            hint="halve per_device_train_batch_size and double gradient_accumulation_steps, "
-            "turn on gradient_checkpointing, or use deepspeed: zero3",
+            hint="halve per_device_train_batch_size (and double gradient_accumulation_steps, unless "
+            "global_batch_size is given), turn on gradient_checkpointing, or use deepspeed: zero3",
         )
     )

@@ -22,6 +22,7 @@ from llava_recipes.model.precision import DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.screen import escape_json
 from llava_recipes.templates import IMAGE, Turn
 
 
@@ -149,7 +150,7 @@ class SamplesLog:
     def append(self, sampled: Sampled) -> None:
         """Write one line."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(vars(sampled), ensure_ascii=False) + "\n")
+            file.write(escape_json(json.dumps(vars(sampled), ensure_ascii=False)) + "\n")
 
 
 def _own(answerer: Answerer, file: str, prompt: str | None, path: RecipePath) -> Subject:

@@ -49,7 +49,7 @@ def test_scores_stand_beside_the_published_ones(model: Path, capfd: pytest.Captu
     assert json.loads(results.read_text())["config"] == {
         "limit": "8",
         "device": "cpu",
-        "model_args": f"pretrained={model},device_map=cpu",
+        "model_args": f"pretrained={model},device_map=cpu,trust_remote_code=False",
     }
 
 
@@ -76,6 +76,19 @@ def test_an_error_that_it_hides_is_told(
         f"lmms-eval ended without results\nfound: exit code 0; nothing new in {model / 'lmms_eval'}\n"
     )
     assert not (model / "benchmarks.json").exists()
+
+
+def test_a_model_that_brings_code_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"processor_class": "Mine", "auto_map": {"AutoProcessor": "mine.Mine"}}
+    (model / "processor_config.json").write_text(json.dumps(settings))
+    assert main(["eval", str(model), "--tasks=gqa", "--device=cpu"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "`auto_map` asks for foreign code; this program never runs code that comes with a model\n"
+        f'found: {model / "processor_config.json"}: {{"AutoProcessor": "mine.Mine"}}\n'
+    )
+    assert not (model / "lmms_eval").exists()
 
 
 def test_without_lmms_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
