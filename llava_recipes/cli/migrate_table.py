@@ -14,8 +14,10 @@ _STYLES = {"mapped": "green", "default": "yellow", "needless": "dim", "lost": "b
 
 def show_report(migration: Migration, file: str, console: Console) -> None:
     """Print what became of every setting, long values folded inside their column."""
-    for name, entries in migration.stages:
+    for (name, entries), program in zip(migration.stages, migration.programs, strict=True):
         console.print(cell(stage_title(file, name, entries), style="bold"))
+        if program:
+            console.print(cell(f"  program: {program}"))
         for kind, title in TITLES:
             chosen = [entry for entry in entries if entry.kind == kind]
             if not chosen:

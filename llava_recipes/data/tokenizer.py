@@ -27,7 +27,7 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     cannot be loaded, when it has no character offsets, or when it has none of the three.
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
-    check_model_folder(pathlib.Path(plan.tokenizer).expanduser(), _PATH)
+    check_model_folder(pathlib.Path(plan.tokenizer), _PATH)
     try:
         settings = get_tokenizer_config(plan.tokenizer, revision=revision)
         check_settings(settings, _PATH, file=f"tokenizer_config.json of {plan.tokenizer}")

@@ -20,8 +20,10 @@ MAX_VALUE_CHARACTERS = 60
 
 def report_lines(migration: Migration, file: str) -> Iterator[str]:
     """The report of a whole migration, stage by stage."""
-    for name, entries in migration.stages:
+    for (name, entries), program in zip(migration.stages, migration.programs, strict=True):
         yield stage_title(file, name, entries)
+        if program:
+            yield f"  program: {shown(program)}"
         for kind, title in TITLES:
             chosen = [entry for entry in entries if entry.kind == kind]
             if chosen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -10,6 +11,7 @@ from typing import Protocol
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llava_recipes.files import odd_kind
 from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
@@ -47,21 +49,49 @@ class Checkpoint:
         return frozenset(self._file_of)
 
     def read(self, name: str) -> Tensor:
-        file = self._file_of[name]
+        return self._opened(self._file_of[name]).read(name)
+
+    def open_all(self) -> None:
+        """Open every file, which reads its header and no weight. Raises RecipeError where one is damaged."""
+        for name, file in self._file_of.items():
+            if name not in self._opened(file).names():
+                found = f"{file} has no {name}"
+                raise RecipeError(
+                    Problem(
+                        "this folder's weights are not whole",
+                        code="weights-not-whole",
+                        path=self._path,
+                        found=found,
+                        hint="its index names another file; fetch the model again",
+                    )
+                )
+
+    def _opened(self, file: pathlib.Path) -> TensorSource:
         if file not in self._open:
             self._open[file] = open_tensor_file(file, self._path)
-        return self._open[file].read(name)
+        return self._open[file]
+
+
+_BAD_TENSOR = (
+    *(SafetensorError, ArithmeticError, AttributeError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
 
 
 class _Safetensors:
-    def __init__(self, file: pathlib.Path) -> None:
+    def __init__(self, file: pathlib.Path, path: Path) -> None:
         self._handle = safe_open(str(file), framework="pt")
+        self._file, self._path = file, path
 
     def names(self) -> frozenset[str]:
         return frozenset(self._handle.keys())
 
     def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._handle.get_tensor(name)
+        try:
+            tensor: Tensor = self._handle.get_tensor(name)
+        # Of a type or size in its header that torch has no tensor for.
+        except _BAD_TENSOR as error:
+            raise RecipeError(_unreadable(f"{name}: {error}", self._file, self._path)) from error
         return tensor
 
 
@@ -70,13 +100,17 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
 
     Raises RecipeError when it is missing, broken, or holds more than tensors.
     """
-    if not file.is_file():
+    kind = odd_kind(file)
+    if kind is not None:
+        message = f"this is {kind}; weights are an ordinary file"
+        raise RecipeError(Problem(message, code="not-an-ordinary-file", path=path, found=str(file)))
+    if not os.path.isfile(file):
         raise RecipeError(
             Problem("no such weight file", code="no-such-weight-file", path=path, found=str(file))
         )
     try:
         if file.suffix == ".safetensors":
-            return _Safetensors(file)
+            return _Safetensors(file, path)
         return TensorsInMemory(_only_tensors(load_plain(file), file, path))
     except (SafetensorError, OSError) as error:
         raise RecipeError(_unreadable(f"cannot be read: {error}", file, path)) from error
@@ -159,7 +193,7 @@ def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Pat
     try:
         weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = {name: index.parent / pathlib.PurePath(file).name for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RecipeError(
             Problem(
                 "this index of weight files is broken",

@@ -238,8 +238,11 @@ def read_scale(config: pathlib.Path, path: Path) -> float:
     try:
         settings = json.loads(config.read_text("utf-8"))
         rank = settings["r"]
-        return float(settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        scale = float(settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+        if not math.isfinite(scale):
+            raise ValueError("r or lora_alpha is not finite")
+        return scale
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         hint = "a finished LoRA run leaves it beside its weights"
         raise RecipeError(
             Problem(
