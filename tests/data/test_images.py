@@ -292,5 +292,5 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(BadImage, match="no ordinary file"):
+    with pytest.raises(BadImage, match="a named pipe, not an ordinary file"):
         read_image(str(tmp_path), "pipe.png")
