@@ -28,7 +28,7 @@ from llava_recipes.data.image_sizes import (
 )
 from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
-from llava_recipes.files import NotOrdinary, odd_kind, open_ordinary
+from llava_recipes.files import NotOrdinary, open_ordinary
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
@@ -320,7 +320,4 @@ def _path_inside(folder: str, name: str) -> str:
         raise BadImage(path, str(error)) from None
     if os.path.commonpath([root, real]) != root:
         raise BadImage(path, f"it is a link that leads out of the image folder, to {real}")
-    kind = odd_kind(path)
-    if kind is not None:
-        raise BadImage(path, f"it is {kind}, not an ordinary file")
     return path

@@ -149,7 +149,6 @@ class _Reader:
     ) -> RecipeError:
         offset = self.window.byte(self.window.at) if byte is None else byte
         mark = _mark(self.data, self.path, offset)
-        found = found if _holds_records(self.data) else None
         return RecipeError(Problem(message, code=code, mark=mark, found=found, hint=_HINT))
 
     def _malformed(self, error: json.JSONDecodeError) -> RecipeError:
@@ -238,9 +237,8 @@ def _by_line(reader: _Reader) -> Iterator[Located]:
 def _record(reader: _Reader) -> Located:
     value, start, end = reader.value()
     if not isinstance(value, dict):
-        raise reader.failure(
-            "a record is not a mapping", code="record-not-mapping", byte=start, found=json.dumps(value)[:60]
-        )
+        found = json.dumps(value)[:60] if _holds_records(reader.data) else None
+        raise reader.failure("a record is not a mapping", code="record-not-mapping", byte=start, found=found)
     return value, start, end
 
 
