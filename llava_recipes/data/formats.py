@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -48,10 +49,10 @@ def open_file(path: str, *, measure: bool = False) -> RecordFile:
 
 def is_parquet(path: str) -> bool:
     """Whether `annotations` means Parquet."""
-    return path.lower().endswith(".parquet") or Path(path).is_dir()
+    return path.lower().endswith(".parquet") or os.path.isdir(path)
 
 
 def is_there(path: str) -> bool:
     """Whether there is anything to open."""
     place = Path(path)
-    return place.exists() or ("*" in place.name and any(place.parent.glob(place.name)))
+    return os.path.exists(path) or ("*" in place.name and any(place.parent.glob(place.name)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from llava_recipes.files import open_ordinary
 from llava_recipes.recipe.annotation_kinds import wrong_kind
 from llava_recipes.recipe.errors import RecipeError
 
@@ -48,7 +49,7 @@ def refuse_other_kinds(path: str) -> None:
     if not os.path.isfile(path):
         return
     try:
-        with open(path, "rb") as file:
+        with open_ordinary(path) as file:
             start = file.read(_READ_BYTES)
     except OSError:
         # Why it cannot be read is reported by what reads all of it.

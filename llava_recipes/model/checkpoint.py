@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -10,6 +11,7 @@ from typing import Protocol
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llava_recipes.files import odd_kind
 from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
@@ -98,7 +100,11 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
 
     Raises RecipeError when it is missing, broken, or holds more than tensors.
     """
-    if not file.is_file():
+    kind = odd_kind(file)
+    if kind is not None:
+        message = f"this is {kind}; weights are an ordinary file"
+        raise RecipeError(Problem(message, code="not-an-ordinary-file", path=path, found=str(file)))
+    if not os.path.isfile(file):
         raise RecipeError(
             Problem("no such weight file", code="no-such-weight-file", path=path, found=str(file))
         )

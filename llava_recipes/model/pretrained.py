@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Literal
@@ -64,10 +65,10 @@ def pretrained_folder(
     name code to run.
     """
     folder = pathlib.Path(source).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         check_model_folder(folder, path)
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise _refusal(
             source,
             path,

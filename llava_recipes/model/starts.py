@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from llava_recipes.data.model_files import check_model_folder
+from llava_recipes.files import odd_kind
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import (
     TensorsInMemory,
@@ -84,10 +86,12 @@ def open_start(given: str | pathlib.Path, path: Path) -> Start:
     Raises RecipeError when there is nothing, when it is cut short, or when it is none of what can be a start.
     """
     place = pathlib.Path(given).expanduser()
-    if place.is_file():
+    if os.path.isfile(place) or odd_kind(place) is not None:
         weights = _of_projector(place, path)
         return Start("projector", place, Claims(), place.with_name(ADAPTER_CONFIG), weights)
-    folder = place if place.is_dir() else pretrained_folder(str(given), None, parts=("start",), path=path)
+    folder = (
+        place if os.path.isdir(place) else pretrained_folder(str(given), None, parts=("start",), path=path)
+    )
     check_model_folder(folder, path)
     config = _read_object(folder / CONFIG, path)
     kind, found = _contents(folder, config, path)

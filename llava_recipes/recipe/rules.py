@@ -12,7 +12,7 @@ from llava_recipes.recipe.data_rules import check_data
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.exclusions import check_exclusions
 from llava_recipes.recipe.foreign_code import code_problems
-from llava_recipes.recipe.globs import check_glob
+from llava_recipes.recipe.globs import check_glob, check_number_of_globs
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.misspelt import misspelt
 from llava_recipes.recipe.pictures import check_pictures
@@ -41,6 +41,7 @@ def check_rules(root: Value) -> list[Problem]:
     problems += _check_stage_names(stages)
     problems += _check_output_folders(stages)
     problems += check_image_tokens(recipe)
+    problems += check_number_of_globs(recipe)
     for index, stage in enumerate(stages):
         path: Path = ("stages", index)
         if not stage:

@@ -26,7 +26,9 @@ def ranked(word: str, known: Iterable[str]) -> list[tuple[int, str]]:
         return []
     bare, most = _bare(word), max(1, len(word) // 4)
     others = ((_bare(other), other) for other in known if other != word)
-    near = sorted((distance(bare, other), name) for other, name in others if _may_be_near(bare, other, most))
+    near = sorted(
+        (distance(bare, other, most=most), name) for other, name in others if _may_be_near(bare, other, most)
+    )
     return [
         (slips, name)
         for slips, name in near
@@ -57,8 +59,11 @@ def _may_be_near(left: str, right: str, most: int) -> bool:
     return abs(len(left) - len(right)) <= most and len(set(left) - set(right)) <= most
 
 
-def distance(left: str, right: str) -> int:
-    """Slips between two words: letters changed, added, left out, or two neighbours swapped."""
+def distance(left: str, right: str, *, most: int | None = None) -> int:
+    """Slips between two words: letters changed, added, left out, or two neighbours swapped.
+
+    Where there are more than `most`, some number above it.
+    """
     before: list[int] = []
     row = list(range(len(right) + 1))
     for i, a in enumerate(left, 1):
@@ -68,6 +73,8 @@ def distance(left: str, right: str) -> int:
             if i > 1 and j > 1 and a == right[j - 2] and left[i - 2] == b:
                 slips = min(slips, last[j - 2] + 1)
             row.append(slips)
+        if most is not None and min(row) > most and min(before) > most:
+            return most + 1
     return row[-1]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue, ValidationError
 
-from llava_recipes.files import replacing, write_text
+from llava_recipes.files import odd_kind, replacing, system_folder, write_text
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
@@ -176,13 +176,24 @@ def starts_from_then(folder: Path) -> dict[str, JsonValue]:
 
 def find_obstacle(folder: Path) -> str | None:
     """Why nothing can be written to a folder, or None. Makes nothing."""
-    if folder.exists() and not folder.is_dir():
-        return "it is a file"
+    try:
+        return _obstacle(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _obstacle(folder: Path) -> str | None:
+    system = system_folder(folder)
+    if system is not None:
+        return f"it lies in {system}, a folder of the system's own"
     nearest = folder
-    while not nearest.exists():
+    while not os.path.lexists(nearest):
         nearest = nearest.parent
+    what = "it" if nearest == folder else str(nearest)
+    if not nearest.exists():
+        return f"{what} is a link that leads nowhere, to {os.readlink(nearest)}"
     if not nearest.is_dir():
-        return f"{nearest} is a file"
+        return f"{what} is {odd_kind(nearest) or 'a file'}"
     if not os.access(nearest, os.W_OK | os.X_OK):
         return f"{nearest} is not writable"
     return None
