@@ -6,7 +6,6 @@ import io
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import BinaryIO, Final, Literal, TypeVar, cast
 
 import numpy as np
@@ -28,7 +27,7 @@ from llava_recipes.data.image_sizes import (
 )
 from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
-from llava_recipes.files import NotOrdinary, open_ordinary
+from llava_recipes.files import NotOrdinary, expanded, open_ordinary
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
@@ -222,7 +221,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
 
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
-    folder = Path(str(plan.source)).expanduser()
+    folder = expanded(str(plan.source))
     if folder.is_dir() and not any((folder / name).is_file() for name in SETTINGS_FILES):
         raise RecipeError(
             Problem(

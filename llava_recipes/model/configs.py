@@ -18,6 +18,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from llava_recipes.files import read_settings
 from llava_recipes.model.checkpoint_names import Layout, layout_of
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.plan.original import language_part
@@ -231,7 +232,7 @@ def _language_half_of(inner: Mapping[str, JsonValue]) -> PreTrainedConfig:
 def _raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
     file = folder / "config.json"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(read_settings(file))
     except FileNotFoundError as error:
         raise RecipeError(
             Problem(

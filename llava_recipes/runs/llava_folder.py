@@ -10,6 +10,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from llava_recipes.files import expanded
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint
@@ -129,7 +130,7 @@ def _adapter_base(file: Path, given: str | None) -> str:
 def _name_inside(base: str) -> str:
     """The name that a local folder's config.json gives itself."""
     try:
-        found = json.loads((Path(base).expanduser() / "config.json").read_text("utf-8"))
+        found = json.loads((expanded(base) / "config.json").read_text("utf-8"))
         return str(found.get("_name_or_path") or "") if isinstance(found, dict) else ""
     except (OSError, ValueError):
         return ""
@@ -185,7 +186,7 @@ def _tower(folder: Path, config: _Config) -> str:
     """The tower that config.json names, or the one that was kept in the folder itself."""
     named = str(config.get("mm_vision_tower") or "")
     own = folder / TOWER_FOLDER
-    if own.is_dir() and not Path(named).expanduser().is_dir():
+    if own.is_dir() and not expanded(named).is_dir():
         return str(own)
     if not named:
         raise RecipeError(

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from llava_recipes import __version__
+from llava_recipes.files import real_path
 from llava_recipes.masking import mask
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, PLAN, RECIPE
@@ -139,7 +140,7 @@ def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float, fo
 
 def _name(run: OpenedRun) -> str:
     if run.kind != "run":
-        return run.path.resolve().name
+        return real_path(run.path).name
     plan = Plan.model_validate_json((run.path / PLAN).read_text("utf-8"))
     return public_text(f"{plan.recipe}: {plan.stages[0].name}")
 
