@@ -23,6 +23,7 @@ from llava_recipes.data.image_sizes import (
     MAX_PIXELS,
     CannotPrepare,
     can_shrink,
+    check_preparation,
     steps_of,
 )
 from llava_recipes.data.model_files import check_model_folder, check_settings
@@ -190,7 +191,18 @@ def pixel_values(
 
 def mean_colour(processor: BaseImageProcessor) -> tuple[int, int, int]:
     """The colour around a padded picture, 0 to 255 per channel, rounded down as in the original."""
-    red, green, blue = (int(mean * 255) for mean in cast(list[float], processor.to_dict()["image_mean"]))
+    means = processor.to_dict().get("image_mean")
+    try:
+        red, green, blue = (int(mean * 255) for mean in cast(list[float], means))
+    except (TypeError, ValueError, OverflowError):
+        raise RecipeError(
+            Problem(
+                "`pad` fills with the image processor's mean colour, which its settings do not have",
+                code="image-processor-no-mean-colour",
+                path=_TOWER,
+                found=f"image_mean: {means}",
+            )
+        ) from None
     return red, green, blue
 
 
@@ -198,7 +210,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     """The tower's own image processor, or the usual one of its kind for an inline config.
 
     Settings of `image_processor` win over both. No weights are read. Raises RecipeError when it cannot be
-    loaded or has no such setting.
+    loaded, has no such setting, or cannot prepare an image.
     """
     processor = _own_processor(plan) if plan.source is not None else _usual_processor(dict(plan.config or {}))
     settings = processor.to_dict()
@@ -216,8 +228,31 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     ]
     if unknown:
         raise RecipeError(*unknown)
-    changed: BaseImageProcessor = type(processor).from_dict({**settings, **given})
+    try:
+        changed: BaseImageProcessor = type(processor).from_dict({**settings, **given})
+        _try_out(changed)
+    # transformers checks few of the settings before it uses them: they fail in whatever way they are wrong.
+    except Exception as error:
+        raise RecipeError(
+            Problem(
+                "the image processor cannot prepare an image with these settings",
+                code="image-processor-cannot-prepare",
+                path=where if given else _TOWER,
+                found=str(error).strip().partition("\n")[0] or type(error).__name__,
+                hint="compare its preprocessor_config.json with that of the original model",
+            )
+        ) from error
     return changed
+
+
+def _try_out(processor: BaseImageProcessor) -> None:
+    """Prepare a small image. Raises anything when that fails, or gives no finite numbers."""
+    image = Image.new("RGB", (64, 48))
+    check_preparation(image.size, processor, image_aspect_ratio="square")
+    with np.errstate(all="ignore"):
+        values = pixel_values(image, processor, image_aspect_ratio="square")
+    if not values.numel() or not torch.isfinite(values).all():
+        raise ValueError("it makes no values, or values that are NaN or infinite")
 
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
@@ -240,7 +275,10 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
         processor: BaseImageProcessor = auto_image_processor().from_pretrained(
             plan.source, revision=plan.revision, backend="pil", trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except RecipeError:
+        raise
+    # transformers checks few of the settings that it reads: they fail in whatever way they are wrong.
+    except Exception as error:
         lines = str(error).strip().splitlines()
         raise RecipeError(
             Problem(
