@@ -9,7 +9,8 @@ HIDDEN = "***"
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SECRET_WORDS = frozenset({
-    "token", "tokens", "pat", "jwt", "otp", "totp", "auth", "oauth", "authorization", "bearer", "cookie", "cookies", "session",
+    "token", "tokens", "pat", "jwt", "otp", "totp", "auth", "oauth", "authorization", "bearer",
+    "cookie", "cookies", "session",
     "private", "pass", "passwd", "passphrase", "passcode", "password", "passwords", "psw", "pwd", "pw",
     "sshpass", "dbpass", "userpass", "rootpass",
     "secret", "secrets", "credential", "credentials", "cred", "creds", "apikey", "accesskey",
