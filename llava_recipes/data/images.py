@@ -247,7 +247,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
 
 def _try_out(processor: BaseImageProcessor) -> None:
     """Prepare a small image. Raises anything when that fails, or gives no finite numbers."""
-    image = Image.new("RGB", (64, 48))
+    image = Image.new("RGB", (64, 64))
     check_preparation(image.size, processor, image_aspect_ratio="square")
     with np.errstate(all="ignore"):
         values = pixel_values(image, processor, image_aspect_ratio="square")
