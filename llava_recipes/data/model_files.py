@@ -45,7 +45,7 @@ def folder_problems(folder: pathlib.Path, path: Path) -> Iterator[Problem]:
         # Reading the others may lead to it.
         return
     for file in _settings_files(folder):
-        if file.is_file() and file.stat().st_size > MAX_SETTINGS_BYTES:
+        if os.path.isfile(file) and os.path.getsize(file) > MAX_SETTINGS_BYTES:
             yield Problem(
                 f"the model's {file.name} is too large",
                 code="settings-too-large",
