@@ -52,6 +52,9 @@ LLAVA, NEXT, OPEN_NEXT, TINY = "LLaVA", "LLaVA-NeXT", "Open-LLaVA-NeXT", "TinyLL
 OLD_TINY = "TinyLLaVA's first version"
 """Made from LLaVA, and with its flags."""
 
+_IMAGE_TOWERS = ("image_tower", "video_tower", "image_projector_type")
+"""Flags of forks that have a tower for videos too."""
+
 _LLAVA_FILES = frozenset({"train.py", "train_mem.py", "train_xformers.py"})
 _PACKAGES: Mapping[str, str] = MappingProxyType(
     {
@@ -184,6 +187,8 @@ def _by_flags(path: str, flags: Flags) -> Program:
     tower = flags[name].text if (name := "vision_tower") in flags else ""
     if tower.startswith("clip_4layers"):
         return _fork("ViP-LLaVA", path)
+    if flags.has_any(_IMAGE_TOWERS):
+        return _fork(f"Video-LLaVA, MoE-LLaVA or another fork of {LLAVA}", path)
     if flags.has_any(OF_LLAVA_NEXT_ALONE):
         return Program(NEXT, "next", path)
     named = _BY_VERSION.get(version)

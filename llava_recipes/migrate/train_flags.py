@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
@@ -10,9 +10,10 @@ from typing import Literal
 from llava_recipes.migrate.draft import STAGE, Draft, spell_path
 from llava_recipes.migrate.evaluation import EVALUATION_FLAGS, translate_evaluation
 from llava_recipes.migrate.flags import Flags
+from llava_recipes.migrate.programs import Program
 from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
 from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.spelling import did_you_mean
+from llava_recipes.recipe.spelling import did_you_mean, nearest
 
 _Type = Literal["number", "whole", "switch", "text"]
 
@@ -116,8 +117,11 @@ def put_total_batch(draft: Draft, num_processes: int | None) -> None:
     ]
 
 
-def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...], program: str) -> None:
-    """Say of every flag that is left what becomes of it. `known` are the flags that this program has."""
+def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...], program: Program) -> None:
+    """Say of every flag that is left what becomes of it. `known` are the flags that this program has.
+
+    Of a fork that is not known: it may well have a flag of its own whose name is near one of these.
+    """
     for flag in flags.unread():
         name = flag.name
         if name in EXTRA_FIELDS and _translate_extra(name, flags, draft):
@@ -128,11 +132,20 @@ def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...], program: 
             draft.lost(f"--{name}", flag.text, REFUSED_FIELDS[name].removeprefix("remove it: "), flag.mark)
         else:
             names = (*known, *_FLAGS, *_NEEDLESS, *EVALUATION_FLAGS, *EXTRA_FIELDS)
-            near = did_you_mean(name, [f"--{other}" for other in names]) if name not in names else None
-            why = near or "recipes have no key for it yet"
-            if name not in names and not near:
-                why = f"{program} has no such flag: it is a fork's, or misspelt"
-            draft.lost(f"--{name}", flag.text, why, flag.mark)
+            draft.lost(f"--{name}", flag.text, _why_lost(name, names, program), flag.mark)
+
+
+def _why_lost(name: str, names: Sequence[str], program: Program) -> str:
+    if name.startswith("video_"):
+        return "recipes train on images alone"
+    if name in names:
+        return "recipes have no key for it yet"
+    if not program.is_known:
+        near = nearest(name, names)
+        why = "recipes have no key for it: a flag of the program's own"
+        return why if near is None else f"{why}, or `--{near}` misspelt"
+    near = did_you_mean(name, [f"--{other}" for other in names])
+    return near or f"{program.name} has no such flag: it is a fork's, or misspelt"
 
 
 def _translate_length(flags: Flags, draft: Draft) -> None:

@@ -166,6 +166,22 @@ def test_a_misspelt_flag_is_recognised() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flag", "remark"),
+    [
+        ("vision_tower_aux", "a flag of the program's own, or `--vision_tower` misspelt"),
+        ("image_size_aux", "recipes have no key for it: a flag of the program's own"),
+    ],
+)
+def test_a_fork_may_have_flags_whose_names_are_near_ours(flag: str, remark: str) -> None:
+    (entry,) = (
+        entry
+        for entry in entries(run(f"--{flag} x", BARE.replace("llava/", "mgm/")), "lost")
+        if entry.name == f"--{flag}"
+    )
+    assert entry.remark.endswith(remark)
+
+
+@pytest.mark.parametrize(
     ("flags", "path", "value"),
     [
         ("--max_steps 10 --num_train_epochs 2", "stages.0.train.max_steps", 10),
@@ -247,6 +263,33 @@ def test_a_deepspeed_file_that_holds_the_preset_is_the_preset(tmp_path: Path) ->
         text = f"{BARE} --deepspeed {file}\n"
         migration = migrate(text, "script.sh", read_beside=read_beside)
         assert at(migration, "stages.0.deepspeed") == choice
+
+
+def test_a_deepspeed_file_in_another_folder_is_written_out(tmp_path: Path) -> None:
+    """Its path in the script would lead nowhere from here."""
+    folder = tmp_path / "checkout/scripts"
+    folder.mkdir(parents=True)
+    config = {"zero_optimization": {"stage": 1}}
+    (folder / "own.json").write_text(json.dumps(config), encoding="utf-8")
+    script = str(folder / "train.sh")
+    migration = migrate(f"{BARE} --deepspeed scripts/own.json\n", script, read_beside=read_beside)
+    assert at(migration, "stages.0.deepspeed") == config
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_zero2_with_offload_leaves_the_parameters_where_they_are(is_here: bool, tmp_path: Path) -> None:
+    config = original_file("zero2")
+    zero = config["zero_optimization"]
+    assert isinstance(zero, dict)
+    memory = {"device": "cpu", "pin_memory": True}
+    config["zero_optimization"] = {**zero, "offload_optimizer": memory, "offload_param": memory}
+    if is_here:
+        (tmp_path / "zero2_offload.json").write_text(json.dumps(config), encoding="utf-8")
+    text = f"{BARE} --deepspeed {tmp_path}/zero2_offload.json\n"
+    migration = migrate(text, "script.sh", read_beside=read_beside)
+    assert at(migration, "stages.0.deepspeed.zero_optimization") == {**zero, "offload_optimizer": memory}
+    assert at(migration, "stages.0.train.max_grad_norm") == 0
+    load_source(migration.text, "recipe.yaml")
 
 
 NEXT = "--mm_tunable_parts mm_mlp_adapter"
