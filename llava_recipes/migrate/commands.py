@@ -45,6 +45,8 @@ class TrainingCommand:
     launcher: tuple[tuple[str, str, str], ...]
     """Options of the launcher that change the training: the name, the value, and what is lost with it."""
     mark: Mark
+    problems: tuple[Problem, ...] = ()
+    """Why its flags cannot be told; they are empty then."""
 
 
 def find_training_commands(
@@ -58,7 +60,7 @@ def find_training_commands(
 ) -> list[TrainingCommand]:
     """The training commands of a script, or the one of a file that holds nothing but flags.
 
-    Raises RecipeError where there is none, and where the value of a flag cannot be told.
+    Raises RecipeError where there is none. A command whose flags cannot be told has problems instead.
     """
     found: list[TrainingCommand] = []
     loose: list[Argument] = []
@@ -119,17 +121,15 @@ def _program_place(filled: Sequence[Argument | Problem]) -> int | None:
 def _training_command(command: Command, filled: Sequence[Argument | Problem], place: int) -> TrainingCommand:
     program = filled[place]
     assert isinstance(program, Argument)
-    if command.block:
-        raise RecipeError(
-            Problem(
-                f"this training command stands inside {command.block}",
-                code="training-command-stands-inside",
-                mark=program.mark,
-                found="conditions, loops and functions are not followed",
-                hint="copy the command, with the variables that it needs, into a script of its own",
-            )
-        )
-    flags, repeated = _read_flags(_told(filled[place + 1 :]))
+    flags: Mapping[str, Flag] = {}
+    repeated: tuple[Flag, ...] = ()
+    problems: Sequence[Problem] = ()
+    try:
+        if command.block:
+            raise RecipeError(_inside(command.block, program.mark))
+        flags, repeated = _read_flags(_told(filled[place + 1 :]))
+    except RecipeError as error:
+        problems = error.problems
     spelled = command.spell()
     launcher = spelled[: spelled.index(program.text)]
     return TrainingCommand(
@@ -139,6 +139,17 @@ def _training_command(command: Command, filled: Sequence[Argument | Problem], pl
         count_processes(launcher, visible_devices=command.visible_devices),
         training_options(launcher),
         program.mark,
+        tuple(problems),
+    )
+
+
+def _inside(block: str, mark: Mark) -> Problem:
+    return Problem(
+        f"this training command stands inside {block}",
+        code="training-command-stands-inside",
+        mark=mark,
+        found="conditions, loops and functions are not followed",
+        hint="copy the command, with the variables that it needs, into a script of its own",
     )
 
 

@@ -164,7 +164,8 @@ def refuse_preferences(path: str, mark: Mark) -> Problem | None:
         code="preference-training",
         mark=mark,
         found=path,
-        hint="a recipe trains on the answers of its records; migrate the script of the stage before",
+        hint="a recipe trains on the answers of its records; migrate the stage before: its script, or this "
+        "one with `--command N`",
     )
 
 

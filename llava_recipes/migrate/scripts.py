@@ -64,6 +64,9 @@ def migrate_script(
                 )
             )
         commands = [commands[only - 1]]
+    problems = [problem for command in commands for problem in _problems(command)]
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
     drafts = [_translate(command, read_text) for command in commands]
     for name, value in (variables or {}).items():
         if name not in seen:
@@ -85,10 +88,13 @@ class _Names:
         return name in self._names
 
 
-def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
+def _problems(command: TrainingCommand) -> Sequence[Problem]:
+    """Why a command is no recipe; of a program that is refused, its flags don't matter."""
     refused = refuse_preferences(command.program, command.mark)
-    if refused is not None:
-        raise RecipeError(refused)
+    return command.problems if refused is None else [refused]
+
+
+def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
     flags = Flags(command.flags)
     program = identify(command.program, flags, command.mark.file)
     if program.kind == "tiny":

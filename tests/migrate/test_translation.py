@@ -11,7 +11,7 @@ from llava_recipes.cli.migrate import read_beside
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.draft import Entry
 from llava_recipes.migrate.migration import migrate
-from llava_recipes.plan.deepspeed import original_file
+from llava_recipes.plan.deepspeed import Config, original_file
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.scalars import Value
@@ -281,7 +281,7 @@ def test_zero2_with_offload_leaves_the_parameters_where_they_are(is_here: bool, 
     config = original_file("zero2")
     zero = config["zero_optimization"]
     assert isinstance(zero, dict)
-    memory = {"device": "cpu", "pin_memory": True}
+    memory: Config = {"device": "cpu", "pin_memory": True}
     config["zero_optimization"] = {**zero, "offload_optimizer": memory, "offload_param": memory}
     if is_here:
         (tmp_path / "zero2_offload.json").write_text(json.dumps(config), encoding="utf-8")
@@ -467,6 +467,19 @@ def test_no_end_of_a_row_trains_where_pictures_have_one_part() -> None:
         "--image_aspect_ratio pad --mm_patch_merge_type spatial_unpad --mm_tunable_parts mm_language_model"
     )
     assert at(migration, "stages.0.trainable") == ["language_model", "lm_head"]
+
+
+def test_a_command_that_is_not_taken_may_miss_a_variable() -> None:
+    text = f"{BARE} --seed $NOWHERE\n{BARE} --seed 7\n{BARE} --seed $NEITHER\n"
+    assert at(migrate(text, "script.sh", only=2), "stages.0.train.seed") == 7
+    with pytest.raises(RecipeError) as caught:
+        migrate(text, "script.sh")
+    assert [problem.code for problem in caught.value.problems] == ["nothing-script-sets-variable"] * 2
+
+
+def test_preferences_are_refused_before_the_variables_they_miss() -> None:
+    with pytest.raises(RecipeError, match="trains on preferences"):
+        migrate(f"{BARE} --seed $NOWHERE\n".replace("train_mem", "train_dpo"), "script.sh")
 
 
 def test_a_command_inside_bash_c_behind_a_launcher() -> None:
