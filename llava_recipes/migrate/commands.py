@@ -77,7 +77,8 @@ def find_training_commands(
         first = filled[0] if filled else None
         if isinstance(first, Argument) and _FLAG.match(first.text):
             if not is_flag_file:
-                raise RecipeError(_cut_off(first))
+                # What is wrong with the command before may be why it ended there.
+                raise RecipeError(*((found[-1].problems if found else ()) or [_cut_off(first)]))
             loose += _told(filled)
             continue
         is_flag_file = False
