@@ -19,6 +19,7 @@ from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
+from llava_recipes.recipe.values import as_mapping, value_at
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {
@@ -260,12 +261,14 @@ def _set_overrides(draft: Draft, overrides: Sequence[str]) -> None:
     paths: list[KeyPath] = []
     for text in overrides:
         try:
-            override = read_override(text, parse_source(draft.text, "").root)
+            root = parse_source(draft.text, "").root
+            override = read_override(text, root)
         except RecipeError as error:
             problems += error.problems
             continue
         problems += override.problems
-        for other in displaced(override.path, override.value, ()):
+        below = as_mapping(value_at(root, override.path[:-1]))
+        for other in displaced(override.path, override.value, given=(), below=below):
             if other not in paths:
                 draft.text = remove_key(draft.text, other)
         draft.text = set_value(draft.text, override.path, override.value)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from llava_recipes.files import odd_kind
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.likeness import looks_like_recipe
-from llava_recipes.recipe.locations import is_web_address
+from llava_recipes.recipe.locations import foreign_reference, is_web_address
 from llava_recipes.recipe.merge import lay_over
 from llava_recipes.recipe.reading import MAX_BYTES, read_file
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
@@ -171,8 +171,18 @@ def _check_name(name: str) -> None:
         raise RecipeError(
             Problem("`~` is not expanded in `extends`", code="not-expanded-extends", found=found, hint=hint)
         )
+    hint = "write the path itself: variables are known only when all files are read"
+    reference = foreign_reference(name)
+    if reference is not None:
+        raise RecipeError(
+            Problem(
+                f"`{reference.group()}` is not filled in by `extends`",
+                code="reference-of-another-program",
+                found=found,
+                hint=hint,
+            )
+        )
     if "${" in name:
-        hint = "write the path itself: variables are known only when all files are read"
         raise RecipeError(
             Problem(
                 "`extends` cannot hold variables",

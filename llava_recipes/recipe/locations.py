@@ -85,9 +85,13 @@ def _check_path(value: Value, path: Path) -> Iterator[Problem]:
         )
 
 
-def _check_references(value: str, path: Path) -> Iterator[Problem]:
+def foreign_reference(text: str) -> re.Match[str] | None:
     """What a shell or another program fills in, and a recipe takes by the letter."""
-    reference = next((found for form in _REFERENCES if (found := form.search(value)) is not None), None)
+    return next((found for form in _REFERENCES if (found := form.search(text)) is not None), None)
+
+
+def _check_references(value: str, path: Path) -> Iterator[Problem]:
+    reference = foreign_reference(value)
     if reference is None:
         return
     name = reference.groupdict().get("name")

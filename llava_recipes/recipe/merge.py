@@ -64,7 +64,7 @@ class _Merging:
             return over
         merged = type(under)(under)
         for key, value in over.items():
-            for other in displaced((*path, key), value, over):
+            for other in displaced((*path, key), value, given=over, below=under):
                 if merged.pop(str(other[-1]), None) is not None:
                     self.gone.add(other)
             merged[key] = self.merge(under[key], value, (*path, key)) if key in under else value
