@@ -9,6 +9,7 @@ from llava_recipes.plan.batch_advice import check_processes
 from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
+from llava_recipes.plan.pictures import roomy_length
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.rates import spell_rate
@@ -171,7 +172,7 @@ def _check_image_length(planned: StagePlan, path: Path) -> Iterator[Problem]:
         path=(*path, "data", "max_length"),
         found=f"{data.max_length}, and an image takes up to {image.most_tokens:,} tokens, "
         f"{image.usual_tokens:,} for 640 × 480 pixels",
-        hint=f"write more than {image.most_tokens}; 4096 is usual with `anyres`",
+        hint=f"write `max_length: {roomy_length(image.most_tokens)}`",
     )
 
 
