@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
 
@@ -31,6 +32,9 @@ MAX_PIXELS: Final = 2**26
 
 SETTINGS_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Where a model folder has its image processor's settings; the latter is that of whole models."""
+
+_MAX_SIDE: Final = 8192
+"""Of what a processor makes, in pixels."""
 
 _TOWER: Final = ("model", "vision_tower")
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
@@ -156,13 +160,21 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     ]
     if unknown:
         raise RecipeError(*unknown)
-    changed: BaseImageProcessor = type(processor).from_dict({**settings, **given})
+    with read_by_library(
+        "the image processor cannot take these settings",
+        code="image-processor-settings-do-not-work",
+        place=", ".join(given) or str(plan.source),
+        path=where,
+    ):
+        changed: BaseImageProcessor = type(processor).from_dict({**settings, **given})
+        _try_out(changed)
     return changed
 
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
     folder = Path(str(plan.source)).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in SETTINGS_FILES):
+    files = [folder / name for name in SETTINGS_FILES if (folder / name).exists()]
+    if folder.is_dir() and not files:
         raise RecipeError(
             Problem(
                 "the vision tower's folder has no preprocessor_config.json",
@@ -172,22 +184,37 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
                 hint="its pictures are resized and normalised by it; copy it beside the weights",
             )
         )
-    try:
+    with read_by_library(
+        f'the image processor of "{plan.source}" cannot be loaded',
+        code="image-processor-cannot-be-loaded",
+        files=files,
+        place="" if files else str(plan.source),
+        path=(*_TOWER, "source"),
+        hint="name a hub id, or a folder that holds a preprocessor_config.json",
+    ):
         processor: BaseImageProcessor = auto_image_processor().from_pretrained(
             plan.source, revision=plan.revision, backend="pil"
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        lines = str(error).strip().splitlines()
-        raise RecipeError(
-            Problem(
-                f'the image processor of "{plan.source}" cannot be loaded',
-                code="image-processor-cannot-be-loaded",
-                path=(*_TOWER, "source"),
-                found=lines[0] if lines else type(error).__name__,
-                hint="name a hub id, or a folder that holds a preprocessor_config.json",
-            )
-        ) from error
+        _try_out(processor)
     return processor
+
+
+def _try_out(processor: BaseImageProcessor) -> None:
+    """Prepare a small picture: settings of a wrong kind show when they are used.
+
+    Raises what transformers does, and ValueError where no picture of three channels and finite values comes.
+    """
+    settings = processor.to_dict()
+    for name in ("size", "crop_size", "pad_size"):
+        sides = settings.get(name)
+        for side in sides.values() if isinstance(sides, dict) else [sides]:
+            if side is not None and not (isinstance(side, int) and 1 <= side <= _MAX_SIDE):
+                raise ValueError(f"`{name}` is {sides}: sides are 1 to {_MAX_SIDE:,} pixels")
+    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    pixels = pixel_values(grey, processor, image_aspect_ratio="square")
+    if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.isfinite().all():
+        raise ValueError(f"a grey picture becomes {list(pixels.shape)}, not three channels of finite values")
+    mean_colour(processor)
 
 
 def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:

@@ -16,6 +16,7 @@ from llava_recipes.data.crops import ImageLayout, check_crops
 from llava_recipes.data.images import load_image_processor
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
+    TOWER_PATH,
     Origin,
     count_image_tokens,
     language_half,
@@ -25,12 +26,13 @@ from llava_recipes.model.configs import (
     vision_half,
 )
 from llava_recipes.model.forward import adapt_forward
-from llava_recipes.model.head import Head, causal_skeleton, head_like
+from llava_recipes.model.head import Head, body_class, causal_skeleton, head_like
 from llava_recipes.model.image_tokens import remember_image_tokens
 from llava_recipes.model.newline import ImageNewline, load_newline
 from llava_recipes.model.placing import Placement
 from llava_recipes.model.projector import build_projector
 from llava_recipes.model.quantized import quantize_layers
+from llava_recipes.model.read_config import try_out
 from llava_recipes.model.rotary import keep_angles_exact
 from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
 from llava_recipes.model.weights import load_projector
@@ -114,7 +116,8 @@ def read_parts(plan: ModelPlan, *, weights: bool) -> Parts:
     """Configs and tokenizer of a plan; with `weights`, folders that hold the weights too."""
     language = language_origin(plan.language_model, weights=weights)
     tower = tower_origin(plan.vision_tower, weights=weights)
-    head = head_like(causal_skeleton(language.config))
+    head = head_like(causal_skeleton(language.config, place=language.place))
+    try_out(body_class(tower.config), tower.config, place=tower.place, path=TOWER_PATH)
     return Parts(language, tower, plan_vocabulary(plan), head)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.foreign import read_by_library
+from llava_recipes.recipe.json_file import read_object
+
+_FOREIGN = "Unsupported "
+"""What torch's reader of plain tensors says of code in a file: an unsupported global, class or operand."""
 
 
 class TensorSource(Protocol):
@@ -51,19 +56,27 @@ class Checkpoint:
         file = self._file_of[name]
         if file not in self._open:
             self._open[file] = open_tensor_file(file, self._path)
-        return self._open[file].read(name)
+        source = self._open[file]
+        if name not in source.names():
+            message = f"this weight file has no {name}, which its index puts there"
+            problem = Problem(message, code="weight-not-in-its-file", path=self._path, found=str(file))
+            raise RecipeError(problem)
+        return source.read(name)
 
 
 class _Safetensors:
-    def __init__(self, file: pathlib.Path) -> None:
+    def __init__(self, file: pathlib.Path, path: Path) -> None:
         self._handle = safe_open(str(file), framework="pt")
+        self._file, self._path = file, path
 
     def names(self) -> frozenset[str]:
         return frozenset(self._handle.keys())
 
     def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._handle.get_tensor(name)
-        return tensor
+        # A type of numbers that torch doesn't have shows now.
+        with _reading(self._file, self._path):
+            tensor: Tensor = self._handle.get_tensor(name)
+            return tensor
 
 
 def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
@@ -75,22 +88,15 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
         raise RecipeError(
             Problem("no such weight file", code="no-such-weight-file", path=path, found=str(file))
         )
+    if file.suffix == ".safetensors":
+        with _reading(file, path):
+            return _Safetensors(file, path)
     try:
-        if file.suffix == ".safetensors":
-            return _Safetensors(file)
-        return TensorsInMemory(_only_tensors(_load_bin(file), file, path))
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        hint = "the file is cut short or not a weight file; fetch it again"
-        raise RecipeError(
-            Problem(
-                f"cannot read weights: {error}",
-                code="cannot-read-weights",
-                path=path,
-                found=str(file),
-                hint=hint,
-            )
-        ) from error
-    except pickle.UnpicklingError as error:
+        with _reading(file, path):
+            loaded = _load_bin(file)
+    except RecipeError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError) or _FOREIGN not in str(error.__cause__):
+            raise
         hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
         raise RecipeError(
             Problem(
@@ -101,6 +107,15 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
                 hint=hint,
             )
         ) from error
+    return TensorsInMemory(_only_tensors(loaded, file, path))
+
+
+def _reading(file: pathlib.Path, path: Path) -> AbstractContextManager[None]:
+    """What libraries raise in it becomes a problem of this weight file."""
+    hint = "the file is cut short or not a weight file; fetch it again"
+    return read_by_library(
+        "cannot read weights", code="cannot-read-weights", files=[file], path=path, hint=hint
+    )
 
 
 def _load_bin(file: pathlib.Path) -> object:
@@ -164,18 +179,18 @@ def has_weights(folder: pathlib.Path) -> bool:
 
 
 def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Path]]:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {name: index.parent / pathlib.PurePath(file).name for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    weight_map = read_object(index, path=path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        found = f"{index}: `weight_map` must name the file of each weight"
         raise RecipeError(
             Problem(
                 "this index of weight files is broken",
                 code="index-weight-files-broken",
                 path=path,
-                found=str(index),
+                found=found,
             )
-        ) from error
+        )
+    shards = {name: index.parent / pathlib.PurePath(str(file)).name for name, file in weight_map.items()}
     missing = sorted({str(file) for file in shards.values() if not file.is_file()})
     if missing:
         raise RecipeError(

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from llava_recipes.recipe.errors import Mark, Problem
 
 MAX_LINE_CHARACTERS = 120
+MAX_WORDS_CHARACTERS = 800
+"""Of a message, or a line of what was found: a value in it may be as long as its file."""
 
 
 def render_problems(problems: Iterable[Problem]) -> str:
@@ -17,15 +19,19 @@ def render_problems(problems: Iterable[Problem]) -> str:
 
 def _lines(problem: Problem) -> list[str]:
     word = "warning: " if problem.severity == "warning" else ""
-    lines = [_printable(_place(problem.mark) + word + problem.message)]
+    lines = [_printable(_place(problem.mark) + word + _short(problem.message))]
     if problem.mark is not None and problem.mark.line > 0 and problem.mark.text is not None:
         lines += _snippet(problem.mark, problem.mark.text)
     for word, text in (("found:", problem.found), ("hint: ", problem.hint)):
         if text is not None:
-            first, *rest = text.splitlines() or [""]
+            first, *rest = map(_short, text.splitlines() or [""])
             lines.append(_printable(f"{word} {first}"))
             lines += [_printable(f"       {line}") for line in rest]
     return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_WORDS_CHARACTERS else text[:MAX_WORDS_CHARACTERS] + " …"
 
 
 def _place(mark: Mark | None) -> str:

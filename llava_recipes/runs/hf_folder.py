@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from pydantic import JsonValue
-from transformers import AutoConfig, LlavaConfig, LlavaNextConfig
+from transformers import LlavaConfig, LlavaNextConfig
 
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.configs import check_stock_projector, has_class_token, language_half, vision_half
 from llava_recipes.model.placing import cast_weights
+from llava_recipes.model.read_config import CONFIG, folder_config
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
@@ -68,23 +69,13 @@ def _pictures(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> di
 
 
 def _config(folder: Path) -> LlavaConfig | LlavaNextConfig:
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise RecipeError(
-            Problem(
-                "transformers cannot read config.json",
-                code="transformers-cannot-read-config-json",
-                found=first_line,
-            )
-        ) from error
+    config = folder_config(folder, ())
     if not isinstance(config, LlavaConfig | LlavaNextConfig):
         raise RecipeError(
             Problem(
                 "this kind of LLaVA model is not opened here",
                 code="kind-llava-model-not-opened",
-                found=f"model_type {config.model_type}",
+                found=f"{folder / CONFIG}: model_type {config.model_type}",
             )
         )
     return config

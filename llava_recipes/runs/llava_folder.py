@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from llava_recipes.plan.identity import last_name
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
 from llava_recipes.runs.source_plan import noted_data, pictures_of, usual_data
 
@@ -97,12 +97,7 @@ def _base_of(folder: Path, base: str | None) -> str | None:
 
 def _adapter_base(file: Path, given: str | None) -> str:
     """The base of adapters: what was given, if they were made for a model of that name."""
-    try:
-        recorded = str(json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RecipeError(
-            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=str(error))
-        ) from error
+    recorded = str(read_object(file).get("base_model_name_or_path") or "")
     if given is None:
         if not recorded:
             hint = "name it with `--base`: hub id or folder"
@@ -128,11 +123,8 @@ def _adapter_base(file: Path, given: str | None) -> str:
 
 def _name_inside(base: str) -> str:
     """The name that a local folder's config.json gives itself."""
-    try:
-        found = json.loads((Path(base).expanduser() / "config.json").read_text("utf-8"))
-        return str(found.get("_name_or_path") or "") if isinstance(found, dict) else ""
-    except (OSError, ValueError):
-        return ""
+    file = Path(base).expanduser() / "config.json"
+    return str(read_object(file).get("_name_or_path") or "") if file.is_file() else ""
 
 
 def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | None) -> ModelPlan:
