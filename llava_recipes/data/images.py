@@ -210,11 +210,23 @@ def _try_out(processor: BaseImageProcessor) -> None:
         for side in sides.values() if isinstance(sides, dict) else [sides]:
             if side is not None and not (isinstance(side, int) and 1 <= side <= _MAX_SIDE):
                 raise ValueError(f"`{name}` is {sides}: sides are 1 to {_MAX_SIDE:,} pixels")
-    grey = Image.new("RGB", (8, 8), (128, 128, 128))
-    pixels = pixel_values(grey, processor, image_aspect_ratio="square")
+    pixels = _of_grey(processor)
     if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.isfinite().all():
         raise ValueError(f"a grey picture becomes {list(pixels.shape)}, not three channels of finite values")
-    mean_colour(processor)
+    _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
+
+
+def picture_px(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width of what a processor makes of a square picture."""
+    height, width = _of_grey(processor).shape[1:]
+    return height, width
+
+
+def _of_grey(processor: BaseImageProcessor) -> torch.Tensor:
+    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    pixels = pixel_values(grey, processor, image_aspect_ratio="square")
+    # LLaVA-NeXT's own processor makes several pictures of one, each of the tower's size.
+    return pixels[0] if pixels.dim() == 4 else pixels
 
 
 def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:

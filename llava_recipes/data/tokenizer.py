@@ -80,9 +80,15 @@ def _read(plan: LanguageModelPlan) -> AbstractContextManager[None]:
 
 
 def _try_out(tokenizer: object) -> None:
-    """Spell a text and read it back. Raises what the libraries raise, TypeError without character offsets."""
+    """Spell a text and read it back.
+
+    Raises what the libraries raise, TypeError without character offsets, ValueError without a vocabulary.
+    """
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
         raise TypeError(f"{type(tokenizer).__name__} gives no character offsets")
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+        # What transformers makes where the file of the vocabulary is missing.
+        raise ValueError("its vocabulary is empty: is tokenizer.json or tokenizer.model there?")
     tokenizer.decode(tokenizer(_TEXT, return_offsets_mapping=True).input_ids)
 
 

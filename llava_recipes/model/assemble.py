@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.initialization import no_init_weights
 
 from llava_recipes.data.crops import ImageLayout, check_crops
-from llava_recipes.data.images import load_image_processor
+from llava_recipes.data.images import load_image_processor, picture_px
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
     TOWER_PATH,
@@ -38,6 +38,7 @@ from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
 from llava_recipes.model.weights import load_projector
 from llava_recipes.plan.pictures import any_res
 from llava_recipes.plan.types import DataPlan, ModelPlan
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.versions import keep_rotary_frequencies
 
 
@@ -106,10 +107,27 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     return Assembled(
         model=model,
         tokenizer=parts.vocabulary.tokenizer,
-        image_processor=load_image_processor(plan.vision_tower),
+        image_processor=_image_processor(plan, vision_half(model.config).image_size),
         num_image_tokens=count_image_tokens(plan.vision_tower, parts.tower.config),
         language_config={**parts.language.raw, "vocab_size": language_half(model.config).vocab_size},
     )
+
+
+def _image_processor(plan: ModelPlan, image_px: int) -> BaseImageProcessor:
+    """The tower's image processor. Raises RecipeError when its pictures are not of the tower's size."""
+    processor = load_image_processor(plan.vision_tower)
+    made = picture_px(processor)
+    if made != (image_px, image_px):
+        raise RecipeError(
+            Problem(
+                "the image processor makes pictures of another size than the vision tower takes",
+                code="image-processor-other-size",
+                path=TOWER_PATH,
+                found=f"{made[0]} × {made[1]} pixels by preprocessor_config.json or `image_processor`, "
+                f"{image_px} × {image_px} by the tower's config ({plan.vision_tower.source or 'inline'})",
+            )
+        )
+    return processor
 
 
 def read_parts(plan: ModelPlan, *, weights: bool) -> Parts:

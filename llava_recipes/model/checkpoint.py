@@ -15,6 +15,7 @@ from torch import Tensor
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.json_file import read_object
+from llava_recipes.recipe.locations import check_place
 
 _FOREIGN = "Unsupported "
 """What torch's reader of plain tensors says of code in a file: an unsupported global, class or operand."""
@@ -190,6 +191,8 @@ def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Pat
                 found=found,
             )
         )
+    for file in weight_map.values():
+        check_place(str(file), key="weight_map", file=index)
     shards = {name: index.parent / pathlib.PurePath(str(file)).name for name, file in weight_map.items()}
     missing = sorted({str(file) for file in shards.values() if not file.is_file()})
     if missing:

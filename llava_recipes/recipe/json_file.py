@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
@@ -55,21 +57,30 @@ def parse_object(
     return value
 
 
-def reason_of_invalid(error: ValidationError) -> str:
-    """The first thing that a schema has against the values of a file, with its place."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
+@contextmanager
+def made_of(file: Path, *, hint: str | None = None) -> Iterator[None]:
+    """Turn what a schema has against the values of a file into a RecipeError that names both."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        found = f"{file}: {place}: {first['msg']}" if place else f"{file}: {first['msg']}"
+        raise _refusal(file, found, hint=hint) from error
 
 
 def unreadable(
     file: Path, error: Exception, *, path: RecipePath | None = None, hint: str | None = None
 ) -> RecipeError:
     """What to raise where reading a file has failed: the file, and the reason in short."""
-    found = f"{file}: {reason_of(error)}"
-    return RecipeError(
-        Problem(f"{file.name} cannot be read", code="file-cannot-be-read", path=path, found=found, hint=hint)
-    )
+    return _refusal(file, f"{file}: {reason_of(error)}", path=path, hint=hint)
+
+
+def _refusal(
+    file: Path, found: str, *, path: RecipePath | None = None, hint: str | None = None
+) -> RecipeError:
+    message = f"{file.name} cannot be read"
+    return RecipeError(Problem(message, code="file-cannot-be-read", path=path, found=found, hint=hint))
 
 
 def reason_of(error: Exception) -> str:

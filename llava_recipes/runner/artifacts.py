@@ -16,7 +16,8 @@ from llava_recipes.files import replacing, write_text
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
-from llava_recipes.recipe.json_file import kind_of, read_object, reason_of_invalid, shown
+from llava_recipes.recipe.json_file import kind_of, made_of, read_object, shown
+from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.train.checkpoints import list_checkpoints
 
@@ -93,22 +94,25 @@ def read_plan(folder: Path) -> Plan:
     Raises RecipeError where it is damaged, or of another version.
     """
     file = folder / PLAN
-    values = read_object(file, hint=_OTHER_VERSION)
-    try:
-        plan = Plan.model_validate_json(json.dumps(values))
-        found = None if len(plan.stages) == 1 else f"stages: there are {len(plan.stages)}, not one"
-    except ValidationError as error:
-        found = reason_of_invalid(error)
-    if found is not None:
-        raise RecipeError(
-            Problem(
-                f"{file.name} cannot be read",
-                code="file-cannot-be-read",
-                found=f"{file}: {found}",
-                hint=_OTHER_VERSION,
-            )
-        )
+    text = json.dumps(read_object(file, hint=_OTHER_VERSION))
+    with made_of(file, hint=_OTHER_VERSION):
+        plan = Plan.model_validate_json(text)
+    if len(plan.stages) != 1:
+        raise _damaged(file, f"`stages` must hold one stage, and holds {len(plan.stages)}")
+    for key, place in _places(plan):
+        check_place(place, key=key, file=file)
     return plan
+
+
+def _places(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The files and folders that a run's plan names, each with its key."""
+    language, tower, stage = plan.model.language_model, plan.model.vision_tower, plan.stages[0]
+    yield "tokenizer", language.tokenizer
+    yield "output_dir", stage.output_dir
+    yield from (("source", source) for source in (language.source, tower.source) if source is not None)
+    yield from (("starts_from", start) for start in stage.starts_from)
+    if plan.model.projector.init_from is not None:
+        yield "init_from", plan.model.projector.init_from
 
 
 def unfinished(folder: Path) -> Problem:

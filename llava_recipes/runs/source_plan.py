@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from llava_recipes.layouts import Template
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.recipe.json_file import read_object, reason_of_invalid
+from llava_recipes.recipe.json_file import made_of, read_object
 
 NOTE = "llava_recipe.json"
 """The file in which an export says how text and pictures were given to the model."""
@@ -34,14 +34,10 @@ def noted_data(folder: Path) -> DataPlan | None:
     file = folder / NOTE
     if not file.is_file():
         return None
-    try:
-        return DataPlan.model_validate_json(json.dumps(read_object(file).get("data")))
-    except ValidationError as error:
-        hint = f"it was written by another version of llava-recipes; without {file.name} the folder opens too"
-        found = f"{file}: data.{reason_of_invalid(error)}"
-        raise RecipeError(
-            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=found, hint=hint)
-        ) from error
+    data = read_object(file).get("data")
+    hint = f"it was written by another version of llava-recipes; without {file.name} the folder opens too"
+    with made_of(file, hint=hint):
+        return DataPlan.model_validate_json(json.dumps(data))
 
 
 def noted_chat_template(folder: Path) -> str | None:

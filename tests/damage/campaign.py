@@ -33,10 +33,14 @@ def trials(ground: Path, *, per_file: int, seed: int) -> Iterator[Trial]:
             yield Trial(file, mutation, order[number % len(order)])
 
 
-def names_of(file: str, ground: Path) -> tuple[str, ...]:
-    """What a message may call a file: its name, or the folder that it belongs to."""
-    folder = file.rpartition("/")[0]
-    return (Path(file).name, *((folder, str(ground / folder)) if folder else ()))
+def names_of(trial: Trial, ground: Path) -> tuple[str, ...]:
+    """What a message may call a file: its name, or the folder that it belongs to.
+
+    A value that is another and no wrong one may be wrong for the recipe, whose place is then named.
+    """
+    folder = trial.file.rpartition("/")[0]
+    recipe = (".yaml:",) if trial.mutation.is_of_a_value else ()
+    return (Path(trial.file).name, *((folder, str(ground / folder)) if folder else ()), *recipe)
 
 
 def main(folder: str, per_file: str, part: str, parts: str) -> None:
@@ -47,7 +51,7 @@ def main(folder: str, per_file: str, part: str, parts: str) -> None:
     mine = wanted[int(part) :: int(parts)]
     faults = []
     for trial, ending in endings(mine, ground=ground):
-        fault = ending.fault(names_of(trial.file, ground))
+        fault = ending.fault(names_of(trial, ground))
         if fault is not None:
             said = (ending.log or ending.output).strip().splitlines()
             faults.append(f"{trial}: {fault}: {said[-1][:300] if said else ''}")

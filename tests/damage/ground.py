@@ -21,6 +21,10 @@ from tests.data.parquet_files import records, with_paths, with_structs, write_pa
 from tests.runs.finished import conversations, finish, run_values
 from tests.tiny import FIXTURES, write_recipe
 
+_CHAT_TEMPLATE = """\
+{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+
 
 def build(folder: Path) -> None:
     """Fill `folder`; paths in its files are absolute."""
@@ -41,10 +45,7 @@ def _models(folder: Path) -> None:
     shutil.copytree(FIXTURES / "tiny_vicuna", binary)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    (llm / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
+    (llm / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
     weights = load_file(binary / "model.safetensors")
     (binary / "model.safetensors").unlink()
     torch.save(weights, binary / "pytorch_model.bin")

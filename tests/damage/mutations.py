@@ -21,6 +21,8 @@ class Mutation:
 
     name: str
     damage: Damage
+    is_of_a_value: bool = False
+    """The file is still well-formed JSON, with another value in one place."""
 
 
 def mutations(file: Path, *, seed: int, keys: int) -> list[Mutation]:
@@ -131,9 +133,11 @@ def _of_values(root: Any) -> Iterator[Mutation]:
     for place in _places(root, ()):
         spelled = ".".join(map(str, place))
         for name, value in _VALUES:
-            yield Mutation(f"{spelled}: {name}", _writes(_dump(_with(root, place, value))))
-        yield Mutation(f"{spelled}: removed", _writes(_dump(_without(root, place))))
-        yield Mutation(f"{spelled}: twice", _writes(_twice(root, place)))
+            yield Mutation(
+                f"{spelled}: {name}", _writes(_dump(_with(root, place, value))), is_of_a_value=True
+            )
+        yield Mutation(f"{spelled}: removed", _writes(_dump(_without(root, place))), is_of_a_value=True)
+        yield Mutation(f"{spelled}: twice", _writes(_twice(root, place)), is_of_a_value=True)
 
 
 def _places(value: Any, before: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
