@@ -3,17 +3,21 @@
 A glob names modules by dotted segments. `*` stays inside one segment, `**` spans any number of them,
 `{30..39}` is a range of whole numbers, both ends included. A matched module brings everything under it,
 and a glob may also name a single parameter.
+
+Nothing is tried twice: a glob is matched with a name in time of the product of their lengths at most, and
+with all names of a model at once, by the tree of its modules.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-_PIECE = re.compile(r"\*|\{(\d{1,9})\.\.(\d{1,9})\}|[^*{]+|\{")
+_PIECE = re.compile(r"\*+|\{(\d{1,9})\.\.(\d{1,9})\}|[^*{]+|\{")
 # The dots inside a range do not part segments.
 _SEGMENT = re.compile(r"(?:\{\d+\.\.\d+\}|[^.])*")
 
@@ -29,31 +33,58 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """One segment of a glob: its shape, and the bounds of each number in it."""
+class _Range:
+    first: int
+    last: int
 
-    shape: re.Pattern[str]
-    bounds: tuple[tuple[int, int], ...]
+    def ends(self, text: str, start: int) -> Iterator[int]:
+        """Where a number of the range that begins at `start` may end; numbers have no leading zero."""
+        most = 1 if text.startswith("0", start) else len(str(self.last))
+        for end in range(start + 1, min(start + most, len(text)) + 1):
+            if not "0" <= text[end - 1] <= "9":
+                return
+            if self.first <= int(text[start:end]) <= self.last:
+                yield end
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """One segment of a glob: texts, ranges, and None where anything may stand."""
+
+    pieces: tuple[str | _Range | None, ...]
+    num_letters: int
+    """What it takes at least."""
 
     def accepts(self, text: str) -> bool:
-        found = self.shape.fullmatch(text)
-        return found is not None and all(
-            low <= int(number) <= high
-            for number, (low, high) in zip(found.groups(), self.bounds, strict=True)
-        )
+        if self.num_letters > len(text):
+            return False
+        places = {0}
+        for piece in self.pieces:
+            if piece is None:
+                places = set(range(min(places), len(text) + 1))
+            elif isinstance(piece, str):
+                places = {place + len(piece) for place in places if text.startswith(piece, place)}
+            else:
+                places = {end for place in places for end in piece.ends(text, place)}
+            if not places:
+                return False
+        return len(text) in places
 
 
+@lru_cache(maxsize=16_384)
 def _parse_segment(text: str) -> _Segment:
-    shape, bounds = "", []
+    pieces: list[str | _Range | None] = []
     for piece in _PIECE.finditer(text):
-        if piece[0] == "*":
-            shape += "[^.]*"
+        if piece[0].startswith("*"):
+            pieces.append(None)
         elif piece[1] is not None:
-            shape += "(0|[1-9][0-9]{0,8})"
-            bounds.append((int(piece[1]), int(piece[2])))
+            pieces.append(_Range(int(piece[1]), int(piece[2])))
+        elif pieces and isinstance(pieces[-1], str):
+            pieces[-1] += piece[0]
         else:
-            shape += re.escape(piece[0])
-    return _Segment(re.compile(shape), tuple(bounds))
+            pieces.append(piece[0])
+    letters = (len(piece) if isinstance(piece, str) else 1 for piece in pieces if piece is not None)
+    return _Segment(tuple(pieces), sum(letters))
 
 
 def split_glob(glob: str) -> tuple[str, ...]:
@@ -67,42 +98,137 @@ def split_glob(glob: str) -> tuple[str, ...]:
     return tuple(segments)
 
 
-@lru_cache(maxsize=1024)
-def _parse(glob: str) -> tuple[_Segment | None, ...]:
-    """The segments of a glob; None stands for `**`."""
-    return tuple(None if text == "**" else _parse_segment(text) for text in split_glob(glob))
+class _Module:
+    """A module or a parameter: its number, and the largest number under it."""
+
+    __slots__ = ("children", "last", "number", "parameter")
+
+    def __init__(self) -> None:
+        self.number = self.last = 0
+        self.children: dict[str, _Module] = {}
+        self.parameter: int | None = None
+        """The place of its name among those given, where it is a parameter."""
 
 
-def _after_spans(segments: tuple[_Segment | None, ...], places: Iterable[int]) -> set[int]:
-    """The places reached when every `**` may stand for nothing."""
-    reached = set()
-    for place in places:
-        reached.add(place)
-        while place < len(segments) and segments[place] is None:
-            place += 1
-            reached.add(place)
-    return reached
+class ModuleTree:
+    """The modules that the names of parameters imply, to match a glob with all of them at once."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        self._root = _Module()
+        self._depth = 0
+        for place, name in enumerate(self._names):
+            module, segments = self._root, name.split(".")
+            self._depth = max(self._depth, len(segments))
+            for segment in segments:
+                module = module.children.setdefault(segment, _Module())
+            module.parameter = place
+        self._modules, self._called = _numbered(self._root)
+        self._accepted: dict[str, tuple[str, ...]] = {}
+
+    def matched(self, glob: str) -> tuple[str, ...]:
+        """The names of parameters that a glob matches, or a module that holds them, in the order given."""
+        places: list[int] = []
+        for first, last in _outermost(self._reached(split_glob(glob))):
+            inside = (module.parameter for module in self._modules[first : last + 1])
+            places += (place for place in inside if place is not None)
+        return tuple(self._names[place] for place in sorted(places))
+
+    def depth_of(self, segments: Sequence[str]) -> int:
+        """How many of the first segments, none of them `**`, name modules that have others under them."""
+        modules = [self._root]
+        for depth, segment in enumerate(segments):
+            modules = self._step(modules, segment)
+            if not any(module.children for module in modules):
+                return depth
+        return len(segments)
+
+    def below(self, segments: Sequence[str]) -> list[str]:
+        """What stands directly under the modules that these segments name, none of which is `**`."""
+        modules = [self._root]
+        for segment in segments:
+            modules = self._step(modules, segment)
+        return list(dict.fromkeys(child for module in modules for child in module.children))
+
+    def _reached(self, segments: Sequence[str]) -> list[_Module]:
+        """What the last segment of a glob matches, after all those before it."""
+        plain = [segment for segment in segments if segment != "**"]
+        if not plain:
+            return list(self._root.children.values())
+        if len(plain) > self._depth:
+            return []
+        modules, spans = [self._root], False
+        for segment in segments:
+            if segment != "**":
+                modules = self._under(modules, segment) if spans else self._step(modules, segment)
+            spans = segment == "**"
+        return modules
+
+    def _step(self, modules: list[_Module], segment: str) -> list[_Module]:
+        texts = self._texts(segment)
+        return [module.children[text] for module in modules for text in texts if text in module.children]
+
+    def _under(self, modules: list[_Module], segment: str) -> list[_Module]:
+        """What a segment names anywhere under some modules."""
+        named = [module for text in self._texts(segment) for module in self._called[text]]
+        outermost = _outermost(modules)
+        firsts = [first for first, _ in outermost]
+        return [
+            module
+            for module in named
+            for above in [bisect_left(firsts, module.number) - 1]
+            if above >= 0 and module.number <= outermost[above][1]
+        ]
+
+    def _texts(self, segment: str) -> tuple[str, ...]:
+        """The names of modules that a segment accepts."""
+        known = self._accepted.get(segment)
+        if known is None:
+            accepts = _parse_segment(segment).accepts
+            known = self._accepted[segment] = tuple(filter(accepts, self._called))
+        return known
+
+
+def _numbered(root: _Module) -> tuple[list[_Module], dict[str, list[_Module]]]:
+    """All modules in the order of their numbers, each before what it holds; and those of each last name."""
+    ordered: list[_Module] = []
+    called: dict[str, list[_Module]] = {}
+    waiting = [("", root)]
+    while waiting:
+        name, module = waiting.pop()
+        module.number = len(ordered)
+        ordered.append(module)
+        if module is not root:
+            called.setdefault(name, []).append(module)
+        waiting += reversed(module.children.items())
+    for module in reversed(ordered):
+        module.last = max((child.last for child in module.children.values()), default=module.number)
+    return ordered, called
+
+
+def _outermost(modules: Iterable[_Module]) -> list[tuple[int, int]]:
+    """The first and the last number under those modules that lie in no other of them, in order."""
+    spans: list[tuple[int, int]] = []
+    for first, last in sorted((module.number, module.last) for module in modules):
+        if not spans or first > spans[-1][1]:
+            spans.append((first, last))
+    return spans
+
+
+@lru_cache(maxsize=16)
+def _tree_of(names: tuple[str, ...]) -> ModuleTree:
+    return ModuleTree(names)
+
+
+def tree_of(names: Iterable[str]) -> ModuleTree:
+    """The tree of these names; that of a model is built once."""
+    return _tree_of(tuple(names))
 
 
 @lru_cache(maxsize=16_384)
 def match_glob(glob: str, name: str) -> bool:
     """Whether the glob matches this parameter or a module that holds it."""
-    segments = _parse(glob)
-    places = _after_spans(segments, {0})
-    for text in name.split("."):
-        following = set()
-        for place in places:
-            if place == len(segments):
-                continue
-            segment = segments[place]
-            if segment is None:
-                following.add(place)
-            elif segment.accepts(text):
-                following.add(place + 1)
-        places = _after_spans(segments, following)
-        if len(segments) in places:
-            return True
-    return False
+    return bool(ModuleTree([name]).matched(glob))
 
 
 def decide(
@@ -112,16 +238,20 @@ def decide(
 
     `freeze` freezes everything, nothing, or what its globs match; what `trainable` matches trains anyway.
     """
-    globs = dict.fromkeys((*(freeze if isinstance(freeze, tuple) else ()), *trainable))
-    unmatched = set(globs)
-    trains: list[str] = []
-    frozen: list[str] = []
-    for name in names:
-        matched = {glob for glob in globs if match_glob(glob, name)}
-        unmatched -= matched
-        held = not matched.isdisjoint(freeze) if isinstance(freeze, tuple) else freeze == "all"
-        (frozen if held and matched.isdisjoint(trainable) else trains).append(name)
-    return Decision(tuple(trains), tuple(frozen), tuple(glob for glob in globs if glob in unmatched))
+    names = tuple(names)
+    tree, unmatched = tree_of(names), dict[str, None]()
+    held = set(names if freeze == "all" else ())
+    for globs, is_frozen in ((freeze if isinstance(freeze, tuple) else (), True), (trainable, False)):
+        for glob in dict.fromkeys(globs):
+            matched = tree.matched(glob)
+            if not matched:
+                unmatched[glob] = None
+            (held.update if is_frozen else held.difference_update)(matched)
+    return Decision(
+        tuple(name for name in names if name not in held),
+        tuple(name for name in names if name in held),
+        tuple(unmatched),
+    )
 
 
 def summarize_modules(names_trainable: Collection[str], names_all: Collection[str]) -> tuple[str, ...]:

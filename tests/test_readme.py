@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +16,19 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from llava_recipes.cli.main import COMMANDS, module_of
+from llava_recipes.cli.demo import NUM_HELD_OUT, NUM_UNSEEN
+from llava_recipes.cli.main import COMMANDS, main, module_of
+from llava_recipes.demo.shapes import all_combinations, unseen_combinations
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Recipe, Stage
+from tests.laws import LONG
 from tests.processes import llava_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")
 GUIDE = ROOT / "docs" / "guide.md"
+README = ROOT / "README.md"
 
 SMALLEST = {
     "version": 1,
@@ -164,6 +170,73 @@ def test_a_fragment_fits_into_a_recipe(block: Block, tmp_path: Path, monkeypatch
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(values), "utf-8")
     assert load_recipe(str(file)).recipe.stages
+
+
+def _claim(pattern: str) -> tuple[str, ...]:
+    """What the README says in words of this shape; it must say so once."""
+    (found,) = re.finditer(pattern, " ".join(README.read_text("utf-8").split()))
+    return found.groups()
+
+
+def test_the_readme_names_the_versions_that_are_allowed() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (python,) = _claim(r"With Python (\S+) or newer")
+    torch, transformers = _claim(r"torch (\S+) and transformers (\S+) are the oldest")
+    assert wanted["requires-python"] == f">={python}"
+    lowest = {
+        text.partition(">=")[0]: text.partition(">=")[2].split(",")[0] for text in wanted["dependencies"]
+    }
+    assert (lowest["torch"], lowest["transformers"]) == (torch, transformers)
+
+
+def test_the_readme_names_the_demos_pictures_and_its_chance() -> None:
+    num_new, chance = _claim(r"of (\d+) new pictures \(chance ([\d.]+) %\)")
+    (num_unseen,) = _claim(r"of (\d+) pictures whose combination")
+    assert (int(num_new), int(num_unseen)) == (NUM_HELD_OUT, NUM_UNSEEN)
+    num_seen = len(all_combinations()) - len(unseen_combinations())
+    assert f"{100 / num_seen:.1f}" == chance
+
+
+def _claimed_shares() -> tuple[float, float, float]:
+    """The README's bounds on the demo's scores, in percent: the least of the new, and two of the unseen."""
+    (least,) = _claim(r"on more than (\d+) % of \d+ new pictures")
+    low, high = _claim(r"on (\d+) to (\d+) % of \d+ pictures whose")
+    return float(least), float(low), float(high)
+
+
+def test_what_was_measured_of_the_demo_is_within_the_readmes_bounds() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8").partition("## The demo\n")[2]
+    rows = re.findall(r"^\|[^|]+\| ([\d.]+) \| ([\d.]+) \|$", text.partition("\n## ")[0], re.M)
+    least, low, high = _claimed_shares()
+    assert len(rows) >= 5
+    assert [row for row in rows if not (float(row[0]) > least and low <= float(row[1]) <= high)] == []
+
+
+@pytest.mark.skipif(not LONG, reason="the whole demo takes minutes: make test-long")
+def test_the_demo_scores_what_the_readme_says(tmp_path: Path) -> None:
+    done = llava_recipe("demo", f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'runs'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = json.loads((tmp_path / "runs" / "score.json").read_text("utf-8"))
+    last = [score["after"]["finetune"] for score in scores]
+    new, unseen = (100 * each["num_both"] / each["num_pictures"] for each in last)
+    least, low, high = _claimed_shares()
+    assert new > least
+    assert low <= unseen <= high
+
+
+def test_the_readme_names_the_exit_codes_of_a_run_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    mended, usage = _claim(r"Exit codes: 0 done, (\d) something that is yours to mend .*?, (\d) wrong usage")
+    assert main(["validate", "nothing.yaml"]) == int(mended)
+    assert "nothing.yaml" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", "--nothing"])
+    assert ended.value.code == int(usage)
+
+
+def test_the_readme_names_the_layouts_of_an_export() -> None:
+    parts = re.findall(r"`([\w-]+)`", _claim(r"\*\*export\*\* writes (.*?), with a model card")[0])
+    (layouts,) = [action.choices for action in _parser("export")._actions if "--to" in action.option_strings]
+    assert layouts and set(layouts) <= set(parts)
 
 
 def test_a_broken_recipe_says_what_the_guide_shows(tmp_path: Path) -> None:

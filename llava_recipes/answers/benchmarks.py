@@ -6,13 +6,13 @@ import importlib.util
 import json
 import math
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from llava_recipes.interpreter import python_environment, python_words
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.versions import check_versions
@@ -107,8 +107,9 @@ def command(
             )
         )
     # Without a device map it passes an empty one on, which transformers 5 refuses.
-    arguments = f"pretrained={model},device_map={device}" + (f",dtype={dtype}" if dtype else "")
-    words = [sys.executable, "-m", "lmms_eval", "--model", "llava_hf", "--model_args", arguments]
+    arguments = f"pretrained={model},device_map={device},trust_remote_code=False"
+    arguments += f",dtype={dtype}" if dtype else ""
+    words = [*python_words("lmms_eval"), "--model", "llava_hf", "--model_args", arguments]
     # Its llava_hf takes one question at a time and no more.
     words += ["--tasks", tasks, "--batch_size", "1", "--output_path", str(output)]
     words += ["--device", device]
@@ -122,7 +123,8 @@ def run_benchmarks(words: list[str], output: Path) -> dict[str, JsonValue]:
     Raises RecipeError when it leaves no results: it ends with exit code 0 even after an error.
     """
     before = set(output.rglob(f"*{_RESULTS}"))
-    code = subprocess.run(words, check=False).returncode
+    # Its llava_hf says nothing of trust when it reads the config, so transformers would ask for it.
+    code = subprocess.run(words, check=False, env=python_environment(), stdin=subprocess.DEVNULL).returncode
     written = sorted(set(output.rglob(f"*{_RESULTS}")) - before, key=lambda file: file.stat().st_mtime)
     if code != 0 or not written:
         raise RecipeError(

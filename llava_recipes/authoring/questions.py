@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from rich.console import Console
 from rich.prompt import Prompt
 
 from llava_recipes.authoring.draft import TEMPLATES, Wishes, template_text
 from llava_recipes.authoring.edit import value_text
+from llava_recipes.screen import cell, console, say
 
-_CONSOLE = Console(highlight=False)
+
+class _Prompt(Prompt):
+    """Without markup in its words, which our console shows as it is written."""
+
+    illegal_choice_message = "Please select one of the available options"
 
 
 def ask_template() -> str:
     """Which template, by name."""
+    screen = console()
     for name, purpose in TEMPLATES.items():
-        _CONSOLE.print(f"  [bold]{name:<10}[/] {purpose}")
-    return Prompt.ask("template", choices=list(TEMPLATES), default="pretrain", console=_CONSOLE)
+        screen.print(cell(f"  {name:<10}", "bold"), cell(purpose))
+    return _Prompt.ask("template", choices=list(TEMPLATES), default="pretrain", console=screen)
 
 
 def ask_wishes(given: Wishes) -> Wishes:
@@ -43,14 +48,14 @@ def ask_wishes(given: Wishes) -> Wishes:
 def ask_output(default: str) -> str:
     """Under which name to write the recipe."""
     while True:
-        answer = Prompt.ask("write to", default=default, console=_CONSOLE)
+        answer = Prompt.ask("write to", default=default, console=console())
         if not os.path.exists(answer):
             return answer
-        _CONSOLE.print(f"{answer} is there already")
+        say(f"{answer} is there already")
 
 
 def _ask(question: str, default: str) -> str | None:
-    answer = Prompt.ask(question, default=default, show_default=bool(default), console=_CONSOLE).strip()
+    answer = Prompt.ask(question, default=default, show_default=bool(default), console=console()).strip()
     # An answer that changes nothing leaves the template's line, comment included, as it is.
     return None if answer in ("", default) else answer
 

@@ -8,6 +8,7 @@ from llava_recipes.authoring.explanation import example_lines
 from llava_recipes.authoring.keys import Key, read_keys
 from llava_recipes.authoring.origins import origin
 from llava_recipes.authoring.shipped import Schema
+from llava_recipes.screen import say_document
 
 HOW_TO = "python -m llava_recipes.authoring.reference > docs/reference.md"
 _HEAD = f"""\
@@ -72,4 +73,4 @@ def _details(keys: Sequence[Key]) -> Iterator[str]:
 if __name__ == "__main__":
     from llava_recipes.recipe.json_schema import recipe_schema
 
-    print(reference(recipe_schema()), end="")
+    say_document(reference(recipe_schema()))

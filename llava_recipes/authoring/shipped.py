@@ -12,6 +12,7 @@ from typing import TypeAlias, cast
 
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.scalars import Value
+from llava_recipes.screen import shown
 
 Schema: TypeAlias = dict[str, Value]
 
@@ -51,13 +52,13 @@ def readdress(text: str, old: str, output: Path) -> str:
     Raises RecipeError when the name of `output` cannot stand in a recipe.
     """
     check_words(str(output))
-    shown = shlex.quote(str(output))
+    quoted = shown(shlex.quote(str(output)))
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
         if line.startswith("# yaml-language-server"):
             lines[number] = modeline(output) + "\n"
         elif line.startswith("#"):
-            lines[number] = re.sub(rf"(?<![\w/]){re.escape(old)}(?!\w)", lambda _: shown, line)
+            lines[number] = re.sub(rf"(?<![\w/]){re.escape(old)}(?!\w)", lambda _: quoted, line)
     return "".join(lines)
 
 

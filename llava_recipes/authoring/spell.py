@@ -7,8 +7,10 @@ import re
 from decimal import Decimal
 
 from llava_recipes.recipe.scalars import Value, resolve_scalar
+from llava_recipes.screen import escape_yaml
 
 # Neither of YAML's own characters, nor a colon or a dash where it means something.
+# A plain word of another alphabet could not be spelled otherwise where a terminal has no letters for it.
 _PLAIN = re.compile(r"[\w./~$](?:[\w./~$@+=()^%-]|:(?=\S)| (?=[\w./(]))*")
 _VARIABLE = re.compile(r"\$\{([\w.-]+)\}")
 
@@ -31,7 +33,7 @@ def spell(value: Value, *, in_brackets: bool = False) -> str:
     # Outside brackets the braces of a variable mean nothing to YAML.
     if isinstance(value, str) and _is_plain(value if in_brackets else _VARIABLE.sub(r"\1", value)):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return escape_yaml(json.dumps(value, ensure_ascii=False))
 
 
 def spell_number(number: float) -> str:
@@ -44,7 +46,7 @@ def spell_number(number: float) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    if text != text.strip() or not _PLAIN.fullmatch(text):
+    if not text.isascii() or text != text.strip() or not _PLAIN.fullmatch(text):
         return False
     return isinstance(_resolved(text), str) and text not in ("yes", "no", "on", "off", "y", "n")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.asking import add_decoding, add_opening
+from llava_recipes.screen import Spoken, cell, console, is_terminal, say, say_lines
 
 if TYPE_CHECKING:
     from llava_recipes.answers.conversation import Conversation
@@ -24,9 +25,6 @@ lines are the questions. In a conversation:
 <image> in a question says where its picture goes; without one, pictures come first. A run whose template is
 `plain` has no place for questions: it captions the picture."""
 
-_CONTROLS = {
-    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
-}
 HELP = "/image FILE · /reset · /quit"
 
 
@@ -77,9 +75,9 @@ def _converse(conversation: Conversation, greeting: str) -> None:
     from llava_recipes.recipe.errors import RecipeError
     from llava_recipes.recipe.render import render_problems
 
-    at_terminal = sys.stdin.isatty()
+    at_terminal = is_terminal(sys.stdin)
     if at_terminal:
-        print(greeting, file=sys.stderr)
+        say(greeting, to_stderr=True)
     for line in _lines(at_terminal):
         try:
             if not _obey(conversation, line):
@@ -88,11 +86,11 @@ def _converse(conversation: Conversation, greeting: str) -> None:
             # Whoever sits here can try again; a pipe cannot.
             if not at_terminal:
                 raise
-            print(render_problems(error.problems), file=sys.stderr)
+            say_lines(render_problems(error.problems), to_stderr=True)
         except KeyboardInterrupt:
             if not at_terminal:
                 raise
-            print("\n(stopped)", file=sys.stderr)
+            say("", "(stopped)", to_stderr=True)
 
 
 def _obey(conversation: Conversation, line: str) -> bool:
@@ -120,33 +118,27 @@ def _obey(conversation: Conversation, line: str) -> bool:
 
 def _lines(at_terminal: bool) -> Iterator[str]:
     if not at_terminal:
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        yield from (line.rstrip("\r\n") for line in sys.stdin or ())
         return
-    from rich.console import Console
-
     with contextlib.suppress(ImportError):
         # Gives the line an editor and a memory.
         import readline  # noqa: F401
-    console = Console()
+    prompt = cell("you> ", "bold cyan")
+    screen = console()
     while True:
         try:
-            yield console.input("[bold cyan]you>[/] ")
+            yield screen.input(prompt)
         except EOFError:
-            print(file=sys.stderr)
+            say(to_stderr=True)
             return
 
 
 def _answer(conversation: Conversation, text: str) -> None:
     """Print an answer while it is made."""
-    at_terminal = sys.stdout.isatty()
-
-    def listen(piece: str) -> None:
-        # What a model says must not steer the terminal.
-        print(piece.translate(_CONTROLS) if at_terminal else piece, end="", flush=True)
-
-    conversation.ask(text, listen=listen)
-    print(flush=True)
+    spoken = Spoken()
+    conversation.ask(text, listen=spoken.add)
+    spoken.finish()
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    say(f"note: {text}", to_stderr=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.screen import say_document
+
 if TYPE_CHECKING:
     from llava_recipes.authoring.completion import Command, Value
 
@@ -28,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.authoring.completion import script
     from llava_recipes.cli.main import COMMANDS
 
-    print(script(arguments.shell, [_describe(name, purpose) for name, purpose in COMMANDS.items()]), end="")
+    say_document(script(arguments.shell, [_describe(name, purpose) for name, purpose in COMMANDS.items()]))
     return 0
 
 

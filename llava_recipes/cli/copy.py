@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from llava_recipes.screen import say, say_document
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a recipe of `llava-recipe list`")
@@ -23,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(f"{entry.file.stem}.yaml" if to_stdout or not arguments.output else arguments.output)
     text = copied_text(entry, output)
     if to_stdout:
-        print(text, end="")
+        say_document(text)
         return 0
     write_new(output, text, force=arguments.force)
-    print(f"wrote    {output}\nnext     llava-recipe plan {output}")
+    say(f"wrote    {output}", f"next     llava-recipe plan {output}")
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import positive
+from llava_recipes.screen import say, say_lines
 
 if TYPE_CHECKING:
     from llava_recipes.plan.types import Plan
@@ -53,14 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
     )
     drawn = write_dataset(arguments.data, settings, redraw=arguments.redraw)
     num_pictures = f"{arguments.pictures:,} pictures to train on, {NUM_HELD_OUT + NUM_UNSEEN} held out"
-    print(f"{num_pictures}: {'drawn' if drawn else 'there already'}, in {arguments.data}", flush=True)
+    say(f"{num_pictures}: {'drawn' if drawn else 'there already'}, in {arguments.data}")
     overrides = _overrides(arguments)
     code = _train(recipe, overrides, resume=arguments.resume)
     if code == 0:
         plan = _compile(recipe, overrides)
         _score(plan, arguments.data)
         _chat(plan, arguments.data)
-        print(f"\nthe whole demo took {time.monotonic() - started_s:.0f} s")
+        say("", f"the whole demo took {time.monotonic() - started_s:.0f} s")
     return code
 
 
@@ -108,7 +109,8 @@ def _score(plan: Plan, folder: Path) -> None:
     scores = score_captions(held_out, said)
     last = plan.stages[-1]
     write_text(Path(last.output_dir).parent / "score.json", scores_as_json(scores))
-    print(f"\n{render_examples(held_out, said[last.name])}\n\n{render_scores(scores)}")
+    say("", *render_examples(held_out, said[last.name]), "")
+    say_lines(render_scores(scores))
 
 
 def _chat(plan: Plan, folder: Path) -> None:
@@ -122,10 +124,10 @@ def _chat(plan: Plan, folder: Path) -> None:
     last = plan.stages[-1].output_dir
     opened = open_to_ask(last, precision="fp32", device="cpu", base=None)
     picture = read_held_out(folder)[CHAT_PICTURE]
-    conversation = Conversation(opened.answerer, Decoding(max_new_tokens=CHAT_TOKENS), say=print)
+    conversation = Conversation(opened.answerer, Decoding(max_new_tokens=CHAT_TOKENS), say=say)
     conversation.show(str(picture.image))
-    print(f"\na chat about {picture.image}, {picture.caption}")
+    say("", f"a chat about {picture.image}, {picture.caption}")
     for question in (f"<image>\n{WHAT}", PLACE):
-        print(f"  you>   {question.partition(chr(10))[2] or question}")
-        print(f"  model> {conversation.ask(question)}")
-    print(f"go on with: llava-recipe chat {last} --image {picture.image}")
+        say(f"  you>   {question.partition(chr(10))[2] or question}")
+        say(f"  model> {conversation.ask(question)}")
+    say(f"go on with: llava-recipe chat {last} --image {picture.image}")

@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import positive
+from llava_recipes.screen import cell, console, is_terminal, say, say_json
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -56,12 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     differences = compare(a, b)
     if arguments.json:
-        print(_as_json(differences, a=arguments.a, b=arguments.b, world_size=world_size))
+        say_json(_as_json(differences, a=arguments.a, b=arguments.b, world_size=world_size))
     elif differences:
         _show([("", arguments.a, arguments.b), *_rows(differences)])
     else:
         processes = "1 process" if world_size == 1 else f"{world_size} processes"
-        print(f"{arguments.a} and {arguments.b} mean the same on {processes}")
+        say(f"{arguments.a} and {arguments.b} mean the same on {processes}")
     return DIFFERENT if differences else SAME
 
 
@@ -94,21 +95,18 @@ def _spell(value: JsonValue) -> str:
 
 def _show(rows: Sequence[tuple[str, str, str]]) -> None:
     """A table that fits the terminal, or plain lines elsewhere."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         _show_sections(rows)
         return
     widths = [min(max(len(row[column]) for row in rows), _WIDEST_COLUMN) for column in range(2)]
-    for path, a, b in rows:
-        print(f"{path:<{widths[0]}}  {a:<{widths[1]}}  {b}")
+    say(*(f"{path:<{widths[0]}}  {a:<{widths[1]}}  {b}" for path, a, b in rows))
 
 
 def _show_sections(rows: Sequence[tuple[str, str, str]]) -> None:
     """The rows under the paths that they share, long values folded inside their columns."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console(highlight=False)
+    screen = console()
     widest = max(len(path.rpartition(".")[2]) for path, _, _ in rows)
     title, *differences = rows
     for section, inside in groupby([("", *title), *(_split(row) for row in differences)], key=itemgetter(0)):
@@ -117,10 +115,10 @@ def _show_sections(rows: Sequence[tuple[str, str, str]]) -> None:
         table.add_column(ratio=1, overflow="fold")
         table.add_column(ratio=1, overflow="fold")
         for _, name, a, b in inside:
-            table.add_row(Text(f"  {name}" if name else ""), Text(a), Text(b))
+            table.add_row(cell(f"  {name}" if name else ""), cell(a), cell(b))
         if section:
-            console.print(Text(section, style="bold"))
-        console.print(table)
+            screen.print(cell(section, "bold"))
+        screen.print(table)
 
 
 def _split(row: tuple[str, str, str]) -> tuple[str, str, str, str]:

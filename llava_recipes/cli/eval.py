@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.asking import add_answer_length, add_opening, length_of
 from llava_recipes.cli.options import positive
+from llava_recipes.screen import console, escape_json, say
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.cli.asking import quiet_libraries
 
     if arguments.tasks is not None and arguments.batch_size not in (None, 1):
-        print("llava-recipe eval: lmms-eval's llava_hf takes one question at a time", file=sys.stderr)
+        say("llava-recipe eval: lmms-eval's llava_hf takes one question at a time", to_stderr=True)
         return 2
     name = "benchmarks.json" if arguments.data is None else "eval.json"
     output = arguments.output if arguments.output is not None else Path(arguments.run) / name
@@ -105,9 +105,9 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
         "max_new_tokens": length_of(arguments)[0] if "exact_match" in arguments.metrics else None,
         "measures": measures,
     }
-    write_text(output, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_text(output, escape_json(json.dumps(results, indent=2, ensure_ascii=False)) + "\n")
     _print(measures, f"{num_samples:,} samples of {arguments.data}")
-    print(f"written to {output}")
+    say(f"written to {output}")
     return 0
 
 
@@ -184,7 +184,6 @@ _WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def _print(measures: dict[str, JsonValue], title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False)
@@ -194,8 +193,8 @@ def _print(measures: dict[str, JsonValue], title: str) -> None:
         words, spell = _WORDS[key]
         assert isinstance(value, (int, float))
         table.add_row(words, spell(value))
-    print(title)
-    Console().print(table)
+    say(title)
+    console().print(table)
 
 
 def _metrics(text: str) -> tuple[str, ...]:

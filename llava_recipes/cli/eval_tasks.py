@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.screen import console, say
+
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
@@ -46,7 +48,7 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
     scores = scores_of(results, published)
     write_text(output, json.dumps(_values(arguments, results, scores, published), indent=2) + "\n")
     _print(scores, published, limit=arguments.limit)
-    print(f"written to {output}; lmms-eval's own files are in {logs}")
+    say(f"written to {output}; lmms-eval's own files are in {logs}")
     return 0
 
 
@@ -54,11 +56,13 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
 def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
     """The folder that lmms-eval loads: RUN, what `export` left in it, or an export that passes."""
     from llava_recipes.answers.benchmarks import is_exported
+    from llava_recipes.data.model_files import check_model_folder
 
     folder = Path(arguments.run).expanduser()
     for place in (folder, folder / "export-hf"):
         if is_exported(place):
-            print(f"model: {place}", flush=True)
+            check_model_folder(place, ())
+            say(f"model: {place}")
             yield place.resolve()
             return
     from llava_recipes.cli.exporting import dtype_of, report
@@ -67,7 +71,7 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="llava-recipe-") as parent:
         target = Path(parent) / folder.resolve().name
-        print(f"model: {folder}, exported for lmms-eval into a folder that goes afterwards", flush=True)
+        say(f"model: {folder}, exported for lmms-eval into a folder that goes afterwards")
         dtype, size = dtype_of(arguments.dtype), parse_size("5GB")
         report(export_run(folder, target, to="hf", dtype=dtype, max_bytes=size, base=arguments.base))
         yield target
@@ -101,7 +105,6 @@ def _values(
 
 
 def _print(scores: Sequence[Score], published: PublishedScores, *, limit: int | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table()
@@ -119,14 +122,13 @@ def _print(scores: Sequence[Score], published: PublishedScores, *, limit: int | 
         table.add_row(
             name, score.metric, f"{score.value:,.4g}" if not known else f"{score.value:,.1f}", *cells
         )
-    console = Console()
-    console.print(table)
+    console().print(table)
     if limit:
         notes.append(f"the first {limit} samples of each task only; published scores are over all")
     if any(score.published for score in scores):
         notes.append(f"published: {published.source}")
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if notes:
+        say(*notes)
 
 
 def _beside(value: float, published: float) -> tuple[str, str]:

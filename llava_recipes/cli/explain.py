@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from llava_recipes.screen import say, say_lines
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -24,10 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     width = max(60, min(110, shutil.get_terminal_size().columns))
     keys = read_keys(read_schema())
     if not arguments.keys:
-        print("A recipe is one YAML file. Its keys:\n")
-        print("\n".join(overview([key for key in keys if "." not in key.path], width=width)))
-        print("\n`llava-recipe explain KEY` tells more, for example `llava-recipe explain train`.")
+        say("A recipe is one YAML file. Its keys:", "")
+        say_lines("\n".join(overview([key for key in keys if "." not in key.path], width=width)))
+        say("", "`llava-recipe explain KEY` tells more, for example `llava-recipe explain train`.")
         return 0
     found = [key for query in arguments.keys for key in find_keys(query, keys)]
-    print(f"\n\n{'-' * 40}\n\n".join(explain_key(key, keys, width=width) for key in found))
+    say_lines(f"\n\n{'-' * 40}\n\n".join(explain_key(key, keys, width=width) for key in found))
     return 0

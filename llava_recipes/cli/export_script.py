@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.screen import say_document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     except RecipeError as error:
         raise loaded.fail(*error.problems) from None
     if arguments.output is None:
-        print(text, end="")
+        say_document(text)
         return 0
     if os.path.exists(arguments.output) and not arguments.force:
         hint = "choose another name, or write over it with --force"

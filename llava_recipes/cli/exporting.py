@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.asking import add_base
+from llava_recipes.screen import say
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +41,13 @@ def report(done: Exported) -> None:
     """Say what was written, and that it was checked."""
     dtype = str(done.dtype).removeprefix("torch.")
     rounded = "" if dtype == "float32" else f", both with weights rounded to {dtype}"
-    print(
-        f"wrote    {done.folder}: {_size(done.num_bytes)} of weights in {dtype}\n"
+    say(
+        f"wrote    {done.folder}: {_size(done.num_bytes)} of weights in {dtype}",
         f"checked  opened again, it gives the run's logits: largest difference {done.difference:.1e} "
-        f"in float32{rounded}"
+        f"in float32{rounded}",
     )
     for note in done.notes:
-        print(f"note     {note}")
+        say(f"note     {note}")
 
 
 def _size(num_bytes: int) -> str:

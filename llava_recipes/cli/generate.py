@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.asking import add_decoding, add_opening
 from llava_recipes.cli.options import positive
+from llava_recipes.screen import say
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     decoding = decoding_of(arguments)
     if arguments.resume and arguments.overwrite:
-        print("llava-recipe generate: --resume and --overwrite exclude each other", file=sys.stderr)
+        say("llava-recipe generate: --resume and --overwrite exclude each other", to_stderr=True)
         return 2
     quiet_libraries()
     images = arguments.images if arguments.images is not None else str(Path(arguments.input).parent)
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
                 )
                 bar.advance(len(answers))
         file.finish()
-    print(f"{len(questions):,} answers in {arguments.output}")
+    say(f"{len(questions):,} answers in {arguments.output}")
     return 0
 
 
@@ -151,8 +151,8 @@ def _tell(questions: Sequence[Question], num_done: int) -> None:
     from llava_recipes.templates import IMAGE
 
     if num_done:
-        print(f"note: {num_done:,} of {len(questions):,} answers are there already", file=sys.stderr)
+        say(f"note: {num_done:,} of {len(questions):,} answers are there already", to_stderr=True)
     num_without = sum(question.had_no_tag for question in questions)
     if num_without:
         what = f"{num_without:,} of {len(questions):,} records have pictures and no tag"
-        print(f"note: {what}; {IMAGE} is put at the front of their first question", file=sys.stderr)
+        say(f"note: {what}; {IMAGE} is put at the front of their first question", to_stderr=True)

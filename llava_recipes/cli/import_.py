@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from llava_recipes.cli.exporting import add_writing
+from llava_recipes.screen import say
 
 EPILOG = """\
 CHECKPOINT is a folder in llava-hf's layout, or the original's: a whole model, a projector alone, or adapters
@@ -36,5 +37,5 @@ def run(arguments: argparse.Namespace) -> int:
         base=arguments.base,
     )
     report(done)
-    print(f"next     in a recipe: model.language_model: {done.folder}, model.vision_tower.source: {tower}")
+    say(f"next     in a recipe: model.language_model: {done.folder}, model.vision_tower.source: {tower}")
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from llava_recipes.screen import say, say_json, say_lines
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -23,19 +25,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     entries = [entry for name in arguments.names for entry in find_all(name)] or list(gallery())
     if arguments.json:
-        print(json.dumps([asdict(entry) for entry in entries], indent=2, ensure_ascii=False, default=str))
+        say_json(json.dumps([asdict(entry) for entry in entries], indent=2, ensure_ascii=False, default=str))
         return 0
     if arguments.names:
-        print("\n\n".join(_shown(entry.name, entry.purpose, _rows(entry)) for entry in entries))
+        say_lines("\n\n".join(_shown(entry.name, entry.purpose, _rows(entry)) for entry in entries))
     else:
         columns = ("name", "title", "machine", "duration")
         table = {
             family: [[str(getattr(entry, column)) or "–" for column in columns] for entry in members]
             for family, members in families().items()
         }
-        print(_table(table))
-        print("\n`llava-recipe list NAME` tells more of a recipe or a family.")
-    print("`llava-recipe copy NAME` writes one into this folder.")
+        say_lines(_table(table))
+        say("", "`llava-recipe list NAME` tells more of a recipe or a family.")
+    say("`llava-recipe copy NAME` writes one into this folder.")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import keyword
@@ -10,11 +11,24 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from llava_recipes import __version__
+from llava_recipes.interpreter import leave_current_folder
+from llava_recipes.screen import (
+    OutputLost,
+    drop_rest,
+    flush_streams,
+    guard_streams,
+    say,
+    say_lines,
+    shown,
+    write_log,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 COMMANDS = {
     "run": "train what a recipe says",
@@ -70,26 +84,62 @@ def module_of(command: str) -> str:
     return f"llava_recipes.cli.{name}_" if keyword.iskeyword(name) else f"llava_recipes.cli.{name}"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages, which quote the command line, leave where all text does."""
+
+    # Later versions of Python colour their help, for which nothing is let through.
+    color = False
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        say_lines(message, to_stderr=file is not sys.stdout, end="")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the user's to fix, 2 usage, 3 our bug.
 
     Without `argv` the process is the command's own, and is set up for it; a caller's stays as it is.
     """
-    if argv is None:
-        _start_fast()
-    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _obey(list(argv))
+    leave_current_folder()
+    _start_fast()
+    guard_streams()
+    try:
+        code = _obey(sys.argv[1:])
+        flush_streams()
+        return code
+    except OutputLost as lost:
+        return _without_output(lost)
+
+
+def _without_output(lost: OutputLost) -> int:
+    """End when nothing can be printed any more: quietly where nobody reads, as after `| head`."""
+    drop_rest(lost.stream)
+    if lost.reader_left:
+        return 0
+    with contextlib.suppress(OutputLost):
+        say(f"llava-recipe: the output cannot be written: {lost}", to_stderr=True)
+        return USER_ERROR
+    drop_rest(sys.stderr)
+    return USER_ERROR
+
+
+def _obey(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        say_lines(_overview())
         return 0 if words else USAGE_ERROR
     if words[0] == "--version":
-        print(f"llava-recipe {__version__}")
+        say(f"llava-recipe {__version__}")
         return 0
     if words[0] not in COMMANDS:
         import difflib
 
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
         advice = f"did you mean `{near[0]}`?" if near else f"commands: {', '.join(COMMANDS)}"
-        print(f"llava-recipe: unknown command {words[0]!r}; {advice}", file=sys.stderr)
+        say(f"llava-recipe: unknown command {words[0]!r}; {advice}", to_stderr=True)
         return USAGE_ERROR
     with _tidy_when_told_to_end():
         return _run(words[0], words[1:])
@@ -102,7 +152,7 @@ def _start_fast() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _tidy_when_told_to_end() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written stays behind."""
 
@@ -121,7 +171,7 @@ def _run(name: str, words: Sequence[str]) -> int:
 
     try:
         command = cast(Command, importlib.import_module(module_of(name)))
-        parser = argparse.ArgumentParser(prog=f"llava-recipe {name}", description=COMMANDS[name])
+        parser = Parser(prog=f"llava-recipe {name}", description=COMMANDS[name])
         command.add_arguments(parser)
         # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.
         arguments = parser.parse_intermixed_args(words)
@@ -133,30 +183,23 @@ def _run(name: str, words: Sequence[str]) -> int:
     except RecipeError as error:
         from llava_recipes.recipe.render import render_problems
 
-        print(render_problems(error.problems), file=sys.stderr)
+        say_lines(render_problems(error.problems), to_stderr=True)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", to_stderr=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except OutputLost:
+        raise
     except Exception as error:
-        import tempfile
         import traceback
 
         from llava_recipes.versions import version_problem
 
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="llava-recipe-", suffix=".log", delete=False, encoding="utf-8"
-        ) as log:
-            traceback.print_exc(file=log)
+        file = write_log("".join(traceback.format_exception(error)))
         outdated = version_problem()
         if outdated is not None:
-            print(f"{outdated} (what failed is in {log.name})", file=sys.stderr)
+            say(f"{outdated} (what failed is in {file})", to_stderr=True)
             return USER_ERROR
-        print(
-            f"a bug in llava-recipe: {type(error).__name__}: {error}\nthe traceback is in {log.name}",
-            file=sys.stderr,
-        )
+        what = f"{type(error).__name__}: {error}"
+        say(f"a bug in llava-recipe: {what}", f"the traceback is in {file}", to_stderr=True)
         return OUR_BUG

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.screen import console, is_terminal, say, say_document, say_lines
 
 if TYPE_CHECKING:
     from llava_recipes.migrate.combine import Migration
@@ -74,25 +75,23 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         from llava_recipes.recipe.render import render_problems
 
-        print("The recipe is not complete yet; this is to be mended in it:\n", file=sys.stderr)
-        print(render_problems(problems), file=sys.stderr)
+        say("The recipe is not complete yet; this is to be mended in it:", "", to_stderr=True)
+        say_lines(render_problems(problems), to_stderr=True)
         return 1
     lost = sum(entry.kind == "lost" for _, entries in migration.stages for entry in entries)
-    print(_closing(lost), file=sys.stderr)
+    say(_closing(lost), to_stderr=True)
     return 1 if lost and arguments.strict else 0
 
 
 def _report(migration: Migration, file: str) -> None:
-    if sys.stderr.isatty():
-        from rich.console import Console
-
+    if is_terminal(sys.stderr):
         from llava_recipes.cli.migrate_table import show_report
 
-        show_report(migration, file, Console(stderr=True, highlight=False))
+        show_report(migration, file, console(to_stderr=True))
         return
     from llava_recipes.migrate.report import report_lines
 
-    print("\n".join(report_lines(migration, file)), file=sys.stderr)
+    say(*report_lines(migration, file), to_stderr=True)
 
 
 def _closing(lost: int) -> str:
@@ -170,7 +169,7 @@ def read_beside(path: str, caller: str) -> tuple[str, str] | None:
 
 def _write(text: str, output: str | None) -> None:
     if output is None:
-        print(text, end="", flush=True)
+        say_document(text)
         return
     try:
         Path(output).write_text(text, encoding="utf-8")

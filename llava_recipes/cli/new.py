@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.screen import is_terminal, say, say_document, say_lines
+
 if TYPE_CHECKING:
     from llava_recipes.authoring.draft import Draft, Wishes
 
@@ -49,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.authoring.draft import TEMPLATES, draft_recipe
 
-    asking = not arguments.yes and sys.stdin.isatty() and sys.stdout.isatty()
+    asking = not arguments.yes and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if arguments.template is None and not asking:
-        print(f"llava-recipe new: name a template: {', '.join(TEMPLATES)}", file=sys.stderr)
+        say(f"llava-recipe new: name a template: {', '.join(TEMPLATES)}", to_stderr=True)
         return 2
     try:
         wishes, file = _wishes(arguments, asking=asking)
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     advice = _check(draft.text, str(output))
     code = _deliver(draft, output, to_stdout=file == "-", force=arguments.force)
     if advice:
-        print("\n" + advice, file=sys.stderr)
+        say_lines("\n" + advice, to_stderr=True)
     return code
 
 
@@ -99,7 +101,7 @@ def _announce_large_files(wishes: Wishes) -> None:
     for file in wishes.data:
         # Unlike Path's, this takes a name that no file can have for one that is not there.
         if os.path.isfile(file) and os.path.getsize(file) > LARGE_FILE_BYTES:
-            print(f"reading {file} …", file=sys.stderr, flush=True)
+            say(f"reading {file} …", to_stderr=True)
 
 
 def _check(text: str, file: str) -> str:
@@ -116,15 +118,14 @@ def _check(text: str, file: str) -> str:
 def _deliver(draft: Draft, output: Path, *, to_stdout: bool, force: bool) -> int:
     from llava_recipes.authoring.output import write_new
 
-    remarks = sys.stderr if to_stdout else sys.stdout
     if to_stdout:
-        print(draft.text, end="")
+        say_document(draft.text)
     else:
         write_new(output, draft.text, force=force)
     for note in draft.notes:
-        print(f"saw      {note}", file=remarks)
+        say(f"saw      {note}", to_stderr=to_stdout)
     for warning in draft.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", to_stderr=True)
     if not to_stdout:
-        print(f"wrote    {output}\nnext     llava-recipe plan {output}", file=remarks)
+        say(f"wrote    {output}", f"next     llava-recipe plan {output}")
     return 0

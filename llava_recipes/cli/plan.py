@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llava_recipes.cli.options import positive
 from llava_recipes.cli.plan_overview import Section, headline_of, sections_of
 from llava_recipes.plan.types import Plan
+from llava_recipes.screen import cell, console, is_terminal, say, say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.runner.launch import count_local_devices
 
     if arguments.fit and arguments.gpu is None:
-        print("llava-recipe plan: --fit needs --gpu", file=sys.stderr)
+        say("llava-recipe plan: --fit needs --gpu", to_stderr=True)
         return USAGE_ERROR
     loaded = load_recipe(arguments.file, arguments.set)
     world_size = arguments.world_size or count_local_devices()
@@ -88,11 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
             headline=headline_of(plan),
             force=arguments.force,
         )
-        print(f"written: {arguments.html}", file=sys.stderr)
+        say(f"written: {arguments.html}", to_stderr=True)
     if arguments.json:
         from llava_recipes.plan.report import PlanReport
 
-        print(PlanReport(**dict(plan), estimate=estimate).model_dump_json(indent=2))
+        say_json(PlanReport(**dict(plan), estimate=estimate).model_dump_json(indent=2))
     elif arguments.html is None:
         print_sections(headline_of(plan), sections)
     return 0
@@ -131,12 +132,10 @@ def print_plan(plan: Plan) -> None:
 
 def print_sections(headline: str, sections: Sequence[Section]) -> None:
     """Show sections: in columns that fit the terminal, or as plain lines elsewhere."""
-    if not sys.stdout.isatty():
-        print("\n".join(_plain(headline, sections)))
-        return
-    from rich.console import Console
-
-    _show(headline, sections, Console(highlight=False))
+    if is_terminal(sys.stdout):
+        _show(headline, sections, console())
+    else:
+        say(*_plain(headline, sections))
 
 
 def plain_lines(plan: Plan) -> Iterator[str]:
@@ -152,24 +151,23 @@ def show(plan: Plan, console: Console) -> None:
 def _plain(headline: str, sections: Sequence[Section]) -> Iterator[str]:
     yield headline
     for title, rows in sections:
-        yield f"\n{title}"
+        yield from ("", title)
         widest = max(len(label) for label, _ in rows)
         yield from (f"  {label:<{widest}}  {text}".rstrip() for label, text in rows)
 
 
 def _show(headline: str, sections: Sequence[Section], console: Console) -> None:
     from rich.table import Table
-    from rich.text import Text
 
-    console.print(Text(headline, style="bold"))
+    console.print(cell(headline, "bold"))
     for title, rows in sections:
         console.print()
-        console.print(Text(title, style="bold"))
+        console.print(cell(title, "bold"))
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for label, text in rows:
-            table.add_row(Text(f"  {label}", style="cyan"), Text(text))
+            table.add_row(cell(f"  {label}", "cyan"), cell(text))
         console.print(table)
 
 

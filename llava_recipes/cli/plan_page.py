@@ -26,6 +26,7 @@ from llava_recipes.plan.hardware import GPUS
 from llava_recipes.plan.memory import Memory
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.screen import shown
 
 _GENERATOR = "llava-recipe plan"
 _MARKER = f'<meta name="generator" content="{_GENERATOR}">'
@@ -74,7 +75,9 @@ def page(
     import jinja2
 
     template = files("llava_recipes.cli").joinpath("plan_page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_shown
+    )
     return environment.from_string(template).render(
         generator=_GENERATOR,
         plan=plan,
@@ -85,6 +88,11 @@ def page(
         proposals=proposals,
         configs=list(config_sections(plan)),
     )
+
+
+def _shown(value: object) -> object:
+    """Every text of the page passes here before it is escaped."""
+    return shown(value) if type(value) is str else value
 
 
 def _check_ours(file: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.screen import say_json
 
 if TYPE_CHECKING:
     from llava_recipes.data.crops import ImageLayout
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     samples = read_samples(preview, *arguments.samples, problems=problems)
     if arguments.format == "jsonl":
         for sample in samples:
-            print(json_line(preview, sample))
+            say_json(json_line(preview, sample))
     else:
         from llava_recipes.cli.preview_table import print_table
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+from llava_recipes.screen import console, shown
 
 if TYPE_CHECKING:
     from llava_recipes.cli.preview import Preview
@@ -22,8 +22,8 @@ CUT = "red"
 
 def print_table(preview: Preview, samples: Iterator[Sample]) -> None:
     """Print every sample's text with its learned tokens in colour, or between ⟦ and ⟧ where there is none."""
-    console = Console(highlight=False)
-    coloured = console.color_system is not None
+    screen = console()
+    coloured = screen.color_system is not None
     legend = (
         Text.assemble(("learned", STYLES["learned"]), " and ", ("ignored", STYLES["ignored"]), " tokens")
         if coloured
@@ -33,9 +33,12 @@ def print_table(preview: Preview, samples: Iterator[Sample]) -> None:
     table.add_column("sample", no_wrap=False, min_width=18)
     table.add_column("text", overflow="fold", ratio=1)
     for sample in samples:
-        table.add_row("\n".join(facts(preview, sample)), marked_text(preview, sample, coloured=coloured))
+        table.add_row(
+            "\n".join(map(shown, facts(preview, sample))),
+            marked_text(preview, sample, coloured=coloured),
+        )
     if table.row_count:
-        console.print(table)
+        screen.print(table)
 
 
 def facts(preview: Preview, sample: Sample) -> Iterator[str]:
@@ -95,7 +98,4 @@ def _shown(preview: Preview, ids: list[int]) -> str:
     text = whole[
         len(cast(str, tokenizer.decode(anchor, clean_up_tokenization_spaces=False))) if anchor else 0 :
     ]
-    return "".join(
-        letter if letter.isprintable() else "↵\n" if letter == "\n" else "→" if letter == "\t" else "�"
-        for letter in text
-    )
+    return "↵\n".join(map(shown, text.split("\n")))

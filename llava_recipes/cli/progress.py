@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from llava_recipes.screen import console, guard_redirected
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -23,10 +25,9 @@ class Bar:
 @contextlib.contextmanager
 def progress(name: str, *, total: int, done: int = 0) -> Iterator[Bar]:
     """A bar of `total` things, `done` of them already."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    screen = console(to_stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,5 +35,6 @@ def progress(name: str, *, total: int, done: int = 0) -> Iterator[Bar]:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as shown:
+        guard_redirected()
         yield Bar(shown, shown.add_task(name, total=total, completed=done))

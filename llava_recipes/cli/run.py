@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
 
 from llava_recipes.cli.options import positive
+from llava_recipes.screen import say, write_log
 
 EPILOG = """\
 A stage that is done is passed over. --stage and --from-stage choose among a recipe's stages; those that the
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.runner.preflight import check_before_loading
 
     if arguments.nnodes > 1 and not (arguments.rdzv_endpoint and arguments.rdzv_id):
-        print("llava-recipe run: --nnodes needs --rdzv-endpoint and --rdzv-id", file=sys.stderr)
+        say("llava-recipe run: --nnodes needs --rdzv-endpoint and --rdzv-id", to_stderr=True)
         return 2
     loaded = load_recipe(arguments.file, arguments.set)
     processes = Processes(
@@ -71,17 +70,16 @@ def run(arguments: argparse.Namespace) -> int:
         from llava_recipes.cli.plan import print_plan
 
         print_plan(plan)
-        print("dry run: everything checked, nothing trained")
+        say("dry run: everything checked, nothing trained")
         return 0
     try:
         run_stages(run)
     except Stopped as stopped:
-        print(stopped)
+        say(str(stopped))
         return 130
     except WorkerBug as bug:
-        with tempfile.NamedTemporaryFile("w", prefix="llava-recipe-", suffix=".log", delete=False) as log:
-            log.write(str(bug))
         last = str(bug).strip().splitlines()[-1]
-        print(f"a bug in llava-recipe: {last}\nthe traceback is in {log.name}", file=sys.stderr)
+        file = write_log(str(bug))
+        say(f"a bug in llava-recipe: {last}", f"the traceback is in {file}", to_stderr=True)
         return 3
     return 0

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from llava_recipes.recipe.json_schema import base_schema, recipe_schema, value_schema
+from llava_recipes.screen import say_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    print(schema_text(arguments.kind), end="")
+    say_json(schema_text(arguments.kind).rstrip("\n"))
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from llava_recipes.screen import say_document
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the recipe")
@@ -24,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     loaded = load_recipe(arguments.file, arguments.set)
     if arguments.origin:
-        print(write_with_remarks(loaded.recipe, lambda path: origin(loaded, path)), end="")
+        say_document(write_with_remarks(loaded.recipe, lambda path: origin(loaded, path)))
     else:
-        print(write_resolved(loaded.recipe), end="")
+        say_document(write_resolved(loaded.recipe))
     return 0

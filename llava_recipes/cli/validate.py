@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.render import render_problems
+from llava_recipes.screen import say, say_lines
 
 if TYPE_CHECKING:
     from llava_recipes.cli.validate_formats import FileReport
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.cli.validate_formats import MACHINE_FORMATS
 
     if arguments.all and not arguments.deep:
-        print("llava-recipe validate: --all goes with --deep", file=sys.stderr)
+        say("llava-recipe validate: --all goes with --deep", to_stderr=True)
         return 2
     if arguments.deep:
         from llava_recipes.versions import check_versions
@@ -62,18 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
             _print(report, is_first=all(not earlier.problems for earlier in reports))
         reports.append(report)
     if arguments.format != "text":
-        text = MACHINE_FORMATS[arguments.format](reports)
-        print(text, end="\n" if text else "")
+        MACHINE_FORMATS[arguments.format](reports)
     return 0 if all(report.is_valid for report in reports) else 1
 
 
 def _print(report: FileReport, *, is_first: bool) -> None:
     if report.is_valid:
-        print(
-            f"ok  {report.file}", *(f"    {stage.summary()}" for stage in report.stages), sep="\n", flush=True
-        )
+        say(f"ok  {report.file}", *(f"    {stage.summary()}" for stage in report.stages))
     if report.problems:
-        print("\n" * (not is_first) + render_problems(report.problems), file=sys.stderr, flush=True)
+        say_lines("\n" * (not is_first) + render_problems(report.problems), to_stderr=True)
 
 
 def _expand(patterns: Sequence[str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llava_recipes import __version__
 from llava_recipes.recipe.errors import Mark, Problem
+from llava_recipes.screen import say_document, say_json
 
 if TYPE_CHECKING:
     from llava_recipes.runner.deep import StageFindings
@@ -163,8 +164,14 @@ def _uri(file: str) -> str:
     return Path(file).as_uri() if os.path.isabs(file) else quote(file.replace(os.sep, "/"))
 
 
-MACHINE_FORMATS: dict[str, Callable[[Sequence[FileReport]], str]] = {
-    "json": json_report,
-    "github": github_report,
-    "sarif": sarif_report,
+def _say_annotations(reports: Sequence[FileReport]) -> None:
+    if text := github_report(reports):
+        say_document(text + "\n")
+
+
+MACHINE_FORMATS: dict[str, Callable[[Sequence[FileReport]], None]] = {
+    "json": lambda reports: say_json(json_report(reports)),
+    "github": _say_annotations,
+    "sarif": lambda reports: say_json(sarif_report(reports)),
 }
+"""How each is printed."""

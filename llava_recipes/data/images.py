@@ -21,6 +21,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
+from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import VisionTower
@@ -184,16 +185,20 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
                 hint="its pictures are resized and normalised by it; copy it beside the weights",
             )
         )
+    path = (*_TOWER, "source")
+    check_model_folder(folder, path)
     with read_by_library(
         f'the image processor of "{plan.source}" cannot be loaded',
         code="image-processor-cannot-be-loaded",
         files=files,
         place="" if files else str(plan.source),
-        path=(*_TOWER, "source"),
+        path=path,
         hint="name a hub id, or a folder that holds a preprocessor_config.json",
     ):
+        settings, _ = BaseImageProcessor.get_image_processor_dict(str(plan.source), revision=plan.revision)
+        check_settings(settings, path, file=f"preprocessor_config.json of {plan.source}")
         processor: BaseImageProcessor = auto_image_processor().from_pretrained(
-            plan.source, revision=plan.revision, backend="pil"
+            plan.source, revision=plan.revision, backend="pil", trust_remote_code=False
         )
         _try_out(processor)
     return processor

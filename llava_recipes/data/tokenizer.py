@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Final
 
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.plan.original import is_original_llava, language_type
 from llava_recipes.plan.types import LanguageModelPlan
+from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import ImageTokens
 from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
 
+_PATH: Final[RecipePath] = ("model", "language_model")
 _FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -39,11 +43,16 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     cannot be loaded, when it has no character offsets, or when it has none of the three.
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
+    check_model_folder(Path(plan.tokenizer).expanduser(), _PATH)
     with _read(plan):
-        tokenizer = AutoTokenizer.from_pretrained(
-            plan.tokenizer, revision=revision, **_language_config(plan.tokenizer, revision)
-        )
         settings = get_tokenizer_config(plan.tokenizer, revision=revision)
+        check_settings(settings, _PATH, file=f"tokenizer_config.json of {plan.tokenizer}")
+        tokenizer = AutoTokenizer.from_pretrained(
+            plan.tokenizer,
+            revision=revision,
+            trust_remote_code=False,
+            **_language_config(plan.tokenizer, revision),
+        )
         # A damaged vocabulary, or a token that is none, shows when it is used.
         _try_out(tokenizer)
     if isinstance(tokenizer, LlamaTokenizer):
@@ -62,6 +71,7 @@ def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedC
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except OSError:
         return {}
+    check_settings(config, _PATH, file=f"config.json of {source}")
     kind = language_type(config) if is_original_llava(config) else None
     return {} if kind is None else {"config": AutoConfig.for_model(kind)}
 
@@ -74,7 +84,7 @@ def _read(plan: LanguageModelPlan) -> AbstractContextManager[None]:
         code="tokenizer-cannot-be-loaded",
         files=[folder / name for name in _FILES if (folder / name).exists()],
         place="" if folder.is_dir() else plan.tokenizer,
-        path=("model", "language_model"),
+        path=_PATH,
         hint="name a hub id, or a folder that holds a tokenizer",
     )
 
@@ -125,7 +135,7 @@ def _pad_with_another(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPla
             Problem(
                 f'tokenizer "{plan.tokenizer}" has neither a padding, an unknown nor an end token',
                 code="tokenizer-neither-padding-unknown-nor-end",
-                path=("model", "language_model"),
+                path=_PATH,
                 hint="set `pad_token` in its tokenizer_config.json",
             )
         )

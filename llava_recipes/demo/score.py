@@ -93,14 +93,14 @@ def render_scores(scores: Sequence[Score]) -> str:
     return "\n".join(["colour and shape both named right, after each stage", head, *rows])
 
 
-def render_examples(held_out: Sequence[HeldOut], said: Sequence[str]) -> str:
+def render_examples(held_out: Sequence[HeldOut], said: Sequence[str]) -> list[str]:
     """A few held-out pictures, spread over the file, and what the model says to them."""
     lines = []
     for index in range(0, len(held_out), max(1, len(held_out) // NUM_EXAMPLES)):
         picture = held_out[index]
         note = "  (a combination that training never showed)" if picture.is_unseen else ""
         lines += [f"{picture.image}{note}", f"  shows  {picture.caption}", f"  said   {said[index]}"]
-    return "\n".join(lines)
+    return lines
 
 
 def scores_as_json(scores: Sequence[Score]) -> str:

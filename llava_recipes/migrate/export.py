@@ -13,6 +13,7 @@ from llava_recipes.migrate.export_parts import Export, model_flags, trained_modu
 from llava_recipes.plan.batch import derive_batch
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import Data, Recipe, Stage
+from llava_recipes.screen import shown
 
 DEEPSPEED_FILES: Mapping[str, str] = MappingProxyType(
     {"zero2": "./scripts/zero2.json", "zero3": "./scripts/zero3.json"}
@@ -38,21 +39,17 @@ def export_script(
     for index in stages:
         export = _export_stage(recipe, index, world_size, deepspeed_files)
         problems += export.problems
-        title = f"# Stage {recipe.stages[index].name} of {recipe.name}"
+        title = shown(f"# Stage {recipe.stages[index].name} of {recipe.name}")
         commands.append("\n".join([title, *_command_lines(export.flags)]))
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
     header = [
         "#!/bin/bash",
-        f"# Written by `llava-recipe export-script` from {_one_line(os.path.basename(file))}.",
+        f"# Written by `llava-recipe export-script` from {shown(os.path.basename(file))}.",
         "# Run it in a checkout of the original, with one process on each of the GPUs that the recipe means.",
     ]
     # A stage starts from what the one before it leaves.
     return "\n".join([*header, "set -e"]) + "\n\n" + "\n\n".join(commands) + "\n"
-
-
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _command_lines(flags: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from llava_recipes.migrate.write import write_scalar
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Model, Stage, Train
+from llava_recipes.screen import shown
 
 ROOTS = ("vision_tower", "projector", "language_model", "lm_head")
 _MODULES = (*ROOTS, "image_tokens")
@@ -39,7 +40,18 @@ def _spell(value: JsonValue) -> str:
         return " ".join(_spell(entry) for entry in value)
     if isinstance(value, int | float):
         return write_scalar(value)
-    return shlex.quote(str(value))
+    return _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    """A word of a shell; one that a terminal should not be shown raw in bash's own escapes."""
+    if shown(text) == text:
+        return shlex.quote(text)
+    letters = map(chr, text.encode())
+    spelled = "".join(
+        letter if letter.isascii() and letter.isalnum() else f"\\x{ord(letter):02x}" for letter in letters
+    )
+    return f"$'{spelled}'"
 
 
 def trained_modules(stage: Stage, path: Path, export: Export) -> frozenset[str]:

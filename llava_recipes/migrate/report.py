@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.draft import Entry, Kind
+from llava_recipes.screen import shown
 
 TITLES: tuple[tuple[Kind, str], ...] = (
     ("mapped", "has its key in the recipe"),
@@ -23,19 +24,14 @@ def report_lines(migration: Migration, file: str) -> Iterator[str]:
         for kind, title in TITLES:
             chosen = [entry for entry in entries if entry.kind == kind]
             if chosen:
-                yield f"\n  {title}"
+                yield from ("", f"  {title}")
                 yield from _table(chosen)
         yield ""
 
 
 def stage_title(file: str, name: str, entries: Iterable[Entry]) -> str:
     """The file, the stage, and how many settings of each kind."""
-    return f"{printable(file)}: stage {name}: {_counts(entries)}"
-
-
-def printable(text: str) -> str:
-    """Nothing that moves the cursor or colours the terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
+    return f"{shown(file)}: stage {name}: {_counts(entries)}"
 
 
 def _counts(entries: Iterable[Entry]) -> str:
@@ -45,9 +41,7 @@ def _counts(entries: Iterable[Entry]) -> str:
 
 
 def _table(entries: Sequence[Entry]) -> Iterator[str]:
-    rows = [
-        (printable(entry.name), _short(entry.value), entry.key, printable(entry.remark)) for entry in entries
-    ]
+    rows = [(shown(entry.name), _short(entry.value), entry.key, shown(entry.remark)) for entry in entries]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, value, key, remark in rows:
         arrow = "->" if key else "  " if widths[2] else ""
@@ -56,5 +50,5 @@ def _table(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _short(text: str) -> str:
-    text = printable(text)
+    text = shown(text)
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"…{text[1 - MAX_VALUE_CHARACTERS :]}"

@@ -24,6 +24,7 @@ from llava_recipes.recipe.schema import (
     Train,
     VisionTower,
 )
+from llava_recipes.screen import escape_yaml, shown
 
 COMMENT_COLUMN = 44
 
@@ -48,12 +49,12 @@ _MODELS: Mapping[str, type[Frozen]] = {
 
 def write_recipe(values: Mapping[str, Value], comments: Mapping[Path, str], header: str) -> str:
     """YAML text; `comments` stand at the end of the line of their key, `header` before everything."""
-    lines = [f"# {line}".rstrip() for line in header.splitlines()]
+    lines = [f"# {shown(line)}".rstrip() for line in header.split("\n")]
     for key, value in _ordered(values, ""):
         if key in ("model", "stages"):
             lines.append("")
         lines += _entry(key, value, (key,), 0, comments)
-    return "\n".join(lines) + "\n"
+    return escape_yaml("\n".join(lines)) + "\n"
 
 
 def write_scalar(value: bool | int | float | str | None) -> str:
@@ -124,4 +125,4 @@ def _flow(value: Value) -> str:
 
 
 def _commented(line: str, comment: str | None) -> str:
-    return line if comment is None else f"{line:<{COMMENT_COLUMN}} # {comment}"
+    return line if comment is None else f"{line:<{COMMENT_COLUMN}} # {shown(comment)}"

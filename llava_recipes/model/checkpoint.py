@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import pathlib
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.locations import check_place
 
-_FOREIGN = "Unsupported "
-"""What torch's reader of plain tensors says of code in a file: an unsupported global, class or operand."""
+_CUT_SHORT = "the file is cut short or not a weight file; fetch it again"
 
 
 class TensorSource(Protocol):
@@ -93,40 +91,35 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
         with _reading(file, path):
             return _Safetensors(file, path)
     try:
-        with _reading(file, path):
-            loaded = _load_bin(file)
-    except RecipeError as error:
-        if not isinstance(error.__cause__, pickle.UnpicklingError) or _FOREIGN not in str(error.__cause__):
-            raise
+        return TensorsInMemory(_only_tensors(load_plain(file), file, path))
+    except HoldsCode as error:
         hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
         raise RecipeError(
             Problem(
                 "this file holds more than tensors",
                 code="file-holds-more-than-tensors",
                 path=path,
-                found=str(file),
+                found=f"{file} {error}",
                 hint=hint,
             )
         ) from error
-    return TensorsInMemory(_only_tensors(loaded, file, path))
+    except BadPickle as error:
+        raise RecipeError(
+            Problem(
+                "cannot read weights",
+                code="cannot-read-weights",
+                path=path,
+                found=f"{file}: {str(error).removeprefix('cannot be read: ')}",
+                hint=_CUT_SHORT,
+            )
+        ) from error
 
 
 def _reading(file: pathlib.Path, path: Path) -> AbstractContextManager[None]:
     """What libraries raise in it becomes a problem of this weight file."""
-    hint = "the file is cut short or not a weight file; fetch it again"
     return read_by_library(
-        "cannot read weights", code="cannot-read-weights", files=[file], path=path, hint=hint
+        "cannot read weights", code="cannot-read-weights", files=[file], path=path, hint=_CUT_SHORT
     )
-
-
-def _load_bin(file: pathlib.Path) -> object:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        # The format before torch 1.6 cannot be mapped.
-        if "mmap can only be used" not in str(error):
-            raise
-        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from llava_recipes.model.quantized import is_quantized, marked_quantized
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.lora import ADAPTER, lora_targets
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
-from llava_recipes.recipe.json_file import read_object, shown
+from llava_recipes.recipe.json_file import in_short, read_object
 from llava_recipes.recipe.schema import Lora
 
 STAGES_PATH: Path = ("stages",)
@@ -249,7 +249,7 @@ def read_scale(config: pathlib.Path, path: Path) -> float:
             "the adapters' settings cannot be read",
             code="adapters-settings-cannot-be-read",
             path=path,
-            found=f"{config}: `r` is {shown(rank)}, `lora_alpha` is {shown(alpha)}; both are numbers above 0",
+            found=f"{config}: `r` is {in_short(rank)}, `lora_alpha` is {in_short(alpha)}: not above 0",
             hint=hint,
         )
     )

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
+from llava_recipes.data.model_files import check_model_folder
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 Part = Literal["config", "tokenizer", "image_processor", "weights", "start"]
@@ -56,10 +57,12 @@ def pretrained_folder(
     """The local folder that holds `parts` of a model given as folder or hub id.
 
     Safetensors are preferred over `.bin`. `path` is the recipe path named in errors.
-    Raises RecipeError when there is no such folder, or the hub's repository cannot be had.
+    Raises RecipeError when there is no such folder, when the hub's repository cannot be had, or when settings
+    name code to run.
     """
     folder = pathlib.Path(source).expanduser()
     if folder.is_dir():
+        check_model_folder(folder, path)
         return folder
     if folder.exists():
         raise _refusal(
@@ -77,7 +80,9 @@ def pretrained_folder(
             "check the path; hub ids read `owner/name`",
             code="folder-does-not-exist",
         )
-    return _snapshot(source, revision, parts, path)
+    fetched = _snapshot(source, revision, parts, path)
+    check_model_folder(fetched, path)
+    return fetched
 
 
 def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: Path) -> pathlib.Path:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from llava_recipes.plan.sizes import MOST, MOST_LAYERS
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
-from llava_recipes.recipe.json_file import read_object, shown
+from llava_recipes.recipe.json_file import in_short, read_object
 from llava_recipes.versions import unnamed_config_keys
 
 CONFIG = "config.json"
@@ -55,7 +55,7 @@ def folder_config(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
         files=[folder / CONFIG],
         path=path,
     ):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_numbers(config, place=str(folder / CONFIG), path=path)
     return config
 
@@ -135,12 +135,12 @@ def _wrong_numbers(config: PreTrainedConfig) -> Iterator[str]:
         value = getattr(config, key, None)
         most = MOST_LAYERS if key == "num_hidden_layers" else MOST
         if value is not None and not (_is_whole(value) and 1 <= value <= most):
-            yield f"{key} is {shown(value)}, and must be a whole number from 1 to {most:,}"
+            yield f"{key} is {in_short(value)}, and must be a whole number from 1 to {most:,}"
     for key in _IDS:
         value = getattr(config, key, None)
         ids = value if isinstance(value, list) else [value]
         if value is not None and not all(_is_whole(id) and abs(id) < MOST for id in ids):
-            yield f"{key} is {shown(value)}, and must be the number of a token"
+            yield f"{key} is {in_short(value)}, and must be the number of a token"
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

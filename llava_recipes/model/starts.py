@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import JsonValue
 from torch import Tensor, nn
 
+from llava_recipes.data.model_files import check_model_folder
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import (
     TensorsInMemory,
@@ -83,6 +84,7 @@ def open_start(given: str | pathlib.Path, path: Path) -> Start:
         weights = _of_projector(place, path)
         return Start("projector", place, Claims(), place.with_name(ADAPTER_CONFIG), weights)
     folder = place if place.is_dir() else pretrained_folder(str(given), None, parts=("start",), path=path)
+    check_model_folder(folder, path)
     config = _read_object(folder / CONFIG, path)
     kind, found = _contents(folder, config, path)
     if not found:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llava_recipes.freeze import match_glob
+from llava_recipes.freeze import tree_of
 from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
 from llava_recipes.plan.lora import ADAPTER
-from llava_recipes.plan.param_groups import group_of
+from llava_recipes.plan.param_groups import groups_of
 from llava_recipes.plan.quantization import StoredType, quantized_weights, stored_type
 from llava_recipes.plan.sizes import ROOTS
 from llava_recipes.plan.tuning import Trains
@@ -43,6 +43,15 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class _Words:
+    """What a recipe says of parameters, by their names: the first glob of each kind that matches them."""
+
+    trainable: Mapping[str, str]
+    freeze: Mapping[str, str]
+    group: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class _Fate:
     """What a parameter shares with others of the same assignment."""
 
@@ -61,12 +70,17 @@ def assign(
     shapes, trainable = trains.shapes, frozenset(trains.decision.trainable)
     stored = None if quantization is None else stored_type(quantization)
     small = frozenset(quantized_weights(trains.base_shapes)) if stored else frozenset[str]()
+    words = _Words(
+        _first_globs(stage.trainable, shapes),
+        _first_globs(stage.freeze, shapes) if isinstance(stage.freeze, tuple) else {},
+        groups_of(shapes, stage.param_groups),
+    )
     known: dict[_Fate, _Fate] = {}
     # Few fates are shared by many names: each is one object, so that it is compared at once.
     fates = {
         name: known.setdefault(fate, fate)
         for name in shapes
-        for fate in [_fate(name, name in trainable, stage, stored if name in small else None)]
+        for fate in [_fate(name, name in trainable, stage, words, stored if name in small else None)]
     }
     grouped: dict[str, list[str]] = {}
     for name, module in _owners(fates).items():
@@ -98,12 +112,20 @@ def is_held_in_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
     return stage.deepspeed is None and (trains or name.split(".", 1)[0] in ("projector", "image_newline"))
 
 
-def _fate(name: str, trains: bool, stage: StagePlan, stored: StoredType | None) -> _Fate:
-    rule = _rule(name, trains, stage)
+def _first_globs(globs: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    tree, found = tree_of(names), dict[str, str]()
+    for glob in dict.fromkeys(globs):
+        for name in tree.matched(glob):
+            found.setdefault(name, glob)
+    return found
+
+
+def _fate(name: str, trains: bool, stage: StagePlan, words: _Words, stored: StoredType | None) -> _Fate:
+    rule = _rule(name, trains, stage, words)
     held = is_held_in_float32(name, trains=trains, stage=stage)
     given = stage.train.training_arguments.get("weight_decay")
     rate, decay = stage.train.learning_rate, float(given) if isinstance(given, (int, float)) else 0.0
-    number = group_of(name, stage.param_groups) if trains else None
+    number = words.group.get(name) if trains else None
     if number is not None:
         group = stage.param_groups[number]
         rate, decay, rule = group.learning_rate, group.weight_decay, f"{rule}, param_groups[{number}]"
@@ -117,20 +139,17 @@ def _fate(name: str, trains: bool, stage: StagePlan, stored: StoredType | None) 
     )
 
 
-def _rule(name: str, trains: bool, stage: StagePlan) -> str:
+def _rule(name: str, trains: bool, stage: StagePlan, words: _Words) -> str:
     """The words that decided a parameter's fate: a glob, the word of `freeze`, or LoRA."""
     if stage.lora is not None and ADAPTER.search(name):
         return f"lora, r {stage.lora.r}"
-    for glob in stage.trainable:
-        if match_glob(glob, name):
-            return f'trainable "{glob}"'
-    frozen = (
-        [glob for glob in stage.freeze if match_glob(glob, name)] if isinstance(stage.freeze, tuple) else []
-    )
-    if trains and (frozen or stage.freeze == "all"):
+    if name in words.trainable:
+        return f'trainable "{words.trainable[name]}"'
+    frozen = words.freeze.get(name)
+    if trains and (frozen is not None or stage.freeze == "all"):
         return f"lora, bias {stage.lora.bias}" if stage.lora is not None else "lora"
     if isinstance(stage.freeze, tuple):
-        return f'freeze "{frozen[0]}"' if frozen else "in no glob of `freeze`"
+        return "in no glob of `freeze`" if frozen is None else f'freeze "{frozen}"'
     return f"freeze: {stage.freeze}"
 
 

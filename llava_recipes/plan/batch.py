@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Train
 
+MOST_TRIED = 100_000
+"""Divisors that are looked for one by one: a number of a recipe may have 19 digits."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,10 +52,10 @@ def explain_batch(train: Train, *, world_size: int, path: Path) -> Problem:
     proposals = [f"`global_batch_size: {' or '.join(map(str, near))}`"]
     share, rest = divmod(wanted, world_size)
     if rest == 0:
-        nearest = min(_divisors(share), key=lambda size: (abs(size - per_device), size))
+        nearest = min(divisors(share), key=lambda size: (abs(size - per_device), size))
         proposals.append(f"`per_device_train_batch_size: {nearest}`")
     elif wanted % per_device == 0:
-        fewer = max(count for count in _divisors(wanted // per_device) if count < world_size)
+        fewer = max(count for count in divisors(wanted // per_device) if count < world_size)
         proposals.append(f"run on {_processes(fewer)}")
     return Problem(
         "`global_batch_size` cannot be reached with whole accumulation steps",
@@ -106,8 +109,9 @@ def batch_notes(train: Train, batch: Batch, *, world_size: int) -> Iterator[str]
         )
 
 
-def _divisors(number: int) -> list[int]:
-    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+def divisors(number: int) -> list[int]:
+    """What divides a number, in order; beyond the square of MOST_TRIED perhaps not all of it."""
+    small = [size for size in range(1, min(math.isqrt(number), MOST_TRIED) + 1) if number % size == 0]
     return sorted({*small, *(number // size for size in small)})
 
 

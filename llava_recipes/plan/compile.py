@@ -22,7 +22,7 @@ from llava_recipes.plan.batch import (
 from llava_recipes.plan.data import plan_data
 from llava_recipes.plan.exports import export_warnings
 from llava_recipes.plan.model import PlannedModel, plan_model
-from llava_recipes.plan.param_groups import group_of, optimizer_problem
+from llava_recipes.plan.param_groups import groups_of, optimizer_problem
 from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
 from llava_recipes.plan.sampling import plan_sampling
 from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
@@ -203,10 +203,10 @@ class _StageCompiler:
         train, groups = self._stage.train, self._stage.param_groups
         problem = optimizer_problem(train.optim, groups, stage_path=self._path)
         self.problems += [problem] if problem else []
-        members: dict[int | None, list[str]] = {}
+        members: dict[int, list[str]] = {}
         if trains is not None:
-            for name in trains.decision.trainable:
-                members.setdefault(group_of(name, groups), []).append(name)
+            for name, index in groups_of(trains.decision.trainable, groups).items():
+                members.setdefault(index, []).append(name)
         return tuple(
             ParamGroupPlan(
                 modules=group.modules,

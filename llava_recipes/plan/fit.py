@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.activations import zero_stage
+from llava_recipes.plan.batch import divisors
 from llava_recipes.plan.estimate import Estimator, Fit, judge
 from llava_recipes.plan.hardware import GIB, Gpu
 from llava_recipes.plan.types import StagePlan
@@ -115,7 +116,7 @@ def _choices(stage: StagePlan, *, world_size: int, splits_weights: bool) -> Iter
     now = train.per_device_train_batch_size
     checkpoints = bool(train.training_arguments.get("activation_checkpointing"))
     share = train.global_batch_size // world_size
-    sizes = [size for size in range(1, min(share, _LARGEST_GROWTH * now) + 1) if share % size == 0]
+    sizes = [size for size in divisors(share) if size <= _LARGEST_GROWTH * now]
     engines = ["as it is"]
     if train.precision != "fp32" or stage.deepspeed is not None:
         engines += [name for name in ("zero2", "zero3") if int(name[-1]) != zero_stage(stage)]

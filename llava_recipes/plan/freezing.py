@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Literal
 
-from llava_recipes.freeze import decide, match_glob, split_glob
+from llava_recipes.freeze import decide, split_glob, tree_of
 from llava_recipes.plan.sizes import ROOTS
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.renames import OTHER_MODULES
@@ -46,9 +46,10 @@ def freezing_problems(
 def explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> Problem:
     """What is wrong with a glob that matches none of these names, and what is there instead."""
     segments = split_glob(glob)
-    depth = 0 if "**" in segments else _matched_depth(segments, names)
+    tree = tree_of(names)
+    depth = 0 if "**" in segments else tree.depth_of(segments[:-1])
     known = ".".join(segments[:depth])
-    children = _children(known, names) if known else _roots(names)
+    children = tree.below(segments[:depth]) if known else _roots(names)
     hint = _suggest(segments, depth, children)
     if segments[0] == "image_newline" and "image_newline" not in children:
         hint = "a model has an image_newline where a stage says `mm_patch_merge_type: spatial_unpad`"
@@ -68,10 +69,12 @@ def _check_ranges(glob: str, names: Collection[str], *, key: str, path: Path) ->
     segments = split_glob(glob)
     for depth, segment in enumerate(segments):
         found = _RANGE.fullmatch(segment)
-        if found is None or "**" in segments[:depth]:
+        if "**" in segments[:depth]:
+            return
+        if found is None:
             continue
         owner = ".".join(segments[:depth])
-        numbers = [int(child) for child in _children(owner, names) if child.isdigit()]
+        numbers = [int(child) for child in tree_of(names).below(segments[:depth]) if child.isdigit()]
         if numbers and int(found["last"]) > max(numbers):
             yield Problem(
                 f'the range in the glob "{glob}" of `{key}` goes beyond what there is',
@@ -82,28 +85,9 @@ def _check_ranges(glob: str, names: Collection[str], *, key: str, path: Path) ->
             )
 
 
-def _matched_depth(segments: tuple[str, ...], names: Collection[str]) -> int:
-    """How many of a glob's first segments name a module that has others under it."""
-    for depth in range(len(segments) - 1, 0, -1):
-        if _children(".".join(segments[:depth]), names):
-            return depth
-    return 0
-
-
 def _roots(names: Collection[str]) -> list[str]:
     present = {name.split(".", 1)[0] for name in names}
     return [root for root in sorted(ROOTS) if root in present]
-
-
-def _children(parent: str, names: Collection[str]) -> list[str]:
-    """What stands directly under the modules that a glob matches."""
-    depth = len(split_glob(parent))
-    found: dict[str, None] = {}
-    for name in names:
-        segments = name.split(".")
-        if len(segments) > depth and match_glob(parent, ".".join(segments[:depth])):
-            found[segments[depth]] = None
-    return list(found)
 
 
 def _suggest(segments: tuple[str, ...], depth: int, children: list[str]) -> str | None:

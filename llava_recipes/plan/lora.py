@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 
-from llava_recipes.freeze import Decision, match_glob, split_glob
+from llava_recipes.freeze import Decision, split_glob, tree_of
 from llava_recipes.plan.freezing import explain_glob
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Lora
@@ -31,7 +31,9 @@ def linear_weights(shapes: Shapes) -> tuple[str, ...]:
 
 def lora_targets(linear: Collection[str], lora: Lora) -> tuple[str, ...]:
     """The linear weights that get adapters. Outside the language model only what a glob names by its root."""
-    return tuple(name for name in linear if any(_reaches(glob, name) for glob in lora.modules))
+    linear = tuple(linear)
+    targets = {name for glob in dict.fromkeys(lora.modules) for name in _reached(glob, linear)}
+    return tuple(name for name in linear if name in targets)
 
 
 def adapter_shapes(shapes: Shapes, targets: Collection[str], lora: Lora) -> dict[str, tuple[int, ...]]:
@@ -71,13 +73,13 @@ def decide_with_lora(
 
 def lora_problems(lora: Lora, *, shapes: Shapes, decision: Decision, stage_path: Path) -> Iterator[Problem]:
     """Globs of `lora.modules` that reach no linear layer, or one that trains in full."""
-    linear, trains = linear_weights(shapes), set(decision.trainable)
+    linear, trains, tree = linear_weights(shapes), set(decision.trainable), tree_of(shapes)
     for index, glob in enumerate(lora.modules):
         path: Path = (*stage_path, "lora", "modules", index)
-        if not any(match_glob(glob, name) for name in shapes):
+        if not tree.matched(glob):
             yield explain_glob(glob, shapes, key="modules", path=path)
             continue
-        reached = [name for name in linear if _reaches(glob, name)]
+        reached = _reached(glob, linear)
         in_full = [name for name in reached if name in trains]
         if not reached:
             yield Problem(
@@ -132,6 +134,7 @@ def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def _reaches(glob: str, name: str) -> bool:
-    root = name.split(".")[0]
-    return match_glob(glob, name) and (root == "language_model" or split_glob(glob)[0] == root)
+def _reached(glob: str, linear: tuple[str, ...]) -> list[str]:
+    """The linear weights that a glob adapts."""
+    roots = ("language_model", split_glob(glob)[0])
+    return [name for name in tree_of(linear).matched(glob) if name.split(".", 1)[0] in roots]

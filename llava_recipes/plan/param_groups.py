@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from llava_recipes.freeze import match_glob
+from llava_recipes.freeze import tree_of
 from llava_recipes.plan.freezing import explain_glob
 from llava_recipes.recipe.errors import Path, Problem
 
@@ -23,10 +23,17 @@ class Globs(Protocol):
 
 def group_of(name: str, groups: Sequence[Globs]) -> int | None:
     """Which group a parameter belongs to: the first with a glob that matches it; None for the rest."""
+    return groups_of([name], groups).get(name)
+
+
+def groups_of(names: Collection[str], groups: Sequence[Globs]) -> dict[str, int]:
+    """The same for many names at once; those of the rest are left out."""
+    tree, found = tree_of(names), dict[str, int]()
     for index, group in enumerate(groups):
-        if any(match_glob(glob, name) for glob in group.modules):
-            return index
-    return None
+        for glob in dict.fromkeys(group.modules):
+            for name in tree.matched(glob):
+                found.setdefault(name, index)
+    return found
 
 
 def param_group_problems(
@@ -37,12 +44,12 @@ def param_group_problems(
     `names` are canonical parameter names, `trainable` those that train.
     """
     claimed: dict[str, int] = {}
-    trains = set(trainable)
+    trains, tree = set(trainable), tree_of(names)
     for index, group in enumerate(groups):
         path: Path = (*stage_path, "param_groups", index, "modules")
         mine: set[str] = set()
         for number, glob in enumerate(group.modules):
-            matched = [name for name in names if match_glob(glob, name)]
+            matched = tree.matched(glob)
             if not matched:
                 yield explain_glob(glob, names, key="modules", path=(*path, number))
             elif trains.isdisjoint(matched):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from llava_recipes.masking import is_secret_name, is_secret_value
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar, spell_value
 from llava_recipes.recipe.shape import shapes_at
 from llava_recipes.recipe.source import Document
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_WORDS = {"TOKEN", "TOKENS", "PASS", "PASSWD", "CREDENTIAL", "CREDENTIALS", "APIKEY"}
-_SECRET_PARTS = ("PASSWORD", "SECRET")
-_SECRET_ENDS = {"KEY", "KEYS"}
 
 
 def declared(root: Value) -> dict[str, Path]:
@@ -35,7 +33,7 @@ def check_declarations(document: Document) -> Iterator[Problem]:
         path: Path = ("env", index)
         if not isinstance(name, str) or path in document.spoiled:
             continue
-        if _is_secret(name):
+        if is_secret_name(name):
             hint = "remove it: what a program needs to log in, it reads from the environment itself"
             message = f"`{name}` looks like a secret; a recipe and its run folder are shared"
             yield Problem(message, code="looks-like-secret-recipe-run-folder", path=path, hint=hint)
@@ -59,15 +57,6 @@ def check_declarations(document: Document) -> Iterator[Problem]:
             )
 
 
-def _is_secret(name: str) -> bool:
-    words = [word for word in re.split(r"[^A-Z0-9]+", name.upper()) if not word.isdecimal()]
-    return (
-        bool(_SECRET_WORDS & set(words))
-        or any(part in name.upper() for part in _SECRET_PARTS)
-        or (len(words) > 1 and words[-1] in _SECRET_ENDS)
-    )
-
-
 def _is_variable_too(name: str, path: Path, document: Document) -> bool:
     """Whether one and the same file says both; a variable of a file above simply takes the place."""
     mark = document.key_marks.get(("vars", name))
@@ -87,6 +76,13 @@ def read_variable(name: str, environment: Mapping[str, str], path: Path, *, alon
             code="environment-variable-not-set",
             path=path,
             hint=hint,
+        )
+    if is_secret_value(text, name):
+        return Problem(
+            f"the environment variable `{name}` contains a secret; a recipe's values are shared",
+            code="environment-variable-contains-secret",
+            path=path,
+            hint="use a variable without it: what a program needs to log in, it reads from the environment",
         )
     try:
         check_text(text)

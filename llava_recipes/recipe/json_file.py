@@ -102,7 +102,7 @@ def reason_of(error: Exception) -> str:
     return first if len(first) <= MOST_CHARACTERS else first[:MOST_CHARACTERS] + " …"
 
 
-def shown(value: object) -> str:
+def in_short(value: object) -> str:
     """A value from a file in a message: as JSON, and short."""
     text = json.dumps(value)
     return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + " …"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llava_recipes.recipe.errors import Mark, Path
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.values import value_at
+from llava_recipes.screen import shown
 
 
 def origin(loaded: LoadedRecipe, path: Path) -> str:
@@ -27,5 +28,5 @@ def _spell(mark: Mark | None) -> str:
     if mark is None:
         return "unknown"
     # The remark stands on one line, whatever the file is called.
-    file = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in mark.file)
+    file = shown(mark.file)
     return f"{file}:{mark.line}" if mark.line > 0 else file

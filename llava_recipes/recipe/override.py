@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import get_origin
 
+from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, kind_of
 from llava_recipes.recipe.shape import is_free, is_list, keys_at, shapes_at, spell_path, wanted_at
@@ -25,7 +26,7 @@ class Override:
 
 def read_override(text: str, root: Value) -> Override:
     """Read `path=value`, with stages by name or index; raises RecipeError when the path cannot exist."""
-    mark = Mark(f"--set {text}", 0, 0)
+    mark = Mark(f"--set {mask_assignment(text)}", 0, 0)
     if not text.isascii() and text != text.encode("utf-8", "replace").decode("utf-8"):
         # Bytes that are no text come from the shell as half characters.
         raise RecipeError(

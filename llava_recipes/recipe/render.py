@@ -5,7 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
+from llava_recipes.masking import mask
 from llava_recipes.recipe.errors import Mark, Problem
+from llava_recipes.screen import shown
 
 MAX_LINE_CHARACTERS = 120
 MAX_WORDS_CHARACTERS = 800
@@ -19,14 +21,16 @@ def render_problems(problems: Iterable[Problem]) -> str:
 
 def _lines(problem: Problem) -> list[str]:
     word = "warning: " if problem.severity == "warning" else ""
-    lines = [_printable(_place(problem.mark) + word + _short(problem.message))]
-    if problem.mark is not None and problem.mark.line > 0 and problem.mark.text is not None:
-        lines += _snippet(problem.mark, problem.mark.text)
+    lines = [_short(shown(_place(problem.mark) + word + problem.message))]
+    text = problem.mark.text if problem.mark is not None and problem.mark.line > 0 else None
+    # A line that holds a secret stays away as a whole: its carets would point beside it.
+    if problem.mark is not None and text is not None and mask(text) == text:
+        lines += _snippet(problem.mark, text)
     for word, text in (("found:", problem.found), ("hint: ", problem.hint)):
         if text is not None:
-            first, *rest = map(_short, text.splitlines() or [""])
-            lines.append(_printable(f"{word} {first}"))
-            lines += [_printable(f"       {line}") for line in rest]
+            first, *rest = text.rstrip("\n").split("\n")
+            lines.append(_short(shown(f"{word} {first}")))
+            lines += [_short(shown(f"       {line}")) for line in rest]
     return lines
 
 
@@ -45,15 +49,15 @@ def _place(mark: Mark | None) -> str:
 def _snippet(mark: Mark, text: str) -> list[str]:
     start = mark.column - 1
     cut = max(0, start - MAX_LINE_CHARACTERS // 2) if len(text) > MAX_LINE_CHARACTERS else 0
-    shown = _printable(text[cut : cut + MAX_LINE_CHARACTERS]).rstrip()
-    before = _printable(text[cut:start])
-    marked = _printable(text[start : start + mark.width])[: MAX_LINE_CHARACTERS - len(before)]
+    line = shown(text[cut : cut + MAX_LINE_CHARACTERS]).rstrip()
+    before = shown(text[cut:start])
+    marked = shown(text[start : start + mark.width])[: MAX_LINE_CHARACTERS - len(before)]
     if cut:
-        shown, before = "…" + shown, "…" + before
+        line, before = "…" + line, "…" + before
     if cut + MAX_LINE_CHARACTERS < len(text):
-        shown += "…"
+        line += "…"
     carets = "^" * max(1, _columns(marked))
-    return [f"{mark.line:>5} | {shown}".rstrip(), f"      | {' ' * _columns(before)}{carets}"]
+    return [f"{mark.line:>5} | {line}".rstrip(), f"      | {' ' * _columns(before)}{carets}"]
 
 
 def _columns(text: str) -> int:
@@ -62,8 +66,3 @@ def _columns(text: str) -> int:
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
         for letter in text
     )
-
-
-def _printable(text: str) -> str:
-    """Nothing that moves the cursor, colours the terminal or turns the text around."""
-    return "".join(letter if letter.isprintable() else "→" if letter == "\t" else "�" for letter in text)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from llava_recipes.recipe.data_rules import check_data
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.foreign_code import code_problems
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.misspelt import misspelt
@@ -18,7 +19,7 @@ from llava_recipes.recipe.quantization import check_quantization
 from llava_recipes.recipe.samples import check_samples
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, VisionTower
-from llava_recipes.recipe.secret import check_secrets
+from llava_recipes.recipe.secret import check_secret_values, check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.recipe.train_rules import check_train
 from llava_recipes.recipe.tuning import check_image_tokens, check_tuning
@@ -32,6 +33,7 @@ def check_rules(root: Value) -> list[Problem]:
     recipe = as_mapping(root)
     problems += _check_version(recipe.get("version"))
     problems += check_secrets(as_mapping(recipe.get("vars")), ("vars",))
+    problems += check_secret_values(recipe)
     problems += _check_model(as_mapping(recipe.get("model")))
     stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
     problems += _check_stage_names(stages)
@@ -126,6 +128,8 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
             )
     yield from check_hub_id(part.get("source"), (*path, "source"))
     yield from check_hub_id(part.get("tokenizer"), (*path, "tokenizer"))
+    for key in ("config", "image_processor"):
+        yield from code_problems(part.get(key), (*path, key))
 
 
 def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:

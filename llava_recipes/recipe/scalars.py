@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from llava_recipes.masking import HIDDEN, is_secret_name, mask
+
 Value: TypeAlias = bool | int | float | str | list["Value"] | dict[str, "Value"] | None
 
 MAX_NUMBER_CHARACTERS = 100
@@ -63,13 +65,21 @@ def check_text(text: str) -> None:
 def spell_value(value: object, *, limit: int = 80) -> str:
     """Spell a value on one line as it would be typed, cut after `limit` characters."""
     if isinstance(value, Mapping):
-        entries = [f"{key}: {spell_value(entry, limit=limit)}" for key, entry in list(value.items())[:20]]
+        entries = [
+            f"{key}: {HIDDEN if _is_hidden(key, entry) else spell_value(entry, limit=limit)}"
+            for key, entry in list(value.items())[:20]
+        ]
         spelled = "{" + ", ".join(entries) + "}"
     elif isinstance(value, Sequence) and not isinstance(value, str):
         spelled = "[" + ", ".join(spell_value(entry, limit=limit) for entry in value[:20]) + "]"
     else:
-        spelled = json.dumps(value, ensure_ascii=False)
+        # Before the cut: half a secret is not seen to be one.
+        spelled = mask(json.dumps(value, ensure_ascii=False))
     return spelled if len(spelled) <= limit else spelled[: limit - 1] + "…"
+
+
+def _is_hidden(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, str) and is_secret_name(key)
 
 
 def kind_of(value: object) -> str:

@@ -10,6 +10,7 @@ import yaml
 from llava_recipes.recipe.errors import Path
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_value
+from llava_recipes.screen import escape_yaml
 
 _PLAIN = re.compile(r"(\./|[A-Za-z/])[A-Za-z0-9_./-]*")
 _WORDS = {"true", "false", "null"}
@@ -59,7 +60,7 @@ def _whole(recipe: Recipe) -> object:
 
 def _write(values: object, *, width: int) -> str:
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width)
-    return text
+    return escape_yaml(text)
 
 
 def _escape(value: object) -> object:

@@ -16,7 +16,7 @@ from llava_recipes.files import replacing, write_text
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
-from llava_recipes.recipe.json_file import kind_of, made_of, read_object, shown
+from llava_recipes.recipe.json_file import in_short, kind_of, made_of, read_object
 from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.train.checkpoints import list_checkpoints
@@ -258,4 +258,4 @@ def _differences(there: object, wanted: object, path: str) -> Iterator[str]:
         for index, pair in enumerate(zip(there, wanted, strict=True)):
             yield from _differences(*pair, f"{path}.{index}")
     elif there != wanted:
-        yield f"{path}: {shown(there)} there, {shown(wanted)} in the recipe"
+        yield f"{path}: {in_short(there)} there, {in_short(wanted)} in the recipe"

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from llava_recipes import __version__
+from llava_recipes.masking import mask_command
 
 _PACKAGES = (
     "torch",
@@ -22,10 +23,10 @@ _PACKAGES = (
 
 
 def describe_environment(argv: list[str]) -> dict[str, object]:
-    """Versions, platform and the command line, as JSON."""
+    """Versions, platform and the command line, without secrets, as JSON."""
     return {
         "llava_recipes": __version__,
-        "command": argv,
+        "command": mask_command(argv),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llava_recipes.plan.types import Plan
@@ -26,7 +27,9 @@ from llava_recipes.runner.chosen import waiting_problems
 from llava_recipes.runner.environment import describe_environment
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.messages import Request, Result, read_bug, read_problems
-from llava_recipes.train.checkpoints import find_damage, list_checkpoints
+from llava_recipes.screen import say
+from llava_recipes.train.checkpoints import UNUSABLE, find_damage, list_checkpoints
+from llava_recipes.train.metrics import check_logs
 
 _NUM_SHOWN_DIFFERENCES = 12
 
@@ -52,7 +55,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """One line to the person; standard output belongs to the training processes too."""
-        print(text, flush=True)
+        say(text)
 
 
 def run_stages(run: Run) -> None:
@@ -69,6 +72,8 @@ class Beginning:
     """Where a stage begins: a checkpoint folder, or None for step 0."""
 
     checkpoint: Path | None
+    passed_over: Mapping[Path, str] = field(default_factory=dict)
+    """Newer checkpoints, and what is wrong with each."""
 
 
 def find_beginnings(run: Run) -> dict[int, Beginning]:
@@ -103,6 +108,7 @@ def _decide(run: Run, index: int) -> Beginning | None:
             raise RecipeError(_stale(folder, index))
         run.say(f"{stage.name}: done already, in {folder}")
         return None
+    check_logs(folder)
     if not state.has_checkpoint:
         if run.resume:
             run.say(f"{stage.name}: no checkpoint in {folder}, so it starts at step 0")
@@ -117,23 +123,32 @@ def _decide(run: Run, index: int) -> Beginning | None:
                 hint="continue it with `--resume`, or choose another folder",
             )
         )
-    return Beginning(_newest_sound_checkpoint(run, index, folder))
+    return _newest_sound(run, index, {})
 
 
-def _newest_sound_checkpoint(run: Run, index: int, folder: Path) -> Path:
-    damages = []
-    for checkpoint in list_checkpoints(folder):
-        damage = find_damage(checkpoint.folder)
+def _newest_sound(run: Run, index: int, passed_over: Mapping[Path, str]) -> Beginning:
+    """The newest checkpoint of a stage that can be resumed from; newer ones are named, and what is wrong.
+
+    `passed_over` are those that were looked at before.
+    """
+    from llava_recipes.train.states import find_unreadable
+
+    damages = dict(passed_over)
+    for checkpoint in list_checkpoints(Path(run.plan.stages[index].output_dir)):
+        folder = checkpoint.folder
+        if folder in damages:
+            continue
+        damage = find_damage(folder) or find_unreadable(folder)
         if damage is None:
-            return checkpoint.folder
-        damages.append(f"{checkpoint.folder.name}: {damage}")
-        run.say(f"{checkpoint.folder} is passed over: {damage}")
+            return Beginning(folder, damages)
+        damages[folder] = damage
+        run.say(f"{folder} is passed over: {damage}")
     raise RecipeError(
         Problem(
             "no checkpoint can be resumed from",
             code="no-checkpoint-can-be-resumed",
             path=("stages", index, "output_dir"),
-            found="; ".join(damages),
+            found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
             hint="remove the checkpoint folders to start from the beginning",
         )
     )
@@ -142,26 +157,13 @@ def _newest_sound_checkpoint(run: Run, index: int, folder: Path) -> Path:
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
-    plan = stage_plan(run.plan, index)
     write_opening(
         folder,
-        plan=plan,
+        plan=stage_plan(run.plan, index),
         recipe_yaml=write_resolved(run.loaded.recipe),
         environment=describe_environment(sys.argv),
     )
-    with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
-        answers = Path(answers_name)
-        request = Request(
-            output_dir=str(folder),
-            plan_file=str(folder / "plan.json"),
-            resume_from=str(beginning.checkpoint.absolute()) if beginning.checkpoint else None,
-            answers_dir=str(answers),
-        )
-        request.write(answers / "request.json")
-        code = run_processes(
-            run.processes, answers / "request.json", uses_deepspeed=stage.deepspeed is not None
-        )
-        result = _read_answer(run, index, code, answers)
+    result = _train(run, index, beginning)
     if result is None:
         # The first process ran on another node, which reports.
         return
@@ -176,6 +178,41 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         starts_from=stage.starts_from,
         eval_loss=result.eval_loss,
     )
+
+
+def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
+    """Train a stage in its processes; from an older checkpoint where the one given cannot be loaded."""
+    while True:
+        try:
+            return _train_from(run, index, beginning.checkpoint)
+        except RecipeError as error:
+            why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
+            # On several nodes each would have to start again, and at the same time.
+            if why is None or beginning.checkpoint is None or run.processes.nnodes > 1:
+                raise
+        run.say(f"{beginning.checkpoint} is passed over: {why}")
+        try:
+            beginning = _newest_sound(run, index, {**beginning.passed_over, beginning.checkpoint: why})
+        except RecipeError as error:
+            raise run.loaded.fail(*error.problems) from None
+
+
+def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
+    stage = run.plan.stages[index]
+    folder = Path(stage.output_dir).absolute()
+    with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
+        answers = Path(answers_name)
+        request = Request(
+            output_dir=str(folder),
+            plan_file=str(folder / "plan.json"),
+            resume_from=str(checkpoint.absolute()) if checkpoint else None,
+            answers_dir=str(answers),
+        )
+        request.write(answers / "request.json")
+        code = run_processes(
+            run.processes, answers / "request.json", uses_deepspeed=stage.deepspeed is not None
+        )
+        return _read_answer(run, index, code, answers)
 
 
 def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | None:

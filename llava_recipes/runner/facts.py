@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from llava_recipes.data.model_files import folder_problems
 from llava_recipes.plan import catalog
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
 from llava_recipes.plan.sizes import ModelOutline
@@ -17,7 +18,7 @@ from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Recipe, Source
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Model, Recipe, Source
 from llava_recipes.runner.tokenizer_kind import SENTENCEPIECE_FILE, TOKENIZER_FILE, tokenizer_kind
 
 Config = dict[str, JsonValue]
@@ -50,6 +51,7 @@ def gather_facts(loaded: LoadedRecipe) -> Facts:
     tower = model.vision_tower
     tower_path = ("model", "vision_tower", "source")
     vision = _read_model_config(tower.source, tower.revision, catalog.VISION_TOWERS, tower_path, problems)
+    problems += _code_problems(model)
     return Facts(
         language_config=language,
         vision_config=vision,
@@ -95,6 +97,27 @@ def _read_model_config(
             return None
         file = cached
     return _read_object(file, path, problems) if file.is_file() else None
+
+
+def _code_problems(model: Model) -> Iterator[Problem]:
+    """Settings of the model's parts that name code, in local folders and in the hub's cache."""
+    sources = [_language_source(model.language_model)]
+    if isinstance(model.language_model, LanguageModel) and model.language_model.tokenizer is not None:
+        sources.append((model.language_model.tokenizer, None, ("model", "language_model", "tokenizer")))
+    tower = model.vision_tower
+    sources.append((tower.source, tower.revision, ("model", "vision_tower", "source")))
+    for source, revision, path in dict.fromkeys(sources):
+        folder = None if source is None else _model_folder(source, revision)
+        if folder is not None:
+            yield from folder_problems(folder, path)
+
+
+def _model_folder(source: str, revision: str | None) -> Path | None:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    cached = (_cached_file(source, revision, name) for name in ("config.json", "tokenizer_config.json"))
+    return next((file.parent for file in cached if file is not None), None)
 
 
 def _tokenizer_of(choice: str | LanguageModel) -> str | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from llava_recipes.interpreter import python_environment, python_words
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -44,17 +46,18 @@ def _has_gpu() -> bool:
 
 def run_processes(processes: Processes, request_file: Path, *, uses_deepspeed: bool) -> int:
     """Run the workers to their end and return the exit code: 0 when every one did well."""
-    worker = ["-m", "llava_recipes.runner.worker", str(request_file)]
+    worker, torchrun = "llava_recipes.runner.worker", "llava_recipes.runner.torchrun"
     environment = _environment(processes)
     if processes.world_size > 1:
-        argv = [sys.executable, "-m", "llava_recipes.runner.torchrun", *_torchrun_options(processes), *worker]
+        argv = [*python_words(torchrun), *_torchrun_options(processes), "-m", worker, str(request_file)]
     else:
-        argv = [sys.executable, *worker]
+        argv = [*python_words(worker), str(request_file)]
         if uses_deepspeed:
             environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
             environment["MASTER_PORT"] = str(_free_port())
-    # A session of its own: Ctrl-C reaches this process alone, which then asks the workers once.
-    return _wait(subprocess.Popen(argv, env=environment, start_new_session=True))
+    # A session of its own: Ctrl-C reaches this process alone, which then asks the workers once. They have no
+    # standard input, so that no library can ask anything there.
+    return _wait(subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True))
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:
@@ -78,9 +81,11 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
 
 
 def _environment(processes: Processes) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = python_environment()
     # DeepSpeed finds ninja on PATH; the environment's own programs come first even when it is not activated.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    # An empty entry would be the current folder.
+    usual = [folder for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder]
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), *usual])
     # Forked data loader processes would each warn about the tokenizer's threads.
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.per_node)))

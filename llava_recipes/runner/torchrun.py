@@ -11,11 +11,13 @@ from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from llava_recipes.runner.orphans import stop_with_parent
+from llava_recipes.screen import guard_streams
 
 
 def main(argv: list[str]) -> int:
     """Run a `-m MODULE ARGUMENT…` on every process, after torchrun's options; give the worst exit code."""
     stop_with_parent()
+    guard_streams(outlives_reader=True)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config, command, arguments = config_from_args(parse_args(argv))
     try:

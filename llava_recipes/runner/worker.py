@@ -9,14 +9,17 @@ import traceback
 import warnings
 from pathlib import Path
 
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runner.messages import Request, Result, write_bug, write_problems
 from llava_recipes.runner.orphans import stop_with_parent
+from llava_recipes.screen import OutputLost, drop_rest, guard_streams
 
 
 def main(request_file: str) -> int:
     """Train the stage of a request; leave the result, the problems or the traceback for the parent."""
     stop_with_parent()
+    # Hours of training are not lost because a pager was closed.
+    guard_streams(outlives_reader=True)
     request = Request.read(Path(request_file))
     answers = Path(request.answers_dir)
     rank = int(os.environ.get("RANK", "0"))
@@ -24,6 +27,12 @@ def main(request_file: str) -> int:
         result = _train(request)
     except RecipeError as error:
         write_problems(answers, rank, error)
+        return 1
+    except OutputLost as lost:
+        drop_rest(lost.stream)
+        message = "the output of the run cannot be written"
+        problem = Problem(message, code="output-cannot-be-written", found=str(lost))
+        write_problems(answers, rank, RecipeError(problem))
         return 1
     except Exception:
         write_bug(answers, rank, traceback.format_exc())

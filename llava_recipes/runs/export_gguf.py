@@ -135,7 +135,7 @@ class GgufExport:
     @torch.no_grad()
     def _logits(self, folder: Path, expected: Expected) -> Tensor:
         vision = folder / VISION
-        tower = CLIPVisionModel.from_pretrained(vision, dtype="auto").eval()
+        tower = CLIPVisionModel.from_pretrained(vision, dtype="auto", trust_remote_code=False).eval()
         with in_float32(tower):
             states = tower(expected.pixel_values, output_hidden_states=True).hidden_states
         patches_NPV = states[num_layers_run(self._model.config)][:, 1:]
@@ -148,7 +148,9 @@ class GgufExport:
         if NEWLINE in layers:
             features_RD = torch.cat([features_RD, layers[NEWLINE][None]])
         del tower
-        language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, dtype="auto").eval()
+        language = AutoModelForCausalLM.from_pretrained(
+            folder / LANGUAGE, dtype="auto", trust_remote_code=False
+        ).eval()
         is_image = (expected.input_ids == IMAGE_ID)[None]
         with in_float32(language):
             embeds_BTD = place_image_features(

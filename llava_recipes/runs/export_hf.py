@@ -96,7 +96,7 @@ class HfExport:
 
         Raises RecipeError when prompt, pixels or logits are not the run's.
         """
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         content = [{"type": "image", "image": picture()}]
         if self._run.data.template != "plain":
             content.append({"type": "text", "text": QUESTION})
@@ -241,7 +241,7 @@ def _name_plain_tokenizer(folder: Path) -> None:
 @torch.no_grad()
 def _stock_logits(folder: Path, inputs: Mapping[str, Tensor]) -> Tensor:
     model, loading = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype="auto", output_loading_info=True
+        folder, dtype="auto", output_loading_info=True, trust_remote_code=False
     )
     left = {key: sorted(names)[:3] for key, names in loading.items() if names}
     assert not left, f"weights that transformers did not place: {left}"

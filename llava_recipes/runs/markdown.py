@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from llava_recipes.screen import shown
+
 _SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
 _INSIDE_A_WORD = re.compile(r"(?<=\w)\\_(?=\w)")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -12,7 +14,7 @@ _BACKTICKS = re.compile(r"`+")
 
 def one_line(text: str) -> str:
     """White space and control characters as single spaces."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return shown(" ".join(text.split()))
 
 
 def inline(text: str) -> str:

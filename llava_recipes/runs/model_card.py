@@ -13,10 +13,11 @@ import torch
 import yaml
 
 from llava_recipes import __version__
+from llava_recipes.masking import mask
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
-from llava_recipes.recipe.json_file import read_object, shown
+from llava_recipes.recipe.json_file import in_short, read_object
 from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, RECIPE, read_plan
 from llava_recipes.runs.markdown import code, code_block, inline
 from llava_recipes.runs.opened import OpenedRun
@@ -30,6 +31,7 @@ from llava_recipes.runs.public_names import (
 )
 from llava_recipes.runs.run_folder import read_run
 from llava_recipes.runs.run_template import writes_first_token
+from llava_recipes.screen import shown
 
 LAYOUTS = {
     "hf": "llava-hf's layout (transformers, vLLM)",
@@ -39,6 +41,9 @@ LAYOUTS = {
 _HF_USE = """\
 ```python
 from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from llava_recipes.masking import mask
+from llava_recipes.screen import shown
 
 model = LlavaForConditionalGeneration.from_pretrained("PATH", device_map="auto")
 processor = AutoProcessor.from_pretrained("PATH")
@@ -176,9 +181,11 @@ def _recipe(folder: Path, folders: frozenset[str]) -> str:
     file = folder / RECIPE
     with read_by_library(f"{RECIPE} cannot be read", code="file-cannot-be-read", files=[file]):
         values = yaml.safe_load(file.read_text("utf-8"))
-    return yaml.safe_dump(
-        public_values(values, folders=folders), sort_keys=False, allow_unicode=True, width=110
-    )
+    public = public_values(values, folders=folders)
+    text: str = yaml.safe_dump(public, sort_keys=False, allow_unicode=True, width=110)
+    if shown(text, keep="\n") == text:
+        return text
+    return mask(yaml.safe_dump(public, sort_keys=False, allow_unicode=False, width=110))
 
 
 def _source(source: str | None, folders: frozenset[str]) -> str:
@@ -206,7 +213,7 @@ def _versions(folder: Path) -> str:
             Problem(
                 f"{ENVIRONMENT} has no mapping `packages`",
                 code="file-cannot-be-read",
-                found=f"{folder / ENVIRONMENT}: {shown(given)}",
+                found=f"{folder / ENVIRONMENT}: {in_short(given)}",
                 hint="the run wrote it; bring it back, or write it as an earlier run has it",
             )
         )

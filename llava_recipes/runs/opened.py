@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from llava_recipes.data.model_files import check_model_folder
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.checkpoint_names import layout_of
 from llava_recipes.model.precision import usual_device
@@ -80,6 +81,7 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
                 code="folder-run-checkpoint-needed",
             )
         )
+    check_model_folder(folder, ())
     if (folder / PLAN).is_file():
         plan = with_base(read_run(folder), base)
         assembled, trained = assemble_run(plan, folder, dtype)

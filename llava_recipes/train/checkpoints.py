@@ -6,12 +6,20 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from llava_recipes.files import write_text
 
 SEAL = "checkpoint.json"
+TRAINER_STATE = "trainer_state.json"
+UNUSABLE = "checkpoint-unusable"
+"""The code of a problem with a checkpoint itself: an older one may do."""
+
+_ALWAYS = ("trained.safetensors", TRAINER_STATE, "scheduler.pt")
+_OPTIMIZER, _DEEPSPEED_TAG = "optimizer.pt", "latest"
+_LOADED = frozenset([".bin", ".json", ".pt", ".pth", ".safetensors"])
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -46,20 +54,67 @@ def seal(folder: Path, *, step: int, world_size: int) -> None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint in one sentence, or None when every byte is as it was saved."""
     try:
-        recorded: dict[str, dict[str, int | str]] = json.loads((folder / SEAL).read_text("utf-8"))["files"]
-    except FileNotFoundError:
-        return f"it has no {SEAL}: saving was cut short"
-    except (ValueError, KeyError, TypeError):
-        return f"its {SEAL} cannot be read"
-    for name, facts in recorded.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes, {facts['bytes']:,} were saved"
-        if _sha256(path) != facts["sha256"]:
-            return f"{name} has other content than was saved"
+        recorded = _sealed(folder)
+        return _missing(folder, recorded) or next(_changed(folder, recorded), None)
+    except OSError as error:
+        return f"it cannot be read: {error}"
+    except _BadSeal as error:
+        return str(error)
+
+
+class _BadSeal(Exception):
+    """Why a seal says nothing of its checkpoint."""
+
+
+def _sealed(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of every file that was saved, by its path inside the folder."""
+    file = folder / SEAL
+    if not file.exists():
+        raise _BadSeal(f"it has no {SEAL}: saving was cut short")
+    if not file.is_file():
+        raise _BadSeal(f"its {SEAL} is not a file")
+    try:
+        sealed = json.loads(file.read_text("utf-8"))
+        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in sealed["files"].items()}
+        step = sealed["step"]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise _BadSeal(f"its {SEAL} cannot be read") from None
+    if step != int(folder.name.rpartition("-")[2]):
+        raise _BadSeal(f"its {SEAL} is that of another step")
+    return files
+
+
+def _missing(folder: Path, recorded: Mapping[str, tuple[int, str]]) -> str | None:
+    """What a checkpoint of ours has and this one's seal doesn't name, or the other way round."""
+    tag = folder / _DEEPSPEED_TAG
+    optimizer = _DEEPSPEED_TAG if tag.exists() or _DEEPSPEED_TAG in recorded else _OPTIMIZER
+    for name in (*_ALWAYS, optimizer):
+        if name not in recorded:
+            return f"its {SEAL} does not name {name}"
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in _LOADED and name not in recorded and name != SEAL:
+            return f"{name} was not saved with it"
+    if optimizer == _OPTIMIZER or not tag.is_file():
+        return None
+    # DeepSpeed takes its files from the folder that this one names, wherever that is.
+    named = tag.read_text("utf-8", errors="replace").strip()
+    if not any(PurePosixPath(name).parts[0] == named for name in recorded if "/" in name):
+        return f"{_DEEPSPEED_TAG} names no folder that was saved with it"
     return None
+
+
+def _changed(folder: Path, recorded: Mapping[str, tuple[int, str]]) -> Iterator[str]:
+    for name, (size, digest) in recorded.items():
+        path = folder / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            yield f"its {SEAL} names {name}, outside of it"
+        elif not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != size:
+            yield f"{name} has {path.stat().st_size:,} bytes, {size} were saved"
+        elif _sha256(path) != digest:
+            yield f"{name} has other content than was saved"
 
 
 def remove_old(output_dir: Path, *, keep: int) -> None:

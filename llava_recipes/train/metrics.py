@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from llava_recipes.files import write_text
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+METRICS, SUPERSEDED, SAMPLES = "metrics.jsonl", "metrics.superseded.jsonl", "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class LoggedStep:
+    """A line of the log, and what the next run needs to know of it."""
+
+    text: str
+    step: float
+    seconds: float
 
 
 class MetricsLog:
-    """Appends metrics to a file. A resumed run continues it after the step it resumes from."""
+    """Appends metrics to a file. A resumed run continues it after the step it resumes from.
+
+    Raises RecipeError, as `read_metrics`, when the log that is there is damaged.
+    """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        lines = _read_lines(path)
-        kept = [line for line in lines if json.loads(line)["step"] <= resumed_step]
+        lines = read_metrics(path)
+        kept = [line for line in lines if line.step <= resumed_step]
         if len(kept) < len(lines):
             # Steps that will be trained again: out of the log, not out of the world.
-            with path.with_name("metrics.superseded.jsonl").open("a", encoding="utf-8") as superseded:
-                superseded.writelines(f"{line}\n" for line in lines[len(kept) :])
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._seconds_before = json.loads(kept[-1])["seconds"] if kept else 0.0
+            with path.with_name(SUPERSEDED).open("a", encoding="utf-8") as superseded:
+                superseded.writelines(f"{line.text}\n" for line in lines if line.step > resumed_step)
+        write_text(path, "".join(f"{line.text}\n" for line in kept))
+        self._seconds_before = kept[-1].seconds if kept else 0.0
         self._path = path
 
     def append(self, metrics: dict[str, float]) -> None:
@@ -35,10 +52,47 @@ class MetricsLog:
             file.write(json.dumps(clean) + "\n")
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Whole lines of the log; a last line that was cut short by a crash is left out."""
+def check_logs(folder: Path) -> None:
+    """Raise RecipeError when a run folder has logs that a run in it cannot go on with."""
+    read_metrics(folder / METRICS)
+    for name in (SUPERSEDED, SAMPLES):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise RecipeError(_damaged(folder / name, 0, "it is not a file"))
+
+
+def read_metrics(path: Path) -> list[LoggedStep]:
+    """The whole lines of a log; a last line that was cut short by a crash is left out.
+
+    Raises RecipeError with the first line that no run has written.
+    """
     if not path.exists():
         return []
-    text = path.read_text("utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return whole.splitlines()
+    try:
+        if not path.is_file():
+            raise ValueError("it is not a file")
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise RecipeError(_damaged(path, 0, str(error))) from None
+    return list(_logged(path, text[: text.rfind("\n") + 1].split("\n")[:-1]))
+
+
+def _logged(path: Path, lines: list[str]) -> Iterator[LoggedStep]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            step, seconds = float(values["step"]), float(values["seconds"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            raise RecipeError(_damaged(path, number, line[:80])) from None
+        if not (math.isfinite(step) and math.isfinite(seconds)):
+            raise RecipeError(_damaged(path, number, line[:80]))
+        yield LoggedStep(line, step, seconds)
+
+
+def _damaged(path: Path, line: int, found: str) -> Problem:
+    return Problem(
+        f"{path.name} of the run folder is damaged",
+        code="run-folder-damaged",
+        mark=Mark(str(path), line, 1 if line else 0),
+        found=found,
+        hint="move it away; `run --resume` then goes on from the last checkpoint, with a new log",
+    )

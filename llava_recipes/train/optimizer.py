@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llava_recipes.model.names import canonical_name
-from llava_recipes.plan.param_groups import group_of
+from llava_recipes.plan.param_groups import groups_of
 from llava_recipes.plan.types import ParamGroupPlan
 
 Group = dict[str, Any]
@@ -26,9 +26,9 @@ def split_groups(
     """
     assert not optimizer.state, "an optimizer that has stepped cannot be regrouped"
     decayed, plain = optimizer.param_groups
-    membership = {
-        id(parameter): group_of(canonical_name(name), groups) for name, parameter in model.named_parameters()
-    }
+    named = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+    index_of = groups_of(named, groups)
+    membership = {id(parameter): index_of.get(name) for name, parameter in named.items()}
     rest = [_part(group, membership, None) for group in (decayed, plain)]
     parted = [*rest, *_claimed(decayed, plain, membership, groups)]
     optimizer.param_groups[:] = [group for group in parted if group["params"]]

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from llava_recipes.screen import cell, console, guard_redirected, say, shown
+
 
 @dataclass(frozen=True)
 class Start:
@@ -66,8 +68,7 @@ class Silent:
 class Lines:
     """Plain lines, for logs and pipes."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
         self._num_steps = 0
 
     def start(self, start: Start) -> None:
@@ -96,7 +97,7 @@ class Lines:
     def abandon(self) -> None: ...
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text)
 
 
 class Bar:
@@ -118,11 +119,14 @@ class Bar:
 
     def start(self, start: Start) -> None:
         self._title = start.title
-        self._console.print(Panel(_grid(start.rows), title=start.title, title_align="left", expand=False))
+        self._console.print(
+            Panel(_grid(start.rows), title=cell(start.title), title_align="left", expand=False)
+        )
         self._task = self._progress.add_task(
             "training", total=start.num_steps, completed=start.first_step, loss="–", rate="–", speed="–"
         )
         self._progress.start()
+        guard_redirected()
 
     def step(self, metrics: dict[str, float]) -> None:
         self._progress.update(
@@ -134,16 +138,15 @@ class Bar:
         )
 
     def evaluation(self, metrics: dict[str, float]) -> None:
-        self._progress.print(f"step {metrics['step']:,}  {_evaluation_words(metrics)}", highlight=False)
+        self._progress.print(f"step {metrics['step']:,}  {_evaluation_words(metrics)}")
 
     def sample(self, step: int, image: str, answer: str) -> None:
-        words = f"step {step:,}  {_sample_words(image, answer)}"
-        self._progress.print(words, markup=False, highlight=False)
+        self._progress.print(shown(f"step {step:,}  {_sample_words(image, answer)}"))
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         self._progress.stop()
         self._console.print(
-            Panel(_grid(rows), title=f"{self._title}: done", title_align="left", expand=False)
+            Panel(_grid(rows), title=cell(f"{self._title}: done"), title_align="left", expand=False)
         )
 
     def abandon(self) -> None:
@@ -154,8 +157,8 @@ def choose_reporter(*, is_first_process: bool) -> Reporter:
     """The one that suits where the output goes."""
     if not is_first_process:
         return Silent()
-    console = Console()
-    return Bar(console) if console.is_terminal else Lines(console)
+    screen = console()
+    return Bar(screen) if screen.is_terminal else Lines()
 
 
 def _evaluation_words(metrics: dict[str, float]) -> str:
@@ -172,5 +175,5 @@ def _sample_words(image: str, answer: str) -> str:
 def _grid(rows: tuple[tuple[str, str], ...]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
-        grid.add_row(f"[dim]{name}", value)
+        grid.add_row(cell(name, "dim"), shown(value))
     return grid

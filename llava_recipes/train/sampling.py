@@ -22,9 +22,8 @@ from llava_recipes.model.precision import DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.screen import escape_json
 from llava_recipes.templates import IMAGE, Turn
-
-SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class SamplesLog:
     """Appends answers to samples.jsonl. A resumed run continues it after the step it resumes from."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
         kept = [line for line in lines if _step(line) <= resumed_step]
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._path = path
@@ -151,7 +150,7 @@ class SamplesLog:
     def append(self, sampled: Sampled) -> None:
         """Write one line."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(vars(sampled), ensure_ascii=False) + "\n")
+            file.write(escape_json(json.dumps(vars(sampled), ensure_ascii=False)) + "\n")
 
 
 def _own(answerer: Answerer, file: str, prompt: str | None, path: RecipePath) -> Subject:
@@ -218,9 +217,8 @@ def _sampled(step: int, subject: Subject, answer: str) -> Sampled:
 
 
 def _step(line: str) -> float:
-    """The step of a line; never reached for one that a crash cut short, which is left out so."""
+    """The step of a line; never reached for one that is not whole, which is left out so."""
     try:
-        values = json.loads(line)
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return float("inf")
-    return float(values["step"])

@@ -31,9 +31,10 @@ from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
-from llava_recipes.train.metrics import MetricsLog
+from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from llava_recipes.train.progress import Reporter, Start, choose_reporter
-from llava_recipes.train.sampling import SAMPLES, SamplesLog, SampleWhileTraining, choose_subjects
+from llava_recipes.train.sampling import SamplesLog, SampleWhileTraining, choose_subjects
+from llava_recipes.train.states import check_state
 from llava_recipes.train.stop import StopOnSignal
 from llava_recipes.train.trainer import StageTrainer
 from llava_recipes.train.validation import Validation
@@ -77,7 +78,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     first = arguments.process_index == 0
     reporter = choose_reporter(is_first_process=first)
     resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
-    metrics = MetricsLog(output_dir / "metrics.jsonl", resumed_step=resumed_step) if first else None
+    metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
     last_loss: list[float] = []
 
     def record(line: dict[str, float]) -> None:
@@ -130,6 +131,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         _describe(plan, stage, output_dir, num_trainable, num_steps, resumed_step, len(dataset), notes)
     )
     started_s = time.monotonic()
+    if resume_from is not None:
+        check_state(resume_from)
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except torch.OutOfMemoryError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.train.checkpoints import remove_old, seal
 from llava_recipes.train.failures import nonfinite_loss, nonfinite_weights
 from llava_recipes.train.optimizer import split_groups
+from llava_recipes.train.states import loading
 from llava_recipes.train.validation import MeasureAtTheEnd, Measured, Validation
 
 Metrics = dict[str, float]
@@ -207,7 +209,34 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint))
+        with self._loading(resume_from_checkpoint):
+            load_trained(self.model, Path(resume_from_checkpoint))
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: None
+    ) -> tuple[int, int]:
+        with self._loading(checkpoint):
+            found: tuple[int, int] = super()._init_training_state(
+                max_steps, steps_per_epoch, num_epochs, checkpoint, trial
+            )
+        return found
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with self._loading(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with self._loading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _loading(self, checkpoint: str | None) -> AbstractContextManager[None]:
+        if checkpoint is None:
+            return nullcontext()
+        return loading(Path(checkpoint), by_deepspeed=self.is_deepspeed_enabled)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: object, resume_from_checkpoint: str | None
@@ -219,9 +248,10 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         )
         if not by_us:
             return prepared
-        loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
-        if loaded is None:
-            raise FileNotFoundError(f"DeepSpeed finds no checkpoint in {resume_from_checkpoint}")
+        with self._loading(resume_from_checkpoint):
+            loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+            if loaded is None:
+                raise FileNotFoundError("DeepSpeed finds nothing to load")
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 

@@ -49,7 +49,7 @@ def test_scores_stand_beside_the_published_ones(model: Path, capfd: pytest.Captu
     assert json.loads(results.read_text())["config"] == {
         "limit": "8",
         "device": "cpu",
-        "model_args": f"pretrained={model},device_map=cpu",
+        "model_args": f"pretrained={model},device_map=cpu,trust_remote_code=False",
     }
 
 

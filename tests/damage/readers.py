@@ -173,9 +173,9 @@ READERS: Mapping[str, Sequence[Words]] = {
         ("merge", "runs/lora", "-o", "out/x"),
         _export("runs/full", "hf"),
     ),
+    # Only a dry run: without its DONE a stage is trained again.
     "runs/projector/DONE": (
         _chat("runs/projector"),
-        ("run", "pipeline.yaml"),
         ("run", "pipeline.yaml", "--dry-run"),
         _chat("runs/full"),
         (*DEEP, "pipeline.yaml"),
@@ -198,7 +198,7 @@ READERS: Mapping[str, Sequence[Words]] = {
     ),
     "runs/full/DONE": (
         _chat("runs/full"),
-        ("run", "pipeline.yaml"),
+        ("run", "pipeline.yaml", "--dry-run"),
         (*DEEP, "starts.yaml"),
         _export("runs/full", "hf"),
     ),

@@ -26,6 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.warm.stand_in import SAFE_PATH
+
 # What `llava-recipe run`, its workers and torchrun import before they do anything; never a module that is
 # itself started with -m, which would then be run a second time under another name.
 PRELOADED = (
@@ -154,7 +156,7 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     os.environ.update(request["environ"])
     os.umask(request["umask"])
     os.chdir(request["cwd"])
-    if "-P" in request["options"]:
+    if "-P" in request["options"] or os.environ.get(SAFE_PATH):
         del sys.path[0]
     else:
         sys.path[0] = request["cwd"]

@@ -22,6 +22,9 @@ READ_AT_IMPORT = (
 )
 """Variables that begin so matter while libraries are imported: another value needs another process."""
 
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Matters to the path alone, which a forked process is given anew."""
+
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 _LIMITS = sorted(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _EVERY_S = 0.5
@@ -29,7 +32,11 @@ _EVERY_S = 0.5
 
 def at_import(environ: dict[str, str]) -> dict[str, str]:
     """The part of an environment that a server must have been started with."""
-    return {name: value for name, value in environ.items() if name.startswith(READ_AT_IMPORT)}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(READ_AT_IMPORT) and name != SAFE_PATH
+    }
 
 
 def parse(words: list[str]) -> dict[str, Any] | None:

@@ -1,0 +1,54 @@
+"""Every file of settings in a model's folder is looked through, and none of them can hold the look up."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.data.model_files import check_model_folder, folder_problems
+from llava_recipes.recipe.errors import RecipeError
+
+CODE = json.dumps({"inside": [{"auto_map": {"AutoConfig": "evil.Config"}}]})
+FILES = (
+    *("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("generation_config.json", "adapter_config.json", "video_preprocessor_config.json", "config.4.1.0.json"),
+    "plan.json",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_code_in_any_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "elsewhere").write_text(CODE)
+    (tmp_path / name).unlink(missing_ok=True)
+    # As the hub's cache keeps files.
+    (tmp_path / name).symlink_to("elsewhere")
+    with pytest.raises(RecipeError, match=r"`inside\.0\.auto_map` asks for foreign code") as caught:
+        check_model_folder(tmp_path, ("model", "language_model"))
+    (problem,) = caught.value.problems
+    assert problem.path == ("model", "language_model")
+    assert problem.found == f'{tmp_path / name}: {{"AutoConfig": "evil.Config"}}'
+
+
+def test_a_config_for_other_versions_counts(tmp_path: Path) -> None:
+    """transformers reads it in place of config.json."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "config.4.0.0.json").write_text(CODE)
+    others = [None, 7, "\0", "x" * 5000, "no/such/config.1.json", "sub/config.4.0.0.json"]
+    (tmp_path / "config.json").write_text(json.dumps({"configuration_files": others}))
+    (problem,) = folder_problems(tmp_path, ())
+    assert problem.found is not None and "sub/config.4.0.0.json" in problem.found
+
+
+def test_what_cannot_be_read_is_left_to_its_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "tokenizer_config.json").mkdir()
+    (tmp_path / "adapter_config.json").symlink_to("nowhere")
+    (tmp_path / "generation_config.json").write_bytes(b"\xff\xfe{")
+    (tmp_path / "processor_config.json").write_text("[" * 200_000)
+    (tmp_path / "preprocessor_config.json").write_text('"auto_map"')
+    check_model_folder(tmp_path, ())
+    check_model_folder(tmp_path / "nowhere", ())
