@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tomllib
@@ -49,7 +50,8 @@ def test_a_quantized_run_too() -> None:
 
 PRIVATE = (
     *("_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training", "_run_epoch"),
-    *("_save_checkpoint", "_save_optimizer_and_scheduler"),
+    *("_save_checkpoint", "_save_optimizer_and_scheduler", "_init_training_state"),
+    *("_load_optimizer_and_scheduler", "_load_rng_state", "_load_scaler"),
 )
 """What train/trainer.py overrides of transformers' Trainer that no promise of it covers."""
 
@@ -137,7 +139,7 @@ def test_a_checkout_that_is_not_installed_says_what_it_needs(tmp_path: Path) -> 
     ):
         if found is not None:
             (tmp_path / "packaging").symlink_to(found)
-        done = run_process(command, cwd=tmp_path)
+        done = run_process(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert said in line

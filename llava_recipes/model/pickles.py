@@ -16,7 +16,7 @@ import torch
 SafeGlobal = tuple[Callable[..., Any], str]
 """What stands for a name in a file, and the name: `numpy.dtype`."""
 
-_NAMED = re.compile(r"(?:GLOBAL|class|function|global|new) (?:<(?:class|function) )?'?([\w.]+\.\w+)")
+_NAMED = re.compile(r"(?:GLOBAL|class|function|global|new) (?:<(?:class|function) )?'?([\w.]+)")
 _DETAIL = "WeightsUnpickler error: "
 _FORCED, _FORCED_OFF = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 

@@ -75,4 +75,4 @@ def test_scores_are_shown_to_people_and_kept_for_programs() -> None:
     assert [entry["after"]["two"]["num_both"] for entry in stored] == [1, 0]
     assert stored[0]["times_chance"] == pytest.approx(28)
     examples = render_examples(held_out, [TRUE, "blue cross"])
-    assert "0.png" in examples and "said   blue cross" in examples
+    assert "0.png" in examples and "  said   blue cross" in examples
