@@ -215,6 +215,9 @@ def _try_out(processor: BaseImageProcessor) -> None:
         for side in sides.values() if isinstance(sides, dict) else [sides]:
             if side is not None and not (isinstance(side, int) and 1 <= side <= _MAX_SIDE):
                 raise ValueError(f"`{name}` is {sides}: sides are 1 to {_MAX_SIDE:,} pixels")
+    means = settings.get("image_mean")
+    if settings.get("do_rescale") and not all(0 <= mean <= 1 for mean in means or ()):
+        raise ValueError(f"`image_mean` is {means}: values are from 0 to 1")
     pixels = _of_grey(processor)
     if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.isfinite().all():
         raise ValueError(f"a grey picture becomes {list(pixels.shape)}, not three channels of finite values")

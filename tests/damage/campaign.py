@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.damage.ground import build
-from tests.damage.left import is_left
+from tests.damage.left import LEFT
 from tests.damage.mutations import mutations
 from tests.damage.readers import READERS
 from tests.damage.trial import Trial, endings
@@ -28,7 +28,9 @@ def trials(ground: Path, *, per_file: int, seed: int) -> Iterator[Trial]:
     """Damages of every file, the commands that read it in turn."""
     for file, commands in READERS.items():
         chosen = random.Random(f"{seed} {file}")
-        order = chosen.sample(commands, len(commands))
+        # What writes a whole model takes far longer than what looks at one.
+        often = [*commands, *(each for each in commands if each[0] not in ("export", "import", "merge"))]
+        order = chosen.sample(often, len(often))
         for number, mutation in enumerate(mutations(ground / file, seed=seed, keys=_KEYS)[:per_file]):
             yield Trial(file, mutation, order[number % len(order)])
 
@@ -36,10 +38,11 @@ def trials(ground: Path, *, per_file: int, seed: int) -> Iterator[Trial]:
 def names_of(trial: Trial, ground: Path) -> tuple[str, ...]:
     """What a message may call a file: its name, or the folder that it belongs to.
 
-    A value that is another and no wrong one may be wrong for the recipe, whose place is then named.
+    A value that is another and no wrong one may be wrong for the recipe, whose place is then named; and what
+    a recipe lacks may be missed in the one that extends it.
     """
     folder = trial.file.rpartition("/")[0]
-    recipe = (".yaml:",) if trial.mutation.is_of_a_value else ()
+    recipe = (".yaml:",) if trial.mutation.is_of_a_value or trial.file.endswith(".yaml") else ()
     return (Path(trial.file).name, *((folder, str(ground / folder)) if folder else ()), *recipe)
 
 
@@ -47,12 +50,11 @@ def main(folder: str, per_file: str, part: str, parts: str) -> None:
     ground = Path(folder)
     if not ground.exists():
         build(ground)
-    wanted = [trial for trial in trials(ground, per_file=int(per_file), seed=SEED) if not is_left(trial)]
-    mine = wanted[int(part) :: int(parts)]
+    mine = [*trials(ground, per_file=int(per_file), seed=SEED)][int(part) :: int(parts)]
     faults = []
     for trial, ending in endings(mine, ground=ground):
         fault = ending.fault(names_of(trial, ground))
-        if fault is not None:
+        if fault is not None and (trial.file, fault) not in LEFT:
             said = (ending.log or ending.output).strip().splitlines()
             faults.append(f"{trial}: {fault}: {said[-1][:300] if said else ''}")
     print(

@@ -193,14 +193,7 @@ def _runs(folder: Path) -> None:
     spread = _values(folder, "x", "llm", name="anyres", data={**anyres_data(), "sources": [_source(folder)]})
     spread["stages"][0]["output_dir"] = str(folder / "runs/anyres")
     finish(spread, folder / "spread.yaml")
-    started = folder / "started"
-    shutil.copytree(folder / "runs/projector", started)
-    (started / "DONE").unlink()
-    again = {**values, "stages": [{**values["stages"][0], "output_dir": str(started)}]}
-    write_recipe(again, folder / "started.yaml")
-    plan = json.loads((started / "plan.json").read_text())
-    plan["stages"][0]["output_dir"] = str(started)
-    (started / "plan.json").write_text(json.dumps(plan))
+    _unfinished_run(folder, plain)
     original = folder / "original"
     original.mkdir()
     for name in (
@@ -214,6 +207,15 @@ def _runs(folder: Path) -> None:
     alone.mkdir()
     for name in ("config.json", "mm_projector.bin"):
         shutil.copy(folder / "runs/projector" / name, alone / name)
+
+
+def _unfinished_run(folder: Path, data: dict[str, Any]) -> None:
+    """A run with two checkpoints that was cut short, and its recipe."""
+    values = _values(folder, "x", "llm", data=data)
+    values["stages"][0]["output_dir"] = str(folder / "started")
+    values["stages"][0]["train"] |= {"save_strategy": "steps", "save_steps": 1}
+    finish(values, folder / "started.yaml")
+    (folder / "started/DONE").unlink()
 
 
 def command(folder: Path, *words: str) -> None:

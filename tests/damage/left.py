@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from tests.damage.trial import Trial
-
-LEFT: tuple[tuple[str, str], ...] = (
-    # (beginning of the damaged file's name, what is left to be fixed there)
+LEFT: frozenset[tuple[str, str]] = frozenset(
+    {
+        # The problem stands at the recipe's `chat_template`, and does not say which file the template is in.
+        ("llm/chat_template.jinja", "names no file"),
+    }
 )
-
-
-def is_left(trial: Trial) -> bool:
-    return any(trial.file.startswith(start) for start, _ in LEFT)
+"""The damaged file, and how its fault is called."""

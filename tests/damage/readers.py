@@ -228,6 +228,10 @@ READERS: Mapping[str, Sequence[Words]] = {
         ("validate", "started.yaml"),
         (*DEEP, "started.yaml"),
     ),
+    **{
+        f"started/checkpoint-2/{name}": (("run", "started.yaml", "--resume", "--dry-run"),)
+        for name in ("checkpoint.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    },
     "original/config.json": (
         _chat("original", "--base", "llm"),
         ("import", "original", "-o", "out/x", "--base", "llm"),
