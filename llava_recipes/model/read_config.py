@@ -56,7 +56,7 @@ def folder_config(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
         path=path,
     ):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    check_numbers(config, place=str(folder / CONFIG), path=path)
+    check_values(config, place=str(folder / CONFIG), path=path)
     return config
 
 
@@ -105,20 +105,20 @@ def config_of(values: Mapping[str, JsonValue], *, place: str, path: Path) -> Pre
     """The config with these values, its `model_type` among them; `place` says in errors where they are."""
     with _made(place, path):
         config = AutoConfig.for_model(**values)
-    check_numbers(config, place=place, path=path)
+    check_values(config, place=place, path=path)
     return config
 
 
-def check_numbers(config: PreTrainedConfig, *, place: str, path: Path) -> None:
-    """Raise RecipeError unless the sizes of a config, and of its halves, are those that a model can have.
+def check_values(config: PreTrainedConfig, *, place: str, path: Path) -> None:
+    """Raise RecipeError unless the values of a config, and of its halves, are those that a model can have.
 
     Before one is built: a million layers would take all memory to build, and fail in no other way.
     """
-    wrong = [*_wrong_numbers(config)]
+    wrong = [*_wrong_values(config)]
     for name in ("text_config", "vision_config"):
         half = getattr(config, name, None)
         if isinstance(half, PreTrainedConfig):
-            wrong += [f"{name}.{each}" for each in _wrong_numbers(half)]
+            wrong += [f"{name}.{each}" for each in _wrong_values(half)]
     if wrong:
         raise RecipeError(
             Problem(
@@ -130,7 +130,7 @@ def check_numbers(config: PreTrainedConfig, *, place: str, path: Path) -> None:
         )
 
 
-def _wrong_numbers(config: PreTrainedConfig) -> Iterator[str]:
+def _wrong_values(config: PreTrainedConfig) -> Iterator[str]:
     for key in _COUNTS:
         value = getattr(config, key, None)
         most = MOST_LAYERS if key == "num_hidden_layers" else MOST
@@ -141,6 +141,8 @@ def _wrong_numbers(config: PreTrainedConfig) -> Iterator[str]:
         ids = value if isinstance(value, list) else [value]
         if value is not None and not all(_is_whole(id) and abs(id) < MOST for id in ids):
             yield f"{key} is {in_short(value)}, and must be the number of a token"
+    if not isinstance(config.name_or_path, str):
+        yield f"_name_or_path is {in_short(config.name_or_path)}, and must be a string"
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

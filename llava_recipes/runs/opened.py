@@ -60,6 +60,8 @@ def open_run(
     folder = Path(path).expanduser()
     try:
         opened = _open(folder, dtype, base)
+        # A folder's own word on pictures that its tower cannot take is the folder's fault.
+        opened.assembled.image_layout(opened.data)
     except RecipeError as error:
         mark = Mark(str(path), 0, 0)
         raise RecipeError(*(replace(problem, mark=mark, path=None) for problem in error.problems)) from error

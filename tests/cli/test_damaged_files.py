@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 600.0
 PARTS = 2
-PER_FILE = 11
+PER_FILE = 12
 MOST_FAULTS_SHOWN = 40
 
 
