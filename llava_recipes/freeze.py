@@ -171,6 +171,8 @@ class ModuleTree:
     def _under(self, modules: list[_Module], segment: str) -> list[_Module]:
         """What a segment names anywhere under some modules."""
         named = [module for text in self._texts(segment) for module in self._called[text]]
+        if modules == [self._root]:
+            return named
         outermost = _outermost(modules)
         firsts = [first for first, _ in outermost]
         return [
@@ -238,7 +240,14 @@ def decide(
 
     `freeze` freezes everything, nothing, or what its globs match; what `trainable` matches trains anyway.
     """
-    names = tuple(names)
+    return _decide(tuple(names), freeze, trainable)
+
+
+# A stage is asked what trains in it several times over.
+@lru_cache(maxsize=16)
+def _decide(
+    names: tuple[str, ...], freeze: Literal["all", "none"] | tuple[str, ...], trainable: tuple[str, ...]
+) -> Decision:
     tree, unmatched = tree_of(names), dict[str, None]()
     held = set(names if freeze == "all" else ())
     for globs, is_frozen in ((freeze if isinstance(freeze, tuple) else (), True), (trainable, False)):

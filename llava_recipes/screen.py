@@ -6,6 +6,7 @@ through here, where control characters are replaced, secrets are hidden and ever
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -27,8 +28,9 @@ _NAMED = {"\n": "↵", "\t": "→"}
 # Controls; what turns text around, joins or hides; half characters; line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"
-# What a workflow of GitHub would obey, as the first thing on a line or anywhere in it.
-_COMMAND = re.compile(r"^(\s*):(?=:)|(?<=##)\[", re.MULTILINE)
+# What a workflow of GitHub would obey: as the first thing on a line, and anywhere in it.
+_COMMAND = re.compile(r"^(\s*)::", re.MULTILINE)
+_OLD_COMMAND = "##["
 # What tqdm, which downloads of the hub use, sends to draw its bar again.
 _BAR_MOVES = re.compile(r"(\x1b\[A)+|\n+(?:\x1b\[A)*")
 
@@ -53,7 +55,7 @@ def shown(text: str, *, keep: str = "") -> str:
             letter if letter in keep or not _is_unsafe(letter, text, place) else _NAMED.get(letter, REPLACED)
             for place, letter in enumerate(text)
         )
-    return mask(text)
+    return mask(text).replace(_OLD_COMMAND, r"##\[")
 
 
 def escape_json(text: str, *, encoding: str = "utf-8") -> str:
@@ -61,12 +63,12 @@ def escape_json(text: str, *, encoding: str = "utf-8") -> str:
 
     Values stay equal, but for secrets, which are hidden.
     """
-    return mask(_escape(text, encoding, _spell_in_json))
+    return mask(_escape(text, encoding, _spell_in_json)).replace(_OLD_COMMAND, r"##\u005b")
 
 
 def escape_yaml(text: str) -> str:
     """YAML whose special characters stand in double quotes, escaped where `shown` would replace them."""
-    return mask(_escape(text, "utf-8", _spell_in_yaml))
+    return mask(_escape(text, "utf-8", _spell_in_yaml)).replace(_OLD_COMMAND, r"##\u005b")
 
 
 def say(*lines: str, to_stderr: bool = False) -> None:
@@ -149,22 +151,22 @@ def console(*, to_stderr: bool = False) -> Console:
 
         def render_str(self, text: str, **options: Any) -> Text:
             # Before a table cuts it into lines: a half secret is not seen to be one.
-            return super().render_str(shown(text, keep="\n"), **options)
+            return super().render_str(shown(text), **options)
 
     stream = _Stream.over(sys.stderr if to_stderr else sys.stdout)
     file = cast(TextIO, stream) if stream is not None else io.StringIO()
     return Plain(file=file, stderr=to_stderr, markup=False, emoji=False, highlight=False)
 
 
-def cell(text: str, style: str = "") -> Text:
-    """A text for a table or a panel, in a style of ours."""
+def cell(*lines: str, style: str = "") -> Text:
+    """Lines for a table or a panel, in a style of ours."""
     from rich.text import Text
 
-    return Text(shown(text, keep="\n"), style=style)
+    return Text("\n".join(map(shown, lines)), style=style)
 
 
 def guard_streams(*, outlives_reader: bool = False) -> None:
-    """Let what libraries print pass through here too, and every character be printable in any encoding.
+    """Let what libraries print pass through here too, and what is typed be read in any encoding.
 
     With `outlives_reader` the process goes on in silence when nobody reads its output any more.
     """
@@ -172,6 +174,9 @@ def guard_streams(*, outlives_reader: bool = False) -> None:
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Guard):
             setattr(sys, name, _Guard(stream, outlives_reader=outlives_reader))
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        encoding = "utf-8" if codecs.lookup(sys.stdin.encoding).name == "ascii" else sys.stdin.encoding
+        sys.stdin.reconfigure(encoding=encoding, errors="replace")
 
 
 def guard_redirected() -> None:
@@ -291,8 +296,8 @@ def _takes_joiners(letter: str) -> bool:
 
 
 def _obeyed_by_nobody(text: str) -> str:
-    r"""The text with a `\` in what GitHub would take for a command of its workflow."""
-    return _COMMAND.sub(lambda found: f"{found[1] or ''}\\{found.group()[len(found[1] or '') :]}", text)
+    r"""The text with a `\` before what GitHub would take for a command of its workflow."""
+    return _COMMAND.sub(r"\1\\::", text)
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -23,6 +23,8 @@ _THEIR_HANDLERS = (
 _MAY_END = ("child processes", "threads")
 # Python starts it with the first lock that processes share, and ends it itself.
 _TRACKER = "multiprocessing.resource_tracker"
+# Ours, started with the first chat template that is rendered; it serves until this process ends.
+_RENDERER = "render_process.py"
 # pytest says in one which test is running; torch sets the other for itself when it is imported.
 _THEIR_VARIABLES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
 
@@ -132,7 +134,12 @@ def _children() -> dict[int, str]:
             for pid in map(int, file.read_text().split()):
                 found[pid] = _command(pid)
     server = client.server_pid()
-    return {pid: command for pid, command in found.items() if pid != server and _TRACKER not in command}
+    lasting = (_TRACKER, _RENDERER)
+    return {
+        pid: command
+        for pid, command in found.items()
+        if pid != server and not any(name in command for name in lasting)
+    }
 
 
 def _command(pid: int) -> str:

@@ -1,15 +1,29 @@
 from __future__ import annotations
 
+import itertools
+import re
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llava_recipes.freeze import decide, match_glob, split_glob, summarize_modules
+from llava_recipes.freeze import decide, match_glob, split_glob, summarize_modules, tree_of
+from tests.laws import examples
 
 SEGMENTS = st.sampled_from(["a", "b", "layers", "0", "1", "29", "30", "39", "40", "weight", "x_y"])
 NAMES = st.lists(SEGMENTS, min_size=1, max_size=4).map(".".join)
 GLOB_SEGMENTS = SEGMENTS | st.sampled_from(["*", "**", "{30..39}", "l*s", "{1..2}", "x{0..1}"])
 GLOBS = st.lists(GLOB_SEGMENTS, min_size=1, max_size=4).map(".".join)
+# Short texts of few letters: what matches in several ways is drawn often.
+LETTERS = st.sampled_from(["a", "b", "0", "1", "12"])
+WORDS = st.lists(LETTERS, min_size=1, max_size=4).map("".join)
+PIECES = LETTERS | st.sampled_from(
+    ["*", "*", "{0..1}", "{1..12}", "{5..200}", "{3..1}", "{0..999999999}", "{"]
+)
+WILD_SEGMENTS = st.just("**") | st.lists(PIECES, min_size=1, max_size=5).map("".join)
+WILD_NAMES = st.lists(WORDS, min_size=1, max_size=5).map(".".join)
+WILD_GLOBS = st.lists(WILD_SEGMENTS, min_size=1, max_size=6).map(".".join)
 FREEZES = st.sampled_from(["all", "none"]) | st.lists(GLOBS, max_size=3).map(tuple)
 
 MODEL = (
@@ -114,3 +128,101 @@ def test_globs_that_match_nothing_are_told_in_their_order() -> None:
     )
     assert decision.unmatched == ("mm_projector", "language_model.layers.{50..60}")
     assert decision.trainable == MODEL
+
+
+def _defined(glob: str, name: str) -> bool:
+    """The definition, by trying every way to part a name: for short texts alone."""
+    segments, parts = tuple(split_glob(glob)), tuple(name.split("."))
+    return any(_spans(segments, parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _spans(segments: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    if not segments:
+        return not parts
+    if segments[0] == "**":
+        return any(_spans(segments[1:], parts[start:]) for start in range(len(parts) + 1))
+    return bool(parts) and _stands_for(segments[0], parts[0]) and _spans(segments[1:], parts[1:])
+
+
+def _stands_for(segment: str, text: str) -> bool:
+    if not segment:
+        return not text
+    numbers = re.match(r"\{(\d+)\.\.(\d+)\}", segment)
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        ends = range(1, len(text) + 1)
+        found = [end for end in ends if text[:end].isdigit() and str(int(text[:end])) == text[:end]]
+        good = [end for end in found if first <= int(text[:end]) <= last]
+        return any(_stands_for(segment[numbers.end() :], text[end:]) for end in good)
+    if segment[0] == "*":
+        return any(_stands_for(segment[1:], text[start:]) for start in range(len(text) + 1))
+    return text[:1] == segment[0] and _stands_for(segment[1:], text[1:])
+
+
+@given(glob=WILD_GLOBS, name=WILD_NAMES)
+@example(glob="{1..5}{1..50}", name="123")
+@example(glob="*{30..39}", name="x130")
+@example(glob="**.a.**.a.**", name="b.a.b.a")
+@examples(1200)
+def test_matching_is_as_defined(glob: str, name: str) -> None:
+    assert match_glob(glob, name) is _defined(glob, name)
+
+
+@given(glob=WILD_GLOBS, names=st.lists(WILD_NAMES, unique=True, max_size=8))
+@examples(400)
+def test_a_tree_matches_each_of_its_names(glob: str, names: list[str]) -> None:
+    assert list(tree_of(names).matched(glob)) == [name for name in names if _defined(glob, name)]
+
+
+@given(names=st.lists(WILD_NAMES, unique=True), segments=st.lists(WILD_SEGMENTS.filter(lambda s: s != "**")))
+def test_a_tree_says_what_is_below(names: list[str], segments: list[str]) -> None:
+    parted = [name.split(".") for name in names]
+    depth = len(segments)
+    below = [
+        parts[depth]
+        for parts in parted
+        if len(parts) > depth and _spans(tuple(segments), tuple(parts[:depth]))
+    ]
+    assert set(tree_of(names).below(segments)) == set(below)
+    reached = itertools.takewhile(
+        lambda end: tree_of(names).below(segments[:end]), range(1, len(segments) + 1)
+    )
+    assert tree_of(names).depth_of(segments) == max(reached, default=0)
+
+
+HARD = (
+    "**." * 3000 + "nothing",
+    "**.*." * 3000 + "nothing",
+    "*a" * 5000 + "b",
+    "*" * 10_000 + "b",
+    "a" * 10_000 + "*",
+    "{0..999999999}" * 2000,
+    "{1..12}*" * 2000,
+    "{" * 10_000,
+    "{1..{1..{1..",
+    "{" + "9" * 9000 + ".." + "9" * 9000 + "}",
+    "." * 10_000,
+)
+
+
+@pytest.mark.parametrize("glob", HARD, ids=lambda glob: str(glob[:12]))
+@pytest.mark.parametrize("name", ["a" * 3000, "1" * 400, "a." * 1500 + "a", ".".join("1" * 500)])
+def test_no_glob_takes_long(glob: str, name: str) -> None:
+    began = time.process_time()
+    match_glob(glob, name)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("glob", HARD, ids=lambda glob: str(glob[:12]))
+def test_no_glob_takes_long_on_a_model(glob: str) -> None:
+    began = time.process_time()
+    decide(MODEL, freeze="all", trainable=(glob,))
+    assert time.process_time() - began < 0.5
+
+
+def test_two_thousand_globs_take_seconds() -> None:
+    globs = tuple(f"**.layers.{{0..{number}}}.**.weight" for number in range(2000))
+    began = time.process_time()
+    decision = decide(MODEL, freeze="all", trainable=globs)
+    assert time.process_time() - began < 5
+    assert len(decision.trainable) == 82

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+import llava_recipes
 from llava_recipes.interpreter import python_environment, python_words
 from tests.processes import ROOT, run_process
 from tests.tiny import FIXTURES, stage1_values, write_recipe
+
+PACKAGE = Path(llava_recipes.__file__).parent
 
 PROBED = (
     *("apex", "aqlm", "boto3", "brotli", "clearml", "comet_ml", "cuda", "datasets", "decord", "dill", "eetq"),
@@ -170,3 +174,33 @@ def test_a_command_of_the_process_itself_changes_no_path_of_a_caller(
     assert python_words("module")[1:] == ["-P", "-m", "module"]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "named", ""]))
     assert python_environment()["PYTHONPATH"].endswith("named")
+
+
+def test_what_leaves_the_folder_imports_only_what_python_has_loaded() -> None:
+    """All others would be looked for in the current folder; `__future__` too."""
+    for name in ("interpreter.py", "__init__.py"):
+        tree = ast.parse((PACKAGE / name).read_text("utf-8"))
+        found = {
+            alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+        }
+        assert found <= {"os", "site", "sys", "llava_recipes"}
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    first, second = ast.parse((PACKAGE / "__main__.py").read_text("utf-8")).body[1:3]
+    assert ast.unparse(first) == "from llava_recipes.interpreter import leave_current_folder"
+    assert ast.unparse(second) == "leave_current_folder()"
+
+
+def test_every_python_that_is_started_leaves_the_folder() -> None:
+    """No other module writes the words that start one."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    started = [
+        file.name
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.List | ast.Tuple) and any(map(_is_python, node.elts))
+    ]
+    assert started == ["interpreter.py"]
+
+
+def _is_python(word: ast.expr) -> bool:
+    return ast.unparse(word) == "sys.executable"

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from pydantic import JsonValue
 
-from llava_recipes.files import replacing
+from llava_recipes.files import kind_of_target, name_fault, replacing
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.json_file import unreadable
 
@@ -101,7 +101,7 @@ def _is_object(line: str) -> bool:
 def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise RecipeError when what stands at `path` must not be replaced, or its folder is missing."""
     unfinished = path.with_name(path.name + UNFINISHED)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise RecipeError(
             Problem(
                 f"{path}: its folder does not exist",
@@ -109,10 +109,20 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
                 hint="make it, or choose another -o",
             )
         )
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RecipeError(
             Problem(f"{path}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file")
         )
+    for file in (path, unfinished):
+        fault = name_fault(file)
+        if fault is not None:
+            raise RecipeError(Problem(f"{file}: {fault}", code="file-cannot-be-written"))
+        kind = kind_of_target(file)
+        if kind is not None:
+            message = f"{file}: this is {kind}, not an ordinary file"
+            raise RecipeError(
+                Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file")
+            )
     if overwrite:
         return
     if path.exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llava_recipes.data.images import BadImage, read_image
+from llava_recipes.data.images import BadImage, read_prepared
 from llava_recipes.model.answering import Answerer, Prompt
 from llava_recipes.model.generate import Decoding
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -48,11 +48,10 @@ class Conversation:
         # A link that the person names leads where it leads.
         path = Path(os.path.realpath(os.path.expanduser(file)))
         try:
-            image = read_image(str(path.parent), path.name)
+            picture = read_prepared(str(path.parent), path.name, self._answerer.prepare)
         except BadImage as error:
             message = f"{file}: this picture cannot be used"
             raise RecipeError(Problem(message, code="bad-image", found=error.reason)) from None
-        picture = self._answerer.prepare(image)
         self._waiting.append(_Shown(self._answerer.look([picture])[0], picture.num_tokens))
 
     def reset(self) -> None:

@@ -83,8 +83,7 @@ class Referenced:
     def pictures(self, answerer: Answerer) -> list[Picture]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
-            shown = open_pictures(self.records, self.record)[: len(self.images)]
-            return [answerer.prepare(image) for image in shown]
+            return open_pictures(self.records, self.record, answerer.prepare, numbers=range(len(self.images)))
         except BadImage as error:
             message = f"{error.file}: this picture cannot be used"
             raise RecipeError(

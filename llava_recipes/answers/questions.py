@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from llava_recipes.data.conversation import MalformedRecord, check_letters, images_of
-from llava_recipes.data.images import BadImage, check_image, read_image
+from llava_recipes.data.images import BadImage, check_image, read_prepared
 from llava_recipes.data.records import NUM_SHOWN_PROBLEMS
 from llava_recipes.data.scan import AnnotationFile
 from llava_recipes.model.answering import Answerer, Picture
@@ -45,7 +45,7 @@ class Question:
     def pictures(self, answerer: Answerer) -> list[Picture]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
-            return [answerer.prepare(read_image(self.folder, name)) for name in self.images]
+            return [read_prepared(self.folder, name, answerer.prepare) for name in self.images]
         except BadImage as error:
             raise RecipeError(_bad_image(error, self.mark)) from None
 

@@ -15,7 +15,7 @@ from llava_recipes.authoring.shipped import check_words, readdress, templates_fo
 from llava_recipes.authoring.survey import Survey, survey
 from llava_recipes.recipe.errors import Path as KeyPath
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.recipe.merge import displaced
+from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source

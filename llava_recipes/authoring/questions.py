@@ -22,7 +22,7 @@ def ask_template() -> str:
     """Which template, by name."""
     screen = console()
     for name, purpose in TEMPLATES.items():
-        screen.print(cell(f"  {name:<10}", "bold"), cell(purpose))
+        screen.print(cell(f"  {name:<10}", style="bold"), cell(purpose))
     return _Prompt.ask("template", choices=list(TEMPLATES), default="pretrain", console=screen)
 
 

@@ -123,7 +123,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
     with contextlib.suppress(ImportError):
         # Gives the line an editor and a memory.
         import readline  # noqa: F401
-    prompt = cell("you> ", "bold cyan")
+    prompt = cell("you> ", style="bold cyan")
     screen = console()
     while True:
         try:

@@ -117,7 +117,7 @@ def _show_sections(rows: Sequence[tuple[str, str, str]]) -> None:
         for _, name, a, b in inside:
             table.add_row(cell(f"  {name}" if name else ""), cell(a), cell(b))
         if section:
-            screen.print(cell(section, "bold"))
+            screen.print(cell(section, style="bold"))
         screen.print(table)
 
 

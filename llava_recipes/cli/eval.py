@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,19 +155,27 @@ def _match_values(
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
+    from llava_recipes.files import kind_of_target, name_fault
     from llava_recipes.recipe.errors import Problem, RecipeError
 
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         message = f"{output.parent}: there is no such folder"
         raise RecipeError(
             Problem(message, code="folder-does-not-exist", hint="check RUN, or choose another -o")
         )
-    if output.is_dir():
+    if os.path.isdir(output):
         raise RecipeError(
             Problem(
                 f"{output}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file"
             )
         )
+    fault = name_fault(output)
+    if fault is not None:
+        raise RecipeError(Problem(f"{output}: {fault}", code="file-cannot-be-written"))
+    kind = kind_of_target(output)
+    if kind is not None:
+        message = f"{output}: this is {kind}, not an ordinary file"
+        raise RecipeError(Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file"))
     if output.exists() and not overwrite:
         hint = "choose another file with -o, or replace it with --overwrite"
         raise RecipeError(Problem(f"{output}: the file is there already", code="file-exists", hint=hint))

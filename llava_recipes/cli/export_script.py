@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from llava_recipes.files import write_text
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.screen import say_document
 
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
     try:
-        Path(arguments.output).write_text(text, encoding="utf-8")
+        write_text(Path(arguments.output), text)
     except OSError as error:
         raise RecipeError(
             Problem(

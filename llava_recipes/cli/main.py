@@ -193,8 +193,12 @@ def _run(name: str, words: Sequence[str]) -> int:
     except Exception as error:
         import traceback
 
+        from llava_recipes.files import is_fault_of_place
         from llava_recipes.versions import version_problem
 
+        if is_fault_of_place(error):
+            say(f"llava-recipe {name}: {error}", to_stderr=True)
+            return USER_ERROR
         file = write_log("".join(traceback.format_exception(error)))
         outdated = version_problem()
         if outdated is not None:

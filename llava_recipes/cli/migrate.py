@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.files import open_ordinary, write_text
+from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.screen import console, is_terminal, say, say_document, say_lines
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from llava_recipes.migrate.combine import Migration
 
 MAX_BYTES = 200_000
+_ENDINGS = (".sh", ".bash", ".zsh", ".slurm", ".sbatch", ".py", ".yaml", ".yml", ".json", ".txt", ".args")
+_FLAG = re.compile(r"(^|\s)--[a-z]+[_-][a-z_-]+[ =]")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         only=arguments.command,
         recipe_file=arguments.output or "recipe.yaml",
         read_beside=read_beside,
+        is_folder=os.path.isdir,
+        working_folder=os.getcwd(),
     )
     _write(migration.text, arguments.output)
     _report(migration, arguments.file)
@@ -106,7 +113,7 @@ def _variables(assignments: Sequence[str]) -> dict[str, str]:
     for assignment in assignments:
         name, has_value, value = assignment.partition("=")
         if not has_value or not name.isidentifier():
-            mark = Mark(f"--var {assignment}", 0, 0)
+            mark = Mark(f"--var {mask_assignment(assignment)}", 0, 0)
             raise RecipeError(
                 Problem("a variable is given as NAME=VALUE", code="variable-given-name-value", mark=mark)
             )
@@ -118,7 +125,7 @@ def read_script(file: str) -> str:
     """The text of a script or config; raises RecipeError where it is no text file."""
     whole = Mark(file, 0, 0)
     try:
-        with open(file, "rb") as stream:
+        with open_ordinary(file) as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError(Problem("no such file", code="no-such-file", mark=whole)) from None
@@ -147,11 +154,20 @@ def read_script(file: str) -> str:
                 hint="save it as UTF-8",
             )
         ) from None
+    if not _looks_like_script(text, file):
+        hint = "`migrate` reads the script or the config of a training"
+        raise RecipeError(Problem("this is no training script", code="no-script", mark=whole, hint=hint))
     if "\0" in text:
         raise RecipeError(
             Problem("the file holds NUL bytes: it is not text", code="file-holds-nul-bytes", mark=whole)
         )
     return text
+
+
+def _looks_like_script(text: str, file: str) -> bool:
+    """Whether a file may be quoted in errors: another one, named by mistake or malice, may hold secrets."""
+    is_named_so = file.lower().endswith(_ENDINGS) and not os.path.islink(file)
+    return is_named_so or _FLAG.search(text) is not None
 
 
 def read_beside(path: str, caller: str) -> tuple[str, str] | None:
@@ -172,7 +188,7 @@ def _write(text: str, output: str | None) -> None:
         say_document(text)
         return
     try:
-        Path(output).write_text(text, encoding="utf-8")
+        write_text(Path(output), text)
     except OSError as error:
         problem = Problem(
             "cannot be written", code="file-cannot-be-written", mark=Mark(output, 0, 0), found=error.strerror

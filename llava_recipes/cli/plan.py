@@ -159,15 +159,15 @@ def _plain(headline: str, sections: Sequence[Section]) -> Iterator[str]:
 def _show(headline: str, sections: Sequence[Section], console: Console) -> None:
     from rich.table import Table
 
-    console.print(cell(headline, "bold"))
+    console.print(cell(headline, style="bold"))
     for title, rows in sections:
         console.print()
-        console.print(cell(title, "bold"))
+        console.print(cell(title, style="bold"))
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for label, text in rows:
-            table.add_row(cell(f"  {label}", "cyan"), cell(text))
+            table.add_row(cell(f"  {label}", style="cyan"), cell(text))
         console.print(table)
 
 

@@ -19,7 +19,7 @@ from llava_recipes.cli.plan_estimate import (
     verdict_words,
 )
 from llava_recipes.cli.plan_overview import Section
-from llava_recipes.files import replacing
+from llava_recipes.files import open_ordinary, replacing
 from llava_recipes.plan.assignment import Assignment
 from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
 from llava_recipes.plan.hardware import GPUS
@@ -98,7 +98,7 @@ def _shown(value: object) -> object:
 def _check_ours(file: Path) -> None:
     """Refuse to write over what is not a page of this command."""
     try:
-        with file.open("rb") as stream:
+        with open_ordinary(file) as stream:
             start = stream.read(_MARKER_WITHIN)
     except FileNotFoundError:
         return

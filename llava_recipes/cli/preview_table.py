@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
-from llava_recipes.screen import console, shown
+from llava_recipes.screen import cell, console, shown
 
 if TYPE_CHECKING:
     from llava_recipes.cli.preview import Preview
@@ -34,7 +34,7 @@ def print_table(preview: Preview, samples: Iterator[Sample]) -> None:
     table.add_column("text", overflow="fold", ratio=1)
     for sample in samples:
         table.add_row(
-            "\n".join(map(shown, facts(preview, sample))),
+            cell(*facts(preview, sample)),
             marked_text(preview, sample, coloured=coloured),
         )
     if table.row_count:

@@ -8,18 +8,24 @@ refused, unless it says itself, with `{% generation %}`, what the model writes.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from llava_recipes.data.rendering import Rendered, TemplateLimit, render
 from llava_recipes.templates import Segment, Turn
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MAX_TURNS = 1000
+"""Longest conversation: what is learned in it is found with as many renderings as it has answers."""
+
+_FILES = ("llava_recipe.json", "chat_template.jinja", "tokenizer_config.json")
 # Llama's templates write today's date unless they are told another; this is the one in their own text.
 _DATE = "26 Jul 2024"
 
@@ -37,7 +43,8 @@ class _Skeleton:
 class ChatTemplate:
     """Conversations as a tokenizer's chat template writes them.
 
-    Raises ValueError when the tokenizer has no chat template, or one whose learned part cannot be told.
+    Raises ValueError when the tokenizer has no chat template, or one whose learned part cannot be told, and
+    TemplateLimit, for good, once the template has taken more than it may of time, memory or text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system_prompt: str | None) -> None:
@@ -54,6 +61,9 @@ class ChatTemplate:
         self._tokens = re.compile("|".join(sorted(re.escape(token.content) for token in added)) or r"(?!)")
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self._marks_answers = _GENERATION.search(self._text) is not None
+        self._folder = Path(tokenizer.name_or_path)
+        self._limit: TemplateLimit | None = None
+        self._prompts: dict[int, tuple[int, int]] = {}
         self._skeletons: dict[int, _Skeleton] = {}
         first = self._skeleton(2)
         if system_prompt is not None and system_prompt.strip() not in first.around[0]:
@@ -76,38 +86,38 @@ class ChatTemplate:
 
     def spell_prompt(self, turns: Sequence[Turn]) -> list[Segment]:
         """The conversation up to where its next answer begins."""
-        return [Segment(self._render(turns, open_answer=True)[0], learn=False)]
+        return [Segment(self._render(turns, open_answer=True).text, learn=False)]
 
-    def _render(
-        self, turns: Sequence[Turn], *, open_answer: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and the spans that the template itself marks as written by the model."""
+    def _render(self, turns: Sequence[Turn], *, open_answer: bool = False) -> Rendered:
+        if self._limit is not None:
+            raise self._limit
         messages = [*self._system, *({"role": _ROLES[turn.role], "content": turn.text} for turn in turns)]
         try:
-            texts, spans = cast(
-                tuple[list[str], list[list[tuple[int, int]]]],
-                render_jinja_template(
-                    conversations=[messages],
-                    chat_template=self._text,
-                    return_assistant_tokens_mask=self._marks_answers,
-                    add_generation_prompt=open_answer,
-                    **self._names,
-                ),
+            return render(
+                self._text,
+                messages,
+                names=self._names,
+                add_generation_prompt=open_answer,
+                mark_answers=self._marks_answers,
             )
-        except Exception as error:
-            # A chat template is a program of someone else's, and may fail in any way.
-            reason = str(error).strip() or type(error).__name__
-            raise ValueError(f"the tokenizer's chat template refuses it: {reason}") from error
-        return texts[0], spans[0] if spans else []
+        except TemplateLimit as error:
+            where = f"the tokenizer's chat template in {place_of(self._text, self._folder)}"
+            self._limit = TemplateLimit(error.reason, where=where)
+            raise self._limit from None
+        except ValueError as error:
+            raise ValueError(f"the tokenizer's chat template refuses it: {error}") from error
 
     def _skeleton(self, num_turns: int) -> _Skeleton:
+        if num_turns > MAX_TURNS:
+            most = f"a tokenizer's chat template takes at most {MAX_TURNS:,}"
+            raise ValueError(f"the conversation has {num_turns:,} turns; {most}")
         if num_turns not in self._skeletons:
             self._skeletons[num_turns] = self._find_skeleton(num_turns)
         return self._skeletons[num_turns]
 
     def _find_skeleton(self, num_turns: int) -> _Skeleton:
         turns = [Turn("gpt" if position % 2 else "human", _mark(position)) for position in range(num_turns)]
-        whole = self._render(turns)[0]
+        whole = self._render(turns).text
         around = []
         rest = whole
         for turn in turns:
@@ -129,18 +139,22 @@ class ChatTemplate:
     def _find_answer(self, turns: Sequence[Turn], whole: str) -> int:
         """How much of the text before the last of the turns belongs to the prompt for it."""
         *asked, answer = turns
-        prompt = self._render(asked, open_answer=True)[0]
+        if len(asked) not in self._prompts:
+            # The same for conversations of any length, of which a file may hold hundreds.
+            prompt = self._render(asked, open_answer=True).text
+            self._prompts[len(asked)] = len(prompt), hash(prompt)
+        length, its_hash = self._prompts[len(asked)]
         start = whole.index(asked[-1].text) + len(asked[-1].text)
-        if not whole.startswith(prompt) or not start <= len(prompt) <= whole.index(answer.text):
+        if hash(whole[:length]) != its_hash or not start <= length <= whole.index(answer.text):
             raise ValueError(
                 "the tokenizer's chat template writes a prompt otherwise than a prompt with its answer, "
                 "so that it cannot be told what is learned"
             )
-        return len(prompt) - start
+        return length - start
 
     def _as_written(self, turns: Sequence[Turn], skeleton: _Skeleton) -> list[str]:
         """The turns' texts as the template writes them: as they are, or without white space around them."""
-        whole = self._render(turns)[0]
+        whole = self._render(turns).text
         texts: list[str] = []
         place = len(skeleton.around[0]) if whole.startswith(skeleton.around[0]) else len(whole) + 1
         for turn, after in zip(turns, skeleton.around[1:], strict=True):
@@ -155,12 +169,24 @@ class ChatTemplate:
         return texts
 
     def _spell_by_marks(self, turns: Sequence[Turn]) -> list[Segment]:
-        whole, spans = self._render(turns)
+        rendered = self._render(turns)
+        whole = rendered.text
         segments, done = [], 0
-        for start, end in spans:
+        for start, end in rendered.spans:
             segments += [Segment(whole[done:start], learn=False), Segment(whole[start:end], learn=True)]
             done = end
         return [segment for segment in (*segments, Segment(whole[done:], learn=False)) if segment.text]
+
+
+def place_of(chat_template: str, folder: Path) -> Path:
+    """The file of a tokenizer's folder that holds a chat template; the folder where none is found."""
+    spellings = {chat_template, *(json.dumps(chat_template, ensure_ascii=each) for each in (True, False))}
+    for file in map(folder.joinpath, _FILES):
+        with suppress(OSError, UnicodeDecodeError):
+            text = file.read_text("utf-8")
+            if any(spelling in text for spelling in spellings):
+                return file
+    return folder
 
 
 def _trimmed(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, LlavaNextImageProcessorPil
 
 from llava_recipes.anyres import NEWLINE, AnyRes, Size, best_resolution, usual_pinpoints
+from llava_recipes.data.image_sizes import check_preparation
 from llava_recipes.data.images import pixel_values
 from llava_recipes.plan.pictures import pinpoint_problems, pinpoints_of
 from llava_recipes.plan.types import DataPlan
@@ -79,7 +80,8 @@ class ImageLayout:
 
 
 def prepare_picture(image: Image.Image, processor: BaseImageProcessor, data: DataPlan) -> Picture:
-    """An RGB picture, resized, cut and normalised as a stage says."""
+    """An RGB picture, resized, cut and normalised as a stage says. Raises CannotPrepare as `check_size`."""
+    check_size(image.size, processor, data)
     if data.image_aspect_ratio != "anyres":
         ratio = data.image_aspect_ratio
         return Picture(pixel_values(image, processor, image_aspect_ratio=ratio)[None], image.size)
@@ -94,6 +96,16 @@ def prepare_picture(image: Image.Image, processor: BaseImageProcessor, data: Dat
     )
     crops = np.ascontiguousarray(found["pixel_values"][0], dtype=np.float32)
     return Picture(torch.from_numpy(crops), image.size)
+
+
+def check_size(size: Size, processor: BaseImageProcessor, data: DataPlan) -> None:
+    """Raise CannotPrepare when what a stage makes of a picture of that size is too large."""
+    if data.image_aspect_ratio != "anyres":
+        check_preparation(size, processor, image_aspect_ratio=data.image_aspect_ratio)
+        return
+    # Grids are bounded by the recipe's rules; each crop of them goes through the image processor.
+    px = crop_px(processor)
+    check_preparation((px, px), processor, image_aspect_ratio="square")
 
 
 @functools.lru_cache(maxsize=8)

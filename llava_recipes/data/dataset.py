@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 from array import array
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class StageDataset(Dataset[Sample]):
 
     Asking for a sample raises SampleError, with index, id and line, when its record is not well formed, when
     nothing in it is learned, or, with `on_bad_image: error`, when its picture cannot be used. With `skip` the
-    next sample whose pictures are good takes its place, and `num_skipped` counts it.
+    next sample whose pictures are good takes its place, and `skipped` remembers it.
     With `lazy_preprocess: false` every conversation is tokenised here, at once.
     """
 
@@ -71,7 +72,8 @@ class StageDataset(Dataset[Sample]):
         self.image_processor = image_processor
         self.prompts = Prompts(data, tokenizer, start_end=start_end)
         self.records = open_records(data.sources, measure=data.group_by != "none")
-        self._num_skipped = multiprocessing.Value("q", 0)
+        # One byte for each sample, shared with the worker processes of the data loaders.
+        self._skipped = multiprocessing.RawArray("B", len(self.records))
         self._encodings = None if data.lazy_preprocess else self._encode_all()
 
     def __len__(self) -> int:
@@ -94,7 +96,7 @@ class StageDataset(Dataset[Sample]):
             try:
                 return self.read((index + offset) % len(self.records))
             except BadImageError as error:
-                self._count_skipped(error)
+                self._note_skipped((index + offset) % len(self.records), error)
         raise SampleError(
             Problem(
                 "no sample has an image that can be used",
@@ -124,9 +126,12 @@ class StageDataset(Dataset[Sample]):
         )
 
     @property
-    def num_skipped(self) -> int:
-        """How many times a sample with a bad image was replaced, over all worker processes of this one."""
-        return int(self._num_skipped.value)
+    def skipped(self) -> Tensor:
+        """bool[N]: which samples had a bad image when they were asked for, by this process or its workers.
+
+        A sample counts once, however often it was drawn.
+        """
+        return torch.frombuffer(bytearray(self._skipped), dtype=torch.bool)
 
     def encoding(self, record: Record) -> Encoded:
         """Token ids and labels of a record. Raises SampleError when the template cannot hold it."""
@@ -150,14 +155,13 @@ class StageDataset(Dataset[Sample]):
         return sample_problem(record.index, record.id, message, code=code, mark=mark, found=found, hint=hint)
 
     def _pictures(self, record: Record) -> tuple[Picture, ...]:
-        if not record.images:
-            return ()
-        images = open_pictures(self.records, record)
-        return tuple(prepare_picture(image, self.image_processor, self.data) for image in images)
+        prepare = partial(prepare_picture, processor=self.image_processor, data=self.data)
+        return tuple(open_pictures(self.records, record, prepare))
 
-    def _count_skipped(self, error: BadImageError) -> None:
-        with self._num_skipped.get_lock():
-            self._num_skipped.value += 1
+    def _note_skipped(self, index: int, error: BadImageError) -> None:
+        if self._skipped[index]:
+            return
+        self._skipped[index] = 1
         for problem in error.problems:
             logger.warning("skipped %s (%s)", problem.message, problem.found)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from llava_recipes.data.kinds import refuse_other_kinds
 from llava_recipes.data.scan import AnnotationFile
 from llava_recipes.recipe.errors import Mark
 
@@ -37,6 +39,7 @@ def open_file(path: str, *, measure: bool = False) -> RecordFile:
     With `measure` the length of each record is taken. Raises RecipeError when it cannot be read as records.
     """
     if not is_parquet(path):
+        refuse_other_kinds(path)
         return AnnotationFile(path, measure=measure)
     # Here, since it takes a while to import and few runs need it.
     from llava_recipes.data.parquet import ParquetFiles
@@ -46,10 +49,10 @@ def open_file(path: str, *, measure: bool = False) -> RecordFile:
 
 def is_parquet(path: str) -> bool:
     """Whether `annotations` means Parquet."""
-    return path.lower().endswith(".parquet") or Path(path).is_dir()
+    return path.lower().endswith(".parquet") or os.path.isdir(path)
 
 
 def is_there(path: str) -> bool:
     """Whether there is anything to open."""
     place = Path(path)
-    return place.exists() or ("*" in place.name and any(place.parent.glob(place.name)))
+    return os.path.exists(path) or ("*" in place.name and any(place.parent.glob(place.name)))

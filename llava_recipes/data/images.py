@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, TypeVar, cast
+from typing import BinaryIO, Final, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,15 +19,24 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
+from llava_recipes.anyres import Size
+from llava_recipes.data.image_sizes import (
+    MAX_PIXELS,
+    CannotPrepare,
+    can_shrink,
+    steps_of,
+)
 from llava_recipes.data.model_files import check_model_folder, check_settings
+from llava_recipes.data.watched_file import WatchedFile
+from llava_recipes.files import NotOrdinary, open_ordinary
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS: Final = 2**26
-"""Largest picture that is decoded: 8192 x 8192, 192 MiB as RGB."""
+MAX_FILE_BYTES: Final = 2**30
+"""Largest file that is opened: twice what MAX_PIXELS take without compression, at 8 bytes each."""
 
 SETTINGS_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Where a model folder has its image processor's settings; the latter is that of whole models."""
@@ -38,10 +45,13 @@ _MAX_SIDE: Final = 8192
 """Of what a processor makes, in pixels."""
 
 _TOWER: Final = ("model", "vision_tower")
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-
+_WHOLE_SQUARE_PX: Final = 4096
+"""Up to here the square around a padded image is made as a whole."""
+_STRIP_PIXELS: Final = 2**22
+_BLOCK_BYTES: Final = 2**12
 
 Result = TypeVar("Result")
+Taken = TypeVar("Taken")
 
 
 class BadImage(Exception):
@@ -56,61 +66,101 @@ def read_image(folder: str, name: str) -> Image.Image:
     """The picture in RGB, as stored: EXIF rotation is ignored and transparency dropped, as in the original.
 
     Raises BadImage when the path leaves the folder (also through a link), when the file is missing,
-    truncated or no image of a known format, or when it has more than MAX_PIXELS pixels.
+    truncated or no image of a known format, when it has more than MAX_PIXELS pixels, or when decoding it
+    takes too long or more memory than there is.
     """
-    return _opened(folder, name, lambda image: image.convert("RGB"))
+    return read_prepared(folder, name, lambda image: image)
 
 
-def check_image(folder: str, name: str) -> tuple[int, int]:
+def read_prepared(folder: str, name: str, prepare: Callable[[Image.Image], Result]) -> Result:
+    """What `prepare` makes of a picture in RGB. Raises BadImage as `read_image`, and for CannotPrepare."""
+    return _opened(folder, name, lambda image: image.convert("RGB"), prepare)
+
+
+def check_image(folder: str, name: str) -> Size:
     """Width and height as stored, from a picture's first bytes: it is not decoded.
 
     Raises BadImage as `read_image` does, for what they tell.
     """
-    return _opened(folder, name, lambda image: image.size)
+    return _opened(folder, name, lambda image: image.size, lambda size: size)
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """The picture that these bytes are, in RGB, with the bounds of `read_image`; `name` is for errors."""
-    if not data:
-        raise BadImage(name, "it holds no bytes")
-    return _decoded(io.BytesIO(data), name, lambda image: image.convert("RGB"))
+def decode_prepared(data: bytes, name: str, prepare: Callable[[Image.Image], Result]) -> Result:
+    """What `prepare` makes of the picture that these bytes are, as `read_prepared`; `name` is for errors."""
+    return _from_bytes(data, name, lambda image: image.convert("RGB"), prepare)
 
 
-def check_image_bytes(data: bytes, name: str) -> tuple[int, int]:
-    """Width and height as stored, from a picture's first bytes: it is not decoded.
-
-    Raises BadImage as `decode_image` does, for what they tell.
-    """
-    if not data:
-        raise BadImage(name, "it holds no bytes")
-    return _decoded(io.BytesIO(data), name, lambda image: image.size)
+def check_image_bytes(data: bytes, name: str) -> Size:
+    """Width and height as stored, as `check_image`; `name` is for errors."""
+    return _from_bytes(data, name, lambda image: image.size, lambda size: size)
 
 
-def _opened(folder: str, name: str, use: Callable[[Image.Image], Result]) -> Result:
+def _opened(
+    folder: str, name: str, take: Callable[[Image.Image], Taken], use: Callable[[Taken], Result]
+) -> Result:
     path = _path_inside(folder, name)
     if os.path.isfile(path) and not os.path.getsize(path):
         raise BadImage(path, "the file is empty")
-    return _decoded(path, path, use)
+    with _open(path) as file:
+        taken = _taken(file, os.fstat(file.fileno()).st_size, path, take)
+    return _prepared(taken, path, use)
 
 
-def _decoded(source: str | io.BytesIO, shown: str, use: Callable[[Image.Image], Result]) -> Result:
+def _open(path: str) -> BinaryIO:
     try:
+        return open_ordinary(path)
+    except FileNotFoundError:
+        raise BadImage(path, "the file does not exist") from None
+    except NotOrdinary as error:
+        raise BadImage(path, str(error.strerror)) from None
+    except (OSError, ValueError) as error:
+        raise BadImage(path, str(error)) from None
+
+
+def _from_bytes(
+    data: bytes, name: str, take: Callable[[Image.Image], Taken], use: Callable[[Taken], Result]
+) -> Result:
+    if not data:
+        raise BadImage(name, "it holds no bytes")
+    return _prepared(_taken(io.BytesIO(data), len(data), name, take), name, use)
+
+
+def _taken(file: BinaryIO, num_bytes: int, shown: str, take: Callable[[Image.Image], Taken]) -> Taken:
+    if num_bytes > MAX_FILE_BYTES:
+        raise BadImage(shown, f"its {num_bytes:,} bytes are more than the {MAX_FILE_BYTES:,} allowed")
+    try:
+        # A file may make Pillow warn of each of its thousand tags.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=FORMATS)
-        with image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(shown, f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
-            return use(image)
+            warnings.simplefilter("ignore")
+            with Image.open(cast(BinaryIO, WatchedFile(file)), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    found = f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed"
+                    raise BadImage(shown, found)
+                if image.format in ("JPEG", "MPO"):
+                    # A few bytes may stand for a pass over the whole image: the watch has to look often.
+                    image.decodermaxblock = _BLOCK_BYTES
+                return take(image)
+    except BadImage:
+        raise
     except Image.DecompressionBombError:
         raise BadImage(shown, f"it has more than the {MAX_PIXELS:,} pixels allowed") from None
     except UnidentifiedImageError:
         raise BadImage(shown, f"not an image of a known format ({', '.join(FORMATS)})") from None
-    except FileNotFoundError:
-        raise BadImage(shown, "the file does not exist") from None
-    except _DECODER_ERRORS as error:
+    except MemoryError:
+        raise BadImage(shown, "decoding it takes more memory than there is") from None
+    except Exception as error:
+        # A decoder reads what somebody else wrote, and may fail over it in any way.
         raise BadImage(shown, str(error) or type(error).__name__) from None
+
+
+def _prepared(taken: Taken, shown: str, use: Callable[[Taken], Result]) -> Result:
+    try:
+        return use(taken)
+    except CannotPrepare as error:
+        raise BadImage(shown, str(error)) from None
+    except MemoryError:
+        raise BadImage(shown, "preparing it takes more memory than there is") from None
 
 
 def pixel_values(
@@ -125,10 +175,20 @@ def pixel_values(
     of the processor's mean colour. The picture is always given as height, width, channel: the original reads
     pictures 3 px high as channel first under `square`.
     """
+    settings = {}
     if image_aspect_ratio == "pad":
-        image = _on_square(image, mean_colour(processor))
+        steps, side, colour = steps_of(processor), max(image.size), mean_colour(processor)
+        if side > _WHOLE_SQUARE_PX and can_shrink(steps):
+            image = _on_shrunk_square(image, colour, steps.resized((side, side)), steps.resample)
+            settings["do_resize"] = False
+        else:
+            image = _on_square(image, colour)
     features = processor(
-        np.asarray(image), input_data_format="channels_last", do_convert_rgb=False, return_tensors="np"
+        np.asarray(image),
+        input_data_format="channels_last",
+        do_convert_rgb=False,
+        return_tensors="np",
+        **settings,
     )
     return torch.from_numpy(np.ascontiguousarray(features["pixel_values"][0], dtype=np.float32))
 
@@ -270,6 +330,25 @@ def _on_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def _on_shrunk_square(
+    image: Image.Image, colour: tuple[int, int, int], size: tuple[int, int], resample: int | None
+) -> Image.Image:
+    """`_on_square`, resized to `size`, without the memory that the square takes.
+
+    Equal to resizing the square, since Pillow resizes in two steps too: each row, then each column.
+    """
+    width, height = image.size
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    narrow = Image.new("RGB", (size[0], side))
+    strip_px = _STRIP_PIXELS // side
+    for y in range(0, side, strip_px):
+        strip = Image.new("RGB", (side, min(strip_px, side - y)), colour)
+        strip.paste(image, (left, top - y))
+        narrow.paste(strip.resize((size[0], strip.height), resample), (0, y))
+    return narrow.resize(size, resample)
 
 
 def _path_inside(folder: str, name: str) -> str:

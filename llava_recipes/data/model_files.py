@@ -7,6 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from llava_recipes.files import odd_kind
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.foreign_code import code_problems
 
@@ -30,9 +31,29 @@ def check_settings(values: object, path: Path, *, file: str) -> None:
 
 
 def folder_problems(folder: pathlib.Path, path: Path) -> Iterator[Problem]:
-    """A problem for each key that names code, in every file of settings."""
+    """A problem for each key that names code, in every file of settings, and for each file that is none."""
+    odd = [(entry.path, kind) for entry in _entries(folder) for kind in [odd_kind(entry.path)] if kind]
+    for name, kind in odd:
+        yield Problem(
+            f"the model's folder has {kind} in the place of a file",
+            code="not-an-ordinary-file",
+            path=path,
+            found=name,
+            hint="replace it by a file, or remove it",
+        )
+    if odd:
+        # Reading the others may lead to it.
+        return
     for file in _settings_files(folder):
         yield from code_problems(_read(file), path, file=str(file))
+
+
+def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        # Whoever needs the folder says what is wrong with it.
+        return []
 
 
 def _settings_files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from bisect import bisect_right
@@ -15,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_recipes.data.conversation import word_length
+from llava_recipes.files import odd_kind
+from llava_recipes.recipe.annotation_kinds import wrong_kind
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_GROUP_BYTES: Final = 2**30
@@ -86,6 +89,10 @@ class ParquetFiles:
         return Mark(group.file, 0, 0, row=group.first_row + row)
 
     def _add(self, file: str, *, is_first: bool) -> None:
+        kind = odd_kind(file)
+        if kind is not None:
+            message = f"this is {kind}; annotations are an ordinary file"
+            raise RecipeError(_problem(file, message, code="not-an-ordinary-file"))
         try:
             with pq.ParquetFile(file, memory_map=True) as opened:
                 metadata, schema = opened.metadata, opened.schema_arrow
@@ -165,8 +172,10 @@ def _read(group: _Group, columns: tuple[str, ...]) -> pa.Table:
 
 def _files(path: str) -> list[str]:
     place = Path(path)
-    if place.is_dir():
+    if os.path.isdir(path):
         found = sorted(str(file) for file in place.glob("*.parquet"))
+        if not found and any(place.glob("*.arrow")):
+            raise RecipeError(wrong_kind("saved", path, path=None))
         if not found:
             raise RecipeError(
                 _problem(path, "the folder holds no `.parquet` files", code="folder-holds-no-parquet-files")
@@ -184,7 +193,7 @@ def _files(path: str) -> list[str]:
                 )
             )
         return found
-    if "*" in place.name and not place.exists():
+    if "*" in place.name and not os.path.exists(path):
         found = sorted(map(str, place.parent.glob(place.name)))
         if not found:
             raise RecipeError(_problem(path, "no file matches the pattern", code="no-file-matches-pattern"))

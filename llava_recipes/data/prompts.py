@@ -9,6 +9,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from llava_recipes.data.chat_template import ChatTemplate
+from llava_recipes.data.rendering import TemplateLimit
 from llava_recipes.data.tokens import Encoded, encode
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.plan.types import DataPlan
@@ -43,6 +44,9 @@ class Prompts:
         else:
             try:
                 self._chat_template = ChatTemplate(tokenizer, system_prompt=data.system_prompt)
+            except TemplateLimit as error:
+                where = ("data", "chat_template")
+                raise RecipeError(*(replace(problem, path=where) for problem in error.problems)) from None
             except ValueError as error:
                 hint = "write `template:` in place of `chat_template:`, with the name of one of ours"
                 raise RecipeError(

@@ -8,15 +8,19 @@ import mmap
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 from llava_recipes.data.conversation import has_conversation, word_length
+from llava_recipes.files import NotOrdinary, open_ordinary
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 WINDOW_BYTES: Final = 4 * 2**20
 SHOWN_LINE_BYTES: Final = 10_000
 """A longer line, such as a whole file in one, is named in messages but not shown."""
+
+_KEYS: Final = re.compile(rb'"(conversations|messages|images?|question|prompt|text)"\s*:')
+_LOOKED_AT_BYTES: Final = 2**16
+"""Of the beginning of a file, for a key of a record."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM: Final = codecs.BOM_UTF8
@@ -233,9 +237,8 @@ def _by_line(reader: _Reader) -> Iterator[Located]:
 def _record(reader: _Reader) -> Located:
     value, start, end = reader.value()
     if not isinstance(value, dict):
-        raise reader.failure(
-            "a record is not a mapping", code="record-not-mapping", byte=start, found=json.dumps(value)[:60]
-        )
+        found = json.dumps(value)[:60] if _holds_records(reader.data) else None
+        raise reader.failure("a record is not a mapping", code="record-not-mapping", byte=start, found=found)
     return value, start, end
 
 
@@ -253,17 +256,32 @@ def _mark(data: mmap.mmap, path: str, offset: int) -> Mark:
     line_start = before.rfind(b"\n") + 1
     column = len(before[line_start:].decode("utf-8", "replace")) + 1
     line = data[line_start : line_start + SHOWN_LINE_BYTES + 1].splitlines()[:1] or [b""]
-    text = line[0].decode("utf-8", "replace") if len(line[0]) <= SHOWN_LINE_BYTES else None
+    is_shown = len(line[0]) <= SHOWN_LINE_BYTES and _holds_records(data)
+    text = line[0].decode("utf-8", "replace") if is_shown else None
     return Mark(path, before.count(b"\n") + 1, column, text=text)
+
+
+def _holds_records(data: mmap.mmap) -> bool:
+    """Whether a file has a record's keys. Another one, named by mistake or malice, is not quoted."""
+    return _KEYS.search(data, 0, _LOOKED_AT_BYTES) is not None
 
 
 def _map_file(path: str) -> mmap.mmap:
     try:
-        with Path(path).open("rb") as file:
+        with open_ordinary(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
         raise RecipeError(
             _problem(path, "the annotation file is empty", code="annotation-file-empty", hint=_HINT)
+        ) from None
+    except NotOrdinary as error:
+        raise RecipeError(
+            _problem(
+                path,
+                f"this is {error.kind}; annotations are an ordinary file",
+                code="not-an-ordinary-file",
+                hint="save the records in a file, and name that",
+            )
         ) from None
     except OSError as error:
         hint = "check `annotations` and the folder that the command runs in"

@@ -43,7 +43,7 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     cannot be loaded, when it has no character offsets, or when it has none of the three.
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
-    check_model_folder(Path(plan.tokenizer).expanduser(), _PATH)
+    check_model_folder(Path(plan.tokenizer), _PATH)
     with _read(plan):
         settings = get_tokenizer_config(plan.tokenizer, revision=revision)
         check_settings(settings, _PATH, file=f"tokenizer_config.json of {plan.tokenizer}")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft, Entry
 from llava_recipes.migrate.write import write_recipe
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value
+
+IsFolder = Callable[[str], bool]
+"""Whether a path in a script or config is a folder here."""
 
 _FOLLOWS = "the stage starts from the one before"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
@@ -24,13 +27,21 @@ class Migration:
     name: str
     stages: tuple[tuple[str, tuple[Entry, ...]], ...]
     num_processes: int | None
+    programs: tuple[str, ...]
+    """What trained each stage, empty where that is no program of a script."""
 
 
 def combine(
-    drafts: Sequence[Draft], *, file: str, recipe_file: str, marks: Sequence[Mark | None]
+    drafts: Sequence[Draft],
+    *,
+    file: str,
+    recipe_file: str,
+    marks: Sequence[Mark | None],
+    is_folder: IsFolder,
 ) -> Migration:
     """One recipe of all drafts, a stage each. Raises RecipeError where they do not share one model."""
     problems = [problem for draft in drafts for problem in draft.problems]
+    problems += _unknown_towers(drafts, is_folder)
     if problems:
         raise RecipeError(*problems)
     _hand_on(drafts)
@@ -64,7 +75,32 @@ def combine(
         name=str(values["name"]),
         stages=tuple((name, tuple(draft.entries)) for name, draft in zip(names, drafts, strict=True)),
         num_processes=first.num_processes,
+        programs=tuple(draft.program for draft in drafts),
     )
+
+
+def _unknown_towers(drafts: Sequence[Draft], is_folder: IsFolder) -> Iterator[Problem]:
+    """Vision towers by a name that only the other program's code gives a meaning."""
+    for draft in drafts:
+        name = draft.read(MODEL, "vision_tower", "source")
+        # Hub ids of towers have an owner, and a path has a folder.
+        if (
+            not isinstance(name, str)
+            or "/" in name
+            or "\\" in name
+            or name.startswith("~")
+            or is_folder(name)
+        ):
+            continue
+        entry = next((entry for entry in draft.entries if entry.key == "model.vision_tower.source"), None)
+        layers = "four layers of CLIP joined, of which a recipe has one: it can't say this model"
+        yield Problem(
+            f"the vision tower `{name}` is neither a hub id nor a folder here",
+            code="unknown-vision-tower",
+            mark=entry.mark if entry is not None else None,
+            found=f"ViP-LLaVA's name for {layers}" if name.startswith("clip_4layers") else name,
+            hint="name the tower by its hub id, OWNER/NAME, or write a folder as ./NAME",
+        )
 
 
 def _header(file: str, recipe_file: str, drafts: Sequence[Draft]) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llava_recipes.migrate.launchers import count_processes, training_options
 from llava_recipes.migrate.shell import Argument, Command, ReadScript, walk_commands
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
@@ -41,6 +42,8 @@ class TrainingCommand:
     repeated: tuple[Flag, ...]
     """Flags that a later one of the same name replaces."""
     num_processes: int | None
+    launcher: tuple[tuple[str, str, str], ...]
+    """Options of the launcher that change the training: the name, the value, and what is lost with it."""
     mark: Mark
 
 
@@ -51,6 +54,7 @@ def find_training_commands(
     positional: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
     read_script: ReadScript | None = None,
+    working_folder: str | None = None,
 ) -> list[TrainingCommand]:
     """The training commands of a script, or the one of a file that holds nothing but flags.
 
@@ -60,7 +64,12 @@ def find_training_commands(
     loose: list[Argument] = []
     is_flag_file = True
     for command in walk_commands(
-        text, file, positional=positional, variables=variables, read_script=read_script
+        text,
+        file,
+        positional=positional,
+        variables=variables,
+        read_script=read_script,
+        started_in=working_folder,
     ):
         filled = command.fill()
         first = filled[0] if filled else None
@@ -80,7 +89,7 @@ def find_training_commands(
             )
     if loose and is_flag_file:
         flags, repeated = _read_flags(loose)
-        return [TrainingCommand("", flags, repeated, None, loose[0].mark)]
+        return [TrainingCommand("", flags, repeated, None, (), loose[0].mark)]
     if not found:
         raise RecipeError(_nothing_found(file))
     return found
@@ -121,8 +130,16 @@ def _training_command(command: Command, filled: Sequence[Argument | Problem], pl
             )
         )
     flags, repeated = _read_flags(_told(filled[place + 1 :]))
-    launcher = [entry.text if isinstance(entry, Argument) else "" for entry in filled[:place]]
-    return TrainingCommand(program.text, flags, repeated, _count_processes(launcher), program.mark)
+    spelled = command.spell()
+    launcher = spelled[: spelled.index(program.text)]
+    return TrainingCommand(
+        program.text,
+        flags,
+        repeated,
+        count_processes(launcher, visible_devices=command.visible_devices),
+        training_options(launcher),
+        program.mark,
+    )
 
 
 def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[Flag, ...]]:
@@ -164,24 +181,6 @@ def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[F
         raise RecipeError(*problems)
     finish()
     return flags, tuple(repeated)
-
-
-def _count_processes(launcher: Sequence[str]) -> int | None:
-    """How many processes the launcher starts, where it says so in numbers."""
-    options: dict[str, str] = {}
-    for word, following in zip(launcher, [*launcher[1:], ""], strict=False):
-        if word.startswith("--"):
-            name, has_value, value = word[2:].replace("-", "_").partition("=")
-            options[name] = value if has_value else following
-    if options.get("num_processes", "").isdigit():
-        return int(options["num_processes"])
-    per_node = next((options[name] for name in ("nproc_per_node", "num_gpus") if name in options), "")
-    included = options.get("include", "")
-    if not per_node and ":" in included and "@" not in included:
-        per_node = str(len(included.partition(":")[2].split(",")))
-    nodes = next((options[name] for name in ("nnodes", "num_nodes") if name in options), "1")
-    small = per_node.isdigit() and nodes.isdigit() and len(per_node + nodes) < 9
-    return int(per_node) * int(nodes) or None if small else None
 
 
 def _cut_off(argument: Argument) -> Problem:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
 
 from llava_recipes.migrate.draft import STAGE, Draft, spell_path
-from llava_recipes.plan.deepspeed import original_file
+from llava_recipes.plan.deepspeed import Config, original_file
 from llava_recipes.recipe.errors import Mark, Path
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
@@ -15,7 +17,15 @@ from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 ReadText = Callable[[str], str | None]
 """From a path in the script to the text of that file; None where it is not at hand."""
 
-_BY_NAME = {"zero2.json": "zero2", "zero3.json": "zero3"}
+_BY_NAME = {f"{preset}.json": preset for preset in DEEPSPEED_PRESETS}
+_BLOCKS = ("optimizer", "scheduler")
+_OF_THE_LOG = ("steps_per_print", "wall_clock_breakdown")
+_RENAMED = {"gather_16bit_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save"}
+_OLD_OFFLOADS = {
+    "cpu_offload": "offload_optimizer",
+    "cpu_offload_param": "offload_param",
+    "cpu_offload_params": "offload_param",
+}
 _CLIPPING = "gradient_clipping"
 _MAX_GRAD_NORM: Path = (STAGE, "train", "max_grad_norm")
 
@@ -39,43 +49,138 @@ OTHER = Program(deepspeed=None, files_clip=True)
 """axolotl and LLaMA-Factory."""
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What `deepspeed` says, a remark on it, and whether the file clips, for all that is known."""
+
+    value: Value
+    remark: str
+    clips: bool
+    blocks: Config = field(default_factory=dict)
+    """DeepSpeed's own `optimizer` and `scheduler`, which the recipe's keys stand for."""
+
+
 def translate_deepspeed(
     name: str, path: str, draft: Draft, *, read_text: ReadText, mark: Mark | None, program: Program
 ) -> None:
     """Fill in `deepspeed`, and `max_grad_norm` where nothing is clipped; `train` is filled in before."""
-    norm = draft.read(*map(str, _MAX_GRAD_NORM))
-    choice, remark, clips = _choose(path, read_text, program, max_grad_norm=norm)
-    draft.mapped(name, path, (STAGE, "deepspeed"), choice, remark=remark, mark=mark)
-    if not clips and program.deepspeed is not None:
+    choice = _choose(path, read_text, program, draft)
+    draft.mapped(name, path, (STAGE, "deepspeed"), choice.value, remark=choice.remark, mark=mark)
+    _tell_blocks(choice.blocks, path.rpartition("/")[2], draft, mark)
+    if not choice.clips and program.deepspeed is not None:
         _switch_clipping_off(draft, program.deepspeed, path.rpartition("/")[2])
 
 
-def _choose(
-    path: str, read_text: ReadText, program: Program, *, max_grad_norm: Value
-) -> tuple[str, str, bool]:
-    """What `deepspeed` says, a remark on it, and whether the file clips, for all that is known."""
+def _choose(path: str, read_text: ReadText, program: Program, draft: Draft) -> _Choice:
     text = read_text(path)
     if text is None:
-        named = _BY_NAME.get(path.rpartition("/")[2])
-        if named is None:
-            remark = "the file is not here"
-            if program.deepspeed is not None:
-                remark += f"; without `{_CLIPPING}` in it nothing is clipped there: write `max_grad_norm: 0`"
-            return path, remark, True
-        remark = "the file is not here; by its name it is the original's, which the preset equals"
-        return named, remark, program.files_clip
+        return _by_name(path, program)
     try:
         config = json.loads(text)
     except (ValueError, RecursionError):
-        return path, "", True
+        return _Choice(path, "", True)
     if not isinstance(config, dict):
-        return path, "kept as a file", True
+        return _Choice(path, "kept as a file", True)
     clips = config.get(_CLIPPING) is not None
-    bare = {key: value for key, value in config.items() if key != _CLIPPING}
+    blocks = {key: config[key] for key in _BLOCKS if config.get(key) is not None}
+    norm = draft.read(*map(str, _MAX_GRAD_NORM))
+    bare = _bare(config, draft)
     same = next((preset for preset in DEEPSPEED_PRESETS if bare == original_file(preset)), None)
-    if same is None or config.get(_CLIPPING) not in (None, "auto", max_grad_norm):
-        return path, "kept as a file", clips
-    return same, "the file holds what the preset holds", clips
+    if same is not None and config.get(_CLIPPING) in (None, "auto", norm):
+        return _Choice(same, "the file holds what the preset holds", clips, blocks)
+    mended = _mended(config)
+    if mended == config or not _has_plain_keys(mended):
+        return _Choice(path, "kept as a file", clips)
+    return _Choice(mended, "written out, without what this DeepSpeed or a recipe doesn't take", clips, blocks)
+
+
+def _by_name(path: str, program: Program) -> _Choice:
+    """The preset that a file of this name is in the original's scripts."""
+    named = _BY_NAME.get(path.rpartition("/")[2])
+    if named is None:
+        remark = "the file is not here"
+        if program.deepspeed is not None:
+            remark += f"; without `{_CLIPPING}` in it nothing is clipped there: write `max_grad_norm: 0`"
+        return _Choice(path, remark, True)
+    remark = "the file is not here; by its name it is the original's, which the preset equals"
+    if named != "zero3_offload":
+        return _Choice(named, remark, program.files_clip)
+    blocks: Config = {
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+        "scheduler": {"type": "WarmupLR"},
+    }
+    return _Choice(named, f"{remark}, but for its blocks `optimizer` and `scheduler`", True, blocks)
+
+
+def _bare(config: Config, draft: Draft) -> Config:
+    """A config as the presets are written: without what says nothing about training, or says what is so."""
+    bare = {
+        key: value for key, value in _mended(config).items() if key not in (_CLIPPING, *_OF_THE_LOG, *_BLOCKS)
+    }
+    for key in ("bf16", "fp16"):
+        block = bare.get(key)
+        if isinstance(block, dict) and block.get("enabled") == bool(draft.read(STAGE, "train", key)):
+            bare[key] = {**block, "enabled": "auto"}
+    return bare
+
+
+def _mended(config: Config) -> Config:
+    """Without blocks that replace the recipe's keys, and with the names that DeepSpeed has now."""
+    mended = {key: value for key, value in config.items() if key not in _BLOCKS}
+    zero = mended.get("zero_optimization")
+    if isinstance(zero, dict):
+        renamed = {_RENAMED.get(key, key): value for key, value in zero.items()}
+        for old, new in _OLD_OFFLOADS.items():
+            if renamed.pop(old, False) is True:
+                renamed.setdefault(new, {"device": "cpu"})
+        mended["zero_optimization"] = renamed
+    return mended
+
+
+def _has_plain_keys(value: JsonValue) -> bool:
+    if isinstance(value, list):
+        return all(_has_plain_keys(entry) for entry in value)
+    return not isinstance(value, dict) or all(
+        key.isidentifier() and _has_plain_keys(inner) for key, inner in value.items()
+    )
+
+
+def _tell_blocks(blocks: Config, file: str, draft: Draft, mark: Mark | None) -> None:
+    """That DeepSpeed's own optimizer is the recipe's, where it is, and that its schedule is left out."""
+    for key, block in blocks.items():
+        kind = str(block.get("type")) if isinstance(block, dict) else ""
+        if key == "optimizer" and _is_same_optimizer(block, draft):
+            why = f"it is what `optim` and the rates of the recipe say, and left out of {file}'s config"
+            draft.needless(f"{file}: {key}", kind, why, mark)
+            continue
+        ours = "optim" if key == "optimizer" else "lr_scheduler_type"
+        value = draft.read(STAGE, "train", ours)
+        why = (
+            f"DeepSpeed's own takes the place of `{ours}` there; it is left out, and `{ours}: {value}` holds"
+        )
+        draft.lost(f"{file}: {key}", kind, why, mark)
+
+
+def _is_same_optimizer(block: JsonValue, draft: Draft) -> bool:
+    if not isinstance(block, dict) or str(block.get("type")).lower() not in ("adam", "adamw"):
+        return False
+    params = block.get("params") or {}
+    optim = draft.read(STAGE, "train", "optim")
+    train = {
+        key: draft.read(STAGE, "train", key) for key in ("learning_rate", "weight_decay", "adam_epsilon")
+    }
+    same = {
+        "lr": train["learning_rate"],
+        "weight_decay": train["weight_decay"],
+        "eps": train["adam_epsilon"],
+        "torch_adam": True,
+        "adam_w_mode": True,
+    }
+    return (
+        isinstance(params, dict)
+        and (optim is None or str(optim).startswith("adamw"))
+        and all(value == "auto" or (key in same and value == same[key]) for key, value in params.items())
+    )
 
 
 def _switch_clipping_off(draft: Draft, version: str, file: str) -> None:

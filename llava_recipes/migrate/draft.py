@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 from llava_recipes.recipe.errors import Mark, Path, Problem
@@ -11,6 +13,8 @@ from llava_recipes.recipe.scalars import Value, spell_value
 Kind = Literal["mapped", "default", "needless", "lost"]
 
 MODEL, STAGE = "model", "stage"
+
+_SEVERITY: Mapping[Kind, int] = MappingProxyType({"needless": 0, "default": 1, "mapped": 2, "lost": 3})
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Draft:
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     num_processes: int | None = None
+    program: str = ""
+    """The program that trained, as the report names it."""
 
     def put(self, path: Path, value: Value, comment: str | None = None) -> None:
         """Set a value, and make the mappings around it."""
@@ -96,9 +102,30 @@ class Draft:
         """A setting that nothing is lost without."""
         self.entries.append(Entry("needless", name, shown, "", why, mark))
 
-    def lost(self, name: str, shown: str, why: str, mark: Mark | None = None) -> None:
-        """A setting without which the run differs."""
-        self.entries.append(Entry("lost", name, shown, "", why, mark))
+    def lost(
+        self, name: str, shown: str, why: str, mark: Mark | None = None, *, path: Path | None = None
+    ) -> None:
+        """A setting without which the run differs; `path` says where the nearest that recipes have stands."""
+        key = spell_path(path) if path is not None else ""
+        self.entries.append(Entry("lost", name, shown, key, why, mark))
+
+    def settle(self) -> None:
+        """Tell each setting in one section: where a part of it is lost, it is lost, with the key it has."""
+        kinds: dict[str, Kind] = {}
+        for entry in self.entries:
+            worst = kinds.get(entry.name)
+            if worst is None or _SEVERITY[entry.kind] > _SEVERITY[worst]:
+                kinds[entry.name] = entry.kind
+        keys = {entry.name: entry.key for entry in self.entries if entry.key}
+        self.entries = [
+            replace(entry, key=entry.key or (keys.get(entry.name, "") if entry.kind == "lost" else ""))
+            for entry in self.entries
+            if entry.kind == kinds[entry.name]
+        ]
+
+    def is_told(self, name: str) -> bool:
+        """Whether the report has a line for a setting."""
+        return any(entry.name == name for entry in self.entries)
 
 
 def spell_path(path: Path) -> str:

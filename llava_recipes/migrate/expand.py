@@ -5,14 +5,23 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llava_recipes.migrate.word_parts import Parameter, Part, Plain, Unread, Word
-from llava_recipes.recipe.errors import Problem
+from llava_recipes.migrate.arithmetic import NotComputed, evaluate
+from llava_recipes.migrate.statements import read_statements
+from llava_recipes.migrate.substitution import absolute, answer
+from llava_recipes.migrate.word_parts import ARITHMETIC, Operator, Parameter, Part, Plain, Unread, Word
+from llava_recipes.migrate.words import read_quoted, read_words
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.spelling import did_you_mean
 
 MAX_CHARACTERS = 20_000
 MAX_PATTERN_TEXT = 2_000
+MAX_DEEP = 8
+"""How many substitutions inside each other are computed."""
+
+_FOLLOWED = frozenset({"&&", ";", "\n", ">", ">&", "&>"})
+"""What may stand between and behind the commands of a substitution."""
 
 
 class UnknownValue(Exception):
@@ -34,6 +43,8 @@ class Scope:
     variables: Mapping[str, Variable]
     positional: Sequence[str]
     file: str
+    depth: int = 0
+    """How deep inside arithmetic and command substitutions."""
 
 
 def expand_text(parts: Sequence[Part], scope: Scope) -> str:
@@ -88,15 +99,74 @@ def _values(part: Part, scope: Scope) -> list[str]:
     if isinstance(part, Plain):
         return [part.text]
     if isinstance(part, Unread):
-        raise UnknownValue(
-            Problem(
-                f"{part.what} is not evaluated, and its value is needed",
-                code="not-evaluated-value-needed",
-                mark=part.mark,
-                hint="write the value in its place; a script is read here, never run",
-            )
-        )
+        return [_computed(part, scope)]
     return _parameter(part, scope)
+
+
+def _computed(part: Unread, scope: Scope) -> str:
+    """The value of arithmetic or of a command substitution, where it follows from values that are known."""
+    why = ""
+    if part.source and scope.depth < MAX_DEEP:
+        inside = replace(scope, depth=scope.depth + 1)
+        try:
+            if part.what == ARITHMETIC:
+                return str(compute(part.source, inside))
+            found = _substituted(part.source, inside)
+        except NotComputed as reason:
+            found, why = None, str(reason)
+        except UnknownValue as unknown:
+            if any(value is unknown for value in scope.variables.values()):
+                raise
+            # What is read inside has places of its own, which the script has not.
+            raise UnknownValue(replace(unknown.problem, mark=part.mark)) from None
+        except RecipeError:
+            found = None
+        if found is not None:
+            return found.rstrip("\n")
+    raise UnknownValue(
+        Problem(
+            f"{part.what} is not evaluated, and its value is needed",
+            code="not-evaluated-value-needed",
+            mark=part.mark,
+            found=why or None,
+            hint="write the value in its place; a script is read here, never run",
+        )
+    )
+
+
+def compute(source: str, scope: Scope) -> int:
+    """The value of an arithmetic expression; raises NotComputed, UnknownValue or RecipeError."""
+    return evaluate(
+        expand_text(read_quoted(source, scope.file), scope), lambda name: _number_text(name, scope)
+    )
+
+
+def _number_text(name: str, scope: Scope) -> str | None:
+    value = _look_up(name, scope)
+    return None if value is None else "".join(_known(value)[:1])
+
+
+def _substituted(source: str, scope: Scope) -> str | None:
+    """What a command prints, alone or behind `cd FOLDER &&`; None where only a shell could tell."""
+    statements = list(read_statements(source, scope.file))
+    operators = {word.text for word in read_words(source, scope.file) if isinstance(word, Operator)}
+    if not operators <= _FOLLOWED or any(statement.block for statement in statements):
+        return None
+    folder = working_folder(scope)
+    for statement in statements:
+        words = [text for word in statement.words for text in expand_word(word, scope)]
+        if statement is statements[-1]:
+            return answer(words, folder=folder)
+        folder = absolute(words[1], folder) if words[:1] == ["cd"] and len(words) == 2 else None
+        if folder is None:
+            return None
+    return None
+
+
+def working_folder(scope: Scope) -> str | None:
+    """The folder where the script stands, as far as it is known."""
+    value = scope.variables.get("PWD")
+    return value if isinstance(value, str) else None
 
 
 def _parameter(part: Parameter, scope: Scope) -> list[str]:
@@ -113,6 +183,11 @@ def _parameter(part: Parameter, scope: Scope) -> list[str]:
     if value is None:
         raise _unset(part, scope)
     values = _known(value)
+    if part.change.startswith("length"):
+        is_count = isinstance(value, tuple) and part.change[6:] in ("[@]", "[*]")
+        return [str(len(values) if is_count else len(values[0] if values else ""))]
+    if part.change.startswith("[") and part.change[1:-1].isdecimal():
+        return values[int(part.change[1:-1]) :][:1] or [""]
     if part.change in ("[@]", "[*]"):
         return [" ".join(values)] if part.quoted and part.change == "[*]" else values
     if isinstance(value, tuple):
@@ -133,7 +208,7 @@ def _look_up(name: str, scope: Scope) -> Variable | None:
         return tuple(scope.positional)
     if name == "#":
         return str(len(scope.positional))
-    if name == "0":
+    if name in ("0", "BASH_SOURCE"):
         return scope.file
     if name.isdigit():
         number = int(name[:9])

@@ -12,7 +12,7 @@ from llava_recipes.layouts import meaning_of
 from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
 from llava_recipes.plan.batch import derive_batch
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
-from llava_recipes.recipe.schema import Data, Recipe, Stage
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Data, Recipe, Stage, Train
 from llava_recipes.screen import shown
 
 DEEPSPEED_FILES: Mapping[str, str] = MappingProxyType(
@@ -40,6 +40,10 @@ def export_script(
         export = _export_stage(recipe, index, world_size, deepspeed_files)
         problems += export.problems
         title = shown(f"# Stage {recipe.stages[index].name} of {recipe.name}")
+        meant = _processes_meant(recipe.stages[index].train)
+        if meant is not None and world_size is None:
+            batch = recipe.stages[index].train.global_batch_size
+            title += f"; its batch of {batch} needs {meant} GPUs (for others: --world-size)"
         commands.append("\n".join([title, *_command_lines(export.flags)]))
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
@@ -82,8 +86,9 @@ def _export_stage(
     last_folder = recipe.stages[-1].output_dir.rstrip("/").rpartition("/")[2]
     if recipe.name != last_folder:
         export.add("run_name", recipe.name)
-    batch = derive_batch(stage.train, world_size=world_size or 1)
-    if stage.train.global_batch_size is not None and (world_size is None or batch is None):
+    processes = world_size or _processes_meant(stage.train)
+    batch = derive_batch(stage.train, world_size=processes or 1)
+    if stage.train.global_batch_size is not None and (processes is None or batch is None):
         export.refuse(
             "the original takes accumulation steps, which follow from the number of processes",
             (*path, "train", "global_batch_size"),
@@ -91,6 +96,13 @@ def _export_stage(
         )
     training_flags(stage.train, path, export, accumulation=batch.accumulation if batch else 1)
     return export
+
+
+def _processes_meant(train: Train) -> int | None:
+    """The processes that a batch was written for: those that reach it with one pass of what each is given."""
+    in_all, per_device = train.global_batch_size, train.per_device_train_batch_size
+    is_given = in_all is not None and "per_device_train_batch_size" in train.model_fields_set
+    return in_all // per_device if in_all is not None and is_given and in_all % per_device == 0 else None
 
 
 def _adapter_flags(stage: Stage, path: Path, trained: frozenset[str], export: Export) -> None:
@@ -132,6 +144,12 @@ def _deepspeed_flag(
     if isinstance(choice, dict):
         hint = "write it to a JSON file, and name that file"
         export.refuse("the original takes a DeepSpeed file, not a config inline", where, hint=hint)
+    elif choice in DEEPSPEED_PRESETS and choice not in DEEPSPEED_FILES:
+        message = (
+            f"the original's {choice}.json has a schedule of its own, which replaces `lr_scheduler_type`"
+        )
+        hint = "write the preset's config to a JSON file, as `llava-recipe plan` shows it, and name that file"
+        export.refuse(message, where, hint=hint)
     elif choice != "none":
         export.add("deepspeed", DEEPSPEED_FILES.get(choice, choice))
         norm, key = stage.train.max_grad_norm, "gradient_clipping"

@@ -48,6 +48,13 @@ class Flags:
         self._refuse(flag, wanted, "put a value that holds spaces in quotes" if flag.values else None)
         return None
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        """One value or several, none where the flag is left out or empty."""
+        flag = self.take(name)
+        if flag is not None and not flag.values:
+            self._refuse(flag, "a value")
+        return flag.values if flag is not None else ()
+
     def number(self, name: str) -> float | None:
         text = self.text(name)
         if text is None:

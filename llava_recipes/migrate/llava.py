@@ -5,39 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from llava_recipes.layouts import ALIASES
+from llava_recipes.migrate.conversations import translate_version
 from llava_recipes.migrate.deepspeed_files import LLAVA, LLAVA_NEXT, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.llava_freezing import translate_freezing
 from llava_recipes.migrate.llava_pictures import translate_pictures
+from llava_recipes.migrate.programs import NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
+from llava_recipes.migrate.quantization import translate_quantization
 from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
 from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Data
 
-NEXT_FLAGS = (
-    "mm_tunable_parts",
-    "mm_vision_tower_lr",
-    "unfreeze_mm_vision_tower",
-    "unfreeze_language_model",
-    "mm_patch_merge_type",
-    "image_grid_pinpoints",
-    "attn_implementation",
-    "video_folder",
-    "frames_upbound",
-    "mm_resampler_type",
-)
-"""Flags that LLaVA-NeXT has and LLaVA has not."""
-
-_OF_LLAVA_NEXT_ALONE = (
-    *("mm_tunable_parts", "unfreeze_language_model", "attn_implementation", "video_folder"),
-    *("frames_upbound", "mm_resampler_type"),
-)
-"""Flags of LLaVA-NeXT that Open-LLaVA-NeXT doesn't have, which is made from LLaVA and pins what it pins."""
-
 FLAGS = (
-    *NEXT_FLAGS,
+    *dict.fromkeys((*NEXT_FLAGS, *OF_LLAVA_NEXT_ALONE)),
     *("model_name_or_path", "version", "freeze_backbone", "tune_mm_mlp_adapter", "vision_tower"),
     *("mm_vision_select_layer", "mm_vision_select_feature", "pretrain_mm_mlp_adapter", "mm_projector_type"),
     *("mm_use_im_start_end", "mm_use_im_patch_token", "data_path", "image_folder", "image_aspect_ratio"),
@@ -48,48 +31,28 @@ FLAGS = (
     "use_rslora",
 )
 
-_OF_BOTH = (
-    *("plain", "v0_plain", "default", "llava_v0", "v1", "vicuna_v1", "llava_v1", "llama_2", "llava_llama_2"),
-    *("mistral_instruct", "mistral_direct", "chatml_direct", "mpt"),
-)
-TEMPLATES: Mapping[str, str] = MappingProxyType(
-    {**{name: ALIASES.get(name, name) for name in _OF_BOTH}, "v0_mmtag": "v0_mmtag", "v1_mmtag": "v1_mmtag"}
-)
-"""The names of the original's table, but `v0`, and what recipes call them."""
-NEXT_TEMPLATES: Mapping[str, str] = MappingProxyType(
-    {
-        **{name: TEMPLATES[name] for name in _OF_BOTH},
-        "v0": "v0",
-        "llava_v0_mmtag": "v0_mmtag",
-        "llava_v1_mmtag": "v1_mmtag",
-        "llava_mistral_instruct": "mistral_instruct",
-        "llava_llama_3": "llama_3",
-        "qwen_1_5": "qwen",
-        "qwen_2": "qwen",
-        "gemma_instruct": "gemma",
-        # Recipes have none of these, and the recipe's own error says so.
-        **{name: name for name in ("mistral_orca", "mistral_zephyr")},
-        **{name: name for name in ("llava_llama_2_simple", "llava_llama_2_mmtag")},
-    }
-)
+_NEXT_DEFAULTS: Mapping[str, Value] = MappingProxyType({"gradient_checkpointing": True})
+"""Where LLaVA-NeXT's own defaults are other ones than Hugging Face's."""
 
 
-def translate_llava(flags: Flags, *, is_next: bool, read_text: ReadText) -> Draft:
+def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> Draft:
     """The draft of one training command. Values of a wrong type are among the draft's problems."""
     draft = Draft()
+    # Open-LLaVA-NeXT is made from LLaVA, and has its defaults.
+    is_next = program.name == NEXT
     _translate_model(flags, draft)
     lora = _translate_lora(flags, draft)
     translate_freezing(flags, draft, lora=lora)
     _translate_rates(flags, draft)
-    _translate_data(flags, draft, is_next=is_next, read_text=read_text)
-    translate_training(flags, draft)
+    _translate_data(flags, draft, program=program, is_next=is_next, read_text=read_text)
+    translate_training(flags, draft, defaults=_NEXT_DEFAULTS if is_next else {})
     deepspeed = flags.text("deepspeed")
     if deepspeed is not None:
         mark = flags["deepspeed"].mark
-        program = LLAVA_NEXT if flags.has_any(_OF_LLAVA_NEXT_ALONE) else LLAVA
-        translate_deepspeed("--deepspeed", deepspeed, draft, read_text=read_text, mark=mark, program=program)
+        pins = LLAVA_NEXT if is_next else LLAVA
+        translate_deepspeed("--deepspeed", deepspeed, draft, read_text=read_text, mark=mark, program=pins)
     name_draft(flags, draft)
-    translate_rest(flags, draft, FLAGS)
+    translate_rest(flags, draft, FLAGS, program.name)
     draft.problems += flags.problems
     return draft
 
@@ -161,7 +124,7 @@ def _translate_lora(flags: Flags, draft: Draft) -> bool:
         weights = flags.text("lora_weight_path")
         if weights:
             draft.lost("--lora_weight_path", weights, "the original does not read it either")
-    _translate_quantization(flags, draft)
+    translate_quantization(flags, draft)
     return bool(is_on)
 
 
@@ -177,39 +140,6 @@ def translate_lora_numbers(flags: Flags, draft: Draft) -> None:
     elif "lora_dropout" not in flags:
         draft.default("--lora_dropout", (*lora, "dropout"), 0.05)
     put_text(flags, draft, "lora_bias", (*lora, "bias"), "none")
-
-
-def _translate_quantization(flags: Flags, draft: Draft) -> None:
-    """`--bits` and what belongs to it."""
-    path = (MODEL, "language_model")
-    source, bits = draft.read(*path), flags.whole("bits")
-    if bits not in (4, 8):
-        tell_quantization(flags, draft, "recipes know 4, 8, 16 and 32 bits")
-        return
-    draft.put(path, {"source": source} if isinstance(source, str) else {})
-    put_whole(flags, draft, "bits", (*path, "quantization", "bits"), 16)
-    if bits == 4:
-        put_text(flags, draft, "quant_type", (*path, "quantization", "type"), "nf4")
-        put_switch(flags, draft, "double_quant", (*path, "quantization", "double_quant"), True)
-        return
-    for name in ("double_quant", "quant_type"):
-        flag = flags.take(name)
-        if flag is not None:
-            draft.needless(f"--{name}", flag.text, "it goes with 4 bits", flag.mark)
-
-
-def tell_quantization(flags: Flags, draft: Draft, why: str) -> None:
-    """That `--bits` is lost, unless it is 16, with what belongs to it."""
-    bits = flags.whole("bits")
-    quantized = bits is not None and bits != 16
-    if bits is not None:
-        reason = why if quantized else "16 bits are what `bf16` and `fp16` say"
-        (draft.lost if quantized else draft.needless)("--bits", str(bits), reason, flags["bits"].mark)
-    for name in ("double_quant", "quant_type"):
-        flag = flags.take(name)
-        if flag is not None:
-            reason = "it goes with `--bits`"
-            (draft.lost if quantized else draft.needless)(f"--{name}", flag.text, reason, flag.mark)
 
 
 def _translate_rates(flags: Flags, draft: Draft) -> None:
@@ -233,40 +163,25 @@ def translate_rate(name: str, module: str, flags: Flags, draft: Draft) -> None:
     draft.mapped(f"--{name}", flags[name].text, path, entries, mark=flags[name].mark)
 
 
-def _translate_data(flags: Flags, draft: Draft, *, is_next: bool, read_text: ReadText) -> None:
-    _translate_template(flags, draft, is_next=is_next)
+def _translate_data(
+    flags: Flags, draft: Draft, *, program: Program, is_next: bool, read_text: ReadText
+) -> None:
+    translate_version(flags, draft, program)
     translate_sources(flags, draft, read_text)
     put_text(flags, draft, "image_aspect_ratio", (STAGE, "data", "image_aspect_ratio"), "square")
-    put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 512)
+    put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 4096 if is_next else 512)
     put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)
     translate_grouping(flags, draft)
-    _translate_order(flags, draft)
+    # Which accelerate a fork has, is not known.
+    if program.is_known:
+        _translate_order(draft, is_next=is_next)
     translate_pictures(flags, draft)
 
 
-def _translate_template(flags: Flags, draft: Draft, *, is_next: bool) -> None:
-    path = (STAGE, "data", "template")
-    version = flags.text("version")
-    names = NEXT_TEMPLATES if is_next else TEMPLATES
-    if version is None:
-        if "version" not in flags:
-            template = "v0" if is_next else "v1"
-            remark = "" if is_next else "the original's default `v0` comes to vicuna_v1"
-            draft.default("--version", path, template, remark=remark)
-        return
-    template, remark = names.get(version, "v1"), ""
-    if version == "v0.5" and is_next:
-        template, remark = "v0", "LLaVA-NeXT takes `v0` for it, without a word"
-    elif version not in names:
-        program = "LLaVA-NeXT" if is_next else "the original"
-        remark = f"{program} takes vicuna_v1 for `{version}`, without a word"
-    draft.mapped("--version", version, path, template, remark=remark, mark=flags["version"].mark)
-
-
-def _translate_order(flags: Flags, draft: Draft) -> None:
+def _translate_order(draft: Draft, *, is_next: bool) -> None:
     """No flag says in which order samples are drawn; the version of accelerate does."""
     order, remark = "original", "accelerate 0.21, which the original pins, draws its own on several GPUs"
-    if flags.has_any(_OF_LLAVA_NEXT_ALONE):
+    if is_next:
         order, remark = "seed", "LLaVA-NeXT's, with accelerate 0.29.1 or newer, is another one"
     comment = "as accelerate 0.21 draws it" if order == "original" else "LLaVA-NeXT's is another one"
     draft.default("order of samples", (STAGE, "data", "order"), order, remark=remark, comment=comment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from llava_recipes.migrate.combine import Migration
+from llava_recipes.migrate.combine import IsFolder, Migration
 from llava_recipes.migrate.scripts import migrate_script
 from llava_recipes.migrate.shell import ReadScript
 from llava_recipes.migrate.xtuner import migrate_xtuner
@@ -20,8 +20,14 @@ def migrate(
     only: int | None = None,
     recipe_file: str = "recipe.yaml",
     read_beside: ReadScript | None = None,
+    is_folder: IsFolder = lambda _: False,
+    working_folder: str | None = None,
 ) -> Migration:
     """The recipe that a file of another program comes to; which program it is, its content tells.
+
+    read_beside     finds the files that this one names
+    is_folder       whether a path is a folder here
+    working_folder  where the script would be started; None where that is not known
 
     Nothing is executed. Raises RecipeError with places in the file where it cannot be read.
     """
@@ -32,9 +38,9 @@ def migrate(
 
     ending = file.lower().rpartition(".")[2]
     if ending == "py":
-        return migrate_xtuner(text, file, recipe_file=recipe_file)
+        return migrate_xtuner(text, file, recipe_file=recipe_file, is_folder=is_folder)
     if ending in ("yaml", "yml"):
-        return migrate_yaml(text, file, recipe_file=recipe_file, read_text=read_text)
+        return migrate_yaml(text, file, recipe_file=recipe_file, read_text=read_text, is_folder=is_folder)
     return migrate_script(
         text,
         file,
@@ -44,4 +50,6 @@ def migrate(
         recipe_file=recipe_file,
         read_script=read_beside,
         read_text=read_text,
+        is_folder=is_folder,
+        working_folder=working_folder,
     )

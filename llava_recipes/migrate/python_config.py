@@ -71,6 +71,10 @@ class _Reader:
                 targets, value = statement.targets, statement.value
             elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
                 targets, value = [statement.target], statement.value
+            elif isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
+                before = ast.copy_location(ast.Name(statement.target.id, ast.Load()), statement.target)
+                sum_of_both = ast.BinOp(before, statement.op, statement.value)
+                targets, value = [statement.target], ast.copy_location(sum_of_both, statement)
             elif isinstance(statement, ast.With):
                 # mmengine reads parent configs inside `with read_base():`.
                 mark = self._mark(statement)
@@ -84,12 +88,47 @@ class _Reader:
                     )
                 )
             else:
+                self._forget(statement)
                 continue
             for target in targets:
-                if isinstance(target, ast.Name):
-                    self._values[target.id] = self._value(value, 0)
-                    self.marks[target.id] = self._mark(target)
+                self._assign(target, self._value(value, 0))
         return self._values
+
+    def _assign(self, target: ast.expr, value: PythonValue) -> None:
+        if isinstance(target, ast.Name):
+            self._values[target.id] = value
+            self.marks[target.id] = self._mark(target)
+        elif isinstance(target, ast.Subscript):
+            # `model["freeze_llm"] = True`, also deeper inside.
+            owner = self._value(target.value, 0)
+            key = target.slice.value if isinstance(target.slice, ast.Constant) else None
+            if isinstance(owner, dict) and isinstance(key, str):
+                owner[key] = value
+            else:
+                self._forget(target)
+        else:
+            self._forget(target)
+
+    def _forget(self, node: ast.AST) -> None:
+        """Whatever a condition, a loop, a call or a target of another kind may set is not known any more."""
+        if isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
+        ):
+            return
+        for inner in ast.walk(node):
+            is_set = isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store | ast.Del)
+            is_inside = isinstance(inner, ast.Subscript | ast.Attribute) and isinstance(
+                inner.ctx, ast.Store | ast.Del
+            )
+            is_call = isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute)
+            if not (is_set or is_inside or is_call):
+                continue
+            root: ast.AST = inner.func if isinstance(inner, ast.Call) else inner
+            while isinstance(root, ast.Subscript | ast.Attribute | ast.Call):
+                root = root.func if isinstance(root, ast.Call) else root.value
+            if isinstance(root, ast.Name) and (is_set or root.id in self._values):
+                self._values[root.id] = Unknown(self._mark(root))
+                self.marks[root.id] = self._mark(root)
 
     def _parse(self) -> ast.Module:
         try:

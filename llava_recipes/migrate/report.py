@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from llava_recipes.masking import HIDDEN, is_secret_name
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.draft import Entry, Kind
 from llava_recipes.screen import shown
@@ -19,8 +20,10 @@ MAX_VALUE_CHARACTERS = 60
 
 def report_lines(migration: Migration, file: str) -> Iterator[str]:
     """The report of a whole migration, stage by stage."""
-    for name, entries in migration.stages:
+    for (name, entries), program in zip(migration.stages, migration.programs, strict=True):
         yield stage_title(file, name, entries)
+        if program:
+            yield f"  program: {shown(program)}"
         for kind, title in TITLES:
             chosen = [entry for entry in entries if entry.kind == kind]
             if chosen:
@@ -34,6 +37,11 @@ def stage_title(file: str, name: str, entries: Iterable[Entry]) -> str:
     return f"{shown(file)}: stage {name}: {_counts(entries)}"
 
 
+def value_of(entry: Entry) -> str:
+    """What a setting has there; hidden where its name says that it is secret."""
+    return HIDDEN if is_secret_name(entry.name.lstrip("-")) else shown(entry.value)
+
+
 def _counts(entries: Iterable[Entry]) -> str:
     kinds = [entry.kind for entry in entries]
     words = (("mapped", "mapped"), ("default", "defaults"), ("needless", "not needed"), ("lost", "lost"))
@@ -41,7 +49,7 @@ def _counts(entries: Iterable[Entry]) -> str:
 
 
 def _table(entries: Sequence[Entry]) -> Iterator[str]:
-    rows = [(shown(entry.name), _short(entry.value), entry.key, shown(entry.remark)) for entry in entries]
+    rows = [(shown(entry.name), _short(value_of(entry)), entry.key, shown(entry.remark)) for entry in entries]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, value, key, remark in rows:
         arrow = "->" if key else "  " if widths[2] else ""
@@ -50,5 +58,4 @@ def _table(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _short(text: str) -> str:
-    text = shown(text)
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"…{text[1 - MAX_VALUE_CHARACTERS :]}"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
-from llava_recipes.migrate.combine import Migration, combine
+from llava_recipes.migrate.combine import IsFolder, Migration, combine
 from llava_recipes.migrate.commands import TrainingCommand, find_training_commands
 from llava_recipes.migrate.deepspeed_files import ReadText
 from llava_recipes.migrate.draft import Draft
 from llava_recipes.migrate.flags import Flags
-from llava_recipes.migrate.llava import NEXT_FLAGS, translate_llava
+from llava_recipes.migrate.llava import translate_llava
+from llava_recipes.migrate.programs import identify, refuse_preferences
 from llava_recipes.migrate.shell import ReadScript
-from llava_recipes.migrate.tinyllava import TINY_FLAGS, translate_tinyllava
+from llava_recipes.migrate.tinyllava import translate_tinyllava
+from llava_recipes.migrate.train_flags import put_total_batch
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def migrate_script(
@@ -25,13 +30,28 @@ def migrate_script(
     recipe_file: str,
     read_script: ReadScript | None = None,
     read_text: ReadText,
+    is_folder: IsFolder,
+    working_folder: str | None,
 ) -> Migration:
     """The recipe of a script's training commands, or of the one numbered `only`, from 1.
 
     Nothing is executed. Raises RecipeError, with places in the script, where it cannot be read.
     """
+    seen = _Names(text)
+
+    def read_and_see(path: str, caller: str) -> tuple[str, str] | None:
+        found = read_script(path, caller) if read_script is not None else None
+        if found is not None:
+            seen.add(found[1])
+        return found
+
     commands = find_training_commands(
-        text, file, positional=positional, variables=variables, read_script=read_script
+        text,
+        file,
+        positional=positional,
+        variables=variables,
+        read_script=read_and_see if read_script is not None else None,
+        working_folder=working_folder,
     )
     if only is not None:
         if not 1 <= only <= len(commands):
@@ -45,15 +65,50 @@ def migrate_script(
             )
         commands = [commands[only - 1]]
     drafts = [_translate(command, read_text) for command in commands]
-    return combine(drafts, file=file, recipe_file=recipe_file, marks=[command.mark for command in commands])
+    for name, value in (variables or {}).items():
+        if name not in seen:
+            drafts[0].needless(f"--var {name}", value, "no script that is read has such a variable")
+    marks = [command.mark for command in commands]
+    return combine(drafts, file=file, recipe_file=recipe_file, marks=marks, is_folder=is_folder)
+
+
+class _Names:
+    """The names in the text of scripts, among them those of all their variables."""
+
+    def __init__(self, text: str) -> None:
+        self._names = set(_NAME.findall(text))
+
+    def add(self, text: str) -> None:
+        self._names.update(_NAME.findall(text))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
 
 def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
+    refused = refuse_preferences(command.program, command.mark)
+    if refused is not None:
+        raise RecipeError(refused)
     flags = Flags(command.flags)
-    if command.program.startswith("tinyllava") or flags.has_any(TINY_FLAGS):
-        draft = translate_tinyllava(flags, read_text=read_text)
+    program = identify(command.program, flags, command.mark.file)
+    if program.kind == "tiny":
+        draft = translate_tinyllava(flags, program=program, read_text=read_text)
     else:
-        draft = translate_llava(flags, is_next=flags.has_any(NEXT_FLAGS), read_text=read_text)
+        draft = translate_llava(flags, program=program, read_text=read_text)
+    draft.program = program.shown
+    if not program.is_known:
+        why = (
+            f"it is {program.name}: its flags are read as another program's, and its model, its data and the "
+            "text of its conversations may differ"
+        )
+        draft.lost("program", program.path, why, command.mark)
+    for name, value, why in command.launcher:
+        draft.lost(name, value, why, command.mark)
+    put_total_batch(draft, command.num_processes)
+    for name, flag in command.flags.items():
+        if not draft.is_told(f"--{name}"):
+            draft.lost(f"--{name}", flag.text, "it is not translated", flag.mark)
+    draft.settle()
     for flag in command.repeated:
         why = f"`--{flag.name}` stands again further on, and the last one holds"
         draft.needless(f"--{flag.name}", flag.text, why, flag.mark)

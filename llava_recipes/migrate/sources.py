@@ -26,34 +26,67 @@ class Mix:
 
 
 def translate_sources(flags: Flags, draft: Draft, read_text: ReadText) -> None:
-    """`--data_path` and `--image_folder`, which LLaVA and TinyLLaVA call by the same names."""
-    annotations, images = flags.text("data_path"), flags.text("image_folder")
+    """`--data_path` and `--image_folder`, which LLaVA and TinyLLaVA call by the same names.
+
+    LLaVA takes one of each; forks take several, as words of their own or with commas between them.
+    """
+    files, folders = _values(flags, "data_path"), _values(flags, "image_folder")
+    if len(folders) > 1 and len(folders) != len(files):
+        # A folder may have a comma in its name.
+        folder = flags.text("image_folder")
+        folders = () if folder is None else (folder,)
     path = (STAGE, "data", "sources")
-    if annotations is None and images is None:
+    if not files and not folders:
         return
-    sources = _sources_of(annotations, flags, draft, read_text)
+    sources: list[dict[str, Value]] = []
+    for number, file in enumerate(files or (None,)):
+        images = folders[number if len(folders) > 1 else 0] if folders else None
+        sources += [_with_images(source, images) for source in _sources_of(file, flags, draft, read_text)]
     for number, source in enumerate(sources):
-        if images is not None:
-            source["images"] = images
         count = known_num_samples(str(source.get("annotations", "")))
         if count is not None:
             source["num_samples"] = count
             comment = "known by the file's name; checked when it is read"
             draft.comments[(*path, number, "num_samples")] = comment
     draft.put(path, list[Value](sources))
-    place = path if len(sources) > 1 else (*path, 0)
-    if annotations is not None:
-        where = place if len(sources) > 1 else (*place, "annotations")
-        draft.tell_mapped("--data_path", annotations, where, mark=flags["data_path"].mark)
-    if images is not None:
-        where = place if len(sources) > 1 else (*place, "images")
-        draft.tell_mapped("--image_folder", images, where, mark=flags["image_folder"].mark)
+    for name, values, key in (("data_path", files, "annotations"), ("image_folder", folders, "images")):
+        if values:
+            where = path if len(sources) > 1 else (*path, 0, key)
+            remark = f"{len(values)} files, a source each" if key == "annotations" and len(values) > 1 else ""
+            draft.tell_mapped(f"--{name}", flags[name].text, where, remark=remark, mark=flags[name].mark)
+
+
+def _values(flags: Flags, name: str) -> tuple[str, ...]:
+    """The paths of a flag; a value in several words that are no paths of data is a problem."""
+    flag = flags.take(name)
+    if flag is None:
+        return ()
+    is_data = name == "data_path"
+    listed = [part for value in flag.values for part in _comma_list(value, is_data=is_data)]
+    if len(listed) == 1 or (len(listed) > 1 and (not is_data or all(map(_is_data_file, listed)))):
+        return tuple(listed)
+    text = flags.text(name)
+    return () if text is None else (text,)
+
+
+def _comma_list(text: str, *, is_data: bool) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    is_list = len(parts) > 1 and "{" not in text and (not is_data or all(map(_is_data_file, parts)))
+    return parts if is_list else [text]
+
+
+def _is_data_file(text: str) -> bool:
+    return text.lower().endswith((".json", ".jsonl", ".yaml", ".yml", ".parquet"))
+
+
+def _with_images(source: dict[str, Value], images: str | None) -> dict[str, Value]:
+    return source if images is None else {**source, "images": images}
 
 
 def _sources_of(
     annotations: str | None, flags: Flags, draft: Draft, read_text: ReadText
 ) -> list[dict[str, Value]]:
-    """An entry for each file that `--data_path` stands for."""
+    """An entry for each file that one value of `--data_path` stands for."""
     if annotations is None:
         return [{}]
     mix = names_in_braces(annotations)

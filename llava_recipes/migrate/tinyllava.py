@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from llava_recipes.migrate.conversations import TINYLLAVA as CONVERSATIONS
+from llava_recipes.migrate.conversations import put_conversation
 from llava_recipes.migrate.deepspeed_files import TINYLLAVA, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
@@ -10,25 +15,16 @@ from llava_recipes.migrate.llava import (
     put_switch,
     put_text,
     put_whole,
-    tell_quantization,
     translate_grouping,
     translate_lora_numbers,
     translate_rate,
 )
+from llava_recipes.migrate.programs import TINY_FLAGS, Program
+from llava_recipes.migrate.quantization import put_bits, translate_quantization
 from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value
-
-TINY_FLAGS = (
-    "conv_version",
-    "connector_type",
-    "training_recipe",
-    "tune_type_llm",
-    "tune_type_vision_tower",
-    "tune_type_connector",
-)
-"""Flags that TinyLLaVA has and the others have not."""
 
 FLAGS = (
     *TINY_FLAGS,
@@ -40,19 +36,18 @@ FLAGS = (
     *("resampler_hidden_size", "num_queries", "num_resampler_layers"),
 )
 
-_QUANTIZATION = "it is not taken over: write `quantization:` under `language_model:`"
-# `llama` and `phi` are Vicuna's conversation word for word, ended by `</s>` and by `<|endoftext|>`.
-_TEMPLATES = {"pretrain": "plain", "llama": "v1", "phi": "v1"}
+_RECIPE_BITS: Mapping[str, int] = MappingProxyType({"qlora_int4": 4, "qlora_int8": 8})
+"""Training recipes that hold the language model in few bits."""
 
 
-def translate_tinyllava(flags: Flags, *, read_text: ReadText) -> Draft:
+def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) -> Draft:
     """The draft of one training command. Values of a wrong type are among the draft's problems."""
     draft = Draft()
     _translate_model(flags, draft)
     _translate_freezing(flags, draft)
     translate_rate("mm_projector_lr", "projector", flags, draft)
     translate_rate("vision_tower_lr", "vision_tower", flags, draft)
-    _translate_data(flags, draft, read_text)
+    _translate_data(flags, draft, program, read_text)
     translate_training(flags, draft)
     deepspeed = flags.text("deepspeed")
     if deepspeed is not None:
@@ -66,7 +61,7 @@ def translate_tinyllava(flags: Flags, *, read_text: ReadText) -> Draft:
         mark = flags["pretrained_model_path"].mark
         draft.mapped("--pretrained_model_path", start, (STAGE, "init_from"), start, remark=remark, mark=mark)
     name_draft(flags, draft)
-    translate_rest(flags, draft, FLAGS)
+    translate_rest(flags, draft, FLAGS, program.name)
     draft.problems += flags.problems
     return draft
 
@@ -144,9 +139,12 @@ def _upper_layers(flags: Flags, draft: Draft) -> list[str]:
 
 def _translate_adapters(flags: Flags, draft: Draft, *, is_on: bool) -> None:
     recipe = flags.take("training_recipe")
-    if recipe is not None:
+    bits = _RECIPE_BITS.get(recipe.text) if recipe is not None else None
+    if recipe is not None and bits is not None:
+        put_bits(draft, "--training_recipe", recipe.text, bits, mark=recipe.mark)
+    elif recipe is not None:
         known = recipe.text in ("common", "lora")
-        why = "`lora:` and `trainable:` say it" if known else _QUANTIZATION
+        why = "`lora:` and `trainable:` say it" if known else "recipes have no such way of training"
         (draft.needless if known else draft.lost)("--training_recipe", recipe.text, why, recipe.mark)
     if is_on:
         remark = "every linear layer of the language model"
@@ -159,15 +157,14 @@ def _translate_adapters(flags: Flags, draft: Draft, *, is_on: bool) -> None:
             flag = flags.take(name)
             if flag is not None:
                 draft.needless(f"--{name}", flag.text, "LoRA is off", flag.mark)
-    tell_quantization(flags, draft, _QUANTIZATION)
+    translate_quantization(flags, draft, recipe_bits=bits)
 
 
-def _translate_data(flags: Flags, draft: Draft, read_text: ReadText) -> None:
+def _translate_data(flags: Flags, draft: Draft, program: Program, read_text: ReadText) -> None:
     path = (STAGE, "data", "template")
     version = flags.text("conv_version")
     if version is not None:
-        mark = flags["conv_version"].mark
-        draft.mapped("--conv_version", version, path, _TEMPLATES.get(version, version), mark=mark)
+        put_conversation("conv_version", version, flags, draft, program=program, table=CONVERSATIONS)
     elif "conv_version" not in flags:
         draft.default("--conv_version", path, "plain", remark="which TinyLLaVA calls `pretrain`")
     translate_sources(flags, draft, read_text)

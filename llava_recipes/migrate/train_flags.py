@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
-from llava_recipes.migrate.draft import STAGE, Draft
+from llava_recipes.migrate.draft import STAGE, Draft, spell_path
+from llava_recipes.migrate.evaluation import EVALUATION_FLAGS, translate_evaluation
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
 from llava_recipes.recipe.scalars import Value
@@ -62,12 +64,16 @@ _NEEDLESS: Mapping[str, str] = MappingProxyType(
         "tokenizer_padding_side": "sequences are padded at the right",
     }
 )
+_LARGEST_BATCH = 10_000_000
 _TRACKERS = ("wandb", "tensorboard")
 
 
-def translate_training(flags: Flags, draft: Draft) -> None:
-    """Fill in `train` and `output_dir`."""
-    for name, (kind, default) in _FLAGS.items():
+def translate_training(
+    flags: Flags, draft: Draft, *, defaults: Mapping[str, Value] = MappingProxyType({})
+) -> None:
+    """Fill in `train` and `output_dir`; `defaults` are the program's own, where Hugging Face's are others."""
+    for name, (kind, usual) in _FLAGS.items():
+        default = defaults.get(name, usual)
         value: Value = getattr(flags, kind)(name)
         path = (STAGE, "train", name)
         if value is not None:
@@ -76,14 +82,41 @@ def translate_training(flags: Flags, draft: Draft) -> None:
             draft.default(f"--{name}", path, default)
     _translate_length(flags, draft)
     _translate_warmup(flags, draft)
-    _translate_evaluation(flags, draft)
+    translate_evaluation(flags, draft)
     _translate_reports(flags, draft)
     folder = flags.text("output_dir")
     if folder is not None:
         draft.mapped("--output_dir", folder, (STAGE, "output_dir"), folder, mark=flags["output_dir"].mark)
 
 
-def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...]) -> None:
+def put_total_batch(draft: Draft, num_processes: int | None) -> None:
+    """Say the samples of a step in all where the launcher says how many processes take part."""
+    train = (STAGE, "train")
+    per_device, accumulation = (
+        draft.read(*train, key) for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    )
+    if num_processes is None or not isinstance(per_device, int) or not isinstance(accumulation, int):
+        return
+    total = per_device * num_processes * accumulation
+    if total <= 0 or total > _LARGEST_BATCH:
+        return
+    values = draft.read(*train)
+    assert isinstance(values, dict)
+    del values["gradient_accumulation_steps"]
+    draft.comments.pop((*train, "gradient_accumulation_steps"), None)
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    product = f"{per_device} per device × {processes} × {accumulation} = {total} samples a step"
+    path = (*train, "global_batch_size")
+    draft.put(path, total, f"{per_device} × {processes} × {accumulation}")
+    draft.entries = [
+        replace(entry, key=spell_path(path), remark=product)
+        if entry.key == "train.gradient_accumulation_steps"
+        else entry
+        for entry in draft.entries
+    ]
+
+
+def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...], program: str) -> None:
     """Say of every flag that is left what becomes of it. `known` are the flags that this program has."""
     for flag in flags.unread():
         name = flag.name
@@ -94,9 +127,11 @@ def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...]) -> None:
         elif name in REFUSED_FIELDS:
             draft.lost(f"--{name}", flag.text, REFUSED_FIELDS[name].removeprefix("remove it: "), flag.mark)
         else:
-            names = (*known, *_FLAGS, *_NEEDLESS, *EXTRA_FIELDS)
+            names = (*known, *_FLAGS, *_NEEDLESS, *EVALUATION_FLAGS, *EXTRA_FIELDS)
             near = did_you_mean(name, [f"--{other}" for other in names]) if name not in names else None
             why = near or "recipes have no key for it yet"
+            if name not in names and not near:
+                why = f"{program} has no such flag: it is a fork's, or misspelt"
             draft.lost(f"--{name}", flag.text, why, flag.mark)
 
 
@@ -135,20 +170,6 @@ def _translate_warmup(flags: Flags, draft: Draft) -> None:
         for name in ("warmup_steps", "warmup_ratio"):
             if name in flags:
                 draft.needless(f"--{name}", flags[name].text, "no warm-up, as without it", flags[name].mark)
-
-
-def _translate_evaluation(flags: Flags, draft: Draft) -> None:
-    for name in ("evaluation_strategy", "eval_strategy"):
-        strategy = flags.text(name)
-        if strategy is None:
-            continue
-        if strategy == "no":
-            draft.mapped(
-                f"--{name}", strategy, (STAGE, "train", "eval_strategy"), "no", mark=flags[name].mark
-            )
-        else:
-            why = "these programs have no validation data; recipes have `validation:` under `data:`"
-            draft.lost(f"--{name}", strategy, why, flags[name].mark)
 
 
 def _translate_reports(flags: Flags, draft: Draft) -> None:

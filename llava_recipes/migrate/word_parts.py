@@ -21,7 +21,8 @@ class Parameter:
 
     name: str
     change: str
-    """`:-`, `#`, `//` and the like; empty for the value as it is, `[@]` or `[*]` for all of an array."""
+    """`:-`, `#`, `//` and the like; empty for the value as it is, `[@]` or `[*]` for all of an array, `[2]`
+    for one entry of it, and `length` before any of these for how long it is."""
     first: tuple[Part, ...]
     second: tuple[Part, ...]
     quoted: bool
@@ -30,12 +31,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Unread:
-    """Something whose value only a shell could tell, such as `$(date)`."""
+    """Something that is computed where it can be, such as `$((8 / 2))`; else only a shell could tell it."""
 
     what: str
     quoted: bool
     mark: Mark
+    source: str = ""
+    """What stands inside the brackets of arithmetic or of a command substitution."""
 
+
+ARITHMETIC, SUBSTITUTION = "arithmetic", "a command substitution"
 
 Part = Plain | Parameter | Unread
 

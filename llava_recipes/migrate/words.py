@@ -5,19 +5,32 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
-from llava_recipes.migrate.word_parts import Operator, Parameter, Part, Plain, Unread, Word
+from llava_recipes.migrate.word_parts import (
+    ARITHMETIC,
+    SUBSTITUTION,
+    Operator,
+    Parameter,
+    Part,
+    Plain,
+    Unread,
+    Word,
+)
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_NESTING = 20
 MAX_WORDS = 20_000
+MAX_SUM_CHARACTERS = 2_000
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME_GOES_ON = re.compile(r"(\\\n)+[A-Za-z0-9_]")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 _PLAIN = re.compile(r"[^\s\\'\"$`;&|<>()#}/]+")
 _IN_QUOTES = re.compile(r"[^\\\"$`]+")
+_BEFORE_A_COMMAND = frozenset({"if", "then", "else", "elif", "while", "until", "do", "for", "{", "!"})
 _OPERATOR = re.compile(r"&&|\|\||;;&?|;&|<<-|<<<|<<|>>|>&|<&|&>>|&>|>\||[;&|<>()\n]")
+_ESCAPED = re.compile(r"\\([\\`$])")
 _BLANK = re.compile(r"(?:[ \t\r]|\\\r?\n)+")
 _CHANGE = re.compile(r":[-=?+]|##|%%|//|/[#%]|\^\^|,,|[-=?+#%/^,:@]")
 
@@ -32,6 +45,11 @@ def read_words(text: str, file: str) -> Iterator[Word | Operator]:
             message = f"more than {MAX_WORDS:,} words; this is no training script"
             raise RecipeError(Problem(message, code="more-than-words-no-training-script", mark=token.mark))
         yield token
+
+
+def read_quoted(text: str, file: str) -> tuple[Part, ...]:
+    """The parts of text that is read as if it stood in double quotes. Raises RecipeError."""
+    return _Reader(text, file).quoted_parts()
 
 
 class _Reader:
@@ -56,6 +74,7 @@ class _Reader:
 
     def tokens(self) -> Iterator[Word | Operator]:
         text, wants_document = self._text, False
+        begins = True
         while True:
             blank = _BLANK.match(text, self._at)
             self._at = blank.end() if blank else self._at
@@ -64,6 +83,10 @@ class _Reader:
             start = self._at
             if text[start] == "#":
                 self._at = _end_of(text, "\n", start)
+                continue
+            if begins and self._is_sum(start):
+                yield from self._sum_command(start)
+                begins = False
                 continue
             if text.startswith(("<(", ">("), start):
                 yield self._word()
@@ -75,14 +98,19 @@ class _Reader:
                     self._documents.append((_unquoted(word), word.mark))
                     wants_document = False
                 yield word
+                begins = word.plain in _BEFORE_A_COMMAND
                 continue
             self._at = operator.end()
+            begins = True
             wants_document = operator.group() in ("<<", "<<-")
             yield Operator(operator.group(), self.mark(start, len(operator.group())))
             if operator.group() == "\n":
                 self._skip_documents()
         if self._documents:
             raise RecipeError(_not_closed("a here-document", self._documents[0][1]))
+
+    def quoted_parts(self) -> tuple[Part, ...]:
+        return tuple(self._parts(stops="", quoted=True))
 
     def _skip_documents(self) -> None:
         for delimiter, mark in self._documents:
@@ -159,7 +187,7 @@ class _Reader:
                 yield self._dollar(quoted=quoted)
             elif letter == "`":
                 self._at = self._close("`", start, "a command substitution with backticks")
-                yield Unread("a command substitution", quoted, self.mark(start, self._at - start))
+                yield self._backticks(start, quoted=quoted)
             else:
                 plain = _PLAIN.match(text, start)
                 self._at = plain.end() if plain else start + 1
@@ -189,12 +217,34 @@ class _Reader:
                 yield self._dollar(quoted=True)
             else:
                 self._at = self._close("`", at, "a command substitution with backticks")
-                yield Unread("a command substitution", True, self.mark(at, self._at - at))
+                yield self._backticks(at, quoted=True)
         if self._at >= len(text):
             raise self.refuse(
                 "a quote that is never closed", start, 'close it with `"`', code="quote-never-closed"
             )
         self._at += 1
+
+    def _is_sum(self, opened: int) -> bool:
+        """Whether two brackets open arithmetic: the inner one closes right before the outer one."""
+        if not self._text.startswith("((", opened):
+            return False
+        depth = 0
+        for at in range(opened + 1, min(opened + MAX_SUM_CHARACTERS, len(self._text))):
+            depth += {"(": 1, ")": -1}.get(self._text[at], 0)
+            if depth in (0, MAX_NESTING):
+                return depth == 0 and self._text.startswith("))", at)
+        return False
+
+    def _sum_command(self, start: int) -> Iterator[Word]:
+        """`((…))` as the word `let` and the expression."""
+        found = self._command(start, start, ARITHMETIC, quoted=True)
+        yield Word((Plain("let", quoted=False),), found.mark)
+        source = self._text[start + 2 : self._at - 2]
+        yield Word((replace(found, source=source),), found.mark)
+
+    def _backticks(self, start: int, *, quoted: bool) -> Unread:
+        source = _ESCAPED.sub(r"\1", self._text[start + 1 : self._at - 1])
+        return Unread(SUBSTITUTION, quoted, self.mark(start, self._at - start), source)
 
     def _dollar(self, *, quoted: bool) -> Part:
         text, start = self._text, self._at
@@ -213,9 +263,10 @@ class _Reader:
         if following == "{":
             return self._braces(start, quoted)
         if following == "(":
-            is_sum = text.startswith("((", start + 1)
-            what = "arithmetic" if is_sum else "a command substitution"
-            return self._command(start + 1, start, what, quoted=quoted)
+            is_sum = self._is_sum(start + 1)
+            found = self._command(start + 1, start, ARITHMETIC if is_sum else SUBSTITUTION, quoted=quoted)
+            inner = text[start + 2 : self._at - 1]
+            return replace(found, source=inner[1:-1] if is_sum else inner)
         self._at = start + 1
         if following == "'" and not quoted:
             plain = self._single(self._at)
@@ -232,7 +283,7 @@ class _Reader:
         text = self._text
         self._at = start + 2
         found = re.compile(
-            r"(#(?=[A-Za-z_0-9@*]))?([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-])(\[[@*]\])?"
+            r"(#(?=[A-Za-z_0-9@*]))?([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-])(\[(?:[@*]|[0-9]{1,4})\])?"
         ).match(text, self._at)
         if found is None:
             self._at = self._close("}", start, "a parameter `${`")
@@ -243,7 +294,8 @@ class _Reader:
         first: tuple[Part, ...] = ()
         second: tuple[Part, ...] = ()
         kind = array or (f"[{name}]" if name in ("@", "*") else "")
-        if change is not None:
+        is_entry = bool(array) and array[1] not in "@*"
+        if change is not None and not is_entry:
             kind = change.group()
             self._at = change.end()
             replaces = kind.startswith("/")
@@ -261,10 +313,12 @@ class _Reader:
         self._at += 1
         mark = self.mark(start, self._at - start)
         if length:
-            return Unread("the length of a value", quoted, mark)
+            if change is not None:
+                return Unread("the length of a value", quoted, mark)
+            return Parameter(name, f"length{kind}", (), (), quoted, mark)
         return Parameter(name, kind, first, second, quoted, mark)
 
-    def _command(self, opened: int, start: int, what: str, *, quoted: bool) -> Part:
+    def _command(self, opened: int, start: int, what: str, *, quoted: bool) -> Unread:
         """Skip to the bracket that closes, past quotes and brackets inside."""
         text, depth, at = self._text, 0, opened
         while at < len(text):

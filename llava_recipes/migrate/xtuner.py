@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from llava_recipes.migrate.combine import Migration, combine
-from llava_recipes.migrate.draft import MODEL, STAGE, Draft
-from llava_recipes.migrate.known_data import known_num_samples
+from llava_recipes.migrate.combine import IsFolder, Migration, combine
+from llava_recipes.migrate.draft import MODEL, STAGE
 from llava_recipes.migrate.python_config import PythonConfig, PythonValue, Symbol, Unknown, read_python_config
-from llava_recipes.plan.catalog import VISION_TOWERS
-from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.migrate.quantization import default_part, put_bits, put_part
+from llava_recipes.migrate.xtuner_data import translate_data
+from llava_recipes.migrate.xtuner_reader import Reader, not_known
+from llava_recipes.migrate.xtuner_rest import spell_python, tell_rest
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value
 
 _WARM_UP, _COSINE = "LinearLR", "CosineAnnealingLR"
 
 
-def migrate_xtuner(text: str, file: str, *, recipe_file: str) -> Migration:
+def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolder) -> Migration:
     """The recipe of one config. Raises RecipeError where it is no LLaVA config."""
     config = read_python_config(text, file)
     model = config.values.get("model")
+    if isinstance(model, Unknown):
+        raise RecipeError(not_known("model", model.mark))
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(kind, Symbol) or not kind.name.endswith("LLaVAModel"):
         hint = "looked for `model = dict(type=LLaVAModel, …)`"
@@ -33,74 +37,36 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str) -> Migration:
         )
     translation = _Translation(config, file)
     translation.translate()
-    return combine([translation.draft], file=file, recipe_file=recipe_file, marks=[None])
+    return combine([translation.draft], file=file, recipe_file=recipe_file, marks=[None], is_folder=is_folder)
 
 
-TEMPLATES = {"vicuna": "v1", "llama3_chat": "llama_3", "qwen_chat": "qwen", "phi3_chat": "phi3"}
+_LORA_NUMBERS = (("r", "r", 8), ("lora_alpha", "alpha", 8), ("lora_dropout", "dropout", 0.0))
 
 
-class _Translation:
+class _Translation(Reader):
     """One config, looked up by dotted names."""
 
     def __init__(self, config: PythonConfig, file: str) -> None:
-        self._config, self._file, self.draft = config, file, Draft()
+        super().__init__(config)
+        self._file = file
 
     def translate(self) -> None:
         self._model()
         self._freezing()
-        self._data()
+        translate_data(self)
         self._optimizer()
         self._schedule()
         self._runtime()
-
-    def look_up(self, name: str) -> PythonValue:
-        """The value at a dotted name, None where there is none; a value that is not known is a problem."""
-        root, *keys = name.split(".")
-        value = self._config.values.get(root)
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, Unknown):
-            message = f"the value of `{name}` cannot be told without running the config"
-            self.draft.problems.append(
-                Problem(
-                    message,
-                    code="value-cannot-be-told-without-running",
-                    mark=value.mark,
-                    hint="write the value in its place",
-                )
-            )
-            return None
-        return value
-
-    def number(self, name: str) -> int | float | None:
-        value = self.look_up(name)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-    def put(self, name: str, path: Path, value: Value, *, default: Value = None, remark: str = "") -> None:
-        """A setting of the config under its key, or the value it has there when it is left out."""
-        if value is not None:
-            self.draft.mapped(name, str(value), path, value, remark=remark, mark=self._mark(name))
-        elif default is not None:
-            self.draft.default(name, path, default, remark=remark)
-
-    def _mark(self, name: str) -> Mark | None:
-        return self._config.marks.get(name.partition(".")[0])
-
-    def _text(self, name: str) -> str | None:
-        value = self.look_up(name)
-        return value if isinstance(value, str) else None
-
-    def _symbol(self, name: str) -> str:
-        value = self.look_up(name)
-        return value.name.rpartition(".")[2] if isinstance(value, Symbol) else ""
+        tell_rest(self.config, self.draft)
+        self.draft.settle()
 
     def _model(self) -> None:
         llm, tower = (
             "model.llm.pretrained_model_name_or_path",
             "model.visual_encoder.pretrained_model_name_or_path",
         )
-        self.put(llm, (MODEL, "language_model"), self._text(llm))
-        self.put(tower, (MODEL, "vision_tower", "source"), self._text(tower))
+        self.put(llm, (MODEL, "language_model"), self.text(llm))
+        self.put(tower, (MODEL, "vision_tower", "source"), self.text(tower))
         layer = self.number("model.visual_select_layer")
         self.put("model.visual_select_layer", (MODEL, "vision_tower", "select_layer"), layer, default=-2)
         depth = self.number("model.projector_depth")
@@ -110,108 +76,89 @@ class _Translation:
         else:
             self.draft.mapped("model.projector_depth", str(depth), path, f"mlp{depth}x_gelu")
         self.draft.put((MODEL, "image_tokens"), {"start_end": False, "patch": False})
-        weights = self._text("model.pretrained_pth")
+        weights = self.text("model.pretrained_pth")
         if weights is not None:
             why = "XTuner's checkpoints cannot be read: name the folder of a recipe's Stage 1 in `init_from:`"
-            self.draft.lost("model.pretrained_pth", weights, why, self._mark("model"))
-        if self.look_up("model.llm.quantization_config") is not None:
-            why = "it is not taken over: write `quantization:` under `language_model:`"
-            self.draft.lost("model.llm.quantization_config", "…", why, self._mark("model"))
+            self.draft.lost("model.pretrained_pth", weights, why, self.mark("model"))
+        self._quantization("model.llm.quantization_config")
+        checkpoints = self.look_up("model.use_activation_checkpointing")
+        path = (STAGE, "train", "gradient_checkpointing")
+        if isinstance(checkpoints, bool):
+            name = "model.use_activation_checkpointing"
+            self.draft.mapped(name, str(checkpoints), path, checkpoints, mark=self.mark(name))
+        else:
+            remark = "XTuner's own default"
+            self.draft.default("model.use_activation_checkpointing", path, True, remark=remark)
+
+    def _quantization(self, name: str) -> None:
+        """bitsandbytes' own config, whose defaults are other ones than LLaVA's."""
+        if not isinstance(self.look_up(name), dict):
+            return
+        mark = self.mark(name)
+        bits = next((bits for bits in (4, 8) if self.look_up(f"{name}.load_in_{bits}bit") is True), None)
+        if bits is None:
+            return
+        put_bits(self.draft, f"{name}.load_in_{bits}bit", "True", bits, mark=mark)
+        for key, ours, default in (
+            ("bnb_4bit_quant_type", "type", "fp4"),
+            ("bnb_4bit_use_double_quant", "double_quant", False),
+        ):
+            value = self.look_up(f"{name}.{key}")
+            if bits == 4 and isinstance(value, str | bool):
+                put_part(self.draft, f"{name}.{key}", str(value), ours, value, mark=mark)
+            elif bits == 4:
+                default_part(self.draft, f"{name}.{key}", ours, default)
 
     def _freezing(self) -> None:
         trained = ["projector"]
-        freezes_language = self.look_up("model.freeze_llm") is True
-        adapters = self.look_up("model.llm_lora")
-        if not freezes_language and adapters is None:
+        # XTuner freezes first and puts the adapters in afterwards, so that they train in either case.
+        adapters, tower_adapters = self.look_up("model.llm_lora"), self.look_up("model.visual_encoder_lora")
+        if self.look_up("model.freeze_llm") is not True and adapters is None:
             trained += ["language_model", "lm_head"]
-        tower_adapters = self.look_up("model.visual_encoder_lora")
         if self.look_up("model.freeze_visual_encoder") is not True and tower_adapters is None:
             trained.append("vision_tower")
         self.draft.put((STAGE, "freeze"), "all")
         path = (STAGE, "trainable")
+        self.draft.put(path, list[Value](trained))
         for name in ("model.freeze_llm", "model.freeze_visual_encoder"):
             value = self.look_up(name)
-            self.draft.mapped(name, str(value is True), path, list[Value](trained), mark=self._mark("model"))
-        if isinstance(adapters, dict) and not freezes_language:
-            self._adapters(adapters)
-        if tower_adapters is not None:
-            why = "adapters go into the language model alone here"
-            self.draft.lost("model.visual_encoder_lora", "…", why, self._mark("model"))
+            if value is None:
+                self.draft.default(name, path, list[Value](trained), remark="False")
+            else:
+                self.draft.tell_mapped(name, str(value is True), path, mark=self.mark("model"))
+        if isinstance(adapters, dict):
+            self._adapters("model.llm_lora", ["language_model"])
+        if isinstance(tower_adapters, dict):
+            self._tower_adapters(adapters, tower_adapters)
 
-    def _adapters(self, adapters: Mapping[str, PythonValue]) -> None:
+    def _adapters(self, name: str, modules: list[Value]) -> None:
         lora = (STAGE, "lora")
-        self.draft.mapped("model.llm_lora", "…", (*lora, "modules"), ["language_model"])
-        for name, key, default in (
-            ("r", "r", 8),
-            ("lora_alpha", "alpha", 8),
-            ("lora_dropout", "dropout", 0.0),
-        ):
-            value = self.number(f"model.llm_lora.{name}")
-            self.put(f"model.llm_lora.{name}", (*lora, key), value, default=default)
-        self.put("model.llm_lora.bias", (*lora, "bias"), self._text("model.llm_lora.bias"), default="none")
+        self.draft.put((*lora, "modules"), modules)
+        for key, ours, default in _LORA_NUMBERS:
+            self.put(f"{name}.{key}", (*lora, ours), self.number(f"{name}.{key}"), default=default)
+        self.put(f"{name}.bias", (*lora, "bias"), self.text(f"{name}.bias"), default="none")
 
-    def _data(self) -> None:
-        name = "llava_dataset" if "llava_dataset" in self._config.values else "train_dataloader.dataset"
-        annotations, images = self._text(f"{name}.data_path"), self._text(f"{name}.image_folder")
-        data = (STAGE, "data")
-        source: dict[str, Value] = {}
-        for key, setting, value in (
-            ("annotations", "data_path", annotations),
-            ("images", "image_folder", images),
-        ):
-            if value is not None:
-                source[key] = value
-                self.draft.tell_mapped(f"{name}.{setting}", value, (*data, "sources", 0, key))
-        count = known_num_samples(annotations or "")
-        if count is not None:
-            source["num_samples"] = count
-        if source:
-            self.draft.put((*data, "sources"), [source])
-        self._template(f"{name}.template_map_fn.template")
-        pads = self.look_up(f"{name}.pad_image_to_square") is True
-        path = (*data, "image_aspect_ratio")
-        self.draft.mapped(f"{name}.pad_image_to_square", str(pads), path, "pad" if pads else "square")
-        self._length(f"{name}.max_length")
-        self._sampler()
-
-    def _template(self, name: str) -> None:
-        template = self.look_up(name)
-        # A list that holds itself twice, often enough, must not be spelled out.
-        shown = template.name if isinstance(template, Symbol) else self._text(name) or "…"
-        word = shown.rpartition(".")[2]
-        path = (STAGE, "data", "template")
-        ours = TEMPLATES.get(word, word)
-        self.draft.mapped(name, shown, path, ours)
-        if word in TEMPLATES:
-            why = f"XTuner writes no system prompt before the first turn; `{ours}` writes one"
-            self.draft.lost(name, shown, why, self._mark("llava_dataset"))
-
-    def _length(self, name: str) -> None:
-        length = self.number(name)
-        if length is None:
+    def _tower_adapters(self, adapters: PythonValue, tower_adapters: Mapping[str, PythonValue]) -> None:
+        """Adapters of the vision tower, where they have the numbers of the language model's, or are alone."""
+        name, lora = "model.visual_encoder_lora", (STAGE, "lora")
+        if not isinstance(adapters, dict):
+            self._adapters(name, ["vision_tower"])
             return
-        source = self.draft.read(MODEL, "vision_tower", "source")
-        tower = VISION_TOWERS.get(source) if isinstance(source, str) else None
-        path = (STAGE, "data", "max_length")
-        if tower is None:
-            why = "XTuner counts without the image, whose tokens are not known here: add them"
-            self.draft.lost(name, str(length), why)
-            self.draft.put(path, int(length))
+        numbers = [
+            [values.get(key, default) for key, _, default in _LORA_NUMBERS]
+            for values in (adapters, tower_adapters)
+        ]
+        mark = self.mark("model")
+        if numbers[0] == numbers[1]:
+            self.draft.put((*lora, "modules"), ["language_model", "vision_tower"])
+            for key in tower_adapters:
+                if key != "type":
+                    shown = spell_python(tower_adapters[key])
+                    self.draft.tell_mapped(f"{name}.{key}", shown, (*lora, "modules"), mark=mark)
             return
-        side = _whole(tower.get("image_size")) // max(1, _whole(tower.get("patch_size")))
-        total = int(length) + side * side
-        remark = f"XTuner counts without the image: {side * side} tokens more"
-        self.draft.mapped(name, f"{length:g}", path, total, remark=remark)
-
-    def _sampler(self) -> None:
-        name = "train_dataloader.sampler"
-        kind = self._symbol(f"{name}.type")
-        path = (STAGE, "data", "group_by")
-        if kind == "LengthGroupedSampler":
-            word = self._text(f"{name}.length_property") or "length"
-            self.draft.mapped(f"{name}.length_property", word, path, word)
-        elif self.look_up(f"{name}.shuffle") is False:
-            self.draft.mapped(f"{name}.shuffle", "False", (STAGE, "data", "shuffle"), False)
+        why = "a stage has adapters of one size, and the language model's are others"
+        for key in tower_adapters:
+            self.draft.lost(f"{name}.{key}", spell_python(tower_adapters[key]), why, mark)
 
     def _optimizer(self) -> None:
         train = (STAGE, "train")
@@ -221,25 +168,40 @@ class _Translation:
             ("optim_wrapper.accumulative_counts", "gradient_accumulation_steps"),
             (f"{optimizer}.lr", "learning_rate"),
             (f"{optimizer}.weight_decay", "weight_decay"),
+            (f"{optimizer}.eps", "adam_epsilon"),
             ("optim_wrapper.clip_grad.max_norm", "max_grad_norm"),
             (f"{loader}.num_workers", "dataloader_num_workers"),
         ):
             value = self.number(name)
-            if value is not None and key in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if value is not None and key in (
+                "learning_rate",
+                "weight_decay",
+                "adam_epsilon",
+                "max_grad_norm",
+            ):
                 value = float(value)
             self.put(name, (*train, key), value)
+        if self.look_up("optim_wrapper.clip_grad") is None:
+            remark = "XTuner clips where its config says so"
+            self.draft.default("optim_wrapper.clip_grad", (*train, "max_grad_norm"), 0, remark=remark)
         betas = self.look_up(f"{optimizer}.betas")
         for key, beta in zip(
             ("adam_beta1", "adam_beta2"), betas if isinstance(betas, list) else [], strict=False
         ):
             if isinstance(beta, int | float):
-                self.draft.mapped(f"{optimizer}.betas", str(beta), (*train, key), float(beta))
-        kind = self._symbol(f"{optimizer}.type")
+                self.draft.put((*train, key), float(beta))
+        if isinstance(betas, list):
+            self.draft.tell_mapped(f"{optimizer}.betas", spell_python(betas), (*train, "adam_beta1"))
+        kind = self.symbol(f"{optimizer}.type")
         if kind == "AdamW":
             self.draft.mapped(f"{optimizer}.type", kind, (*train, "optim"), "adamw_torch")
+            if self.number(f"{optimizer}.weight_decay") is None:
+                self.draft.default(
+                    f"{optimizer}.weight_decay", (*train, "weight_decay"), 0.01, remark="torch's own"
+                )
         elif kind:
             self.draft.lost(f"{optimizer}.type", kind, "write `optim:` with a name of Hugging Face's")
-        dtype = self._text("optim_wrapper.dtype")
+        dtype = self.text("optim_wrapper.dtype")
         if dtype in ("float16", "bfloat16"):
             key = "fp16" if dtype == "float16" else "bf16"
             self.draft.mapped("optim_wrapper.dtype", dtype, (*train, key), True)
@@ -252,20 +214,26 @@ class _Translation:
         else:
             self.put("train_cfg.max_epochs", (*train, "num_train_epochs"), epochs)
         schedule = self.look_up("param_scheduler")
-        kinds: dict[str, Mapping[str, PythonValue]] = {}
-        for entry in schedule if isinstance(schedule, list) else [schedule]:
+        kinds: dict[str, tuple[str, Mapping[str, PythonValue]]] = {}
+        for number, entry in enumerate(schedule if isinstance(schedule, list) else [schedule]):
             if isinstance(entry, dict) and isinstance(kind := entry.get("type"), Symbol):
-                kinds[kind.name.rpartition(".")[2]] = entry
-        if _COSINE in kinds:
-            self.draft.mapped("param_scheduler", _COSINE, (*train, "lr_scheduler_type"), "cosine")
-        elif schedule is not None:
-            self.draft.lost(
-                "param_scheduler", ", ".join(kinds) or "…", "write `lr_scheduler_type:` under `train:`"
-            )
-        end = kinds.get(_WARM_UP, {}).get("end")
+                name = f"param_scheduler[{number}]" if isinstance(schedule, list) else "param_scheduler"
+                kinds[kind.name.rpartition(".")[2]] = (name, entry)
+        mark = self.mark("param_scheduler")
+        for kind_name, (name, _) in kinds.items():
+            if kind_name == _COSINE:
+                path = (*train, "lr_scheduler_type")
+                self.draft.mapped(f"{name}.type", kind_name, path, "cosine", mark=mark)
+            elif kind_name != _WARM_UP:
+                self.draft.lost(f"{name}.type", kind_name, "write `lr_scheduler_type:` under `train:`", mark)
+        if schedule is not None and not kinds:
+            self.draft.lost("param_scheduler", "…", "write `lr_scheduler_type:` under `train:`", mark)
+        name, warm_up = kinds.get(_WARM_UP, ("", {}))
+        end = warm_up.get("end")
         if isinstance(end, int | float) and epochs and end > 0:
             ratio = round(end / epochs, 6)
-            self.draft.mapped("param_scheduler", _WARM_UP, (*train, "warmup_ratio"), ratio)
+            self.draft.mapped(f"{name}.end", f"{end:g}", (*train, "warmup_ratio"), ratio, mark=mark)
+            self.draft.tell_mapped(f"{name}.type", _WARM_UP, (*train, "warmup_ratio"), mark=mark)
 
     def _runtime(self) -> None:
         train = (STAGE, "train")
@@ -283,20 +251,9 @@ class _Translation:
             self.draft.needless(
                 "randomness.seed", "None", "XTuner draws one; the recipe has 42 unless it says more"
             )
-        remark = "XTuner's own default"
-        self.draft.default(
-            "model.use_activation_checkpointing", (*train, "gradient_checkpointing"), True, remark=remark
-        )
         stem = re.sub(r"\.py$", "", self._file.rpartition("/")[2])
-        self.draft.default("work_dir", (STAGE, "output_dir"), f"./work_dirs/{stem}")
+        folder = self.text("work_dir")
+        self.put("work_dir", (STAGE, "output_dir"), folder, default=f"./work_dirs/{stem}")
         self.draft.name = stem
         why = "it is given on XTuner's command line, `--deepspeed deepspeed_zero2`: write `deepspeed: zero2`"
         self.draft.lost("--deepspeed", "", why)
-        for name in ("evaluation_inputs", "evaluation_images", "custom_hooks"):
-            if name in self._config.values:
-                why = "it changes nothing in training"
-                self.draft.needless(name, "…", why, self._mark(name))
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0

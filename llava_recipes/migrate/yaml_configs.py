@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from llava_recipes.migrate.combine import Migration, combine
+from llava_recipes.migrate.combine import IsFolder, Migration, combine
 from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.known_data import known_num_samples
-from llava_recipes.migrate.yaml_keys import AXOLOTL, LLAMA_FACTORY, NEEDLESS, TRAIN, WHOLE_MODELS
+from llava_recipes.migrate.yaml_config import Config
+from llava_recipes.migrate.yaml_keys import AXOLOTL, LLAMA_FACTORY, NEEDLESS, OFF, TRAIN, WHOLE_MODELS
+from llava_recipes.migrate.yaml_training import (
+    freezing_of_axolotl,
+    freezing_of_llama_factory,
+    put_adapters,
+    put_template,
+    quantization_of_axolotl,
+    quantization_of_llama_factory,
+    refuse_preferences,
+    target_modules,
+)
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
-from llava_recipes.recipe.source import Document, parse_source
+from llava_recipes.recipe.source import parse_source
 
 
-@dataclass
-class _Config:
-    """A YAML config: its values, what is read of them so far, and the draft they go to."""
-
-    document: Document
-    values: dict[str, Value]
-    draft: Draft
-
-    def take(self, key: str) -> Value:
-        return self.values.pop(key, None)
-
-    def mark(self, key: str) -> Mark | None:
-        return self.document.locate((key,), on_key=True)
-
-    def lost(self, key: str, value: Value, why: str) -> None:
-        self.draft.lost(key, spell_value(value), why, self.mark(key))
-
-    def mapped(self, key: str, shown: Value, path: Path, value: Value, remark: str = "") -> None:
-        self.draft.mapped(key, spell_value(shown), path, value, remark=remark, mark=self.mark(key))
-
-
-def migrate_yaml(text: str, file: str, *, recipe_file: str, read_text: ReadText) -> Migration:
+def migrate_yaml(
+    text: str, file: str, *, recipe_file: str, read_text: ReadText, is_folder: IsFolder
+) -> Migration:
     """The recipe of an axolotl or LLaMA-Factory config. Raises RecipeError where it is neither."""
     document = parse_source(text, file)
     if document.problems:
         raise RecipeError(*document.problems)
     assert isinstance(document.root, dict)
-    config = _Config(document, dict(document.root), Draft())
+    config = Config(document, dict(document.root), Draft())
     if "base_model" in config.values:
         _axolotl(config, read_text)
     elif (
@@ -62,23 +53,37 @@ def migrate_yaml(text: str, file: str, *, recipe_file: str, read_text: ReadText)
     folder = config.draft.read(STAGE, "output_dir")
     name = folder if isinstance(folder, str) else file
     config.draft.name = name.rstrip("/").rpartition("/")[2].partition(".yaml")[0]
-    return combine([config.draft], file=file, recipe_file=recipe_file, marks=[None])
+    return combine([config.draft], file=file, recipe_file=recipe_file, marks=[None], is_folder=is_folder)
 
 
-def _axolotl(config: _Config, read_text: ReadText) -> None:
+def _axolotl(config: Config, read_text: ReadText) -> None:
+    refuse_preferences(config, "rl", trains=())
     _whole_model(config, "base_model")
     lora = config.take("adapter")
-    if lora in ("lora", "qlora"):
-        _adapters(config, "adapter", lora, quantized=lora == "qlora")
-        _target_modules(config, ("lora_target_linear", "lora_target_modules"))
-    _freezing_axolotl(config, has_adapters=lora in ("lora", "qlora"))
+    has_adapters = lora in ("lora", "qlora")
+    if has_adapters:
+        put_adapters(config, "adapter", lora)
+        target_modules(config, ("lora_target_linear", "lora_target_modules"))
+    elif lora is not None:
+        config.lost("adapter", lora, "recipes know lora and qlora")
+    quantization_of_axolotl(config, is_qlora=lora == "qlora")
+    freezing_of_axolotl(config, has_adapters=has_adapters)
     data = (STAGE, "data")
-    _template(config, "chat_template")
+    put_template(config, "chat_template")
     images = config.take("mm_image_folder")
     datasets = config.take("datasets")
     for index, entry in enumerate(datasets if isinstance(datasets, list) else []):
         path = entry.get("path") if isinstance(entry, dict) else entry
         _source(config, "datasets", path, images, index)
+        for key, value in entry.items() if isinstance(entry, dict) else ():
+            if key != "path":
+                is_usual = (key, value) in (("ds_type", "json"), ("split", "train"))
+                why = "as recipes read a file" if is_usual else "the records must be as LLaVA has them"
+                tell = config.draft.needless if is_usual else config.draft.lost
+                tell(f"datasets[{index}].{key}", spell_value(value), why, config.mark("datasets"))
+    if images is not None:
+        mark = config.mark("mm_image_folder")
+        config.draft.tell_mapped("mm_image_folder", str(images), (*data, "sources"), mark=mark)
     if config.take("group_by_length") is True:
         config.mapped("group_by_length", True, (*data, "group_by"), "length")
     if config.take("train_on_inputs") is True:
@@ -93,25 +98,28 @@ def _axolotl(config: _Config, read_text: ReadText) -> None:
     _rest(config, AXOLOTL, read_text, defaults={"num_epochs": 1, "lr_scheduler": "cosine", "seed": 42})
 
 
-def _llama_factory(config: _Config, read_text: ReadText) -> None:
+def _llama_factory(config: Config, read_text: ReadText) -> None:
+    refuse_preferences(config, "stage", trains=("sft",))
     _whole_model(config, "model_name_or_path")
-    kind = config.take("finetuning_type") or "lora"
+    kind = config.take("finetuning_type")
+    kind = "lora" if kind is None else kind
     is_lora = kind == "lora"
     if is_lora:
-        _adapters(config, "finetuning_type", kind, quantized=config.take("quantization_bit") is not None)
-        _target_modules(config, ("lora_target",))
-    _freezing_llama_factory(config, kind)
-    _template(config, "template")
-    folder, images = (
-        config.take("dataset_dir") or "data",
-        config.take("image_dir") or config.take("media_dir"),
-    )
-    names = config.take("dataset")
-    listed = names.split(",") if isinstance(names, str) else names if isinstance(names, list) else []
-    for index, name in enumerate(listed):
-        _source(config, "dataset", f"{folder}/{str(name).strip()}.json", images or folder, index)
-    if listed:
-        config.lost("dataset", names, f"{folder}/dataset_info.json names the files: put them in `sources:`")
+        put_adapters(config, "finetuning_type", kind)
+        target_modules(config, ("lora_target",))
+    quantization_of_llama_factory(config)
+    freezing_of_llama_factory(config, kind)
+    put_template(config, "template")
+    folder = config.take("dataset_dir")
+    given = next((key for key in ("image_dir", "media_dir") if config.values.get(key) is not None), None)
+    images = config.take(given) if given is not None else None
+    whole = folder if folder is not None else "data"
+    _named_sets(config, "dataset", whole, images if images is not None else whole)
+    for key, value in (("dataset_dir", folder), (given or "", images)):
+        if value is not None:
+            path = (STAGE, "data", "sources")
+            config.draft.tell_mapped(key, str(value), path, mark=config.mark(key))
+    _validation_sets(config, whole, images if images is not None else whole)
     rank = config.values.get("lora_rank")
     defaults: dict[str, Value] = {"num_train_epochs": 3, "lr_scheduler_type": "linear", "cutoff_len": 2048}
     defaults |= {"learning_rate": 5e-5, "logging_steps": 500}
@@ -121,36 +129,39 @@ def _llama_factory(config: _Config, read_text: ReadText) -> None:
     _rest(config, LLAMA_FACTORY, read_text, defaults=defaults)
 
 
-def _freezing_llama_factory(config: _Config, kind: Value) -> None:
-    """`full` trains the language model alone unless the other parts are set free; `lora` its adapters."""
-    path = (STAGE, "trainable")
-    trained = ["language_model", "lm_head"] if kind == "full" else []
-    switches = (
-        ("freeze_multi_modal_projector", ["projector"], True),
-        ("freeze_vision_tower", ["vision_tower"], True),
-        ("freeze_language_model", ["language_model", "lm_head"], False),
-    )
-    for key, modules, default in switches:
-        given = config.take(key)
-        freezes = default if given is None else given is True
-        if freezes:
-            trained = [name for name in trained if name not in modules]
-        elif kind == "full":
-            trained = [*trained, *(name for name in modules if name not in trained)]
-        if given is None and default:
-            config.draft.default(key, path, True)
-        elif given is not None:
-            config.mapped(key, given, path, None)
-    config.draft.put((STAGE, "freeze"), "all")
-    order = ("projector", "language_model", "lm_head", "vision_tower")
-    config.draft.put(path, [name for name in order if name in trained])
-    if kind == "full":
-        config.draft.tell_mapped("finetuning_type", "full", path, mark=config.mark("finetuning_type"))
-    elif kind != "lora":
-        config.lost("finetuning_type", kind, "write `freeze:` and `trainable:` in the stage")
+def _named_sets(config: Config, key: str, folder: Value, images: Value) -> None:
+    """Data sets by their names in dataset_info.json, as files of these names."""
+    names = config.take(key)
+    listed = _listed(names)
+    for index, name in enumerate(listed):
+        _source(config, key, f"{folder}/{name}.json", images, index)
+    if listed:
+        config.lost(key, names, f"{folder}/dataset_info.json names the files: put them in `sources:`")
 
 
-def _whole_model(config: _Config, key: str) -> None:
+def _validation_sets(config: Config, folder: Value, images: Value) -> None:
+    names = config.take("eval_dataset")
+    listed = _listed(names)
+    if listed:
+        path = (STAGE, "data", "validation", "sources")
+        sources: list[Value] = [
+            {
+                "annotations": f"{folder}/{name}.json",
+                **({"images": images} if isinstance(images, str) else {}),
+            }
+            for name in listed
+        ]
+        config.draft.put(path, sources)
+        why = f"{folder}/dataset_info.json names the files: put them in `validation:`"
+        config.draft.lost("eval_dataset", spell_value(names), why, config.mark("eval_dataset"), path=path)
+
+
+def _listed(names: Value) -> list[str]:
+    entries = names.split(",") if isinstance(names, str) else names if isinstance(names, list) else []
+    return [str(name).strip() for name in entries]
+
+
+def _whole_model(config: Config, key: str) -> None:
     """A language model, or a whole LLaVA model whose parts are known."""
     name = config.take(key)
     if not isinstance(name, str):
@@ -166,47 +177,7 @@ def _whole_model(config: _Config, key: str) -> None:
         config.draft.put((MODEL, "projector", "type"), "mlp2x_gelu")
 
 
-def _adapters(config: _Config, key: str, kind: Value, *, quantized: bool) -> None:
-    path = (STAGE, "lora", "modules")
-    config.mapped(key, kind, path, ["language_model"])
-    if quantized:
-        config.lost(key, kind, "it is not taken over: write `quantization:` under `language_model:`")
-
-
-def _target_modules(config: _Config, keys: Sequence[str]) -> None:
-    for key in keys:
-        value = config.take(key)
-        if value in (None, True, "all", "all-linear"):
-            continue
-        config.lost(key, value, "write module globs in `lora: {modules: […]}`")
-
-
-def _freezing_axolotl(config: _Config, *, has_adapters: bool) -> None:
-    alone, frozen = config.take("tune_mm_mlp_adapter") is True, config.take("mm_freeze_backbone") is True
-    trained = ["projector"] if alone or frozen else ["projector", "language_model", "lm_head"]
-    if has_adapters and not alone:
-        trained = []
-    config.draft.put((STAGE, "freeze"), "all")
-    path = (STAGE, "trainable")
-    if alone or frozen:
-        for key, value in (("tune_mm_mlp_adapter", alone), ("mm_freeze_backbone", frozen)):
-            config.mapped(key, value, path, list[Value](trained))
-    else:
-        config.draft.default("what trains", path, list[Value](trained))
-
-
-def _template(config: _Config, key: str) -> None:
-    template = config.take(key)
-    if template is None:
-        return
-    if template == "tokenizer_default":
-        config.mapped(key, template, (STAGE, "data", "chat_template"), "tokenizer")
-        return
-    name = {"llava": "v1", "vicuna": "v1"}.get(str(template), str(template))
-    config.mapped(key, template, (STAGE, "data", "template"), name)
-
-
-def _source(config: _Config, key: str, path: Value, images: Value, index: int) -> None:
+def _source(config: Config, key: str, path: Value, images: Value, index: int) -> None:
     if not isinstance(path, str):
         return
     if not path.endswith((".json", ".jsonl")):
@@ -224,7 +195,7 @@ def _source(config: _Config, key: str, path: Value, images: Value, index: int) -
 
 
 def _rest(
-    config: _Config, keys: Mapping[str, Path], read_text: ReadText, *, defaults: Mapping[str, Value]
+    config: Config, keys: Mapping[str, Path], read_text: ReadText, *, defaults: Mapping[str, Value]
 ) -> None:
     draft = config.draft
     for key, default in defaults.items():
@@ -241,15 +212,15 @@ def _rest(
             mark=config.mark("deepspeed"),
             program=OTHER,
         )
-    report = config.take("report_to") or ("wandb" if config.values.get("wandb_project") else "none")
-    draft.mapped("report_to", spell_value(report), (*TRAIN, "report_to"), report)
+    _report_to(config)
     for key, value in config.values.items():
-        if value is None or (value is False and key not in keys):
+        if value is None:
             continue
-        if key in ("val_size", "val_set_size", "evals_per_epoch") and not value:
+        if value is False and key in OFF:
+            draft.needless(key, "false", "it is off, as without it", config.mark(key))
+        elif key in ("val_size", "val_set_size", "evals_per_epoch") and not value:
             draft.needless(key, spell_value(value), "nothing is held out", config.mark(key))
-            continue
-        if key in keys:
+        elif key in keys:
             if keys[key][1] != "lora" or draft.read(STAGE, "lora") is not None:
                 config.mapped(key, value, keys[key], True if value == "auto" and key == "bf16" else value)
             else:
@@ -258,9 +229,34 @@ def _rest(
             draft.needless(key, spell_value(value), NEEDLESS[key], config.mark(key))
         else:
             config.lost(key, value, "recipes have no key for it yet")
+    _tell_all(config)
+    draft.settle()
 
 
-def _is_replaced(config: _Config, key: str) -> bool:
+def _report_to(config: Config) -> None:
+    given = config.take("report_to")
+    path = (*TRAIN, "report_to")
+    if given is None:
+        value: Value = "wandb" if config.values.get("wandb_project") else "none"
+        config.draft.default("report_to", path, value)
+    else:
+        config.mapped("report_to", given, path, given)
+
+
+def _tell_all(config: Config) -> None:
+    """Say of every key that nothing was said about that it is off, or that it is lost."""
+    assert isinstance(config.document.root, dict)
+    for key, value in config.document.root.items():
+        if config.draft.is_told(key):
+            continue
+        if value is None or value is False:
+            why = "it is not set" if value is None else "it is off, as without it"
+            config.draft.needless(key, spell_value(value), why, config.mark(key))
+        else:
+            config.lost(key, value, "it is not translated")
+
+
+def _is_replaced(config: Config, key: str) -> bool:
     """Whether training is counted in steps, so that no default number of epochs holds."""
     steps = config.values.get("max_steps")
     return "epochs" in key and isinstance(steps, int) and steps > 0

@@ -54,6 +54,19 @@ LLAMA_FACTORY: Mapping[str, Path] = {
     "use_dora": (STAGE, "lora", "use_dora"),
     "use_rslora": (STAGE, "lora", "use_rslora"),
 }
+OFF = frozenset(
+    {
+        *("load_in_8bit", "load_in_4bit", "sample_packing", "eval_sample_packing", "train_on_inputs"),
+        *("group_by_length", "pad_to_sequence_len", "strict", "debug", "packing", "neat_packing"),
+        *("flash_attention", "xformers_attention", "sdp_attention", "auto_resume_from_checkpoints"),
+        *("resume_from_checkpoint", "overwrite_cache", "overwrite_output_dir", "plot_loss", "do_eval"),
+        *("do_predict", "predict_with_generate", "use_llama_pro", "use_galore", "use_badam", "pure_bf16"),
+        *("disable_shuffling", "streaming", "push_to_hub", "trust_remote_code", "lora_on_cpu"),
+        *("is_llama_derived_model", "tokenizer_legacy", "gptq", "upcast_layernorm", "pissa_init"),
+        *("compute_accuracy", "include_num_input_tokens_seen", "use_adam_mini", "create_new_adapter"),
+    }
+)
+"""Keys without a place whose `false` is what a run without them does."""
 NEEDLESS: Mapping[str, str] = {
     **dict.fromkeys(
         ("flash_attention", "flash_attn", "sdp_attention", "xformers_attention", "attn_implementation"),

@@ -59,7 +59,7 @@ class Answerer:
         return found if isinstance(found, int) else None
 
     def prepare(self, image: Image.Image) -> Picture:
-        """A picture in RGB, resized and normalised as in training."""
+        """A picture in RGB, resized and normalised as in training. Raises CannotPrepare."""
         prepared = crops.prepare_picture(image, self.assembled.image_processor, self.data)
         return Picture(prepared, self._layout.num_tokens(prepared))
 

@@ -119,11 +119,24 @@ class _Tensors:
         found = str(origin.folder or "the inline config")
         check_names(wanted, given, what=what, found=found, path=path)
         for name, shape in wanted.items():
-            check_shape(shape, source.read(given[name]), what=f"{what} weight {name}", found=found, path=path)
+            tensor = source.read(given[name])
+            check_shape(shape, tensor, what=f"{what} weight {name}", found=found, path=path)
+            if not tensor.is_floating_point():
+                raise RecipeError(_not_floating(f"{what} weight {name}", tensor, found, path))
         self._source, self._given = source, given
 
     def reader(self, name: str) -> Callable[[], Tensor]:
         return lambda: self._source.read(self._given[name])
+
+
+def _not_floating(what: str, tensor: Tensor, found: str, path: Path) -> Problem:
+    return Problem(
+        f"{what} is not floating point",
+        code="weights-not-floating-point",
+        path=path,
+        found=f"{found}: {str(tensor.dtype).removeprefix('torch.')}",
+        hint="give the model in float16, bfloat16 or float32; quantized ones are not read",
+    )
 
 
 def _growing(read: Callable[[], Tensor], vocabulary: Vocabulary) -> Callable[[], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ from typing import Protocol
 from safetensors import safe_open
 from torch import Tensor
 
+from llava_recipes.files import odd_kind
 from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
@@ -52,15 +54,28 @@ class Checkpoint:
         return frozenset(self._file_of)
 
     def read(self, name: str) -> Tensor:
+        return self._source(name).read(name)
+
+    def open_all(self) -> None:
+        """Open every file, which reads its header and no weight. Raises RecipeError where one is damaged."""
+        for name in self._file_of:
+            self._source(name)
+
+    def _source(self, name: str) -> TensorSource:
         file = self._file_of[name]
         if file not in self._open:
             self._open[file] = open_tensor_file(file, self._path)
-        source = self._open[file]
-        if name not in source.names():
-            message = f"this weight file has no {name}, which its index puts there"
-            problem = Problem(message, code="weight-not-in-its-file", path=self._path, found=str(file))
-            raise RecipeError(problem)
-        return source.read(name)
+        if name not in self._open[file].names():
+            raise RecipeError(
+                Problem(
+                    "this folder's weights are not whole",
+                    code="weights-not-whole",
+                    path=self._path,
+                    found=f"{file} has no {name}",
+                    hint="its index names another file; fetch the model again",
+                )
+            )
+        return self._open[file]
 
 
 class _Safetensors:
@@ -83,7 +98,11 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
 
     Raises RecipeError when it is missing, broken, or holds more than tensors.
     """
-    if not file.is_file():
+    kind = odd_kind(file)
+    if kind is not None:
+        message = f"this is {kind}; weights are an ordinary file"
+        raise RecipeError(Problem(message, code="not-an-ordinary-file", path=path, found=str(file)))
+    if not os.path.isfile(file):
         raise RecipeError(
             Problem("no such weight file", code="no-such-weight-file", path=path, found=str(file))
         )

@@ -79,31 +79,43 @@ def write_image_tokens(model: LlavaForConditionalGeneration, rows: Tensor, *, pa
     neither.
     """
     weight = model.get_input_embeddings().weight
-    shape = full_shape(weight)
-    if not model.image_token_ids:
-        raise RecipeError(
-            Problem(
-                "these weights hold embeddings of `<im_start>` and `<im_end>`, which the model does not have",
-                code="weights-hold-embeddings-im-start-im",
-                path=path,
-                found=found,
-                hint="write `image_tokens: {start_end: true}` in `model:`",
-            )
-        )
-    if tuple(rows.shape) not in ((NUM_TOKENS, shape[1]), shape):
-        raise RecipeError(
-            Problem(
-                "these embeddings of image tokens do not fit the model",
-                code="embeddings-image-tokens-not-fit-model",
-                path=path,
-                found=f"{found} holds {list(rows.shape)}",
-                hint=f"[{NUM_TOKENS}, {shape[1]}] or the whole vocabulary, {list(shape)}, is needed",
-            )
-        )
+    problem = rows_problem(
+        tuple(rows.shape),
+        embeddings=full_shape(weight),
+        has_tokens=bool(model.image_token_ids),
+        path=path,
+        found=found,
+    )
+    if problem is not None:
+        raise RecipeError(problem)
     with _whole(weight, written=True):
         if is_first_process() or not is_partitioned(weight):
             ids = list(model.image_token_ids)
             weight[ids] = (rows if len(rows) == NUM_TOKENS else rows[ids]).to(weight)
+
+
+def rows_problem(
+    rows: tuple[int, ...], *, embeddings: tuple[int, ...], has_tokens: bool, path: Path, found: str
+) -> Problem | None:
+    """Why a file's embeddings of image tokens, of shape `rows`, cannot be put into a model's `embeddings`."""
+    if not has_tokens:
+        return Problem(
+            "these weights hold embeddings of `<im_start>` and `<im_end>`, which the model does not have",
+            code="weights-hold-embeddings-im-start-im",
+            path=path,
+            found=found,
+            hint="write `image_tokens: {start_end: true}` in `model:`",
+        )
+    few = (NUM_TOKENS, embeddings[1])
+    if rows not in (few, embeddings):
+        return Problem(
+            "these embeddings of image tokens do not fit the model",
+            code="embeddings-image-tokens-not-fit-model",
+            path=path,
+            found=f"{found} holds {list(rows)}",
+            hint=f"{list(few)} or the whole vocabulary, {list(embeddings)}, is needed",
+        )
+    return None
 
 
 @contextlib.contextmanager

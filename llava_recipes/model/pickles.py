@@ -16,7 +16,9 @@ import torch
 SafeGlobal = tuple[Callable[..., Any], str]
 """What stands for a name in a file, and the name: `numpy.dtype`."""
 
-_NAMED = re.compile(r"(?:GLOBAL|class|function|global|new) (?:<(?:class|function) )?'?([\w.]+)")
+_NAMED = re.compile(r"GLOBAL (\S{1,80})|got <(?:class|function) '?([^'> ]{1,80})")
+_PROTOCOL = b"\x80"
+"""What a pickle begins with; what is torch's own begins otherwise, or says what it names."""
 _DETAIL = "WeightsUnpickler error: "
 _FORCED, _FORCED_OFF = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -43,15 +45,18 @@ def load_plain(file: pathlib.Path, safe: Collection[SafeGlobal] = ()) -> object:
         raise
     # A damaged pickle makes the unpickler fail in whatever way its bytes ask for.
     except Exception as error:
-        raise _explained(error) from error
+        raise _explained(error, file) from error
 
 
-def _explained(error: Exception) -> BadPickle:
+def _explained(error: Exception, file: pathlib.Path) -> BadPickle:
     text = str(error).strip()
     if isinstance(error, pickle.UnpicklingError):
         named = _NAMED.search(text.rpartition(_DETAIL)[2])
         if named:
-            return HoldsCode(f"names {named.group(1)}, which could run code")
+            return HoldsCode(f"names {named.group(1) or named.group(2)}, which could run code")
+        with file.open("rb") as opened:
+            if opened.read(1) == _PROTOCOL:
+                return HoldsCode("is a pickle of more than tensors and plain values, which could run code")
     elif isinstance(error, RuntimeError) and "weights_only=True" in text:
         # TorchScript's archives, and the tar files of the first versions.
         return HoldsCode("is in a format that can run code")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Literal
@@ -46,6 +47,9 @@ PATTERNS: dict[Part, tuple[str, ...]] = {
         *("plan.json", "DONE", "trained.safetensors"),
     ),
 }
+CODE = "*.py"
+"""What a model's own code is in: it is never run, so it is neither fetched nor handed on."""
+
 TIMEOUT_S = 20.0
 SERVER_FAULT = 500
 BIN_PATTERNS = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -61,10 +65,10 @@ def pretrained_folder(
     name code to run.
     """
     folder = pathlib.Path(source).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         check_model_folder(folder, path)
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise _refusal(
             source,
             path,
@@ -110,7 +114,9 @@ def _pattern_choices(parts: Sequence[Part], available: Sequence[str] | None) -> 
 
 
 def _download(source: str, revision: str | None, patterns: list[str], *, cached: bool) -> pathlib.Path:
-    folder = snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=cached)
+    folder = snapshot_download(
+        source, revision=revision, allow_patterns=patterns, ignore_patterns=CODE, local_files_only=cached
+    )
     return pathlib.Path(folder)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,6 +12,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from llava_recipes.data.model_files import check_model_folder
+from llava_recipes.files import odd_kind
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import (
     TensorsInMemory,
@@ -31,7 +33,6 @@ from llava_recipes.model.lora import (
 from llava_recipes.model.pretrained import pretrained_folder
 from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
 from llava_recipes.plan.identity import identity
-from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 
@@ -71,7 +72,12 @@ class Start:
         return {name: tuple(source.read(theirs).shape) for name, (source, theirs) in self._found.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: source.read(theirs) for name, (source, theirs) in self._found.items()}
+        return dict(self.each())
+
+    def each(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor by canonical name, each read when its turn comes."""
+        for name, (source, theirs) in self._found.items():
+            yield name, source.read(theirs)
 
 
 def open_start(given: str | pathlib.Path, path: Path) -> Start:
@@ -80,10 +86,12 @@ def open_start(given: str | pathlib.Path, path: Path) -> Start:
     Raises RecipeError when there is nothing, when it is cut short, or when it is none of what can be a start.
     """
     place = pathlib.Path(given).expanduser()
-    if place.is_file():
+    if os.path.isfile(place) or odd_kind(place) is not None:
         weights = _of_projector(place, path)
         return Start("projector", place, Claims(), place.with_name(ADAPTER_CONFIG), weights)
-    folder = place if place.is_dir() else pretrained_folder(str(given), None, parts=("start",), path=path)
+    folder = (
+        place if os.path.isdir(place) else pretrained_folder(str(given), None, parts=("start",), path=path)
+    )
     check_model_folder(folder, path)
     config = _read_object(folder / CONFIG, path)
     kind, found = _contents(folder, config, path)
@@ -149,9 +157,7 @@ def _of_projector(file: pathlib.Path, path: Path) -> dict[str, tuple[TensorSourc
         weights = read_projector_weights(file)
     except RecipeError as error:
         raise RecipeError(*(replace(problem, path=path) for problem in error.problems)) from error
-    tensors = dict(weights.tensors)
-    if weights.image_tokens is not None:
-        tensors[IMAGE_TOKENS] = weights.image_tokens
+    tensors = dict(weights.all_tensors())
     source = TensorsInMemory(tensors)
     return {name: (source, name) for name in tensors}
 

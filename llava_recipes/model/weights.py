@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,7 @@ from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
 from llava_recipes.model.projector import projector_shapes
+from llava_recipes.model.values import check_values
 from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
@@ -50,6 +51,12 @@ class ProjectorWeights:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    def all_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """By canonical name, the embeddings of image tokens among them."""
+        yield from self.tensors.items()
+        if self.image_tokens is not None:
+            yield IMAGE_TOKENS, self.image_tokens
 
 
 def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
@@ -129,6 +136,7 @@ def load_projector(model: LlavaForConditionalGeneration, path: str | pathlib.Pat
             f"the recipe's model needs {_shapes(wanted)}",
             code="weights-do-not-fit",
         )
+    check_values(weights.all_tensors(), path=INIT_PATH, found=str(path))
     for name, parameter in parameters.items():
         overwrite(parameter, lambda name=name: weights.tensors[name])  # type: ignore[misc]
     if weights.image_tokens is not None:
@@ -211,10 +219,7 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
             source = open_tensor_file(file, STAGES_PATH)
             tensors = {name: source.read(name) for name in sorted(source.names())}
         else:
-            weights = read_projector_weights(file)
-            tensors = weights.tensors
-            if weights.image_tokens is not None:
-                tensors[IMAGE_TOKENS] = weights.image_tokens
+            tensors = dict(read_projector_weights(file).all_tensors())
     if not tensors:
         hint = f"a finished run leaves {TRAINED_FILE} or mm_projector.safetensors there"
         raise RecipeError(
@@ -235,9 +240,11 @@ def lay_over(
     """Lay weights, by canonical name, over the model's; returns the names of those that changed.
 
     Adapters are merged, with the settings in `adapter_config`, into a model that has none.
-    Under ZeRO-3 all processes call this. Raises RecipeError when a weight has no place or another shape.
+    Under ZeRO-3 all processes call this. Raises RecipeError when a weight has no place or another shape, is
+    not floating point or not finite.
     """
     tensors = dict(tensors)
+    check_values(tensors.items(), path=STAGES_PATH, found=found)
     parameters = canonical_parameters(model)
     if tuple(tensors.get(EMBEDDINGS, torch.empty(0)).shape[:1]) == (NUM_TOKENS,):
         # The original's name for what it saves beside a projector.

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from llava_recipes.plan.data_advice import check_order, check_validation
+from llava_recipes.plan.batch_advice import check_processes
+from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.rates import spell_rate
 from llava_recipes.recipe.schema import Recipe, Stage
 
 LARGE_MODEL: Final = 1_000_000_000
 """Parameters from which float32 is hardly ever meant."""
+
+SMALL_MODEL: Final = 100_000_000
+"""Parameters below which a model is one for tests."""
 
 FITS_ONE_GPU: Final = 30_000_000_000
 """Frozen parameters that one GPU of 80 GB still holds in 16 bits."""
@@ -38,9 +43,14 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         found += check_order(stage, path)
         found += check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
+        if _pretrained(recipe) and (model.sizes is None or model.sizes.num_parameters >= SMALL_MODEL):
+            # Random weights and tiny models are for trying things out, on one process.
+            found += check_processes(stage, planned, path)
         found += _check_precision(model, planned, path)
         found += _check_length(model, planned, path)
         found += _check_start(recipe, planned, index)
+        if "language_model" in _pretrained(recipe):
+            found += check_plain(stage, planned, path)
         if trains is not None:
             found += _check_sharding(model, planned, trains, path)
             found += _check_text_only(planned, trains, path)
@@ -224,11 +234,6 @@ def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> 
         )
 
 
-def _spell_rate(rate: float) -> str:
-    """As it is typed: 2e-5, not 2e-05."""
-    return f"{rate:g}".replace("e-0", "e-")
-
-
 def _check_rates(recipe: Recipe, planned: StagePlan, path: Path) -> Iterator[Problem]:
     """Learning rates that belong to another kind of stage: off by the factor that is between the kinds."""
     modules = planned.trainable_modules or ()
@@ -253,14 +258,14 @@ def _check_projector_rate(rate: float, path: Path) -> Iterator[Problem]:
     low, high = PROJECTOR_RATES
     if rate < low:
         yield _warning(
-            f"a learning rate of {_spell_rate(rate)} hardly moves a projector that trains alone",
+            f"a learning rate of {spell_rate(rate)} hardly moves a projector that trains alone",
             code="learning-rate-hardly-moves-projector-trains",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
         )
     elif rate > high:
         yield _warning(
-            f"a learning rate of {_spell_rate(rate)} is far above what projectors are trained with",
+            f"a learning rate of {spell_rate(rate)} is far above what projectors are trained with",
             code="learning-rate-far-above-projectors-trained",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3",
@@ -271,7 +276,7 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: P
     ruined = [root.replace("_", " ") for root in sorted(_pretrained(recipe) & roots)]
     if rate > PRETRAINED_RATE and ruined:
         yield _warning(
-            f"a learning rate of {_spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
+            f"a learning rate of {spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
             code="learning-rate-ruins-pretrained",
             path=path,
             hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
@@ -284,7 +289,7 @@ def _check_adapter_rate(rate: float, path: Path) -> Iterator[Problem]:
     if not low <= rate <= high:
         word = "hardly moves" if rate < low else "is far above what is usual for"
         yield _warning(
-            f"a learning rate of {_spell_rate(rate)} {word} LoRA adapters",
+            f"a learning rate of {spell_rate(rate)} {word} LoRA adapters",
             code="learning-rate-unusual-for-lora",
             path=path,
             hint="adapters are trained at 1e-4 to 2e-4, ten times the rate of full fine-tuning",

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Train
 
 MOST_TRIED = 100_000
 """Divisors that are looked for one by one: a number of a recipe may have 19 digits."""
+
+
+SIZES_TRIED: Final = 64
+"""Batches of a device that are looked at for a batch that divides."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,16 @@ def explain_batch(train: Train, *, world_size: int, path: Path) -> Problem:
     wanted, per_device = train.global_batch_size, train.per_device_train_batch_size
     assert wanted is not None, "only a given global batch size can fail to divide"
     per_pass = per_device * world_size
-    near = sorted({max(1, wanted // per_pass) * per_pass, math.ceil(wanted / per_pass) * per_pass})
-    proposals = [f"`global_batch_size: {' or '.join(map(str, near))}`"]
     share, rest = divmod(wanted, world_size)
-    if rest == 0:
-        nearest = min(divisors(share), key=lambda size: (abs(size - per_device), size))
-        proposals.append(f"`per_device_train_batch_size: {nearest}`")
-    elif wanted % per_device == 0:
+    size = _fitting(share, per_device) if rest == 0 else 0
+    proposals = [f"write `per_device_train_batch_size: {size}`"] if size else []
+    if rest and wanted % per_device == 0:
         fewer = max(count for count in divisors(wanted // per_device) if count < world_size)
         proposals.append(f"run on {_processes(fewer)}")
+    if not size or 2 * size < min(share, per_device):
+        near, size = _nearest_share(wanted / world_size, per_device)
+        with_size = "" if size == per_device else f" with `per_device_train_batch_size: {size}`"
+        proposals.append(f"write `global_batch_size: {near * world_size}`{with_size}")
     return Problem(
         "`global_batch_size` cannot be reached with whole accumulation steps",
         code="global-batch-size-cannot-be-reached",
@@ -103,10 +109,26 @@ def count_evaluations(train: Train, steps: Steps) -> int | None:
 def batch_notes(train: Train, batch: Batch, *, world_size: int) -> Iterator[str]:
     """What was derived from the number of processes."""
     if train.global_batch_size is not None:
+        steps = "step" if batch.accumulation == 1 else "steps"
         yield (
-            f"{batch.accumulation} accumulation steps: global batch {batch.in_all} = "
+            f"{batch.accumulation} accumulation {steps}: global batch {batch.in_all} = "
             f"{_processes(world_size)} × {batch.per_device} samples × {batch.accumulation}"
         )
+
+
+def _fitting(share: int, per_device: int) -> int:
+    """The largest batch of a device that divides its share; never more than was meant to fit on it."""
+    return max(size for size in divisors(share) if size <= per_device)
+
+
+def _nearest_share(wanted: float, per_device: int) -> tuple[int, int]:
+    """The share of a process nearest to a wanted one, and a batch that divides it and isn't tiny."""
+    if wanted <= per_device:
+        share = max(1, round(wanted))
+        return share, share
+    fewest = max(math.ceil(per_device / 2), per_device - SIZES_TRIED)
+    shares = [(max(1, round(wanted / size)) * size, size) for size in range(fewest, per_device + 1)]
+    return min(shares, key=lambda pair: (abs(pair[0] - wanted), -pair[1]))
 
 
 def divisors(number: int) -> list[int]:

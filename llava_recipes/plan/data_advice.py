@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from llava_recipes.layouts import ALIASES
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Stage
@@ -60,6 +61,19 @@ def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[P
                 hint="write `validation: {split: 0.01}`, or use the `first` part of the file for one and the "
                 "`end` for the other",
             )
+
+
+def check_plain(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    """A language model that learns answers without what was asked: `plain` writes image and answer alone."""
+    roots = {name.split(".")[0] for name in planned.trainable_modules or ()}
+    name = stage.data.template
+    if roots & {"language_model", "lm_head"} and name is not None and ALIASES.get(name, name) == "plain":
+        yield _warning(
+            f"`template: {name}` leaves out what is asked, and the language model trains",
+            code="plain-template-while-language-model-trains",
+            path=(*path, "data", "template"),
+            hint="write `template: v1`, or the language model's own; `plain` is for aligning a projector",
+        )
 
 
 def _warning(message: str, *, code: str, path: Path, hint: str) -> Problem:

@@ -1,4 +1,4 @@
-"""DeepSpeed configs: the two presets, and whether a config of the user's agrees with the recipe."""
+"""DeepSpeed configs: the presets, and whether a config of the user's agrees with the recipe."""
 
 from __future__ import annotations
 
@@ -35,18 +35,25 @@ _ZERO: Config = {
     "sub_group_size": 1e9,
     "reduce_bucket_size": "auto",
 }
+_ZERO_3: Config = {
+    "stage": 3,
+    **_ZERO,
+    "stage3_prefetch_bucket_size": "auto",
+    "stage3_param_persistence_threshold": "auto",
+    "stage3_max_live_parameters": 1e9,
+    "stage3_max_reuse_distance": 1e9,
+    "stage3_gather_16bit_weights_on_model_save": True,
+}
+_TO_MEMORY: Config = {"device": "cpu", "pin_memory": True}
 _PRESETS: Mapping[str, Config] = {
     "zero2": {**_COMMON, "zero_optimization": {"stage": 2, **_ZERO}},
-    "zero3": {
+    "zero3": {**_COMMON, "zero_optimization": _ZERO_3},
+    # The original's file has blocks `optimizer` and `scheduler` besides, which would replace the recipe's.
+    "zero3_offload": {
         **_COMMON,
         "zero_optimization": {
-            "stage": 3,
-            **_ZERO,
-            "stage3_prefetch_bucket_size": "auto",
-            "stage3_param_persistence_threshold": "auto",
-            "stage3_max_live_parameters": 1e9,
-            "stage3_max_reuse_distance": 1e9,
-            "stage3_gather_16bit_weights_on_model_save": True,
+            **_ZERO_3,
+            **{block: dict(_TO_MEMORY) for block in ("offload_optimizer", "offload_param")},
         },
     },
 }
@@ -66,12 +73,12 @@ _DEPRECATED_OFFLOADS: Mapping[str, str] = {
 
 
 def original_file(name: str) -> Config:
-    """The original LLaVA's ZeRO-2 or ZeRO-3 file, which leaves `gradient_clipping` to DeepSpeed."""
+    """A file of the original LLaVA, but for clipping, and for blocks that would replace a recipe's keys."""
     return deepcopy(_PRESETS[name])
 
 
 def preset(name: str, *, max_grad_norm: float) -> Config:
-    """The original LLaVA's ZeRO-2 or ZeRO-3 config, which clips where the recipe does."""
+    """A config of the original LLaVA, which clips where the recipe does."""
     return complete(original_file(name), max_grad_norm=max_grad_norm)
 
 
@@ -283,7 +290,7 @@ def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
 def _check_zero(config: Config, report: _Report) -> None:
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict):
-        hint = "add zero_optimization with a `stage`, or write `deepspeed: none`"
+        hint = 'add "zero_optimization": {"stage": 2}, or write `deepspeed: none` in the stage'
         report.add(
             (),
             "the DeepSpeed config has no `zero_optimization`",
@@ -360,6 +367,6 @@ def _check_offload(config: Config, train: Train, report: _Report) -> None:
         ("zero_optimization", "offload_optimizer"),
         f"with `offload_optimizer` DeepSpeed's Adam takes the place of the recipe's `optim: {train.optim}`",
         code="offload-optimizer-deepspeed-optim",
-        hint='write `optim: adamw_torch`, or add "zero_force_ds_cpu_optimizer": false',
+        hint='write `optim: adamw_torch` under `train:`, or add "zero_force_ds_cpu_optimizer": false',
         on_key=True,
     )

@@ -110,6 +110,11 @@ def _config(choice: Choice) -> dict[str, JsonValue] | None:
     return config
 
 
+def _stage_of(engine: str) -> int:
+    """The ZeRO stage of an engine's preset."""
+    return deepspeed.zero_stage(None if engine == "none" else deepspeed.original_file(engine.split()[0]))
+
+
 def _choices(stage: StagePlan, *, world_size: int, splits_weights: bool) -> Iterator[Choice]:
     """The stage as it is, then every other way; engines only where their memory differs."""
     train = stage.train
@@ -119,10 +124,10 @@ def _choices(stage: StagePlan, *, world_size: int, splits_weights: bool) -> Iter
     sizes = [size for size in divisors(share) if size <= _LARGEST_GROWTH * now]
     engines = ["as it is"]
     if train.precision != "fp32" or stage.deepspeed is not None:
-        engines += [name for name in ("zero2", "zero3") if int(name[-1]) != zero_stage(stage)]
+        engines += [name for name in ("zero2", "zero3") if _stage_of(name) != zero_stage(stage)]
         engines += ["zero2 offload", "zero3 offload"]
     if not splits_weights:
-        engines = [name for name in engines if not name.startswith("zero3")]
+        engines = [name for name in engines if name == "as it is" or _stage_of(name) != 3]
     yield Choice(now, checkpoints, "as it is")
     for engine in engines:
         for recompute in (False, True):
@@ -146,7 +151,7 @@ def _changes(choice: Choice, stage: StagePlan) -> list[str]:
     if choice.checkpoints != bool(train.training_arguments.get("activation_checkpointing")):
         changes.append("gradient checkpointing" if choice.checkpoints else "no gradient checkpointing")
     if choice.engine != "as it is":
-        words = f"ZeRO stage {choice.engine[4]}" if choice.engine != "none" else "no DeepSpeed"
+        words = f"ZeRO stage {_stage_of(choice.engine)}" if choice.engine != "none" else "no DeepSpeed"
         changes.append(words + (", optimizer and weights in main memory" if choice.offloads else ""))
     return changes
 

@@ -71,7 +71,9 @@ def decide_with_lora(
     )
 
 
-def lora_problems(lora: Lora, *, shapes: Shapes, decision: Decision, stage_path: Path) -> Iterator[Problem]:
+def lora_problems(
+    lora: Lora, *, freeze: object, shapes: Shapes, decision: Decision, stage_path: Path
+) -> Iterator[Problem]:
     """Globs of `lora.modules` that reach no linear layer, or one that trains in full."""
     linear, trains, tree = linear_weights(shapes), set(decision.trainable), tree_of(shapes)
     for index, glob in enumerate(lora.modules):
@@ -95,8 +97,16 @@ def lora_problems(lora: Lora, *, shapes: Shapes, decision: Decision, stage_path:
                 code="glob-modules-adapts-trains-full",
                 path=path,
                 found=f"{len(in_full)} weight(s), the first {in_full[0]}",
-                hint="freeze it: `freeze: all`, with `trainable` naming only what trains beside LoRA",
+                hint=_freezing_hint(lora, freeze),
             )
+
+
+def _freezing_hint(lora: Lora, freeze: object) -> str:
+    if freeze != "all":
+        return "write `freeze: all`, with `trainable` naming only what trains beside LoRA"
+    if "modules" in lora.model_fields_set:
+        return "remove it here, or from `trainable`"
+    return "remove it from `trainable`: what LoRA adapts stays frozen itself"
 
 
 def summarize_adapters(adapters: Collection[str]) -> tuple[str, ...]:

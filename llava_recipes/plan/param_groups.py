@@ -70,7 +70,7 @@ def optimizer_problem(optim: str, groups: Sequence[Globs], *, stage_path: Path) 
         f"`optim: {optim}` makes parameter groups of its own, and `param_groups` asks for others",
         code="optim-makes-parameter-groups-own-param",
         path=(*stage_path, "train", "optim"),
-        hint="write `optim: adamw_torch`, or remove `param_groups`",
+        hint="write `optim: adamw_torch` under `train:`, or remove `param_groups`",
     )
 
 

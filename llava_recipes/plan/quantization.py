@@ -56,13 +56,14 @@ def quantization_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_pat
     if not in_full:
         return
     globs = [index for index, glob in enumerate(stage.trainable) if match_glob(glob, in_full[0])]
+    freezing = "remove it here, and write" if globs else "write `freeze: all`, with"
     yield Problem(
         "a quantized language model cannot train in full",
         code="quantized-language-model-cannot-train-full",
         path=(*stage_path, "trainable", globs[0]) if globs else (*stage_path, "freeze"),
         found=f"{len(in_full)} weight(s) in few bits, the first {in_full[0]}",
-        hint="write `freeze: all`, with `lora: {modules: [language_model]}` for adapters beside it; "
-        "or remove `quantization`",
+        hint=f"{freezing} `lora: {{modules: [language_model]}}` in the stage for adapters; or remove "
+        "`quantization`",
     )
 
 

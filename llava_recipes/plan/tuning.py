@@ -73,7 +73,9 @@ def tuning_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_path: Pat
     )
     if stage.lora is not None:
         decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
-        yield from lora_problems(stage.lora, shapes=shapes, decision=decision, stage_path=stage_path)
+        yield from lora_problems(
+            stage.lora, freeze=stage.freeze, shapes=shapes, decision=decision, stage_path=stage_path
+        )
     trains = what_trains(shapes, stage)
     yield from image_token_problems(stage, frozenset(trains.decision.trainable), stage_path=stage_path)
     yield from param_group_problems(

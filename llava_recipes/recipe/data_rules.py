@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.locations import check_local
 from llava_recipes.recipe.scalars import Value, spell_value
@@ -35,6 +36,9 @@ def _check_sources(sources: Value, path: Path) -> Iterator[Problem]:
         for key in ("annotations", "images"):
             yield from check_local(as_mapping(source).get(key), (*path, index, key))
         file = as_mapping(source).get("annotations")
+        kind = kind_of_name(file) if isinstance(file, str) else None
+        if isinstance(file, str) and kind is not None:
+            yield wrong_kind(kind, file, path=(*path, index, "annotations"))
         if isinstance(file, str) and file.lower().endswith((".yaml", ".yml")):
             yield Problem(
                 "`annotations` is a file of records, not a list of data sets",
@@ -48,16 +52,7 @@ def _check_sources(sources: Value, path: Path) -> Iterator[Problem]:
 
 def _check_validation(data: Mapping, validation: Mapping, path: Path) -> Iterator[Problem]:
     sources, split = validation.get("sources"), validation.get("split")
-    if sources is not None and split is not None:
-        last = max(("sources", "split"), key=list(validation).index)
-        yield Problem(
-            "`validation` has both `sources` and `split`",
-            code="validation-both-sources-split",
-            path=(*path, last),
-            hint="keep `sources` for files of their own, or `split` to hold out training data",
-            on_key=True,
-        )
-    elif sources is None and split is None and not set(validation) - {"sources", "split"}:
+    if sources is None and split is None and not set(validation) - {"sources", "split"}:
         hint = "write `split: 0.01`, or `sources:` with files of their own"
         yield Problem(
             "`validation` needs one of `sources` and `split`",
@@ -66,7 +61,7 @@ def _check_validation(data: Mapping, validation: Mapping, path: Path) -> Iterato
             hint=hint,
             on_key=True,
         )
-    elif isinstance(split, float) and split >= 1 and not split.is_integer():
+    elif sources is None and isinstance(split, float) and split >= 1 and not split.is_integer():
         yield Problem(
             "`split` from 1 up is a number of records",
             code="split-1-up-number-records",

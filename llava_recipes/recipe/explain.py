@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from llava_recipes.layouts import ALIASES, LAYOUTS
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.keys import unknown_key
-from llava_recipes.recipe.renames import OTHER_TEMPLATES
-from llava_recipes.recipe.scalars import ScalarError, Value, kind_of, resolve_scalar, spell_value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
-from llava_recipes.recipe.shape import choices_at, field_at, is_list, is_model, keys_at, shapes_at, wanted_at
-from llava_recipes.recipe.spelling import did_you_mean, nearest
+from llava_recipes.recipe.number_forms import numbers_meant, whole
+from llava_recipes.recipe.scalars import Value, kind_of, spell_value
+from llava_recipes.recipe.shape import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
+from llava_recipes.recipe.spelling import nearest
+from llava_recipes.recipe.value_hints import choice_hint, empty_hint, missing_hint, number_hint
 
 MAX_TOLD = 200
 
@@ -116,7 +115,7 @@ def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Probl
     kind, value = details["type"], _value_at(root, path)
     name = _name(path)
     if kind == "missing":
-        return _missing(path)
+        return _missing(path, root)
     if kind == "extra_forbidden":
         return unknown_key(path, value)
     if details["loc"][-1] == "[key]":
@@ -129,7 +128,11 @@ def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Probl
         )
     if value is None:
         return Problem(
-            f"{name} has no value", code="value-is-missing", path=path, hint=_empty_hint(path), on_key=True
+            f"{name} has no value",
+            code="value-is-missing",
+            path=path,
+            hint=empty_hint(path, root),
+            on_key=True,
         )
     if choices_at(path) and any(details["type"] == "literal_error" for details in alternatives):
         return _choice(path, value)
@@ -142,7 +145,7 @@ def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Probl
     if kind == "string_pattern_mismatch":
         return _pattern(path, value)
     if kind == "string_too_short":
-        return Problem(f"{name} is empty text", code="text-is-empty", path=path, hint=_empty_hint(path))
+        return Problem(f"{name} is empty text", code="text-is-empty", path=path, hint=empty_hint(path, root))
     if kind == "string_too_long":
         most = details.get("ctx", {}).get("max_length")
         return Problem(
@@ -173,51 +176,22 @@ def _name(path: Path) -> str:
     return f"`{path[key]}{''.join(f'[{index}]' for index in path[key + 1 :])}`"
 
 
-def _missing(path: Path) -> Problem:
-    field = field_at(path)
+def _missing(path: Path, root: Value) -> Problem:
     place = "the recipe" if len(path) == 1 else _name(path[:-1])
-    hint = None
-    if field is not None:
-        example = f": {spell_value(field.examples[0], limit=100)}" if field.examples else ":"
-        hint = f"write `{path[-1]}{example}`" + (f" ({field.description})" if field.description else "")
-        if path == ("version",):
-            hint = "write `version: 1`"
     return Problem(
-        f"{place} needs the key `{path[-1]}`", code="key-is-missing", path=path[:-1], hint=hint, on_key=True
+        f"{place} needs the key `{path[-1]}`",
+        code="key-is-missing",
+        path=path[:-1],
+        hint=missing_hint(path, root),
+        on_key=True,
     )
-
-
-def _empty_hint(path: Path) -> str:
-    if path[-1:] == ("deepspeed",):
-        return "write `none` to train without DeepSpeed"
-    if path and isinstance(path[-1], str):
-        field = field_at(path)
-        if field is not None and field.examples:
-            return f"write `{path[-1]}: {spell_value(field.examples[0], limit=100)}`"
-        if field is not None and not field.is_required():
-            return "give it a value, or remove the key to take the default"
-    return "give it a value"
 
 
 def _choice(path: Path, value: Value) -> Problem:
     choices = choices_at(path)
     words = ", ".join(f"`{choice}`" for choice in choices)
     name = f"entries of `{path[-2]}`" if isinstance(path[-1], int) else _name(path)
-    hint = None
-    if isinstance(value, str):
-        known = [str(choice) for choice in choices]
-        hint = did_you_mean(value, known)
-        if path[-1] == "template" and value in OTHER_TEMPLATES:
-            hint = OTHER_TEMPLATES[value]
-        if path[-1] == "image_aspect_ratio" and value.startswith("anyres_max"):
-            hint = (
-                "write `anyres`; `anyres_max_N` shrinks the features of large grids by interpolation, which "
-                "neither Hugging Face's model nor this one does"
-            )
-        if path[-1] == "chat_template" and value in (*LAYOUTS, *ALIASES):
-            hint = f"write `template: {value}`"
-        if path == ("version",):
-            hint = "write `version: 1`; a conversation template is `template:` under `data:` of the stage"
+    hint = choice_hint(path, value, choices)
     if path[-1] == "freeze" and hint is None:
         hint = f"write `[{value}]` for a glob" if isinstance(value, str) else "globs stand in a list"
     only = "must be" if len(choices) == 1 else "must be one of"
@@ -251,16 +225,18 @@ def _sampling(path: Path, value: str) -> Problem:
     word, _, amount = (part.strip() for part in value.partition(":"))
     words = ("all", "first", "end", "random")
     near = word if word in words else nearest(word, words)
-    written = "".join(letter for letter in amount if letter not in " ,_")
-    number = written.removesuffix("%")
+    is_share = amount.endswith("%")
+    readings = numbers_meant(amount.removesuffix("%"))
     hint = "for example `first:1000`, `end:5%` or `random:10%`"
     if near == "all" and not amount:
         hint = "write `all`"
-    elif near not in (None, "all") and number.replace(".", "", written.endswith("%")).isdecimal():
-        if number.strip("0.") and (not written.endswith("%") or float(number) <= 100):
-            hint = f"did you mean `{near}:{written}`?"
-        elif float(number):
-            hint = f"to use records more than once, write `weight: {float(number) / 100:g}`"
+    elif near not in (None, "all"):
+        possible = [number for number in readings if is_share or whole(number) is not None]
+        meant = [f"`{near}:{_amount(number, is_share)}`" for number in possible if float(number) > 0]
+        if is_share and any(float(number) > 100 for number in possible):
+            hint = f"write `weight: {float(possible[0]) / 100:g}` in its place, to use records more than once"
+        elif meant:
+            hint = f"did you mean {' or '.join(meant)}?"
     return Problem(
         "`sampling_strategy` must be `all`, or `first`, `end` or `random` with a number or a percentage",
         code="sampling-strategy-must-be-all-first",
@@ -268,6 +244,10 @@ def _sampling(path: Path, value: str) -> Problem:
         found=spell_value(value),
         hint=hint,
     )
+
+
+def _amount(number: str, is_share: bool) -> str:
+    return f"{float(number):g}%" if is_share else str(whole(number))
 
 
 def _wrong_kind(path: Path, value: Value) -> Problem:
@@ -291,9 +271,11 @@ def _kind_hint(path: Path, value: Value, wanted: str) -> str | None:
     if isinstance(value, str):
         return _text_hint(path, value, wanted)
     if wanted == "a whole number" and isinstance(value, float) and value.is_integer():
-        return f"write {int(value)}"
+        return f"write {int(value)}; a `.` is a decimal point, and thousands take no separator"
     if wanted == "true or false" and value in (0, 1) and isinstance(value, int):
         return f"write `{'true' if value else 'false'}`"
+    if path[:1] == ("env",) and len(path) == 2:
+        return "write the name of a variable: letters, digits and `_`, not starting with a digit"
     if wanted.startswith("text") and isinstance(value, (int, float)):
         return "put it in quotes, exactly as it should be read"
     if wanted == "a list" and isinstance(value, Mapping):
@@ -305,13 +287,7 @@ def _kind_hint(path: Path, value: Value, wanted: str) -> str | None:
 
 def _text_hint(path: Path, value: str, wanted: str) -> str | None:
     if "number" in wanted:
-        try:
-            number = resolve_scalar(value.strip().replace("_", "").replace(",", ""))
-        except ScalarError:
-            return None
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            return f"write {value.strip().replace('_', '').replace(',', '')}, without quotes or separators"
-        return None
+        return number_hint(path, value, wanted)
     if wanted == "true or false" and value.lower() in ("yes", "on", "y", "true", "no", "off", "n", "false"):
         return f"write `{'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}`, without quotes"
     if wanted == "a list":
@@ -320,9 +296,3 @@ def _text_hint(path: Path, value: str, wanted: str) -> str | None:
     if any(map(is_model, shapes_at(path))) and path[-1] in _SOURCES:
         return f"write `{path[-1]}: {{{_SOURCES[str(path[-1])]}: {value}}}`"
     return None
-
-
-def explain_deepspeed_word(word: str) -> str:
-    """What to write instead of a DeepSpeed preset that is not known."""
-    presets = ("none", *DEEPSPEED_PRESETS)
-    return did_you_mean(word, presets) or f"presets: {', '.join(presets)}; a file is written as ./{word}.json"

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
+from llava_recipes.files import odd_kind
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.likeness import looks_like_recipe
 from llava_recipes.recipe.locations import is_web_address
 from llava_recipes.recipe.merge import lay_over
 from llava_recipes.recipe.reading import MAX_BYTES, read_file
@@ -97,7 +99,17 @@ class _Family:
             raise RecipeError(
                 Problem(message, code="files-extend-files-more-than-levels", found=" → ".join((*shown, file)))
             )
-        document = parse_source(self.content(file, name), file)
+        content = self.content(file, name)
+        if not looks_like_recipe(content):
+            raise RecipeError(
+                Problem(
+                    "`extends` names a file that is no recipe",
+                    code="extends-names-no-recipe",
+                    found=file,
+                    hint="a recipe has keys such as `model:` and `stages:` at the beginning of a line",
+                )
+            )
+        document = parse_source(content, file)
         self.num_values += len(document.value_marks)
         if self.num_values > MAX_VALUES:
             message = f"the files that the recipe extends hold more than {MAX_VALUES:,} values together"
@@ -174,22 +186,22 @@ def _check_name(name: str) -> None:
 def _check_file(file: str, name: str) -> None:
     """Refuse a path where no ordinary file lies."""
     try:
-        is_file, is_folder, exists = os.path.isfile(file), os.path.isdir(file), os.path.exists(file)
+        is_file, is_folder, kind = os.path.isfile(file), os.path.isdir(file), odd_kind(file)
     except ValueError:
-        is_file = is_folder = exists = False
-    if is_file:
+        is_file, is_folder, kind = False, False, None
+    if is_file and kind is None:
         return
     if is_folder:
         hint = "name the files in it that are meant, in a list"
         raise RecipeError(
             Problem("`extends` names a folder", code="extends-names-folder", found=file, hint=hint)
         )
-    if exists:
+    if kind is not None:
         raise RecipeError(
             Problem(
                 "`extends` names something that is no ordinary file",
-                code="extends-names-something-no-ordinary-file",
-                found=file,
+                code="not-an-ordinary-file",
+                found=f"{file}: it is {kind}",
             )
         )
     hint = _nearby(file, name)

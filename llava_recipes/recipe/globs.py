@@ -8,13 +8,19 @@ from collections.abc import Iterator
 from llava_recipes.freeze import match_glob
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.renames import OTHER_MODULES
-from llava_recipes.recipe.scalars import spell_value
+from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.spelling import nearest
+from llava_recipes.recipe.values import Mapping, as_list, as_mapping, value_at
 
 ROOTS = ("vision_tower", "projector", "language_model", "lm_head", "image_tokens")
 
 IMAGE_NEWLINE = "image_newline"
 """A root of models with `mm_patch_merge_type: spatial_unpad`."""
+
+MAX_CHARACTERS = 500
+"""Of one glob. Names of parameters have below 100."""
+MAX_GLOBS = 2_000
+"""In one recipe: a list of every adapted layer of a large model, for each of three stages."""
 
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 _STRANGE = re.compile(r"[^A-Za-z0-9_.*-]")
@@ -24,6 +30,15 @@ _SYNTAX = "globs hold names, dots, `*` inside a name, `**` across dots, and rang
 def check_glob(glob: str, path: Path) -> Iterator[Problem]:
     """What is wrong with a glob that can be told from its text."""
     spelled, key = spell_value(glob), next(segment for segment in reversed(path) if isinstance(segment, str))
+    if len(glob) > MAX_CHARACTERS:
+        yield Problem(
+            f"a glob in `{key}` is longer than {MAX_CHARACTERS} characters",
+            code="glob-too-long",
+            path=path,
+            found=f"{len(glob):,} characters: {spelled}",
+            hint="name a module, which brings all that is in it",
+        )
+        return
     for first, last in _RANGE.findall(glob):
         if len(first) > 9 or len(last) > 9 or int(first) > int(last):
             hint = "write the smaller number first; numbers have at most 9 digits"
@@ -52,6 +67,31 @@ def check_glob(glob: str, path: Path) -> Iterator[Problem]:
             found=f"the model has {', '.join(sorted(set(ROOTS) - {'image_tokens'}))}",
             hint=_root_hint(glob),
         )
+
+
+def check_number_of_globs(recipe: Mapping) -> Iterator[Problem]:
+    """Whether a recipe has more globs than anybody means."""
+    num_globs = 0
+    for path, globs in _lists_of_globs(recipe):
+        num_globs += len(globs)
+        if num_globs > MAX_GLOBS:
+            yield Problem(
+                f"the recipe has more than {MAX_GLOBS:,} globs",
+                code="too-many-globs",
+                path=path,
+                hint="name the modules that hold what is listed, or write ranges: `layers.{0..31}`",
+                on_key=True,
+            )
+            return
+
+
+def _lists_of_globs(recipe: Mapping) -> Iterator[tuple[Path, list[Value]]]:
+    for index, stage in enumerate(as_mapping(each) for each in as_list(recipe.get("stages"))):
+        groups = range(len(as_list(stage.get("param_groups"))))
+        places: list[Path] = [("freeze",), ("trainable",), ("lora", "modules")]
+        for place in (*places, *(("param_groups", number, "modules") for number in groups)):
+            path: Path = ("stages", index, *place)
+            yield path, as_list(value_at(recipe, path))
 
 
 def _root_hint(glob: str) -> str:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.renames import OTHER_NAMES
-from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.scalars import ScalarError, Value, resolve_scalar, spell_value
 from llava_recipes.recipe.shape import homes, keys_at, spell_path
-from llava_recipes.recipe.spelling import nearest
+from llava_recipes.recipe.spelling import did_you_mean, nearest_all, ranked
+from llava_recipes.recipe.training_fields import EXTRA_FIELDS, GONE_FIELDS, REFUSED_FIELDS
+
+_LETTERS_A_SLIP = 8
+"""A key that belongs elsewhere is suggested for one slip in as many letters: short words are near to much."""
+_MOST_NAMED = 2
 
 
 def unknown_key(path: Path, value: Value) -> Problem:
@@ -24,24 +29,66 @@ def unknown_key(path: Path, value: Value) -> Problem:
 
 def _hint(key: str, parent: Path, value: Value) -> str:
     known = keys_at(parent)
-    near = nearest(key, known)
-    if near and _bare(near) == _bare(key):
-        return f"write `{near}`"
-    if key in OTHER_NAMES:
-        return OTHER_NAMES[key]
+    if same := [other for other in known if _bare(other) == _bare(key)]:
+        return f"write `{same[0]}`"
+    one_slip = [name for slips, name in ranked(key, known) if slips == 1]
+    if (hint := _other_name(key)) is not None and not one_slip:
+        return hint
+    if _is_number(key) and value is None:
+        return "a `,` starts a new entry here: decimals follow a `.`, and thousands take no separator"
     places = homes().get(key, ())
-    if near and not places:
-        return f"did you mean `{near}`?"
     if places:
         belongs = f"it belongs in {_spell_places(places)}"
-        return f"{belongs}; or did you mean `{near}`?" if near else belongs
-    elsewhere = nearest(key, homes())
-    if elsewhere:
-        return f"did you mean `{elsewhere}`, which belongs in {_spell_places(homes()[elsewhere])}?"
+        near = did_you_mean(key, known)
+        return f"{belongs}; or {near}" if near else belongs
     if parent[-1:] == ("train",):
-        entry = f"{key}: {spell_value(value, limit=40)}"
-        return f"another TrainingArguments field is written `extra: {{{entry}}}`"
-    return f"keys: {', '.join(known)}"
+        entry = f"`extra: {{{key}: {spell_value(value, limit=40)}}}`"
+        if key in EXTRA_FIELDS:
+            return f"another TrainingArguments field is written {entry}"
+        if key in REFUSED_FIELDS or key in GONE_FIELDS:
+            return REFUSED_FIELDS.get(key) or GONE_FIELDS[key]
+    return _near_miss(key, parent, known) or f"keys: {', '.join(known)}"
+
+
+def _near_miss(key: str, parent: Path, known: tuple[str, ...]) -> str | None:
+    """The nearest keys: those of this mapping, of others, and those that other programs have."""
+    here, elsewhere = set(known), homes()
+    fields = EXTRA_FIELDS if parent[-1:] == ("train",) else {}
+    # What is meant here may be farther from what is written than what would have to move as well.
+    near = nearest_all(key, known)
+    apart = dict.fromkeys((*elsewhere, *OTHER_NAMES, *fields))
+    most = len(key) // _LETTERS_A_SLIP
+    far = [(slips, name) for slips, name in ranked(key, apart) if slips <= most and name not in here]
+    least_here = min((slips for slips, name in ranked(key, known)), default=len(key))
+    if far and far[0][0] < least_here:
+        near = [*(name for slips, name in far if slips == far[0][0]), *near]
+    if not near:
+        return None
+    if all(name in here for name in near):
+        return f"did you mean {' or '.join(f'`{name}`' for name in near)}?"
+    words = []
+    for name in near[:_MOST_NAMED]:
+        if name in here:
+            words.append(f"did you mean `{name}`?")
+        elif name in elsewhere:
+            words.append(f"did you mean `{name}`, which belongs in {_spell_places(elsewhere[name])}?")
+        elif name in fields:
+            words.append(f"did you mean `extra: {{{name}: …}}`?")
+        else:
+            words.append(f"if `{name}` is meant: {OTHER_NAMES[name]}")
+    return " Or: ".join(words)
+
+
+def _other_name(key: str) -> str | None:
+    """What to write for a name that another program has for a key."""
+    return next((hint for other, hint in OTHER_NAMES.items() if _bare(other) == _bare(key)), None)
+
+
+def _is_number(key: str) -> bool:
+    try:
+        return isinstance(resolve_scalar(key), (int, float))
+    except ScalarError:
+        return False
 
 
 def _spell_places(places: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.extends import extend
+from llava_recipes.recipe.likeness import is_named_as_recipe, looks_like_recipe
 from llava_recipes.recipe.reading import read_file
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.resolve import resolve
@@ -49,7 +50,11 @@ class LoadedRecipe:
 
 def load_recipe(file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read and check one recipe; raises RecipeError with all of its problems, ordered by line."""
-    return load_source(read_file(file), file, overrides)
+    data = read_file(file)
+    if not is_named_as_recipe(file) and not looks_like_recipe(data):
+        hint = "a recipe is a YAML file with keys such as `model:` and `stages:`"
+        raise RecipeError(Problem("this is no recipe", code="no-recipe", mark=Mark(file, 0, 0), hint=hint))
+    return load_source(data, file, overrides)
 
 
 def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:

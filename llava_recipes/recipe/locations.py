@@ -12,6 +12,13 @@ from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# `$(command)`, `$1`, `$NAME`, `%NAME%` and `{name}`; a `${` that is still in a path is meant by the letter.
+_REFERENCES: Final = (
+    re.compile(r"\$\([^)]*\)?|`[^`]*`|\$[0-9@*]"),
+    re.compile(r"\$(?P<name>[A-Za-z_][A-Za-z0-9_]*)"),
+    re.compile(r"%(?P<name>[A-Z][A-Z0-9_]*)%"),
+    re.compile(r"(?<!\$)\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}"),
+)
 # What file systems take: bytes of one name, and of a whole path.
 _MOST_OF_A_NAME: Final = 255
 _MOST_OF_A_PATH: Final = 4095
@@ -85,6 +92,7 @@ def _check_path(value: Value, path: Path) -> Iterator[Problem]:
             found=spell_value(value),
             hint=hint,
         )
+    yield from _check_references(value, path)
     if _is_too_long(value):
         yield Problem(
             f"`{path[-1]}` is longer than a path can be",
@@ -93,3 +101,24 @@ def _check_path(value: Value, path: Path) -> Iterator[Problem]:
             found=f"{len(value):,} letters: {spell_value(value, limit=40)}",
             hint=f"no name in a path has more than {_MOST_OF_A_NAME} bytes",
         )
+
+
+def _check_references(value: str, path: Path) -> Iterator[Problem]:
+    """What a shell or another program fills in, and a recipe takes by the letter."""
+    reference = next((found for form in _REFERENCES if (found := form.search(value)) is not None), None)
+    if reference is None:
+        return
+    name = reference.groupdict().get("name")
+    yield Problem(
+        f"`{reference.group()}` is not filled in here: a variable is written `${{NAME}}`"
+        if name
+        else f"`{reference.group()}` is not computed here",
+        code="reference-of-another-program",
+        path=path,
+        found=spell_value(value),
+        hint=f"write `${{{name}}}`, with `env: [{name}]` at the top level where it is a variable of the "
+        f"environment, or `vars: {{{name}: …}}`"
+        if name
+        else "write what it gives; or put it in an environment variable before the command, and declare that "
+        "with `env: [NAME]`",
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Stage
 from llava_recipes.recipe.source import Document
@@ -17,22 +18,6 @@ MAX_SEARCHED = 20
 """With more stages than this, none is suggested in the place of another."""
 
 Kept = TypeVar("Kept")
-
-# What a key takes the place of, since both together would contradict each other or have no effect.
-TAKES_THE_PLACE_OF: dict[str, tuple[str, ...]] = {
-    "num_train_epochs": ("max_steps",),
-    "max_steps": ("num_train_epochs",),
-    "gradient_accumulation_steps": ("global_batch_size",),
-    "global_batch_size": ("gradient_accumulation_steps",),
-    "warmup_ratio": ("warmup_steps",),
-    "warmup_steps": ("warmup_ratio",),
-    "template": ("chat_template",),
-    "chat_template": ("template",),
-    "sources": ("split",),
-    "split": ("sources",),
-    "source": ("config", "image_processor", "seed"),
-    "config": ("source", "revision"),
-}
 
 
 def lay_over(below: Document, above: Document) -> Document:
@@ -61,14 +46,6 @@ def lay_over(below: Document, above: Document) -> Document:
         parents=(*below.parents, *above.parents),
     )
     return _by_number(merged)
-
-
-def displaced(path: Path, value: Value, given: Collection[str]) -> list[Path]:
-    """The paths that a new value takes the place of, without the keys that were given together with it."""
-    if value is None or not path:
-        return []
-    others = TAKES_THE_PLACE_OF.get(str(path[-1]), ())
-    return [(*path[:-1], other) for other in others if other not in given]
 
 
 class _Named(dict[str, Value]):

@@ -53,5 +53,5 @@ def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Probl
             code="class-token-in-image-rows",
             path=(*path, "mm_patch_merge_type"),
             found="`select_feature: cls_patch` of the vision tower",
-            hint="write `select_feature: patch`, or `mm_patch_merge_type: flat`",
+            hint="write `select_feature: patch` in `vision_tower:` of `model:`",
         )

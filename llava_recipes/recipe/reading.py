@@ -6,6 +6,7 @@ import codecs
 import os
 import re
 
+from llava_recipes.files import NotOrdinary, open_ordinary
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.spelling import nearest
 from llava_recipes.recipe.syntax import mark_at, split_lines
@@ -25,7 +26,7 @@ def read_file(file: str) -> bytes:
     """The bytes of a recipe file; raises RecipeError when it is missing, a folder or too large."""
     whole = Mark(file, 0, 0)
     try:
-        with open(file, "rb") as stream:
+        with open_ordinary(file) as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError(
@@ -35,6 +36,16 @@ def read_file(file: str) -> bytes:
         hint = f"name a file in it, or {file.rstrip('/')}/*.yaml"
         raise RecipeError(
             Problem("this is a folder; a recipe is a file", code="folder-recipe-file", mark=whole, hint=hint)
+        ) from None
+    except NotOrdinary as error:
+        hint = "save the recipe in a file, and name that"
+        raise RecipeError(
+            Problem(
+                f"this is {error.kind}; a recipe is an ordinary file",
+                code="not-an-ordinary-file",
+                mark=whole,
+                hint=hint,
+            )
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

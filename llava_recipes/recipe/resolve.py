@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from llava_recipes.recipe.environment import check_declarations, declared
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
-from llava_recipes.recipe.merge import displaced
+from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.override import Override, read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document

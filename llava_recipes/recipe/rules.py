@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from llava_recipes.recipe.data_rules import check_data
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.exclusions import check_exclusions
 from llava_recipes.recipe.foreign_code import code_problems
-from llava_recipes.recipe.globs import check_glob
+from llava_recipes.recipe.globs import check_glob, check_number_of_globs
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.misspelt import misspelt
 from llava_recipes.recipe.pictures import check_pictures
@@ -33,12 +34,14 @@ def check_rules(root: Value) -> list[Problem]:
     recipe = as_mapping(root)
     problems += _check_version(recipe.get("version"))
     problems += check_secrets(as_mapping(recipe.get("vars")), ("vars",))
+    problems += check_exclusions(recipe)
     problems += check_secret_values(recipe)
     problems += _check_model(as_mapping(recipe.get("model")))
     stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
     problems += _check_stage_names(stages)
     problems += _check_output_folders(stages)
     problems += check_image_tokens(recipe)
+    problems += check_number_of_globs(recipe)
     for index, stage in enumerate(stages):
         path: Path = ("stages", index)
         if not stage:
@@ -96,15 +99,7 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
 def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
     name = path[-1]
     given = given_keys(part, "source", "config")
-    if len(given) == 2:
-        yield Problem(
-            f"`{name}` has both `source` and `config`",
-            code="keys-exclude-each-other",
-            path=(*path, "config"),
-            hint="keep `source` for pretrained weights, or `config` for random ones",
-            on_key=True,
-        )
-    elif not given:
+    if not given:
         model = LanguageModel if name == "language_model" else VisionTower
         if not misspelt(part, model, "source", "config"):
             hint = "write `source:` for pretrained weights, or `config:` for random ones"
@@ -117,15 +112,6 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
             )
     elif given == ["config"]:
         yield from _check_config(part, path)
-    else:
-        for key in given_keys(part, "image_processor", "seed"):
-            yield Problem(
-                f"`{key}` has no effect on `{name}` with `source`",
-                code="key-has-no-effect-on-a-source",
-                path=(*path, key),
-                hint=f"remove it; `{key}` goes with `config`",
-                on_key=True,
-            )
     yield from check_hub_id(part.get("source"), (*path, "source"))
     yield from check_hub_id(part.get("tokenizer"), (*path, "tokenizer"))
     for key in ("config", "image_processor"):
@@ -139,15 +125,6 @@ def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
             "`language_model` with `config` needs the key `tokenizer`",
             code="language-model-config-needs-key-tokenizer",
             path=path,
-            hint=hint,
-            on_key=True,
-        )
-    if given_keys(part, "revision"):
-        hint = "remove it; `revision` goes with `source`"
-        yield Problem(
-            "`revision` has no effect with `config`",
-            code="revision-no-effect-config",
-            path=(*path, "revision"),
             hint=hint,
             on_key=True,
         )
@@ -291,9 +268,9 @@ def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
     if "/" in choice or "." in choice:
         yield from check_local(choice, path)
     else:
-        from llava_recipes.recipe.explain import explain_deepspeed_word
+        from llava_recipes.recipe.value_hints import deepspeed_hint
 
-        hint = explain_deepspeed_word(choice)
+        hint = deepspeed_hint(choice)
         yield Problem(
             "`deepspeed` names no preset",
             code="unknown-deepspeed-preset",

@@ -22,14 +22,6 @@ def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
         )
     has_images, has_prompt = (samples.get(key) is not None for key in ("images", "prompt"))
     is_plain = as_mapping(stage.get("data")).get("template") == "plain"
-    if has_images and samples.get("num") is not None:
-        yield Problem(
-            "`num` counts records, and `images` are asked instead of records",
-            code="num-counts-records-images-asked-instead",
-            path=(*where, "num"),
-            hint="remove one of the two",
-            on_key=True,
-        )
     if has_prompt and not has_images:
         yield Problem(
             "`prompt` goes with `images`: records have questions of their own",

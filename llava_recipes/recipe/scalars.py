@@ -75,6 +75,9 @@ def spell_value(value: object, *, limit: int = 80) -> str:
     else:
         # Before the cut: half a secret is not seen to be one.
         spelled = mask(json.dumps(value, ensure_ascii=False))
+        if isinstance(value, float):
+            # One spelling everywhere: 2e-5, not 2e-05.
+            spelled = re.sub(r"e([-+])0*", lambda sign: "e" + sign[1].strip("+"), spelled)
     return spelled if len(spelled) <= limit else spelled[: limit - 1] + "…"
 
 

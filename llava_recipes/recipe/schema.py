@@ -31,7 +31,7 @@ Pinpoint = Annotated[tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(mi
 Report = Literal["wandb", "tensorboard"]
 TemplateName = Template | Alias
 
-DEEPSPEED_PRESETS = ("zero2", "zero3")
+DEEPSPEED_PRESETS = ("zero2", "zero3", "zero3_offload")
 
 
 class Data(Frozen):
@@ -242,7 +242,8 @@ class Stage(Frozen):
     train: Train = Field(description="How the stage trains.")
     deepspeed: DeepSpeedChoice = Field(
         "none",
-        description="`none`, a preset (`zero2`, `zero3`), a DeepSpeed JSON file, or the config inline.",
+        description="`none`, a preset (`zero2`, `zero3`, `zero3_offload`), a DeepSpeed JSON file, or the "
+        "config inline.",
         examples=["zero2"],
     )
     sample_every: int | None = Field(

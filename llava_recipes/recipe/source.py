@@ -21,6 +21,10 @@ MAX_VALUES = 10_000
 CHARACTERS_PER_VALUE = 200
 """A longer text counts as several values, since an alias may repeat it."""
 
+MAX_KEY_CHARACTERS = 200
+_SHOWN_CHARACTERS = 80
+"""Of a line that a message repeats."""
+
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -294,7 +298,7 @@ def _key_fault(key: _Node) -> Problem | None:
             hint="write the keys out, or repeat a whole block with an anchor: `&name` there, `*name` here",
         )
     if isinstance(key.value, str) and key.entries is None and key.pairs is None:
-        return None
+        return _long_key_fault(key.value, key.mark)
     return Problem(
         "a key must be text",
         code="key-must-be-text",
@@ -303,13 +307,27 @@ def _key_fault(key: _Node) -> Problem | None:
     )
 
 
+def _long_key_fault(key: str, mark: Mark) -> Problem | None:
+    if len(key) <= MAX_KEY_CHARACTERS:
+        return None
+    return Problem(
+        f"a key is longer than {MAX_KEY_CHARACTERS} characters",
+        code="key-too-long",
+        mark=mark,
+        found=f"{len(key):,} characters: {key[:_SHOWN_CHARACTERS]}…",
+        hint="is a `: ` in it that belongs to a text? put the text in quotes",
+    )
+
+
 def _duplicate(key: _Node, first: Mark, path: Path) -> Problem:
+    line = (first.text or "").strip()
+    shown = line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"
     return Problem(
         f"the key `{key.value}` stands here a second time",
         code="key-stands-second-time",
         path=(*path, str(key.value)),
         mark=key.mark,
-        found=f"first on line {first.line}:  {(first.text or '').strip()}",
+        found=f"first on line {first.line}:  {shown}",
         hint="keep one of the two",
         on_key=True,
     )

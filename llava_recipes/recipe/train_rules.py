@@ -17,22 +17,7 @@ def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
     train, path = as_mapping(stage.get("train")), (*path, "train")
     is_given = isinstance(stage.get("train"), dict)
 
-    def both(left: str, right: str, reason: str) -> Iterator[Problem]:
-        if len(given_keys(train, left, right)) == 2:
-            last = max((left, right), key=list(train).index)
-            message = f"`{left}` and `{right}` are both given; {reason}"
-            yield Problem(
-                message,
-                code="keys-exclude-each-other",
-                path=(*path, last),
-                hint="keep one of the two",
-                on_key=True,
-            )
-
     length = ("num_train_epochs", "max_steps")
-    yield from both(*length, "each of them says how long to train")
-    yield from both("gradient_accumulation_steps", "global_batch_size", "the one follows from the other")
-    yield from both("warmup_ratio", "warmup_steps", "each of them says how long to warm up")
     if is_given and not given_keys(train, *length) and not misspelt(train, Train, *length):
         hint = "write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps"
         yield Problem(

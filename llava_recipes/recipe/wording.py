@@ -17,16 +17,7 @@ def check_wording(stage: Mapping, path: Path) -> Iterator[Problem]:
     """Every such rule that a stage breaks."""
     data, path = as_mapping(stage.get("data")), (*path, "data")
     given = [key for key in _KEYS if data.get(key) is not None]
-    if len(given) == 2:
-        last = max(given, key=list(data).index)
-        yield Problem(
-            "`template` and `chat_template` are both given; each of them says how conversations become text",
-            code="template-chat-template-both-given-each",
-            path=(*path, last),
-            hint="keep one of the two",
-            on_key=True,
-        )
-    elif not given and isinstance(stage.get("data"), dict) and not misspelt(data, Data, *_KEYS):
+    if not given and isinstance(stage.get("data"), dict) and not misspelt(data, Data, *_KEYS):
         yield Problem(
             "`data` needs one of `template` and `chat_template`",
             code="data-needs-one-template-chat-template",

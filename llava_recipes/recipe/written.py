@@ -55,6 +55,13 @@ def _whole(recipe: Recipe) -> object:
         # Pretrained weights have no seed, and a recipe that gives them one is refused.
         if isinstance(part, dict) and "source" in part:
             del part["seed"]
+        if isinstance(part, dict) and (part.get("quantization") or {}).get("bits") == 8:
+            part["quantization"] = {"bits": 8}
+    for stage, written in zip(recipe.stages, values["stages"], strict=True):
+        for strategy, steps in (("eval_strategy", "eval_steps"), ("save_strategy", "save_steps")):
+            # A default that nothing reads would be reported as one that somebody wrote.
+            if getattr(stage.train, strategy) != "steps" and steps not in stage.train.model_fields_set:
+                del written["train"][steps]
     return _escape(values)
 
 

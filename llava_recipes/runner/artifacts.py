@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue, ValidationError
 
-from llava_recipes.files import replacing, write_text
+from llava_recipes.files import odd_kind, replacing, system_folder, write_text
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
@@ -148,12 +148,17 @@ def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: di
 
 
 def write_results(plan: Plan, trained: Trained, folder: Path) -> None:
-    """Write what training made: weights, config.json, trainer_state.json. On the first process only."""
+    """Write what training made: weights, config.json, trainer_state.json. On the first process only.
+
+    Raises RecipeError, and writes nothing, when the last step made a weight that is not finite.
+    """
     from llava_recipes.model.configs import language_half
     from llava_recipes.model.legacy_config import original_config
     from llava_recipes.model.lora import write_adapter
     from llava_recipes.model.weights import write_projector, write_trained
+    from llava_recipes.train.failures import check_finite
 
+    check_finite(trained.state, step=trained.num_steps, stage=("stages", 0))
     if any(name.startswith("projector.") for name in trained.state):
         write_projector(trained.state, folder, image_tokens=trained.image_tokens)
     if any(not name.startswith("projector.") for name in trained.state):
@@ -209,13 +214,24 @@ def starts_from_then(folder: Path, num_starts: int | None = None) -> dict[str, J
 
 def find_obstacle(folder: Path) -> str | None:
     """Why nothing can be written to a folder, or None. Makes nothing."""
-    if folder.exists() and not folder.is_dir():
-        return "it is a file"
+    try:
+        return _obstacle(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _obstacle(folder: Path) -> str | None:
+    system = system_folder(folder)
+    if system is not None:
+        return f"it lies in {system}, a folder of the system's own"
     nearest = folder
-    while not nearest.exists():
+    while not os.path.lexists(nearest):
         nearest = nearest.parent
+    what = "it" if nearest == folder else str(nearest)
+    if not nearest.exists():
+        return f"{what} is a link that leads nowhere, to {os.readlink(nearest)}"
     if not nearest.is_dir():
-        return f"{nearest} is a file"
+        return f"{what} is {odd_kind(nearest) or 'a file'}"
     if not os.access(nearest, os.W_OK | os.X_OK):
         return f"{nearest} is not writable"
     return None

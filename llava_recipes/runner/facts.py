@@ -19,6 +19,7 @@ from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Model, Recipe, Source
+from llava_recipes.runner.places import place_problems
 from llava_recipes.runner.tokenizer_kind import SENTENCEPIECE_FILE, TOKENIZER_FILE, tokenizer_kind
 
 Config = dict[str, JsonValue]
@@ -45,7 +46,10 @@ def compile_loaded(loaded: LoadedRecipe, *, world_size: int) -> Compiled:
 
 def gather_facts(loaded: LoadedRecipe) -> Facts:
     """Read what there is. A file that is there and cannot be read becomes one of the facts' problems."""
-    model, problems = loaded.recipe.model, list[Problem]()
+    model, problems = loaded.recipe.model, list(place_problems(loaded.recipe))
+    if problems:
+        # Nothing is opened that might never end.
+        raise RecipeError(*problems)
     source, revision, path = _language_source(model.language_model)
     language = _read_model_config(source, revision, catalog.LANGUAGE_MODELS, path, problems)
     tower = model.vision_tower

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,25 +15,28 @@ from llava_recipes.plan.types import ModelPlan, Plan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runner.artifacts import DONE, PLAN, unfinished
+from llava_recipes.runner.initial_weights import Shapes, spell_projector
 
 if TYPE_CHECKING:
     from llava_recipes.model.starts import Start
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 _LANGUAGE = ("language_model.", "lm_head.")
 _BY_FILE = "to take its projector all the same, give its mm_projector.bin in `model.projector.init_from`"
 
 
-def hand_off_problems(plan: Plan, stages: Collection[int], *, fetch: bool) -> Iterator[Problem]:
+def hand_off_problems(
+    plan: Plan, stages: Collection[int], shapes: Callable[[], Shapes], *, fetch: bool
+) -> Iterator[Problem]:
     """What is wrong with the beginnings of these stages, each at its `init_from`.
 
-    Files and folders are looked at, weights not read; what stages of this recipe will leave fits by itself.
+    Files and folders are looked at, and the weights of those that fit are read once, to find values that are
+    not finite; what stages of this recipe will leave fits by itself. `shapes` gives the model's.
     With `fetch` hub ids are downloaded, without it a warning says that they were not looked at.
     """
+    from llava_recipes.model.values import value_problems
+
     own = {stage.output_dir for stage in plan.stages}
     told: set[str] = set()
-    shapes: Shapes | None = None
     for index in stages:
         path: RecipePath = ("stages", index, "init_from")
         if (Path(plan.stages[index].output_dir) / DONE).is_file():
@@ -48,13 +51,11 @@ def hand_off_problems(plan: Plan, stages: Collection[int], *, fetch: bool) -> It
                 continue
             try:
                 start = _open(given, path)
-                if given in own:
-                    continue
-                shapes = _model_shapes(plan.model) if shapes is None else shapes
+                # A stage of this recipe fits by itself, and may have gone wrong.
+                misfits = [] if given in own else list(_misfits(start, plan.model, shapes(), given, path))
+                yield from misfits or value_problems(start.each(), path=path, found=given)
             except RecipeError as error:
                 yield from error.problems
-                continue
-            yield from _misfits(start, plan.model, shapes, given, path)
 
 
 def _open(given: str, path: RecipePath) -> Start:
@@ -93,14 +94,6 @@ def _not_looked_up(given: str, path: RecipePath) -> Problem:
         hint="`run` looks it up before the first stage; a folder is written ./" + given,
         severity="warning",
     )
-
-
-def _model_shapes(model: ModelPlan) -> Shapes:
-    from llava_recipes.model.names import canonical_parameters
-    from llava_recipes.model.skeleton import build_skeleton
-
-    skeleton = build_skeleton(model)
-    return {name: tuple(parameter.shape) for name, parameter in canonical_parameters(skeleton).items()}
 
 
 def _misfits(
@@ -295,14 +288,3 @@ def _check_rest(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath) ->
                 hint="start from a run of the same model",
             )
             return
-
-
-def spell_projector(shapes: Shapes) -> str:
-    """A projector's type and the widths that it goes through: `mlp2x_gelu`, 1024 to 5120 to 5120."""
-    layers = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    if not layers:
-        return "`identity`"
-    kind = "linear" if "projector.weight" in layers else f"mlp{len(layers)}x_gelu"
-    sizes = [*layers.values()]
-    widths = [sizes[0][1], *(shape[0] for shape in sizes)]
-    return f"`{kind}`, {' to '.join(map(str, widths))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import netrc
 import os
@@ -19,6 +20,7 @@ from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, stage_plan
 from llava_recipes.runner.hand_off import hand_off_problems
+from llava_recipes.runner.initial_weights import base_weights_problems, model_shapes, projector_problems
 from llava_recipes.runner.wording import wording_problems
 from llava_recipes.versions import check_versions
 
@@ -44,7 +46,10 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
     if not problems:
         problems += wording_problems(plan, stages)
     if is_there:
-        problems += hand_off_problems(plan, stages, fetch=True)
+        shapes = functools.cache(lambda: model_shapes(plan.model))
+        problems += base_weights_problems(plan.model)
+        problems += projector_problems(plan.model, shapes)
+        problems += hand_off_problems(plan, stages, shapes, fetch=True)
     if plan.model.sizes is None and not problems:
         try:
             problems += _freezing_problems(plan)
@@ -52,7 +57,8 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
             # A config of the hub that cannot be had.
             problems += error.problems
     if problems:
-        raise loaded.fail(*problems)
+        # What the model's parts say wrongly is met wherever its shapes are asked for.
+        raise loaded.fail(*dict.fromkeys(problems))
 
 
 def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:

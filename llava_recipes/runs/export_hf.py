@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from llava_recipes.anyres import AnyRes
+from llava_recipes.data.chat_template import place_of
 from llava_recipes.data.prompts import Prompts
+from llava_recipes.data.rendering import TemplateLimit, render
 from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.model.checkpoint_names import hf_name
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
@@ -100,8 +102,11 @@ class HfExport:
         content = [{"type": "image", "image": picture()}]
         if self._run.data.template != "plain":
             content.append({"type": "text", "text": QUESTION})
+        shown = [_without_image(part) for part in content]
+        prompt = _rendered(self._run, processor, [{"role": "user", "content": shown}])
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],
+            chat_template=_constant(prompt),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -172,10 +177,7 @@ class HfExport:
     def _spells_as_the_run(self, processor: LlavaProcessor | LlavaNextProcessor) -> bool:
         if self._run.data.template == "plain":
             return True
-        render: Callable[..., str] = processor.apply_chat_template
-        text = render(
-            [{"role": "user", "content": f"{IMAGE}\n{QUESTION}"}], add_generation_prompt=True, tokenize=False
-        )
+        text = _rendered(self._run, processor, [{"role": "user", "content": f"{IMAGE}\n{QUESTION}"}])
         asked = [Turn("human", f"{IMAGE}\n{QUESTION}")]
         ours = [
             self._tokenizer.convert_tokens_to_ids(IMAGE) if id == IMAGE_ID else id
@@ -188,6 +190,35 @@ class HfExport:
 
 def _prompts(run: OpenedRun) -> Prompts:
     return Prompts(run.data, run.assembled.tokenizer, start_end=run.plan.image_tokens.start_end)
+
+
+def _rendered(
+    run: OpenedRun, processor: LlavaProcessor | LlavaNextProcessor, messages: list[dict[str, Any]]
+) -> str:
+    """What a processor's chat template writes before an answer; it may have the tokenizer's own in it."""
+    tokenizer = run.assembled.tokenizer
+    try:
+        return render(
+            processor.chat_template,
+            messages,
+            names=processor.tokenizer.special_tokens_map,
+            add_generation_prompt=True,
+        ).text
+    except TemplateLimit as error:
+        if run.data.template is not None:
+            raise
+        place = place_of(tokenizer.get_chat_template(), Path(tokenizer.name_or_path))
+        raise TemplateLimit(error.reason, where=f"the tokenizer's chat template in {place}") from None
+
+
+def _without_image(part: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "image"} if part["type"] == "image" else part
+
+
+def _constant(text: str) -> str:
+    """A chat template that writes a text, whatever it is given."""
+    spelled = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return f'{{{{ "{spelled}" }}}}'
 
 
 def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

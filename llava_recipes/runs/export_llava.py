@@ -11,7 +11,7 @@ import torch
 from llava_recipes.model.configs import tower_origin
 from llava_recipes.model.legacy_config import whole_config
 from llava_recipes.model.names import canonical_parameters, original_name
-from llava_recipes.model.pretrained import PATTERNS
+from llava_recipes.model.pretrained import CODE, PATTERNS
 from llava_recipes.plan.types import ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, expected_of
@@ -101,7 +101,7 @@ def write_tokenizer(run: OpenedRun, folder: Path) -> None:
         file.name: file
         for pattern in PATTERNS["tokenizer"]
         for file in source.glob(pattern)
-        if file.is_file() and file.name != "config.json"
+        if file.is_file() and file.name != "config.json" and not file.match(CODE)
     }
     if run.data.template is None:
         # Read before the one in tokenizer_config.json; what lies there may be written around another.

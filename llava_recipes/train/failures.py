@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from llava_recipes.model.values import not_finite
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 
@@ -31,6 +36,13 @@ def nonfinite_weights(*, step: int, name: str, stage: Path) -> RecipeError:
     )
 
 
+def check_finite(state: Mapping[str, Tensor], *, step: int, stage: Path) -> None:
+    """Raise RecipeError when a trained weight is NaN or infinite: nobody can go on from it."""
+    for name, tensor in state.items():
+        if not_finite(tensor) is not None:
+            raise nonfinite_weights(step=step, name=name, stage=stage)
+
+
 def out_of_memory(*, detail: str, stage: Path) -> RecipeError:
     """The device ran out of memory."""
     return RecipeError(
@@ -39,7 +51,7 @@ def out_of_memory(*, detail: str, stage: Path) -> RecipeError:
             code="device-ran-out-memory",
             path=(*stage, "train", "per_device_train_batch_size"),
             found=detail,
-            hint="halve per_device_train_batch_size and double gradient_accumulation_steps, "
-            "turn on gradient_checkpointing, or use deepspeed: zero3",
+            hint="halve per_device_train_batch_size (and double gradient_accumulation_steps, unless "
+            "global_batch_size is given), turn on gradient_checkpointing, or use deepspeed: zero3",
         )
     )

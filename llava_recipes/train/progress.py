@@ -175,5 +175,5 @@ def _sample_words(image: str, answer: str) -> str:
 def _grid(rows: tuple[tuple[str, str], ...]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
-        grid.add_row(cell(name, "dim"), shown(value))
+        grid.add_row(cell(name, style="dim"), shown(value))
     return grid

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.images import BadImage, read_image
+from llava_recipes.data.images import BadImage, read_prepared
 from llava_recipes.data.pictures import open_pictures
 from llava_recipes.files import write_text
 from llava_recipes.model.answering import Answerer, Picture, Prompt
@@ -157,7 +157,7 @@ def _own(answerer: Answerer, file: str, prompt: str | None, path: RecipePath) ->
     # A link that the recipe names leads where it leads.
     place = Path(file).expanduser().resolve()
     try:
-        picture = answerer.prepare(read_image(str(place.parent), place.name))
+        picture = read_prepared(str(place.parent), place.name, answerer.prepare)
     except BadImage as error:
         raise RecipeError(
             Problem("this picture cannot be used", code="bad-image", path=path, found=error.reason)
@@ -186,7 +186,7 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
         who = f"sample {index}, which `sample_every` asks about"
         mark = dataset.records.mark(index)
         try:
-            pictures = [answerer.prepare(image) for image in open_pictures(dataset.records, record)]
+            pictures = open_pictures(dataset.records, record, answerer.prepare)
             input_ids = answerer.prompt_ids(turns[:1])
         except BadImage as error:
             if dataset.data.on_bad_image == "skip":

@@ -57,7 +57,7 @@ class Trained:
     seconds: float
     is_first_process: bool
     num_skipped: int
-    """Samples whose image could not be used and that another took the place of, over all processes."""
+    """Samples whose image could not be used when they were drawn, over all processes; each counts once."""
     trainer: StageTrainer
     reporter: Reporter
 
@@ -151,7 +151,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         eval_loss=_eval_loss(trainer, num_steps),
         seconds=time.monotonic() - started_s,
         is_first_process=first,
-        num_skipped=_sum_over_processes(dataset.num_skipped, arguments),
+        num_skipped=_count_skipped(dataset, arguments),
         trainer=trainer,
         reporter=reporter,
     )
@@ -221,11 +221,12 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     return assembled, sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)
 
 
-def _sum_over_processes(count: int, arguments: TrainingArguments) -> int:
-    total = torch.tensor(count, device=arguments.device)
+def _count_skipped(dataset: StageDataset, arguments: TrainingArguments) -> int:
+    """Samples that some process skipped; in another epoch it may be another process that draws them."""
+    skipped = dataset.skipped.to(torch.uint8).to(arguments.device)
     if dist.is_initialized():
-        dist.all_reduce(total)
-    return int(total)
+        dist.all_reduce(skipped, op=dist.ReduceOp.MAX)
+    return int(skipped.count_nonzero())
 
 
 def _checkpoints_to_keep(stage: StagePlan) -> int | None:

@@ -30,6 +30,7 @@ _DEEPSPEED = (
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
+_MOMENTS = frozenset(["exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"])
 _OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out", re.IGNORECASE)
 
 
@@ -73,8 +74,8 @@ def _state_trouble(folder: Path) -> str | None:
 
 
 @contextmanager
-def loading(checkpoint: Path, *, by_deepspeed: bool = False) -> Iterator[None]:
-    """Load a checkpoint in the block, tensors and plain values alone.
+def loading(checkpoint: Path, files: str, *, by_deepspeed: bool = False) -> Iterator[None]:
+    """Load files of a checkpoint in the block, tensors and plain values alone.
 
     What fails there is the checkpoint's fault, and becomes a RecipeError of code UNUSABLE.
     """
@@ -85,22 +86,41 @@ def loading(checkpoint: Path, *, by_deepspeed: bool = False) -> Iterator[None]:
         raise
     except RecipeError as error:
         problem = error.problems[0]
-        raise _unusable(checkpoint, "; ".join(filter(None, (problem.message, problem.found)))) from error
+        why = problem.message if problem.found is None else f"{problem.message}: {problem.found}"
+        raise _unusable(checkpoint, f"{files}: {why}") from error
     # transformers and DeepSpeed check little of what they load: it fails in whatever way its values ask for.
     except Exception as error:
         if isinstance(error, RuntimeError) and _OF_OTHER_PROCESSES.search(str(error)):
             # A process that waits for another one fails when that does, whose problem it is.
             raise
         text = (str(error).strip() or "nothing said").splitlines()[0]
-        raise _unusable(checkpoint, f"{type(error).__name__}: {text}") from error
+        raise _unusable(checkpoint, f"{files} cannot be loaded: {type(error).__name__}: {text}") from error
 
 
 def check_state(checkpoint: Path) -> None:
     """Raise RecipeError when transformers cannot take a checkpoint's own state, before it is asked to."""
     from transformers import TrainerState
 
-    with loading(checkpoint):
+    with loading(checkpoint, TRAINER_STATE):
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError when a loaded optimizer's averages are not those of its weights.
+
+    torch takes any shape, and fails at the first step. Other optimizers keep averages of another shape.
+    """
+    # accelerate has wrapped it.
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not type(inner).__module__.startswith("torch.optim"):
+        return
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            for name in _MOMENTS & state.keys():
+                if tuple(state[name].shape) != tuple(weight.shape):
+                    shapes = f"{list(state[name].shape)}, that of its weight {list(weight.shape)}"
+                    raise ValueError(f"{name} has shape {shapes}")
 
 
 def _unusable(checkpoint: Path, why: str) -> RecipeError:

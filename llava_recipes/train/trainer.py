@@ -17,16 +17,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerControl
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 
 from llava_recipes.data.order import EpochSampler
-from llava_recipes.model.weights import load_trained, trainable_state, write_trained
+from llava_recipes.model.weights import TRAINED_FILE, load_trained, trainable_state, write_trained
 from llava_recipes.plan.types import ParamGroupPlan
 from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.train.checkpoints import remove_old, seal
-from llava_recipes.train.failures import nonfinite_loss, nonfinite_weights
+from llava_recipes.train.checkpoints import TRAINER_STATE, remove_old, seal
+from llava_recipes.train.failures import check_finite, nonfinite_loss
 from llava_recipes.train.optimizer import split_groups
-from llava_recipes.train.states import loading
+from llava_recipes.train.states import check_moments, loading
 from llava_recipes.train.validation import MeasureAtTheEnd, Measured, Validation
 
 Metrics = dict[str, float]
@@ -180,9 +180,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         assert output_dir is not None
         state = trainable_state(self.model)
         if self.is_world_process_zero():
-            for name, tensor in state.items():
-                if not torch.isfinite(tensor).all():
-                    raise nonfinite_weights(step=self.state.global_step, name=name, stage=self._stage_path)
+            check_finite(state, step=self.state.global_step, stage=self._stage_path)
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             write_trained(state, Path(output_dir))
         self.accelerator.wait_for_everyone()
@@ -209,34 +207,37 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
-        with self._loading(resume_from_checkpoint):
+        with self._loading(resume_from_checkpoint, TRAINED_FILE):
             load_trained(self.model, Path(resume_from_checkpoint))
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: None
     ) -> tuple[int, int]:
-        with self._loading(checkpoint):
+        with self._loading(checkpoint, TRAINER_STATE):
             found: tuple[int, int] = super()._init_training_state(
                 max_steps, steps_per_epoch, num_epochs, checkpoint, trial
             )
         return found
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with self._loading(checkpoint):
+        files = SCHEDULER_NAME if self.is_deepspeed_enabled else f"{OPTIMIZER_NAME} or {SCHEDULER_NAME}"
+        with self._loading(checkpoint, files):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if not self.is_deepspeed_enabled and checkpoint is not None:
+                check_moments(self.optimizer)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        with self._loading(checkpoint):
+        with self._loading(checkpoint, SCALER_NAME):
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with self._loading(checkpoint):
+        with self._loading(checkpoint, "the random state"):
             super()._load_rng_state(checkpoint)
 
-    def _loading(self, checkpoint: str | None) -> AbstractContextManager[None]:
+    def _loading(self, checkpoint: str | None, files: str) -> AbstractContextManager[None]:
         if checkpoint is None:
             return nullcontext()
-        return loading(Path(checkpoint), by_deepspeed=self.is_deepspeed_enabled)
+        return loading(Path(checkpoint), files, by_deepspeed=self.is_deepspeed_enabled)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: object, resume_from_checkpoint: str | None
@@ -248,7 +249,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         )
         if not by_us:
             return prepared
-        with self._loading(resume_from_checkpoint):
+        with self._loading(resume_from_checkpoint, "DeepSpeed's files"):
             loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
             if loaded is None:
                 raise FileNotFoundError("DeepSpeed finds nothing to load")

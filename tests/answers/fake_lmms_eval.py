@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
@@ -21,6 +22,9 @@ assert (options.model, options.batch_size) == ("llava_hf", "1")
 given = dict(pair.split("=", 1) for pair in options.model_args.split(","))
 # The real one passes an empty device map on, which transformers 5 refuses.
 assert given["device_map"]
+# Its AutoConfig would ask for consent on standard input, and read it there.
+assert given["trust_remote_code"] == "False" and sys.stdin.read() == ""
+assert sys.flags.safe_path
 assert json.loads((Path(given["pretrained"]) / "config.json").read_text())["model_type"] == "llava"
 if os.environ.get("FAKE_LMMS_EVAL") == "fails":
     # The real one catches every error, prints it and ends well.

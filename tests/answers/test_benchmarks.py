@@ -78,6 +78,19 @@ def test_an_error_that_it_hides_is_told(
     assert not (model / "benchmarks.json").exists()
 
 
+def test_a_model_that_brings_code_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"processor_class": "Mine", "auto_map": {"AutoProcessor": "mine.Mine"}}
+    (model / "processor_config.json").write_text(json.dumps(settings))
+    assert main(["eval", str(model), "--tasks=gqa", "--device=cpu"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "`auto_map` asks for foreign code; this program never runs code that comes with a model\n"
+        f'found: {model / "processor_config.json"}: {{"AutoProcessor": "mine.Mine"}}\n'
+    )
+    assert not (model / "lmms_eval").exists()
+
+
 def test_without_lmms_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(tmp_path), "--tasks=gqa"]) == 1
     assert capsys.readouterr().err == (

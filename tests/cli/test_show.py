@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.cli.main import main
-from llava_recipes.recipe.load import load_recipe, load_source
+from llava_recipes.recipe.load import LoadedRecipe, load_recipe, load_source
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.recipe.written import write_resolved, write_with_remarks
+from llava_recipes.runner.facts import compile_loaded
 from tests.laws import examples
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,6 +50,43 @@ def test_what_is_shown_is_a_recipe_that_means_the_same(
     assert again.recipe.model_dump(exclude=NOT_SHOWN) == first.recipe.model_dump(exclude=NOT_SHOWN)
     assert not NOT_SHOWN & set(again.values)
     assert write_resolved(again.recipe) == text
+    # What is written out is not reported where what was left out is not.
+    assert messages(again) <= messages(first)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("save_steps: 1", "save_strategy: epoch"),
+        ("save_steps: 1", "save_strategy: 'no', eval_strategy: 'no'"),
+        ("LM", "{source: lmsys/vicuna-7b-v1.5, quantization: {bits: 8}}"),
+        ("trainable: [projector]", "lora: {r: 8}"),
+        ("trainable: [projector]", "freeze: none"),
+        ("runs/a", '"$${x}/no"'),
+        ("template: v1", "template: v1, validation: {split: 5}"),
+        ("template: v1", "template: v1, shuffle: false, image_aspect_ratio: anyres"),
+    ],
+)
+def test_what_is_shown_is_as_valid_as_what_was_written(old: str, new: str) -> None:
+    text = """\
+version: 1
+name: odd
+model: {language_model: LM, vision_tower: {source: openai/clip-vit-large-patch14-336}, projector: {}}
+stages:
+  - name: a
+    trainable: [projector]
+    data: {template: v1, sources: [{annotations: a.json, images: b}]}
+    train: {max_steps: 50, learning_rate: 1e-4, bf16: true, global_batch_size: 128, save_steps: 1}
+    output_dir: runs/a
+"""
+    first = load_source(text.replace(old, new).replace("LM", "lmsys/vicuna-7b-v1.5", 1), "odd.yaml")
+    again = load_source(write_resolved(first.recipe), "shown.yaml")
+    assert again.recipe == first.recipe
+    assert messages(again) <= messages(first)
+
+
+def messages(loaded: LoadedRecipe) -> set[str]:
+    return {warning.message for warning in compile_loaded(loaded, world_size=1).warnings}
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

@@ -150,7 +150,10 @@ def test_skip_takes_the_next_good_sample_and_counts(
 
     loader = DataLoader(stage, batch_size=6, collate_fn=indices, num_workers=num_workers)
     assert list(loader) == [[0, 3, 3, 3, 4, 0]]
-    assert stage.num_skipped == 4
+    # Sample 1 and what stood in for it, 2 and 5: each once.
+    assert stage.skipped.nonzero().flatten().tolist() == [1, 2, 5]
+    assert list(loader) == [[0, 3, 3, 3, 4, 0]]
+    assert stage.skipped.sum() == 3
     with pytest.raises(BadImageError):
         stage.read(1)
 

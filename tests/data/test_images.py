@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import struct
+import time
 import zlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +20,17 @@ from PIL import Image
 from pydantic import JsonValue
 from transformers import BaseImageProcessor
 
+from llava_recipes.data import watched_file
+from llava_recipes.data.image_sizes import MAX_PIXELS
 from llava_recipes.data.images import (
-    MAX_PIXELS,
+    MAX_FILE_BYTES,
     BadImage,
+    decode_prepared,
     load_image_processor,
     mean_colour,
     pixel_values,
     read_image,
+    read_prepared,
 )
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import VisionTower
@@ -191,3 +199,98 @@ def test_a_small_file_with_too_many_pixels_is_refused(tmp_path: Path, side: int)
     assert side * side > MAX_PIXELS
     with pytest.raises(BadImage, match="pixels"):
         read_image(str(tmp_path), "bomb.png")
+
+
+def passes(side: int, num: int) -> bytes:
+    """A progressive JPEG of one grey, whose last pass over the image comes `num` times."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * num + data[-2:]
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
+    ends = ((b"IDAT", zlib.compress(bytes(200))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in ((b"IHDR", header), *chunks, *ends))
+
+
+def rle_bitmap(side: int, data: bytes) -> bytes:
+    start = 14 + 40 + 1024
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + header + bytes(1024) + data
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: passes(1024, 8000), id="passes"),
+        pytest.param(lambda: png(*[(b"tEXt", b"a\0b")] * 400_000), id="chunks"),
+        pytest.param(lambda: rle_bitmap(4096, b"\x01\x05" * 2_000_000), id="runs"),
+    ],
+)
+@pytest.mark.parametrize("in_file", [True, False])
+def test_decoding_has_an_end(
+    make: Callable[[], bytes], in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_file, "MAX_DECODE_S", 0.2)
+    data = make()
+    begin_s = time.thread_time()
+    with pytest.raises(BadImage, match=r"decoding it takes more than 0\.2 s of processor time"):
+        if in_file:
+            (tmp_path / "bomb").write_bytes(data)
+            read_image(str(tmp_path), "bomb")
+        else:
+            decode_prepared(data, "bomb", lambda image: image)
+    assert time.thread_time() - begin_s < 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fixture", ["rgb_0.jpg", "pal_p_trans.png", "webp.webp", "tiff", "gif", "bmp"])
+def test_damaged_bytes_are_a_bad_image_or_one(fixture: str) -> None:
+    if "." in fixture:
+        whole = (FIXTURES / "images" / fixture).read_bytes()
+    else:
+        buffer = io.BytesIO()
+        Image.new("P", (20, 20)).save(buffer, fixture)
+        whole = buffer.getvalue()
+    random = np.random.default_rng(0)
+    num_bad = 0
+    for _ in range(200):
+        data = bytearray(whole[: random.integers(1, len(whole) + 1)])
+        for place in random.integers(0, min(len(data), 200), 5):
+            data[place] = random.integers(256)
+        try:
+            assert decode_prepared(bytes(data), "x", lambda image: image.mode) == "RGB"
+        except BadImage as error:
+            num_bad += 1
+            assert error.reason
+    assert num_bad > 20
+
+
+def test_a_lack_of_memory_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image) -> None:
+        raise MemoryError
+
+    with pytest.raises(BadImage, match="preparing it takes more memory than there is"):
+        read_prepared(PICTURES, "rgb_0.jpg", fail)
+    monkeypatch.setattr(Image.Image, "convert", lambda self, mode: fail(self))
+    with pytest.raises(BadImage, match="decoding it takes more memory than there is"):
+        read_image(PICTURES, "rgb_0.jpg")
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.tiff").open("wb") as file:
+        file.write(b"II*\0")
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(BadImage, match="bytes are more than"):
+        read_image(str(tmp_path), "a.tiff")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match="a named pipe, not an ordinary file"):
+        read_image(str(tmp_path), "pipe.png")

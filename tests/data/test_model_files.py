@@ -44,7 +44,6 @@ def test_a_config_for_other_versions_counts(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_left_to_its_reader(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "config.json")
     (tmp_path / "tokenizer_config.json").mkdir()
     (tmp_path / "adapter_config.json").symlink_to("nowhere")
     (tmp_path / "generation_config.json").write_bytes(b"\xff\xfe{")
@@ -52,3 +51,13 @@ def test_what_cannot_be_read_is_left_to_its_reader(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('"auto_map"')
     check_model_folder(tmp_path, ())
     check_model_folder(tmp_path / "nowhere", ())
+
+
+def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(RecipeError) as caught:
+        check_model_folder(tmp_path, ("model",))
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.path) == ("not-an-ordinary-file", ("model",))
+    assert problem.found == str(tmp_path / "tokenizer.json")

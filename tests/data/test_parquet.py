@@ -192,7 +192,7 @@ def test_paths_without_bytes_lie_in_the_folder(tmp_path: Path) -> None:
     from llava_recipes.data.pictures import open_pictures
 
     for record, known in zip(opened, records(), strict=True):
-        (picture,) = open_pictures(opened, record)
+        (picture,) = open_pictures(opened, record, lambda image: image)
         assert picture.tobytes() == _decoded(known["image"])
 
 

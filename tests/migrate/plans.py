@@ -22,8 +22,16 @@ def migrated(name: str, *positional: str) -> Migration:
 
 
 def plan_of_text(text: str) -> Plan:
-    return plan_recipe(load_source(text, "migrated.yaml"), world_size=WORLD_SIZE)
+    return _without_words_on_the_batch(plan_recipe(load_source(text, "migrated.yaml"), world_size=WORLD_SIZE))
 
 
 def plan_of_recipe(file: Path) -> Plan:
-    return plan_recipe(load_recipe(str(file)), world_size=WORLD_SIZE)
+    return _without_words_on_the_batch(plan_recipe(load_recipe(str(file)), world_size=WORLD_SIZE))
+
+
+def _without_words_on_the_batch(plan: Plan) -> Plan:
+    """A script says the batch of a device, a shipped recipe that of a step: here the same."""
+    words = ("global batch", "depends on the number of processes")
+    return plan.model_copy(
+        update={"notes": tuple(note for note in plan.notes if not any(word in note for word in words))}
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 from pathlib import Path
 
@@ -37,6 +38,12 @@ BOMBS = {
     "many commands": "a\n" * 95_000,
     "many training commands": (TRAIN + "x\n") * 4000,
     "long line": "#" * 190_000,
+    "sums of sums": "Z=1\n"
+    + "".join(f"{a}='{b}+{b}'\n" for a, b in itertools.pairwise("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    + TRAIN
+    + "$((A))\n",
+    "open sums": TRAIN + "$((" * 60_000,
+    "substitutions": TRAIN + "$(echo " * 300 + "x" + ")" * 300,
     "arrays": "A=(" + "x " * 9000 + ")\n" + "A=(${A[@]} ${A[@]})\n" * 30 + TRAIN + "${A[@]}\n",
 }
 

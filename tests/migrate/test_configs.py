@@ -72,6 +72,14 @@ def test_an_xtuner_config_with_adapters_and_grouping() -> None:
         ("max_epochs = 1", f"max_epochs = {'-' * 5000}1", "this is not Python|deeper than"),
         ("max_epochs = 1", f"max_epochs = {'1+' * 3000}1", "this is not Python|deeper than"),
         ("max_epochs = 1", f"max_epochs = {'9' * 10000}", "this is not Python"),
+        ("max_epochs = 1", "if True:\n    max_epochs = 1", "cannot be told without running"),
+        (
+            "max_epochs = 1",
+            "max_epochs = 1\nfor max_epochs in (1, 2): pass",
+            "cannot be told without running",
+        ),
+        ("randomness =", "train_cfg.update(max_epochs=2)\nrandomness =", "cannot be told without running"),
+        ("randomness =", "model['llm'].type = 1\nrandomness =", "cannot be told without running"),
         ("lr=1e-3", "lr=10**10**10", "cannot be told|takes|number|`learning_rate`"),
     ],
 )
@@ -79,6 +87,29 @@ def test_an_xtuner_config_that_cannot_be_read(old: str, new: str, message: str) 
     assert old in XTUNER
     with pytest.raises(RecipeError, match=message):
         load_source(migrate(XTUNER.replace(old, new), "config.py").text, "recipe.yaml")
+
+
+def test_what_an_xtuner_config_sets_later_holds() -> None:
+    later = (
+        "model['freeze_llm'] = False\nmax_epochs += 1\ntrain_cfg = dict(max_epochs=max_epochs)\nrandomness ="
+    )
+    migration = migrate(XTUNER.replace("randomness =", later), "config.py")
+    assert at(migration, "stages.0.trainable") == ["projector", "language_model", "lm_head"]
+    assert at(migration, "stages.0.train.num_train_epochs") == 2
+
+
+def test_a_setting_with_two_names_is_told_under_the_one_that_counts() -> None:
+    text = XTUNER.replace(
+        "optim_wrapper = dict(",
+        "adam = dict(type=AdamW, lr=1e-3, eps=1e-6, amsgrad=True)\noptim_wrapper = dict(",
+    )
+    migration = migrate(
+        text.replace("optimizer=dict(type=AdamW, lr=1e-3,", "optimizer=adam, _=dict("), "config.py"
+    )
+    assert at(migration, "stages.0.train.learning_rate") == 1e-3
+    assert at(migration, "stages.0.train.adam_epsilon") == 1e-6
+    assert "adam.amsgrad" in names(migration, "lost")
+    assert not {"adam.lr", "adam.eps", "adam.type"} & names(migration, "lost")
 
 
 def test_axolotl_comes_to_the_same_run_as_the_original_s_pretraining() -> None:

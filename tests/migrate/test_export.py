@@ -114,6 +114,7 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ("template: v1", "template: v1\n      on_bad_image: skip", "stops at a bad image"),
         ("select_layer: -2", "revision: main", "no `revision`"),
         ("deepspeed: zero3", "deepspeed: {zero_optimization: {stage: 2}}", "not a config inline"),
+        ("deepspeed: zero3", "deepspeed: zero3_offload", "a schedule of its own"),
         ("max_steps: 7", "max_steps: 7, loss_normalization: token", "each device batch"),
         ("max_steps: 7", "max_steps: 7, global_batch_size: 64", "accumulation steps"),
         ("max_grad_norm: 0", "max_grad_norm: 0.5", "the original doesn't clip"),
@@ -240,3 +241,14 @@ def test_a_deepspeed_file_must_clip_as_the_recipe_does(
     assert code == (0 if message is None else 1)
     assert ("--deepspeed" in printed.out) == (message is None)
     assert message is None or message in printed.err
+
+
+def test_without_a_number_the_script_says_how_many_processes_its_batch_needs() -> None:
+    text = BASE.replace(
+        "max_steps: 7", "max_steps: 7, global_batch_size: 64, per_device_train_batch_size: 16"
+    )
+    recipe = load_source(text, "x.yaml").recipe
+    assert "batch of 64 needs 4 GPUs" in exported(recipe)
+    assert "--gradient_accumulation_steps 1 " in exported(recipe)
+    assert "--gradient_accumulation_steps 4 " in exported(recipe, 1)
+    assert "GPUs (" not in exported(recipe, 1)

@@ -184,7 +184,6 @@ def test_a_misspelt_flag_is_recognised() -> None:
         ("--run_name a/b", "name", "a-b"),
         ("--learning_rate 1 --learning_rate 2e-5", "stages.0.train.learning_rate", 2e-5),
         ("--version plain", "stages.0.data.template", "plain"),
-        ("--version made_up", "stages.0.data.template", "v1"),
         ("--version v0", "stages.0.data.template", "v1"),
         ("--version default", "stages.0.data.template", "v0"),
         ("--version llava_llama_2", "stages.0.data.template", "llava_llama_2"),
@@ -193,7 +192,7 @@ def test_a_misspelt_flag_is_recognised() -> None:
         ("--version v0.5", "stages.0.data.template", "v1"),
         ("--version default", "stages.0.data.template", "v0"),
         ("--version llava_llama_2", "stages.0.data.template", "llava_llama_2"),
-        ("--version qwen_1_5", "stages.0.data.template", "v1"),
+        ("--version qwen_1_5", "stages.0.data.template", "qwen"),
         ("--version qwen_1_5 --mm_tunable_parts mm_mlp_adapter", "stages.0.data.template", "qwen"),
         ("--version llava_llama_3 --mm_tunable_parts mm_mlp_adapter", "stages.0.data.template", "llama_3"),
     ],
@@ -315,6 +314,7 @@ def test_a_file_that_clips_elsewhere_than_the_flag_is_kept(tmp_path: Path) -> No
         ("--unfreeze_mm_vision_tower True", BARE, "original"),
         (NEXT, BARE, "seed"),
         ("", TINY, None),
+        ("", BARE.replace("llava/train", "mgm/train"), None),
     ],
 )
 def test_the_order_of_samples_is_that_of_the_program(flags: str, script: str, order: str | None) -> None:
@@ -359,7 +359,7 @@ def test_tinyllava_calls_a_script_for_each_stage() -> None:
             ("gemma_instruct", "gemma"),
             ("llava_mistral_instruct", "mistral_instruct"),
         ),
-        *(("v1", "v1"), ("v0", "v0"), ("v0.5", "v0"), ("made_up", "v1"), ("llava_v1_mmtag", "v1_mmtag")),
+        *(("v1", "v1"), ("v0", "v0"), ("v0.5", "v0"), ("llava_v1_mmtag", "v1_mmtag")),
     ],
 )
 def test_llava_nexts_names_of_templates(version: str, template: str) -> None:

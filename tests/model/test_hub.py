@@ -24,6 +24,7 @@ FILES = {
     "pytorch_model.bin": b"the same weights again",
     "original/consolidated.00.pth": b"and again",
     "README.md": b"words",
+    "tokenizer_of_ours.py": b"code",
 }
 BIN_FILES = {name: content for name, content in FILES.items() if not name.endswith(".safetensors")}
 REPOSITORIES = {"owner/safe": FILES, "owner/bins": BIN_FILES}

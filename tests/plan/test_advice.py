@@ -43,9 +43,9 @@ def warnings_of(values: dict[str, Any], *, world_size: int = 1) -> list[Problem]
 
 def pretrained(**changes: Any) -> dict[str, Any]:
     """A stage over pretrained weights, as most people run it."""
-    values = stage_values(train__bf16=True, **changes)
+    values = stage_values(train__bf16=True, train__global_batch_size=4, **changes)
     values["model"] = {"language_model": VICUNA, "vision_tower": CLIP}
-    values["stages"][0]["data"]["max_length"] = 2048
+    values["stages"][0]["data"] |= {"max_length": 2048, "template": "v1"}
     return values
 
 
@@ -213,3 +213,49 @@ def test_an_order_that_is_not_drawn() -> None:
     assert by_length.path == problem.path and "group_by: length" in by_length.message
     shuffled = warnings_of(stage_values(data__order="original", data__group_by="modality_length"))
     assert not [found for found in shuffled if "order" in found.message]
+
+
+@pytest.mark.parametrize(
+    ("batch", "hint"),
+    [
+        ({"per_device_train_batch_size": 32}, "write `global_batch_size: 256`, LLaVA's batch at this rate"),
+        ({"per_device_train_batch_size": 24}, "write `global_batch_size:` with the batch that the learning"),
+        ({"gradient_accumulation_steps": 2}, "in place of `gradient_accumulation_steps`"),
+        ({"per_device_train_batch_size": 32, "global_batch_size": 256}, None),
+        ({}, "write `global_batch_size: 256`"),
+    ],
+)
+def test_a_batch_that_depends_on_the_number_of_processes(batch: dict[str, int], hint: str | None) -> None:
+    values = pretrained(train__learning_rate=1e-3, train__save_steps=1)
+    train = values["stages"][0]["train"]
+    for key in ("global_batch_size", "per_device_train_batch_size"):
+        train.pop(key, None)
+    train |= batch
+    for world_size in (1, 8):
+        found = [each for each in warnings_of(values, world_size=world_size) if "processes" in each.message]
+        assert [str(hint) in str(each.hint) for each in found] == ([True] if hint is not None else [])
+
+
+def test_a_tiny_model_may_have_the_batch_of_one_device() -> None:
+    assert not [each for each in warnings_of(stage_values()) if "processes" in each.message]
+
+
+@pytest.mark.parametrize("template", ["plain", "v0_plain"])
+@pytest.mark.parametrize(
+    ("stage", "is_told"),
+    [
+        ({"trainable": ["projector"]}, False),
+        ({"trainable": ["projector", "language_model"]}, True),
+        ({"trainable": ["lm_head"]}, True),
+        ({"trainable": [], "lora": {"r": 8}}, True),
+        ({"trainable": ["vision_tower"]}, False),
+    ],
+)
+def test_plain_leaves_the_prompts_out(template: str, stage: dict[str, Any], is_told: bool) -> None:
+    values = pretrained()
+    values["stages"][0] |= stage
+    values["stages"][0]["data"]["template"] = template
+    found = [each for each in warnings_of(values) if "leaves out what is asked" in each.message]
+    assert [each.path for each in found] == ([("stages", 0, "data", "template")] if is_told else [])
+    values["stages"][0]["data"]["template"] = "v1"
+    assert not [each for each in warnings_of(values) if "leaves out" in each.message]

@@ -81,12 +81,15 @@ def test_proposed_batches_can_be_reached(global_batch: int, per_device: int, wor
         return
     hint = explain_batch(settings, world_size=world_size, path=()).hint
     assert hint is not None
-    for proposal in re.findall(r"`global_batch_size: (.*?)`", hint):
-        for value in proposal.split(" or "):
-            assert derive_batch(
-                settings.model_copy(update={"global_batch_size": int(value)}), world_size=world_size
-            )
-    for value in re.findall(r"`per_device_train_batch_size: (\d+)`", hint):
+    together = re.findall(r"`global_batch_size: (\d+)`(?: with `per_device_train_batch_size: (\d+)`)?", hint)
+    for in_all, size in together:
+        changes = {"global_batch_size": int(in_all), "per_device_train_batch_size": int(size or per_device)}
+        assert derive_batch(settings.model_copy(update=changes), world_size=world_size)
+        # As near to the batch that was wanted as two batches of a device, and never more on one device.
+        assert abs(int(in_all) - global_batch) <= world_size * per_device
+        assert int(size or 1) <= per_device
+    for value in re.findall(r"write `per_device_train_batch_size: (\d+)`", hint):
+        assert int(value) <= per_device
         changed = settings.model_copy(update={"per_device_train_batch_size": int(value)})
         assert derive_batch(changed, world_size=world_size)
     for value in re.findall(r"run on (\d+) process", hint):
@@ -96,9 +99,14 @@ def test_proposed_batches_can_be_reached(global_batch: int, per_device: int, wor
 @pytest.mark.parametrize(
     ("per_device", "world_size", "hint"),
     [
-        (32, 12, "`global_batch_size: 384`, or run on 8 processes"),
-        (24, 8, "`global_batch_size: 192 or 384`, or `per_device_train_batch_size: 16`"),
-        (7, 3, "`global_batch_size: 252 or 273`"),
+        (
+            32,
+            7,
+            "run on 4 processes, or write `global_batch_size: 252` with `per_device_train_batch_size: 18`",
+        ),
+        (24, 8, "write `per_device_train_batch_size: 16`"),
+        (7, 3, "write `global_batch_size: 255` with `per_device_train_batch_size: 5`"),
+        (32, 64, "write `per_device_train_batch_size: 4`"),
     ],
 )
 def test_a_global_batch_that_does_not_divide(per_device: int, world_size: int, hint: str) -> None:

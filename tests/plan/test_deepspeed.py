@@ -24,7 +24,7 @@ from llava_recipes.plan.deepspeed import (
 )
 from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, REMOVED_KEYS, REMOVED_ZERO_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import Problem
-from llava_recipes.recipe.schema import Train
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
 from tests.installed import only_with_the_tested
 
 PATH = ("stages", 0, "deepspeed")
@@ -78,6 +78,16 @@ def test_presets_are_the_original_files_to_the_byte(name: str, digest: str) -> N
     assert hashlib.sha256(text.encode()).hexdigest() == digest
 
 
+def test_the_offload_preset_is_zero_3_with_all_of_it_in_main_memory() -> None:
+    """As scripts/zero3_offload.json of haotian-liu/LLaVA, without its optimizer, schedule and log keys."""
+    offload, three = original_file("zero3_offload"), original_file("zero3")
+    blocks = offload["zero_optimization"]
+    assert isinstance(blocks, dict)
+    moved = {key: blocks.pop(key) for key in ("offload_optimizer", "offload_param")}
+    assert offload == three
+    assert moved == {key: {"device": "cpu", "pin_memory": True} for key in moved}
+
+
 def test_a_preset_is_a_fresh_copy() -> None:
     zero = preset("zero2", max_grad_norm=1.0)["zero_optimization"]
     assert isinstance(zero, dict)
@@ -85,7 +95,7 @@ def test_a_preset_is_a_fresh_copy() -> None:
     assert original_file("zero2") == ZERO2
 
 
-@pytest.mark.parametrize("name", ["zero2", "zero3"])
+@pytest.mark.parametrize("name", DEEPSPEED_PRESETS)
 @pytest.mark.parametrize("norm", [0, 0.5, 1.0])
 def test_a_preset_clips_where_the_recipe_does(name: str, norm: float) -> None:
     assert preset(name, max_grad_norm=norm)["gradient_clipping"] == norm
@@ -197,7 +207,7 @@ def test_a_removed_key_of_zero_is_told() -> None:
     assert "no key `mics_shard_size` from 0.19.8 on" in problem.message
 
 
-@pytest.mark.parametrize("name", ["zero2", "zero3"])
+@pytest.mark.parametrize("name", DEEPSPEED_PRESETS)
 @pytest.mark.parametrize("precision", [{"bf16": True}, {"bf16": False}, {"bf16": False, "fp16": True}])
 def test_presets_agree_with_every_recipe(name: str, precision: dict[str, bool]) -> None:
     assert check(preset(name, max_grad_norm=0.3), max_grad_norm=0.3, **precision) == []
@@ -297,9 +307,9 @@ def test_every_contradiction_is_told_at_once() -> None:
     ("word", "message", "hint"),
     [
         ("zero_2", "unknown DeepSpeed preset 'zero_2'", "did you mean `zero2`?"),
-        ("fancy", "unknown DeepSpeed preset 'fancy'", "presets: zero2, zero3, none"),
-        ("./scripts/zero2.json", "DeepSpeed config not found", "presets: zero2, zero3, none"),
-        ("zero2.json", "DeepSpeed config not found", "presets: zero2, zero3, none"),
+        ("fancy", "unknown DeepSpeed preset 'fancy'", "presets: zero2, zero3, zero3_offload, none"),
+        ("./scripts/zero2.json", "DeepSpeed config not found", "presets: zero2, zero3, zero3_offload, none"),
+        ("zero2.json", "DeepSpeed config not found", "presets: zero2, zero3, zero3_offload, none"),
     ],
 )
 def test_a_word_that_is_no_preset_and_no_file(word: str, message: str, hint: str) -> None:

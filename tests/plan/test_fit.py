@@ -99,6 +99,16 @@ def test_main_memory_is_asked_for_where_weights_go_there() -> None:
     assert any(wanted in note for note in proposal.notes)
 
 
+def test_the_offload_preset_counts_as_zero_3_in_main_memory() -> None:
+    values = stage1_values(VICUNA_13B, deepspeed="zero3_offload", **FULL)
+    _, estimator = estimator_of(values, world_size=2)
+    memory = estimator.estimate().stages[0].usual
+    assert memory.host_bytes > 0
+    assert not {"weights", "optimizer", "gradients"} & {part.name for part in memory.parts}
+    proposal = proposed(values, "rtx4090", world_size=2)
+    assert proposal is None or proposal.fit.verdict == "fits"
+
+
 def test_what_fits_nowhere_has_no_proposal() -> None:
     values = stage1_values(VICUNA_13B, deepspeed="none")
     del values["stages"][0]["train"]["bf16"]

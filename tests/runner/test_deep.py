@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from llava_recipes.cli.main import main
-from llava_recipes.runner import deep
+from llava_recipes.runner import deep_data
 from tests.data.parquet_files import with_structs, write_parquet
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 
@@ -44,7 +45,7 @@ def test_a_good_recipe_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         f"ok  {tmp_path / 'recipe.yaml'}",
-        "    pretrain: 24 records, all of 24 pictures opened, 2,112 of 131,904 parameters train",
+        "    pretrain: 24 records, all of 24 pictures decoded, 2,112 of 131,904 parameters train",
     ]
 
 
@@ -124,7 +125,7 @@ def test_pictures_are_sampled_the_same_way_every_time(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deep, "NUM_SAMPLED", 5)
+    monkeypatch.setattr(deep_data, "NUM_OPENED", 5)
     for record in records[::2]:
         record["image"] = "nowhere.jpg"
     values = _recipe(tmp_path, records)
@@ -138,6 +139,58 @@ def test_pictures_are_sampled_the_same_way_every_time(
     assert "12 of the 24 pictures that were opened cannot be used" in err
 
 
+def cut_short(name: str, folder: Path) -> str:
+    whole = (FIXTURES / "images" / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    return name
+
+
+def test_some_pictures_are_decoded_and_with_all_every_one(
+    tmp_path: Path,
+    records: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deep_data, "NUM_OPENED", 10)
+    monkeypatch.setattr(deep_data, "NUM_DECODED", 3)
+    values = _recipe(tmp_path, records)
+    code, out, _ = _validate(values, tmp_path, capsys)
+    assert code == 0
+    assert "10 of 24 pictures opened, 3 decoded" in out
+    assert "all of 24 pictures decoded" in _validate(values, tmp_path, capsys, "--all")[1]
+    images = tmp_path / "images"
+    images.mkdir()
+    for record in records:
+        record["image"] = cut_short("rgb_0.jpg", images)
+    values = _recipe(tmp_path, records)
+    values["stages"][0]["data"]["sources"][0]["images"] = str(images)
+    code, _, err = _validate(values, tmp_path, capsys)
+    assert (code, err.count("image file is truncated")) == (1, 3)
+    code, _, err = _validate(values, tmp_path, capsys, "--all")
+    assert "24 of the 24 pictures that were opened cannot be used" in err
+
+
+@pytest.mark.parametrize("num_decoded", [0, 100])
+def test_a_picture_that_is_too_thin_to_prepare_is_found(
+    num_decoded: int,
+    tmp_path: Path,
+    records: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deep_data, "NUM_DECODED", num_decoded)
+    shutil.copytree(FIXTURES / "images", tmp_path / "images")
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "images/thin.png")
+    records[3]["image"] = "thin.png"
+    values = _recipe(tmp_path, records)
+    values["stages"][0]["data"]["sources"][0]["images"] = str(tmp_path / "images")
+    code, _, err = _validate(values, tmp_path, capsys)
+    assert code == 1
+    assert (
+        'sample 3 (id "s1_003"): it is too thin: 1 x 60,000 pixels would be resized to 56 x 3,360,000' in err
+    )
+
+
 def test_counts_are_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = _validate(_recipe(tmp_path), tmp_path, capsys, "--format", "json")
     assert code == 0
@@ -149,6 +202,7 @@ def test_counts_are_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[st
             "num_validation_records": 0,
             "num_images": 24,
             "num_images_opened": 24,
+            "num_images_decoded": 24,
             "num_trainable_parameters": 2112,
             "num_parameters": 131904,
         }
@@ -174,7 +228,7 @@ def test_validation_data_is_looked_at_too(
     data["validation"] = {"split": 0.25}
     code, out, _ = _validate(values, tmp_path, capsys)
     assert code == 0
-    assert "pretrain: 18 records, 6 to validate on, all of 24 pictures opened" in out
+    assert "pretrain: 18 records, 6 to validate on, all of 24 pictures decoded" in out
     records[-1]["image"] = "nowhere.jpg"
     records[-2]["conversations"] = []
     (tmp_path / "val.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
@@ -196,7 +250,7 @@ def test_parts_of_a_file_and_weights_are_counted(tmp_path: Path, capsys: pytest.
     values["stages"][0]["data"]["sources"][0] |= {"sampling_strategy": "first:50%", "weight": 2.5}
     code, out, _ = _validate(values, tmp_path, capsys)
     assert code == 0
-    assert "pretrain: 30 records, all of 12 pictures opened" in out
+    assert "pretrain: 30 records, all of 12 pictures decoded" in out
 
 
 def test_too_many_images_are_told(

@@ -43,6 +43,28 @@ def test_one_process_sees_one_gpu(
     assert visible_to(Processes(per_node=1), tmp_path, monkeypatch) == expected
 
 
+SHOW = """
+import os, sys
+with open(sys.argv[1], "w") as file:
+    print(sys.flags.safe_path, repr(sys.stdin.read()), os.environ["PATH"].count("::"), file=file)
+    print(os.environ["PATH"].endswith(os.pathsep), "" in os.environ["PYTHONPATH"].split(":"), file=file)
+"""
+
+
+@pytest.mark.parametrize("path", [None, "", "/usr/bin::/bin:"])
+def test_the_current_folder_and_standard_input_stay_outside(
+    path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":/named::")
+    monkeypatch.setattr("tests.runner.test_launch.PRINT", SHOW)
+    if path is None:
+        monkeypatch.delenv("PATH")
+    else:
+        monkeypatch.setenv("PATH", path)
+    shown = visible_to(Processes(per_node=1), tmp_path, monkeypatch)
+    assert shown.split() == ["True", "''", "0", "False", "False"]
+
+
 @pytest.mark.parametrize("processes", [Processes(per_node=2), Processes(per_node=1, nnodes=2)])
 def test_several_processes_see_what_they_are_given(
     processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

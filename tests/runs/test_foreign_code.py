@@ -134,3 +134,13 @@ def test_a_stage_that_starts_from_adapters_with_code(
     values["stages"][0]["init_from"] = str(start)
     recipe = write_recipe(values, tmp_path / "recipe.yaml")
     _refuses(["validate", "--deep", str(recipe)], start, capsys)
+
+
+def test_an_export_hands_no_code_on(pipeline: Path, tmp_path: Path) -> None:
+    """Though it lies beside the tokenizer's files, under a name like theirs."""
+    base = shutil.copytree(FIXTURES / "tiny_vicuna", tmp_path / "language")
+    (base / "tokenizer_foreign.py").write_text(CODE.format(mark=str(tmp_path / "RUN")))
+    written = tmp_path / "written"
+    words = ["export", str(pipeline / "projector"), "--to", "llava", "-o", str(written), "--base", str(base)]
+    assert main(words) == 0
+    assert (written / "tokenizer_config.json").is_file() and not list(written.rglob("*.py"))

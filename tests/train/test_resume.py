@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
-from llava_recipes.train.checkpoints import find_damage, list_checkpoints
+from llava_recipes.cli.main import main
+from llava_recipes.train.checkpoints import find_damage, list_checkpoints, seal
+from tests.model.poison import poisoned
 from tests.processes import TIMEOUT_S, python, run_recipe, run_to_end, started
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import copy_cut, cut_after
@@ -126,3 +130,84 @@ def test_a_grouped_order_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in whole], rel=1e-6)
     for name, tensor in load_file(run / "mm_projector.safetensors").items():
         assert (tensor - projector[name]).abs().max() <= 1e-6
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run)]
+
+
+@pytest.mark.parametrize(("processes", "deepspeed"), MODES)
+def test_a_poisoned_checkpoint_is_passed_over(
+    processes: int, deepspeed: str, uncut: Callable[[int, str], Path], tmp_path: Path
+) -> None:
+    """The last process's file names a command, and the seal has been made again, as a stranger would."""
+    whole = uncut(processes, deepspeed)
+    recipe, run, made = copy_cut(whole, tmp_path, step=16), tmp_path / "run", tmp_path / "PWNED"
+    for step, name in ((16, "*_optim_states.pt"), (12, "*_model_states.pt")):
+        folder = run / f"checkpoint-{step}"
+        of_deepspeed = sorted(folder.rglob(name))
+        file = (
+            of_deepspeed[-1] if of_deepspeed else folder / ("optimizer.pt" if step == 16 else "scheduler.pt")
+        )
+        file.write_bytes(poisoned(made)["zip" if step == 16 else "legacy"])
+        seal(folder, step=step, world_size=processes)
+    said = run_to_end(recipe, "--processes", str(processes), "--resume")
+    assert not made.exists()
+    for step in (16, 12):
+        assert re.search(rf"checkpoint-{step} is passed over: \S+\.pt names posix.system", said)
+    assert "resumed after 8" in said
+    assert [line["loss"] for line in read_metrics(run)] == [
+        line["loss"] for line in read_metrics(whole / "run")
+    ]
+
+
+def test_a_state_that_cannot_be_used_makes_way_for_an_older_one(
+    uncut: Callable[[int, str], Path], tmp_path: Path
+) -> None:
+    """Plain values, and not those of a schedule: seen where they are loaded."""
+    whole = uncut(2, "none")
+    recipe, run = copy_cut(whole, tmp_path, step=16), tmp_path / "run"
+    torch.save({"python": 1}, run / "checkpoint-16" / "rng_state_1.pth")
+    seal(run / "checkpoint-16", step=16, world_size=2)
+    said = run_to_end(recipe, "--processes", "2", "--resume")
+    assert "checkpoint-16 is passed over: the random state cannot be loaded" in said
+    assert [line["loss"] for line in read_metrics(run)] == [
+        line["loss"] for line in read_metrics(whole / "run")
+    ]
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_poisoned_checkpoints_alone_are_an_error(
+    options: list[str], uncut: Callable[[int, str], Path], tmp_path: Path
+) -> None:
+    recipe, run = copy_cut(uncut(1, "zero2"), tmp_path, step=8), tmp_path / "run"
+    for step in (4, 8):
+        folder = run / f"checkpoint-{step}"
+        for file in [*folder.rglob("*.pt"), *folder.rglob("*.pth")]:
+            file.write_bytes(poisoned(tmp_path / "PWNED")["zip"])
+        seal(folder, step=step, world_size=1)
+    done = run_recipe(recipe, "--processes", "1", "--resume", *options)
+    assert done.returncode == 1
+    assert not (tmp_path / "PWNED").exists()
+    assert "no checkpoint can be resumed from" in done.stderr and "names posix.system" in done.stderr
+    assert "remove the checkpoint folders" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"{}\n", b"\xff\xfe\n", b'{"step": "x", "seconds": 1}\n', b"[" * 9_999 + b"\n", None]
+)
+def test_a_damaged_log_is_an_error_that_names_it(
+    damaged: bytes | None,
+    uncut: Callable[[int, str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe, log = copy_cut(uncut(1, "none"), tmp_path, step=8), tmp_path / "run" / "metrics.jsonl"
+    if damaged is None:
+        log.unlink()
+        log.mkdir()
+    else:
+        log.write_bytes(log.read_bytes() + damaged)
+    assert main(["run", str(recipe), "--processes", "1", "--resume", "--dry-run"]) == 1
+    told = capsys.readouterr().err
+    assert "metrics.jsonl" in told and "is damaged" in told

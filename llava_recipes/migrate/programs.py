@@ -1,0 +1,196 @@
+"""Which program a script starts: LLaVA, LLaVA-NeXT, TinyLLaVA, or a fork of one of them.
+
+A fork takes flags of the same names and may give them another meaning: it is named, never passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from llava_recipes.migrate.flags import Flags
+from llava_recipes.recipe.errors import Mark, Problem
+
+Kind = Literal["llava", "next", "tiny", "fork"]
+
+NEXT_FLAGS = (
+    "mm_tunable_parts",
+    "mm_vision_tower_lr",
+    "unfreeze_mm_vision_tower",
+    "unfreeze_language_model",
+    "mm_patch_merge_type",
+    "image_grid_pinpoints",
+    "attn_implementation",
+    "video_folder",
+    "frames_upbound",
+    "mm_resampler_type",
+)
+"""Flags that LLaVA-NeXT has and LLaVA has not."""
+
+OF_LLAVA_NEXT_ALONE = (
+    *("mm_tunable_parts", "unfreeze_language_model", "attn_implementation", "video_folder"),
+    *("frames_upbound", "mm_resampler_type", "mm_newline_position", "mm_spatial_pool_mode"),
+    *("mm_spatial_pool_stride", "vision_tower_pretrained", "image_crop_resolution", "image_split_resolution"),
+    *("group_by_varlen", "group_by_modality_length_auto", "add_time_instruction", "force_sample"),
+)
+"""Flags of LLaVA-NeXT that Open-LLaVA-NeXT doesn't have, which is made from LLaVA and pins what it pins."""
+
+TINY_FLAGS = (
+    "conv_version",
+    "connector_type",
+    "training_recipe",
+    "tune_type_llm",
+    "tune_type_vision_tower",
+    "tune_type_connector",
+)
+"""Flags that TinyLLaVA has and the others have not."""
+
+LLAVA, NEXT, OPEN_NEXT, TINY = "LLaVA", "LLaVA-NeXT", "Open-LLaVA-NeXT", "TinyLLaVA"
+OLD_TINY = "TinyLLaVA's first version"
+"""Made from LLaVA, and with its flags."""
+
+_LLAVA_FILES = frozenset({"train.py", "train_mem.py", "train_xformers.py"})
+_PACKAGES: Mapping[str, str] = MappingProxyType(
+    {
+        "tinyllava": TINY,
+        "videollava": "Video-LLaVA",
+        "moellava": "MoE-LLaVA",
+        "bunny": "Bunny",
+        "mgm": "Mini-Gemini (MGM)",
+        "minigemini": "Mini-Gemini (MGM)",
+        "llamavid": "LLaMA-VID",
+        "cambrian": "Cambrian",
+        "ola_vlm": "OLA-VLM",
+        "share4v": "ShareGPT4V",
+        "llava_hr": "LLaVA-HR",
+        "mobilevlm": "MobileVLM",
+    }
+)
+"""What the folder around `train/` is called in each, where it isn't `llava`."""
+
+_FOLDERS: Mapping[str, str] = MappingProxyType(
+    {
+        "llava-next": NEXT,
+        "open-llava-next": OPEN_NEXT,
+        **{
+            name.lower(): name
+            for name in (
+                *("ViP-LLaVA", "LLaVA-pp", "LLaVA-MORE", "LLaVA-Med", "LLaVA-HR", "LLaVA-Mini", "LLaVA-Plus"),
+                *("ShareGPT4V", "OLA-VLM", "Video-LLaVA", "MoE-LLaVA", "Cambrian", "Bunny", "VILA"),
+            )
+        },
+        "llava-pp-main": "LLaVA-pp",
+        "visper-lm": "OLA-VLM",
+        "ml-fastvlm": "FastVLM",
+        "cambrian-main": "Cambrian",
+    }
+)
+"""Checkouts that keep LLaVA's name for their package, by the name of their folder."""
+
+_BY_VERSION: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("qwen_1_5", "qwen_2", "gemma_instruct", "llava_mistral_instruct"), NEXT),
+        **dict.fromkeys(("mistral_orca", "mistral_zephyr"), NEXT),
+        **dict.fromkeys(("llava_llama_2_simple", "llava_llama_2_mmtag"), NEXT),
+        **dict.fromkeys(("llama3", "phi3_instruct"), "LLaVA-pp"),
+        **dict.fromkeys(("llama_3", "llama_3_1", "llama_3_1_reasoning", "phi_4", "gemma_2"), "LLaVA-MORE"),
+        "llava_phi_3": "ViP-LLaVA",
+    }
+)
+"""Programs whose package is called `llava` too, by a conversation that LLaVA doesn't have."""
+
+_PREFERENCES = re.compile(r"(?:^|[_.-])(?:dpo|ppo|grpo|orpo|kto|simpo|rlhf|reward|rm)(?:[_.-]|$)")
+
+
+@dataclass(frozen=True)
+class Program:
+    """The program that a command starts."""
+
+    name: str
+    kind: Kind
+    path: str
+    """As the script says it; empty for a file of flags."""
+    is_known: bool = True
+    """Whether its flags mean what they are read as."""
+
+    @property
+    def shown(self) -> str:
+        return f"{self.name} ({self.path})" if self.path else self.name
+
+
+def identify(path: str, flags: Flags, script: str) -> Program:
+    """The program by its path, and where several share a path, by flags that one of them has alone.
+
+    A checkout is also known by the name of its folder, around the program or around the script.
+    """
+    package, file, folders = _parts(path)
+    folders = [*script.replace("\\", "/").lower().split("/")[:-1], *folders]
+    if (package == "tinyllava" or package in ("", "llava")) and flags.has_any(TINY_FLAGS):
+        return Program(TINY, "tiny", path, is_known=not path or file == "train.py")
+    by_path = _PACKAGES.get(package) or next(
+        (_FOLDERS[folder] for folder in reversed(folders) if folder in _FOLDERS), None
+    )
+    if by_path == TINY and "version" not in flags:
+        return Program(TINY, "tiny", path, is_known=file == "train.py")
+    if by_path == TINY:
+        return _fork(OLD_TINY, path)
+    # Many programs have a train.py; the other two names are LLaVA's.
+    is_llavas = package == "llava" or (not package and file != "train.py")
+    if path and (not is_llavas or file not in _LLAVA_FILES):
+        return _fork(by_path or f"a fork of {LLAVA}, or another program", path)
+    if by_path in (NEXT, OPEN_NEXT):
+        return Program(by_path, "next", path)
+    return _fork(by_path, path) if by_path else _by_flags(path, flags)
+
+
+def _fork(name: str, path: str) -> Program:
+    return Program(name, "fork", path, is_known=False)
+
+
+def refuse_preferences(path: str, mark: Mark) -> Problem | None:
+    """The problem with a program that trains on preferences or rewards, None for any other."""
+    _, file, _ = _parts(path)
+    found = _PREFERENCES.search(file.lower().removesuffix(".py"))
+    if found is None:
+        return None
+    return Problem(
+        f"`{file}` trains on preferences or rewards, which recipes don't do",
+        code="preference-training",
+        mark=mark,
+        found=path,
+        hint="a recipe trains on the answers of its records; migrate the script of the stage before",
+    )
+
+
+def _parts(path: str) -> tuple[str, str, list[str]]:
+    """The package, the file, and the folders around, of a path or of a module after `-m`."""
+    if path.endswith(".py"):
+        names = path.replace("\\", "/").split("/")
+    else:
+        names = path.split(".")
+        names[-1] += ".py"
+    package = names[-3] if len(names) > 2 and names[-2] == "train" else ""
+    if len(names) > 1 and not package:
+        package = names[-2]
+    return package, names[-1], [name.lower() for name in names[:-2]]
+
+
+def _by_flags(path: str, flags: Flags) -> Program:
+    """LLaVA, and what keeps its package's name and files."""
+    version = flags[name].text if (name := "version") in flags else ""
+    tower = flags[name].text if (name := "vision_tower") in flags else ""
+    if tower.startswith("clip_4layers"):
+        return _fork("ViP-LLaVA", path)
+    if flags.has_any(OF_LLAVA_NEXT_ALONE):
+        return Program(NEXT, "next", path)
+    named = _BY_VERSION.get(version)
+    if flags.has_any(NEXT_FLAGS):
+        return Program(NEXT if named == NEXT else OPEN_NEXT, "next", path)
+    if named is not None:
+        return Program(NEXT, "next", path) if named == NEXT else _fork(named, path)
+    if version == "llava_llama_3":
+        return _fork(f"{OPEN_NEXT}, ViP-LLaVA or another fork of {LLAVA}", path)
+    return Program(LLAVA, "llava", path)

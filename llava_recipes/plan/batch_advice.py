@@ -1,0 +1,37 @@
+"""Warnings about the batch of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.rates import kind_of_stage, spell_rate, usual_batch
+from llava_recipes.recipe.schema import Stage
+
+
+def check_processes(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    """A batch that grows with the number of processes, while the learning rate stays."""
+    train, config = stage.train, planned.deepspeed or {}
+    if train.global_batch_size is not None or isinstance(config.get("train_batch_size"), int):
+        return
+    per_device, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps or 1
+    key = "per_device_train_batch_size"
+    is_written = key in train.model_fields_set
+    batch = per_device * accumulation
+    kind = kind_of_stage(stage.freeze, stage.trainable, has_lora=stage.lora is not None)
+    usual = usual_batch(kind, train.learning_rate)
+    wanted = "`global_batch_size:` with the batch that the learning rate was made for"
+    if usual is not None and usual % per_device == 0:
+        wanted = f"`global_batch_size: {usual}`, LLaVA's batch at this rate"
+    instead = ", in place of `gradient_accumulation_steps`" if train.gradient_accumulation_steps else ""
+    yield Problem(
+        "the batch of a step depends on the number of processes, and the learning rate doesn't",
+        code="batch-depends-on-processes",
+        path=(*path, "train", key) if is_written else (*path, "train"),
+        found=f"{batch} samples on 1 process, {8 * batch} on 8, at "
+        f"{spell_rate(train.learning_rate)} on each of them",
+        hint=f"write {wanted}{instead}; the accumulation steps then follow from the number of processes",
+        on_key=True,
+        severity="warning",
+    )

@@ -1,0 +1,126 @@
+"""What to write in place of a value that the schema refuses, or where a value is missing."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from llava_recipes.layouts import ALIASES, LAYOUTS
+from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.number_forms import numbers_meant, whole
+from llava_recipes.recipe.rates import spell_rate, usual_rate
+from llava_recipes.recipe.renames import OTHER_TEMPLATES
+from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
+from llava_recipes.recipe.shape import field_at
+from llava_recipes.recipe.spelling import did_you_mean, same_digits
+from llava_recipes.recipe.values import as_mapping, value_at
+
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RATES: Final = "1e-3 for a projector alone, 2e-5 for a language model, 2e-4 for LoRA adapters"
+_STAGE: Final = re.compile(r"(?:ds|deepspeed)?(?:z|zero|stage|zerostage)?(?P<stage>[0-3])")
+
+
+def missing_hint(path: Path, root: Value) -> str | None:
+    """What to write where a key is missing."""
+    field = field_at(path)
+    if field is None:
+        return None
+    if path == ("version",):
+        return "write `version: 1`"
+    if path[-2:] == ("train", "learning_rate") and _example(path, root) is None:
+        return f"write `learning_rate:` with the rate for what trains: {_RATES}"
+    example = _example(path, root)
+    written = f"{path[-1]}: {example}" if example is not None else f"{path[-1]}:"
+    return f"write `{written}`" + (f" ({field.description})" if field.description else "")
+
+
+def empty_hint(path: Path, root: Value) -> str:
+    """What to write where a key has no value."""
+    if path[-1:] == ("deepspeed",):
+        return "write `none` to train without DeepSpeed"
+    example = _example(path, root)
+    if example is not None:
+        return f"write `{path[-1]}: {example}`"
+    if path[-2:] == ("train", "learning_rate"):
+        return f"write the rate for what trains: {_RATES}"
+    field = field_at(path) if path and isinstance(path[-1], str) else None
+    if field is not None and not field.is_required():
+        return "give it a value, or remove the key to take the default"
+    return "give it a value"
+
+
+def _example(path: Path, root: Value) -> str | None:
+    """A value for a key that is right in this recipe, spelled."""
+    if path[-2:] == ("train", "learning_rate"):
+        rate = usual_rate(as_mapping(value_at(root, path[:-2])))
+        return None if rate is None else spell_rate(rate)
+    field = field_at(path) if path and isinstance(path[-1], str) else None
+    if field is None or not field.examples:
+        return None
+    if path[-1] == "output_dir":
+        names = [value_at(root, ("name",)), value_at(root, (*path[:-1], "name"))]
+        if all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in names):
+            return spell_value("./checkpoints/" + "-".join(map(str, names)), limit=300)
+    return spell_value(field.examples[0], limit=100)
+
+
+def number_hint(path: Path, text: str, wanted: str) -> str | None:
+    """What to write where a number is wanted and a text is given; every reading that the key takes."""
+    readings = [number for number in numbers_meant(text) if _takes(path, float(number))]
+    if "a number" not in wanted:
+        readings = [str(number) for reading in readings if (number := whole(reading)) is not None]
+    readings = list(dict.fromkeys(readings))
+    if len(readings) == 1:
+        return f"write {readings[0]}, without quotes or separators"
+    return f"write {' or '.join(readings)}, whichever is meant" if readings else None
+
+
+def _takes(path: Path, number: float) -> bool:
+    """Whether a key's bounds admit a number."""
+    field = field_at(path)
+    for bound in field.metadata if field is not None else ():
+        if (
+            number <= getattr(bound, "gt", float("-inf"))
+            or number < getattr(bound, "ge", float("-inf"))
+            or number >= getattr(bound, "lt", float("inf"))
+            or number > getattr(bound, "le", float("inf"))
+        ):
+            return False
+    return True
+
+
+def choice_hint(path: Path, value: Value, choices: tuple[object, ...]) -> str | None:
+    """Which of the words that a key takes was meant."""
+    if value is False and "no" in choices:
+        return f'write `{path[-1]}: "no"`'
+    if not isinstance(value, str):
+        return None
+    if path[-1] == "template" and value in OTHER_TEMPLATES:
+        return OTHER_TEMPLATES[value]
+    if path[-1] == "image_aspect_ratio" and value.startswith("anyres_max"):
+        return (
+            "write `anyres`; `anyres_max_N` shrinks the features of large grids by interpolation, which "
+            "neither Hugging Face's model nor this one does"
+        )
+    if path[-1] == "chat_template" and value in (*LAYOUTS, *ALIASES):
+        return f"write `template: {value}`"
+    if path == ("version",):
+        return "write `version: 1`; a conversation template is `template:` under `data:` of the stage"
+    return did_you_mean(value, same_digits(value, map(str, choices)))
+
+
+def deepspeed_hint(word: str) -> str:
+    """What to write instead of a DeepSpeed preset that is not known."""
+    presets = ("none", *DEEPSPEED_PRESETS)
+    listed = f"presets: {', '.join(presets)}; a file is written as ./{word}.json"
+    bare = re.sub(r"[^a-z0-9]", "", word.lower())
+    stage = _STAGE.fullmatch(bare)
+    if stage is not None:
+        meant = f"zero{stage['stage']}"
+        return (
+            f"did you mean `{meant}`?"
+            if meant in presets
+            else f"stage {stage['stage']} has no preset; {listed}"
+        )
+    return did_you_mean(word, same_digits(word, presets)) or listed

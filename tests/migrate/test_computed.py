@@ -1,0 +1,138 @@
+"""Values that follow from known ones are those of bash: arithmetic, and commands about paths."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_recipes.migrate.arithmetic import NotComputed, evaluate
+from llava_recipes.migrate.launchers import count_processes
+from llava_recipes.migrate.substitution import answer
+from tests.laws import examples
+
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="compares with bash")
+
+VARIABLES = {"A": "7", "B": "-3", "C": "A + 1", "Z": "0", "E": ""}
+numbers = st.sampled_from(["0", "1", "8", "010", "0x1F", "128", *VARIABLES])
+signs = st.sampled_from(
+    ["+", "-", "*", "/", "%", "**", "<", ">", "<=", ">=", "==", "!=", "&&", "||", "<<", ">>"]
+)
+expressions = st.recursive(
+    numbers,
+    lambda inner: (
+        st.tuples(inner, signs, inner).map(" ".join)
+        | st.tuples(st.just("("), inner, st.just(")")).map("".join)
+        | st.tuples(st.sampled_from(["-", "!", "+"]), inner).map(" ".join)
+        | st.tuples(inner, inner, inner).map(lambda parts: "{} ? {} : {}".format(*parts))
+    ),
+    max_leaves=6,
+)
+
+
+def of_bash(script: str) -> str | None:
+    """What bash prints; None where it stops."""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=20)
+    return done.stdout.removesuffix("\n") if done.returncode == 0 else None
+
+
+@needs_bash
+@examples(200)
+@given(st.lists(expressions, min_size=1, max_size=8))
+def test_arithmetic_is_that_of_bash_or_refused(found: list[str]) -> None:
+    values = "; ".join(f"{name}='{value}'" for name, value in VARIABLES.items())
+    for expression in found:
+        try:
+            ours = str(evaluate(expression, VARIABLES.get))
+        except NotComputed:
+            continue
+        assert ours == of_bash(f"{values}; echo $(({expression}))"), expression
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["1 / 0", "1 % Z", "RANDOM", "1 +", "(1", "2 ** 64", "2 ** -1", "1 2", "08", "a[0]", "1 = 2"],
+)
+def test_what_has_no_value_says_why(expression: str) -> None:
+    with pytest.raises(NotComputed, match=r"\w"):
+        evaluate(expression, VARIABLES.get)
+
+
+def test_a_variable_that_means_itself_ends() -> None:
+    with pytest.raises(NotComputed, match="deeply"):
+        evaluate("X", {"X": "X + 1"}.get)
+    with pytest.raises(NotComputed, match="deeply"):
+        evaluate("(" * 200 + "1" + ")" * 200, VARIABLES.get)
+
+
+PATHS = ["a", "a/b", "/a/b/", "/", "//", "a//b", "./a", "../a/b.sh", "a b/c d", "", ".", "..", "a/", "b.json"]
+
+
+@needs_bash
+@pytest.mark.parametrize("path", PATHS)
+def test_names_of_files_are_those_of_the_shells_commands(path: str) -> None:
+    for command in ("basename", "dirname", "realpath -m"):
+        name, *options = command.split()
+        ours = answer([name, *options, path], folder="/")
+        if path or name != "realpath":
+            assert ours == of_bash(f"cd / && {command} -- '{path}'"), command
+    assert answer(["basename", path, ".json"], folder=None) == of_bash(f"basename -- '{path}' .json")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["date"],
+        ["echo", "-e", "a"],
+        ["echo", "a\\nb"],
+        ["pwd", "-x"],
+        ["realpath", "a"],
+        ["expr", "a", "+", "1"],
+    ],
+)
+def test_other_commands_have_no_answer(words: list[str]) -> None:
+    assert answer(words, folder=None) is None
+
+
+@pytest.mark.parametrize(
+    ("launcher", "devices", "count"),
+    [
+        ("deepspeed", None, None),
+        ("deepspeed", "0,1,2", 3),
+        ("deepspeed", "?", None),
+        ("deepspeed --include localhost:0,1", "0,1,2", 2),
+        ("deepspeed --include=a:0,1@b:0,1,2", None, 5),
+        ("deepspeed --include localhost", None, None),
+        ("deepspeed --include localhost:?", None, None),
+        ("deepspeed --exclude localhost:0", "0,1", None),
+        ("deepspeed --num_gpus 4 --num_nodes=2", None, 8),
+        ("deepspeed --num_gpus 8 --hostfile hosts", None, None),
+        ("deepspeed --hostfile hosts", "0,1", None),
+        ("torchrun --nproc-per-node 8", None, 8),
+        ("torchrun --nproc_per_node=8 --nnodes ?", None, None),
+        ("torchrun --nproc_per_node=8 --nnodes=?", None, None),
+        ("torchrun --nproc_per_node=8 --nnodes=1:4", None, None),
+        ("torchrun --nproc_per_node=8 --master_port=?", None, 8),
+        ("torchrun --nproc_per_node gpu", None, None),
+        ("torchrun ? --nproc_per_node=8", None, None),
+        ("torchrun", None, None),
+        ("/opt/bin/torchrun --nproc_per_node=2", None, 2),
+        ("python -m torch.distributed.launch --nproc_per_node=4", None, 4),
+        ("accelerate launch --num_processes 16 --num_machines 2", None, 16),
+        ("accelerate launch", "0,1", None),
+        ("srun --ntasks 16 python", None, 16),
+        ("srun -N 2 --ntasks-per-node=8 python", None, 16),
+        ("srun -n8 python", None, 8),
+        ("srun --nodes 2 torchrun --nproc_per_node 4 --nnodes 2", None, 8),
+        ("python", "3", 1),
+        ("python", "0,1", None),
+        ("python", None, None),
+    ],
+)
+def test_processes_are_counted_where_the_launcher_says_all_of_it(
+    launcher: str, devices: str | None, count: int | None
+) -> None:
+    assert count_processes(launcher.split(), visible_devices=devices) == count

@@ -1,0 +1,83 @@
+"""Weights that cannot be trained on are named, with file and tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llava_recipes.model.assemble import assemble
+from llava_recipes.model.values import DTYPES, value_problems
+from llava_recipes.model.weights import lay_over, load_projector, read_projector_weights
+from llava_recipes.recipe.errors import RecipeError
+from tests.golden_runs import stage1_folder
+from tests.model.plans import plan_of
+
+ORIGINAL = stage1_folder("base") / "mm_projector.bin"
+
+
+def _with(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    tensor = torch.ones(4, 5, dtype=dtype)
+    tensor[3, 1] = value
+    return tensor
+
+
+def _problem(tensor: Tensor) -> str | None:
+    problems = [*value_problems([("w", tensor)], path=(), found="f.bin")]
+    assert len(problems) <= 1
+    return problems[0].found if problems else None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_precision_is_looked_at(dtype: torch.dtype) -> None:
+    assert _problem(torch.ones(4, 5, dtype=dtype)) is None
+    assert _problem(torch.empty(0, dtype=dtype)) is None
+    assert _problem(torch.tensor(torch.finfo(dtype).tiny, dtype=dtype)) is None
+    assert _problem(_with(float("nan"), dtype)) == "f.bin: w has 1 NaN of 20 values"
+    assert _problem(_with(float("-inf"), dtype)) == "f.bin: w has 1 infinite of 20 values"
+
+
+def test_a_number_that_float32_has_not_is_infinite() -> None:
+    assert _problem(_with(1e39, torch.float64)) == "f.bin: w has 1 infinite of 20 values"
+    assert _problem(_with(3e38, torch.float64)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_what_is_not_floating_point_is_refused(dtype: torch.dtype) -> None:
+    assert _problem(torch.ones(2, dtype=dtype)) == f"f.bin: w is {str(dtype).removeprefix('torch.')}"
+
+
+def test_what_is_no_plain_tensor_is_refused() -> None:
+    assert _problem(torch.ones(2, 2).to_sparse()) == "f.bin: w is no plain tensor"
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "int8"])
+def test_a_projector_is_refused_where_it_is_loaded(tmp_path: Path, suffix: str, bad: float | str) -> None:
+    whole = read_projector_weights(ORIGINAL).tensors
+    tensors = {f"model.mm_{name}": tensor.clone() for name, tensor in whole.items()}
+    if bad == "int8":
+        tensors["model.mm_projector.2.bias"] = tensors["model.mm_projector.2.bias"].to(torch.int8)
+    else:
+        tensors["model.mm_projector.2.bias"][0] = bad  # type: ignore[assignment]
+    file = tmp_path / f"p{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(tensors, file)
+    model = assemble(plan_of(), dtype=torch.float32).model
+    with pytest.raises(RecipeError) as caught:
+        load_projector(model, file)
+    (problem,) = caught.value.problems
+    assert problem.code == ("weights-not-floating-point" if bad == "int8" else "weights-not-finite")
+    assert problem.found is not None
+    assert str(file) in problem.found and "projector.2.bias" in problem.found
+
+
+def test_trained_weights_are_refused_where_they_are_laid_over() -> None:
+    model = assemble(plan_of(), dtype=torch.float32).model
+    before = model.model.multi_modal_projector
+    weights = {"projector.0.bias": torch.full((32,), float("nan"))}
+    with pytest.raises(RecipeError, match="NaN"):
+        lay_over(model, weights, adapter_config=Path("none"), found="trained.safetensors")
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in before.parameters())

@@ -1,0 +1,96 @@
+"""Keys that exclude each other: they take each other's place there alone where they contradict each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.exclusions import ANY, EXCLUSIONS, check_exclusions, displaced
+from llava_recipes.recipe.merge import lay_over
+from llava_recipes.recipe.resolve import resolve
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.shape import field_at
+from llava_recipes.recipe.source import parse_source
+from llava_recipes.recipe.values import value_at
+from tests.laws import examples
+
+KEYS = sorted({key for exclusion in EXCLUSIONS for key in (exclusion.winner, exclusion.loser)})
+
+FREE: tuple[Path, ...] = (
+    ("vars",),
+    ("model", "language_model", "config"),
+    ("model", "language_model", "config", "rope_scaling"),
+    ("model", "vision_tower", "config"),
+    ("model", "vision_tower", "image_processor"),
+    ("stages", 0, "train", "extra"),
+    ("stages", 0, "deepspeed"),
+    ("stages", 0, "deepspeed", "optimizer"),
+    ("model",),
+    ("stages", 0),
+    (),
+)
+"""Mappings in which these names stand for other things, or for nothing that the language knows."""
+
+contents = st.dictionaries(st.sampled_from(KEYS), st.integers(0, 9), min_size=1)
+
+
+def recipe_with(place: Path, inner: dict[str, int]) -> dict[str, Any]:
+    """A recipe that has a mapping at a place, and the stage that a place below `stages` needs."""
+    value: Any = dict(inner)
+    for segment in reversed(place):
+        value = [{"name": "only", **value}] if isinstance(segment, int) else {segment: value}
+    return {"name": "x", **value}
+
+
+def at(root: Value, place: Path) -> dict[str, Value]:
+    value = value_at(root, place)
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.mark.parametrize("place", FREE, ids=lambda place: ".".join(map(str, place)) or "top")
+@examples(60)
+@given(below=contents, above=contents)
+def test_a_child_takes_nothing_away_where_a_name_means_something_else(
+    place: Path, below: dict[str, int], above: dict[str, int]
+) -> None:
+    parent, child = (parse_source(yaml.safe_dump(recipe_with(place, each)), "f") for each in (below, above))
+    merged = at(lay_over(parent, child).root, place)
+    assert {key: merged[key] for key in (*below, *above)} == {**below, **above}
+
+
+@pytest.mark.parametrize("place", FREE[:8], ids=lambda place: ".".join(map(str, place)))
+@examples(60)
+@given(below=contents, key=st.sampled_from(KEYS), number=st.integers(0, 9))
+def test_an_override_takes_nothing_away_where_a_name_means_something_else(
+    place: Path, below: dict[str, int], key: str, number: int
+) -> None:
+    text = yaml.safe_dump(recipe_with(place, below))
+    override = f"{'.'.join(map(str, (*place, key)))}={number}"
+    merged = at(resolve(parse_source(text, "f"), [override]).root, place)
+    assert {each: merged[each] for each in (*below, key)} == {**below, key: number}
+
+
+@pytest.mark.parametrize("exclusion", EXCLUSIONS, ids=lambda each: f"{each.winner}-{each.loser}")
+def test_every_exclusion_is_one_of_keys_that_exist_and_is_both_displaced_and_reported(exclusion: Any) -> None:
+    place = tuple(0 if segment == ANY else segment for segment in exclusion.place)
+    for key in (exclusion.winner, exclusion.loser):
+        assert field_at((*place, key)) is not None
+    assert (*place, exclusion.loser) in displaced((*place, exclusion.winner), 1, ())
+    assert ((*place, exclusion.winner) in displaced((*place, exclusion.loser), 1, ())) is exclusion.mutual
+    both = recipe_with(place, {exclusion.winner: 1, exclusion.loser: 1})
+    assert [problem.path for problem in check_exclusions(both)] == [(*place, exclusion.loser)]
+
+
+def test_a_stage_may_have_the_name_of_such_a_key() -> None:
+    below, above = (
+        parse_source(yaml.safe_dump({"stages": [{"name": name, "freeze": "all"}]}), "f")
+        for name in ("source", "config")
+    )
+    stages: Any = at(lay_over(below, above).root, ())["stages"]
+    assert [stage["name"] for stage in stages] == ["source", "config"]

@@ -1,0 +1,206 @@
+"""One place through which all text leaves."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import llava_recipes
+from llava_recipes.screen import Spoken, escape_json, escape_yaml, say, say_lines, shown
+from tests.laws import examples
+from tests.processes import ROOT, TIMEOUT_S, python, run_process
+from tests.terminal import HOSTILE, on_terminal, steering
+
+PACKAGE = Path(llava_recipes.__file__).parent
+ANYTHING = st.text(st.characters(), max_size=40)
+
+
+def test_nothing_else_prints() -> None:
+    """No other module calls print, writes to a standard stream, or makes a console of its own."""
+    files = [file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "screen.py"]
+    found = [
+        f"{file.relative_to(PACKAGE)}: {ast.unparse(node)}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if _prints(node)
+    ]
+    assert len(files) > 200
+    assert not found
+
+
+def _prints(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    name = ast.unparse(node.func)
+    return name in ("print", "rich.print", "Console", "os.write") or (
+        name.startswith(("sys.stdout.", "sys.stderr.", "sys.__std")) and "write" in name
+    )
+
+
+@examples(300)
+@given(ANYTHING)
+def test_a_shown_text_is_one_line_that_steers_nothing(text: str) -> None:
+    line = shown(text)
+    assert not steering(line) - {line}
+    assert "\n" not in line
+    assert "\t" not in line
+    assert shown(line) == line
+
+
+@examples(300)
+@given(ANYTHING, st.sampled_from(["utf-8", "ascii", "latin-1", "cp1252"]))
+def test_json_keeps_its_values_in_any_encoding(text: str, encoding: str) -> None:
+    spelled = escape_json(json.dumps({text: [text]}, ensure_ascii=False), encoding=encoding)
+    spelled.encode(encoding)
+    assert not steering(spelled)
+    assert json.loads(spelled) == {text: [text]}
+
+
+@pytest.mark.parametrize("text", ["\u202e\u2066é", "\U000e0001😀\x9b", "##[x] \u2028", "plain"])
+def test_yaml_keeps_its_values(text: str) -> None:
+    spelled = escape_yaml(f"{json.dumps(text, ensure_ascii=False)}\n")
+    assert not steering(spelled)
+    assert yaml.safe_load(spelled) == text
+
+
+FAMILY_AND_PERSIAN = "\U0001f469\u200d\U0001f467 \u0645\u06cc\u200c\u062e\u0648\u0645"
+
+
+def test_joiners_stay_where_a_script_needs_them() -> None:
+    assert shown(FAMILY_AND_PERSIAN) == FAMILY_AND_PERSIAN
+    assert shown("pay\u200dpal \u200d") == "pay�pal �"
+
+
+def test_line_breaks_are_data_in_a_line_and_meant_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\n::error::b", "::warning::c")
+    say_lines("a\n  ::error::b\n##[debug]d")
+    assert capsys.readouterr().out == "a↵::error::b\n\\::warning::c\na\n  \\::error::b\n##\\[debug]d\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_an_answer_is_judged_as_a_whole(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "see https://user:hunter2@host/x now\n::error::é 👩\u200d👧 \x1b[31m\u202e\n # :: is meant"
+    spoken = Spoken()
+    for start in range(0, len(said), size):
+        spoken.add(said[start : start + size])
+    spoken.finish()
+    assert capsys.readouterr().out == (
+        "see https://***@host/x now\n\\::error::é 👩\u200d👧 �[31m�\n # :: is meant\n"
+    )
+
+
+_LIBRARY = f"""
+import logging, sys, warnings
+from rich.progress import Progress
+from llava_recipes.screen import console, guard_redirected, guard_streams
+guard_streams()
+hostile = {HOSTILE!r} + "https://user:hunter2@host é"
+def speak():
+    print(hostile); warnings.warn(hostile); logging.warning(hostile); sys.stderr.write(hostile)
+speak()
+with Progress(console=console()) as bar:
+    guard_redirected()
+    bar.add_task("bar", total=1)
+    speak()
+"""
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+def test_what_libraries_print_passes_too(terminal: bool, tmp_path: Path) -> None:
+    argv = [python("", fresh=True)[0], "-c", _LIBRARY]
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PYTHONIOENCODING": "utf-8"}
+    if terminal:
+        code, text = on_terminal(argv, cwd=tmp_path, env=environment)
+    else:
+        done = run_process(argv, cwd=tmp_path, env=environment)
+        code, text = done.returncode, done.stdout + done.stderr
+    assert code == 0, text
+    assert not steering(text, terminal=terminal, obeys=False)
+    assert text.count("PWN") >= 8
+    assert "hunter2" not in text
+
+
+ENCODINGS = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "latin-1"},
+    {"PYTHONIOENCODING": "cp1252"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
+CALLS = [
+    ["list"],
+    ["explain"],
+    ["validate", "wrong.yaml"],
+    ["validate", "--format", "json", "wrong.yaml"],
+    ["copy", "demo", "-o", "-"],
+    ["nö"],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ENCODINGS, ids=lambda values: "-".join(values.values()))
+def test_any_encoding_is_enough(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("nä→☃😀me: 1\n", encoding="utf-8")
+    encoding = environment.get("PYTHONIOENCODING", "ascii")
+    for call in CALLS:
+        done = subprocess.run(
+            [*python("llava_recipes", fresh=True), *call],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            timeout=TIMEOUT_S,
+        )
+        out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
+        assert done.returncode in (0, 1, 2), err
+        assert "UnicodeEncodeError" not in err
+        if "json" in call:
+            assert "nä→☃😀me" in json.dumps(json.loads(out), ensure_ascii=False)
+        if call[0] == "copy":
+            assert yaml.safe_load(out)["version"] == 1
+    code, text = on_terminal([*python("llava_recipes", fresh=True), "list"], cwd=tmp_path, env=environment)
+    assert code == 0, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["list --json", "--help", "plan --help", "schema", "explain train"])
+def test_an_output_that_ends_early_ends_the_command_in_peace(call: str, tmp_path: Path) -> None:
+    program = f"{python('llava_recipes', fresh=True)[0]} -m llava_recipes {call}"
+    environment = {"PYTHONPATH": str(ROOT)}
+    for redirected, code, num_lines in (
+        ("| head -c 1 > /dev/null", 0, 0),
+        ("> /dev/full", 1, 1),
+        ("> /dev/full 2>&1", 1, 0),
+        (">&-", 0, 0),
+    ):
+        script = f"{program} {redirected}; exit ${{PIPESTATUS[0]}}"
+        done = run_process(["bash", "-c", script], cwd=tmp_path, env=environment)
+        assert done.returncode == code, (redirected, done.stderr)
+        assert len(done.stderr.splitlines()) == num_lines, (redirected, done.stderr)
+
+
+_TYPED = """
+import sys
+from llava_recipes.screen import guard_streams, say
+guard_streams()
+say(sys.stdin.read())
+"""
+
+
+def test_what_is_typed_is_read_in_any_encoding(tmp_path: Path) -> None:
+    for encoding in ("ascii", "utf-8", "latin-1"):
+        done = subprocess.run(
+            [python("", fresh=True)[0], "-c", _TYPED],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+            input="é".encode() + b"\xff",
+            capture_output=True,
+            timeout=TIMEOUT_S,
+        )
+        assert done.returncode == 0, done.stderr
