@@ -12,7 +12,6 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, cast
 
 from llava_recipes.data import render_process
+from llava_recipes.interpreter import python_environment, python_words
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 MAX_RENDER_S: Final = 2.0
@@ -127,12 +127,13 @@ class _Renderer:
             process.returncode = 0
 
     def _start(self) -> None:
-        environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+        given = python_environment()
+        environment = {name: given[name] for name in _VARIABLES if name in given}
         # A BLAS of many threads would take address space for each of them.
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", render_process.__file__],
+                python_words(render_process.__name__),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

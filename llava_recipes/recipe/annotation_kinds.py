@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from llava_recipes.recipe.errors import Path, Problem
-from llava_recipes.recipe.scalars import spell_value
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,6 @@ def wrong_kind(kind: str, file: str, *, path: Path | None) -> Problem:
         f"`annotations` is a JSON, JSONL or Parquet file, and this is {KINDS[kind].what}",
         code="annotations-of-another-kind",
         path=path,
-        found=spell_value(file),
+        found=json.dumps(file, ensure_ascii=False),
         hint=KINDS[kind].how,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from llava_recipes.files import write_text
+from llava_recipes.files import open_ordinary, write_text
 
 SEAL = "checkpoint.json"
 TRAINER_STATE = "trainer_state.json"
@@ -74,7 +74,8 @@ def _sealed(folder: Path) -> dict[str, tuple[int, str]]:
     if not file.is_file():
         raise _BadSeal(f"its {SEAL} is not a file")
     try:
-        sealed = json.loads(file.read_text("utf-8"))
+        with open_ordinary(file) as opened:
+            sealed = json.loads(opened.read())
         files = {name: (facts["bytes"], facts["sha256"]) for name, facts in sealed["files"].items()}
         step = sealed["step"]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -98,7 +99,8 @@ def _missing(folder: Path, recorded: Mapping[str, tuple[int, str]]) -> str | Non
     if optimizer == _OPTIMIZER or not tag.is_file():
         return None
     # DeepSpeed takes its files from the folder that this one names, wherever that is.
-    named = tag.read_text("utf-8", errors="replace").strip()
+    with open_ordinary(tag) as opened:
+        named = opened.read().decode("utf-8", errors="replace").strip()
     if not any(PurePosixPath(name).parts[0] == named for name in recorded if "/" in name):
         return f"{_DEEPSPEED_TAG} names no folder that was saved with it"
     return None
@@ -125,5 +127,5 @@ def remove_old(output_dir: Path, *, keep: int) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    with open_ordinary(path) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]  # a buffered reader

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_recipes.files import write_text
+from llava_recipes.files import open_ordinary, write_text
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 METRICS, SUPERSEDED, SAMPLES = "metrics.jsonl", "metrics.superseded.jsonl", "samples.jsonl"
@@ -68,9 +68,8 @@ def read_metrics(path: Path) -> list[LoggedStep]:
     if not path.exists():
         return []
     try:
-        if not path.is_file():
-            raise ValueError("it is not a file")
-        text = path.read_bytes().decode("utf-8")
+        with open_ordinary(path) as opened:
+            text = opened.read().decode("utf-8")
     except (OSError, ValueError) as error:
         raise RecipeError(_damaged(path, 0, str(error))) from None
     return list(_logged(path, text[: text.rfind("\n") + 1].split("\n")[:-1]))

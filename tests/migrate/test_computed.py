@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from llava_recipes.migrate.arithmetic import NotComputed, evaluate
 from llava_recipes.migrate.launchers import count_processes
 from llava_recipes.migrate.substitution import answer
 from tests.laws import examples
+from tests.processes import run_process
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="compares with bash")
 
@@ -35,7 +37,7 @@ expressions = st.recursive(
 
 def of_bash(script: str) -> str | None:
     """What bash prints; None where it stops."""
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=20)
+    done = run_process(["bash", "-c", script], cwd=Path(tempfile.gettempdir()))
     return done.stdout.removesuffix("\n") if done.returncode == 0 else None
 
 

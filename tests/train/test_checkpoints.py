@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -176,6 +177,22 @@ def test_a_folder_in_a_files_place_is_damage(checkpoint: Path, name: str) -> Non
     (checkpoint / name).unlink()
     (checkpoint / name).mkdir()
     assert find_damage(checkpoint) is not None
+
+
+@pytest.mark.parametrize("name", [SEAL, "optimizer.pt", "trainer_state.json"])
+def test_a_pipe_is_damage_and_nothing_waits_for_it(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    assert find_damage(checkpoint) is not None
+
+
+def test_a_link_to_a_file_of_the_system_is_damage(checkpoint: Path) -> None:
+    sealed = json.loads((checkpoint / SEAL).read_text())
+    sealed["files"]["rng_state.pth"]["bytes"] = 0
+    (checkpoint / SEAL).write_text(json.dumps(sealed))
+    (checkpoint / "rng_state.pth").unlink()
+    (checkpoint / "rng_state.pth").symlink_to("/proc/self/environ")
+    assert "/proc" in str(find_damage(checkpoint))
 
 
 @pytest.mark.parametrize("latest", ["", "global_step8", "../../other", "/etc", "\udcff"])
