@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from llava_recipes.interpreter import python_environment, python_words
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.json_file import read_object
 from llava_recipes.versions import check_versions
 
 # lmms-eval's llava_hf imports decord and does not ask for it.
@@ -77,7 +78,7 @@ def is_exported(folder: Path) -> bool:
     """Whether a folder is in the layout that lmms-eval's llava_hf loads, by its config.json."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     classes = config.get("architectures") if isinstance(config, dict) else None
     return isinstance(classes, list) and any(
@@ -140,12 +141,11 @@ def run_benchmarks(words: list[str], output: Path) -> dict[str, JsonValue]:
 def read_results(file: Path) -> dict[str, JsonValue]:
     """A results file of lmms-eval. Raises RecipeError when it is none."""
     try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            Problem(f"{file}: these results cannot be read", code="results-cannot-be-read", found=str(error))
-        ) from None
-    if not isinstance(values, dict) or not isinstance(values.get("results"), dict):
+        values = read_object(file)
+    except RecipeError as error:
+        message, found = f"{file}: these results cannot be read", error.problems[0].found
+        raise RecipeError(Problem(message, code="results-cannot-be-read", found=found)) from None
+    if not isinstance(values.get("results"), dict):
         raise RecipeError(Problem(f"{file}: there are no `results` in it", code="results-are-missing"))
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Conversation:
     def show(self, file: str) -> None:
         """Add a picture to the next question. Raises RecipeError when it cannot be used."""
         # A link that the person names leads where it leads.
-        path = Path(file).expanduser().resolve()
+        path = Path(os.path.realpath(os.path.expanduser(file)))
         try:
             picture = read_prepared(str(path.parent), path.name, self._answerer.prepare)
         except BadImage as error:

@@ -30,6 +30,7 @@ from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
 from llava_recipes.files import NotOrdinary, open_ordinary
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
 
@@ -39,6 +40,9 @@ MAX_FILE_BYTES: Final = 2**30
 
 SETTINGS_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Where a model folder has its image processor's settings; the latter is that of whole models."""
+
+_MAX_SIDE: Final = 8192
+"""Of what a processor makes, in pixels."""
 
 _TOWER: Final = ("model", "vision_tower")
 _WHOLE_SQUARE_PX: Final = 4096
@@ -217,13 +221,21 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     ]
     if unknown:
         raise RecipeError(*unknown)
-    changed: BaseImageProcessor = type(processor).from_dict({**settings, **given})
+    with read_by_library(
+        "the image processor cannot take these settings",
+        code="image-processor-settings-do-not-work",
+        place=", ".join(given) or str(plan.source),
+        path=where,
+    ):
+        changed: BaseImageProcessor = type(processor).from_dict({**settings, **given})
+        _try_out(changed)
     return changed
 
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
     folder = Path(str(plan.source)).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in SETTINGS_FILES):
+    files = [folder / name for name in SETTINGS_FILES if (folder / name).exists()]
+    if folder.is_dir() and not files:
         raise RecipeError(
             Problem(
                 "the vision tower's folder has no preprocessor_config.json",
@@ -235,24 +247,54 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
         )
     path = (*_TOWER, "source")
     check_model_folder(folder, path)
-    try:
+    with read_by_library(
+        f'the image processor of "{plan.source}" cannot be loaded',
+        code="image-processor-cannot-be-loaded",
+        files=files,
+        place="" if files else str(plan.source),
+        path=path,
+        hint="name a hub id, or a folder that holds a preprocessor_config.json",
+    ):
         settings, _ = BaseImageProcessor.get_image_processor_dict(str(plan.source), revision=plan.revision)
         check_settings(settings, path, file=f"preprocessor_config.json of {plan.source}")
         processor: BaseImageProcessor = auto_image_processor().from_pretrained(
             plan.source, revision=plan.revision, backend="pil", trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        lines = str(error).strip().splitlines()
-        raise RecipeError(
-            Problem(
-                f'the image processor of "{plan.source}" cannot be loaded',
-                code="image-processor-cannot-be-loaded",
-                path=(*_TOWER, "source"),
-                found=lines[0] if lines else type(error).__name__,
-                hint="name a hub id, or a folder that holds a preprocessor_config.json",
-            )
-        ) from error
+        _try_out(processor)
     return processor
+
+
+def _try_out(processor: BaseImageProcessor) -> None:
+    """Prepare a small picture: settings of a wrong kind show when they are used.
+
+    Raises what transformers does, and ValueError where no picture of three channels and finite values comes.
+    """
+    settings = processor.to_dict()
+    for name in ("size", "crop_size", "pad_size"):
+        sides = settings.get(name)
+        for side in sides.values() if isinstance(sides, dict) else [sides]:
+            if side is not None and not (isinstance(side, int) and 1 <= side <= _MAX_SIDE):
+                raise ValueError(f"`{name}` is {sides}: sides are 1 to {_MAX_SIDE:,} pixels")
+    means = settings.get("image_mean")
+    if settings.get("do_rescale") and not all(0 <= mean <= 1 for mean in means or ()):
+        raise ValueError(f"`image_mean` is {means}: values are from 0 to 1")
+    pixels = _of_grey(processor)
+    if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.isfinite().all():
+        raise ValueError(f"a grey picture becomes {list(pixels.shape)}, not three channels of finite values")
+    _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
+
+
+def picture_px(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width of what a processor makes of a square picture."""
+    height, width = _of_grey(processor).shape[1:]
+    return height, width
+
+
+def _of_grey(processor: BaseImageProcessor) -> torch.Tensor:
+    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    pixels = pixel_values(grey, processor, image_aspect_ratio="square")
+    # LLaVA-NeXT's own processor makes several pictures of one, each of the tower's size.
+    return pixels[0] if pixels.dim() == 4 else pixels
 
 
 def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:

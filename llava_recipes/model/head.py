@@ -16,6 +16,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llava_recipes.model.configs import LANGUAGE_PATH, language_half
+from llava_recipes.model.read_config import try_out
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 
@@ -66,10 +67,11 @@ def body_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
 
 
-def causal_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+def causal_skeleton(config: PreTrainedConfig, *, place: str = "its config") -> PreTrainedModel:
     """The causal language model of a config on the meta device: its names and shapes, no weights.
 
-    Raises RecipeError when transformers has no causal language model for it.
+    Raises RecipeError, naming the config's `place`, when transformers has no causal language model for it or
+    cannot build it.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_MAPPING:
         raise RecipeError(
@@ -77,11 +79,10 @@ def causal_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
                 "this is not a causal language model that transformers knows",
                 code="not-causal-language-model-transformers-knows",
                 path=LANGUAGE_PATH,
-                found=f"model_type {config.model_type}",
+                found=f"{place}: model_type {config.model_type}",
             )
         )
-    with torch.device("meta"):
-        return causal_class(config)(config)
+    return try_out(causal_class(config), config, place=place, path=LANGUAGE_PATH)
 
 
 def head_like(causal: PreTrainedModel) -> Head:

@@ -23,6 +23,7 @@ from llava_recipes.plan.sizes import (
 )
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, ModelSizes
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.json_file import in_short
 from llava_recipes.recipe.schema import LanguageModel, Model
 from llava_recipes.recipe.spelling import nearest
 
@@ -125,13 +126,13 @@ def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model:
     path: Path = ("model", error.part)
     if config is not None:
         path = (*path, "config", error.key)
-        return Problem(error.message, code="config-value-not-usable", path=path, found=str(error.found))
+        return Problem(error.message, code="config-value-not-usable", path=path, found=in_short(error.found))
     source = language.source if error.part == "language_model" else model.vision_tower.source
     return Problem(
         f"the config.json of {source} cannot be used: {error.message}",
         code="config-json-cannot-be-used",
         path=path,
-        found=f"{error.key}: {error.found}",
+        found=f"{error.key}: {in_short(error.found)}",
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Final
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -47,6 +49,23 @@ def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
         yield from _check_path(value, path)
 
 
+def check_place(value: str, *, key: str, file: pathlib.Path) -> None:
+    """Raise RecipeError for what a file names as a place under `key`, and no file system can have."""
+    found = None
+    if _is_too_long(value):
+        found = f"{len(value):,} letters: {spell_value(value, limit=40)}"
+    elif "\0" in value or (value.startswith("~") and os.path.expanduser(value) == value):
+        found = spell_value(value, limit=40)
+    if found is not None:
+        message = f"`{key}` in {file.name} can be no path"
+        raise RecipeError(Problem(message, code="place-can-be-no-path", found=f"{file}: {found}"))
+
+
+def _is_too_long(text: str) -> bool:
+    written = text.encode("utf-8", "replace")
+    return len(written) > _MOST_OF_A_PATH or max(map(len, written.split(b"/"))) > _MOST_OF_A_NAME
+
+
 def check_local(value: Value, path: Path) -> Iterator[Problem]:
     """What keeps a text from being a path on this machine."""
     if isinstance(value, str) and _URL.match(value):
@@ -74,8 +93,7 @@ def _check_path(value: Value, path: Path) -> Iterator[Problem]:
             hint=hint,
         )
     yield from _check_references(value, path)
-    written = value.encode("utf-8", "replace")
-    if len(written) > _MOST_OF_A_PATH or max(map(len, written.split(b"/"))) > _MOST_OF_A_NAME:
+    if _is_too_long(value):
         yield Problem(
             f"`{path[-1]}` is longer than a path can be",
             code="longer-than-path-can-be",

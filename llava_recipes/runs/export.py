@@ -16,7 +16,7 @@ from llava_recipes.runs.export_gguf import GgufExport
 from llava_recipes.runs.export_hf import HfExport
 from llava_recipes.runs.export_llava import LlavaExport
 from llava_recipes.runs.llava_folder import TOWER_FOLDER
-from llava_recipes.runs.model_card import write_card
+from llava_recipes.runs.model_card import training_of, write_card
 from llava_recipes.runs.opened import OpenedRun, open_run
 from llava_recipes.runs.refusing import notes_of
 from llava_recipes.runs.shards import Piece, num_bytes
@@ -80,14 +80,14 @@ def write_export(
     exporter = _exporter(run, target, to, with_tower)
     dtype = next(run.assembled.model.parameters()).dtype
     size = num_bytes(exporter.pieces(), dtype)
-    notes = notes_of(run, to)
+    notes, training = notes_of(run, to), training_of(run)
     expected = expected_of(run)
     with new_folder(target, num_bytes=size) as folder:
         exporter.write(folder, dtype=dtype, max_bytes=max_bytes)
         # What was written is read now, and two models at once would need twice the memory.
         run.assembled.model.to("meta")
         difference = exporter.check(folder, expected)
-        write_card(run, folder, layout=to, dtype=dtype, difference=difference)
+        write_card(run, folder, layout=to, dtype=dtype, difference=difference, training=training)
     return Exported(target, dtype, size, difference, notes)
 
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from llava_recipes.anyres import AnyRes
-from llava_recipes.data.chat_template import place_of
+from llava_recipes.data.chat_template import template_place
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.rendering import TemplateLimit, render
 from llava_recipes.data.tokens import IMAGE_ID
@@ -207,7 +207,7 @@ def _rendered(
     except TemplateLimit as error:
         if run.data.template is not None:
             raise
-        place = place_of(tokenizer.get_chat_template(), Path(tokenizer.name_or_path))
+        place = template_place(tokenizer)
         raise TemplateLimit(error.reason, where=f"the tokenizer's chat template in {place}") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,12 +16,15 @@ from llava_recipes.model.checkpoint_names import Renamed
 from llava_recipes.model.lora import ADAPTER_CONFIG, OTHER_WEIGHTS
 from llava_recipes.model.placing import cast_weights
 from llava_recipes.model.precision import DTYPES
+from llava_recipes.model.read_config import CONFIG
 from llava_recipes.model.starts import open_start
 from llava_recipes.model.weights import PROJECTOR_FILES, lay_over
 from llava_recipes.plan.identity import last_name
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.json_file import made_of, read_object
+from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
 from llava_recipes.runs.source_plan import noted_data, pictures_of, usual_data
 
@@ -42,18 +44,20 @@ def assemble_llava(
     Raises RecipeError when weights are missing or do not fit, or a base is needed and none is given.
     """
     needed = _base_of(folder, base)
-    plan = _model_plan(folder, config, needed, base)
+    with made_of(folder / CONFIG):
+        plan = _model_plan(folder, config, needed, base)
     dtype = dtype or _STORED.get(str(config.get("torch_dtype", config.get("dtype"))), torch.float32)
     assembled = assemble(plan, dtype=dtype)
     over = _tower_of(open_checkpoint(folder, ())) if needed is None else open_start(folder, ()).tensors()
     if over:
         lay_over(assembled.model, over, adapter_config=folder / ADAPTER_CONFIG, found=str(folder))
     cast_weights(assembled.model, dtype)
-    data = noted_data(folder) or usual_data(
-        {**config, "model_type": language_part(config)["model_type"]},
-        pictures=pictures_of(config),
-        vocabulary=assembled.tokenizer.get_vocab(),
-    )
+    with made_of(folder / CONFIG):
+        data = noted_data(folder) or usual_data(
+            {**config, "model_type": language_part(config)["model_type"]},
+            pictures=pictures_of(config),
+            vocabulary=assembled.tokenizer.get_vocab(),
+        )
     whole = {"language_model", "lm_head", "projector"} if needed is None else set()
     return assembled, plan, data, frozenset(whole | {name.partition(".")[0] for name in over})
 
@@ -97,12 +101,8 @@ def _base_of(folder: Path, base: str | None) -> str | None:
 
 def _adapter_base(file: Path, given: str | None) -> str:
     """The base of adapters: what was given, if they were made for a model of that name."""
-    try:
-        recorded = str(json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RecipeError(
-            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=str(error))
-        ) from error
+    recorded = str(read_object(file).get("base_model_name_or_path") or "")
+    check_place(recorded, key="base_model_name_or_path", file=file)
     if given is None:
         if not recorded:
             hint = "name it with `--base`: hub id or folder"
@@ -128,11 +128,8 @@ def _adapter_base(file: Path, given: str | None) -> str:
 
 def _name_inside(base: str) -> str:
     """The name that a local folder's config.json gives itself."""
-    try:
-        found = json.loads((Path(base).expanduser() / "config.json").read_text("utf-8"))
-        return str(found.get("_name_or_path") or "") if isinstance(found, dict) else ""
-    except (OSError, ValueError):
-        return ""
+    file = Path(base).expanduser() / CONFIG
+    return str(read_object(file).get("_name_or_path") or "") if file.is_file() else ""
 
 
 def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | None) -> ModelPlan:
@@ -184,6 +181,7 @@ def _projector_type(config: _Config) -> str:
 def _tower(folder: Path, config: _Config) -> str:
     """The tower that config.json names, or the one that was kept in the folder itself."""
     named = str(config.get("mm_vision_tower") or "")
+    check_place(named, key="mm_vision_tower", file=folder / CONFIG)
     own = folder / TOWER_FOLDER
     if own.is_dir() and not Path(named).expanduser().is_dir():
         return str(own)

@@ -15,11 +15,11 @@ from llava_recipes.model.precision import usual_device
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.plan.types import DataPlan, ModelPlan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.json_file import read_object
 from llava_recipes.runner.artifacts import PLAN
 from llava_recipes.runs.hf_folder import assemble_hf
 from llava_recipes.runs.llava_folder import assemble_llava
 from llava_recipes.runs.run_folder import assemble_run, read_run, with_base
-from llava_recipes.runs.source_plan import read_object
 
 WHOLE = ("language_model", "lm_head", "projector", "vision_tower")
 _PARTS: tuple[Part, ...] = ("weights", "start", "tokenizer", "image_processor")
@@ -60,6 +60,8 @@ def open_run(
     folder = Path(path).expanduser()
     try:
         opened = _open(folder, dtype, base)
+        # A folder's own word on pictures that its tower cannot take is the folder's fault.
+        opened.assembled.image_layout(opened.data)
     except RecipeError as error:
         mark = Mark(str(path), 0, 0)
         raise RecipeError(*(replace(problem, mark=mark, path=None) for problem in error.problems)) from error
