@@ -77,7 +77,7 @@ class AnswersFile:
             raise RecipeError(
                 Problem(
                     "these answers were begun in another way",
-                    code="answers-begun-another-way",
+                    code="answers-of-other-settings",
                     mark=Mark(str(self.unfinished), 0, 0),
                     found="\n       ".join(_differences(whole[0], self._settings)),
                     hint="ask as then, or begin anew with --overwrite instead of --resume",
@@ -111,12 +111,12 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if os.path.isdir(path):
         raise RecipeError(
-            Problem(f"{path}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file")
+            Problem(f"{path}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
         )
     for file in (path, unfinished):
         fault = name_fault(file)
         if fault is not None:
-            raise RecipeError(Problem(f"{file}: {fault}", code="file-cannot-be-written"))
+            raise RecipeError(Problem(f"{file}: {fault}", code="output-cannot-be-written"))
         kind = kind_of_target(file)
         if kind is not None:
             message = f"{file}: this is {kind}, not an ordinary file"

@@ -66,7 +66,7 @@ def check_lmms_eval() -> None:
         raise RecipeError(
             Problem(
                 "--tasks needs lmms-eval, which is not installed",
-                code="tasks-needs-lmms-eval-not-installed",
+                code="library-not-installed",
                 found=f"no module {', '.join(missing)}",
                 hint="pip install 'llava-recipes[eval]'; `--data FILE` measures without it",
             )
@@ -101,7 +101,7 @@ def command(
         raise RecipeError(
             Problem(
                 "lmms-eval cannot be given a folder with this name",
-                code="lmms-eval-cannot-be-given-folder",
+                code="lmms-eval-folder-name",
                 found=str(model),
                 hint="use a path without commas, quotes, braces and equals signs",
             )
@@ -130,7 +130,7 @@ def run_benchmarks(words: list[str], output: Path) -> dict[str, JsonValue]:
         raise RecipeError(
             Problem(
                 "lmms-eval ended without results",
-                code="lmms-eval-ended-without-results",
+                code="lmms-eval-failed",
                 found=f"exit code {code}; nothing new in {output}" if not written else f"exit code {code}",
                 hint="its own words above say why; benchmarks are fetched from the hub",
             )
@@ -144,7 +144,7 @@ def read_results(file: Path) -> dict[str, JsonValue]:
         values = read_object(file)
     except RecipeError as error:
         message, found = f"{file}: these results cannot be read", error.problems[0].found
-        raise RecipeError(Problem(message, code="results-cannot-be-read", found=found)) from None
+        raise RecipeError(Problem(message, code="results-unreadable", found=found)) from None
     if not isinstance(values.get("results"), dict):
         raise RecipeError(Problem(f"{file}: there are no `results` in it", code="results-are-missing"))
     return values

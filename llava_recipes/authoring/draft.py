@@ -121,7 +121,7 @@ def _set_data(draft: Draft, wishes: Wishes) -> None:
             raise RecipeError(
                 Problem(
                     "`--images` goes with `--data`",
-                    code="images-goes-data",
+                    code="option-needs-another",
                     hint="name the annotation file too",
                 )
             )
@@ -189,7 +189,7 @@ def _sources(wishes: Wishes) -> Iterator[_Source]:
         raise RecipeError(
             Problem(
                 "`--data` and `--images` differ in number",
-                code="data-images-differ-number",
+                code="data-and-images-differ",
                 found=given,
                 hint=hint,
             )

@@ -100,7 +100,7 @@ class StageDataset(Dataset[Sample]):
         raise SampleError(
             Problem(
                 "no sample has an image that can be used",
-                code="no-sample-image-can-be-used",
+                code="no-usable-image",
                 hint="check the image folder",
             )
         )

@@ -212,7 +212,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     unknown = [
         Problem(
             f'the image processor has no setting "{key}"',
-            code="image-processor-no-setting",
+            code="unknown-image-processor-setting",
             path=(*where, key),
             on_key=True,
         )
@@ -223,7 +223,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
         raise RecipeError(*unknown)
     with read_by_library(
         "the image processor cannot take these settings",
-        code="image-processor-settings-do-not-work",
+        code="image-processor-not-usable",
         place=", ".join(given) or str(plan.source),
         path=where,
     ):
@@ -239,7 +239,7 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
         raise RecipeError(
             Problem(
                 "the vision tower's folder has no preprocessor_config.json",
-                code="vision-tower-folder-no-preprocessor-config",
+                code="image-processor-missing",
                 path=(*_TOWER, "source"),
                 found=str(folder),
                 hint="its pictures are resized and normalised by it; copy it beside the weights",
@@ -249,7 +249,7 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
     check_model_folder(folder, path)
     with read_by_library(
         f'the image processor of "{plan.source}" cannot be loaded',
-        code="image-processor-cannot-be-loaded",
+        code="image-processor-not-usable",
         files=files,
         place="" if files else str(plan.source),
         path=path,
@@ -313,7 +313,7 @@ def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:
         raise RecipeError(
             Problem(
                 f'no image processor is known for the vision model type "{model_type}"',
-                code="no-image-processor-known-vision-model",
+                code="unknown-vision-tower",
                 path=(*_TOWER, "config"),
                 hint="use clip_vision_model or siglip_vision_model",
             )

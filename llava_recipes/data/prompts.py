@@ -125,7 +125,7 @@ def _check_tokens(data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, end_of_
             raise RecipeError(
                 Problem(
                     f"template `{data.template}` needs the token {token}, which this tokenizer has not",
-                    code="template-needs-token-tokenizer-not",
+                    code="template-token-missing",
                     path=("data", "template"),
                     found=f"{tokenizer.name_or_path} spells it in {len(pieces)} pieces",
                     hint="choose the template of this language model"

@@ -81,7 +81,7 @@ def _read(plan: LanguageModelPlan) -> AbstractContextManager[None]:
     folder = Path(plan.tokenizer).expanduser()
     return read_by_library(
         f'tokenizer "{plan.tokenizer}" cannot be loaded',
-        code="tokenizer-cannot-be-loaded",
+        code="tokenizer-not-usable",
         files=[folder / name for name in _FILES if (folder / name).exists()],
         place="" if folder.is_dir() else plan.tokenizer,
         path=_PATH,
@@ -134,7 +134,7 @@ def _pad_with_another(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPla
         raise RecipeError(
             Problem(
                 f'tokenizer "{plan.tokenizer}" has neither a padding, an unknown nor an end token',
-                code="tokenizer-neither-padding-unknown-nor-end",
+                code="tokenizer-not-usable",
                 path=_PATH,
                 hint="set `pad_token` in its tokenizer_config.json",
             )

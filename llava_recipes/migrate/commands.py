@@ -87,9 +87,7 @@ def find_training_commands(
             found.append(_training_command(command, filled, place))
         if len(found) > MAX_COMMANDS:
             message = f"more than {MAX_COMMANDS} training commands in one script"
-            raise RecipeError(
-                Problem(message, code="more-than-training-commands-one-script", mark=command.words[0].mark)
-            )
+            raise RecipeError(Problem(message, code="script-too-large", mark=command.words[0].mark))
     if loose and is_flag_file:
         flags, repeated = _read_flags(loose)
         return [TrainingCommand("", flags, repeated, None, (), loose[0].mark)]
@@ -147,7 +145,7 @@ def _training_command(command: Command, filled: Sequence[Argument | Problem], pl
 def _inside(block: str, mark: Mark) -> Problem:
     return Problem(
         f"this training command stands inside {block}",
-        code="training-command-stands-inside",
+        code="training-command-not-followed",
         mark=mark,
         found="conditions, loops and functions are not followed",
         hint="copy the command, with the variables that it needs, into a script of its own",
@@ -198,7 +196,7 @@ def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[F
 def _cut_off(argument: Argument) -> Problem:
     return Problem(
         f"`{argument.text.partition('=')[0]}` starts a command of its own",
-        code="starts-command-own",
+        code="shell-syntax",
         mark=argument.mark,
         found="the line before ends the command: a comment line, an empty line, or no `\\` at its end",
         hint="end every line of the command but the last with `\\`, and keep comments out of it",
@@ -208,7 +206,7 @@ def _cut_off(argument: Argument) -> Problem:
 def _space_after_backslash(argument: Argument) -> Problem:
     return Problem(
         "a space after the backslash: the line is not continued",
-        code="space-after-backslash",
+        code="shell-syntax",
         mark=argument.mark,
         hint="let `\\` be the last letter of the line",
     )
@@ -217,7 +215,7 @@ def _space_after_backslash(argument: Argument) -> Problem:
 def _nothing_found(file: str) -> Problem:
     return Problem(
         "no training command in this script",
-        code="no-training-command-script",
+        code="no-training-command",
         mark=Mark(file, 0, 0),
         hint="looked for a program such as llava/train/train_mem.py, or `-m llava.train.train`, with flags",
     )

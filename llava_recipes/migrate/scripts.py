@@ -59,7 +59,7 @@ def migrate_script(
             raise RecipeError(
                 Problem(
                     f"the script has {counted}, and no number {only}",
-                    code="script-no-number",
+                    code="no-such-command",
                     mark=Mark(file, 0, 0),
                 )
             )

@@ -61,7 +61,7 @@ class Command:
             num_characters += sum(map(len, texts))
             if num_characters > MAX_COMMAND_CHARACTERS:
                 message = f"a command longer than {MAX_COMMAND_CHARACTERS:,} characters"
-                raise RecipeError(Problem(message, code="command-longer-than-characters", mark=word.mark))
+                raise RecipeError(Problem(message, code="script-too-large", mark=word.mark))
             filled += [Argument(text, word.mark) for text in texts]
         return filled
 
@@ -201,7 +201,7 @@ class _Walk:
         file, text = found
         if file in self._callers:
             raise RecipeError(
-                Problem(f"the script {file} calls itself", code="script-calls-itself", mark=words[0].mark)
+                Problem(f"the script {file} calls itself", code="script-circular", mark=words[0].mark)
             )
         shares = words[0].plain in ("source", ".")
         kept = self._variables.shared(file, arguments) if shares else self._variables.copied(file, arguments)
@@ -219,7 +219,7 @@ class _Walk:
             message = (
                 f"more than {MAX_CALLS_DEEP} scripts call each other, or more than {MAX_CALLS} are called"
             )
-            raise RecipeError(Problem(message, code="more-than-scripts-call-each-other", mark=mark))
+            raise RecipeError(Problem(message, code="script-too-large", mark=mark))
         callers = (*self._callers, file)
         walk = _Walk(file, variables, self._read_script, callers)
         return (replace(command, block=command.block or statement.block) for command in walk.commands(text))

@@ -103,9 +103,7 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
         message = f"this is {kind}; weights are an ordinary file"
         raise RecipeError(Problem(message, code="not-an-ordinary-file", path=path, found=str(file)))
     if not os.path.isfile(file):
-        raise RecipeError(
-            Problem("no such weight file", code="no-such-weight-file", path=path, found=str(file))
-        )
+        raise RecipeError(Problem("no such weight file", code="weights-missing", path=path, found=str(file)))
     if file.suffix == ".safetensors":
         with _reading(file, path):
             return _Safetensors(file, path)
@@ -116,7 +114,7 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
         raise RecipeError(
             Problem(
                 "this file holds more than tensors",
-                code="file-holds-more-than-tensors",
+                code="weights-contain-code",
                 path=path,
                 found=f"{file} {error}",
                 hint=hint,
@@ -126,7 +124,7 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
         raise RecipeError(
             Problem(
                 "cannot read weights",
-                code="cannot-read-weights",
+                code="weights-unreadable",
                 path=path,
                 found=f"{file}: {str(error).removeprefix('cannot be read: ')}",
                 hint=_CUT_SHORT,
@@ -137,7 +135,7 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
 def _reading(file: pathlib.Path, path: Path) -> AbstractContextManager[None]:
     """What libraries raise in it becomes a problem of this weight file."""
     return read_by_library(
-        "cannot read weights", code="cannot-read-weights", files=[file], path=path, hint=_CUT_SHORT
+        "cannot read weights", code="weights-unreadable", files=[file], path=path, hint=_CUT_SHORT
     )
 
 
@@ -153,7 +151,7 @@ def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, T
     raise RecipeError(
         Problem(
             "this file is not a mapping of names to tensors",
-            code="file-not-mapping-names-tensors",
+            code="weights-not-a-state-dict",
             path=path,
             found=str(file),
             hint="give a state dict",
@@ -176,7 +174,7 @@ def open_checkpoint(folder: pathlib.Path, path: Path) -> Checkpoint:
     raise RecipeError(
         Problem(
             "this folder holds no weights",
-            code="folder-holds-no-weights",
+            code="weights-missing",
             path=path,
             found=str(folder),
             hint="expected model.safetensors, pytorch_model.bin, or shards with their .index.json",
@@ -198,7 +196,7 @@ def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Pat
         raise RecipeError(
             Problem(
                 "this index of weight files is broken",
-                code="index-weight-files-broken",
+                code="weights-index-damaged",
                 path=path,
                 found=found,
             )
@@ -211,7 +209,7 @@ def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Pat
         raise RecipeError(
             Problem(
                 f"{len(missing)} weight file(s) named by {index.name} are missing",
-                code="weight-file-named-missing",
+                code="weights-missing",
                 path=path,
                 found=", ".join(missing[:3]),
                 hint="the download is not complete; fetch the model again",

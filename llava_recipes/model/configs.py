@@ -66,7 +66,7 @@ def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
         raise RecipeError(
             Problem(
                 "this whole LLaVA model is of a kind that is not known here",
-                code="whole-llava-model-kind-not-known",
+                code="unknown-llava-model",
                 path=LANGUAGE_PATH,
                 found=f"{plan.source} (model_type {raw.get('model_type')})",
                 hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, in llava-hf's, "
@@ -109,7 +109,7 @@ def count_image_tokens(tower: VisionTower, tower_config: PreTrainedConfig) -> in
         raise RecipeError(
             Problem(
                 "this tower has no class token",
-                code="tower-no-class-token",
+                code="no-class-token",
                 path=(*TOWER_PATH, "select_feature"),
                 found=f"{tower.select_feature} with {tower_config.model_type}",
                 hint="use `patch`",
@@ -132,7 +132,7 @@ def llava_config(
         raise RecipeError(
             Problem(
                 "the tower has no such hidden state",
-                code="tower-no-such-hidden-state",
+                code="no-such-hidden-state",
                 path=(*TOWER_PATH, "select_layer"),
                 found=str(layer),
                 hint=f"its {num_layers} layers give {-num_layers - 1} to {num_layers}; 0 is what enters them",
@@ -169,7 +169,7 @@ def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib
         raise RecipeError(
             Problem(
                 message,
-                code="llava-model-projector-kind-not-known",
+                code="unknown-llava-model",
                 path=path,
                 found=f"{folder}: {', '.join(odd)}",
             )
@@ -202,7 +202,7 @@ def _tower_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
         raise RecipeError(
             Problem(
                 "a vision tower is a CLIP or SigLIP model",
-                code="vision-tower-clip-siglip-model",
+                code="unknown-vision-tower",
                 path=path,
                 found=f"model_type {config.model_type}",
                 hint="siglip2 takes pictures of any size; one of a fixed size is "

@@ -77,7 +77,7 @@ def causal_skeleton(config: PreTrainedConfig, *, place: str = "its config") -> P
         raise RecipeError(
             Problem(
                 "this is not a causal language model that transformers knows",
-                code="not-causal-language-model-transformers-knows",
+                code="unknown-language-model",
                 path=LANGUAGE_PATH,
                 found=f"{place}: model_type {config.model_type}",
             )
@@ -134,7 +134,7 @@ def _unsupported(causal: PreTrainedModel, found: str) -> RecipeError:
     return RecipeError(
         Problem(
             f"the head of {type(causal).__name__} does more than this code can repeat exactly",
-            code="head-more-than-code-can-repeat",
+            code="head-not-supported",
             path=LANGUAGE_PATH,
             found=found,
             hint="use a language model with a plain linear head, such as llama, mistral, qwen2, qwen3 or phi",

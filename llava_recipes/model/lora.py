@@ -84,7 +84,7 @@ def inject_lora(model: LlavaForConditionalGeneration, lora: Lora, *, seed: int) 
     if not targets:
         problem = Problem(
             "`lora.modules` reaches no linear layer",
-            code="lora-modules-reaches-no-linear-layer",
+            code="lora-without-linear-layers",
             found=", ".join(lora.modules),
         )
         raise RecipeError(problem)
@@ -193,7 +193,7 @@ def merge_adapters(model: nn.Module, adapters: Mapping[str, Tensor], config: pat
         raise RecipeError(
             Problem(
                 message,
-                code="adapters-cannot-be-merged-into-quantized",
+                code="merge-into-quantized-model",
                 path=STAGES_PATH,
                 found=str(config.parent),
                 hint=hint,
@@ -247,7 +247,7 @@ def read_scale(config: pathlib.Path, path: Path) -> float:
     raise RecipeError(
         Problem(
             "the adapters' settings cannot be read",
-            code="adapters-settings-cannot-be-read",
+            code="adapter-config-unreadable",
             path=path,
             found=f"{config}: `r` is {in_short(rank)}, `lora_alpha` is {in_short(alpha)}: not above 0",
             hint=hint,

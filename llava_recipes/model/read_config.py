@@ -37,7 +37,7 @@ def raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
         raise RecipeError(
             Problem(
                 "this folder holds no config.json",
-                code="folder-holds-no-config-json",
+                code="config-missing",
                 path=path,
                 found=str(folder),
                 hint="is it a model folder?",
@@ -51,7 +51,7 @@ def folder_config(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
     raw_config(folder, path)
     with read_by_library(
         "transformers cannot read this model's config",
-        code="transformers-cannot-read-model-config",
+        code="config-not-usable",
         files=[folder / CONFIG],
         path=path,
     ):
@@ -67,7 +67,7 @@ def inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedConf
         raise RecipeError(
             Problem(
                 "an inline config needs its `model_type`",
-                code="inline-config-needs-model-type",
+                code="model-type-missing",
                 path=path,
                 hint="e.g. model_type: llama",
             )
@@ -123,7 +123,7 @@ def check_values(config: PreTrainedConfig, *, place: str, path: Path) -> None:
         raise RecipeError(
             Problem(
                 "no model can be built from this config",
-                code="no-model-from-config",
+                code="config-not-usable",
                 path=path,
                 found=f"{place}: {'; '.join(wrong)}",
             )
@@ -155,7 +155,7 @@ def try_out(
     """The model of a config on the meta device. Raises RecipeError when transformers cannot build it."""
     with (
         read_by_library(
-            "no model can be built from this config", code="no-model-from-config", place=place, path=path
+            "no model can be built from this config", code="config-not-usable", place=place, path=path
         ),
         torch.device("meta"),
     ):
@@ -163,4 +163,4 @@ def try_out(
 
 
 def _made(place: str, path: Path) -> AbstractContextManager[None]:
-    return read_by_library("not a valid config", code="not-valid-config", place=place, path=path)
+    return read_by_library("not a valid config", code="config-not-usable", place=place, path=path)

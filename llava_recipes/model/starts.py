@@ -197,7 +197,7 @@ def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Cla
 def _nothing(folder: pathlib.Path, path: Path) -> Problem:
     return Problem(
         "`init_from` names a folder without trained weights",
-        code="init-names-folder-without-trained-weights",
+        code="weights-missing",
         path=path,
         found=f"{folder} holds neither {TRAINED_FILE}, mm_projector.bin, adapters nor a LLaVA checkpoint",
         hint="give the output_dir of a finished run",

@@ -70,7 +70,7 @@ def _check_newline(stages: Sequence[StagePlan], path: Path) -> Iterator[Problem]
     if planned.data.mm_patch_merge_type == "spatial_unpad" and "language_model" in in_full and not trained:
         yield _warning(
             "the image newline keeps its random values while the language model trains",
-            code="image-newline-keeps-random-values-while",
+            code="image-newline-stays-random",
             path=(*path, "trainable"),
             hint="add `image_newline`, which LLaVA-NeXT trains with the language model; a checkpoint of it "
             "that is the language model brings a trained one",
@@ -101,7 +101,7 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
     if train.save_strategy == "epoch":
         yield _warning(
             "`save_steps` has no effect with `save_strategy: epoch`",
-            code="save-steps-no-effect-save-strategy",
+            code="key-has-no-effect",
             path=path,
             hint="remove it, or write `save_strategy: steps`",
             on_key=True,
@@ -114,7 +114,7 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
         yield _warning(
             f"no checkpoint is written before the end: `save_steps: {train.save_steps}` is beyond the last "
             f"of {last} steps",
-            code="no-checkpoint-written-before-end",
+            code="no-checkpoint-before-end",
             path=path,
             found="steps are counted for 1 process; several take fewer" if may_be_fewer else None,
             hint="a run that is stopped before then starts again from nothing; write "
@@ -127,7 +127,7 @@ def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Pro
     if warmup is not None and last is not None and warmup >= last:
         yield _warning(
             f"warm-up takes {warmup} steps, training ends after {last}",
-            code="warm-up-takes-steps-training-ends",
+            code="warm-up-longer-than-run",
             path=(*path, "train", "warmup_steps"),
             hint="the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are",
         )
@@ -168,7 +168,7 @@ def _check_image_length(planned: StagePlan, path: Path) -> Iterator[Problem]:
         return
     yield _warning(
         "`max_length` cuts the largest images, and all text behind them",
-        code="max-length-cuts-largest-images-all",
+        code="max-length-cuts-images",
         path=(*path, "data", "max_length"),
         found=f"{data.max_length}, and an image takes up to {image.most_tokens:,} tokens, "
         f"{image.usual_tokens:,} for 640 × 480 pixels",
@@ -183,7 +183,7 @@ def _check_start(recipe: Recipe, planned: StagePlan, index: int) -> Iterator[Pro
     earlier = recipe.stages[index - 1]
     yield _warning(
         f"stage `{planned.name}` starts from the base weights: what `{earlier.name}` trained is left aside",
-        code="stage-starts-base-weights",
+        code="init-from-leaves-training-aside",
         path=("stages", index, "init_from"),
         hint=f"write `init_from: {earlier.name}`, or keep the two in recipes of their own",
     )
@@ -202,7 +202,7 @@ def _check_image_tokens(model: ModelPlan, stages: Sequence[StagePlan]) -> Iterat
     if not any(module in rows for modules in known for module in modules):
         yield _warning(
             "no stage trains the embeddings of `<im_start>` and `<im_end>`",
-            code="no-stage-trains-embeddings-im-start",
+            code="image-tokens-stay-random",
             path=("model", "image_tokens", "start_end"),
             hint="add `image_tokens` to `trainable:` of a stage; they stay the mean of all others otherwise",
         )
@@ -217,7 +217,7 @@ def _check_sharding(
         return
     yield _warning(
         "ZeRO stage 3 fetches the frozen language model for every pass and keeps the inputs of its layers",
-        code="zero-stage-3-fetches-frozen-language",
+        code="zero3-fetches-frozen-model",
         path=(*path, "deepspeed"),
         hint="`zero2` is faster and takes less memory where the frozen model fits on one GPU",
     )
@@ -228,7 +228,7 @@ def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> 
     if not has_images and trains and trains <= {"projector", "vision_tower"}:
         yield _warning(
             "no source has `images`, and what trains here learns from images alone",
-            code="no-source-images-trains-learns-images",
+            code="no-images-to-learn-from",
             path=(*path, "data", "sources"),
             hint="write `images:` with the folder of the pictures in each source that has them",
             on_key=True,
@@ -260,14 +260,14 @@ def _check_projector_rate(rate: float, path: Path) -> Iterator[Problem]:
     if rate < low:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} hardly moves a projector that trains alone",
-            code="learning-rate-hardly-moves-projector-trains",
+            code="learning-rate-too-low",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
         )
     elif rate > high:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} is far above what projectors are trained with",
-            code="learning-rate-far-above-projectors-trained",
+            code="learning-rate-too-high",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3",
         )
@@ -278,7 +278,7 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: P
     if rate > PRETRAINED_RATE and ruined:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
-            code="learning-rate-ruins-pretrained",
+            code="learning-rate-too-high",
             path=path,
             hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
             "projector that trains alone",
@@ -316,7 +316,7 @@ def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str])
     if has_images and is_random and trains and "projector" not in trains:
         yield _warning(
             f"the projector keeps its random weights in stage `{planned.name}`",
-            code="projector-keeps-random-weights-stage",
+            code="projector-stays-random",
             path=("model", "projector"),
             hint="give its weights with `init_from:`, or add `projector` to `trainable:` of the stage",
             on_key=True,

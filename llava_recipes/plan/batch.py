@@ -65,7 +65,7 @@ def explain_batch(train: Train, *, world_size: int, path: Path) -> Problem:
         proposals.append(f"write `global_batch_size: {near * world_size}`{with_size}")
     return Problem(
         "`global_batch_size` cannot be reached with whole accumulation steps",
-        code="global-batch-size-cannot-be-reached",
+        code="batch-does-not-divide",
         path=(*path, "global_batch_size"),
         found=f"{wanted} = {_processes(world_size)} × {per_device} samples × {wanted / per_pass:.4g}",
         hint=", or ".join(proposals),

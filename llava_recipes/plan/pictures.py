@@ -67,7 +67,7 @@ def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path:
         problems.append(
             Problem(
                 "`max_length` leaves no room for text beside an image",
-                code="max-length-leaves-no-room-text",
+                code="max-length-leaves-no-room",
                 path=(*path, "max_length"),
                 found=f"{data.max_length}, and one image takes {takes} tokens",
                 hint=f"write `max_length: {roomy_length(counts.most_tokens)}`",
@@ -105,7 +105,7 @@ def pinpoint_problems(data: Data | DataPlan, *, image_px: int, path: Path) -> It
             near = [max(1, round(each / px)) * px for each in (width, height)]
             yield Problem(
                 "a grid pinpoint is no multiple of the tower's image size",
-                code="grid-pinpoint-no-multiple-tower-image",
+                code="invalid-grid-pinpoint",
                 path=(*path, "image_grid_pinpoints", index),
                 found=f"[{width}, {height}], and the tower takes {px} × {px} pixels",
                 hint=f"write [{near[0]}, {near[1]}]",

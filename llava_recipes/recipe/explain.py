@@ -245,7 +245,7 @@ def _sampling(path: Path, value: str) -> Problem:
             hint = f"did you mean {' or '.join(meant)}?"
     return Problem(
         "`sampling_strategy` must be `all`, or `first`, `end` or `random` with a number or a percentage",
-        code="sampling-strategy-must-be-all-first",
+        code="invalid-sampling-strategy",
         path=path,
         found=spell_value(value),
         hint=hint,

@@ -40,7 +40,7 @@ def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
         )
         yield Problem(
             f"`{path[-1]}` is a hub id or a folder, not a web address",
-            code="hub-id-folder-not-web-address",
+            code="not-a-local-path",
             path=path,
             found=spell_value(value),
             hint=hint or "download it and write its folder",
@@ -71,7 +71,7 @@ def check_local(value: Value, path: Path) -> Iterator[Problem]:
     if isinstance(value, str) and _URL.match(value):
         yield Problem(
             f"`{path[-1]}` is a local path, not a web address",
-            code="local-path-not-web-address",
+            code="not-a-local-path",
             path=path,
             found=spell_value(value),
             hint="download it and write where it lies",
@@ -87,7 +87,7 @@ def _check_path(value: Value, path: Path) -> Iterator[Problem]:
         hint = "write the whole path, or one from the folder where the command is run"
         yield Problem(
             "`~` is not expanded in a recipe",
-            code="not-expanded-recipe",
+            code="not-a-local-path",
             path=path,
             found=spell_value(value),
             hint=hint,
@@ -96,7 +96,7 @@ def _check_path(value: Value, path: Path) -> Iterator[Problem]:
     if _is_too_long(value):
         yield Problem(
             f"`{path[-1]}` is longer than a path can be",
-            code="longer-than-path-can-be",
+            code="path-too-long",
             path=path,
             found=f"{len(value):,} letters: {spell_value(value, limit=40)}",
             hint=f"no name in a path has more than {_MOST_OF_A_NAME} bytes",

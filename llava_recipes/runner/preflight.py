@@ -86,7 +86,7 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
     if start is not None and not Path(start).is_file():
         yield Problem(
             "the projector's initial weights are not there",
-            code="projector-initial-weights-not",
+            code="weights-missing",
             path=("model", "projector", "init_from"),
             found=f"no file {start}",
             hint="give a `.bin` or `.safetensors` file, or leave `init_from` out for random weights",
@@ -108,7 +108,7 @@ def _source_problems(source: str, path: RecipePath, what: str, needs: tuple[str,
     elif folder.exists():
         yield Problem(
             f"the {what}'s source is a file; a folder or a hub id is needed",
-            code="source-file-folder-hub-id-needed",
+            code="model-source-is-a-file",
             path=path,
             found=source,
         )
@@ -130,9 +130,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
     path: RecipePath = ("model", "language_model", "quantization")
     if importlib.util.find_spec("bitsandbytes") is None:
         hint = "pip install 'llava-recipes[quantized]', or remove `quantization`"
-        yield Problem(
-            "bitsandbytes is not installed", code="bitsandbytes-not-installed", path=path, hint=hint
-        )
+        yield Problem("bitsandbytes is not installed", code="library-not-installed", path=path, hint=hint)
         return
     check_versions("quantized")
     from llava_recipes.model.quantized import find_obstacle
@@ -142,7 +140,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
         hint = "quantization needs a GPU that bitsandbytes knows; remove it to train without"
         yield Problem(
             "bitsandbytes does not work on this machine",
-            code="bitsandbytes-not-work-machine",
+            code="bitsandbytes-unusable",
             path=path,
             found=obstacle,
             hint=hint,
@@ -184,7 +182,7 @@ def _output_problems(plan: Plan, index: int, path: RecipePath) -> Iterator[Probl
     if obstacle is not None:
         yield Problem(
             "output_dir cannot be written to",
-            code="output-dir-cannot-be-written",
+            code="output-cannot-be-written",
             path=(*path, "output_dir"),
             found=obstacle,
         )
@@ -213,7 +211,7 @@ def _report_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
         elif name == "wandb" and name in reports and not _has_wandb_login():
             yield Problem(
                 "Weights & Biases has no login on this machine",
-                code="weights-biases-no-login-machine",
+                code="wandb-login-missing",
                 path=where,
                 hint="run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline, or write `report_to: none`",
             )
@@ -233,7 +231,7 @@ def _deepspeed_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]
     if stage.deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
         yield Problem(
             "deepspeed is not installed",
-            code="deepspeed-not-installed",
+            code="library-not-installed",
             path=(*path, "deepspeed"),
             hint="pip install deepspeed",
         )

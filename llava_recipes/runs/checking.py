@@ -116,7 +116,7 @@ def check_logits(expected: Expected, logits: Tensor) -> float:
         raise RecipeError(
             Problem(
                 "what was written does not say what the run says, so it was thrown away",
-                code="written-not-say-run-says-thrown",
+                code="export-answers-otherwise",
                 found=f"logits differ by {difference:.2g}, {TOLERANCE:.0e} is allowed",
             )
         )

@@ -111,7 +111,7 @@ def merge_run(
         hint = "`llava-recipe export` writes any run"
         problem = Problem(
             "there are no adapters to merge",
-            code="no-adapters-merge",
+            code="no-adapters",
             found=f"no {ADAPTER_CONFIG}",
             hint=hint,
         )
@@ -134,7 +134,7 @@ def import_checkpoint(
         hint = "`init_from` of a stage takes it as it is; `llava-recipe export` writes it for others"
         problem = Problem(
             "this is a run of llava-recipes already",
-            code="run-llava-recipes-already",
+            code="already-a-run",
             mark=Mark(str(path), 0, 0),
             hint=hint,
         )

@@ -125,7 +125,7 @@ class HfExport:
             raise RecipeError(
                 Problem(
                     message,
-                    code="processor-layout-prepares-pictures-otherwise-than",
+                    code="export-prepares-images-otherwise",
                     found=f"pixel values differ by {apart:.2g}",
                 )
             )
@@ -294,7 +294,7 @@ def _other_prompt(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: l
     return RecipeError(
         Problem(
             "the processor of this layout cannot spell the run's prompts",
-            code="processor-layout-cannot-spell-run-prompts",
+            code="export-spells-otherwise",
             found=found,
         )
     )

@@ -77,7 +77,7 @@ def _config(folder: Path) -> LlavaConfig | LlavaNextConfig:
         raise RecipeError(
             Problem(
                 "this kind of LLaVA model is not opened here",
-                code="kind-llava-model-not-opened",
+                code="unknown-llava-model",
                 found=f"{folder / CONFIG}: model_type {config.model_type}",
             )
         )

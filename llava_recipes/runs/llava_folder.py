@@ -71,7 +71,7 @@ def _base_of(folder: Path, base: str | None) -> str | None:
             raise RecipeError(
                 Problem(
                     f"beside these adapters {OTHER_WEIGHTS} is missing",
-                    code="beside-adapters-missing",
+                    code="adapter-file-missing",
                     hint=hint,
                 )
             )
@@ -84,7 +84,7 @@ def _base_of(folder: Path, base: str | None) -> str | None:
             raise RecipeError(
                 Problem(
                     "a projector alone needs its language model",
-                    code="projector-alone-needs-language-model",
+                    code="base-model-needed",
                     hint=hint,
                 )
             )
@@ -92,7 +92,7 @@ def _base_of(folder: Path, base: str | None) -> str | None:
     raise RecipeError(
         Problem(
             "this folder has a config.json and no weights",
-            code="folder-config-json-no-weights",
+            code="weights-missing",
             hint="expected model.safetensors, pytorch_model.bin or shards of them, adapter_config.json with "
             "its adapters, or mm_projector.bin",
         )
@@ -109,7 +109,7 @@ def _adapter_base(file: Path, given: str | None) -> str:
             raise RecipeError(
                 Problem(
                     "adapters need the language model they were trained beside",
-                    code="adapters-need-language-model-they-trained",
+                    code="base-model-needed",
                     hint=hint,
                 )
             )
@@ -118,7 +118,7 @@ def _adapter_base(file: Path, given: str | None) -> str:
         raise RecipeError(
             Problem(
                 "these adapters are for another language model",
-                code="adapters-another-language-model",
+                code="adapters-of-another-language-model",
                 found=f"{file.name} names {recorded}, `--base` is {given}",
                 hint="give the model they were trained beside",
             )
@@ -138,16 +138,14 @@ def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | N
     is_whole = needed is None
     if is_whole and not has_tokenizer and base is None:
         hint = "name the language model it was made from with `--base`, for its tokenizer"
-        raise RecipeError(
-            Problem("this checkpoint has no tokenizer", code="checkpoint-no-tokenizer", hint=hint)
-        )
+        raise RecipeError(Problem("this checkpoint has no tokenizer", code="tokenizer-missing", hint=hint))
     layer, feature = config.get("mm_vision_select_layer", -2), config.get("mm_vision_select_feature", "patch")
     if not isinstance(layer, int) or feature not in ("patch", "cls_patch"):
         found = f"mm_vision_select_layer {layer}, mm_vision_select_feature {feature}"
         raise RecipeError(
             Problem(
                 "config.json selects features that are not known here",
-                code="config-json-selects-features-not-known",
+                code="unknown-select-feature",
                 found=found,
             )
         )
@@ -189,7 +187,7 @@ def _tower(folder: Path, config: _Config) -> str:
         raise RecipeError(
             Problem(
                 "config.json names no vision tower",
-                code="config-json-names-no-vision-tower",
+                code="vision-tower-not-named",
                 found="no mm_vision_tower in it",
             )
         )

@@ -80,7 +80,7 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         raise RecipeError(
             Problem(
                 f"this {what}; a folder of a run or a checkpoint is needed",
-                code="folder-run-checkpoint-needed",
+                code="not-a-model-folder",
             )
         )
     check_model_folder(folder, ())
@@ -99,7 +99,7 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         return OpenedRun(assembled, model_plan, data, "llava", folder, trained)
     hint = "a LLaVA model has a projector, and a vision tower named or inside"
     found = f"model_type {config.get('model_type')}"
-    raise RecipeError(Problem("this is no LLaVA model", code="no-llava-model", found=found, hint=hint))
+    raise RecipeError(Problem("this is no LLaVA model", code="not-a-model-folder", found=found, hint=hint))
 
 
 def _is_hub_id(path: Path) -> bool:
@@ -116,7 +116,7 @@ def no_model(folder: Path) -> RecipeError:
         return RecipeError(
             Problem(
                 "this folder holds stages of a run, not a model",
-                code="folder-holds-stages-run-not-model",
+                code="run-folder-of-stages",
                 hint=hint,
             )
         )
@@ -124,7 +124,7 @@ def no_model(folder: Path) -> RecipeError:
     return RecipeError(
         Problem(
             "this is no model folder",
-            code="no-model-folder",
+            code="not-a-model-folder",
             found=", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
             if names
             else "nothing in it",

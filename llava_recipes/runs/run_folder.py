@@ -67,7 +67,7 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
             raise RecipeError(
                 Problem(
                     "the run that this one was started from is gone",
-                    code="run-one-started-gone",
+                    code="base-run-missing",
                     found=start,
                     hint=hint,
                 )
@@ -79,7 +79,7 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
             raise RecipeError(
                 Problem(
                     "the run that this one was started from was trained again, and its weights lie under it",
-                    code="run-one-started-trained-again-weights",
+                    code="base-run-changed",
                     found=f"{start} was finished {finished}, and now {now or 'is not'}",
                     hint="run this stage again",
                 )

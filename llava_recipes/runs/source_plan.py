@@ -73,7 +73,7 @@ def usual_data(
         raise RecipeError(
             Problem(
                 message,
-                code="nothing-says-how-prompts-written-model",
+                code="template-not-known",
                 hint=f"known are {', '.join(_TEMPLATE_OF)}",
             )
         )
@@ -110,7 +110,7 @@ def pictures_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         raise RecipeError(
             Problem(
                 message,
-                code="pictures-given-model-way-not-known",
+                code="unknown-llava-model",
                 found=found or "image_aspect_ratio in config.json",
             )
         )
