@@ -474,7 +474,7 @@ def test_a_command_that_is_not_taken_may_miss_a_variable() -> None:
     assert at(migrate(text, "script.sh", only=2), "stages.0.train.seed") == 7
     with pytest.raises(RecipeError) as caught:
         migrate(text, "script.sh")
-    assert [problem.code for problem in caught.value.problems] == ["value-not-computed"] * 2
+    assert [problem.code for problem in caught.value.problems] == ["variable-not-set"] * 2
 
 
 def test_preferences_are_refused_before_the_variables_they_miss() -> None:
