@@ -15,6 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+MAX_SETTINGS_BYTES = 2**26
+"""Largest file of settings that is read; the largest that models come with have some megabytes."""
+
 _SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 _SYSTEM = ("/proc", "/sys", "/dev")
@@ -56,6 +59,29 @@ def open_ordinary(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the folder of `~` written out; that of a user who isn't known stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """The whole path behind all links. One that leads in a circle stays, for whoever opens it to report."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:
+        # A zero byte, which no path has.
+        return Path(path)
+
+
+def read_settings(path: str | os.PathLike[str]) -> str:
+    """The text of a file of settings. Raises as `open_ordinary`, and OSError where it is far too large."""
+    with open_ordinary(path) as file:
+        data = file.read(MAX_SETTINGS_BYTES + 1)
+    if len(data) > MAX_SETTINGS_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_SETTINGS_BYTES:,} bytes", os.fspath(path))
+    return data.decode("utf-8")
 
 
 def odd_kind(path: str | os.PathLike[str]) -> str | None:

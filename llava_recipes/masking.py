@@ -9,13 +9,18 @@ HIDDEN = "***"
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SECRET_WORDS = frozenset({
-    "token", "tokens", "pat", "jwt", "otp", "auth", "oauth", "bearer", "cookie", "cookies", "session",
+    "token", "tokens", "pat", "jwt", "otp", "totp", "auth", "oauth", "authorization", "bearer",
+    "cookie", "cookies", "session",
     "private", "pass", "passwd", "passphrase", "passcode", "password", "passwords", "psw", "pwd", "pw",
+    "sshpass", "dbpass", "userpass", "rootpass",
     "secret", "secrets", "credential", "credentials", "cred", "creds", "apikey", "accesskey",
     "privatekey", "sas", "dsn", "webhook", "webhooks", "netrc", "kubeconfig", "connstr",
 })  # fmt: skip
 # A name in one piece, as GITHUBTOKEN. No English word ends like these.
-_SECRET_ENDINGS = ("token", "password", "passwd", "secret", "apikey", "accesskey", "privatekey")
+_SECRET_ENDINGS = (
+    *("token", "password", "passwd", "secret", "apikey", "accesskey", "privatekey", "privkey", "secretkey"),
+    *("authkey", "passkey", "signingkey"),
+)
 _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("connection", "string"), ("conn", "str")}
 # What a language model calls a token, and a table a key.
 _OF_MODELS = frozenset({
@@ -56,7 +61,7 @@ _USER_IS_NO_SECRET = frozenset(
     {"ssh", "git", "sftp", "rsync", "git+ssh", "hdfs", "abfs", "abfss", "wasb", "wasbs"}
 )
 """Schemes whose `user@` names an account or a container."""
-_QUERY = re.compile(r"(?P<name>(?<=[?&;])[A-Za-z0-9_.-]+)=(?P<value>[^&\s\"'<>;]+)")
+_QUERY = re.compile(r"(?P<name>(?<=[?&;#])[A-Za-z0-9_.-]+)=(?P<value>[^&\s\"'<>;]+)")
 _TOKENS = re.compile(
     r"""(?<![A-Za-z0-9_-])
     (?:
@@ -74,12 +79,15 @@ _TOKENS = re.compile(
     )""",
     re.VERBOSE,
 )
-_BEARER = re.compile(r"\b(?P<start>(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{16,}")
+# Small letters stand in captions too: "basic responsibilities".
+_BEARER = re.compile(
+    r"\b(?P<start>(?:Bearer|Basic)\s+|(?:bearer|basic|BEARER|BASIC)\s+(?=[\w.~+/=-]*[0-9]))[A-Za-z0-9._~+/=-]{16,}"
+)
 _PRIVATE_KEY = re.compile(r"(?P<start>-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]*")
 # Where none of these stands there is nothing to hide, and nothing more to look for.
 _HINTS = (
     *("//", "\\/", "hf_", "api_org_", "gh", "glpat-", "xox", "AKIA", "ASIA", "AIza", "sk-", "pypi-", "eyJ"),
-    *("wandb_v1_", "Bearer ", "Basic ", "PRIVATE KEY", "?", "&"),
+    *("wandb_v1_", "earer ", "EARER ", "asic ", "ASIC ", "PRIVATE KEY", "?", "&", "#"),
 )
 _HEX_KEY = re.compile(r"[0-9a-f]{40}")
 _PROXY_USER = re.compile(r"[^\s/@:]*:[^\s@]+@\S")
@@ -168,5 +176,6 @@ def _without_token(found: re.Match[str]) -> str:
 
 def _without_value(found: re.Match[str]) -> str:
     name = found["name"]
-    is_signature = name.lower() in ("sig", "signature", "x-amz-signature", "x-amz-credential", "key", "code")
+    last = name.lower().rpartition("-")[2]
+    is_signature = last in ("sig", "signature", "credential") or name.lower() in ("key", "code")
     return f"{name}={HIDDEN}" if is_signature or is_secret_name(name) else found.group()

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.files import (
+    MAX_SETTINGS_BYTES,
     NotOrdinary,
+    expanded,
     kind_of_target,
     odd_kind,
     open_ordinary,
+    read_settings,
+    real_path,
     system_folder,
     write_text,
 )
@@ -90,3 +94,24 @@ def test_nothing_is_written_in_the_place_of_a_device_or_a_pipe(odd: dict[str, st
             write_text(Path(path), "text")
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
+
+
+def test_the_home_of_nobody_and_links_in_a_circle_are_paths_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/run") == tmp_path / "run"
+    assert expanded("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")
+    (tmp_path / "circle").symlink_to("circle")
+    assert real_path(tmp_path / "circle").name == "circle"
+    assert real_path("zero\0byte") == Path("zero\0byte")
+    (tmp_path / "link").symlink_to("file")
+    assert real_path(tmp_path / "link") == Path(os.path.realpath(tmp_path)) / "file"
+
+
+def test_settings_are_read_up_to_a_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("é", "utf-8")
+    assert read_settings(tmp_path / "config.json") == "é"
+    os.truncate(tmp_path / "config.json", MAX_SETTINGS_BYTES + 1)
+    with pytest.raises(OSError, match="larger than 67,108,864 bytes"):
+        read_settings(tmp_path / "config.json")

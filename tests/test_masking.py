@@ -40,7 +40,7 @@ SECRET = (
         "AZURE_STORAGE_CONNECTION_STRING",
         "SLACK_WEBHOOK_URL",
     ),
-    *("NETRC", "KUBECONFIG"),
+    *("NETRC", "KUBECONFIG", "AUTHORIZATION", "SSHPASS", "SECRETKEY", "AUTHKEY", "TOTP"),
 )
 
 
@@ -69,6 +69,9 @@ def test_a_secret_is_known_by_its_name(name: str) -> None:
         ("https://hunter2@sentry.io/1", "https://***@sentry.io/1"),
         ("two: 'https://u:hunter2@a', \"https://u:hunter2@b\"", "two: 'https://***@a', \"https://***@b\""),
         ("https://h/x?token=hunter2&n=1&sig=hunter2", "https://h/x?token=***&n=1&sig=***"),
+        ("https://h/x#access_token=hunter2", "https://h/x#access_token=***"),
+        ("https://h/x?X-Goog-Signature=hunter2", "https://h/x?X-Goog-Signature=***"),
+        ("authorization: bearer hunter2hunter2hunter2", "authorization: bearer ***"),
         ("hf_" + "aB1" * 11, "hf_***"),
         ("ghp_" + "aB1" * 12, "ghp_***"),
         ("sk-" + "a" * 48, "sk-***"),
@@ -99,6 +102,7 @@ def test_a_secret_is_hidden(text: str, masked: str) -> None:
         "https://h/x?page=2&max_tokens=3",
         "hf_home/models",
         "gh_pages//x",
+        "basic responsibilities, bearer of good news",
     ],
 )
 def test_what_holds_no_secret_stays(text: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from pydantic import JsonValue
 
 from llava_recipes.answers.questions import Question, raise_first
+from llava_recipes.files import real_path
 from llava_recipes.model.answering import Answerer, Picture, Prompt
 from llava_recipes.model.generate import Decoding
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
@@ -131,4 +132,4 @@ def check_answer_key(questions: Sequence[Question], key: str) -> None:
 
 def model_name(path: Path) -> str:
     """What the original calls `model_id`: the folder's name."""
-    return path.resolve().name
+    return real_path(path).name

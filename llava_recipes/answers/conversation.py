@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from llava_recipes.data.images import BadImage, read_prepared
+from llava_recipes.files import expanded, real_path
 from llava_recipes.model.answering import Answerer, Prompt
 from llava_recipes.model.generate import Decoding
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -46,7 +45,7 @@ class Conversation:
     def show(self, file: str) -> None:
         """Add a picture to the next question. Raises RecipeError when it cannot be used."""
         # A link that the person names leads where it leads.
-        path = Path(os.path.realpath(os.path.expanduser(file)))
+        path = real_path(expanded(file))
         try:
             picture = read_prepared(str(path.parent), path.name, self._answerer.prepare)
         except BadImage as error:

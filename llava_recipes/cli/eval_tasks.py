@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.files import expanded, real_path
 from llava_recipes.screen import console, say
 
 if TYPE_CHECKING:
@@ -58,19 +59,19 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
     from llava_recipes.answers.benchmarks import is_exported
     from llava_recipes.data.model_files import check_model_folder
 
-    folder = Path(arguments.run).expanduser()
+    folder = expanded(arguments.run)
     for place in (folder, folder / "export-hf"):
         if is_exported(place):
             check_model_folder(place, ())
             say(f"model: {place}")
-            yield place.resolve()
+            yield real_path(place)
             return
     from llava_recipes.cli.exporting import dtype_of, report
     from llava_recipes.runs.export import export_run
     from llava_recipes.runs.shards import parse_size
 
     with tempfile.TemporaryDirectory(prefix="llava-recipe-") as parent:
-        target = Path(parent) / folder.resolve().name
+        target = Path(parent) / real_path(folder).name
         say(f"model: {folder}, exported for lmms-eval into a folder that goes afterwards")
         dtype, size = dtype_of(arguments.dtype), parse_size("5GB")
         report(export_run(folder, target, to="hf", dtype=dtype, max_bytes=size, base=arguments.base))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llava_recipes.cli.asking import add_decoding, add_opening
 from llava_recipes.cli.options import positive
+from llava_recipes.files import real_path
 from llava_recipes.screen import say
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _settings(arguments: argparse.Namespace, questions: Sequence[Question]) -> d
 
     asked = json.dumps([question.values for question in questions], sort_keys=True)
     return {
-        "run": str(Path(arguments.run).resolve()),
+        "run": str(real_path(arguments.run)),
         "base": arguments.base,
         "questions_sha256": hashlib.sha256(asked.encode()).hexdigest(),
         "images": arguments.images,

@@ -190,6 +190,10 @@ def _run(name: str, words: Sequence[str]) -> int:
         return INTERRUPTED
     except OutputLost:
         raise
+    except MemoryError as error:
+        detail = f": {error}" if str(error) else ""
+        say(f"llava-recipe {name}: there is not enough memory{detail}", to_stderr=True)
+        return USER_ERROR
     except Exception as error:
         import traceback
 

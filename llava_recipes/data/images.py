@@ -6,7 +6,6 @@ import io
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import BinaryIO, Final, Literal, TypeVar, cast
 
 import numpy as np
@@ -28,7 +27,7 @@ from llava_recipes.data.image_sizes import (
 )
 from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
-from llava_recipes.files import NotOrdinary, open_ordinary
+from llava_recipes.files import NotOrdinary, expanded, open_ordinary
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import VisionTower
@@ -195,7 +194,18 @@ def pixel_values(
 
 def mean_colour(processor: BaseImageProcessor) -> tuple[int, int, int]:
     """The colour around a padded picture, 0 to 255 per channel, rounded down as in the original."""
-    red, green, blue = (int(mean * 255) for mean in cast(list[float], processor.to_dict()["image_mean"]))
+    means = processor.to_dict().get("image_mean")
+    try:
+        red, green, blue = (int(mean * 255) for mean in cast(list[float], means))
+    except (TypeError, ValueError, OverflowError):
+        raise RecipeError(
+            Problem(
+                "`pad` fills with the image processor's mean colour, which its settings do not have",
+                code="image-processor-no-mean-colour",
+                path=_TOWER,
+                found=f"image_mean: {means}",
+            )
+        ) from None
     return red, green, blue
 
 
@@ -203,7 +213,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     """The tower's own image processor, or the usual one of its kind for an inline config.
 
     Settings of `image_processor` win over both. No weights are read. Raises RecipeError when it cannot be
-    loaded or has no such setting.
+    loaded, has no such setting, or cannot prepare an image.
     """
     processor = _own_processor(plan) if plan.source is not None else _usual_processor(dict(plan.config or {}))
     settings = processor.to_dict()
@@ -233,7 +243,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
 
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
-    folder = Path(str(plan.source)).expanduser()
+    folder = expanded(str(plan.source))
     files = [folder / name for name in SETTINGS_FILES if (folder / name).exists()]
     if folder.is_dir() and not files:
         raise RecipeError(
@@ -276,12 +286,17 @@ def _try_out(processor: BaseImageProcessor) -> None:
             if side is not None and not (isinstance(side, int) and 1 <= side <= _MAX_SIDE):
                 raise ValueError(f"`{name}` is {sides}: sides are 1 to {_MAX_SIDE:,} pixels")
     means = settings.get("image_mean")
-    if settings.get("do_rescale") and not all(0 <= mean <= 1 for mean in means or ()):
+    # One number stands for all channels; `pad` alone needs three, and says so.
+    is_each = isinstance(means, list | tuple)
+    if settings.get("do_rescale") and not all(
+        0 <= mean <= 1 for mean in (means if is_each else [means or 0])
+    ):
         raise ValueError(f"`image_mean` is {means}: values are from 0 to 1")
     pixels = _of_grey(processor)
     if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.isfinite().all():
         raise ValueError(f"a grey picture becomes {list(pixels.shape)}, not three channels of finite values")
-    _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
+    if is_each:
+        _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
 
 
 def picture_px(processor: BaseImageProcessor) -> tuple[int, int]:

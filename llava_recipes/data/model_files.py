@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from llava_recipes.files import odd_kind
+from llava_recipes.files import MAX_SETTINGS_BYTES, odd_kind, read_settings
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.foreign_code import code_problems
 
@@ -45,7 +45,17 @@ def folder_problems(folder: pathlib.Path, path: Path) -> Iterator[Problem]:
         # Reading the others may lead to it.
         return
     for file in _settings_files(folder):
-        yield from code_problems(_read(file), path, file=str(file))
+        num_bytes = os.path.getsize(file) if os.path.isfile(file) else 0
+        if num_bytes > MAX_SETTINGS_BYTES:
+            yield Problem(
+                f"the model's {file.name} is too large",
+                code="settings-too-large",
+                path=path,
+                found=f"{file}: {num_bytes:,} bytes; settings have at most {MAX_SETTINGS_BYTES:,}",
+                hint="fetch the model again",
+            )
+        else:
+            yield from code_problems(_read(file), path, file=str(file))
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
@@ -67,7 +77,7 @@ def _settings_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _read(file: pathlib.Path) -> object:
     try:
-        return json.loads(file.read_text("utf-8")) if os.path.isfile(file) else None
+        return json.loads(read_settings(file)) if os.path.isfile(file) else None
     except (OSError, ValueError, RecursionError):
         # Whoever needs the file says what is wrong with it.
         return None

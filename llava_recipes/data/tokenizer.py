@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedCo
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from llava_recipes.data.model_files import check_model_folder, check_settings
+from llava_recipes.files import expanded
 from llava_recipes.plan.original import is_original_llava, language_type
 from llava_recipes.plan.types import LanguageModelPlan
 from llava_recipes.recipe.errors import Path as RecipePath
@@ -78,7 +79,7 @@ def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedC
 
 def _read(plan: LanguageModelPlan) -> AbstractContextManager[None]:
     """What libraries raise in it becomes a problem of the plan's tokenizer."""
-    folder = Path(plan.tokenizer).expanduser()
+    folder = expanded(plan.tokenizer)
     return read_by_library(
         f'tokenizer "{plan.tokenizer}" cannot be loaded',
         code="tokenizer-not-usable",

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 
 from llava_recipes.data.model_files import check_model_folder
+from llava_recipes.files import expanded
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 
 Part = Literal["config", "tokenizer", "image_processor", "weights", "start"]
@@ -64,7 +65,7 @@ def pretrained_folder(
     Raises RecipeError when there is no such folder, when the hub's repository cannot be had, or when settings
     name code to run.
     """
-    folder = pathlib.Path(source).expanduser()
+    folder = expanded(source)
     if os.path.isdir(folder):
         check_model_folder(folder, path)
         return folder

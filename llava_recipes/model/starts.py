@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from llava_recipes.data.model_files import check_model_folder
-from llava_recipes.files import odd_kind
+from llava_recipes.files import expanded, odd_kind
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import (
     TensorsInMemory,
@@ -85,7 +85,7 @@ def open_start(given: str | pathlib.Path, path: Path) -> Start:
 
     Raises RecipeError when there is nothing, when it is cut short, or when it is none of what can be a start.
     """
-    place = pathlib.Path(given).expanduser()
+    place = expanded(given)
     if os.path.isfile(place) or odd_kind(place) is not None:
         weights = _of_projector(place, path)
         return Start("projector", place, Claims(), place.with_name(ADAPTER_CONFIG), weights)

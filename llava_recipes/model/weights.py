@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from llava_recipes.files import replacing
+from llava_recipes.files import expanded, replacing
 from llava_recipes.model.checkpoint import open_checkpoint, open_tensor_file
 from llava_recipes.model.checkpoint_names import canonical_in
 from llava_recipes.model.image_tokens import ORIGINAL_KEY, write_image_tokens
@@ -65,7 +65,7 @@ def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
     Of a folder, a whole LLaVA checkpoint, the projector alone is read.
     Raises RecipeError when the file is broken, holds something else, or its layers do not fit each other.
     """
-    file = pathlib.Path(path).expanduser()
+    file = expanded(path)
     is_whole = file.is_dir()
     source = open_checkpoint(file, INIT_PATH) if is_whole else open_tensor_file(file, INIT_PATH)
     by_layer: dict[str, Tensor] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
-from llava_recipes.files import open_ordinary
+from llava_recipes.files import read_settings
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
 
@@ -29,8 +29,7 @@ def read_object(
     Raises RecipeError, with the file and the reason, when it cannot be read or contains something else.
     """
     try:
-        with open_ordinary(file) as stream:
-            text = stream.read().decode("utf-8")
+        text = read_settings(file)
     except (OSError, ValueError) as error:
         raise unreadable(file, error, path=path, hint=hint) from error
     return parse_object(text, file, path=path, hint=hint)

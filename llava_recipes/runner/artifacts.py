@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue, ValidationError
 
-from llava_recipes.files import odd_kind, replacing, system_folder, write_text
+from llava_recipes.files import odd_kind, real_path, replacing, system_folder, write_text
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
@@ -132,7 +132,7 @@ def started_in(folder: Path, output_dir: str) -> Path | None:
     The end of the folder's own path is the plan's `output_dir`, and what stands before it is the place.
     """
     wanted = [part for part in Path(output_dir).parts if part != "."]
-    here = folder.resolve()
+    here = real_path(folder)
     if Path(output_dir).is_absolute() or ".." in wanted or list(here.parts[-len(wanted) :]) != wanted:
         return None
     return here.parents[len(wanted) - 1]

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.data.model_files import folder_problems
+from llava_recipes.files import expanded
 from llava_recipes.plan import catalog
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
 from llava_recipes.plan.sizes import ModelOutline
@@ -117,7 +118,7 @@ def _code_problems(model: Model) -> Iterator[Problem]:
 
 
 def _model_folder(source: str, revision: str | None) -> Path | None:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         return folder
     cached = (_cached_file(source, revision, name) for name in ("config.json", "tokenizer_config.json"))
@@ -131,7 +132,7 @@ def _tokenizer_of(choice: str | LanguageModel) -> str | None:
         source, revision = choice.tokenizer, None
     if source is None:
         return None
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         return tokenizer_kind(folder)
     cached = [_cached_file(source, revision, name) for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE)]
@@ -143,7 +144,7 @@ def _cached_file(source: str, revision: str | None, name: str) -> Path | None:
     home = Path(
         os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     )
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    cache = expanded(os.environ.get("HF_HUB_CACHE") or home / "hub")
     folder = cache / f"models--{source.replace('/', '--')}"
     wanted = revision or "main"
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
+from llava_recipes.files import expanded
 from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan
 from llava_recipes.recipe.errors import Path as RecipePath
@@ -32,7 +32,7 @@ def base_weights_problems(model: ModelPlan) -> Iterator[Problem]:
         (model.vision_tower.source, TOWER_PATH),
     )
     for source, path in places:
-        folder = None if source is None else Path(source).expanduser()
+        folder = None if source is None else expanded(source)
         # What only the hub has is downloaded, and checked, by the first stage.
         if folder is None or not folder.is_dir():
             continue

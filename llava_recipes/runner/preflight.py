@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llava_recipes.data.images import BadImage, check_image
 from llava_recipes.data.records import at_source, check_records, open_records
+from llava_recipes.files import expanded, real_path
 from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.errors import Path as RecipePath
@@ -79,7 +80,7 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
     if model.vision_tower.source is not None:
         tower: RecipePath = ("model", "vision_tower", "source")
         # A whole model that transformers saved has its pictures' settings in the other file.
-        is_whole = (Path(model.vision_tower.source).expanduser() / "processor_config.json").is_file()
+        is_whole = (expanded(model.vision_tower.source) / "processor_config.json").is_file()
         needs = ("config.json", *(() if is_whole else ("preprocessor_config.json",)))
         yield from _source_problems(model.vision_tower.source, tower, "vision tower", needs)
     start = model.projector.init_from
@@ -95,7 +96,7 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
 
 def _source_problems(source: str, path: RecipePath, what: str, needs: tuple[str, ...]) -> Iterator[Problem]:
     """A local folder must be there and whole; anything else must look like a hub id."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         for name in needs:
             if not (folder / name).is_file():
@@ -159,7 +160,7 @@ def _data_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
 def _samples_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
     """Pictures that are asked about during training, and are none."""
     for number, file in enumerate(stage.sampling.images if stage.sampling else ()):
-        place = Path(file).expanduser().resolve()
+        place = real_path(expanded(file))
         try:
             check_image(str(place.parent), place.name)
         except BadImage as error:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from llava_recipes.files import expanded
 from llava_recipes.model.lora import ADAPTER_CONFIG
 from llava_recipes.plan.exports import Target
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
@@ -107,7 +108,7 @@ def merge_run(
     Raises RecipeError as `export_run`, and when the run trained no adapters.
     """
     check_target(target)
-    if not (Path(path).expanduser() / ADAPTER_CONFIG).is_file():
+    if not (expanded(path) / ADAPTER_CONFIG).is_file():
         hint = "`llava-recipe export` writes any run"
         problem = Problem(
             "there are no adapters to merge",

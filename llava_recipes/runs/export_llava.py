@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from llava_recipes.files import expanded, real_path
 from llava_recipes.model.configs import tower_origin
 from llava_recipes.model.legacy_config import whole_config
 from llava_recipes.model.names import canonical_parameters, original_name
@@ -149,10 +150,10 @@ def _needs_own_tower(run: OpenedRun) -> bool:
     source = run.plan.vision_tower.source
     if source is None:
         return True
-    here = Path(source).expanduser()
+    here = expanded(source)
     if not here.is_dir():
         return False
-    return here.resolve().is_relative_to(run.path.resolve()) or _is_part(run.plan)
+    return real_path(here).is_relative_to(real_path(run.path)) or _is_part(run.plan)
 
 
 def _is_part(plan: ModelPlan) -> bool:

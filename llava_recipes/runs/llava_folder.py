@@ -9,6 +9,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from llava_recipes.files import expanded
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint
@@ -128,7 +129,7 @@ def _adapter_base(file: Path, given: str | None) -> str:
 
 def _name_inside(base: str) -> str:
     """The name that a local folder's config.json gives itself."""
-    file = Path(base).expanduser() / CONFIG
+    file = expanded(base) / CONFIG
     return str(read_object(file).get("_name_or_path") or "") if file.is_file() else ""
 
 
@@ -181,7 +182,7 @@ def _tower(folder: Path, config: _Config) -> str:
     named = str(config.get("mm_vision_tower") or "")
     check_place(named, key="mm_vision_tower", file=folder / CONFIG)
     own = folder / TOWER_FOLDER
-    if own.is_dir() and not Path(named).expanduser().is_dir():
+    if own.is_dir() and not expanded(named).is_dir():
         return str(own)
     if not named:
         raise RecipeError(

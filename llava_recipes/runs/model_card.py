@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from llava_recipes import __version__
+from llava_recipes.files import real_path
 from llava_recipes.masking import mask
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -147,7 +148,7 @@ def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float, fo
 
 def _name(run: OpenedRun) -> str:
     if run.kind != "run":
-        return run.path.resolve().name
+        return real_path(run.path).name
     plan = read_plan(run.path)
     return public_text(f"{plan.recipe}: {plan.stages[0].name}")
 

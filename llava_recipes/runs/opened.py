@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from llava_recipes.data.model_files import check_model_folder
+from llava_recipes.files import expanded
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.checkpoint_names import layout_of
 from llava_recipes.model.precision import usual_device
@@ -57,7 +58,7 @@ def open_run(
 
     Raises RecipeError when there is no model, when it is not finished, broken, or does not fit its base.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     try:
         opened = _open(folder, dtype, base)
         # A folder's own word on pictures that its tower cannot take is the folder's fault.

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from pydantic import JsonValue
 
+from llava_recipes.files import expanded
 from llava_recipes.plan.types import ModelPlan
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -82,7 +83,7 @@ def opened_as_folders(said: ModelPlan, opened: ModelPlan) -> frozenset[str]:
     opened  the same plan as it's read from here, with relative folders where they are now
     """
     pairs = zip(_sources(said), _sources(opened), strict=True)
-    return frozenset(ours for ours, now in pairs if ours and now and Path(now).expanduser().is_dir())
+    return frozenset(ours for ours, now in pairs if ours and now and expanded(now).is_dir())
 
 
 def _sources(plan: ModelPlan) -> tuple[str | None, ...]:

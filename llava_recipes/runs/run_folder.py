@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from llava_recipes.files import expanded, real_path
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.placing import cast_weights
 from llava_recipes.model.precision import DTYPES
@@ -104,9 +105,9 @@ def in_full(plan: ModelPlan) -> ModelPlan:
 
 def _moved(plan: Plan, folder: Path) -> Plan:
     """Relative paths of a plan start where the run was started; that place is told by the run's own path."""
-    stage, here = plan.stages[0], folder.resolve()
+    stage, here = plan.stages[0], real_path(folder)
     start = started_in(folder, stage.output_dir)
-    if start is None or Path(stage.output_dir).resolve() == here:
+    if start is None or real_path(stage.output_dir) == here:
         return plan
     stage = stage.model_copy(
         update={
@@ -136,5 +137,5 @@ def _language_from(start: Path, language: LanguageModelPlan) -> LanguageModelPla
 
 def _from(start: Path, path: str, *, must_be_there: bool = False) -> str:
     """A path seen from `start`; a hub id looks like one and stays when there is no such folder."""
-    moved = start / Path(path).expanduser()
+    moved = start / expanded(path)
     return path if must_be_there and not moved.exists() else str(moved)

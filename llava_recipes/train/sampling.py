@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.images import BadImage, read_prepared
 from llava_recipes.data.pictures import open_pictures
-from llava_recipes.files import write_text
+from llava_recipes.files import expanded, real_path, write_text
 from llava_recipes.model.answering import Answerer, Picture, Prompt
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Decoding
@@ -155,7 +155,7 @@ class SamplesLog:
 
 def _own(answerer: Answerer, file: str, prompt: str | None, path: RecipePath) -> Subject:
     # A link that the recipe names leads where it leads.
-    place = Path(file).expanduser().resolve()
+    place = real_path(expanded(file))
     try:
         picture = read_prepared(str(place.parent), place.name, answerer.prepare)
     except BadImage as error:

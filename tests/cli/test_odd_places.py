@@ -271,3 +271,25 @@ def test_what_cannot_be_opened_is_a_problem(place: str, kind: str) -> None:
     except AssertionError:
         if place not in MAY_BE_NEW:
             raise
+
+
+@pytest.mark.parametrize(
+    "words", [["chat", "RUN", "hi"], ["export", "RUN", "--to", "hf"], ["import", "RUN", "-o", "x"]]
+)
+def test_a_home_of_nobody_is_a_place_that_is_missing(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = "~nobody-of-this-name/run"
+    assert main([run if word == "RUN" else word for word in words]) == 1
+    assert capsys.readouterr().err.startswith(f"{run}: no such folder\n")
+
+
+def test_too_little_memory_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("llava_recipes.cli.validate._examine", fail)
+    assert main(["validate", "recipe.yaml"]) == 1
+    assert capsys.readouterr().err == "llava-recipe validate: there is not enough memory\n"

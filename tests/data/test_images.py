@@ -294,3 +294,39 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(BadImage, match="a named pipe, not an ordinary file"):
         read_image(str(tmp_path), "pipe.png")
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"size": {"shortest_edge": "56"}}, "image-processor-not-usable"),
+        ({"size": {"shortest_edge": float("nan")}}, "image-processor-not-usable"),
+        ({"size": {"shortest_edge": 1e308}}, "image-processor-not-usable"),
+        ({"size": {"height": 10**6, "width": 10**6}}, "image-processor-not-usable"),
+        ({"crop_size": {"height": 0, "width": 0}}, "image-processor-not-usable"),
+        ({"image_mean": "abc"}, "image-processor-not-usable"),
+        ({"image_std": [0, 0, 0]}, "image-processor-not-usable"),
+        ({"rescale_factor": float("nan")}, "image-processor-not-usable"),
+        ({"resample": 99}, "image-processor-not-usable"),
+        ({"image_processor_type": 5}, "image-processor-not-usable"),
+    ],
+    ids=str,
+)
+def test_settings_that_prepare_no_image_are_refused(
+    settings: dict[str, JsonValue], code: str, tmp_path: Path
+) -> None:
+    given = json.loads((FIXTURES / "tiny_clip" / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**given, **settings}))
+    with pytest.raises(RecipeError) as caught:
+        load_image_processor(VisionTower.model_validate({"source": str(tmp_path)}))
+    assert [problem.code for problem in caught.value.problems] == [code]
+
+
+def test_pad_needs_a_colour() -> None:
+    processor = load_image_processor(
+        VisionTower.model_validate(
+            {"source": str(FIXTURES / "tiny_clip"), "image_processor": {"image_mean": 0.5}}
+        )
+    )
+    with pytest.raises(RecipeError, match="mean colour"):
+        pixel_values(Image.new("RGB", (4, 8)), processor, image_aspect_ratio="pad")

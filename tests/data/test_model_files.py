@@ -61,3 +61,12 @@ def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
     (problem,) = caught.value.problems
     assert (problem.code, problem.path) == ("not-an-ordinary-file", ("model",))
     assert problem.found == str(tmp_path / "tokenizer.json")
+
+
+def test_settings_beyond_all_size_are_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "generation_config.json"
+    file.touch()
+    os.truncate(file, 2**40)
+    (problem,) = folder_problems(tmp_path, ("model", "language_model"))
+    assert problem.code == "settings-too-large"
+    assert problem.found is not None and problem.found.startswith(f"{file}: 1,099,511,627,776 bytes")
