@@ -27,6 +27,9 @@ FITS_ONE_GPU: Final = 30_000_000_000
 PROJECTOR_RATES: Final = (1e-4, 1e-2)
 """Learning rates that a projector alone is trained with; the published ones are 1e-3 and 2e-3."""
 
+FEW_STEPS: Final = 100
+"""A run of fewer steps is as soon done again as resumed: it needs no checkpoint before its end."""
+
 ADAPTER_RATES: Final = (1e-5, 2e-3)
 """Learning rates that LoRA adapters are trained with; the published ones are 2e-5 and 2e-4."""
 
@@ -106,7 +109,7 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
             hint="remove it, or write `save_strategy: steps`",
             on_key=True,
         )
-    elif train.save_strategy == "steps" and last is not None and train.save_steps > last:
+    elif train.save_strategy == "steps" and last is not None and FEW_STEPS <= last < train.save_steps:
         num_processes = planned.train.global_batch_size // (
             planned.train.per_device_train_batch_size * planned.train.gradient_accumulation_steps
         )
@@ -118,8 +121,13 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
             path=path,
             found="steps are counted for 1 process; several take fewer" if may_be_fewer else None,
             hint="a run that is stopped before then starts again from nothing; write "
-            f"`save_steps: {max(1, min(500, last // 4))}` or so",
+            f"`save_steps: {useful_save_steps(last)}` or so",
         )
+
+
+def useful_save_steps(last: int) -> int:
+    """Steps between checkpoints that leave several of them before the last step."""
+    return max(1, min(500, last // 4))
 
 
 def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:

@@ -76,6 +76,8 @@ def test_an_ordinary_stage_has_none() -> None:
     [
         (100, {"save_steps": 100}, False),
         (100, {"save_steps": 101}, True),
+        (99, {"save_steps": 100}, False),
+        (1, {"save_steps": 24000}, False),
         (100, {"save_steps": 101, "save_strategy": "no"}, False),
         (100, {"save_steps": 5, "save_strategy": "epoch"}, True),
         # Nobody asked for checkpoints every 500 steps.
@@ -94,11 +96,14 @@ def test_saving(max_steps: int, save: dict[str, Any], is_told: bool) -> None:
 
 def test_steps_of_one_process_are_an_upper_bound() -> None:
     """`validate` does not know the number of processes: what it tells is true for any."""
-    values = stage_values(train__save_steps=30)
+    values = stage_values(train__save_steps=600)
+    # 500 steps on one process, 125 on four.
+    values["stages"][0]["data"]["sources"][0]["num_samples"] = 2000
     (problem,) = warnings_of(values, world_size=1)
     assert problem.found is not None and "1 process" in problem.found
     assert len(warnings_of(values, world_size=4)) == 1
-    values["stages"][0]["train"]["save_steps"] = 20
+    assert warnings_of(values, world_size=8) == [], "so few steps need no checkpoint"
+    values["stages"][0]["train"]["save_steps"] = 400
     assert warnings_of(values, world_size=1) == []
     (problem,) = warnings_of(values, world_size=4)
     assert problem.found is None
