@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from llava_recipes.plan.batch_advice import check_processes
+from llava_recipes.plan.batch_advice import check_processes, check_size
 from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
@@ -47,6 +47,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         found += check_order(stage, path)
         found += check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
+        found += check_size(stage, planned, path)
         if _pretrained(recipe) and (model.sizes is None or model.sizes.num_parameters >= SMALL_MODEL):
             # Random weights and tiny models are for trying things out, on one process.
             found += check_processes(stage, planned, path)
@@ -131,14 +132,22 @@ def useful_save_steps(last: int) -> int:
 
 
 def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
-    warmup, last = stage.train.warmup_steps, planned.train.max_steps
-    if warmup is not None and last is not None and warmup >= last:
-        yield _warning(
-            f"warm-up takes {warmup} steps, training ends after {last}",
-            code="warm-up-longer-than-run",
-            path=(*path, "train", "warmup_steps"),
-            hint="the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are",
-        )
+    """A run that ends in its warm-up: the first step of a warm-up has the rate 0."""
+    warmup, last = planned.train.warmup_steps, planned.train.max_steps
+    if not warmup or last is None or warmup < last:
+        return
+    key = "warmup_steps" if stage.train.warmup_steps is not None else "warmup_ratio"
+    steps = "1 step" if warmup == 1 else f"{warmup} steps"
+    if last > 1:
+        hint = "the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are"
+    else:
+        hint = f"the learning rate is 0 in the only step; write `{key}: 0`, or train for more steps"
+    yield _warning(
+        f"warm-up takes {steps}, training ends after {last}",
+        code="warm-up-longer-than-run",
+        path=(*path, "train", key),
+        hint=hint,
+    )
 
 
 def _check_precision(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[Problem]:

@@ -57,7 +57,7 @@ def explain_batch(train: Train, *, world_size: int, path: Path, stage: str) -> P
     assert wanted is not None, "only a given global batch size can fail to divide"
     per_pass = per_device * world_size
     share, rest = divmod(wanted, world_size)
-    size = _fitting(share, per_device) if rest == 0 else 0
+    size = fitting_on_device(share, per_device) if rest == 0 else 0
     # The number of processes is that of one command, and the value may stand in a shared file.
     place = _spell_train(path, stage)
     one_device = f"{place}.per_device_train_batch_size"
@@ -132,7 +132,13 @@ def _spell_train(path: Path, stage: str) -> str:
     return ".".join(stage if segment == path[1] and not by_index else str(segment) for segment in path)
 
 
-def _fitting(share: int, per_device: int) -> int:
+def suitable_share(num_samples: int) -> int:
+    """A batch that leaves an epoch several steps: a tenth of the samples, or 8 where that is too few."""
+    wanted = max(1, num_samples // 10, min(8, num_samples // 2))
+    return 1 << (wanted.bit_length() - 1)
+
+
+def fitting_on_device(share: int, per_device: int) -> int:
     """The largest batch of a device that divides its share; never more than was meant to fit on it."""
     return max(size for size in divisors(share) if size <= per_device)
 
