@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llava_recipes.authoring.edit import remove_key, set_value, value_text
+from llava_recipes.authoring.fit_batch import fit_batches
 from llava_recipes.authoring.shipped import check_words, readdress, templates_folder
 from llava_recipes.authoring.survey import Survey, survey
 from llava_recipes.recipe.errors import Path as KeyPath
@@ -80,7 +81,10 @@ def draft_recipe(wishes: Wishes, output: Path) -> Draft:
     _set_folders(draft, wishes.output_dir or f"./checkpoints/{name}")
     _set_data(draft, wishes)
     _note_chat_template(draft)
-    _set_overrides(draft, wishes.overrides)
+    given = _set_overrides(draft, wishes.overrides)
+    if wishes.data:
+        draft.text, notes = fit_batches(draft.text, str(output), given=given)
+        draft.notes += notes
     return draft
 
 
@@ -256,7 +260,8 @@ def _has_chat_template(folder: Path) -> bool:
     return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
-def _set_overrides(draft: Draft, overrides: Sequence[str]) -> None:
+def _set_overrides(draft: Draft, overrides: Sequence[str]) -> list[KeyPath]:
+    """Write what the user set, and give the paths of it."""
     problems: list[Problem] = []
     paths: list[KeyPath] = []
     for text in overrides:
@@ -275,3 +280,4 @@ def _set_overrides(draft: Draft, overrides: Sequence[str]) -> None:
         paths.append(override.path)
     if problems:
         raise RecipeError(*problems)
+    return paths

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from llava_recipes.plan.batch_advice import check_processes
+from llava_recipes.plan.batch_advice import check_processes, check_size
 from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
@@ -27,6 +27,9 @@ FITS_ONE_GPU: Final = 30_000_000_000
 PROJECTOR_RATES: Final = (1e-4, 1e-2)
 """Learning rates that a projector alone is trained with; the published ones are 1e-3 and 2e-3."""
 
+FEW_STEPS: Final = 100
+"""A run of fewer steps is as soon done again as resumed: it needs no checkpoint before its end."""
+
 ADAPTER_RATES: Final = (1e-5, 2e-3)
 """Learning rates that LoRA adapters are trained with; the published ones are 2e-5 and 2e-4."""
 
@@ -44,6 +47,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         found += check_order(stage, path)
         found += check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
+        found += check_size(stage, planned, path)
         if _pretrained(recipe) and (model.sizes is None or model.sizes.num_parameters >= SMALL_MODEL):
             # Random weights and tiny models are for trying things out, on one process.
             found += check_processes(stage, planned, path)
@@ -106,7 +110,7 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
             hint="remove it, or write `save_strategy: steps`",
             on_key=True,
         )
-    elif train.save_strategy == "steps" and last is not None and train.save_steps > last:
+    elif train.save_strategy == "steps" and last is not None and FEW_STEPS <= last < train.save_steps:
         num_processes = planned.train.global_batch_size // (
             planned.train.per_device_train_batch_size * planned.train.gradient_accumulation_steps
         )
@@ -118,19 +122,32 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
             path=path,
             found="steps are counted for 1 process; several take fewer" if may_be_fewer else None,
             hint="a run that is stopped before then starts again from nothing; write "
-            f"`save_steps: {max(1, min(500, last // 4))}` or so",
+            f"`save_steps: {useful_save_steps(last)}` or so",
         )
+
+
+def useful_save_steps(last: int) -> int:
+    """Steps between checkpoints that leave several of them before the last step."""
+    return max(1, min(500, last // 4))
 
 
 def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
-    warmup, last = stage.train.warmup_steps, planned.train.max_steps
-    if warmup is not None and last is not None and warmup >= last:
-        yield _warning(
-            f"warm-up takes {warmup} steps, training ends after {last}",
-            code="warm-up-longer-than-run",
-            path=(*path, "train", "warmup_steps"),
-            hint="the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are",
-        )
+    """A run that ends in its warm-up: the first step of a warm-up has the rate 0."""
+    warmup, last = planned.train.warmup_steps, planned.train.max_steps
+    if not warmup or last is None or warmup < last:
+        return
+    key = "warmup_steps" if stage.train.warmup_steps is not None else "warmup_ratio"
+    steps = "1 step" if warmup == 1 else f"{warmup} steps"
+    if last > 1:
+        hint = "the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are"
+    else:
+        hint = f"the learning rate is 0 in the only step; write `{key}: 0`, or train for more steps"
+    yield _warning(
+        f"warm-up takes {steps}, training ends after {last}",
+        code="warm-up-longer-than-run",
+        path=(*path, "train", key),
+        hint=hint,
+    )
 
 
 def _check_precision(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[Problem]:

@@ -164,7 +164,9 @@ class _StageCompiler:
         batch = derive_batch(train, world_size=self._world_size)
         config, source = self._plan_deepspeed(batch)
         if batch is None:
-            self.problems.append(explain_batch(train, world_size=self._world_size, path=train_path))
+            self.problems.append(
+                explain_batch(train, world_size=self._world_size, path=train_path, stage=stage.name)
+            )
             return None
         steps = count_steps(train, batch, num_samples=data.num_samples, world_size=self._world_size)
         if data.validation is not None:
