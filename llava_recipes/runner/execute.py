@@ -127,7 +127,7 @@ def _decide(run: Run, index: int) -> Beginning | None:
 
 
 def _newest_sound(run: Run, index: int, passed_over: Mapping[Path, str]) -> Beginning:
-    """The newest checkpoint of a stage that can be resumed from; it is named, and what is wrong with newer ones.
+    """The newest checkpoint of a stage that can be resumed from; named, and what is wrong with newer ones.
 
     `passed_over` are those that were looked at before.
     """
