@@ -192,8 +192,9 @@ def _translate_reports(flags: Flags, draft: Draft) -> None:
         remark = "the original reports to every tracker that is installed"
         draft.default("--report_to", path, "none", remark=remark)
         return
-    names = [name for name in flag.values if name in _TRACKERS]
-    for name in flag.values:
+    given = [name for value in flag.values for name in value.replace(",", " ").split()]
+    names = [name for name in dict.fromkeys(given) if name in _TRACKERS]
+    for name in given:
         if name not in (*_TRACKERS, "none"):
             draft.lost("--report_to", name, "trackers: wandb, tensorboard", flag.mark)
     value: Value = "none"

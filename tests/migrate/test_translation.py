@@ -11,6 +11,7 @@ from llava_recipes.cli.migrate import read_beside
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.draft import Entry
 from llava_recipes.migrate.migration import migrate
+from llava_recipes.migrate.report import report_lines
 from llava_recipes.plan.deepspeed import Config, original_file
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
@@ -191,6 +192,9 @@ def test_a_fork_may_have_flags_whose_names_are_near_ours(flag: str, remark: str)
         ("--warmup_steps 10 --warmup_ratio 0.1", "stages.0.train.warmup_ratio", None),
         ("--lr_scheduler_type constant --warmup_ratio 0.1", "stages.0.train.warmup_ratio", None),
         ("--report_to wandb tensorboard", "stages.0.train.report_to", ["wandb", "tensorboard"]),
+        ("--report_to wandb,tensorboard", "stages.0.train.report_to", ["wandb", "tensorboard"]),
+        ("'--report_to=tensorboard, wandb'", "stages.0.train.report_to", ["tensorboard", "wandb"]),
+        ("--report_to wandb,wandb", "stages.0.train.report_to", "wandb"),
         ("--report_to none", "stages.0.train.report_to", "none"),
         ("--group_by_length True", "stages.0.data.group_by", "length"),
         ("--group_by_modality_length True", "stages.0.data.group_by", "modality_length"),
@@ -363,6 +367,33 @@ def test_a_file_that_clips_elsewhere_than_the_flag_is_kept(tmp_path: Path) -> No
 def test_the_order_of_samples_is_that_of_the_program(flags: str, script: str, order: str | None) -> None:
     """LLaVA and Open-LLaVA-NeXT pin accelerate 0.21, the others a later one, which draws otherwise."""
     assert at(run(flags, script), "stages.0.data.order") == order
+
+
+@pytest.mark.parametrize(
+    ("flags", "program"),
+    [
+        ("", "LLaVA (llava/train/train_mem.py)"),
+        ("--attn_implementation sdpa", "LLaVA (llava/train/train_mem.py)"),
+        ("--mm_patch_merge_type flat", "LLaVA (llava/train/train_mem.py)"),
+        ("--image_grid_pinpoints None", "LLaVA (llava/train/train_mem.py)"),
+        (
+            "--mm_patch_merge_type spatial_unpad --image_aspect_ratio anyres",
+            "Open-LLaVA-NeXT (llava/train/train_mem.py; by `--mm_patch_merge_type`)",
+        ),
+        (NEXT, f"LLaVA-NeXT (llava/train/train_mem.py; by `{NEXT.split()[0]}`)"),
+        ("--version qwen_1_5", "LLaVA-NeXT (llava/train/train_mem.py; by `--version qwen_1_5`)"),
+        ("--version phi3_instruct", "LLaVA-pp (llava/train/train_mem.py; by `--version phi3_instruct`)"),
+    ],
+)
+def test_the_report_says_what_the_program_was_told_by(flags: str, program: str) -> None:
+    """Programs that share a path differ in the defaults that the recipe says; one flag may decide."""
+    migration = run(flags)
+    assert migration.programs == (program,)
+    assert f"  program: {program}" in list(report_lines(migration, "script.sh"))
+    is_next = program.startswith("LLaVA-NeXT")
+    assert (at(migration, "stages.0.data.order") == "seed") == is_next
+    lost = [entry.remark for entry in entries(migration, "lost") if entry.name == "program"]
+    assert bool(lost) == program.startswith("LLaVA-pp")
 
 
 def test_two_stages_of_one_script_follow_each_other() -> None:
