@@ -112,7 +112,7 @@ class StageDataset(Dataset[Sample]):
         try:
             pictures = self._pictures(record)
         except BadImage as error:
-            hint = "mend or remove it, or set `on_bad_image: skip`"
+            hint = "repair it (a run goes on with `--resume`), or start a new run with `on_bad_image: skip`"
             problem = self._problem(
                 record, "its image cannot be used", code="bad-image", found=str(error), hint=hint
             )

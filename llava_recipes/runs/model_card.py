@@ -42,9 +42,6 @@ _HF_USE = """\
 ```python
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from llava_recipes.masking import mask
-from llava_recipes.screen import shown
-
 model = LlavaForConditionalGeneration.from_pretrained("PATH", device_map="auto")
 processor = AutoProcessor.from_pretrained("PATH")
 messages = [{"role": "user", "content": [

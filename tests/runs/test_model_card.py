@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from llava_recipes.runs import model_card
 from llava_recipes.runs.markdown import code, code_block, inline, one_line
 from llava_recipes.runs.model_card import training_of, write_card
 from llava_recipes.runs.opened import open_run
@@ -273,3 +275,14 @@ def test_a_folder_that_reads_as_a_hub_id_is_one_from_everywhere(
     (block,) = [token for token in MARKDOWN.parse(card) if token.type == "fence" and token.info == "yaml"]
     language = yaml.safe_load(block.content)["model"]["language_model"]
     assert language == {"source": "vic", "tokenizer": "owner/words"}
+
+
+def test_the_code_of_a_card_needs_nothing_of_ours() -> None:
+    """It is run where the model is used, and this package mostly is not."""
+    text = Path(model_card.__file__).read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert blocks
+    trees = [ast.parse(block) for block in blocks]
+    imported = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"transformers"}
+    assert not any(isinstance(node, ast.Import) for tree in trees for node in ast.walk(tree))
