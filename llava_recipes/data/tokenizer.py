@@ -33,6 +33,8 @@ _FILES = (
     "chat_template.jinja",
 )
 """What transformers makes a tokenizer of."""
+_VOCABULARIES = ("tokenizer*.json", "*.model", "vocab*", "*.vocab", "*.tiktoken", "tekken.json")
+"""Where a tokenizer's tokens stand, by any library's name; `tokenizer_config.json` has none."""
 _TEXT = "A text, to see whether it can be spelled."
 
 
@@ -45,6 +47,7 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
     check_model_folder(Path(plan.tokenizer), _PATH)
+    _check_vocabulary(Path(plan.tokenizer), _PATH)
     with _read(plan):
         settings = get_tokenizer_config(plan.tokenizer, revision=revision)
         check_settings(settings, _PATH, file=f"tokenizer_config.json of {plan.tokenizer}")
@@ -64,6 +67,25 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     if added:
         tokenizer.add_tokens(added, special_tokens=True)
     return tokenizer
+
+
+def _check_vocabulary(folder: Path, path: RecipePath) -> None:
+    """Raise RecipeError when a folder holds no tokenizer; the library would speak of packages."""
+    if not folder.is_dir():
+        return
+    found = {file.name for pattern in _VOCABULARIES for file in folder.glob(pattern)}
+    if found - {"tokenizer_config.json"}:
+        return
+    raise RecipeError(
+        Problem(
+            f'the folder "{folder}" holds no tokenizer',
+            code="tokenizer-not-usable",
+            path=path,
+            found=f"neither tokenizer.json nor tokenizer.model in {folder}",
+            hint="copy the tokenizer's files there, or name the hub id or the folder that has them: "
+            "`language_model: {source: …, tokenizer: …}`",
+        )
+    )
 
 
 def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedConfig]:

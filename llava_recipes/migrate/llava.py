@@ -11,7 +11,7 @@ from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.llava_freezing import translate_freezing
 from llava_recipes.migrate.llava_pictures import translate_pictures
-from llava_recipes.migrate.programs import NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
+from llava_recipes.migrate.programs import ANYRES_FLAGS, NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
 from llava_recipes.migrate.quantization import translate_quantization
 from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
@@ -20,7 +20,7 @@ from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Data
 
 FLAGS = (
-    *dict.fromkeys((*NEXT_FLAGS, *OF_LLAVA_NEXT_ALONE)),
+    *dict.fromkeys((*NEXT_FLAGS, *ANYRES_FLAGS, *OF_LLAVA_NEXT_ALONE)),
     *("model_name_or_path", "version", "freeze_backbone", "tune_mm_mlp_adapter", "vision_tower"),
     *("mm_vision_select_layer", "mm_vision_select_feature", "pretrain_mm_mlp_adapter", "mm_projector_type"),
     *("mm_use_im_start_end", "mm_use_im_patch_token", "data_path", "image_folder", "image_aspect_ratio"),

@@ -14,7 +14,7 @@ from llava_recipes.migrate.llava import translate_llava
 from llava_recipes.migrate.programs import identify, refuse_preferences
 from llava_recipes.migrate.shell import ReadScript
 from llava_recipes.migrate.tinyllava import translate_tinyllava
-from llava_recipes.migrate.train_flags import put_total_batch
+from llava_recipes.migrate.train_flags import put_total_batch, tell_untold_labels
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -111,6 +111,7 @@ def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
     for name, value, why in command.launcher:
         draft.lost(name, value, why, command.mark)
     put_total_batch(draft, command.num_processes)
+    tell_untold_labels(command.labels, draft)
     for name, flag in command.flags.items():
         if not draft.is_told(f"--{name}"):
             draft.lost(f"--{name}", flag.text, "it is not translated", flag.mark)

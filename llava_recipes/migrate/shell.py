@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from llava_recipes.migrate.expand import Scope, UnknownValue, Variable, expand_word
 from llava_recipes.migrate.statements import Statement, read_statements
 from llava_recipes.migrate.variables import Spent, Variables, assigned_name, head_of
-from llava_recipes.migrate.word_parts import Word
+from llava_recipes.migrate.word_parts import Word, written
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMAND_CHARACTERS = 100_000
@@ -35,6 +35,15 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class Untold:
+    """A word of a command that cannot be told without running the script."""
+
+    text: str
+    """As it is written, with `$` before what is not filled in."""
+    problem: Problem
+
+
+@dataclass(frozen=True)
 class Command:
     """A command of the script: its words, not yet filled in, and what they refer to.
 
@@ -48,15 +57,15 @@ class Command:
     visible_devices: str | None = None
     """What CUDA_VISIBLE_DEVICES is for this command, where the script says it."""
 
-    def fill(self) -> list[Argument | Problem]:
+    def fill(self) -> list[Argument | Untold]:
         """The words filled in; a problem in the place of each value that cannot be told."""
-        filled = list[Argument | Problem]()
+        filled = list[Argument | Untold]()
         num_characters = 0
         for word in self.words:
             try:
                 texts = expand_word(word, self.scope)
             except UnknownValue as unknown:
-                filled.append(unknown.problem)
+                filled.append(Untold(written(word), unknown.problem))
                 continue
             num_characters += sum(map(len, texts))
             if num_characters > MAX_COMMAND_CHARACTERS:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
+from llava_recipes.migrate.commands import UntoldLabel
 from llava_recipes.migrate.draft import STAGE, Draft, spell_path
 from llava_recipes.migrate.evaluation import EVALUATION_FLAGS, translate_evaluation
 from llava_recipes.migrate.flags import Flags
@@ -65,6 +66,7 @@ _NEEDLESS: Mapping[str, str] = MappingProxyType(
         "tokenizer_padding_side": "sequences are padded at the right",
     }
 )
+_LABELS: Mapping[str, str] = MappingProxyType({"run_name": "the recipe is named after its folder"})
 _LARGEST_BATCH = 10_000_000
 _TRACKERS = ("wandb", "tensorboard")
 
@@ -135,6 +137,14 @@ def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...], program: 
             draft.lost(f"--{name}", flag.text, _why_lost(name, names, program), flag.mark)
 
 
+def tell_untold_labels(labels: Sequence[UntoldLabel], draft: Draft) -> None:
+    """Say of labels that only a shell could tell why nothing is lost without them."""
+    for label in labels:
+        instead = _LABELS.get(label.name) or _NEEDLESS.get(label.name) or "nothing depends on it"
+        why = f"{label.problem.message.partition(',')[0]}, and it is a label: {instead}"
+        draft.needless(f"--{label.name}", label.text, why, label.problem.mark)
+
+
 def _why_lost(name: str, names: Sequence[str], program: Program) -> str:
     if name.startswith("video_"):
         return "recipes train on images alone"
@@ -192,8 +202,9 @@ def _translate_reports(flags: Flags, draft: Draft) -> None:
         remark = "the original reports to every tracker that is installed"
         draft.default("--report_to", path, "none", remark=remark)
         return
-    names = [name for name in flag.values if name in _TRACKERS]
-    for name in flag.values:
+    given = [name for value in flag.values for name in value.replace(",", " ").split()]
+    names = [name for name in dict.fromkeys(given) if name in _TRACKERS]
+    for name in given:
         if name not in (*_TRACKERS, "none"):
             draft.lost("--report_to", name, "trackers: wandb, tensorboard", flag.mark)
     value: Value = "none"

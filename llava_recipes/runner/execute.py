@@ -127,19 +127,21 @@ def _decide(run: Run, index: int) -> Beginning | None:
 
 
 def _newest_sound(run: Run, index: int, passed_over: Mapping[Path, str]) -> Beginning:
-    """The newest checkpoint of a stage that can be resumed from; newer ones are named, and what is wrong.
+    """The newest checkpoint of a stage that can be resumed from; named, and what is wrong with newer ones.
 
     `passed_over` are those that were looked at before.
     """
     from llava_recipes.train.states import find_unreadable
 
     damages = dict(passed_over)
-    for checkpoint in list_checkpoints(Path(run.plan.stages[index].output_dir)):
+    stage = run.plan.stages[index]
+    for checkpoint in list_checkpoints(Path(stage.output_dir)):
         folder = checkpoint.folder
         if folder in damages:
             continue
         damage = find_damage(folder) or find_unreadable(folder)
         if damage is None:
+            run.say(f"{stage.name}: goes on from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
         run.say(f"{folder} is passed over: {damage}")

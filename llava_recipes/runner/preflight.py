@@ -44,8 +44,7 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
         problems += _samples_problems(stage, path)
-    if not problems:
-        problems += wording_problems(plan, stages)
+    is_fit = not problems
     if is_there:
         shapes = functools.cache(lambda: model_shapes(plan.model))
         problems += base_weights_problems(plan.model)
@@ -57,6 +56,9 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         except RecipeError as error:
             # A config of the hub that cannot be had.
             problems += error.problems
+    # A model that is not there has no tokenizer either.
+    if is_fit and not any(problem.path == ("model", "language_model") for problem in problems):
+        problems += wording_problems(plan, stages)
     if problems:
         # What the model's parts say wrongly is met wherever its shapes are asked for.
         raise loaded.fail(*dict.fromkeys(problems))
