@@ -203,6 +203,10 @@ def _run(name: str, words: Sequence[str]) -> int:
         if is_fault_of_place(error):
             say(f"llava-recipe {name}: {error}", to_stderr=True)
             return USER_ERROR
+        if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+            names = f"{error.object[error.start : error.end]!r} in a file name has no place in this locale"
+            say(f"llava-recipe {name}: {names}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8", to_stderr=True)
+            return USER_ERROR
         file = write_log("".join(traceback.format_exception(error)))
         outdated = version_problem()
         if outdated is not None:

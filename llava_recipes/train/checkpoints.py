@@ -41,6 +41,14 @@ def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
+def make_room(folder: Path) -> None:
+    """Remove what stands where a checkpoint is saved: one that was passed over, with files of its own."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+
+
 def seal(folder: Path, *, step: int, world_size: int) -> None:
     """Write down size and SHA-256 of every file, as the last act of saving."""
     files = {

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from llava_recipes.model.pickles import BadPickle, SafeGlobal, load_plain, only_plain
+from llava_recipes.model.values import not_finite
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.train.checkpoints import TRAINER_STATE, UNUSABLE
 
@@ -106,9 +107,9 @@ def check_state(checkpoint: Path) -> None:
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError when a loaded optimizer's averages are not those of its weights.
+    """Raise ValueError when a loaded optimizer's averages are not those of its weights, or not finite.
 
-    torch takes any shape, and fails at the first step. Other optimizers keep averages of another shape.
+    torch takes any of them, and fails at the first step. Other optimizers keep averages of another shape.
     """
     # accelerate has wrapped it.
     inner = getattr(optimizer, "optimizer", optimizer)
@@ -121,6 +122,8 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
                 if tuple(state[name].shape) != tuple(weight.shape):
                     shapes = f"{list(state[name].shape)}, that of its weight {list(weight.shape)}"
                     raise ValueError(f"{name} has shape {shapes}")
+                if (trouble := not_finite(state[name])) is not None:
+                    raise ValueError(f"{name} has {trouble}")
 
 
 def _unusable(checkpoint: Path, why: str) -> RecipeError:

@@ -23,7 +23,7 @@ from llava_recipes.data.order import EpochSampler
 from llava_recipes.model.weights import TRAINED_FILE, load_trained, trainable_state, write_trained
 from llava_recipes.plan.types import ParamGroupPlan
 from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.train.checkpoints import TRAINER_STATE, remove_old, seal
+from llava_recipes.train.checkpoints import TRAINER_STATE, make_room, remove_old, seal
 from llava_recipes.train.failures import check_finite, nonfinite_loss
 from llava_recipes.train.optimizer import split_groups
 from llava_recipes.train.states import check_moments, loading
@@ -194,11 +194,13 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        run_dir, step = Path(self.args.output_dir), self.state.global_step
+        if self.is_world_process_zero():
+            make_room(run_dir / f"checkpoint-{step}")
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            run_dir = Path(self.args.output_dir)
-            step = self.state.global_step
             seal(run_dir / f"checkpoint-{step}", step=step, world_size=self.args.world_size)
             if self._keep_checkpoints is not None:
                 remove_old(run_dir, keep=self._keep_checkpoints)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from llava_recipes.model.weights import write_trained
 from llava_recipes.recipe.errors import RecipeError
-from llava_recipes.train.checkpoints import SEAL, UNUSABLE, find_damage, seal
+from llava_recipes.train.checkpoints import SEAL, UNUSABLE, find_damage, make_room, seal
 from llava_recipes.train.states import check_moments, check_state, find_unreadable, loading
 from tests.laws import examples
 from tests.model.poison import poisoned
@@ -237,12 +237,31 @@ def test_other_failures_are_not_the_checkpoints(checkpoint: Path, error: Excepti
     assert caught.value is error
 
 
+def test_what_stands_in_the_way_of_a_checkpoint_goes(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    place = tmp_path / "checkpoint-4"
+    make_room(place)
+    (place / "global_step4").mkdir(parents=True)
+    os.mkfifo(place / "rng_state.pth")
+    make_room(place)
+    assert not place.exists()
+    place.symlink_to(kept)
+    make_room(place)
+    os.mkfifo(place)
+    make_room(place)
+    assert not os.path.lexists(place) and kept.is_dir()
+
+
 def test_averages_of_other_weights_are_refused() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 3))
     optimizer = torch.optim.AdamW([weight])
     weight.sum().backward()
     optimizer.step()
     check_moments(optimizer)
+    optimizer.state[weight]["exp_avg"][0] = float("nan")
+    with pytest.raises(ValueError, match="exp_avg has 3 NaN of 6 values"):
+        check_moments(optimizer)
     optimizer.state[weight]["exp_avg"] = torch.ones(3)
     with pytest.raises(ValueError, match="exp_avg has shape"):
         check_moments(optimizer)
