@@ -28,7 +28,8 @@ _OF_MODELS = frozenset({
     "image", "img", "pad", "eos", "bos", "unk", "cls", "sep", "mask", "special", "text", "label", "new",
     "type", "types", "index", "ratio", "size", "position", "positions", "embedding", "embeddings", "id",
     "ids", "merge", "learned", "seen", "drop", "rate", "batch", "step", "steps", "added", "visual",
-    "vision", "prompt", "context", "output", "input", "cache",
+    "vision", "prompt", "context", "output", "input", "cache", "patch",
+    "stride", "consumed",
 })  # fmt: skip
 _OF_TABLES = frozenset({
     "primary", "foreign", "sort", "cache", "partition", "group", "column", "image", "field", "map",

@@ -24,9 +24,9 @@ _MAY_END = ("child processes", "threads")
 # Python starts it with the first lock that processes share, and ends it itself.
 _TRACKER = "multiprocessing.resource_tracker"
 # Ours, started with the first chat template that is rendered; it serves until this process ends.
-_RENDERER = "render_process.py"
-# pytest says in one which test is running; torch sets the other for itself when it is imported.
-_THEIR_VARIABLES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+_RENDERER = "llava_recipes.data.render_process"
+# pytest says in one which test is running; torch and DeepSpeed set the others when they are imported.
+_THEIR_VARIABLES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK"}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ HARMLESS = (
     *("key_frames", "KEY_FRAMES", "MONKEY", "HOTKEY", "TURKEY", "KEYBOARD"),
     *("KEYWORDS", "PRIMARY_KEY", "IMAGE_KEY", "KEY", "TOKENIZER", "TOKENIZERS_PARALLELISM"),
     *("MAX_TOKENS", "MAX_NEW_TOKENS", "NUM_TOKENS", "IMAGE_TOKEN", "PAD_TOKEN_ID", "TOKENS_PER_STEP"),
+    *("mm_use_im_patch_token", "consumed_tokens"),
     *("maxTokens", "PATH", "PYTHONPATH", "PATTERN", "PATCH_SIZE", "SPATIAL"),
     *("DISPATCH", "PATIENT", "AUTHOR", "AUTHORS", "AUTHORITY", "COMPASS"),
     *("BYPASS", "PASSAGE", "NUM_PASSES", "PWD", "OLDPWD", "HOME"),

@@ -11,8 +11,10 @@ from pydantic import JsonValue
 
 from llava_recipes.files import kind_of_target, name_fault, replacing
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.json_file import unreadable
 
 UNFINISHED = ".unfinished"
+_BEGIN_ANEW = "begin anew with --overwrite instead of --resume"
 
 
 class AnswersFile:
@@ -66,19 +68,34 @@ class AnswersFile:
     def _lines_before(self) -> list[str]:
         if not self.unfinished.exists():
             return []
-        text = self.unfinished.read_text("utf-8")
+        try:
+            text = self.unfinished.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise unreadable(self.unfinished, error, hint=_BEGIN_ANEW) from error
         whole = text[: text.rfind("\n") + 1].splitlines()
         if whole and whole[0] != self._settings:
             raise RecipeError(
                 Problem(
                     "these answers were begun in another way",
-                    code="answers-begun-another-way",
+                    code="answers-of-other-settings",
                     mark=Mark(str(self.unfinished), 0, 0),
                     found="\n       ".join(_differences(whole[0], self._settings)),
                     hint="ask as then, or begin anew with --overwrite instead of --resume",
                 )
             )
+        for number, line in enumerate(whole[1:], start=2):
+            if not _is_object(line):
+                mark = Mark(str(self.unfinished), number, 1)
+                message = "this line is no answer: the file is damaged"
+                raise RecipeError(Problem(message, code="answer-damaged", mark=mark, hint=_BEGIN_ANEW))
         return whole[1:]
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -94,12 +111,12 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if os.path.isdir(path):
         raise RecipeError(
-            Problem(f"{path}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file")
+            Problem(f"{path}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
         )
     for file in (path, unfinished):
         fault = name_fault(file)
         if fault is not None:
-            raise RecipeError(Problem(f"{file}: {fault}", code="file-cannot-be-written"))
+            raise RecipeError(Problem(f"{file}: {fault}", code="output-cannot-be-written"))
         kind = kind_of_target(file)
         if kind is not None:
             message = f"{file}: this is {kind}, not an ordinary file"
@@ -121,7 +138,7 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
 def _differences(then: str, now: str) -> list[str]:
     try:
         before = json.loads(then)
-    except ValueError:
+    except (ValueError, RecursionError):
         before = None
     if not isinstance(before, dict):
         return ["the first line does not say how"]

@@ -49,7 +49,7 @@ def check_questions(answerer: Answerer, questions: Sequence[Asked], decoding: De
             input_ids = answerer.prompt_ids(question.turns)
         except ValueError as error:
             problems.append(
-                Problem(f"it cannot be written: {error}", code="file-cannot-be-written", mark=question.mark)
+                Problem(f"it cannot be written: {error}", code="output-cannot-be-written", mark=question.mark)
             )
             continue
         counts = [answerer.least_picture_tokens] * len(question.images)
@@ -122,7 +122,7 @@ def check_answer_key(questions: Sequence[Question], key: str) -> None:
         raise RecipeError(
             Problem(
                 f"records have the key `{key}` already, which the answers would replace",
-                code="records-key-already-answers-would-replace",
+                code="key-exists-in-records",
                 mark=taken[0].mark,
                 found=f"{len(taken)} of {len(questions)} records",
                 hint="choose another with --answer-key",

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from llava_recipes.interpreter import python_environment, python_words
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.json_file import read_object
 from llava_recipes.versions import check_versions
 
 # lmms-eval's llava_hf imports decord and does not ask for it.
@@ -65,7 +66,7 @@ def check_lmms_eval() -> None:
         raise RecipeError(
             Problem(
                 "--tasks needs lmms-eval, which is not installed",
-                code="tasks-needs-lmms-eval-not-installed",
+                code="library-not-installed",
                 found=f"no module {', '.join(missing)}",
                 hint="pip install 'llava-recipes[eval]'; `--data FILE` measures without it",
             )
@@ -77,7 +78,7 @@ def is_exported(folder: Path) -> bool:
     """Whether a folder is in the layout that lmms-eval's llava_hf loads, by its config.json."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     classes = config.get("architectures") if isinstance(config, dict) else None
     return isinstance(classes, list) and any(
@@ -100,7 +101,7 @@ def command(
         raise RecipeError(
             Problem(
                 "lmms-eval cannot be given a folder with this name",
-                code="lmms-eval-cannot-be-given-folder",
+                code="lmms-eval-folder-name",
                 found=str(model),
                 hint="use a path without commas, quotes, braces and equals signs",
             )
@@ -129,7 +130,7 @@ def run_benchmarks(words: list[str], output: Path) -> dict[str, JsonValue]:
         raise RecipeError(
             Problem(
                 "lmms-eval ended without results",
-                code="lmms-eval-ended-without-results",
+                code="lmms-eval-failed",
                 found=f"exit code {code}; nothing new in {output}" if not written else f"exit code {code}",
                 hint="its own words above say why; benchmarks are fetched from the hub",
             )
@@ -140,12 +141,11 @@ def run_benchmarks(words: list[str], output: Path) -> dict[str, JsonValue]:
 def read_results(file: Path) -> dict[str, JsonValue]:
     """A results file of lmms-eval. Raises RecipeError when it is none."""
     try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            Problem(f"{file}: these results cannot be read", code="results-cannot-be-read", found=str(error))
-        ) from None
-    if not isinstance(values, dict) or not isinstance(values.get("results"), dict):
+        values = read_object(file)
+    except RecipeError as error:
+        message, found = f"{file}: these results cannot be read", error.problems[0].found
+        raise RecipeError(Problem(message, code="results-unreadable", found=found)) from None
+    if not isinstance(values.get("results"), dict):
         raise RecipeError(Problem(f"{file}: there are no `results` in it", code="results-are-missing"))
     return values
 

@@ -67,7 +67,7 @@ class Conversation:
             raise RecipeError(
                 Problem(
                     "the question must be UTF-8",
-                    code="question-must-be-utf-8",
+                    code="not-utf-8",
                     hint="set the terminal to UTF-8",
                 )
             )
@@ -119,7 +119,7 @@ class Conversation:
             input_ids = self._answerer.prompt_ids(turns)
         except ValueError as error:
             raise RecipeError(
-                Problem(f"the conversation cannot be written: {error}", code="conversation-cannot-be-written")
+                Problem(f"the conversation cannot be written: {error}", code="sample-does-not-fit-template")
             ) from None
         counts = [picture.num_tokens for picture in shown]
         num_tokens = self._answerer.num_tokens(input_ids, counts)

@@ -56,7 +56,7 @@ def _with_system(data: DataPlan, text: str) -> DataPlan:
         raise RecipeError(
             Problem(
                 f"template `{data.template}` has no place for a system prompt",
-                code="template-no-place-system-prompt",
+                code="no-place-for-system-prompt",
                 hint="leave out --system",
             )
         )
@@ -74,7 +74,7 @@ def _device(name: str | None) -> torch.device:
         raise RecipeError(
             Problem(
                 f'there is no device "{name}" here',
-                code="no-device",
+                code="unknown-device",
                 found=lines[0] if lines else type(error).__name__,
                 hint="`cpu`, or `cuda` where there is a GPU",
             )

@@ -90,9 +90,20 @@ def raise_first(problems: Sequence[Problem], *, of: int) -> None:
     raise RecipeError(*problems[:NUM_SHOWN_PROBLEMS], *more)
 
 
+def _check_rest(values: dict[str, JsonValue]) -> None:
+    """Raise MalformedRecord for what no file can hold: all of a record goes into the answers."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        hint = "remove it, or the record"
+        message = "the record holds an unpaired surrogate (invalid Unicode)"
+        raise MalformedRecord(message, hint=hint) from None
+
+
 def _question(index: int, values: dict[str, JsonValue], folder: str, file: AnnotationFile) -> Question:
     turns, images = _turns(values), _images(values)
     check_letters(turns)
+    _check_rest(values)
     try:
         spoken = spoken_turns(turns)
     except ValueError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llava_recipes.authoring.edit import remove_key, set_value, value_text
+from llava_recipes.authoring.fit_batch import fit_batches
 from llava_recipes.authoring.shipped import check_words, readdress, templates_folder
 from llava_recipes.authoring.survey import Survey, survey
 from llava_recipes.recipe.errors import Path as KeyPath
@@ -19,6 +20,7 @@ from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
+from llava_recipes.recipe.values import as_mapping, value_at
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {
@@ -79,7 +81,10 @@ def draft_recipe(wishes: Wishes, output: Path) -> Draft:
     _set_folders(draft, wishes.output_dir or f"./checkpoints/{name}")
     _set_data(draft, wishes)
     _note_chat_template(draft)
-    _set_overrides(draft, wishes.overrides)
+    given = _set_overrides(draft, wishes.overrides)
+    if wishes.data:
+        draft.text, notes = fit_batches(draft.text, str(output), given=given)
+        draft.notes += notes
     return draft
 
 
@@ -120,7 +125,7 @@ def _set_data(draft: Draft, wishes: Wishes) -> None:
             raise RecipeError(
                 Problem(
                     "`--images` goes with `--data`",
-                    code="images-goes-data",
+                    code="option-needs-another",
                     hint="name the annotation file too",
                 )
             )
@@ -188,7 +193,7 @@ def _sources(wishes: Wishes) -> Iterator[_Source]:
         raise RecipeError(
             Problem(
                 "`--data` and `--images` differ in number",
-                code="data-images-differ-number",
+                code="data-and-images-differ",
                 found=given,
                 hint=hint,
             )
@@ -250,25 +255,29 @@ def _has_chat_template(folder: Path) -> bool:
         return True
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
-def _set_overrides(draft: Draft, overrides: Sequence[str]) -> None:
+def _set_overrides(draft: Draft, overrides: Sequence[str]) -> list[KeyPath]:
+    """Write what the user set, and give the paths of it."""
     problems: list[Problem] = []
     paths: list[KeyPath] = []
     for text in overrides:
         try:
-            override = read_override(text, parse_source(draft.text, "").root)
+            root = parse_source(draft.text, "").root
+            override = read_override(text, root)
         except RecipeError as error:
             problems += error.problems
             continue
         problems += override.problems
-        for other in displaced(override.path, override.value, ()):
+        below = as_mapping(value_at(root, override.path[:-1]))
+        for other in displaced(override.path, override.value, given=(), below=below):
             if other not in paths:
                 draft.text = remove_key(draft.text, other)
         draft.text = set_value(draft.text, override.path, override.value)
         paths.append(override.path)
     if problems:
         raise RecipeError(*problems)
+    return paths

@@ -25,7 +25,7 @@ def find_keys(query: str, keys: Sequence[Key]) -> tuple[Key, ...]:
     """
     if len(query) > _MAX_QUERY_CHARACTERS:
         hint = "llava-recipe explain train.learning_rate"
-        raise RecipeError(Problem("this is too long for a key", code="too-long-key", hint=hint))
+        raise RecipeError(Problem("this is too long for a key", code="key-too-long", hint=hint))
     words = _words(query)
     for candidate in _candidates(words, keys):
         exact = [key for key in keys if key.names == candidate and len(candidate) > 1]

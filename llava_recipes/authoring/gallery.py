@@ -106,7 +106,7 @@ def find(name: str) -> Entry:
         return same_stem[0]
     near = nearest(wanted, [entry.name for entry in entries])
     hint = f"did you mean `{near}`?" if near else "`llava-recipe list` shows what there is"
-    raise RecipeError(Problem(f"no recipe `{name}` in the gallery", code="no-recipe-gallery", hint=hint))
+    raise RecipeError(Problem(f"no recipe `{name}` in the gallery", code="unknown-gallery-recipe", hint=hint))
 
 
 def read_head(text: str) -> dict[str, str]:

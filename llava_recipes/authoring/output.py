@@ -36,5 +36,5 @@ def write_new(path: Path, text: str, *, force: bool) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(
-            Problem(f"{path} cannot be written", code="file-cannot-be-written", found=reason)
+            Problem(f"{path} cannot be written", code="output-cannot-be-written", found=reason)
         ) from None

@@ -68,7 +68,7 @@ def check_words(*words: str) -> None:
         found = _NOT_IN_A_RECIPE.search(word)
         if found:
             message = f"{word!a} holds the character U+{ord(found.group()):04X}, which no recipe can hold"
-            raise RecipeError(Problem(message, code="holds-character-u-no-recipe-can", hint="rename it"))
+            raise RecipeError(Problem(message, code="invalid-yaml-character", hint="rename it"))
 
 
 def modeline(output: Path) -> str:

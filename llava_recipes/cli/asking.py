@@ -76,9 +76,7 @@ def decoding_of(arguments: argparse.Namespace) -> Decoding:
     if arguments.top_p < 1 and arguments.temperature == 0:
         hint = "add --temperature, for example 0.2"
         raise RecipeError(
-            Problem(
-                "--top-p has no effect with temperature 0", code="top-p-no-effect-temperature-0", hint=hint
-            )
+            Problem("--top-p has no effect with temperature 0", code="option-has-no-effect", hint=hint)
         )
     max_new_tokens, must_fit = length_of(arguments)
     return Decoding(max_new_tokens, arguments.temperature, arguments.top_p, must_fit)

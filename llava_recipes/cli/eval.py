@@ -165,13 +165,11 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         )
     if os.path.isdir(output):
         raise RecipeError(
-            Problem(
-                f"{output}: this is a folder", code="output-is-a-folder", hint="give -o the name of a file"
-            )
+            Problem(f"{output}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
         )
     fault = name_fault(output)
     if fault is not None:
-        raise RecipeError(Problem(f"{output}: {fault}", code="file-cannot-be-written"))
+        raise RecipeError(Problem(f"{output}: {fault}", code="output-cannot-be-written"))
     kind = kind_of_target(output)
     if kind is not None:
         message = f"{output}: this is {kind}, not an ordinary file"

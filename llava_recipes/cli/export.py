@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecipeError(
             Problem(
                 f"{word} goes with `--to llava`; `{arguments.to}` always has the tower",
-                code="goes-llava-always-tower",
+                code="option-has-no-effect",
             )
         )
     from llava_recipes.cli.asking import quiet_libraries

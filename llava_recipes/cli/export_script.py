@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecipeError(
             Problem(
                 "the recipe has no such stage",
-                code="recipe-no-such-stage",
+                code="unknown-stage",
                 mark=mark,
                 hint=f"stages: {', '.join(names)}",
             )
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = range(len(names)) if arguments.stage is None else [names.index(arguments.stage)]
     if arguments.world_size is not None and arguments.world_size < 1:
         raise RecipeError(
-            Problem("--world-size is 1 or more", code="world-size-1-more", found=str(arguments.world_size))
+            Problem("--world-size is 1 or more", code="option-out-of-range", found=str(arguments.world_size))
         )
     problems: list[Problem] = []
     files = read_deepspeed_files(loaded, problems)
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecipeError(
             Problem(
                 "cannot be written",
-                code="file-cannot-be-written",
+                code="output-cannot-be-written",
                 mark=Mark(arguments.output, 0, 0),
                 found=error.strerror,
             )

@@ -115,7 +115,7 @@ def _variables(assignments: Sequence[str]) -> dict[str, str]:
         if not has_value or not name.isidentifier():
             mark = Mark(f"--var {mask_assignment(assignment)}", 0, 0)
             raise RecipeError(
-                Problem("a variable is given as NAME=VALUE", code="variable-given-name-value", mark=mark)
+                Problem("a variable is given as NAME=VALUE", code="invalid-var-option", mark=mark)
             )
         variables[name] = value
     return variables
@@ -131,7 +131,7 @@ def read_script(file: str) -> str:
         raise RecipeError(Problem("no such file", code="no-such-file", mark=whole)) from None
     except IsADirectoryError:
         raise RecipeError(
-            Problem("this is a folder; name a script in it", code="folder-name-script", mark=whole)
+            Problem("this is a folder; name a script in it", code="path-is-a-folder", mark=whole)
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -140,7 +140,7 @@ def read_script(file: str) -> str:
         ) from None
     if len(data) > MAX_BYTES:
         message = f"the file is larger than {MAX_BYTES:,} bytes; this is no training script"
-        raise RecipeError(Problem(message, code="file-larger-than-bytes-no-training", mark=whole))
+        raise RecipeError(Problem(message, code="file-too-large", mark=whole))
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -148,7 +148,7 @@ def read_script(file: str) -> str:
         raise RecipeError(
             Problem(
                 "the file is not UTF-8",
-                code="file-not-utf-8",
+                code="file-not-text",
                 mark=whole,
                 found=found,
                 hint="save it as UTF-8",
@@ -159,7 +159,7 @@ def read_script(file: str) -> str:
         raise RecipeError(Problem("this is no training script", code="no-script", mark=whole, hint=hint))
     if "\0" in text:
         raise RecipeError(
-            Problem("the file holds NUL bytes: it is not text", code="file-holds-nul-bytes", mark=whole)
+            Problem("the file holds NUL bytes: it is not text", code="file-not-text", mark=whole)
         )
     return text
 
@@ -191,7 +191,10 @@ def _write(text: str, output: str | None) -> None:
         write_text(Path(output), text)
     except OSError as error:
         problem = Problem(
-            "cannot be written", code="file-cannot-be-written", mark=Mark(output, 0, 0), found=error.strerror
+            "cannot be written",
+            code="output-cannot-be-written",
+            mark=Mark(output, 0, 0),
+            found=error.strerror,
         )
         raise RecipeError(problem) from None
 

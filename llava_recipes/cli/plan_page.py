@@ -111,7 +111,13 @@ def _check_ours(file: Path) -> None:
 def _refused(file: Path, message: str, *, found: str) -> RecipeError:
     hint = "give another name, or --force to replace it" if "not written by" in message else None
     return RecipeError(
-        Problem(message, code="page-not-written", mark=Mark(f"--html {file}", 0, 0), found=found, hint=hint)
+        Problem(
+            message,
+            code="output-cannot-be-written",
+            mark=Mark(f"--html {file}", 0, 0),
+            found=found,
+            hint=hint,
+        )
     )
 
 

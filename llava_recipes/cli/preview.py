@@ -173,7 +173,7 @@ def _stage_number(loaded: LoadedRecipe, name: str | None) -> int:
     )
     raise loaded.fail(
         Problem(
-            message, code="recipe-no-stage", path=("stages",), on_key=True, hint=f"stages: {', '.join(names)}"
+            message, code="unknown-stage", path=("stages",), on_key=True, hint=f"stages: {', '.join(names)}"
         )
     )
 
@@ -189,7 +189,7 @@ def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:
         raise RecipeError(
             Problem(
                 "the stage has no validation data",
-                code="stage-no-validation-data",
+                code="no-validation-data",
                 path=where,
                 hint=hint,
                 on_key=True,

@@ -61,7 +61,7 @@ class ChatTemplate:
         self._tokens = re.compile("|".join(sorted(re.escape(token.content) for token in added)) or r"(?!)")
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self._marks_answers = _GENERATION.search(self._text) is not None
-        self._folder = Path(tokenizer.name_or_path)
+        self._place = template_place(tokenizer)
         self._limit: TemplateLimit | None = None
         self._prompts: dict[int, tuple[int, int]] = {}
         self._skeletons: dict[int, _Skeleton] = {}
@@ -101,7 +101,7 @@ class ChatTemplate:
                 mark_answers=self._marks_answers,
             )
         except TemplateLimit as error:
-            where = f"the tokenizer's chat template in {place_of(self._text, self._folder)}"
+            where = f"the tokenizer's chat template in {self._place}"
             self._limit = TemplateLimit(error.reason, where=where)
             raise self._limit from None
         except ValueError as error:
@@ -178,8 +178,11 @@ class ChatTemplate:
         return [segment for segment in (*segments, Segment(whole[done:], learn=False)) if segment.text]
 
 
-def place_of(chat_template: str, folder: Path) -> Path:
-    """The file of a tokenizer's folder that holds a chat template; the folder where none is found."""
+def template_place(tokenizer: PreTrainedTokenizerBase) -> Path:
+    """The file of a tokenizer's folder that contains its chat template; the folder where none is found."""
+    folder, chat_template = Path(tokenizer.name_or_path), tokenizer.chat_template
+    if not isinstance(chat_template, str) or not chat_template:
+        return folder
     spellings = {chat_template, *(json.dumps(chat_template, ensure_ascii=each) for each in (True, False))}
     for file in map(folder.joinpath, _FILES):
         with suppress(OSError, UnicodeDecodeError):

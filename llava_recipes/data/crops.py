@@ -137,7 +137,7 @@ def check_crops(data: DataPlan, processor: BaseImageProcessor, image_px: int) ->
         problems.append(
             Problem(
                 message,
-                code="anyres-needs-image-processor-makes-pictures",
+                code="image-processor-other-size",
                 path=("model", "vision_tower"),
                 found=found,
             )

@@ -100,7 +100,7 @@ class StageDataset(Dataset[Sample]):
         raise SampleError(
             Problem(
                 "no sample has an image that can be used",
-                code="no-sample-image-can-be-used",
+                code="no-usable-image",
                 hint="check the image folder",
             )
         )
@@ -112,7 +112,7 @@ class StageDataset(Dataset[Sample]):
         try:
             pictures = self._pictures(record)
         except BadImage as error:
-            hint = "mend or remove it, or set `on_bad_image: skip`"
+            hint = "repair it (a run goes on with `--resume`), or start a new run with `on_bad_image: skip`"
             problem = self._problem(
                 record, "its image cannot be used", code="bad-image", found=str(error), hint=hint
             )

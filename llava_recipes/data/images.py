@@ -23,13 +23,13 @@ from llava_recipes.data.image_sizes import (
     MAX_PIXELS,
     CannotPrepare,
     can_shrink,
-    check_preparation,
     steps_of,
 )
 from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
 from llava_recipes.files import NotOrdinary, expanded, open_ordinary
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
 
@@ -39,6 +39,9 @@ MAX_FILE_BYTES: Final = 2**30
 
 SETTINGS_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Where a model folder has its image processor's settings; the latter is that of whole models."""
+
+_MAX_SIDE: Final = 8192
+"""Of what a processor makes, in pixels."""
 
 _TOWER: Final = ("model", "vision_tower")
 _WHOLE_SQUARE_PX: Final = 4096
@@ -219,7 +222,7 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     unknown = [
         Problem(
             f'the image processor has no setting "{key}"',
-            code="image-processor-no-setting",
+            code="unknown-image-processor-setting",
             path=(*where, key),
             on_key=True,
         )
@@ -228,40 +231,25 @@ def load_image_processor(plan: VisionTower) -> BaseImageProcessor:
     ]
     if unknown:
         raise RecipeError(*unknown)
-    try:
+    with read_by_library(
+        "the image processor cannot take these settings",
+        code="image-processor-not-usable",
+        place=", ".join(given) or str(plan.source),
+        path=where,
+    ):
         changed: BaseImageProcessor = type(processor).from_dict({**settings, **given})
         _try_out(changed)
-    # transformers checks few of the settings before it uses them: they fail in whatever way they are wrong.
-    except Exception as error:
-        raise RecipeError(
-            Problem(
-                "the image processor cannot prepare an image with these settings",
-                code="image-processor-cannot-prepare",
-                path=where if given else _TOWER,
-                found=str(error).strip().partition("\n")[0] or type(error).__name__,
-                hint="compare its preprocessor_config.json with that of the original model",
-            )
-        ) from error
     return changed
-
-
-def _try_out(processor: BaseImageProcessor) -> None:
-    """Prepare a small image. Raises anything when that fails, or gives no finite numbers."""
-    image = Image.new("RGB", (64, 64))
-    check_preparation(image.size, processor, image_aspect_ratio="square")
-    with np.errstate(all="ignore"):
-        values = pixel_values(image, processor, image_aspect_ratio="square")
-    if not values.numel() or not torch.isfinite(values).all():
-        raise ValueError("it makes no values, or values that are NaN or infinite")
 
 
 def _own_processor(plan: VisionTower) -> BaseImageProcessor:
     folder = expanded(str(plan.source))
-    if folder.is_dir() and not any((folder / name).is_file() for name in SETTINGS_FILES):
+    files = [folder / name for name in SETTINGS_FILES if (folder / name).exists()]
+    if folder.is_dir() and not files:
         raise RecipeError(
             Problem(
                 "the vision tower's folder has no preprocessor_config.json",
-                code="vision-tower-folder-no-preprocessor-config",
+                code="image-processor-missing",
                 path=(*_TOWER, "source"),
                 found=str(folder),
                 hint="its pictures are resized and normalised by it; copy it beside the weights",
@@ -269,27 +257,59 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
         )
     path = (*_TOWER, "source")
     check_model_folder(folder, path)
-    try:
+    with read_by_library(
+        f'the image processor of "{plan.source}" cannot be loaded',
+        code="image-processor-not-usable",
+        files=files,
+        place="" if files else str(plan.source),
+        path=path,
+        hint="name a hub id, or a folder that holds a preprocessor_config.json",
+    ):
         settings, _ = BaseImageProcessor.get_image_processor_dict(str(plan.source), revision=plan.revision)
         check_settings(settings, path, file=f"preprocessor_config.json of {plan.source}")
         processor: BaseImageProcessor = auto_image_processor().from_pretrained(
             plan.source, revision=plan.revision, backend="pil", trust_remote_code=False
         )
-    except RecipeError:
-        raise
-    # transformers checks few of the settings that it reads: they fail in whatever way they are wrong.
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise RecipeError(
-            Problem(
-                f'the image processor of "{plan.source}" cannot be loaded',
-                code="image-processor-cannot-be-loaded",
-                path=(*_TOWER, "source"),
-                found=lines[0] if lines else type(error).__name__,
-                hint="name a hub id, or a folder that holds a preprocessor_config.json",
-            )
-        ) from error
+        _try_out(processor)
     return processor
+
+
+def _try_out(processor: BaseImageProcessor) -> None:
+    """Prepare a small picture: settings of a wrong kind show when they are used.
+
+    Raises what transformers does, and ValueError where no picture of three channels and finite values comes.
+    """
+    settings = processor.to_dict()
+    for name in ("size", "crop_size", "pad_size"):
+        sides = settings.get(name)
+        for side in sides.values() if isinstance(sides, dict) else [sides]:
+            if side is not None and not (isinstance(side, int) and 1 <= side <= _MAX_SIDE):
+                raise ValueError(f"`{name}` is {sides}: sides are 1 to {_MAX_SIDE:,} pixels")
+    means = settings.get("image_mean")
+    # One number stands for all channels; `pad` alone needs three, and says so.
+    is_each = isinstance(means, list | tuple)
+    if settings.get("do_rescale") and not all(
+        0 <= mean <= 1 for mean in (means if is_each else [means or 0])
+    ):
+        raise ValueError(f"`image_mean` is {means}: values are from 0 to 1")
+    pixels = _of_grey(processor)
+    if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.isfinite().all():
+        raise ValueError(f"a grey picture becomes {list(pixels.shape)}, not three channels of finite values")
+    if is_each:
+        _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
+
+
+def picture_px(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width of what a processor makes of a square picture."""
+    height, width = _of_grey(processor).shape[1:]
+    return height, width
+
+
+def _of_grey(processor: BaseImageProcessor) -> torch.Tensor:
+    grey = Image.new("RGB", (8, 8), (128, 128, 128))
+    pixels = pixel_values(grey, processor, image_aspect_ratio="square")
+    # LLaVA-NeXT's own processor makes several pictures of one, each of the tower's size.
+    return pixels[0] if pixels.dim() == 4 else pixels
 
 
 def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:
@@ -308,7 +328,7 @@ def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:
         raise RecipeError(
             Problem(
                 f'no image processor is known for the vision model type "{model_type}"',
-                code="no-image-processor-known-vision-model",
+                code="unknown-vision-tower",
                 path=(*_TOWER, "config"),
                 hint="use clip_vision_model or siglip_vision_model",
             )

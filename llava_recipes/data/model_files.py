@@ -45,12 +45,13 @@ def folder_problems(folder: pathlib.Path, path: Path) -> Iterator[Problem]:
         # Reading the others may lead to it.
         return
     for file in _settings_files(folder):
-        if os.path.isfile(file) and os.path.getsize(file) > MAX_SETTINGS_BYTES:
+        num_bytes = os.path.getsize(file) if os.path.isfile(file) else 0
+        if num_bytes > MAX_SETTINGS_BYTES:
             yield Problem(
                 f"the model's {file.name} is too large",
                 code="settings-too-large",
                 path=path,
-                found=f"{file}: {file.stat().st_size:,} bytes; settings have at most {MAX_SETTINGS_BYTES:,}",
+                found=f"{file}: {num_bytes:,} bytes; settings have at most {MAX_SETTINGS_BYTES:,}",
                 hint="fetch the model again",
             )
         else:

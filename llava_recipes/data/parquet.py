@@ -57,7 +57,7 @@ class ParquetFiles:
             self._add(file, is_first=number == 0)
         self._ends = list(accumulate(group.num_rows for group in self._groups))
         if not self._ends or not self._ends[-1]:
-            raise RecipeError(_problem(path, "the file holds no records", code="file-holds-no-records"))
+            raise RecipeError(_problem(path, "the file holds no records", code="annotations-empty"))
         self.has_pictures = bool(self._bytes)
         self._lengths = array("q", map(word_length, self._all()) if measure else ())
 
@@ -99,9 +99,7 @@ class ParquetFiles:
         except (OSError, pa.ArrowException) as error:
             found = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
             raise RecipeError(
-                _problem(
-                    file, "cannot be read as a Parquet file", code="cannot-be-read-parquet-file", found=found
-                )
+                _problem(file, "cannot be read as a Parquet file", code="parquet-unreadable", found=found)
             ) from None
         leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
         texts, pictures = _columns(file, schema, leaves)
@@ -110,9 +108,7 @@ class ParquetFiles:
         elif (texts, pictures) != (self._texts, self._bytes):
             found = f"{self._groups[0].file if self._groups else self.path} has others"
             raise RecipeError(
-                _problem(
-                    file, "the files do not have the same columns", code="files-not-same-columns", found=found
-                )
+                _problem(file, "the files do not have the same columns", code="columns-differ", found=found)
             )
         first_row = 0
         for number in range(metadata.num_row_groups):
@@ -164,7 +160,7 @@ def _read(group: _Group, columns: tuple[str, ...]) -> pa.Table:
             _problem(
                 group.file,
                 "cannot be read as a Parquet file",
-                code="cannot-be-read-parquet-file",
+                code="parquet-unreadable",
                 found=found,
             )
         ) from None
@@ -178,7 +174,7 @@ def _files(path: str) -> list[str]:
             raise RecipeError(wrong_kind("saved", path, path=None))
         if not found:
             raise RecipeError(
-                _problem(path, "the folder holds no `.parquet` files", code="folder-holds-no-parquet-files")
+                _problem(path, "the folder holds no `.parquet` files", code="annotations-empty")
             )
         splits = sorted({match.group(1) for file in found if (match := _SHARD.fullmatch(Path(file).name))})
         if len(splits) > 1:
@@ -187,7 +183,7 @@ def _files(path: str) -> list[str]:
                 _problem(
                     path,
                     "the folder holds several splits",
-                    code="folder-holds-several-splits",
+                    code="several-splits",
                     found=", ".join(splits),
                     hint=hint,
                 )
@@ -196,7 +192,7 @@ def _files(path: str) -> list[str]:
     if "*" in place.name and not os.path.exists(path):
         found = sorted(map(str, place.parent.glob(place.name)))
         if not found:
-            raise RecipeError(_problem(path, "no file matches the pattern", code="no-file-matches-pattern"))
+            raise RecipeError(_problem(path, "no file matches the pattern", code="no-such-file"))
         return found
     return [path]
 
@@ -211,7 +207,7 @@ def _columns(file: str, schema: pa.Schema, leaves: Sequence[str]) -> tuple[tuple
             _problem(
                 file,
                 "there is no column with conversations",
-                code="no-column-conversations",
+                code="no-conversations-column",
                 found=found,
                 hint=hint,
             )
@@ -222,7 +218,7 @@ def _columns(file: str, schema: pa.Schema, leaves: Sequence[str]) -> tuple[tuple
             _problem(
                 file,
                 "there are both `image` and `images`",
-                code="both-image-images",
+                code="image-and-images-columns",
                 hint="keep one of the columns",
             )
         )
@@ -258,7 +254,7 @@ def _check_pictures(file: str, name: str, kind: pa.DataType) -> None:
         _problem(
             file,
             f"the column `{name}` holds no pictures",
-            code="column-holds-no-pictures",
+            code="column-without-images",
             found=str(kind),
             hint=hint,
         )

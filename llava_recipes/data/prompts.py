@@ -8,7 +8,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from llava_recipes.data.chat_template import ChatTemplate
+from llava_recipes.data.chat_template import ChatTemplate, template_place
 from llava_recipes.data.rendering import TemplateLimit
 from llava_recipes.data.tokens import Encoded, encode
 from llava_recipes.layouts import LAYOUTS
@@ -51,7 +51,11 @@ class Prompts:
                 hint = "write `template:` in place of `chat_template:`, with the name of one of ours"
                 raise RecipeError(
                     Problem(
-                        str(error), code="chat-template-not-usable", path=("data", "chat_template"), hint=hint
+                        str(error),
+                        code="chat-template-not-usable",
+                        path=("data", "chat_template"),
+                        found=str(template_place(tokenizer)),
+                        hint=hint,
                     )
                 ) from None
             self.stop = self._chat_template.stop
@@ -121,7 +125,7 @@ def _check_tokens(data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, end_of_
             raise RecipeError(
                 Problem(
                     f"template `{data.template}` needs the token {token}, which this tokenizer has not",
-                    code="template-needs-token-tokenizer-not",
+                    code="template-token-missing",
                     path=("data", "template"),
                     found=f"{tokenizer.name_or_path} spells it in {len(pieces)} pieces",
                     hint="choose the template of this language model"

@@ -172,7 +172,7 @@ def _count_problems(source: SourcePlan, num_records: int) -> list[Problem]:
     return [
         Problem(
             f"{source.annotations}: the file does not hold `num_samples` records",
-            code="file-not-hold-num-samples-records",
+            code="num-samples-differs",
             path=("num_samples",),
             found=f"num_samples is {source.num_samples}, the file holds {num_records}",
             hint=f"write `num_samples: {num_records}`, or leave it out",

@@ -48,7 +48,7 @@ class AnnotationFile:
                 self._lengths.append(word_length(record))
         if not self._starts:
             raise RecipeError(
-                _problem(path, "the file holds no records", code="file-holds-no-records", hint=_HINT)
+                _problem(path, "the file holds no records", code="annotations-empty", hint=_HINT)
             )
 
     def __len__(self) -> int:
@@ -137,9 +137,7 @@ class _Reader:
                 self._refill(grow=window.at == 0)
                 continue
             except RecursionError:
-                raise self.failure(
-                    "the record is nested too deeply", code="record-nested-too-deeply"
-                ) from None
+                raise self.failure("the record is nested too deeply", code="malformed-record") from None
             start = window.byte(window.at)
             window.at = end
             return value, start, window.byte(end)
@@ -175,7 +173,7 @@ class _Reader:
         except UnicodeDecodeError as error:
             mark = _mark(self.data, self.path, start + error.start)
             raise RecipeError(
-                Problem("the file is not UTF-8", code="file-not-utf-8", mark=mark, hint="save it as UTF-8")
+                Problem("the file is not UTF-8", code="file-not-text", mark=mark, hint="save it as UTF-8")
             ) from None
         return _Window(text, start, last)
 
@@ -196,7 +194,7 @@ def _records(data: mmap.mmap, path: str) -> Iterator[Located]:
         yield from _by_line(reader)
     else:
         raise reader.failure(
-            "the file is not a list of records", code="file-not-list-records", found=_shown(first)
+            "the file is not a list of records", code="annotations-not-a-list", found=_shown(first)
         )
 
 
@@ -227,7 +225,10 @@ def _by_line(reader: _Reader) -> Iterator[Located]:
     first, start, end = _record(reader)
     if not reader.peek() and not has_conversation(first) and not reader.path.endswith(".jsonl"):
         raise reader.failure(
-            "the file is not a list of records", code="file-not-list-records", byte=start, found="one mapping"
+            "the file is not a list of records",
+            code="annotations-not-a-list",
+            byte=start,
+            found="one mapping",
         )
     yield first, start, end
     while reader.peek():
@@ -238,7 +239,7 @@ def _record(reader: _Reader) -> Located:
     value, start, end = reader.value()
     if not isinstance(value, dict):
         found = json.dumps(value)[:60] if _holds_records(reader.data) else None
-        raise reader.failure("a record is not a mapping", code="record-not-mapping", byte=start, found=found)
+        raise reader.failure("a record is not a mapping", code="malformed-record", byte=start, found=found)
     return value, start, end
 
 
@@ -272,7 +273,7 @@ def _map_file(path: str) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
         raise RecipeError(
-            _problem(path, "the annotation file is empty", code="annotation-file-empty", hint=_HINT)
+            _problem(path, "the annotation file is empty", code="annotations-empty", hint=_HINT)
         ) from None
     except NotOrdinary as error:
         raise RecipeError(
@@ -289,7 +290,7 @@ def _map_file(path: str) -> mmap.mmap:
             _problem(
                 path,
                 "cannot read the annotation file",
-                code="cannot-read-annotation-file",
+                code="annotations-unreadable",
                 found=error.strerror,
                 hint=hint,
             )

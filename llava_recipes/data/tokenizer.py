@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pathlib
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Final
 
 from tokenizers import normalizers, pre_tokenizers
@@ -10,13 +11,31 @@ from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedCo
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from llava_recipes.data.model_files import check_model_folder, check_settings
+from llava_recipes.files import expanded
 from llava_recipes.plan.original import is_original_llava, language_type
 from llava_recipes.plan.types import LanguageModelPlan
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import Path as RecipePath
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import ImageTokens
 from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
 
-_PATH: Final[Path] = ("model", "language_model")
+_PATH: Final[RecipePath] = ("model", "language_model")
+_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+    "vocab.json",
+    "config.json",
+    "tokenizer.model",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""What transformers makes a tokenizer of."""
+_VOCABULARIES = ("tokenizer*.json", "*.model", "vocab*", "*.vocab", "*.tiktoken", "tekken.json")
+"""Where a tokenizer's tokens stand, by any library's name; `tokenizer_config.json` has none."""
+_TEXT = "A text, to see whether it can be spelled."
 
 
 def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTrainedTokenizerBase:
@@ -27,8 +46,9 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     cannot be loaded, when it has no character offsets, or when it has none of the three.
     """
     revision = plan.revision if plan.tokenizer == plan.source else None
-    check_model_folder(pathlib.Path(plan.tokenizer), _PATH)
-    try:
+    check_model_folder(Path(plan.tokenizer), _PATH)
+    _check_vocabulary(Path(plan.tokenizer), _PATH)
+    with _read(plan):
         settings = get_tokenizer_config(plan.tokenizer, revision=revision)
         check_settings(settings, _PATH, file=f"tokenizer_config.json of {plan.tokenizer}")
         tokenizer = AutoTokenizer.from_pretrained(
@@ -37,11 +57,8 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
             trust_remote_code=False,
             **_language_config(plan.tokenizer, revision),
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise RecipeError(_unreadable(plan, error)) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
-        reason = TypeError(f"{type(tokenizer).__name__} gives no character offsets")
-        raise RecipeError(_unreadable(plan, reason))
+        # A damaged vocabulary, or a token that is none, shows when it is used.
+        _try_out(tokenizer)
     if isinstance(tokenizer, LlamaTokenizer):
         _match_slow_llama(tokenizer, legacy=settings.get("legacy") is not False)
     if tokenizer.pad_token is None:
@@ -50,6 +67,25 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     if added:
         tokenizer.add_tokens(added, special_tokens=True)
     return tokenizer
+
+
+def _check_vocabulary(folder: Path, path: RecipePath) -> None:
+    """Raise RecipeError when a folder holds no tokenizer; the library would speak of packages."""
+    if not folder.is_dir():
+        return
+    found = {file.name for pattern in _VOCABULARIES for file in folder.glob(pattern)}
+    if found - {"tokenizer_config.json"}:
+        return
+    raise RecipeError(
+        Problem(
+            f'the folder "{folder}" holds no tokenizer',
+            code="tokenizer-not-usable",
+            path=path,
+            found=f"neither tokenizer.json nor tokenizer.model in {folder}",
+            hint="copy the tokenizer's files there, or name the hub id or the folder that has them: "
+            "`language_model: {source: …, tokenizer: …}`",
+        )
+    )
 
 
 def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedConfig]:
@@ -63,14 +99,30 @@ def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedC
     return {} if kind is None else {"config": AutoConfig.for_model(kind)}
 
 
-def _unreadable(plan: LanguageModelPlan, error: Exception) -> Problem:
-    return Problem(
+def _read(plan: LanguageModelPlan) -> AbstractContextManager[None]:
+    """What libraries raise in it becomes a problem of the plan's tokenizer."""
+    folder = expanded(plan.tokenizer)
+    return read_by_library(
         f'tokenizer "{plan.tokenizer}" cannot be loaded',
-        code="tokenizer-cannot-be-loaded",
+        code="tokenizer-not-usable",
+        files=[folder / name for name in _FILES if (folder / name).exists()],
+        place="" if folder.is_dir() else plan.tokenizer,
         path=_PATH,
-        found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
         hint="name a hub id, or a folder that holds a tokenizer",
     )
+
+
+def _try_out(tokenizer: object) -> None:
+    """Spell a text and read it back.
+
+    Raises what the libraries raise, TypeError without character offsets, ValueError without a vocabulary.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+        raise TypeError(f"{type(tokenizer).__name__} gives no character offsets")
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+        # What transformers makes where the file of the vocabulary is missing.
+        raise ValueError("its vocabulary is empty: is tokenizer.json or tokenizer.model there?")
+    tokenizer.decode(tokenizer(_TEXT, return_offsets_mapping=True).input_ids)
 
 
 def _match_slow_llama(tokenizer: LlamaTokenizer, *, legacy: bool) -> None:
@@ -105,7 +157,7 @@ def _pad_with_another(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPla
         raise RecipeError(
             Problem(
                 f'tokenizer "{plan.tokenizer}" has neither a padding, an unknown nor an end token',
-                code="tokenizer-neither-padding-unknown-nor-end",
+                code="tokenizer-not-usable",
                 path=_PATH,
                 hint="set `pad_token` in its tokenizer_config.json",
             )

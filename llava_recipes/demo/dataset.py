@@ -103,7 +103,7 @@ def _check_replaceable(folder: Path, there: object, *, redraw: bool) -> None:
         raise RecipeError(
             Problem(
                 f"{folder}: the folder holds something that the demo did not draw",
-                code="folder-holds-something-demo-did-not",
+                code="demo-folder-in-use",
                 hint="choose an empty or a new folder with `--data`",
             )
         )
@@ -111,7 +111,7 @@ def _check_replaceable(folder: Path, there: object, *, redraw: bool) -> None:
         raise RecipeError(
             Problem(
                 f"{folder}: the folder holds pictures that were drawn with other settings",
-                code="folder-holds-pictures-drawn-other-settings",
+                code="demo-data-of-other-settings",
                 found=json.dumps(there),
                 hint="replace them with `--redraw`, or choose another folder with `--data`",
             )

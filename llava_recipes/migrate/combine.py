@@ -158,7 +158,7 @@ def _two_models(number: int, different: Sequence[str], mark: Mark | None) -> Pro
     names = ", ".join(f"`{name}`" for name in different)
     return Problem(
         f"training command {number} has another model than the first: one recipe has one model",
-        code="training-command-another-model-than-first",
+        code="commands-of-several-models",
         mark=mark,
         found=f"they differ in {names}",
         hint="migrate them one by one: --command 1, --command 2, …",

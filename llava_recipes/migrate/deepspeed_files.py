@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,8 +15,8 @@ from llava_recipes.recipe.errors import Mark, Path
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 
-ReadText = Callable[[str], str | None]
-"""From a path in the script to the text of that file; None where it is not at hand."""
+ReadText = Callable[[str], tuple[str, str] | None]
+"""From a path in the script to the file that it stands for, and its text; None where it is not at hand."""
 
 _BY_NAME = {f"{preset}.json": preset for preset in DEEPSPEED_PRESETS}
 _BLOCKS = ("optimizer", "scheduler")
@@ -26,6 +27,7 @@ _OLD_OFFLOADS = {
     "cpu_offload_param": "offload_param",
     "cpu_offload_params": "offload_param",
 }
+_TO_MEMORY: Config = {"device": "cpu", "pin_memory": True}
 _CLIPPING = "gradient_clipping"
 _MAX_GRAD_NORM: Path = (STAGE, "train", "max_grad_norm")
 
@@ -35,8 +37,8 @@ class Program:
     """What another program's files leave open."""
 
     deepspeed: str | None
-    """The DeepSpeed that it pins: up to 0.19.2 nothing is clipped without `gradient_clipping`. None where it
-    pins none: what a file without the key means is then open."""
+    """The DeepSpeed that it runs with: up to 0.19.2 nothing is clipped without `gradient_clipping`. None
+    where that is open: what a file without the key means is then open."""
     files_clip: bool
     """Whether its own zero2.json and zero3.json say `gradient_clipping: auto`."""
 
@@ -45,6 +47,8 @@ LLAVA = Program(deepspeed="0.12.6", files_clip=False)
 """LLaVA, and Open-LLaVA-NeXT."""
 LLAVA_NEXT = Program(deepspeed="0.14.4", files_clip=True)
 TINYLLAVA = Program(deepspeed="0.14.0", files_clip=False)
+FORK = Program(deepspeed="up to 0.19.2", files_clip=False)
+"""Forks of LLaVA; they are older than DeepSpeed 0.19.3, which clips."""
 OTHER = Program(deepspeed=None, files_clip=True)
 """axolotl and LLaMA-Factory."""
 
@@ -72,9 +76,10 @@ def translate_deepspeed(
 
 
 def _choose(path: str, read_text: ReadText, program: Program, draft: Draft) -> _Choice:
-    text = read_text(path)
-    if text is None:
+    found = read_text(path)
+    if found is None:
         return _by_name(path, program)
+    file, text = found
     try:
         config = json.loads(text)
     except (ValueError, RecursionError):
@@ -89,14 +94,22 @@ def _choose(path: str, read_text: ReadText, program: Program, draft: Draft) -> _
     if same is not None and config.get(_CLIPPING) in (None, "auto", norm):
         return _Choice(same, "the file holds what the preset holds", clips, blocks)
     mended = _mended(config)
-    if mended == config or not _has_plain_keys(mended):
+    if not _has_plain_keys(mended):
         return _Choice(path, "kept as a file", clips)
+    if mended == config:
+        if os.path.normpath(file) == os.path.normpath(path):
+            return _Choice(path, "kept as a file", clips)
+        return _Choice(config, "written out: the file is in another folder than this one", clips)
     return _Choice(mended, "written out, without what this DeepSpeed or a recipe doesn't take", clips, blocks)
 
 
 def _by_name(path: str, program: Program) -> _Choice:
     """The preset that a file of this name is in the original's scripts."""
-    named = _BY_NAME.get(path.rpartition("/")[2])
+    file = path.rpartition("/")[2]
+    if file == "zero2_offload.json":
+        remark = "the file is not here; by its name it is `zero2` with the optimizer in the CPU's memory"
+        return _Choice(_zero2_offload(), remark, program.deepspeed is None)
+    named = _BY_NAME.get(file)
     if named is None:
         remark = "the file is not here"
         if program.deepspeed is not None:
@@ -110,6 +123,14 @@ def _by_name(path: str, program: Program) -> _Choice:
         "scheduler": {"type": "WarmupLR"},
     }
     return _Choice(named, f"{remark}, but for its blocks `optimizer` and `scheduler`", True, blocks)
+
+
+def _zero2_offload() -> Config:
+    """The file of this name of LLaVA-NeXT and of forks, as far as they agree; none of them clips."""
+    config = original_file("zero2")
+    zero = config["zero_optimization"]
+    assert isinstance(zero, dict)
+    return {**config, "zero_optimization": {**zero, "offload_optimizer": dict(_TO_MEMORY)}}
 
 
 def _bare(config: Config, draft: Draft) -> Config:
@@ -133,6 +154,9 @@ def _mended(config: Config) -> Config:
         for old, new in _OLD_OFFLOADS.items():
             if renamed.pop(old, False) is True:
                 renamed.setdefault(new, {"device": "cpu"})
+        # Below stage 3 DeepSpeed reads it and leaves the parameters where they are.
+        if renamed.get("stage", 0) in (0, 1, 2):
+            renamed.pop("offload_param", None)
         mended["zero_optimization"] = renamed
     return mended
 

@@ -88,7 +88,7 @@ def _bounded(text: str, parts: Sequence[Part]) -> str:
         raise UnknownValue(
             Problem(
                 f"a value longer than {MAX_CHARACTERS:,} characters",
-                code="value-longer-than-characters",
+                code="script-too-large",
                 mark=mark,
             )
         )
@@ -126,7 +126,7 @@ def _computed(part: Unread, scope: Scope) -> str:
     raise UnknownValue(
         Problem(
             f"{part.what} is not evaluated, and its value is needed",
-            code="not-evaluated-value-needed",
+            code="value-not-evaluated",
             mark=part.mark,
             found=why or None,
             hint="write the value in its place; a script is read here, never run",
@@ -223,7 +223,7 @@ def _unset(part: Parameter, scope: Scope) -> UnknownValue:
         return UnknownValue(
             Problem(
                 f"the script's argument ${part.name} is needed",
-                code="script-argument-needed",
+                code="argument-not-given",
                 mark=part.mark,
                 found=given,
                 hint="give the script's arguments in their order, each with `--arg VALUE`",
@@ -234,7 +234,7 @@ def _unset(part: Parameter, scope: Scope) -> UnknownValue:
     return UnknownValue(
         Problem(
             f"nothing in the script sets the variable `{part.name}`",
-            code="nothing-script-sets-variable",
+            code="variable-not-set",
             mark=part.mark,
             hint=f"{near} Or {hint}" if near else hint,
         )
@@ -245,7 +245,7 @@ def _changed(text: str, part: Parameter, scope: Scope) -> str:
     change = part.change
     if len(text) > MAX_PATTERN_TEXT and change not in ("^^", ",,"):
         message = f"a pattern on a value longer than {MAX_PATTERN_TEXT:,} characters"
-        raise UnknownValue(Problem(message, code="pattern-value-longer-than-characters", mark=part.mark))
+        raise UnknownValue(Problem(message, code="script-too-large", mark=part.mark))
     if change in ("#", "##", "%", "%%"):
         pattern = _pattern(part.first, scope)
         ends = range(len(text) + 1)
@@ -261,7 +261,7 @@ def _changed(text: str, part: Parameter, scope: Scope) -> str:
             return text
         if len(replacement) > MAX_PATTERN_TEXT:
             message = f"a replacement longer than {MAX_PATTERN_TEXT:,} characters"
-            raise UnknownValue(Problem(message, code="replacement-longer-than-characters", mark=part.mark))
+            raise UnknownValue(Problem(message, code="script-too-large", mark=part.mark))
         if change == "/#":
             found = pattern.match(text)
             return replacement + text[found.end() :] if found else text
@@ -276,7 +276,7 @@ def _changed(text: str, part: Parameter, scope: Scope) -> str:
     raise UnknownValue(
         Problem(
             f"the expansion `${{{part.name}{change}…}}` is not evaluated, and its value is needed",
-            code="expansion-not-evaluated-value-needed",
+            code="expansion-not-evaluated",
             mark=part.mark,
             hint="write the value in its place",
         )
@@ -295,9 +295,7 @@ def _pattern(parts: Sequence[Part], scope: Scope) -> re.Pattern[str]:
     if len(written) > 200:
         mark = next((part.mark for part in parts if not isinstance(part, Plain)), None)
         raise UnknownValue(
-            Problem(
-                "a pattern longer than 200 characters", code="pattern-longer-than-200-characters", mark=mark
-            )
+            Problem("a pattern longer than 200 characters", code="script-too-large", mark=mark)
         )
     translated = fnmatch.translate(written)
     return re.compile(translated.removesuffix(r"\Z"), re.DOTALL)

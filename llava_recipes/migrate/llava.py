@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llava_recipes.migrate.conversations import translate_version
-from llava_recipes.migrate.deepspeed_files import LLAVA, LLAVA_NEXT, ReadText, translate_deepspeed
+from llava_recipes.migrate.deepspeed_files import FORK, LLAVA, LLAVA_NEXT, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.llava_freezing import translate_freezing
 from llava_recipes.migrate.llava_pictures import translate_pictures
-from llava_recipes.migrate.programs import NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
+from llava_recipes.migrate.programs import ANYRES_FLAGS, NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
 from llava_recipes.migrate.quantization import translate_quantization
 from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Data
 
 FLAGS = (
-    *dict.fromkeys((*NEXT_FLAGS, *OF_LLAVA_NEXT_ALONE)),
+    *dict.fromkeys((*NEXT_FLAGS, *ANYRES_FLAGS, *OF_LLAVA_NEXT_ALONE)),
     *("model_name_or_path", "version", "freeze_backbone", "tune_mm_mlp_adapter", "vision_tower"),
     *("mm_vision_select_layer", "mm_vision_select_feature", "pretrain_mm_mlp_adapter", "mm_projector_type"),
     *("mm_use_im_start_end", "mm_use_im_patch_token", "data_path", "image_folder", "image_aspect_ratio"),
@@ -49,10 +49,10 @@ def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> D
     deepspeed = flags.text("deepspeed")
     if deepspeed is not None:
         mark = flags["deepspeed"].mark
-        pins = LLAVA_NEXT if is_next else LLAVA
+        pins = LLAVA_NEXT if is_next else LLAVA if program.is_known else FORK
         translate_deepspeed("--deepspeed", deepspeed, draft, read_text=read_text, mark=mark, program=pins)
     name_draft(flags, draft)
-    translate_rest(flags, draft, FLAGS, program.name)
+    translate_rest(flags, draft, FLAGS, program)
     draft.problems += flags.problems
     return draft
 
@@ -97,13 +97,33 @@ def name_draft(flags: Flags, draft: Draft) -> None:
 def _translate_model(flags: Flags, draft: Draft) -> None:
     tower = (MODEL, "vision_tower")
     put_text(flags, draft, "model_name_or_path", (MODEL, "language_model"))
-    put_text(flags, draft, "vision_tower", (*tower, "source"))
+    _translate_tower(flags, draft)
     put_whole(flags, draft, "mm_vision_select_layer", (*tower, "select_layer"), -1)
     put_text(flags, draft, "mm_vision_select_feature", (*tower, "select_feature"), "patch")
-    put_text(flags, draft, "mm_projector_type", (MODEL, "projector", "type"), "linear")
+    projector = "image_projector_type" if "image_projector_type" in flags else "mm_projector_type"
+    put_text(flags, draft, projector, (MODEL, "projector", "type"), "linear")
     put_text(flags, draft, "pretrain_mm_mlp_adapter", (MODEL, "projector", "init_from"))
     put_switch(flags, draft, "mm_use_im_start_end", (MODEL, "image_tokens", "start_end"), False)
     put_switch(flags, draft, "mm_use_im_patch_token", (MODEL, "image_tokens", "patch"), True)
+
+
+def _translate_tower(flags: Flags, draft: Draft) -> None:
+    """The tower for images, which Video-LLaVA and MoE-LLaVA have beside one for videos."""
+    names = [name for name in ("image_tower", "vision_tower") if name in flags]
+    put_text(flags, draft, names[0] if names else "vision_tower", (MODEL, "vision_tower", "source"))
+    for name in names[1:]:
+        flag = flags[name]
+        draft.lost(f"--{name}", flags.text(name) or "", f"`--{names[0]}` is the tower for images", flag.mark)
+    if not names and "video_tower" in flags:
+        draft.problems.append(
+            Problem(
+                "this model has a tower for videos and none for images; recipes train on images alone",
+                code="no-image-tower",
+                mark=flags["video_tower"].mark,
+                found=f"--video_tower {flags['video_tower'].text}",
+                hint="migrate a script with `--image_tower`, or name a CLIP or SigLIP model with it here",
+            )
+        )
 
 
 def _translate_lora(flags: Flags, draft: Draft) -> bool:

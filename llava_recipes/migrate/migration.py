@@ -32,9 +32,8 @@ def migrate(
     Nothing is executed. Raises RecipeError with places in the file where it cannot be read.
     """
 
-    def read_text(path: str) -> str | None:
-        found = read_beside(path, file) if read_beside is not None else None
-        return found[1] if found is not None else None
+    def read_text(path: str) -> tuple[str, str] | None:
+        return read_beside(path, file) if read_beside is not None else None
 
     ending = file.lower().rpartition(".")[2]
     if ending == "py":

@@ -6,7 +6,7 @@ A fork takes flags of the same names and may give them another meaning: it is na
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -21,17 +21,17 @@ NEXT_FLAGS = (
     "mm_vision_tower_lr",
     "unfreeze_mm_vision_tower",
     "unfreeze_language_model",
-    "mm_patch_merge_type",
-    "image_grid_pinpoints",
-    "attn_implementation",
     "video_folder",
     "frames_upbound",
     "mm_resampler_type",
 )
-"""Flags that LLaVA-NeXT has and LLaVA has not."""
+"""Flags that LLaVA-NeXT has and LLaVA has not. Forks of both take `attn_implementation`: it tells nothing."""
+
+ANYRES_FLAGS = ("mm_patch_merge_type", "image_grid_pinpoints")
+"""Versions of LLaVA take them too, and train on several tiles in none."""
 
 OF_LLAVA_NEXT_ALONE = (
-    *("mm_tunable_parts", "unfreeze_language_model", "attn_implementation", "video_folder"),
+    *("mm_tunable_parts", "unfreeze_language_model", "video_folder"),
     *("frames_upbound", "mm_resampler_type", "mm_newline_position", "mm_spatial_pool_mode"),
     *("mm_spatial_pool_stride", "vision_tower_pretrained", "image_crop_resolution", "image_split_resolution"),
     *("group_by_varlen", "group_by_modality_length_auto", "add_time_instruction", "force_sample"),
@@ -51,6 +51,9 @@ TINY_FLAGS = (
 LLAVA, NEXT, OPEN_NEXT, TINY = "LLaVA", "LLaVA-NeXT", "Open-LLaVA-NeXT", "TinyLLaVA"
 OLD_TINY = "TinyLLaVA's first version"
 """Made from LLaVA, and with its flags."""
+
+_IMAGE_TOWERS = ("image_tower", "video_tower", "image_projector_type")
+"""Flags of forks that have a tower for videos too."""
 
 _LLAVA_FILES = frozenset({"train.py", "train_mem.py", "train_xformers.py"})
 _PACKAGES: Mapping[str, str] = MappingProxyType(
@@ -115,10 +118,13 @@ class Program:
     """As the script says it; empty for a file of flags."""
     is_known: bool = True
     """Whether its flags mean what they are read as."""
+    why: str = ""
+    """The flag or the folder that tells it from others of the same path; empty where the path does."""
 
     @property
     def shown(self) -> str:
-        return f"{self.name} ({self.path})" if self.path else self.name
+        told = "; ".join(part for part in (self.path, self.why and f"by {self.why}") if part)
+        return f"{self.name} ({told})" if told else self.name
 
 
 def identify(path: str, flags: Flags, script: str) -> Program:
@@ -128,26 +134,33 @@ def identify(path: str, flags: Flags, script: str) -> Program:
     """
     package, file, folders = _parts(path)
     folders = [*script.replace("\\", "/").lower().split("/")[:-1], *folders]
-    if (package == "tinyllava" or package in ("", "llava")) and flags.has_any(TINY_FLAGS):
-        return Program(TINY, "tiny", path, is_known=not path or file == "train.py")
-    by_path = _PACKAGES.get(package) or next(
-        (_FOLDERS[folder] for folder in reversed(folders) if folder in _FOLDERS), None
-    )
+    tiny = _first(flags, TINY_FLAGS)
+    if (package == "tinyllava" or package in ("", "llava")) and tiny:
+        return Program(TINY, "tiny", path, not path or file == "train.py", f"`--{tiny}`")
+    folder = next((folder for folder in reversed(folders) if folder in _FOLDERS), "")
+    by_path, why = _PACKAGES.get(package), ""
+    if by_path is None and folder:
+        by_path, why = _FOLDERS[folder], f"the folder {folder}"
     if by_path == TINY and "version" not in flags:
         return Program(TINY, "tiny", path, is_known=file == "train.py")
     if by_path == TINY:
-        return _fork(OLD_TINY, path)
+        return _fork(OLD_TINY, path, "`--version`")
     # Many programs have a train.py; the other two names are LLaVA's.
     is_llavas = package == "llava" or (not package and file != "train.py")
     if path and (not is_llavas or file not in _LLAVA_FILES):
-        return _fork(by_path or f"a fork of {LLAVA}, or another program", path)
+        return _fork(by_path or f"a fork of {LLAVA}, or another program", path, why)
     if by_path in (NEXT, OPEN_NEXT):
-        return Program(by_path, "next", path)
-    return _fork(by_path, path) if by_path else _by_flags(path, flags)
+        return Program(by_path, "next", path, why=why)
+    return _fork(by_path, path, why) if by_path else _by_flags(path, flags)
 
 
-def _fork(name: str, path: str) -> Program:
-    return Program(name, "fork", path, is_known=False)
+def _first(flags: Flags, names: Iterable[str]) -> str:
+    """The first of `names` that is among the flags, or nothing."""
+    return next((name for name in names if name in flags), "")
+
+
+def _fork(name: str, path: str, why: str = "") -> Program:
+    return Program(name, "fork", path, is_known=False, why=why)
 
 
 def refuse_preferences(path: str, mark: Mark) -> Problem | None:
@@ -161,7 +174,8 @@ def refuse_preferences(path: str, mark: Mark) -> Problem | None:
         code="preference-training",
         mark=mark,
         found=path,
-        hint="a recipe trains on the answers of its records; migrate the script of the stage before",
+        hint="a recipe trains on the answers of its records; migrate the stage before: its script, or this "
+        "one with `--command N`",
     )
 
 
@@ -180,17 +194,21 @@ def _parts(path: str) -> tuple[str, str, list[str]]:
 
 def _by_flags(path: str, flags: Flags) -> Program:
     """LLaVA, and what keeps its package's name and files."""
-    version = flags[name].text if (name := "version") in flags else ""
-    tower = flags[name].text if (name := "vision_tower") in flags else ""
+    given = ("version", "vision_tower", "image_aspect_ratio")
+    version, tower, ratio = (flags[name].text if name in flags else "" for name in given)
     if tower.startswith("clip_4layers"):
-        return _fork("ViP-LLaVA", path)
-    if flags.has_any(OF_LLAVA_NEXT_ALONE):
-        return Program(NEXT, "next", path)
-    named = _BY_VERSION.get(version)
-    if flags.has_any(NEXT_FLAGS):
-        return Program(NEXT if named == NEXT else OPEN_NEXT, "next", path)
+        return _fork("ViP-LLaVA", path, f"`--vision_tower {tower}`")
+    if name := _first(flags, _IMAGE_TOWERS):
+        return _fork(f"Video-LLaVA, MoE-LLaVA or another fork of {LLAVA}", path, f"`--{name}`")
+    if name := _first(flags, OF_LLAVA_NEXT_ALONE):
+        return Program(NEXT, "next", path, why=f"`--{name}`")
+    named, by_version = _BY_VERSION.get(version), f"`--version {version}`"
+    if named == NEXT:
+        return Program(NEXT, "next", path, why=by_version)
+    if name := _first(flags, (*NEXT_FLAGS, *(ANYRES_FLAGS if ratio.startswith("anyres") else ()))):
+        return Program(OPEN_NEXT, "next", path, why=f"`--{name}`")
     if named is not None:
-        return Program(NEXT, "next", path) if named == NEXT else _fork(named, path)
+        return _fork(named, path, by_version)
     if version == "llava_llama_3":
-        return _fork(f"{OPEN_NEXT}, ViP-LLaVA or another fork of {LLAVA}", path)
+        return _fork(f"{OPEN_NEXT}, ViP-LLaVA or another fork of {LLAVA}", path, by_version)
     return Program(LLAVA, "llava", path)

@@ -82,7 +82,7 @@ class _Reader:
                 raise RecipeError(
                     Problem(
                         "a config over other configs is not followed",
-                        code="config-over-other-configs-not-followed",
+                        code="base-configs-not-followed",
                         mark=mark,
                         hint=hint,
                     )
@@ -149,7 +149,7 @@ class _Reader:
             raise RecipeError(
                 Problem(
                     "this is not Python that can be read",
-                    code="not-python-can-be-read",
+                    code="not-python",
                     mark=mark,
                     found=reason,
                 )
@@ -166,12 +166,10 @@ class _Reader:
         self._num_entries += 1
         if self._num_entries > MAX_ENTRIES:
             message = f"more than {MAX_ENTRIES:,} values in one config"
-            raise RecipeError(Problem(message, code="more-than-values-one-config", mark=self._mark(node)))
+            raise RecipeError(Problem(message, code="script-too-large", mark=self._mark(node)))
         if depth > 50:
             raise RecipeError(
-                Problem(
-                    "nested deeper than 50 levels", code="nested-deeper-than-50-levels", mark=self._mark(node)
-                )
+                Problem("nested deeper than 50 levels", code="script-too-large", mark=self._mark(node))
             )
         if isinstance(node, ast.Constant):
             value = node.value

@@ -14,7 +14,7 @@ from llava_recipes.migrate.llava import translate_llava
 from llava_recipes.migrate.programs import identify, refuse_preferences
 from llava_recipes.migrate.shell import ReadScript
 from llava_recipes.migrate.tinyllava import translate_tinyllava
-from llava_recipes.migrate.train_flags import put_total_batch
+from llava_recipes.migrate.train_flags import put_total_batch, tell_untold_labels
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -59,11 +59,14 @@ def migrate_script(
             raise RecipeError(
                 Problem(
                     f"the script has {counted}, and no number {only}",
-                    code="script-no-number",
+                    code="no-such-command",
                     mark=Mark(file, 0, 0),
                 )
             )
         commands = [commands[only - 1]]
+    problems = [problem for command in commands for problem in _problems(command)]
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
     drafts = [_translate(command, read_text) for command in commands]
     for name, value in (variables or {}).items():
         if name not in seen:
@@ -85,10 +88,13 @@ class _Names:
         return name in self._names
 
 
-def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
+def _problems(command: TrainingCommand) -> Sequence[Problem]:
+    """Why a command is no recipe; of a program that is refused, its flags don't matter."""
     refused = refuse_preferences(command.program, command.mark)
-    if refused is not None:
-        raise RecipeError(refused)
+    return command.problems if refused is None else [refused]
+
+
+def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
     flags = Flags(command.flags)
     program = identify(command.program, flags, command.mark.file)
     if program.kind == "tiny":
@@ -105,6 +111,7 @@ def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
     for name, value, why in command.launcher:
         draft.lost(name, value, why, command.mark)
     put_total_batch(draft, command.num_processes)
+    tell_untold_labels(command.labels, draft)
     for name, flag in command.flags.items():
         if not draft.is_told(f"--{name}"):
             draft.lost(f"--{name}", flag.text, "it is not translated", flag.mark)

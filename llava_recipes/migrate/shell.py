@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from llava_recipes.migrate.expand import Scope, UnknownValue, Variable, expand_word
 from llava_recipes.migrate.statements import Statement, read_statements
 from llava_recipes.migrate.variables import Spent, Variables, assigned_name, head_of
-from llava_recipes.migrate.word_parts import Word
+from llava_recipes.migrate.word_parts import Word, written
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMAND_CHARACTERS = 100_000
@@ -35,6 +35,15 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class Untold:
+    """A word of a command that cannot be told without running the script."""
+
+    text: str
+    """As it is written, with `$` before what is not filled in."""
+    problem: Problem
+
+
+@dataclass(frozen=True)
 class Command:
     """A command of the script: its words, not yet filled in, and what they refer to.
 
@@ -48,20 +57,20 @@ class Command:
     visible_devices: str | None = None
     """What CUDA_VISIBLE_DEVICES is for this command, where the script says it."""
 
-    def fill(self) -> list[Argument | Problem]:
+    def fill(self) -> list[Argument | Untold]:
         """The words filled in; a problem in the place of each value that cannot be told."""
-        filled = list[Argument | Problem]()
+        filled = list[Argument | Untold]()
         num_characters = 0
         for word in self.words:
             try:
                 texts = expand_word(word, self.scope)
             except UnknownValue as unknown:
-                filled.append(unknown.problem)
+                filled.append(Untold(written(word), unknown.problem))
                 continue
             num_characters += sum(map(len, texts))
             if num_characters > MAX_COMMAND_CHARACTERS:
                 message = f"a command longer than {MAX_COMMAND_CHARACTERS:,} characters"
-                raise RecipeError(Problem(message, code="command-longer-than-characters", mark=word.mark))
+                raise RecipeError(Problem(message, code="script-too-large", mark=word.mark))
             filled += [Argument(text, word.mark) for text in texts]
         return filled
 
@@ -201,7 +210,7 @@ class _Walk:
         file, text = found
         if file in self._callers:
             raise RecipeError(
-                Problem(f"the script {file} calls itself", code="script-calls-itself", mark=words[0].mark)
+                Problem(f"the script {file} calls itself", code="script-circular", mark=words[0].mark)
             )
         shares = words[0].plain in ("source", ".")
         kept = self._variables.shared(file, arguments) if shares else self._variables.copied(file, arguments)
@@ -219,7 +228,7 @@ class _Walk:
             message = (
                 f"more than {MAX_CALLS_DEEP} scripts call each other, or more than {MAX_CALLS} are called"
             )
-            raise RecipeError(Problem(message, code="more-than-scripts-call-each-other", mark=mark))
+            raise RecipeError(Problem(message, code="script-too-large", mark=mark))
         callers = (*self._callers, file)
         walk = _Walk(file, variables, self._read_script, callers)
         return (replace(command, block=command.block or statement.block) for command in walk.commands(text))

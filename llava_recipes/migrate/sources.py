@@ -92,8 +92,8 @@ def _sources_of(
     mix = names_in_braces(annotations)
     is_list = annotations.endswith((".yaml", ".yml"))
     if is_list:
-        text = read_text(annotations)
-        mix = None if text is None else read_mix(text, annotations)
+        found = read_text(annotations)
+        mix = None if found is None else read_mix(found[1], annotations)
     if mix is None and (is_list or "{" in annotations or annotations.endswith(".txt")):
         why = "it stands for several files: write each as an entry of `sources:`"
         draft.lost("--data_path", annotations, why, flags["data_path"].mark)

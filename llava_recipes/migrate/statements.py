@@ -69,7 +69,7 @@ class _Parser:
             raise RecipeError(
                 Problem(
                     f"more than {MAX_OPEN_BLOCKS} blocks inside each other",
-                    code="more-than-blocks-inside-each-other",
+                    code="script-too-large",
                     mark=mark,
                 )
             )
@@ -144,7 +144,7 @@ class _Parser:
             block = self._blocks[-1]
             hint = f"line {block.mark.line} opens {block.kind or 'a bracket'}, which `{block.closing}` closes"
         raise RecipeError(
-            Problem(f"this `{closing}` closes nothing", code="word-closes-nothing", mark=mark, hint=hint)
+            Problem(f"this `{closing}` closes nothing", code="shell-syntax", mark=mark, hint=hint)
         )
 
     def _drop_descriptor(self, mark: Mark) -> None:

@@ -61,7 +61,7 @@ def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) 
         mark = flags["pretrained_model_path"].mark
         draft.mapped("--pretrained_model_path", start, (STAGE, "init_from"), start, remark=remark, mark=mark)
     name_draft(flags, draft)
-    translate_rest(flags, draft, FLAGS, program.name)
+    translate_rest(flags, draft, FLAGS, program)
     draft.problems += flags.problems
     return draft
 

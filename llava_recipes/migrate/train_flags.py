@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
+from llava_recipes.migrate.commands import UntoldLabel
 from llava_recipes.migrate.draft import STAGE, Draft, spell_path
 from llava_recipes.migrate.evaluation import EVALUATION_FLAGS, translate_evaluation
 from llava_recipes.migrate.flags import Flags
+from llava_recipes.migrate.programs import Program
 from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
 from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.spelling import did_you_mean
+from llava_recipes.recipe.spelling import did_you_mean, nearest
 
 _Type = Literal["number", "whole", "switch", "text"]
 
@@ -64,6 +66,7 @@ _NEEDLESS: Mapping[str, str] = MappingProxyType(
         "tokenizer_padding_side": "sequences are padded at the right",
     }
 )
+_LABELS: Mapping[str, str] = MappingProxyType({"run_name": "the recipe is named after its folder"})
 _LARGEST_BATCH = 10_000_000
 _TRACKERS = ("wandb", "tensorboard")
 
@@ -116,8 +119,11 @@ def put_total_batch(draft: Draft, num_processes: int | None) -> None:
     ]
 
 
-def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...], program: str) -> None:
-    """Say of every flag that is left what becomes of it. `known` are the flags that this program has."""
+def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...], program: Program) -> None:
+    """Say of every flag that is left what becomes of it. `known` are the flags that this program has.
+
+    Of a fork that is not known: it may well have a flag of its own whose name is near one of these.
+    """
     for flag in flags.unread():
         name = flag.name
         if name in EXTRA_FIELDS and _translate_extra(name, flags, draft):
@@ -128,11 +134,28 @@ def translate_rest(flags: Flags, draft: Draft, known: tuple[str, ...], program: 
             draft.lost(f"--{name}", flag.text, REFUSED_FIELDS[name].removeprefix("remove it: "), flag.mark)
         else:
             names = (*known, *_FLAGS, *_NEEDLESS, *EVALUATION_FLAGS, *EXTRA_FIELDS)
-            near = did_you_mean(name, [f"--{other}" for other in names]) if name not in names else None
-            why = near or "recipes have no key for it yet"
-            if name not in names and not near:
-                why = f"{program} has no such flag: it is a fork's, or misspelt"
-            draft.lost(f"--{name}", flag.text, why, flag.mark)
+            draft.lost(f"--{name}", flag.text, _why_lost(name, names, program), flag.mark)
+
+
+def tell_untold_labels(labels: Sequence[UntoldLabel], draft: Draft) -> None:
+    """Say of labels that only a shell could tell why nothing is lost without them."""
+    for label in labels:
+        instead = _LABELS.get(label.name) or _NEEDLESS.get(label.name) or "nothing depends on it"
+        why = f"{label.problem.message.partition(',')[0]}, and it is a label: {instead}"
+        draft.needless(f"--{label.name}", label.text, why, label.problem.mark)
+
+
+def _why_lost(name: str, names: Sequence[str], program: Program) -> str:
+    if name.startswith("video_"):
+        return "recipes train on images alone"
+    if name in names:
+        return "recipes have no key for it yet"
+    if not program.is_known:
+        near = nearest(name, names)
+        why = "recipes have no key for it: a flag of the program's own"
+        return why if near is None else f"{why}, or `--{near}` misspelt"
+    near = did_you_mean(name, [f"--{other}" for other in names])
+    return near or f"{program.name} has no such flag: it is a fork's, or misspelt"
 
 
 def _translate_length(flags: Flags, draft: Draft) -> None:
@@ -179,8 +202,9 @@ def _translate_reports(flags: Flags, draft: Draft) -> None:
         remark = "the original reports to every tracker that is installed"
         draft.default("--report_to", path, "none", remark=remark)
         return
-    names = [name for name in flag.values if name in _TRACKERS]
-    for name in flag.values:
+    given = [name for value in flag.values for name in value.replace(",", " ").split()]
+    names = [name for name in dict.fromkeys(given) if name in _TRACKERS]
+    for name in given:
         if name not in (*_TRACKERS, "none"):
             draft.lost("--report_to", name, "trackers: wandb, tensorboard", flag.mark)
     value: Value = "none"

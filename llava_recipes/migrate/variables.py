@@ -166,9 +166,7 @@ class Variables:
                 value = (before, *value) if isinstance(value, tuple) else before + value
         except UnknownValue as unknown:
             value = unknown
-            if unknown.problem.code == "not-evaluated-value-needed" and "--var" not in (
-                unknown.problem.hint or ""
-            ):
+            if unknown.problem.code == "value-not-evaluated" and "--var" not in (unknown.problem.hint or ""):
                 hint = f"give it: --var {name}=VALUE; a script is read here, never run"
                 value = UnknownValue(replace(unknown.problem, hint=hint))
         self.keep(name, value, word.mark)
@@ -180,7 +178,7 @@ class Variables:
             self._spent.kept_characters += sum(map(len, value)) if isinstance(value, tuple) else len(value)
         if self._spent.kept_characters > MAX_KEPT_CHARACTERS:
             message = f"the variables hold more than {MAX_KEPT_CHARACTERS:,} characters"
-            raise RecipeError(Problem(message, code="variables-hold-more-than-characters", mark=mark))
+            raise RecipeError(Problem(message, code="script-too-large", mark=mark))
         self.values[name] = value
 
     def forget(self, name: str, mark: Mark, why: str) -> None:
@@ -188,7 +186,7 @@ class Variables:
             message = f"the value of the variable `{name}` is needed and not known: {why}"
             hint = f"give it: --var {name}=VALUE"
             self.values[name] = UnknownValue(
-                Problem(message, code="value-variable-needed-not-known", mark=mark, hint=hint)
+                Problem(message, code="value-not-computed", mark=mark, hint=hint)
             )
 
 

@@ -67,3 +67,18 @@ class Operator:
 
     text: str
     mark: Mark
+
+
+def written(word: Word) -> str:
+    """A word nearly as it is written, to be shown; quotes are left out."""
+    return "".join(map(_written, word.parts))
+
+
+def _written(part: Part) -> str:
+    if isinstance(part, Plain):
+        return part.text
+    if isinstance(part, Parameter):
+        return f"${{{part.name}{'…' if part.change else ''}}}"
+    if not part.source:
+        return "$…"
+    return f"$(({part.source}))" if part.what == ARITHMETIC else f"$({part.source})"

@@ -43,7 +43,7 @@ def read_words(text: str, file: str) -> Iterator[Word | Operator]:
     for number, token in enumerate(_Reader(text, file).tokens()):
         if number >= MAX_WORDS:
             message = f"more than {MAX_WORDS:,} words; this is no training script"
-            raise RecipeError(Problem(message, code="more-than-words-no-training-script", mark=token.mark))
+            raise RecipeError(Problem(message, code="script-too-large", mark=token.mark))
         yield token
 
 
@@ -149,7 +149,7 @@ class _Reader:
                     "a list that opens with `(` is not closed",
                     opened,
                     "close it with `)`",
-                    code="list-opens-not-closed",
+                    code="never-closed",
                 )
             letter = self._text[self._at]
             if letter == ")":
@@ -158,9 +158,7 @@ class _Reader:
             if letter == "#":
                 self._at = _end_of(self._text, "\n", self._at)
             elif letter in ";&|<>(":
-                raise self.refuse(
-                    f"`{letter}` has no place inside a list", self._at, code="no-place-inside-list"
-                )
+                raise self.refuse(f"`{letter}` has no place inside a list", self._at, code="shell-syntax")
             elif not letter.isspace():
                 yield self._word()
 
@@ -168,9 +166,7 @@ class _Reader:
         text = self._text
         self._depth += 1
         if self._depth > MAX_NESTING:
-            raise self.refuse(
-                f"nested deeper than {MAX_NESTING} levels", self._at, code="nested-deeper-than-levels"
-            )
+            raise self.refuse(f"nested deeper than {MAX_NESTING} levels", self._at, code="script-too-large")
         while self._at < len(text) and text[self._at] not in stops:
             letter, start = text[self._at], self._at
             if letter == "\\":
@@ -219,9 +215,7 @@ class _Reader:
                 self._at = self._close("`", at, "a command substitution with backticks")
                 yield self._backticks(at, quoted=True)
         if self._at >= len(text):
-            raise self.refuse(
-                "a quote that is never closed", start, 'close it with `"`', code="quote-never-closed"
-            )
+            raise self.refuse("a quote that is never closed", start, 'close it with `"`', code="never-closed")
         self._at += 1
 
     def _is_sum(self, opened: int) -> bool:
@@ -309,7 +303,7 @@ class _Reader:
             if "}" in text[self._at :].partition("\n")[0]:
                 self._at = self._close("}", start, "a parameter `${`")
                 return Unread("an expansion of this kind", quoted, self.mark(start, self._at - start))
-            raise self.refuse("`${` is not closed", start, "close it with `}`", code="not-closed", width=2)
+            raise self.refuse("`${` is not closed", start, "close it with `}`", code="never-closed", width=2)
         self._at += 1
         mark = self.mark(start, self._at - start)
         if length:
@@ -333,7 +327,7 @@ class _Reader:
                     self._at = at + 1
                     return Unread(what, quoted, self.mark(start, self._at - start))
             at += 1
-        raise self.refuse(f"{what} is not closed", start, "close it with `)`", code="not-closed", width=2)
+        raise self.refuse(f"{what} is not closed", start, "close it with `)`", code="never-closed", width=2)
 
     def _close(self, closing: str, start: int, what: str) -> int:
         """The place after the closing letter."""

@@ -30,7 +30,7 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolde
         raise RecipeError(
             Problem(
                 "this is no LLaVA config of XTuner",
-                code="no-llava-config-xtuner",
+                code="unknown-config-format",
                 mark=Mark(file, 0, 0),
                 hint=hint,
             )

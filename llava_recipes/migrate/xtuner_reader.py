@@ -57,7 +57,7 @@ def not_known(name: str, mark: Mark) -> Problem:
     """The problem with a value that only running the config would tell."""
     return Problem(
         f"the value of `{name}` cannot be told without running the config",
-        code="value-cannot-be-told-without-running",
+        code="value-not-computed",
         mark=mark,
         hint="write the value in its place",
     )

@@ -45,7 +45,7 @@ def migrate_yaml(
         raise RecipeError(
             Problem(
                 "a config of neither axolotl nor LLaMA-Factory",
-                code="config-neither-axolotl-nor-llama-factory",
+                code="unknown-config-format",
                 mark=Mark(file, 0, 0),
                 hint=hint,
             )

@@ -98,7 +98,7 @@ class Answerer:
         if in_pictures >= room:
             return Problem(
                 "too many pictures for the model's context",
-                code="too-many-pictures-model-context",
+                code="context-too-short",
                 found=f"{len(num_picture_tokens)} pictures take {in_pictures:,} tokens, "
                 f"the context has {room:,} (max_position_embeddings)",
                 hint="give fewer pictures",
@@ -106,14 +106,14 @@ class Answerer:
         if num_tokens >= room:
             return Problem(
                 "the prompt is too long for the model's context",
-                code="prompt-too-long-model-context",
+                code="context-too-short",
                 found=f"{num_tokens:,} tokens, {in_pictures:,} of them pictures; "
                 f"the context has {room:,} (max_position_embeddings)",
                 hint="ask a shorter question or give fewer pictures; in a conversation, /reset begins anew",
             )
         return Problem(
             "the prompt leaves too little room for the answer",
-            code="prompt-leaves-too-little-room-answer",
+            code="context-too-short",
             found=f"{num_tokens:,} tokens of prompt, {max_new_tokens:,} for the answer; "
             f"the context has {room:,} (max_position_embeddings)",
             hint=f"write --max-new-tokens {room - num_tokens} or less",

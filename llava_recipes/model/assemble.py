@@ -13,9 +13,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.initialization import no_init_weights
 
 from llava_recipes.data.crops import ImageLayout, check_crops
-from llava_recipes.data.images import load_image_processor
+from llava_recipes.data.images import load_image_processor, picture_px
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
+    TOWER_PATH,
     Origin,
     count_image_tokens,
     language_half,
@@ -25,17 +26,19 @@ from llava_recipes.model.configs import (
     vision_half,
 )
 from llava_recipes.model.forward import adapt_forward
-from llava_recipes.model.head import Head, causal_skeleton, head_like
+from llava_recipes.model.head import Head, body_class, causal_skeleton, head_like
 from llava_recipes.model.image_tokens import remember_image_tokens
 from llava_recipes.model.newline import ImageNewline, load_newline
 from llava_recipes.model.placing import Placement
 from llava_recipes.model.projector import build_projector
 from llava_recipes.model.quantized import quantize_layers
+from llava_recipes.model.read_config import try_out
 from llava_recipes.model.rotary import keep_angles_exact
 from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
 from llava_recipes.model.weights import load_projector
 from llava_recipes.plan.pictures import any_res
 from llava_recipes.plan.types import DataPlan, ModelPlan
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.versions import keep_rotary_frequencies
 
 
@@ -104,17 +107,35 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     return Assembled(
         model=model,
         tokenizer=parts.vocabulary.tokenizer,
-        image_processor=load_image_processor(plan.vision_tower),
+        image_processor=_image_processor(plan, vision_half(model.config).image_size),
         num_image_tokens=count_image_tokens(plan.vision_tower, parts.tower.config),
         language_config={**parts.language.raw, "vocab_size": language_half(model.config).vocab_size},
     )
+
+
+def _image_processor(plan: ModelPlan, image_px: int) -> BaseImageProcessor:
+    """The tower's image processor. Raises RecipeError when its pictures are not of the tower's size."""
+    processor = load_image_processor(plan.vision_tower)
+    made = picture_px(processor)
+    if made != (image_px, image_px):
+        raise RecipeError(
+            Problem(
+                "the image processor makes pictures of another size than the vision tower takes",
+                code="image-processor-other-size",
+                path=TOWER_PATH,
+                found=f"{made[0]} × {made[1]} pixels by preprocessor_config.json or `image_processor`, "
+                f"{image_px} × {image_px} by the tower's config ({plan.vision_tower.source or 'inline'})",
+            )
+        )
+    return processor
 
 
 def read_parts(plan: ModelPlan, *, weights: bool) -> Parts:
     """Configs and tokenizer of a plan; with `weights`, folders that hold the weights too."""
     language = language_origin(plan.language_model, weights=weights)
     tower = tower_origin(plan.vision_tower, weights=weights)
-    head = head_like(causal_skeleton(language.config))
+    head = head_like(causal_skeleton(language.config, place=language.place))
+    try_out(body_class(tower.config), tower.config, place=tower.place, path=TOWER_PATH)
     return Parts(language, tower, plan_vocabulary(plan), head)
 
 

@@ -76,7 +76,7 @@ def _check_tie(source: TensorSource, given: dict[str, str], head: str, embedding
         raise RecipeError(
             Problem(
                 "the language model's config ties embeddings and head, but its files hold two different ones",
-                code="language-model-config-ties-embeddings-head",
+                code="tied-embeddings-differ",
                 path=LANGUAGE_PATH,
                 found=f"{embedding} and {head} differ",
                 hint="set tie_word_embeddings to false in its config.json",

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from llava_recipes.files import odd_kind
 from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.foreign import read_by_library
+from llava_recipes.recipe.json_file import read_object
+from llava_recipes.recipe.locations import check_place
+
+_CUT_SHORT = "the file is cut short or not a weight file; fetch it again"
 
 
 class TensorSource(Protocol):
@@ -49,33 +54,28 @@ class Checkpoint:
         return frozenset(self._file_of)
 
     def read(self, name: str) -> Tensor:
-        return self._opened(self._file_of[name]).read(name)
+        return self._source(name).read(name)
 
     def open_all(self) -> None:
         """Open every file, which reads its header and no weight. Raises RecipeError where one is damaged."""
-        for name, file in self._file_of.items():
-            if name not in self._opened(file).names():
-                found = f"{file} has no {name}"
-                raise RecipeError(
-                    Problem(
-                        "this folder's weights are not whole",
-                        code="weights-not-whole",
-                        path=self._path,
-                        found=found,
-                        hint="its index names another file; fetch the model again",
-                    )
-                )
+        for name in self._file_of:
+            self._source(name)
 
-    def _opened(self, file: pathlib.Path) -> TensorSource:
+    def _source(self, name: str) -> TensorSource:
+        file = self._file_of[name]
         if file not in self._open:
             self._open[file] = open_tensor_file(file, self._path)
+        if name not in self._open[file].names():
+            raise RecipeError(
+                Problem(
+                    "this folder's weights are not whole",
+                    code="weights-not-whole",
+                    path=self._path,
+                    found=f"{file} has no {name}",
+                    hint="its index names another file; fetch the model again",
+                )
+            )
         return self._open[file]
-
-
-_BAD_TENSOR = (
-    *(SafetensorError, ArithmeticError, AttributeError, LookupError),
-    *(OSError, RuntimeError, TypeError, ValueError),
-)
 
 
 class _Safetensors:
@@ -87,12 +87,10 @@ class _Safetensors:
         return frozenset(self._handle.keys())
 
     def read(self, name: str) -> Tensor:
-        try:
+        # A type of numbers that torch doesn't have shows now.
+        with _reading(self._file, self._path):
             tensor: Tensor = self._handle.get_tensor(name)
-        # Of a type or size in its header that torch has no tensor for.
-        except _BAD_TENSOR as error:
-            raise RecipeError(_unreadable(f"{name}: {error}", self._file, self._path)) from error
-        return tensor
+            return tensor
 
 
 def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
@@ -105,37 +103,39 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
         message = f"this is {kind}; weights are an ordinary file"
         raise RecipeError(Problem(message, code="not-an-ordinary-file", path=path, found=str(file)))
     if not os.path.isfile(file):
-        raise RecipeError(
-            Problem("no such weight file", code="no-such-weight-file", path=path, found=str(file))
-        )
-    try:
-        if file.suffix == ".safetensors":
+        raise RecipeError(Problem("no such weight file", code="weights-missing", path=path, found=str(file)))
+    if file.suffix == ".safetensors":
+        with _reading(file, path):
             return _Safetensors(file, path)
+    try:
         return TensorsInMemory(_only_tensors(load_plain(file), file, path))
-    except (SafetensorError, OSError) as error:
-        raise RecipeError(_unreadable(f"cannot be read: {error}", file, path)) from error
     except HoldsCode as error:
         hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
         raise RecipeError(
             Problem(
                 "this file holds more than tensors",
-                code="file-holds-more-than-tensors",
+                code="weights-contain-code",
                 path=path,
                 found=f"{file} {error}",
                 hint=hint,
             )
         ) from error
     except BadPickle as error:
-        raise RecipeError(_unreadable(str(error), file, path)) from error
+        raise RecipeError(
+            Problem(
+                "cannot read weights",
+                code="weights-unreadable",
+                path=path,
+                found=f"{file}: {str(error).removeprefix('cannot be read: ')}",
+                hint=_CUT_SHORT,
+            )
+        ) from error
 
 
-def _unreadable(why: str, file: pathlib.Path, path: Path) -> Problem:
-    return Problem(
-        f"cannot read weights: {why.removeprefix('cannot be read: ')}",
-        code="cannot-read-weights",
-        path=path,
-        found=str(file),
-        hint="the file is cut short or not a weight file; fetch it again",
+def _reading(file: pathlib.Path, path: Path) -> AbstractContextManager[None]:
+    """What libraries raise in it becomes a problem of this weight file."""
+    return read_by_library(
+        "cannot read weights", code="weights-unreadable", files=[file], path=path, hint=_CUT_SHORT
     )
 
 
@@ -151,7 +151,7 @@ def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, T
     raise RecipeError(
         Problem(
             "this file is not a mapping of names to tensors",
-            code="file-not-mapping-names-tensors",
+            code="weights-not-a-state-dict",
             path=path,
             found=str(file),
             hint="give a state dict",
@@ -174,7 +174,7 @@ def open_checkpoint(folder: pathlib.Path, path: Path) -> Checkpoint:
     raise RecipeError(
         Problem(
             "this folder holds no weights",
-            code="folder-holds-no-weights",
+            code="weights-missing",
             path=path,
             found=str(folder),
             hint="expected model.safetensors, pytorch_model.bin, or shards with their .index.json",
@@ -190,24 +190,26 @@ def has_weights(folder: pathlib.Path) -> bool:
 
 
 def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Path]]:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {name: index.parent / pathlib.PurePath(file).name for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    weight_map = read_object(index, path=path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        found = f"{index}: `weight_map` must name the file of each weight"
         raise RecipeError(
             Problem(
                 "this index of weight files is broken",
-                code="index-weight-files-broken",
+                code="weights-index-damaged",
                 path=path,
-                found=str(index),
+                found=found,
             )
-        ) from error
+        )
+    for file in weight_map.values():
+        check_place(str(file), key="weight_map", file=index)
+    shards = {name: index.parent / pathlib.PurePath(str(file)).name for name, file in weight_map.items()}
     missing = sorted({str(file) for file in shards.values() if not file.is_file()})
     if missing:
         raise RecipeError(
             Problem(
                 f"{len(missing)} weight file(s) named by {index.name} are missing",
-                code="weight-file-named-missing",
+                code="weights-missing",
                 path=path,
                 found=", ".join(missing[:3]),
                 hint="the download is not complete; fetch the model again",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import JsonValue
 from transformers import (
-    AutoConfig,
     CLIPVisionConfig,
     LlavaConfig,
     LlavaNextConfig,
@@ -18,22 +15,23 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from llava_recipes.files import read_settings
 from llava_recipes.model.checkpoint_names import Layout, layout_of
 from llava_recipes.model.pretrained import Part, pretrained_folder
+from llava_recipes.model.read_config import (
+    CONFIG,
+    config_of,
+    folder_config,
+    inline_config,
+    known_keys,
+    raw_config,
+)
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
-from llava_recipes.versions import unnamed_config_keys
 
 LANGUAGE_PATH: Path = ("model", "language_model")
 TOWER_PATH: Path = ("model", "vision_tower")
-
-# Spellings of older configs that transformers translates while it reads them.
-TRANSLATED_KEYS = frozenset(
-    {"rope_theta", "rope_scaling", "torch_dtype", "partial_rotary_factor", "model_type"}
-)
 
 
 @dataclass(frozen=True)
@@ -46,31 +44,36 @@ class Origin:
     layout: Layout = "language_model"
     """What the files hold beside this part: a whole LLaVA model brings its projector."""
 
+    @property
+    def place(self) -> str:
+        """Where the config is, for messages."""
+        return "the inline config" if self.folder is None else str(self.folder / CONFIG)
+
 
 def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
     """The language model's config, and with `weights` a folder that holds them too."""
     if plan.config is not None:
-        return Origin(_inline_config(plan.config, (*LANGUAGE_PATH, "config")), dict(plan.config), None)
+        return Origin(inline_config(plan.config, (*LANGUAGE_PATH, "config")), dict(plan.config), None)
     assert plan.source is not None
     parts: tuple[Part, ...] = ("config", "weights") if weights else ("config",)
     folder = pretrained_folder(plan.source, plan.revision, parts=parts, path=LANGUAGE_PATH)
-    raw = _raw_config(folder, LANGUAGE_PATH)
+    raw = raw_config(folder, LANGUAGE_PATH)
     layout = layout_of(raw)
     if layout == "llava":
         inner = dict(language_part(raw))
-        return Origin(_language_half_of(inner), inner, folder, layout)
+        return Origin(_language_half_of(inner, str(folder / CONFIG)), inner, folder, layout)
     if layout == "language_model" and str(raw.get("model_type", "")).startswith("llava"):
         raise RecipeError(
             Problem(
                 "this whole LLaVA model is of a kind that is not known here",
-                code="whole-llava-model-kind-not-known",
+                code="unknown-llava-model",
                 path=LANGUAGE_PATH,
                 found=f"{plan.source} (model_type {raw.get('model_type')})",
                 hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, in llava-hf's, "
                 "or the language model it was built on",
             )
         )
-    config = _config_from_folder(folder, LANGUAGE_PATH)
+    config = folder_config(folder, LANGUAGE_PATH)
     if layout == "language_model":
         return Origin(config, raw, folder)
     assert isinstance(config, LlavaConfig | LlavaNextConfig)
@@ -83,12 +86,12 @@ def tower_origin(tower: VisionTower, *, weights: bool) -> Origin:
     """The tower's config (the vision half of a full CLIP or SigLIP config), and its folder."""
     if tower.config is not None:
         path = (*TOWER_PATH, "config")
-        return Origin(_tower_half(_inline_config(tower.config, path), path), dict(tower.config), None)
+        return Origin(_tower_half(inline_config(tower.config, path), path), dict(tower.config), None)
     assert tower.source is not None
     path = (*TOWER_PATH, "source")
     parts: tuple[Part, ...] = ("config", "image_processor", "weights") if weights else ("config",)
     folder = pretrained_folder(tower.source, tower.revision, parts=parts, path=path)
-    config, raw = _config_from_folder(folder, path), _raw_config(folder, path)
+    config, raw = folder_config(folder, path), raw_config(folder, path)
     return Origin(_tower_half(config, path), raw, folder, layout_of(raw))
 
 
@@ -106,7 +109,7 @@ def count_image_tokens(tower: VisionTower, tower_config: PreTrainedConfig) -> in
         raise RecipeError(
             Problem(
                 "this tower has no class token",
-                code="tower-no-class-token",
+                code="no-class-token",
                 path=(*TOWER_PATH, "select_feature"),
                 found=f"{tower.select_feature} with {tower_config.model_type}",
                 hint="use `patch`",
@@ -129,7 +132,7 @@ def llava_config(
         raise RecipeError(
             Problem(
                 "the tower has no such hidden state",
-                code="tower-no-such-hidden-state",
+                code="no-such-hidden-state",
                 path=(*TOWER_PATH, "select_layer"),
                 found=str(layer),
                 hint=f"its {num_layers} layers give {-num_layers - 1} to {num_layers}; 0 is what enters them",
@@ -166,7 +169,7 @@ def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib
         raise RecipeError(
             Problem(
                 message,
-                code="llava-model-projector-kind-not-known",
+                code="unknown-llava-model",
                 path=path,
                 found=f"{folder}: {', '.join(odd)}",
             )
@@ -183,102 +186,11 @@ def vision_half(config: LlavaConfig) -> PreTrainedConfig:
     return config.vision_config
 
 
-def _inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedConfig:
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str):
-        raise RecipeError(
-            Problem(
-                "an inline config needs its `model_type`",
-                code="inline-config-needs-model-type",
-                path=path,
-                hint="e.g. model_type: llama",
-            )
-        )
-    try:
-        known = set(AutoConfig.for_model(model_type).to_dict()) | TRANSLATED_KEYS
-        known |= unnamed_config_keys(model_type)
-        config = AutoConfig.for_model(
-            model_type, **{key: value for key, value in values.items() if key != "model_type"}
-        )
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise RecipeError(
-            Problem(f"not a valid config: {error}", code="not-valid-config", path=path, found=model_type)
-        ) from error
-    unknown = [key for key in values if key not in known and key not in config.attribute_map]
-    if unknown:
-        raise RecipeError(
-            *(
-                Problem(
-                    f"a {model_type} config has no key {key!r}",
-                    code="unknown-config-key",
-                    path=(*path, key),
-                    found=key,
-                    on_key=True,
-                )
-                for key in unknown
-            )
-        )
-    return config
-
-
-def _language_half_of(inner: Mapping[str, JsonValue]) -> PreTrainedConfig:
+def _language_half_of(inner: Mapping[str, JsonValue], place: str) -> PreTrainedConfig:
     """The language model's config, without the keys that LLaVA put beside its own."""
-    model_type = str(inner["model_type"])
-    known = set(AutoConfig.for_model(model_type).to_dict()) | TRANSLATED_KEYS
+    known = known_keys(str(inner["model_type"]), place=place, path=LANGUAGE_PATH)
     own = {key: value for key, value in inner.items() if key in known}
-    return _inline_config({**own, "model_type": model_type}, LANGUAGE_PATH)
-
-
-def _raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
-    file = folder / "config.json"
-    try:
-        raw = json.loads(read_settings(file))
-    except FileNotFoundError as error:
-        raise RecipeError(
-            Problem(
-                "this folder holds no config.json",
-                code="folder-holds-no-config-json",
-                path=path,
-                found=str(folder),
-                hint="is it a model folder?",
-            )
-        ) from error
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            Problem(
-                f"cannot read the model's config: {error}",
-                code="cannot-read-model-config",
-                path=path,
-                found=str(file),
-            )
-        ) from error
-    if not isinstance(raw, dict):
-        raise RecipeError(
-            Problem(
-                "the model's config.json is not a mapping",
-                code="model-config-json-not-mapping",
-                path=path,
-                found=str(file),
-            )
-        )
-    return raw
-
-
-def _config_from_folder(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
-    _raw_config(folder, path)
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return config
-    except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise RecipeError(
-            Problem(
-                f"transformers cannot read this model's config: {first_line}",
-                code="transformers-cannot-read-model-config",
-                path=path,
-                found=str(folder),
-            )
-        ) from error
+    return config_of({**own, "model_type": inner["model_type"]}, place=place, path=LANGUAGE_PATH)
 
 
 def _tower_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
@@ -290,7 +202,7 @@ def _tower_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
         raise RecipeError(
             Problem(
                 "a vision tower is a CLIP or SigLIP model",
-                code="vision-tower-clip-siglip-model",
+                code="unknown-vision-tower",
                 path=path,
                 found=f"model_type {config.model_type}",
                 hint="siglip2 takes pictures of any size; one of a fixed size is "

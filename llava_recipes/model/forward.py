@@ -152,7 +152,7 @@ def _nothing_learned() -> RecipeError:
     return RecipeError(
         Problem(
             "a batch has no label tokens: nothing in it can be learned",
-            code="batch-no-label-tokens",
+            code="no-labels-in-batch",
             found="every label of the batch is masked, or was cut off at max_length",
             hint="look at the samples with `llava-recipe preview`; raise `max_length`, or the batch size",
         )

@@ -48,7 +48,7 @@ def freeze_model(
         raise RecipeError(
             Problem(
                 "nothing in the model trains",
-                code="nothing-model-trains",
+                code="nothing-trains",
                 hint="name modules under `trainable`",
             )
         )

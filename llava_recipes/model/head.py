@@ -16,6 +16,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llava_recipes.model.configs import LANGUAGE_PATH, language_half
+from llava_recipes.model.read_config import try_out
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 
@@ -66,22 +67,22 @@ def body_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
 
 
-def causal_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+def causal_skeleton(config: PreTrainedConfig, *, place: str = "its config") -> PreTrainedModel:
     """The causal language model of a config on the meta device: its names and shapes, no weights.
 
-    Raises RecipeError when transformers has no causal language model for it.
+    Raises RecipeError, naming the config's `place`, when transformers has no causal language model for it or
+    cannot build it.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_MAPPING:
         raise RecipeError(
             Problem(
                 "this is not a causal language model that transformers knows",
-                code="not-causal-language-model-transformers-knows",
+                code="unknown-language-model",
                 path=LANGUAGE_PATH,
-                found=f"model_type {config.model_type}",
+                found=f"{place}: model_type {config.model_type}",
             )
         )
-    with torch.device("meta"):
-        return causal_class(config)(config)
+    return try_out(causal_class(config), config, place=place, path=LANGUAGE_PATH)
 
 
 def head_like(causal: PreTrainedModel) -> Head:
@@ -133,7 +134,7 @@ def _unsupported(causal: PreTrainedModel, found: str) -> RecipeError:
     return RecipeError(
         Problem(
             f"the head of {type(causal).__name__} does more than this code can repeat exactly",
-            code="head-more-than-code-can-repeat",
+            code="head-not-supported",
             path=LANGUAGE_PATH,
             found=found,
             hint="use a language model with a plain linear head, such as llama, mistral, qwen2, qwen3 or phi",

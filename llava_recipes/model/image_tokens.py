@@ -101,7 +101,7 @@ def rows_problem(
     if not has_tokens:
         return Problem(
             "these weights hold embeddings of `<im_start>` and `<im_end>`, which the model does not have",
-            code="weights-hold-embeddings-im-start-im",
+            code="image-tokens-do-not-fit",
             path=path,
             found=found,
             hint="write `image_tokens: {start_end: true}` in `model:`",
@@ -110,7 +110,7 @@ def rows_problem(
     if rows not in (few, embeddings):
         return Problem(
             "these embeddings of image tokens do not fit the model",
-            code="embeddings-image-tokens-not-fit-model",
+            code="image-tokens-do-not-fit",
             path=path,
             found=f"{found} holds {list(rows)}",
             hint=f"{list(few)} or the whole vocabulary, {list(embeddings)}, is needed",

@@ -8,6 +8,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
+from typing import TypeGuard
 
 import torch
 from pydantic import JsonValue
@@ -23,12 +24,15 @@ from llava_recipes.model.quantized import is_quantized, marked_quantized
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.lora import ADAPTER, lora_targets
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.json_file import in_short, read_object
 from llava_recipes.recipe.schema import Lora
 
 STAGES_PATH: Path = ("stages",)
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OTHER_WEIGHTS = "non_lora_trainables.bin"
+_MOST = 1e9
+"""Above any rank and any alpha."""
 PREFIX = "base_model.model."
 """What peft's wrapper puts before every name."""
 
@@ -80,7 +84,7 @@ def inject_lora(model: LlavaForConditionalGeneration, lora: Lora, *, seed: int) 
     if not targets:
         problem = Problem(
             "`lora.modules` reaches no linear layer",
-            code="lora-modules-reaches-no-linear-layer",
+            code="lora-without-linear-layers",
             found=", ".join(lora.modules),
         )
         raise RecipeError(problem)
@@ -189,7 +193,7 @@ def merge_adapters(model: nn.Module, adapters: Mapping[str, Tensor], config: pat
         raise RecipeError(
             Problem(
                 message,
-                code="adapters-cannot-be-merged-into-quantized",
+                code="merge-into-quantized-model",
                 path=STAGES_PATH,
                 found=str(config.parent),
                 hint=hint,
@@ -235,21 +239,21 @@ def read_scale(config: pathlib.Path, path: Path) -> float:
 
     Raises RecipeError when their settings are not there or cannot be read.
     """
-    try:
-        settings = json.loads(config.read_text("utf-8"))
-        rank = settings["r"]
-        scale = float(settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank))
-        if not math.isfinite(scale):
-            raise ValueError("r or lora_alpha is not finite")
-        return scale
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        hint = "a finished LoRA run leaves it beside its weights"
-        raise RecipeError(
-            Problem(
-                "the adapters' settings cannot be read",
-                code="adapters-settings-cannot-be-read",
-                path=path,
-                found=str(config),
-                hint=hint,
-            )
-        ) from error
+    hint = "a finished LoRA run leaves it beside its weights"
+    settings = read_object(config, path=path, hint=hint)
+    rank, alpha, is_root = (settings.get(key) for key in ("r", "lora_alpha", "use_rslora"))
+    if _is_number(rank) and _is_number(alpha) and rank > 0:
+        return float(alpha / (math.sqrt(rank) if is_root else rank))
+    raise RecipeError(
+        Problem(
+            "the adapters' settings cannot be read",
+            code="adapter-config-unreadable",
+            path=path,
+            found=f"{config}: `r` is {in_short(rank)}, `lora_alpha` is {in_short(alpha)}: not above 0",
+            hint=hint,
+        )
+    )
+
+
+def _is_number(value: JsonValue) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST

@@ -75,7 +75,7 @@ def pretrained_folder(
             path,
             "a model is a folder or a hub id, not a file",
             "give the folder that holds it",
-            code="model-folder-hub-id-not-file",
+            code="model-source-is-a-file",
         )
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise _refusal(

@@ -58,7 +58,7 @@ def build_projector(projector_type: str, vision_hidden: int, language_hidden: in
             raise RecipeError(
                 Problem(
                     "projector `identity` needs a vision tower and a language model of one hidden size",
-                    code="projector-identity-needs-vision-tower-language",
+                    code="identity-projector-sizes-differ",
                     path=SIZE_PATH,
                     found=f"vision tower {vision_hidden}, language model {language_hidden}",
                     hint="use `linear` or `mlp2x_gelu`",

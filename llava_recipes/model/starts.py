@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -35,6 +34,7 @@ from llava_recipes.model.pretrained import pretrained_folder
 from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
 from llava_recipes.plan.identity import identity
 from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.json_file import read_object
 
 Kind = Literal["run", "adapters", "checkpoint", "projector"]
 Values = Mapping[str, JsonValue]
@@ -197,7 +197,7 @@ def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Cla
 def _nothing(folder: pathlib.Path, path: Path) -> Problem:
     return Problem(
         "`init_from` names a folder without trained weights",
-        code="init-names-folder-without-trained-weights",
+        code="weights-missing",
         path=path,
         found=f"{folder} holds neither {TRAINED_FILE}, mm_projector.bin, adapters nor a LLaVA checkpoint",
         hint="give the output_dir of a finished run",
@@ -205,14 +205,10 @@ def _nothing(folder: pathlib.Path, path: Path) -> Problem:
 
 
 def _read_object(file: pathlib.Path, path: Path) -> Values:
+    """The object of a JSON file that need not be there."""
     if not file.is_file():
         return {}
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        message = f"{file.name} cannot be read: {error}"
-        raise RecipeError(Problem(message, code="file-cannot-be-read", path=path, found=str(file))) from error
-    return _mapping(value)
+    return read_object(file, path=path)
 
 
 def _mapping(value: object) -> Values:

@@ -100,7 +100,7 @@ def _described(by_layer: dict[str, Tensor], file: str) -> ProjectorWeights:
             "the projector in this file has no first layer",
             file,
             _layers(by_layer),
-            code="projector-file-no-first-layer",
+            code="weights-are-not-a-projector",
         )
     num_layers = sum(name.endswith("weight") for name in by_layer)
     kind = "linear" if "weight" in by_layer else f"mlp{num_layers}x_gelu"
@@ -111,7 +111,7 @@ def _described(by_layer: dict[str, Tensor], file: str) -> ProjectorWeights:
             "the layers in this file do not make a projector",
             file,
             _layers(by_layer),
-            code="layers-file-not-make-projector",
+            code="weights-are-not-a-projector",
         )
     tensors = {f"projector.{name}": by_layer[name] for name in wanted}
     return ProjectorWeights(kind, vision_hidden, language_hidden, tensors)
@@ -225,7 +225,7 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
         raise RecipeError(
             Problem(
                 "no trained weights here",
-                code="no-trained-weights",
+                code="weights-missing",
                 path=STAGES_PATH,
                 found=str(path),
                 hint=hint,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from llava_recipes.plan.batch_advice import check_processes
+from llava_recipes.plan.batch_advice import check_processes, check_size
 from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
+from llava_recipes.plan.pictures import roomy_length
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.rates import spell_rate
@@ -25,6 +26,9 @@ FITS_ONE_GPU: Final = 30_000_000_000
 
 PROJECTOR_RATES: Final = (1e-4, 1e-2)
 """Learning rates that a projector alone is trained with; the published ones are 1e-3 and 2e-3."""
+
+FEW_STEPS: Final = 100
+"""A run of fewer steps is as soon done again as resumed: it needs no checkpoint before its end."""
 
 ADAPTER_RATES: Final = (1e-5, 2e-3)
 """Learning rates that LoRA adapters are trained with; the published ones are 2e-5 and 2e-4."""
@@ -43,6 +47,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         found += check_order(stage, path)
         found += check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
+        found += check_size(stage, planned, path)
         if _pretrained(recipe) and (model.sizes is None or model.sizes.num_parameters >= SMALL_MODEL):
             # Random weights and tiny models are for trying things out, on one process.
             found += check_processes(stage, planned, path)
@@ -69,7 +74,7 @@ def _check_newline(stages: Sequence[StagePlan], path: Path) -> Iterator[Problem]
     if planned.data.mm_patch_merge_type == "spatial_unpad" and "language_model" in in_full and not trained:
         yield _warning(
             "the image newline keeps its random values while the language model trains",
-            code="image-newline-keeps-random-values-while",
+            code="image-newline-stays-random",
             path=(*path, "trainable"),
             hint="add `image_newline`, which LLaVA-NeXT trains with the language model; a checkpoint of it "
             "that is the language model brings a trained one",
@@ -100,12 +105,12 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
     if train.save_strategy == "epoch":
         yield _warning(
             "`save_steps` has no effect with `save_strategy: epoch`",
-            code="save-steps-no-effect-save-strategy",
+            code="key-has-no-effect",
             path=path,
             hint="remove it, or write `save_strategy: steps`",
             on_key=True,
         )
-    elif train.save_strategy == "steps" and last is not None and train.save_steps > last:
+    elif train.save_strategy == "steps" and last is not None and FEW_STEPS <= last < train.save_steps:
         num_processes = planned.train.global_batch_size // (
             planned.train.per_device_train_batch_size * planned.train.gradient_accumulation_steps
         )
@@ -113,23 +118,36 @@ def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Prob
         yield _warning(
             f"no checkpoint is written before the end: `save_steps: {train.save_steps}` is beyond the last "
             f"of {last} steps",
-            code="no-checkpoint-written-before-end",
+            code="no-checkpoint-before-end",
             path=path,
             found="steps are counted for 1 process; several take fewer" if may_be_fewer else None,
             hint="a run that is stopped before then starts again from nothing; write "
-            f"`save_steps: {max(1, min(500, last // 4))}` or so",
+            f"`save_steps: {useful_save_steps(last)}` or so",
         )
+
+
+def useful_save_steps(last: int) -> int:
+    """Steps between checkpoints that leave several of them before the last step."""
+    return max(1, min(500, last // 4))
 
 
 def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
-    warmup, last = stage.train.warmup_steps, planned.train.max_steps
-    if warmup is not None and last is not None and warmup >= last:
-        yield _warning(
-            f"warm-up takes {warmup} steps, training ends after {last}",
-            code="warm-up-takes-steps-training-ends",
-            path=(*path, "train", "warmup_steps"),
-            hint="the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are",
-        )
+    """A run that ends in its warm-up: the first step of a warm-up has the rate 0."""
+    warmup, last = planned.train.warmup_steps, planned.train.max_steps
+    if not warmup or last is None or warmup < last:
+        return
+    key = "warmup_steps" if stage.train.warmup_steps is not None else "warmup_ratio"
+    steps = "1 step" if warmup == 1 else f"{warmup} steps"
+    if last > 1:
+        hint = "the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are"
+    else:
+        hint = f"the learning rate is 0 in the only step; write `{key}: 0`, or train for more steps"
+    yield _warning(
+        f"warm-up takes {steps}, training ends after {last}",
+        code="warm-up-longer-than-run",
+        path=(*path, "train", key),
+        hint=hint,
+    )
 
 
 def _check_precision(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[Problem]:
@@ -167,11 +185,11 @@ def _check_image_length(planned: StagePlan, path: Path) -> Iterator[Problem]:
         return
     yield _warning(
         "`max_length` cuts the largest images, and all text behind them",
-        code="max-length-cuts-largest-images-all",
+        code="max-length-cuts-images",
         path=(*path, "data", "max_length"),
         found=f"{data.max_length}, and an image takes up to {image.most_tokens:,} tokens, "
         f"{image.usual_tokens:,} for 640 × 480 pixels",
-        hint=f"write more than {image.most_tokens}; 4096 is usual with `anyres`",
+        hint=f"write `max_length: {roomy_length(image.most_tokens)}`",
     )
 
 
@@ -182,7 +200,7 @@ def _check_start(recipe: Recipe, planned: StagePlan, index: int) -> Iterator[Pro
     earlier = recipe.stages[index - 1]
     yield _warning(
         f"stage `{planned.name}` starts from the base weights: what `{earlier.name}` trained is left aside",
-        code="stage-starts-base-weights",
+        code="init-from-leaves-training-aside",
         path=("stages", index, "init_from"),
         hint=f"write `init_from: {earlier.name}`, or keep the two in recipes of their own",
     )
@@ -201,7 +219,7 @@ def _check_image_tokens(model: ModelPlan, stages: Sequence[StagePlan]) -> Iterat
     if not any(module in rows for modules in known for module in modules):
         yield _warning(
             "no stage trains the embeddings of `<im_start>` and `<im_end>`",
-            code="no-stage-trains-embeddings-im-start",
+            code="image-tokens-stay-random",
             path=("model", "image_tokens", "start_end"),
             hint="add `image_tokens` to `trainable:` of a stage; they stay the mean of all others otherwise",
         )
@@ -216,7 +234,7 @@ def _check_sharding(
         return
     yield _warning(
         "ZeRO stage 3 fetches the frozen language model for every pass and keeps the inputs of its layers",
-        code="zero-stage-3-fetches-frozen-language",
+        code="zero3-fetches-frozen-model",
         path=(*path, "deepspeed"),
         hint="`zero2` is faster and takes less memory where the frozen model fits on one GPU",
     )
@@ -227,7 +245,7 @@ def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> 
     if not has_images and trains and trains <= {"projector", "vision_tower"}:
         yield _warning(
             "no source has `images`, and what trains here learns from images alone",
-            code="no-source-images-trains-learns-images",
+            code="no-images-to-learn-from",
             path=(*path, "data", "sources"),
             hint="write `images:` with the folder of the pictures in each source that has them",
             on_key=True,
@@ -259,14 +277,14 @@ def _check_projector_rate(rate: float, path: Path) -> Iterator[Problem]:
     if rate < low:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} hardly moves a projector that trains alone",
-            code="learning-rate-hardly-moves-projector-trains",
+            code="learning-rate-too-low",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
         )
     elif rate > high:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} is far above what projectors are trained with",
-            code="learning-rate-far-above-projectors-trained",
+            code="learning-rate-too-high",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3",
         )
@@ -277,7 +295,7 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: P
     if rate > PRETRAINED_RATE and ruined:
         yield _warning(
             f"a learning rate of {spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
-            code="learning-rate-ruins-pretrained",
+            code="learning-rate-too-high",
             path=path,
             hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
             "projector that trains alone",
@@ -315,7 +333,7 @@ def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str])
     if has_images and is_random and trains and "projector" not in trains:
         yield _warning(
             f"the projector keeps its random weights in stage `{planned.name}`",
-            code="projector-keeps-random-weights-stage",
+            code="projector-stays-random",
             path=("model", "projector"),
             hint="give its weights with `init_from:`, or add `projector` to `trainable:` of the stage",
             on_key=True,

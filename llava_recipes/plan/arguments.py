@@ -139,7 +139,7 @@ def _check_extra(name: str, value: JsonValue, *, path: Path) -> Problem | None:
     if name in REFUSED_FIELDS or name in GONE_FIELDS:
         hint = REFUSED_FIELDS.get(name) or GONE_FIELDS[name]
         return Problem(
-            f"`{name}` has no place in `extra`", code="no-place-extra", path=path, hint=hint, on_key=True
+            f"`{name}` has no place in `extra`", code="not-for-extra", path=path, hint=hint, on_key=True
         )
     if name not in EXTRA_FIELDS:
         known = (*EXTRA_FIELDS, *REFUSED_FIELDS)
@@ -150,7 +150,7 @@ def _check_extra(name: str, value: JsonValue, *, path: Path) -> Problem | None:
             hint = did_you_mean(name, known) or "`extra` takes fields of transformers.TrainingArguments"
         return Problem(
             f"`{name}` is no field of TrainingArguments",
-            code="no-field-trainingarguments",
+            code="unknown-training-argument",
             path=path,
             hint=hint,
             on_key=True,

@@ -48,24 +48,34 @@ def derive_batch(train: Train, *, world_size: int) -> Batch | None:
     return Batch(train.per_device_train_batch_size, accumulation, per_pass * accumulation)
 
 
-def explain_batch(train: Train, *, world_size: int, path: Path) -> Problem:
-    """Why the global batch size does not divide, with values that do. `path` is that of `train`."""
+def explain_batch(train: Train, *, world_size: int, path: Path, stage: str) -> Problem:
+    """Why the global batch size does not divide, with values that do.
+
+    `path` is that of `train`, in the stage with the name `stage`.
+    """
     wanted, per_device = train.global_batch_size, train.per_device_train_batch_size
     assert wanted is not None, "only a given global batch size can fail to divide"
     per_pass = per_device * world_size
     share, rest = divmod(wanted, world_size)
-    size = _fitting(share, per_device) if rest == 0 else 0
-    proposals = [f"write `per_device_train_batch_size: {size}`"] if size else []
+    size = fitting_on_device(share, per_device) if rest == 0 else 0
+    # The number of processes is that of one command, and the value may stand in a shared file.
+    place = _spell_train(path, stage)
+    one_device = f"{place}.per_device_train_batch_size"
+    proposals = []
+    if size:
+        proposals.append(f"write `per_device_train_batch_size: {size}` (`--set {one_device}={size}`)")
     if rest and wanted % per_device == 0:
         fewer = max(count for count in divisors(wanted // per_device) if count < world_size)
         proposals.append(f"run on {_processes(fewer)}")
     if not size or 2 * size < min(share, per_device):
         near, size = _nearest_share(wanted / world_size, per_device)
         with_size = "" if size == per_device else f" with `per_device_train_batch_size: {size}`"
-        proposals.append(f"write `global_batch_size: {near * world_size}`{with_size}")
+        words = f"--set {place}.global_batch_size={near * world_size}"
+        words += "" if size == per_device else f" --set {one_device}={size}"
+        proposals.append(f"write `global_batch_size: {near * world_size}`{with_size} (`{words}`)")
     return Problem(
         "`global_batch_size` cannot be reached with whole accumulation steps",
-        code="global-batch-size-cannot-be-reached",
+        code="batch-does-not-divide",
         path=(*path, "global_batch_size"),
         found=f"{wanted} = {_processes(world_size)} × {per_device} samples × {wanted / per_pass:.4g}",
         hint=", or ".join(proposals),
@@ -116,7 +126,19 @@ def batch_notes(train: Train, batch: Batch, *, world_size: int) -> Iterator[str]
         )
 
 
-def _fitting(share: int, per_device: int) -> int:
+def _spell_train(path: Path, stage: str) -> str:
+    """The `train` of a stage as `--set` takes it: by the stage's name, unless it reads as something else."""
+    by_index = "." in stage or stage.isdecimal()
+    return ".".join(stage if segment == path[1] and not by_index else str(segment) for segment in path)
+
+
+def suitable_share(num_samples: int) -> int:
+    """A batch that leaves an epoch several steps: a tenth of the samples, or 8 where that is too few."""
+    wanted = max(1, num_samples // 10, min(8, num_samples // 2))
+    return 1 << (wanted.bit_length() - 1)
+
+
+def fitting_on_device(share: int, per_device: int) -> int:
     """The largest batch of a device that divides its share; never more than was meant to fit on it."""
     return max(size for size in divisors(share) if size <= per_device)
 

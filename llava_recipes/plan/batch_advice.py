@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llava_recipes.plan.batch import fitting_on_device, suitable_share
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.rates import kind_of_stage, spell_rate, usual_batch
@@ -33,5 +34,38 @@ def check_processes(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Pr
         f"{spell_rate(train.learning_rate)} on each of them",
         hint=f"write {wanted}{instead}; the accumulation steps then follow from the number of processes",
         on_key=True,
+        severity="warning",
+    )
+
+
+def check_size(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+    """A batch that an epoch cannot fill: each step takes all samples there are, and an epoch is one step."""
+    train, num_samples, batch = stage.train, planned.data.num_samples, planned.train.global_batch_size
+    if not num_samples or batch <= num_samples:
+        return
+    per_device, accumulation = train.per_device_train_batch_size, planned.train.gradient_accumulation_steps
+    num_processes = batch // (per_device * accumulation)
+    share = suitable_share(max(1, num_samples // num_processes))
+    key = "per_device_train_batch_size"
+    if num_samples < num_processes:
+        hint = f"give it more samples, or run on at most {num_samples} of the {num_processes} processes"
+    elif train.global_batch_size is not None:
+        key, size = "global_batch_size", fitting_on_device(share, per_device)
+        beside = "" if size == per_device else f" with `per_device_train_batch_size: {size}`"
+        hint = f"write `global_batch_size: {share * num_processes}`{beside}"
+    elif accumulation > 1 and per_device * num_processes <= num_samples:
+        key = "gradient_accumulation_steps"
+        hint = "write `gradient_accumulation_steps: 1`"
+    else:
+        beside = " with `gradient_accumulation_steps: 1`" if accumulation > 1 else ""
+        hint = f"write `per_device_train_batch_size: {min(share, per_device)}`{beside}"
+    at = (*path, "train", key) if key in train.model_fields_set else (*path, "train")
+    yield Problem(
+        "the batch of a step is larger than the data of an epoch",
+        code="batch-larger-than-epoch",
+        path=at,
+        found=f"{batch} samples in a step, {num_samples} in an epoch",
+        hint=hint,
+        on_key=at[-1] == "train",
         severity="warning",
     )

@@ -164,7 +164,9 @@ class _StageCompiler:
         batch = derive_batch(train, world_size=self._world_size)
         config, source = self._plan_deepspeed(batch)
         if batch is None:
-            self.problems.append(explain_batch(train, world_size=self._world_size, path=train_path))
+            self.problems.append(
+                explain_batch(train, world_size=self._world_size, path=train_path, stage=stage.name)
+            )
             return None
         steps = count_steps(train, batch, num_samples=data.num_samples, world_size=self._world_size)
         if data.validation is not None:
@@ -232,7 +234,7 @@ class _StageCompiler:
             self.problems.append(
                 Problem(
                     "`init_from` names no earlier stage",
-                    code="init-names-no-earlier-stage",
+                    code="init-from-unknown-stage",
                     path=(*self._path, "init_from"),
                     found=start,
                     hint=did_you_mean(start, choices)
@@ -251,7 +253,7 @@ class _StageCompiler:
     def _explain_no_step(self, batch: Batch, data: DataPlan) -> Problem:
         return Problem(
             "not one full batch for every process, and `dataloader_drop_last` drops what is not full",
-            code="not-one-full-batch-every-process",
+            code="no-full-batch",
             path=(*self._path, "train", "extra", "dataloader_drop_last"),
             found=f"{data.num_samples} samples, {batch.per_device * self._world_size} are needed",
             hint="remove `dataloader_drop_last`, or make the batch smaller",

@@ -16,14 +16,14 @@ def check_order(stage: Stage, path: Path) -> Iterator[Problem]:
     if stage.data.order == "original" and not stage.data.shuffle:
         yield _warning(
             "`order: original` has no effect with `shuffle: false`, which takes the order of the files",
-            code="order-original-no-effect-shuffle-false",
+            code="key-has-no-effect",
             path=(*path, "data", "order"),
             hint="write `order: seed`, or `shuffle: true`: the original always shuffles",
         )
     elif stage.data.order == "original" and stage.data.group_by == "length":
         yield _warning(
             "the original has no order for `group_by: length`: there Hugging Face's sampler draws it",
-            code="original-no-order-group",
+            code="original-has-no-order",
             path=(*path, "data", "order"),
             hint="write `order: seed`, or `group_by: modality_length`",
         )
@@ -36,7 +36,7 @@ def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[P
     if "eval_steps" in train.model_fields_set and train.eval_strategy != "steps":
         yield _warning(
             f"`eval_steps` has no effect with `eval_strategy: {train.eval_strategy}`",
-            code="eval-steps-no-effect-eval-strategy",
+            code="key-has-no-effect",
             path=where,
             hint="remove it, or write `eval_strategy: steps`",
         )
@@ -44,7 +44,7 @@ def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[P
         yield _warning(
             f"the validation loss is measured at the end alone: `eval_steps: {train.eval_steps}` is beyond "
             f"the last of {last} steps",
-            code="validation-loss-measured-end-alone",
+            code="validation-only-at-end",
             path=where if "eval_steps" in train.model_fields_set else (*path, "train", "eval_strategy"),
             hint=f"write `eval_steps: {max(1, last // 4)}` or so",
         )
@@ -56,7 +56,7 @@ def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[P
         if other is not None and words != {"first", "end"}:
             yield _warning(
                 "the validation data is trained on too: its loss tells nothing about new data",
-                code="validation-data-trained-too",
+                code="validation-data-is-trained-on",
                 path=(*path, "data", "validation", "sources", number, "annotations"),
                 hint="write `validation: {split: 0.01}`, or use the `first` part of the file for one and the "
                 "`end` for the other",
@@ -70,7 +70,7 @@ def check_plain(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Proble
     if roots & {"language_model", "lm_head"} and name is not None and ALIASES.get(name, name) == "plain":
         yield _warning(
             f"`template: {name}` leaves out what is asked, and the language model trains",
-            code="plain-template-while-language-model-trains",
+            code="plain-template-in-full-training",
             path=(*path, "data", "template"),
             hint="write `template: v1`, or the language model's own; `plain` is for aligning a projector",
         )

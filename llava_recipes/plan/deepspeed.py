@@ -199,7 +199,7 @@ def _check_keys(config: Config, report: _Report) -> None:
                 continue  # reported with the precision
             if key in removed:
                 message = f"{place} has no key `{key}` from 0.19.8 on, which stops at it"
-                report.add((*path, key), message, code="no-key-0-19-8-stops", hint="remove it", on_key=True)
+                report.add((*path, key), message, code="unknown-deepspeed-key", hint="remove it", on_key=True)
                 continue
             near = None if key in known else nearest(key, known)
             # What stands at the top and isn't known is ignored; inside ZeRO's block DeepSpeed stops at it.
@@ -223,14 +223,14 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
             report.add(
                 (block, "enabled"),
                 f"the recipe says `{block}: {said}`, DeepSpeed's `{block}.enabled` is {str(enabled).lower()}",
-                code="recipe-says",
+                code="deepspeed-contradicts-recipe",
                 hint='write "auto" there, or make the two agree',
             )
         elif enabled is None and wanted:
             report.add(
                 (),
                 f"the recipe says `{block}: true`, and the DeepSpeed config does not switch {block} on",
-                code="recipe-says",
+                code="deepspeed-contradicts-recipe",
                 hint=f'add {block}: {{"enabled": "auto"}}',
             )
     if _enabled(config, "amp") is True:
@@ -238,7 +238,7 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
         report.add(
             ("amp", "enabled"),
             message,
-            code="amp-enabled-deepspeed-would-replace-recipe",
+            code="deepspeed-amp",
             hint="remove `amp`",
         )
 
@@ -250,7 +250,7 @@ def _check_clipping(config: Config, train: Train, report: _Report) -> None:
         report.add(
             ("gradient_clipping",),
             f"{wanted}, the DeepSpeed config says `gradient_clipping: {clipping}`",
-            code="deepspeed-config-says-gradient-clipping",
+            code="deepspeed-contradicts-recipe",
             hint='write "auto" there, or make the two agree',
         )
 
@@ -266,7 +266,7 @@ def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
             report.add(
                 (key,),
                 f"the DeepSpeed config says `{key}: {value}`, the recipe comes to {planned}",
-                code="deepspeed-config-says",
+                code="deepspeed-contradicts-recipe",
                 hint='write "auto" there, or make the two agree',
             )
     if "train_micro_batch_size_per_gpu" not in config and "train_batch_size" not in config:
@@ -274,7 +274,7 @@ def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
         report.add(
             (),
             "the DeepSpeed config has no batch size, which DeepSpeed needs",
-            code="deepspeed-config-no-batch-size-deepspeed",
+            code="deepspeed-batch-missing",
             hint=hint,
         )
     if "gradient_accumulation_steps" not in config and batch.accumulation != 1:
@@ -282,7 +282,7 @@ def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
             (),
             f"the recipe comes to {batch.accumulation} accumulation steps, DeepSpeed takes 1 where its "
             "config does not say",
-            code="recipe-comes-accumulation-steps-deepspeed-takes",
+            code="deepspeed-contradicts-recipe",
             hint='add "gradient_accumulation_steps": "auto"',
         )
 
@@ -294,7 +294,7 @@ def _check_zero(config: Config, report: _Report) -> None:
         report.add(
             (),
             "the DeepSpeed config has no `zero_optimization`",
-            code="deepspeed-config-no-zero-optimization",
+            code="deepspeed-zero-missing",
             hint=hint,
         )
         return
@@ -304,7 +304,7 @@ def _check_zero(config: Config, report: _Report) -> None:
         report.add(
             ("zero_optimization", "stage"),
             message,
-            code="zero-optimization-stage-0-1-2",
+            code="invalid-zero-stage",
             hint=None,
             found=str(stage),
         )
@@ -313,7 +313,7 @@ def _check_zero(config: Config, report: _Report) -> None:
         report.add(
             ("zero_optimization", "offload_param"),
             f"`zero_optimization.offload_param` needs ZeRO stage 3, the config says {stage}",
-            code="zero-optimization-offload-param-needs-zero",
+            code="offload-param-needs-zero3",
             hint="remove it, or write `stage: 3`",
             on_key=True,
         )
@@ -353,7 +353,7 @@ def _check_blocks(config: Config, report: _Report) -> None:
         elif not isinstance(offload.get("pin_memory", False), bool):
             message = f"`{block}.pin_memory` is true or false"
             report.add(
-                ("zero_optimization", block, "pin_memory"), message, code="pin-memory-true-false", hint=None
+                ("zero_optimization", block, "pin_memory"), message, code="value-of-wrong-kind", hint=None
             )
 
 
@@ -366,7 +366,7 @@ def _check_offload(config: Config, train: Train, report: _Report) -> None:
     report.add(
         ("zero_optimization", "offload_optimizer"),
         f"with `offload_optimizer` DeepSpeed's Adam takes the place of the recipe's `optim: {train.optim}`",
-        code="offload-optimizer-deepspeed-optim",
+        code="offload-needs-deepspeed-optimizer",
         hint='write `optim: adamw_torch` under `train:`, or add "zero_force_ds_cpu_optimizer": false',
         on_key=True,
     )

@@ -287,7 +287,7 @@ def export_warnings(
             yield Problem(
                 f"the original LLaVA cannot read the adapters of stage `{stage.name}`: "
                 + "; ".join(reason for _, reason in unread),
-                code="original-llava-cannot-read-adapters-stage",
+                code="original-cannot-read-adapters",
                 path=("stages", index, *inside, key),
                 hint="`llava-recipe merge` and `export --to llava` write a whole model, which it reads",
                 severity="warning",

@@ -36,7 +36,7 @@ def freezing_problems(
     if not decision.unmatched and not decision.trainable and not has_lora:
         yield Problem(
             "nothing trains in this stage",
-            code="nothing-trains-stage",
+            code="nothing-trains",
             path=(*stage_path, "trainable" if trainable else "freeze"),
             found="every parameter is frozen",
             hint="name what trains, for example `trainable: [projector]`",
@@ -78,7 +78,7 @@ def _check_ranges(glob: str, names: Collection[str], *, key: str, path: Path) ->
         if numbers and int(found["last"]) > max(numbers):
             yield Problem(
                 f'the range in the glob "{glob}" of `{key}` goes beyond what there is',
-                code="range-glob-goes-beyond",
+                code="glob-range-too-large",
                 path=path,
                 found=f"{owner} has {min(numbers)} to {max(numbers)}",
                 hint=f"write `{{{found['first']}..{max(numbers)}}}`",

@@ -45,7 +45,7 @@ def image_token_problems(
         index = next(index for index, glob in enumerate(stage.trainable) if split_glob(glob)[0] == ROOT)
         yield Problem(
             "`image_tokens` are rows of language_model.embed_tokens, which trains as a whole",
-            code="image-tokens-rows-language-model-embed",
+            code="image-tokens-train-already",
             path=(*stage_path, "trainable", index),
             hint="remove it here; the two rows train with the others",
         )

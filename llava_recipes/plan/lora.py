@@ -86,7 +86,7 @@ def lora_problems(
         if not reached:
             yield Problem(
                 f'glob "{glob}" in `modules` reaches no linear layer',
-                code="glob-modules-reaches-no-linear-layer",
+                code="lora-without-linear-layers",
                 path=path,
                 hint="LoRA goes beside linear layers, e.g. `language_model`; "
                 "vision_tower, projector and lm_head are adapted only where a glob begins with their name",
@@ -94,7 +94,7 @@ def lora_problems(
         elif in_full:
             yield Problem(
                 f'glob "{glob}" in `modules` adapts what trains in full',
-                code="glob-modules-adapts-trains-full",
+                code="lora-on-trained-modules",
                 path=path,
                 found=f"{len(in_full)} weight(s), the first {in_full[0]}",
                 hint=_freezing_hint(lora, freeze),

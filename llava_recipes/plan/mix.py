@@ -92,7 +92,7 @@ def overdrawn(strategy: str, num_records: int) -> Problem | None:
         return None
     return Problem(
         "`sampling_strategy` asks for more records than the file holds",
-        code="sampling-strategy-asks-more-records-than",
+        code="too-few-records",
         path=("sampling_strategy",),
         found=f"{strategy}, and the file holds {num_records:,}",
         hint="write `all`",
@@ -103,7 +103,7 @@ def nothing_left(held_out: Sequence[SourcePlan], path: Path) -> Problem:
     """The problem of a `split` that takes every record; `path` is its own."""
     return Problem(
         "`split` holds out every record: nothing is left to train on",
-        code="split-holds-out-every-record",
+        code="too-few-records",
         path=path,
         found=f"{total_used(held_out):,} records, all of them held out",
         hint="write a share such as `0.01`, or a smaller number",

@@ -23,6 +23,7 @@ from llava_recipes.plan.sizes import (
 )
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, ModelSizes
 from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.json_file import in_short
 from llava_recipes.recipe.schema import LanguageModel, Model
 from llava_recipes.recipe.spelling import nearest
 
@@ -125,13 +126,13 @@ def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model:
     path: Path = ("model", error.part)
     if config is not None:
         path = (*path, "config", error.key)
-        return Problem(error.message, code="config-value-not-usable", path=path, found=str(error.found))
+        return Problem(error.message, code="config-not-usable", path=path, found=in_short(error.found))
     source = language.source if error.part == "language_model" else model.vision_tower.source
     return Problem(
         f"the config.json of {source} cannot be used: {error.message}",
-        code="config-json-cannot-be-used",
+        code="config-not-usable",
         path=path,
-        found=f"{error.key}: {error.found}",
+        found=f"{error.key}: {in_short(error.found)}",
     )
 
 
@@ -156,7 +157,7 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
     if not -num_layers - 1 <= tower.select_layer <= num_layers:
         yield Problem(
             "`select_layer` is outside the vision tower",
-            code="select-layer-outside-vision-tower",
+            code="no-such-hidden-state",
             path=(*path, "select_layer"),
             found=f"{tower.select_layer}, and the tower has {num_layers} layers",
             hint=f"{-num_layers - 1} to {num_layers}; -2 is the second to last layer",
@@ -164,7 +165,7 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
     if tower.select_feature == "cls_patch" and outline.vision["model_type"] != "clip_vision_model":
         yield Problem(
             "this vision tower has no class token",
-            code="vision-tower-no-class-token",
+            code="no-class-token",
             path=(*path, "select_feature"),
             found=f"`cls_patch` with a {outline.vision['model_type']}",
             hint="write `select_feature: patch`",
@@ -173,7 +174,7 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
     if model.projector.type == "identity" and widths[0] != widths[1]:
         yield Problem(
             "an `identity` projector needs a tower and a language model of the same hidden size",
-            code="identity-projector-needs-tower-language-model",
+            code="identity-projector-sizes-differ",
             path=("model", "projector", "type"),
             found=f"{widths[0]} and {widths[1]}",
             hint="write `type: mlp2x_gelu`",

@@ -24,7 +24,7 @@ def comes_from_original_llava(language: Config) -> bool:
     """Whether a language model's config is the part of a whole LLaVA model as the original saves it."""
     classes = language.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
-    return named in _LANGUAGE_TYPES or any(key in language for key in _MARKS)
+    return str(named) in _LANGUAGE_TYPES or any(key in language for key in _MARKS)
 
 
 def is_original_llava(config: Config) -> bool:

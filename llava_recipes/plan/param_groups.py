@@ -68,7 +68,7 @@ def optimizer_problem(optim: str, groups: Sequence[Globs], *, stage_path: Path) 
         return None
     return Problem(
         f"`optim: {optim}` makes parameter groups of its own, and `param_groups` asks for others",
-        code="optim-makes-parameter-groups-own-param",
+        code="optimizer-makes-its-own-groups",
         path=(*stage_path, "train", "optim"),
         hint="write `optim: adamw_torch` under `train:`, or remove `param_groups`",
     )
@@ -77,7 +77,7 @@ def optimizer_problem(optim: str, groups: Sequence[Globs], *, stage_path: Path) 
 def _explain_frozen(glob: str, path: Path) -> Problem:
     return Problem(
         f'glob "{glob}" in `modules` matches only what is frozen',
-        code="glob-modules-matches-only-frozen",
+        code="parameter-group-is-frozen",
         path=path,
         found="nothing of it trains in this stage",
         hint=f'add "{glob}" to `trainable`, or remove it here',
@@ -89,7 +89,7 @@ def _explain_claimed(glob: str, taken: Sequence[str], claimed: Mapping[str, int]
     others = ", ".join(f"param_groups[{index}]" for index in sorted({claimed[name] for name in taken}))
     return Problem(
         f'glob "{glob}" in `modules` claims parameters of another group',
-        code="glob-modules-claims-parameters-another-group",
+        code="parameter-groups-overlap",
         path=path,
         found=f"{shown}: in {others} too",
         hint="let each parameter be in one group",

@@ -11,6 +11,9 @@ from llava_recipes.plan.types import DataPlan, ImageCounts, ModelSizes
 from llava_recipes.recipe.errors import Path, Problem
 from llava_recipes.recipe.schema import Data
 
+_LEAST_TEXT = 256
+"""Tokens of text, question and answer, that a usual length leaves beside an image."""
+
 
 def any_res(data: Data | DataPlan, *, image_px: int, num_image_tokens: int) -> AnyRes | None:
     """How a stage spreads its pictures over crops; None where each is one picture of the tower's size.
@@ -58,19 +61,24 @@ def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path:
         return ImagesPlan(pinpoints_of(data), None, tuple(problems))
     counts = _count(spread, sizes)
     if has_images and data.max_length <= counts.least_tokens:
-        takes, usual = f"{counts.least_tokens}", "2048"
+        takes = f"{counts.least_tokens}"
         if spread is not None:
-            takes, usual = f"{takes} to {counts.most_tokens}", "4096"
+            takes = f"{takes} to {counts.most_tokens}"
         problems.append(
             Problem(
                 "`max_length` leaves no room for text beside an image",
-                code="max-length-leaves-no-room-text",
+                code="max-length-leaves-no-room",
                 path=(*path, "max_length"),
                 found=f"{data.max_length}, and one image takes {takes} tokens",
-                hint=f"write {counts.most_tokens + 1} or more; {usual} is usual",
+                hint=f"write `max_length: {roomy_length(counts.most_tokens)}`",
             )
         )
     return ImagesPlan(spread.pinpoints if spread else None, counts, tuple(problems))
+
+
+def roomy_length(image_tokens: int) -> int:
+    """A usual `max_length` that leaves room for text beside an image: 2048, or a greater power of two."""
+    return int(max(2048, 1 << (image_tokens + _LEAST_TEXT).bit_length()))
 
 
 def _count(spread: AnyRes | None, sizes: ModelSizes) -> ImageCounts:
@@ -97,7 +105,7 @@ def pinpoint_problems(data: Data | DataPlan, *, image_px: int, path: Path) -> It
             near = [max(1, round(each / px)) * px for each in (width, height)]
             yield Problem(
                 "a grid pinpoint is no multiple of the tower's image size",
-                code="grid-pinpoint-no-multiple-tower-image",
+                code="invalid-grid-pinpoint",
                 path=(*path, "image_grid_pinpoints", index),
                 found=f"[{width}, {height}], and the tower takes {px} × {px} pixels",
                 hint=f"write [{near[0]}, {near[1]}]",

@@ -59,7 +59,7 @@ def quantization_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_pat
     freezing = "remove it here, and write" if globs else "write `freeze: all`, with"
     yield Problem(
         "a quantized language model cannot train in full",
-        code="quantized-language-model-cannot-train-full",
+        code="quantized-model-trains-in-full",
         path=(*stage_path, "trainable", globs[0]) if globs else (*stage_path, "freeze"),
         found=f"{len(in_full)} weight(s) in few bits, the first {in_full[0]}",
         hint=f"{freezing} `lora: {{modules: [language_model]}}` in the stage for adapters; or remove "
@@ -78,7 +78,7 @@ def quantized_stage_problems(
     if quantization.bits == 8 and stage.lora is not None and stage.lora.use_dora:
         yield Problem(
             "DoRA goes with 4 bits, and not with 8",
-            code="dora-goes-4-bits-not-8",
+            code="dora-with-8-bits",
             path=(*stage_path, "lora", "use_dora"),
             hint="remove `use_dora`, or write `bits: 4` in `model.language_model.quantization`",
             on_key=True,
@@ -86,7 +86,7 @@ def quantized_stage_problems(
     if zero_stage(stage) == 3:
         yield Problem(
             "ZeRO-3 cannot split a quantized language model",
-            code="zero-3-cannot-split-quantized-language",
+            code="zero3-with-quantization",
             path=(*stage_path, "deepspeed"),
             found=stage.deepspeed_source,
             hint="write `deepspeed: zero2`, or `deepspeed: none`",
@@ -96,7 +96,7 @@ def quantized_stage_problems(
         if folder in adapted:
             yield Problem(
                 "adapters of an earlier stage cannot be merged into a quantized language model",
-                code="adapters-earlier-stage-cannot-be-merged",
+                code="merge-into-quantized-model",
                 path=(*stage_path, "init_from"),
                 found=f"it starts from {folder}, which LoRA trains",
                 hint="write `init_from:` with a stage that trains the projector, or train this stage with a "

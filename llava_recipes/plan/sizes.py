@@ -96,7 +96,7 @@ class ConfigValueError(ValueError):
         super().__init__(message)
         self.key, self.message, self.found = key, message, config.get(key)
         self.part: Literal["language_model", "vision_tower"] = (
-            "language_model" if config.get("model_type") in LANGUAGE_DEFAULTS else "vision_tower"
+            "language_model" if str(config.get("model_type")) in LANGUAGE_DEFAULTS else "vision_tower"
         )
 
 
@@ -120,7 +120,7 @@ def vision_part(config: Config) -> Config:
 
 def is_known(config: Config) -> bool:
     """Whether this type of language model or vision tower can be counted here."""
-    model_type = vision_part(config).get("model_type")
+    model_type = str(vision_part(config).get("model_type"))
     return model_type in LANGUAGE_DEFAULTS or model_type in VISION_DEFAULTS
 
 

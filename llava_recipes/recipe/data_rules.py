@@ -24,7 +24,7 @@ def check_data(stage: Mapping, path: Path) -> Iterator[Problem]:
     if validation is None and data and strategy in ("steps", "epoch"):
         yield Problem(
             "`eval_strategy` has nothing to measure: the stage has no validation data",
-            code="eval-strategy-nothing-measure",
+            code="no-validation-data",
             path=(*path[:-1], "train", "eval_strategy"),
             found=spell_value(strategy),
             hint="write `validation: {split: 0.01}` under `data:`, or `eval_strategy: no`",
@@ -42,7 +42,7 @@ def _check_sources(sources: Value, path: Path) -> Iterator[Problem]:
         if isinstance(file, str) and file.lower().endswith((".yaml", ".yml")):
             yield Problem(
                 "`annotations` is a file of records, not a list of data sets",
-                code="annotations-file-records-not-list-data",
+                code="annotations-is-a-list-of-files",
                 path=(*path, index, "annotations"),
                 found=spell_value(file),
                 hint="write each of its `datasets` as an entry of `sources:`, with `annotations:` for its "
@@ -56,7 +56,7 @@ def _check_validation(data: Mapping, validation: Mapping, path: Path) -> Iterato
         hint = "write `split: 0.01`, or `sources:` with files of their own"
         yield Problem(
             "`validation` needs one of `sources` and `split`",
-            code="validation-needs-one-sources-split",
+            code="one-of-two-keys-is-needed",
             path=path,
             hint=hint,
             on_key=True,
@@ -64,7 +64,7 @@ def _check_validation(data: Mapping, validation: Mapping, path: Path) -> Iterato
     elif sources is None and isinstance(split, float) and split >= 1 and not split.is_integer():
         yield Problem(
             "`split` from 1 up is a number of records",
-            code="split-1-up-number-records",
+            code="invalid-split",
             path=(*path, "split"),
             found=spell_value(split),
             hint=f"write a whole number, or a share below 1 such as {split / 100:g}",
@@ -85,7 +85,7 @@ def _check_repeated(data: Mapping, path: Path) -> Iterator[Problem]:
             yield Problem(
                 "with `validation.split` a file can be named once: what one source holds out, the other "
                 "would train on",
-                code="validation-split-file-can-be-named",
+                code="validation-split-twice",
                 path=(*path, "sources", index, "annotations"),
                 found=f"sources[{first[file]}] names {file} too",
                 hint="write `weight:` to use records several times, or give `validation.sources`",

@@ -36,6 +36,7 @@ class Source(Frozen):
         gt=0,
         description="How many records the file holds. Lets `plan` count steps without the file; "
         "checked when the file is read.",
+        examples=[558128],
     )
     sampling_strategy: SamplingStrategy = Field(
         "all",

@@ -36,19 +36,19 @@ def check_declarations(document: Document) -> Iterator[Problem]:
         if is_secret_name(name):
             hint = "remove it: what a program needs to log in, it reads from the environment itself"
             message = f"`{name}` looks like a secret; a recipe and its run folder are shared"
-            yield Problem(message, code="looks-like-secret-recipe-run-folder", path=path, hint=hint)
+            yield Problem(message, code="looks-like-a-secret", path=path, hint=hint)
         elif not _NAME.fullmatch(name):
             hint = "letters, digits and `_`, not starting with a digit; the name alone, without `$`"
             yield Problem(
                 "this cannot be the name of an environment variable",
-                code="cannot-be-name-environment-variable",
+                code="invalid-environment-variable-name",
                 path=path,
                 found=spell_value(name),
                 hint=hint,
             )
         elif names.index(name) < index:
             yield Problem(
-                f"`env` names `{name}` twice", code="env-names-twice", path=path, hint="remove one of them"
+                f"`env` names `{name}` twice", code="name-given-twice", path=path, hint="remove one of them"
             )
         elif _is_variable_too(name, path, document):
             hint = f"rename one of them, so that `${{{name}}}` means one thing"
@@ -91,12 +91,12 @@ def read_variable(name: str, environment: Mapping[str, str], path: Path, *, alon
     except ScalarError as error:
         return Problem(
             f"the environment variable `{name}` cannot be used: {error}",
-            code="environment-variable-cannot-be-used",
+            code="environment-variable-not-usable",
             path=path,
         )
     except UnicodeEncodeError:
         return Problem(
             f"the environment variable `{name}` is not UTF-8",
-            code="environment-variable-not-utf-8",
+            code="environment-variable-not-usable",
             path=path,
         )

@@ -28,18 +28,25 @@ class Exclusion:
     """A new `loser` takes the place of an inherited `winner` too; the later of the two is shown as wrong."""
     unless: str | None = None
     """A third key whose own exclusion is enough to report."""
+    companions: tuple[str, ...] = ()
+    """Keys that belong to an inherited `loser` and go with it, though they may stand beside `winner`."""
 
 
 def _both(place: Path, left: str, right: str, reason: str) -> Exclusion:
     return Exclusion(place, left, right, f"`{left}` and `{right}` are both given; {reason}")
 
 
-def _idle(place: Path, winner: str, loser: str, message: str, hint: str, **more: str) -> Exclusion:
-    return Exclusion(place, winner, loser, message, hint, mutual=False, **more)
+def _idle(
+    place: Path, winner: str, loser: str, message: str, hint: str, unless: str | None = None
+) -> Exclusion:
+    return Exclusion(place, winner, loser, message, hint, mutual=False, unless=unless)
 
 
-def _origins(part: str, *idle: str) -> Iterator[Exclusion]:
-    """The exclusions of a part of the model; `idle` are the keys that only `config` reads."""
+def _origins(part: str, *idle: str, companions: tuple[str, ...] = ()) -> Iterator[Exclusion]:
+    """The exclusions of a part of the model; `idle` are the keys that only `config` reads.
+
+    companions  keys that are another part's with `config`, and its own model's with `source`
+    """
     place = ("model", part)
     yield Exclusion(
         place,
@@ -47,6 +54,7 @@ def _origins(part: str, *idle: str) -> Iterator[Exclusion]:
         "config",
         f"`{part}` has both `source` and `config`",
         "keep `source` for pretrained weights, or `config` for random ones",
+        companions=companions,
     )
     for key in idle:
         message = f"`{key}` has no effect on `{part}` with `source`"
@@ -59,7 +67,7 @@ _STAGE: Final = ("stages", ANY)
 _TRAIN: Final = (*_STAGE, "train")
 
 EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
-    *_origins("language_model", "seed"),
+    *_origins("language_model", "seed", companions=("tokenizer",)),
     *_origins("vision_tower", "image_processor", "seed"),
     _both((*_STAGE, "data"), "template", "chat_template", "each of them says how conversations become text"),
     Exclusion(
@@ -82,17 +90,26 @@ EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
 )
 
 
-def displaced(path: Path, value: Value, given: Collection[str]) -> list[Path]:
-    """The paths that a new value takes the place of, without the keys that were given together with it."""
+def displaced(path: Path, value: Value, *, given: Collection[str], below: Collection[str]) -> list[Path]:
+    """The paths that a new value takes the place of.
+
+    given  the keys that were given together with it, which stay
+    below  the keys that stand there so far
+    """
     if value is None or not path:
         return []
     place, key = path[:-1], path[-1]
-    others = [
-        exclusion.loser if key == exclusion.winner else exclusion.winner
-        for exclusion in EXCLUSIONS
-        if (key == exclusion.winner or (exclusion.mutual and key == exclusion.loser))
-        and _matches(place, exclusion.place)
-    ]
+    others: list[str] = []
+    for exclusion in EXCLUSIONS:
+        if not _matches(place, exclusion.place):
+            continue
+        if key == exclusion.winner:
+            others.append(exclusion.loser)
+            others += (
+                exclusion.companions if exclusion.loser in below and exclusion.loser not in given else ()
+            )
+        elif exclusion.mutual and key == exclusion.loser:
+            others.append(exclusion.winner)
     return [(*place, other) for other in others if other not in given]
 
 

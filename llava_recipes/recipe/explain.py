@@ -13,7 +13,13 @@ from llava_recipes.recipe.number_forms import numbers_meant, whole
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
 from llava_recipes.recipe.shape import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.spelling import nearest
-from llava_recipes.recipe.value_hints import choice_hint, empty_hint, missing_hint, number_hint
+from llava_recipes.recipe.value_hints import (
+    choice_hint,
+    deepspeed_hint,
+    empty_hint,
+    missing_hint,
+    number_hint,
+)
 
 MAX_TOLD = 200
 
@@ -239,7 +245,7 @@ def _sampling(path: Path, value: str) -> Problem:
             hint = f"did you mean {' or '.join(meant)}?"
     return Problem(
         "`sampling_strategy` must be `all`, or `first`, `end` or `random` with a number or a percentage",
-        code="sampling-strategy-must-be-all-first",
+        code="invalid-sampling-strategy",
         path=path,
         found=spell_value(value),
         hint=hint,
@@ -276,6 +282,8 @@ def _kind_hint(path: Path, value: Value, wanted: str) -> str | None:
         return f"write `{'true' if value else 'false'}`"
     if path[:1] == ("env",) and len(path) == 2:
         return "write the name of a variable: letters, digits and `_`, not starting with a digit"
+    if path[-1:] == ("deepspeed",) and isinstance(value, int):
+        return deepspeed_hint(spell_value(value))
     if wanted.startswith("text") and isinstance(value, (int, float)):
         return "put it in quotes, exactly as it should be read"
     if wanted == "a list" and isinstance(value, Mapping):
@@ -290,6 +298,8 @@ def _text_hint(path: Path, value: str, wanted: str) -> str | None:
         return number_hint(path, value, wanted)
     if wanted == "true or false" and value.lower() in ("yes", "on", "y", "true", "no", "off", "n", "false"):
         return f"write `{'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}`, without quotes"
+    if path[-1:] == ("trainable",) and value == "all":
+        return "write `freeze: none` to train the whole model, without `trainable`"
     if wanted == "a list":
         is_list = value.strip().startswith("[")
         return f"write {value.strip()}, without quotes" if is_list else f"write `[{value}]`"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from llava_recipes.files import odd_kind
 from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
 from llava_recipes.recipe.likeness import looks_like_recipe
-from llava_recipes.recipe.locations import is_web_address
+from llava_recipes.recipe.locations import foreign_reference, is_web_address
 from llava_recipes.recipe.merge import lay_over
 from llava_recipes.recipe.reading import MAX_BYTES, read_file
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
@@ -74,7 +74,7 @@ class _Family:
                 given = "empty text" if name == "" else kind_of(name)
                 problem = Problem(
                     f"`extends` needs the path of a recipe file, or a list of paths; {given} is given",
-                    code="extends-needs-path-recipe-file-list",
+                    code="extends-not-a-path",
                     mark=document.locate(path, on_key=name is None),
                     hint="write `extends: base/common.yaml`, from the folder of this file",
                 )
@@ -89,16 +89,14 @@ class _Family:
             raise RecipeError(
                 Problem(
                     "a file that extends itself" if len(chain) == 2 else "files that extend each other",
-                    code="file-extends-itself",
+                    code="extends-circular",
                     found=" → ".join(chain),
                     hint="remove one of these `extends`",
                 )
             )
         if len(shown) > MAX_LEVELS:
             message = f"files that extend files, more than {MAX_LEVELS} levels deep"
-            raise RecipeError(
-                Problem(message, code="files-extend-files-more-than-levels", found=" → ".join((*shown, file)))
-            )
+            raise RecipeError(Problem(message, code="extends-too-much", found=" → ".join((*shown, file))))
         content = self.content(file, name)
         if not looks_like_recipe(content):
             raise RecipeError(
@@ -113,7 +111,7 @@ class _Family:
         self.num_values += len(document.value_marks)
         if self.num_values > MAX_VALUES:
             message = f"the files that the recipe extends hold more than {MAX_VALUES:,} values together"
-            raise RecipeError(Problem(message, code="files-recipe-extends-hold-more-than"))
+            raise RecipeError(Problem(message, code="extends-too-much"))
         whole = self.put_together(document, (*real, _real(file)), (*shown, file))
         return replace(whole, parents=(*whole.parents, file))
 
@@ -128,13 +126,13 @@ class _Family:
             raise RecipeError(
                 Problem(
                     message,
-                    code="recipe-extends-more-than-files",
+                    code="extends-too-much",
                     hint="a file counts each time it is extended",
                 )
             )
         if self.num_bytes > MAX_BYTES:
             message = f"the files that the recipe extends are larger than {MAX_BYTES:,} bytes together"
-            raise RecipeError(Problem(message, code="files-recipe-extends-larger-than-bytes"))
+            raise RecipeError(Problem(message, code="extends-too-much"))
         return data
 
 
@@ -161,7 +159,7 @@ def _check_name(name: str) -> None:
         raise RecipeError(
             Problem(
                 "`extends` names a file on this machine, not a web address",
-                code="extends-names-file-machine-not-web",
+                code="extends-not-a-path",
                 found=found,
                 hint="download it beside the recipe: what a recipe says must not depend on a server",
             )
@@ -169,14 +167,24 @@ def _check_name(name: str) -> None:
     if name.startswith("~"):
         hint = "write the path from the folder of this file, or the whole path"
         raise RecipeError(
-            Problem("`~` is not expanded in `extends`", code="not-expanded-extends", found=found, hint=hint)
+            Problem("`~` is not expanded in `extends`", code="extends-not-a-path", found=found, hint=hint)
+        )
+    hint = "write the path itself: variables are known only when all files are read"
+    reference = foreign_reference(name)
+    if reference is not None:
+        raise RecipeError(
+            Problem(
+                f"`{reference.group()}` is not filled in by `extends`",
+                code="reference-of-another-program",
+                found=found,
+                hint=hint,
+            )
         )
     if "${" in name:
-        hint = "write the path itself: variables are known only when all files are read"
         raise RecipeError(
             Problem(
                 "`extends` cannot hold variables",
-                code="extends-cannot-hold-variables",
+                code="extends-not-a-path",
                 found=found,
                 hint=hint,
             )
@@ -194,7 +202,7 @@ def _check_file(file: str, name: str) -> None:
     if is_folder:
         hint = "name the files in it that are meant, in a list"
         raise RecipeError(
-            Problem("`extends` names a folder", code="extends-names-folder", found=file, hint=hint)
+            Problem("`extends` names a folder", code="extends-not-a-file", found=file, hint=hint)
         )
     if kind is not None:
         raise RecipeError(
@@ -207,7 +215,7 @@ def _check_file(file: str, name: str) -> None:
     hint = _nearby(file, name)
     raise RecipeError(
         Problem(
-            "`extends` names a file that is not there", code="extends-names-file-not", found=file, hint=hint
+            "`extends` names a file that is not there", code="extends-file-missing", found=file, hint=hint
         )
     )
 

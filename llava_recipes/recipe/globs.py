@@ -44,7 +44,7 @@ def check_glob(glob: str, path: Path) -> Iterator[Problem]:
             hint = "write the smaller number first; numbers have at most 9 digits"
             yield Problem(
                 f"the range in the glob {spelled} in `{key}` is empty",
-                code="range-glob-empty",
+                code="invalid-glob",
                 path=path,
                 hint=hint,
             )
@@ -53,11 +53,11 @@ def check_glob(glob: str, path: Path) -> Iterator[Problem]:
     strange = _STRANGE.search(plain)
     if strange:
         message = f"the glob {spelled} in `{key}` holds `{strange.group()}`"
-        yield Problem(message, code="glob-has-strange-character", path=path, hint=_SYNTAX)
+        yield Problem(message, code="invalid-glob", path=path, hint=_SYNTAX)
         return
     if "" in plain.split("."):
         message = f"the glob {spelled} in `{key}` has an empty name between dots"
-        yield Problem(message, code="glob-empty-name-between-dots", path=path, hint=_SYNTAX)
+        yield Problem(message, code="invalid-glob", path=path, hint=_SYNTAX)
         return
     if not any(match_glob(plain.split(".")[0], root) for root in (*ROOTS, IMAGE_NEWLINE)):
         yield Problem(

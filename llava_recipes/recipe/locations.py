@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Final
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import Path, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -38,7 +40,7 @@ def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
         )
         yield Problem(
             f"`{path[-1]}` is a hub id or a folder, not a web address",
-            code="hub-id-folder-not-web-address",
+            code="not-a-local-path",
             path=path,
             found=spell_value(value),
             hint=hint or "download it and write its folder",
@@ -47,12 +49,29 @@ def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
         yield from _check_path(value, path)
 
 
+def check_place(value: str, *, key: str, file: pathlib.Path) -> None:
+    """Raise RecipeError for what a file names as a place under `key`, and no file system can have."""
+    found = None
+    if _is_too_long(value):
+        found = f"{len(value):,} letters: {spell_value(value, limit=40)}"
+    elif "\0" in value or (value.startswith("~") and os.path.expanduser(value) == value):
+        found = spell_value(value, limit=40)
+    if found is not None:
+        message = f"`{key}` in {file.name} can be no path"
+        raise RecipeError(Problem(message, code="place-can-be-no-path", found=f"{file}: {found}"))
+
+
+def _is_too_long(text: str) -> bool:
+    written = text.encode("utf-8", "replace")
+    return len(written) > _MOST_OF_A_PATH or max(map(len, written.split(b"/"))) > _MOST_OF_A_NAME
+
+
 def check_local(value: Value, path: Path) -> Iterator[Problem]:
     """What keeps a text from being a path on this machine."""
     if isinstance(value, str) and _URL.match(value):
         yield Problem(
             f"`{path[-1]}` is a local path, not a web address",
-            code="local-path-not-web-address",
+            code="not-a-local-path",
             path=path,
             found=spell_value(value),
             hint="download it and write where it lies",
@@ -68,26 +87,29 @@ def _check_path(value: Value, path: Path) -> Iterator[Problem]:
         hint = "write the whole path, or one from the folder where the command is run"
         yield Problem(
             "`~` is not expanded in a recipe",
-            code="not-expanded-recipe",
+            code="not-a-local-path",
             path=path,
             found=spell_value(value),
             hint=hint,
         )
     yield from _check_references(value, path)
-    written = value.encode("utf-8", "replace")
-    if len(written) > _MOST_OF_A_PATH or max(map(len, written.split(b"/"))) > _MOST_OF_A_NAME:
+    if _is_too_long(value):
         yield Problem(
             f"`{path[-1]}` is longer than a path can be",
-            code="longer-than-path-can-be",
+            code="path-too-long",
             path=path,
             found=f"{len(value):,} letters: {spell_value(value, limit=40)}",
             hint=f"no name in a path has more than {_MOST_OF_A_NAME} bytes",
         )
 
 
-def _check_references(value: str, path: Path) -> Iterator[Problem]:
+def foreign_reference(text: str) -> re.Match[str] | None:
     """What a shell or another program fills in, and a recipe takes by the letter."""
-    reference = next((found for form in _REFERENCES if (found := form.search(value)) is not None), None)
+    return next((found for form in _REFERENCES if (found := form.search(text)) is not None), None)
+
+
+def _check_references(value: str, path: Path) -> Iterator[Problem]:
+    reference = foreign_reference(value)
     if reference is None:
         return
     name = reference.groupdict().get("name")

@@ -64,7 +64,7 @@ class _Merging:
             return over
         merged = type(under)(under)
         for key, value in over.items():
-            for other in displaced((*path, key), value, over):
+            for other in displaced((*path, key), value, given=over, below=under):
                 if merged.pop(str(other[-1]), None) is not None:
                     self.gone.add(other)
             merged[key] = self.merge(under[key], value, (*path, key)) if key in under else value
@@ -102,7 +102,7 @@ def _lost_stages(under: Value, over: Value) -> Iterator[Problem]:
             hint = f"write its `name:` first; what is extended has {names}"
             yield Problem(
                 "`stages` merge by name, and this one has none",
-                code="stages-merge-name-one-none",
+                code="stage-without-name",
                 path=path,
                 hint=hint,
             )
@@ -110,7 +110,7 @@ def _lost_stages(under: Value, over: Value) -> Iterator[Problem]:
             message = f"what is extended has no stage `{name}`, and this is not a whole one"
             yield Problem(
                 message,
-                code="extended-no-stage-not-whole-one",
+                code="stage-is-incomplete",
                 path=(*path, "name"),
                 hint=f"did you mean `{near}`?",
             )

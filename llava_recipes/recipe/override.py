@@ -32,7 +32,7 @@ def read_override(text: str, root: Value) -> Override:
         raise RecipeError(
             Problem(
                 "an override must be UTF-8",
-                code="override-must-be-utf-8",
+                code="not-utf-8",
                 mark=mark,
                 hint="set the terminal to UTF-8",
             )
@@ -41,7 +41,7 @@ def read_override(text: str, root: Value) -> Override:
     if not equals or not written.strip():
         hint = "for example --set stages.0.train.max_steps=5"
         raise RecipeError(
-            Problem("an override needs `path=value`", code="override-needs-path-value", mark=mark, hint=hint)
+            Problem("an override needs `path=value`", code="invalid-override", mark=mark, hint=hint)
         )
     path = _path(written.strip(), root, mark)
     if path[0] == "extends":
@@ -49,7 +49,7 @@ def read_override(text: str, root: Value) -> Override:
         raise RecipeError(
             Problem(
                 "`extends` cannot be set on the command line",
-                code="extends-cannot-be-set-command-line",
+                code="extends-on-command-line",
                 mark=mark,
                 hint=hint,
             )

@@ -21,7 +21,7 @@ def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Probl
             if data.get(key) is not None:
                 yield Problem(
                     f"`{key}` has no effect without `image_aspect_ratio: anyres`",
-                    code="no-effect-without-image-aspect-ratio",
+                    code="key-has-no-effect",
                     path=(*path, key),
                     hint="remove it, or write `image_aspect_ratio: anyres`",
                     on_key=True,
@@ -32,7 +32,7 @@ def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Probl
             message = f"`image_grid_pinpoints` names {spell_value(pinpoint)} twice"
             yield Problem(
                 message,
-                code="image-grid-pinpoints-names-twice",
+                code="name-given-twice",
                 path=(*path, "image_grid_pinpoints", index),
                 hint="remove one of the two",
             )
@@ -40,7 +40,7 @@ def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Probl
         if len(sides) == 2 and sides[0] * sides[1] > _MOST_PIXELS:
             yield Problem(
                 "a grid pinpoint is larger than any picture may be",
-                code="grid-pinpoint-larger-than-picture-may",
+                code="invalid-grid-pinpoint",
                 path=(*path, "image_grid_pinpoints", index),
                 found=f"{sides[0]} × {sides[1]} pixels, and pictures have {_MOST_PIXELS:,} at most",
                 hint="a pinpoint is `[width, height]` in pixels, a few times the tower's image size",

@@ -14,7 +14,7 @@ def check_quantization(part: Mapping, path: Path) -> Iterator[Problem]:
     if quantization and part.get("config") is not None:
         yield Problem(
             "`quantization` has no use with random weights",
-            code="quantization-no-use-random-weights",
+            code="key-has-no-effect",
             path=path,
             hint="remove it, or give pretrained weights with `source`",
             on_key=True,
@@ -25,7 +25,7 @@ def check_quantization(part: Mapping, path: Path) -> Iterator[Problem]:
         if key in quantization:
             yield Problem(
                 f"`{key}` has no effect with `bits: 8`",
-                code="no-effect-bits",
+                code="key-has-no-effect",
                 path=(*path, key),
                 hint="remove it, or write `bits: 4`",
                 on_key=True,

@@ -35,7 +35,7 @@ def read_file(file: str) -> bytes:
     except IsADirectoryError:
         hint = f"name a file in it, or {file.rstrip('/')}/*.yaml"
         raise RecipeError(
-            Problem("this is a folder; a recipe is a file", code="folder-recipe-file", mark=whole, hint=hint)
+            Problem("this is a folder; a recipe is a file", code="path-is-a-folder", mark=whole, hint=hint)
         ) from None
     except NotOrdinary as error:
         hint = "save the recipe in a file, and name that"
@@ -54,7 +54,7 @@ def read_file(file: str) -> bytes:
         ) from None
     if len(data) > MAX_BYTES:
         message = f"the file is larger than {MAX_BYTES:,} bytes; this is no recipe"
-        raise RecipeError(Problem(message, code="file-larger-than-bytes-no-recipe", mark=whole))
+        raise RecipeError(Problem(message, code="file-too-large", mark=whole))
     return data
 
 
@@ -86,7 +86,7 @@ def decode(data: bytes, file: str) -> str:
         raise RecipeError(
             Problem(
                 "a character that YAML text cannot hold",
-                code="character-yaml-text-cannot-hold",
+                code="invalid-yaml-character",
                 mark=mark_at(file, split_lines(text), line, column),
                 found=f"U+{ord(strange.group()):04X}",
                 hint="remove it; is this a binary file?",
@@ -98,6 +98,6 @@ def decode(data: bytes, file: str) -> str:
 def _not_utf8(mark: Mark, found: str) -> RecipeError:
     return RecipeError(
         Problem(
-            "the file is not UTF-8", code="file-not-utf-8", mark=mark, found=found, hint="save it as UTF-8"
+            "the file is not UTF-8", code="file-not-text", mark=mark, found=found, hint="save it as UTF-8"
         )
     )

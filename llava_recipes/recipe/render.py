@@ -10,6 +10,8 @@ from llava_recipes.recipe.errors import Mark, Problem
 from llava_recipes.screen import shown
 
 MAX_LINE_CHARACTERS = 120
+MAX_WORDS_CHARACTERS = 800
+"""Of a message, or a line of what was found: a value in it may be as long as its file."""
 
 
 def render_problems(problems: Iterable[Problem]) -> str:
@@ -19,7 +21,7 @@ def render_problems(problems: Iterable[Problem]) -> str:
 
 def _lines(problem: Problem) -> list[str]:
     word = "warning: " if problem.severity == "warning" else ""
-    lines = [shown(_place(problem.mark) + word + problem.message)]
+    lines = [_short(shown(_place(problem.mark) + word + problem.message))]
     text = problem.mark.text if problem.mark is not None and problem.mark.line > 0 else None
     # A line that holds a secret stays away as a whole: its carets would point beside it.
     if problem.mark is not None and text is not None and mask(text) == text:
@@ -27,9 +29,13 @@ def _lines(problem: Problem) -> list[str]:
     for word, text in (("found:", problem.found), ("hint: ", problem.hint)):
         if text is not None:
             first, *rest = text.rstrip("\n").split("\n")
-            lines.append(shown(f"{word} {first}"))
-            lines += [shown(f"       {line}") for line in rest]
+            lines.append(_short(shown(f"{word} {first}")))
+            lines += [_short(shown(f"       {line}")) for line in rest]
     return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_WORDS_CHARACTERS else text[:MAX_WORDS_CHARACTERS] + " …"
 
 
 def _place(mark: Mark | None) -> str:

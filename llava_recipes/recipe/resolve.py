@@ -15,7 +15,7 @@ from llava_recipes.recipe.override import Override, read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document
 from llava_recipes.recipe.spelling import nearest
-from llava_recipes.recipe.values import value_at
+from llava_recipes.recipe.values import as_mapping, value_at
 from llava_recipes.recipe.variables import MAX_ADVISED, Filling, references_in
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
@@ -83,7 +83,9 @@ def _override(document: Document, overrides: Sequence[str]) -> Document:
         except RecipeError as error:
             problems += error.problems
             continue
-        gone = [path for path in displaced(override.path, override.value, ()) if path not in set_paths]
+        below = as_mapping(value_at(root, override.path[:-1]))
+        others = displaced(override.path, override.value, given=(), below=below)
+        gone = [path for path in others if path not in set_paths]
         for path in (override.path, *gone):
             _remove(root, path, value_marks, key_marks)
             problems = [problem for problem in problems if not _is_under(problem.path, path)]

@@ -69,7 +69,7 @@ def _check_version(version: Value) -> Iterator[Problem]:
         found = spell_value(version)
         yield Problem(
             "`version` must be `1`",
-            code="version-must-be-1",
+            code="unknown-version",
             path=("version",),
             found=found,
             hint="write `version: 1`",
@@ -88,7 +88,7 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
     if projector.get("type") == "identity" and given_keys(projector, "init_from"):
         yield Problem(
             "an `identity` projector has no weights to load",
-            code="identity-projector-no-weights-load",
+            code="identity-projector-has-no-weights",
             path=path,
             hint="remove `init_from`",
             on_key=True,
@@ -123,7 +123,7 @@ def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
         hint = "write `tokenizer:` with a hub id or a folder"
         yield Problem(
             "`language_model` with `config` needs the key `tokenizer`",
-            code="language-model-config-needs-key-tokenizer",
+            code="key-is-missing",
             path=path,
             hint=hint,
             on_key=True,
@@ -133,7 +133,7 @@ def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
         example = "clip_vision_model" if path[-1] == "vision_tower" else "llama"
         yield Problem(
             "`config` needs the key `model_type`",
-            code="config-needs-key-model-type",
+            code="model-type-missing",
             path=(*path, "config"),
             hint=f"write `model_type: {example}`",
             on_key=True,
@@ -151,7 +151,7 @@ def _check_stage_names(stages: list[Mapping]) -> Iterator[Problem]:
             message = f"two stages have the name `{name}`"
             yield Problem(
                 message,
-                code="two-stages-name",
+                code="duplicate-stage-name",
                 path=path,
                 found=f"stages[{first[name]}] has it too",
                 hint="rename one of them",
@@ -159,7 +159,7 @@ def _check_stage_names(stages: list[Mapping]) -> Iterator[Problem]:
         if name == "base":
             hint = "choose another; `init_from: base` means the base weights"
             yield Problem(
-                "a stage cannot have the name `base`", code="stage-cannot-name-base", path=path, hint=hint
+                "a stage cannot have the name `base`", code="invalid-stage-name", path=path, hint=hint
             )
         first.setdefault(name, index)
 
@@ -174,7 +174,7 @@ def _check_output_folders(stages: list[Mapping]) -> Iterator[Problem]:
         if folder in first:
             yield Problem(
                 "two stages write to the same folder",
-                code="two-stages-write-same-folder",
+                code="duplicate-output-dir",
                 path=("stages", index, "output_dir"),
                 found=f"stages[{first[folder]}] writes to {folder} too",
                 hint="give each stage a folder of its own",
@@ -194,7 +194,7 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
     if start == names[index]:
         yield Problem(
             "a stage cannot start from itself",
-            code="stage-cannot-start-itself",
+            code="init-from-itself",
             path=path,
             found=found,
             hint="name an earlier one, or `base`",
@@ -202,7 +202,7 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
     elif start in names[index:]:
         yield Problem(
             "`init_from` names a later stage",
-            code="init-names-later-stage",
+            code="init-from-later-stage",
             path=path,
             found=found,
             hint="stages run in their order",
@@ -213,7 +213,7 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
         hint = did_you_mean(start, ["base", *earlier]) or f"{choices}, or a folder, written ./{start}"
         yield Problem(
             "`init_from` names no earlier stage",
-            code="init-names-no-earlier-stage",
+            code="init-from-unknown-stage",
             path=path,
             found=found,
             hint=hint,
@@ -229,7 +229,7 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     if freeze == "all" and (trainable == [] or absent) and stage.get("lora") is None:
         yield Problem(
             "nothing trains in this stage: all is frozen, and `trainable` names nothing",
-            code="nothing-trains-stage",
+            code="nothing-trains",
             path=(*path, "trainable")
             if "trainable" in stage
             else (*path, "freeze")
@@ -240,7 +240,7 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     if freeze == "none" and trainable:
         yield Problem(
             "`trainable` has no effect with `freeze: none`: everything trains already",
-            code="trainable-no-effect-freeze",
+            code="key-has-no-effect",
             path=(*path, "trainable"),
             hint="remove it, or write `freeze: all`",
             on_key=True,
@@ -248,7 +248,7 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
     if freeze == []:
         yield Problem(
             "`freeze` is an empty list",
-            code="freeze-empty-list",
+            code="list-is-empty",
             path=(*path, "freeze"),
             hint="write `freeze: none`",
         )

@@ -15,7 +15,7 @@ def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
     if stage.get("samples") is not None and stage.get("sample_every") is None:
         yield Problem(
             "`samples` has no effect without `sample_every`",
-            code="samples-no-effect-without-sample-every",
+            code="key-has-no-effect",
             path=where,
             hint="write `sample_every:` with a number of steps, or remove `samples`",
             on_key=True,
@@ -25,7 +25,7 @@ def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
     if has_prompt and not has_images:
         yield Problem(
             "`prompt` goes with `images`: records have questions of their own",
-            code="prompt-goes-images",
+            code="key-needs-another",
             path=(*where, "prompt"),
             hint="add `images:`, or remove it",
             on_key=True,
@@ -33,7 +33,7 @@ def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
     elif has_prompt and is_plain:
         yield Problem(
             "`prompt` has no effect with `template: plain`, which captions pictures",
-            code="prompt-no-effect-template",
+            code="key-has-no-effect",
             path=(*where, "prompt"),
             hint="remove it",
             on_key=True,
@@ -41,7 +41,7 @@ def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
     elif has_images and not has_prompt and not is_plain:
         yield Problem(
             "`images` need a `prompt`",
-            code="images-need-prompt",
+            code="key-needs-another",
             path=(*where, "images"),
             hint="write what is asked",
             on_key=True,

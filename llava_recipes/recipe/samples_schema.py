@@ -16,6 +16,7 @@ class Samples(Frozen):
         le=100,
         description="How many records are asked: the first with a picture, of the validation data, or of the "
         "training data where there is none. Default 4.",
+        examples=[4],
     )
     images: tuple[Text, ...] | None = Field(
         None,

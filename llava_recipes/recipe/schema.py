@@ -112,13 +112,16 @@ class Train(Frozen):
     num_train_epochs: float | None = Field(
         None, gt=0, le=1e6, description="Passes over the data. One of this and `max_steps` is needed."
     )
-    max_steps: int | None = Field(None, gt=0, description="Optimizer steps, instead of epochs.")
+    max_steps: int | None = Field(
+        None, gt=0, description="Optimizer steps, instead of epochs.", examples=[1000]
+    )
     per_device_train_batch_size: int = Field(8, gt=0, description="Samples per device and forward pass.")
     per_device_eval_batch_size: int = Field(8, gt=0, description="The same for evaluation.")
     gradient_accumulation_steps: int | None = Field(
         None,
         gt=0,
         description="Forward passes per optimizer step. Default 1, or what `global_batch_size` needs.",
+        examples=[2],
     )
     global_batch_size: int | None = Field(
         None,
@@ -140,9 +143,11 @@ class Train(Frozen):
     )
     optim: Text = Field("adamw_torch", description="Optimizer, by its Hugging Face name.")
     warmup_ratio: float | None = Field(
-        None, ge=0, lt=1, description="Share of the steps with a rising learning rate."
+        None, ge=0, lt=1, description="Share of the steps with a rising learning rate.", examples=[0.03]
     )
-    warmup_steps: int | None = Field(None, ge=0, description="Steps with a rising learning rate.")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps with a rising learning rate.", examples=[100]
+    )
     lr_scheduler_type: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
     ] = Field("cosine", description="Shape of the learning rate after warm-up.")

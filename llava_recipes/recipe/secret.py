@@ -21,7 +21,7 @@ def check_secrets(value: Value, path: Path) -> Iterator[Problem]:
             message = f"`{key}` looks like a secret; a recipe is shared"
             yield Problem(
                 message,
-                code="looks-like-secret-recipe-is-shared",
+                code="looks-like-a-secret",
                 path=(*path, key),
                 hint=hint,
                 on_key=True,

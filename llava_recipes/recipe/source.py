@@ -81,7 +81,7 @@ def parse_source(source: str | bytes, file: str) -> Document:
         raise RecipeError(
             Problem(
                 "the file holds no recipe" if empty else "a recipe is a mapping of keys to values",
-                code="file-holds-no-recipe",
+                code="recipe-empty",
                 mark=Mark(file, 0, 0) if empty else mark,
                 hint="start with `version: 1`",
             )
@@ -130,7 +130,7 @@ class _Composer:
                         event,
                         "a second document starts here",
                         "remove `---`: one recipe per file",
-                        code="second-document-starts",
+                        code="second-document",
                     )
             elif isinstance(event, yaml.ScalarEvent):
                 self.add(self.scalar(event), event.anchor)
@@ -158,7 +158,7 @@ class _Composer:
             return None
         return Problem(
             f"the tag `{tag.replace('tag:yaml.org,2002:', '!!')}` is not allowed",
-            code="tag-not-allowed",
+            code="yaml-tag",
             mark=mark,
             hint="a recipe holds plain values: remove the tag; quotes make text",
         )
@@ -200,7 +200,7 @@ class _Composer:
             raise self.refuse(
                 event,
                 f"values are nested deeper than {MAX_DEPTH} levels",
-                code="values-nested-deeper-than-levels",
+                code="recipe-too-large",
             )
         mark = self.mark(event)
         node = _Node(mark, fault=self.tag_fault(event.tag, mark), on_key_line=not event.flow_style)
@@ -233,7 +233,7 @@ class _Composer:
             raise RecipeError(
                 Problem(
                     message,
-                    code="more-than-values-one-file",
+                    code="recipe-too-large",
                     mark=node.mark,
                     hint="an alias counts as all that it stands for",
                 )
@@ -242,7 +242,7 @@ class _Composer:
             raise RecipeError(
                 Problem(
                     f"values are nested deeper than {MAX_DEPTH} levels",
-                    code="values-nested-deeper-than-levels",
+                    code="recipe-too-large",
                     mark=node.mark,
                 )
             )
@@ -293,7 +293,7 @@ def _key_fault(key: _Node) -> Problem | None:
     if key.value == "<<":
         return Problem(
             "the merge key `<<` is not supported",
-            code="merge-key-not-supported",
+            code="yaml-merge-key",
             mark=key.mark,
             hint="write the keys out, or repeat a whole block with an anchor: `&name` there, `*name` here",
         )
@@ -301,7 +301,7 @@ def _key_fault(key: _Node) -> Problem | None:
         return _long_key_fault(key.value, key.mark)
     return Problem(
         "a key must be text",
-        code="key-must-be-text",
+        code="key-not-text",
         mark=key.mark,
         hint="put the key in quotes, or remove it",
     )
@@ -324,7 +324,7 @@ def _duplicate(key: _Node, first: Mark, path: Path) -> Problem:
     shown = line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"
     return Problem(
         f"the key `{key.value}` stands here a second time",
-        code="key-stands-second-time",
+        code="duplicate-key",
         path=(*path, str(key.value)),
         mark=key.mark,
         found=f"first on line {first.line}:  {shown}",

@@ -86,7 +86,7 @@ def explain_syntax(error: yaml.YAMLError, file: str, lines: Sequence[str]) -> Pr
     if line < len(lines) and (tab := _LEADING_TAB.match(lines[line])):
         return Problem(
             "a tab in the indentation",
-            code="tab-indentation",
+            code="yaml-tab",
             mark=mark_at(file, lines, line, tab.end() - 1),
             hint="indent with spaces; YAML forbids tabs there",
         )
@@ -99,6 +99,6 @@ def explain_syntax(error: yaml.YAMLError, file: str, lines: Sequence[str]) -> Pr
                 if "${" in written and "opens with" in ours:
                     hint = f"{hint}; inside brackets, text with `${{…}}` needs quotes"
             return Problem(
-                f"bad YAML: {ours}", code="bad-yaml", mark=mark_at(file, lines, line, column), hint=hint
+                f"bad YAML: {ours}", code="yaml-syntax", mark=mark_at(file, lines, line, column), hint=hint
             )
-    return Problem(f"bad YAML: {reason}", code="bad-yaml", mark=mark_at(file, lines, line, column))
+    return Problem(f"bad YAML: {reason}", code="yaml-syntax", mark=mark_at(file, lines, line, column))

@@ -22,7 +22,7 @@ def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
         hint = "write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps"
         yield Problem(
             "`train` needs one of `num_train_epochs` and `max_steps`",
-            code="train-needs-one-num-train-epochs",
+            code="one-of-two-keys-is-needed",
             path=path,
             hint=hint,
             on_key=True,
@@ -31,7 +31,7 @@ def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
         last = max(("bf16", "fp16"), key=list(train).index)
         yield Problem(
             "`bf16` and `fp16` are both on",
-            code="bf16-fp16-both",
+            code="keys-exclude-each-other",
             path=(*path, last),
             hint="keep one; bf16 where the GPU has it",
         )
@@ -40,7 +40,7 @@ def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
             if train.get(key):
                 yield Problem(
                     f"`{key}` has no effect with `lr_scheduler_type: constant`",
-                    code="no-effect-lr-scheduler-type",
+                    code="key-has-no-effect",
                     path=(*path, key),
                     hint="write `lr_scheduler_type: constant_with_warmup`, or remove it",
                     on_key=True,
@@ -50,7 +50,7 @@ def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
         if name in reports[:index]:
             yield Problem(
                 f"`report_to` names {spell_value(name)} twice",
-                code="report-names-twice",
+                code="name-given-twice",
                 path=(*path, "report_to", index),
             )
     yield from _check_extra(as_mapping(train.get("extra")), (*path, "extra"))

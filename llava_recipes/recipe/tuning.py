@@ -28,7 +28,7 @@ def check_image_tokens(recipe: Mapping) -> Iterator[Problem]:
             if tokens.get("start_end") is not True:
                 yield Problem(
                     "`image_tokens` trains, and the model has none",
-                    code="image-tokens-trains-model-none",
+                    code="no-image-tokens",
                     path=path,
                     hint="write `image_tokens: {start_end: true}` in `model:`, or remove it here",
                 )
@@ -39,7 +39,7 @@ def _check_order(data: Mapping, path: Path) -> Iterator[Problem]:
         last = max(("shuffle", "group_by"), key=list(data).index)
         yield Problem(
             "`group_by` draws an order of its own, and `shuffle: false` asks for that of the file",
-            code="group-draws-order-own-shuffle",
+            code="keys-exclude-each-other",
             path=(*path, last),
             hint="remove one of the two",
             on_key=True,
@@ -51,7 +51,7 @@ def _check_group(group: Mapping, path: Path) -> Iterator[Problem]:
     if "modules" in group and not set(group) - {"modules"}:
         yield Problem(
             "a parameter group says nothing of its modules",
-            code="parameter-group-says-nothing-modules",
+            code="parameter-group-without-settings",
             path=path,
             hint="give it a `learning_rate` or a `weight_decay`, or remove it",
         )

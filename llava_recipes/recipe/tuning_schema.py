@@ -18,7 +18,10 @@ class ParamGroup(Frozen):
         examples=[["projector"], ["vision_tower"]],
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak learning rate of the group. Default: `train.learning_rate`."
+        None,
+        gt=0,
+        description="Peak learning rate of the group. Default: `train.learning_rate`.",
+        examples=[2e-5],
     )
     weight_decay: float | None = Field(
         None,

@@ -18,6 +18,7 @@ from llava_recipes.recipe.values import as_mapping, value_at
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RATES: Final = "1e-3 for a projector alone, 2e-5 for a language model, 2e-4 for LoRA adapters"
+_OFF: Final = ("false", "no", "off", "disabled", "null")
 _STAGE: Final = re.compile(r"(?:ds|deepspeed)?(?:z|zero|stage|zerostage)?(?P<stage>[0-3])")
 
 
@@ -112,6 +113,8 @@ def choice_hint(path: Path, value: Value, choices: tuple[object, ...]) -> str | 
 
 def deepspeed_hint(word: str) -> str:
     """What to write instead of a DeepSpeed preset that is not known."""
+    if word.lower() in _OFF:
+        return "write `none` to train without DeepSpeed"
     presets = ("none", *DEEPSPEED_PRESETS)
     listed = f"presets: {', '.join(presets)}; a file is written as ./{word}.json"
     bare = re.sub(r"[^a-z0-9]", "", word.lower())

@@ -69,7 +69,7 @@ class Filling:
             raise RecipeError(
                 Problem(
                     message,
-                    code="texts-recipe-grow-beyond-characters",
+                    code="recipe-too-large",
                     path=path,
                     mark=self.document.locate(path),
                     hint=hint,
@@ -102,7 +102,7 @@ class Filling:
                     path,
                     message,
                     "use fewer variables inside variables",
-                    code="text-grows-beyond-characters",
+                    code="recipe-too-large",
                 )
         return "".join((*parts, value[end:]))
 
@@ -113,9 +113,7 @@ class Filling:
             if len(self.uses[path]) > MAX_USED:
                 del self.uses[path]
                 message = f"a text that needs more than {MAX_USED} variables"
-                return self.refuse(
-                    value, path, message, "write some of them out", code="text-needs-more-than-variables"
-                )
+                return self.refuse(value, path, message, "write some of them out", code="recipe-too-large")
             return filled
         if name in self.declared:
             self.use(path, name)
@@ -164,7 +162,7 @@ class Filling:
             chain = " → ".join((*self.filling[self.filling.index(name) :], name))
             message = f"variables that need each other: {chain}"
             return self.refuse(
-                value, ("vars", name), message, "give one of them a value", code="variables-need-each-other"
+                value, ("vars", name), message, "give one of them a value", code="variables-circular"
             )
         if len(self.filling) >= MAX_CHAIN:
             message = f"variables inside variables, more than {MAX_CHAIN} deep"
@@ -173,7 +171,7 @@ class Filling:
                 ("vars", name),
                 message,
                 "write some of them out",
-                code="variables-inside-variables-more-than-deep",
+                code="recipe-too-large",
             )
         self.filling.append(name)
         self.known[name] = self.text(value, ("vars", name)) if isinstance(value, str) else value

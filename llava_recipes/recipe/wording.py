@@ -20,7 +20,7 @@ def check_wording(stage: Mapping, path: Path) -> Iterator[Problem]:
     if not given and isinstance(stage.get("data"), dict) and not misspelt(data, Data, *_KEYS):
         yield Problem(
             "`data` needs one of `template` and `chat_template`",
-            code="data-needs-one-template-chat-template",
+            code="one-of-two-keys-is-needed",
             path=path,
             hint="write `template: v1`, another of LLaVA's names, or `chat_template: tokenizer`",
             on_key=True,
@@ -33,7 +33,7 @@ def check_wording(stage: Mapping, path: Path) -> Iterator[Problem]:
         if name == other and layout.system is None:
             yield Problem(
                 f"template `{template}` has no place for a system prompt",
-                code="template-no-place-system-prompt",
+                code="no-place-for-system-prompt",
                 path=(*path, "system_prompt"),
                 hint="remove it, or choose another template",
                 on_key=True,

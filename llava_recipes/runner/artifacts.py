@@ -16,6 +16,8 @@ from llava_recipes.files import odd_kind, real_path, replacing, system_folder, w
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.json_file import in_short, kind_of, made_of, read_object
+from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.train.checkpoints import list_checkpoints
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from llava_recipes.train.stage import Trained
 
 PLAN, RECIPE, ENVIRONMENT, DONE = "plan.json", "recipe.resolved.yaml", "environment.json", "DONE"
+
+_OTHER_VERSION = (
+    "it is damaged, or written by another version of llava-recipes: run the recipe again, or use that version"
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,33 @@ def _as_written_now(folder: Path) -> dict[str, JsonValue]:
         stages.append(stage)
     written: dict[str, JsonValue] = plan.model_copy(update={"stages": tuple(stages)}).model_dump(mode="json")
     return written
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan that a run folder answers for.
+
+    Raises RecipeError where it is damaged, or of another version.
+    """
+    file = folder / PLAN
+    text = json.dumps(read_object(file, hint=_OTHER_VERSION))
+    with made_of(file, hint=_OTHER_VERSION):
+        plan = Plan.model_validate_json(text)
+    if len(plan.stages) != 1:
+        raise _damaged(file, f"`stages` must hold one stage, and holds {len(plan.stages)}")
+    for key, place in _places(plan):
+        check_place(place, key=key, file=file)
+    return plan
+
+
+def _places(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The files and folders that a run's plan names, each with its key."""
+    language, tower, stage = plan.model.language_model, plan.model.vision_tower, plan.stages[0]
+    yield "tokenizer", language.tokenizer
+    yield "output_dir", stage.output_dir
+    yield from (("source", source) for source in (language.source, tower.source) if source is not None)
+    yield from (("starts_from", start) for start in stage.starts_from)
+    if plan.model.projector.init_from is not None:
+        yield "init_from", plan.model.projector.init_from
 
 
 def unfinished(folder: Path) -> Problem:
@@ -165,13 +198,18 @@ def write_done(
     write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
 
 
-def starts_from_then(folder: Path) -> dict[str, JsonValue]:
+def starts_from_then(folder: Path, num_starts: int | None = None) -> dict[str, JsonValue]:
     """What a finished stage was started from, as its DONE recorded it.
 
-    Raises RecipeError where DONE is damaged.
+    Raises RecipeError where DONE is damaged, or records another number than `num_starts`.
     """
-    recorded = _read_object(folder / DONE, needs="started_from")["started_from"]
-    return recorded if isinstance(recorded, dict) else {}
+    file = folder / DONE
+    recorded = _read_object(file, needs="started_from")["started_from"]
+    if not isinstance(recorded, dict):
+        raise _damaged(file, f"`started_from` is {kind_of(recorded)}, not a mapping")
+    if num_starts not in (None, len(recorded)):
+        raise _damaged(file, f"`started_from` names {len(recorded)} folders, {PLAN} {num_starts}")
+    return recorded
 
 
 def find_obstacle(folder: Path) -> str | None:
@@ -202,23 +240,24 @@ def _obstacle(folder: Path) -> str | None:
 def _read_object(file: Path, *, needs: str | None = None) -> dict[str, JsonValue]:
     """A JSON file of a run folder. Raises RecipeError where it is damaged, or has no key `needs`."""
     try:
-        value = json.loads(file.read_text("utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("no mapping")
-        if needs is not None and needs not in value:
-            raise ValueError(f"no `{needs}`")
-    except (ValueError, RecursionError) as error:
-        hint = (
-            "move it away; `run --resume` then goes on from the last checkpoint"
-            if file.name == DONE
-            else "move the folder away, or choose another `output_dir`"
-        )
-        message = f"{file.name} of the run folder is damaged"
-        mark = Mark(str(file), 0, 0)
-        raise RecipeError(
-            Problem(message, code="run-folder-damaged", mark=mark, found=str(error), hint=hint)
-        ) from None
+        value = read_object(file)
+    except RecipeError as error:
+        raise _damaged(file, str(error.problems[0].found)) from None
+    if needs is not None and needs not in value:
+        raise _damaged(file, f"no `{needs}`")
     return value
+
+
+def _damaged(file: Path, found: str) -> RecipeError:
+    hint = (
+        "move it away; `run --resume` then goes on from the last checkpoint"
+        if file.name == DONE
+        else "move the folder away, or choose another `output_dir`"
+    )
+    message = f"{file.name} of the run folder is damaged"
+    return RecipeError(
+        Problem(message, code="run-folder-damaged", mark=Mark(str(file), 0, 0), found=found, hint=hint)
+    )
 
 
 def _finished(done: Path) -> str | None:
@@ -235,4 +274,4 @@ def _differences(there: object, wanted: object, path: str) -> Iterator[str]:
         for index, pair in enumerate(zip(there, wanted, strict=True)):
             yield from _differences(*pair, f"{path}.{index}")
     elif there != wanted:
-        yield f"{path}: {json.dumps(there)} there, {json.dumps(wanted)} in the recipe"
+        yield f"{path}: {in_short(there)} there, {in_short(wanted)} in the recipe"

@@ -26,7 +26,7 @@ def choose_stages(
             *(
                 Problem(
                     f"the recipe has no stage `{name}`",
-                    code="recipe-no-stage",
+                    code="unknown-stage",
                     path=("stages",),
                     on_key=True,
                     found=f"its stages are {', '.join(f'`{each}`' for each in known)}",
@@ -54,7 +54,7 @@ def waiting_problems(plan: Plan, chosen: Collection[int]) -> Iterator[Problem]:
                 name = plan.stages[earlier].name
                 yield Problem(
                     f"stage `{stage.name}` starts from `{name}`, which is not finished",
-                    code="stage-starts-not-finished",
+                    code="run-not-finished",
                     path=("stages", index, "init_from"),
                     on_key=True,
                     found=lack,

@@ -153,7 +153,7 @@ class DataLook:
         if num_bad > _NUM_SHOWN:
             yield Problem(
                 f"{num_bad:,} of the {len(drawn):,} pictures that were opened cannot be used",
-                code="pictures-opened-cannot-be-used",
+                code="bad-images",
                 path=(*path, "images"),
                 hint=None if len(decoded) == len(images) else "`--all` decodes every picture",
             )

@@ -21,7 +21,7 @@ def read_earlier(folder: Path) -> Earlier:
         (stage,) = plan["stages"]
         started = [str(each) for each in stage["starts_from"]]
         output_dir, trained = str(stage["output_dir"]), set(stage["trainable_modules"] or ())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Earlier((), ())
     found: list[str] = []
     missing: list[str] = []

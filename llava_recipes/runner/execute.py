@@ -127,26 +127,28 @@ def _decide(run: Run, index: int) -> Beginning | None:
 
 
 def _newest_sound(run: Run, index: int, passed_over: Mapping[Path, str]) -> Beginning:
-    """The newest checkpoint of a stage that can be resumed from; newer ones are named, and what is wrong.
+    """The newest checkpoint of a stage that can be resumed from; named, and what is wrong with newer ones.
 
     `passed_over` are those that were looked at before.
     """
     from llava_recipes.train.states import find_unreadable
 
     damages = dict(passed_over)
-    for checkpoint in list_checkpoints(Path(run.plan.stages[index].output_dir)):
+    stage = run.plan.stages[index]
+    for checkpoint in list_checkpoints(Path(stage.output_dir)):
         folder = checkpoint.folder
         if folder in damages:
             continue
         damage = find_damage(folder) or find_unreadable(folder)
         if damage is None:
+            run.say(f"{stage.name}: goes on from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
         run.say(f"{folder} is passed over: {damage}")
     raise RecipeError(
         Problem(
             "no checkpoint can be resumed from",
-            code="no-checkpoint-can-be-resumed",
+            code="no-usable-checkpoint",
             path=("stages", index, "output_dir"),
             found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
             hint="remove the checkpoint folders to start from the beginning",
@@ -229,7 +231,7 @@ def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | Non
         raise run.loaded.fail(
             Problem(
                 "a training process ended without a word",
-                code="training-process-ended-without-word",
+                code="training-process-died",
                 path=("stages", index),
                 found=f"exit code {code}" + (", killed by a signal" if code < 0 or code > 128 else ""),
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
@@ -266,7 +268,7 @@ def _other_plan(folder: Path, index: int, state: FolderState) -> Problem:
 def _stale(folder: Path, index: int) -> Problem:
     return Problem(
         "the stage before was trained again after this one was done",
-        code="stage-before-trained-again-after-one",
+        code="base-run-changed",
         path=("stages", index, "output_dir"),
         found=f"{json.dumps(starts_from_then(folder))} when {folder} was trained",
         hint="remove the folder to train this stage again, or choose another one",

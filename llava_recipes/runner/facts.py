@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,13 +10,14 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.data.model_files import folder_problems
-from llava_recipes.files import expanded, read_settings
+from llava_recipes.files import expanded
 from llava_recipes.plan import catalog
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
 from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Path as RecipePath
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Model, Recipe, Source
 from llava_recipes.runner.places import place_problems
@@ -159,29 +159,10 @@ def _cached_file(source: str, revision: str | None, name: str) -> Path | None:
 def _read_object(file: Path, path: RecipePath, problems: list[Problem]) -> Config | None:
     """The mapping that a JSON file holds; what is wrong with it goes to `problems`."""
     try:
-        value = json.loads(read_settings(file))
-    except json.JSONDecodeError as error:
-        found = f"{file}:{error.lineno}:{error.colno}: {error.msg}"
-        problems.append(
-            Problem(
-                f"{file.name} is not well-formed JSON", code="not-well-formed-json", path=path, found=found
-            )
-        )
+        return read_object(file, path=path)
+    except RecipeError as error:
+        problems += error.problems
         return None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        problems.append(
-            Problem(
-                f"{file.name} cannot be read", code="file-cannot-be-read", path=path, found=f"{file}: {error}"
-            )
-        )
-        return None
-    if not isinstance(value, dict):
-        found = f"{file} holds {'a list' if isinstance(value, list) else 'a single value'}"
-        problems.append(
-            Problem(f"{file.name} must hold a mapping", code="file-is-not-a-mapping", path=path, found=found)
-        )
-        return None
-    return value
 
 
 def _count_samples(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, int]:

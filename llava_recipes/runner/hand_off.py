@@ -78,7 +78,7 @@ def _may_be_hub_id(given: str) -> bool:
 def _nowhere(given: str, path: RecipePath) -> Problem:
     return Problem(
         "`init_from` names no folder and no file",
-        code="init-names-no-folder-no-file",
+        code="init-from-missing",
         path=path,
         found=f"there is no {given}",
         hint="give an earlier stage, the output_dir of a finished run, a projector's file or a hub id",
@@ -88,7 +88,7 @@ def _nowhere(given: str, path: RecipePath) -> Problem:
 def _not_looked_up(given: str, path: RecipePath) -> Problem:
     return Problem(
         "`init_from` is no folder here, and as a hub id it was not looked up",
-        code="init-no-folder-hub-id-not",
+        code="init-from-not-looked-up",
         path=path,
         found=given,
         hint="`run` looks it up before the first stage; a folder is written ./" + given,
@@ -117,7 +117,7 @@ def _check_tower(start: Start, model: ModelPlan, given: str, path: RecipePath) -
     if claims.vision_tower is not None and not is_same(claims.vision_tower, ours):
         yield Problem(
             "`init_from` was trained with another vision tower",
-            code="init-trained-another-vision-tower",
+            code="init-from-has-another-vision-tower",
             path=path,
             found=f"{given} has {spell_identity(claims.vision_tower)}, this recipe {spell_identity(ours)}",
             hint=f"write its tower in `model.vision_tower`; {_BY_FILE}",
@@ -127,7 +127,7 @@ def _check_tower(start: Start, model: ModelPlan, given: str, path: RecipePath) -
         if claimed is not None and claimed != wanted:
             yield Problem(
                 f"`init_from` was trained on other features of the tower: another `{key}`",
-                code="init-trained-other-features-tower",
+                code="init-from-has-other-features",
                 path=path,
                 found=f"{given} has {claimed}, this recipe {wanted}",
                 hint=f"write `{key}: {claimed}` in `model.vision_tower`; {_BY_FILE}",
@@ -144,7 +144,7 @@ def _check_tokens(
     if claimed is not None and claimed != wanted and (claimed or start.kind != "projector"):
         yield Problem(
             f"`init_from` was trained {'with' if claimed else 'without'} start and end tokens",
-            code="init-trained-start-end-tokens",
+            code="image-tokens-do-not-fit",
             path=path,
             found=f"{given}; this recipe has {'some' if wanted else 'none'}",
             hint=f"write `image_tokens: {{start_end: {'true' if claimed else 'false'}}}` in `model:`",
@@ -154,7 +154,7 @@ def _check_tokens(
         if theirs[IMAGE_TOKENS] not in ((NUM_TOKENS, embeddings[1]), embeddings):
             yield Problem(
                 "these embeddings of image tokens do not fit the model",
-                code="embeddings-image-tokens-not-fit-model",
+                code="image-tokens-do-not-fit",
                 path=path,
                 found=f"{given} holds {list(theirs[IMAGE_TOKENS])}",
                 hint=f"{[NUM_TOKENS, embeddings[1]]} or the whole {list(embeddings)} is needed",
@@ -165,7 +165,7 @@ def _check_quantized(model: ModelPlan, theirs: Shapes, given: str, path: RecipeP
     if model.language_model.quantization is not None and any(map(ADAPTER.search, theirs)):
         yield Problem(
             "adapters of an earlier run cannot be merged into a quantized language model",
-            code="adapters-earlier-run-cannot-be-merged",
+            code="merge-into-quantized-model",
             path=path,
             found=f"{given} holds adapters",
             hint="start from a run that trained the projector, or remove `quantization`",
@@ -225,7 +225,7 @@ def _check_language(
     name, shape, wanted = wrong[0]
     yield Problem(
         "`init_from` does not fit this recipe's language model",
-        code="init-not-fit-recipe-language-model",
+        code="init-from-has-another-language-model",
         path=path,
         found=f"{given}: {len(wrong)} weight(s), the first {name} of shape {list(shape)}; "
         + ("the model has none" if wanted is None else f"the model has {list(wanted)}"),
@@ -281,7 +281,7 @@ def _check_rest(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath) ->
                 "`init_from` holds a weight that this recipe's model does not have"
                 if wanted is None
                 else "`init_from` holds a weight of another size",
-                code="init-holds-weight-recipe-model-not",
+                code="init-from-has-other-weights",
                 path=path,
                 found=f"{given}: {name} of shape {list(shape)}"
                 + ("" if wanted is None else f"; the model has {list(wanted)}"),

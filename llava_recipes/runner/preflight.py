@@ -44,8 +44,7 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
         problems += _samples_problems(stage, path)
-    if not problems:
-        problems += wording_problems(plan, stages)
+    is_fit = not problems
     if is_there:
         shapes = functools.cache(lambda: model_shapes(plan.model))
         problems += base_weights_problems(plan.model)
@@ -57,6 +56,9 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         except RecipeError as error:
             # A config of the hub that cannot be had.
             problems += error.problems
+    # A model that is not there has no tokenizer either.
+    if is_fit and not any(problem.path == ("model", "language_model") for problem in problems):
+        problems += wording_problems(plan, stages)
     if problems:
         # What the model's parts say wrongly is met wherever its shapes are asked for.
         raise loaded.fail(*dict.fromkeys(problems))
@@ -87,7 +89,7 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
     if start is not None and not Path(start).is_file():
         yield Problem(
             "the projector's initial weights are not there",
-            code="projector-initial-weights-not",
+            code="weights-missing",
             path=("model", "projector", "init_from"),
             found=f"no file {start}",
             hint="give a `.bin` or `.safetensors` file, or leave `init_from` out for random weights",
@@ -109,7 +111,7 @@ def _source_problems(source: str, path: RecipePath, what: str, needs: tuple[str,
     elif folder.exists():
         yield Problem(
             f"the {what}'s source is a file; a folder or a hub id is needed",
-            code="source-file-folder-hub-id-needed",
+            code="model-source-is-a-file",
             path=path,
             found=source,
         )
@@ -131,9 +133,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
     path: RecipePath = ("model", "language_model", "quantization")
     if importlib.util.find_spec("bitsandbytes") is None:
         hint = "pip install 'llava-recipes[quantized]', or remove `quantization`"
-        yield Problem(
-            "bitsandbytes is not installed", code="bitsandbytes-not-installed", path=path, hint=hint
-        )
+        yield Problem("bitsandbytes is not installed", code="library-not-installed", path=path, hint=hint)
         return
     check_versions("quantized")
     from llava_recipes.model.quantized import find_obstacle
@@ -143,7 +143,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
         hint = "quantization needs a GPU that bitsandbytes knows; remove it to train without"
         yield Problem(
             "bitsandbytes does not work on this machine",
-            code="bitsandbytes-not-work-machine",
+            code="bitsandbytes-unusable",
             path=path,
             found=obstacle,
             hint=hint,
@@ -185,7 +185,7 @@ def _output_problems(plan: Plan, index: int, path: RecipePath) -> Iterator[Probl
     if obstacle is not None:
         yield Problem(
             "output_dir cannot be written to",
-            code="output-dir-cannot-be-written",
+            code="output-cannot-be-written",
             path=(*path, "output_dir"),
             found=obstacle,
         )
@@ -214,7 +214,7 @@ def _report_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
         elif name == "wandb" and name in reports and not _has_wandb_login():
             yield Problem(
                 "Weights & Biases has no login on this machine",
-                code="weights-biases-no-login-machine",
+                code="wandb-login-missing",
                 path=where,
                 hint="run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline, or write `report_to: none`",
             )
@@ -234,7 +234,7 @@ def _deepspeed_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]
     if stage.deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
         yield Problem(
             "deepspeed is not installed",
-            code="deepspeed-not-installed",
+            code="library-not-installed",
             path=(*path, "deepspeed"),
             hint="pip install deepspeed",
         )

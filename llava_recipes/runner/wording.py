@@ -11,27 +11,40 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from llava_recipes.data.prompts import Prompts
 
 
 def wording_problems(plan: Plan, stages: Iterable[int]) -> Iterator[Problem]:
-    """Tokens that a stage's template needs and the tokenizer has not; chat templates that cannot be learned
-    from."""
+    """A tokenizer that cannot be loaded; tokens that a stage's template needs and it has not; chat templates
+    that cannot be learned from."""
+    from llava_recipes.data.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(plan.model.language_model, plan.model.image_tokens)
+    except RecipeError as error:
+        yield from error.problems
+        return
     for index in stages:
         template = plan.stages[index].data.template
         if template is None or LAYOUTS[template].tokens:
             try:
-                open_prompts(plan, index)
+                _prompts(plan, index, tokenizer)
             except RecipeError as error:
                 yield from error.problems
 
 
 def open_prompts(plan: Plan, index: int) -> Prompts:
     """What writes the conversations of a stage. Raises RecipeError at its place in the recipe."""
-    from llava_recipes.data.prompts import Prompts
     from llava_recipes.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(plan.model.language_model, plan.model.image_tokens)
+    return _prompts(plan, index, load_tokenizer(plan.model.language_model, plan.model.image_tokens))
+
+
+def _prompts(plan: Plan, index: int, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    from llava_recipes.data.prompts import Prompts
+
     try:
         return Prompts(plan.stages[index].data, tokenizer, start_end=plan.model.image_tokens.start_end)
     except RecipeError as error:

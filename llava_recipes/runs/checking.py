@@ -58,6 +58,15 @@ def expected_of(run: OpenedRun) -> Expected:
     input_ids = expanded(prompt_ids, layout.num_tokens(prepared))
     places = layout.places(prepared)
     logits = own_logits(assembled.model, input_ids, prepared.crops, places)
+    if not logits.isfinite().all():
+        raise RecipeError(
+            Problem(
+                "the model computes no finite numbers, so there is nothing to compare an export with",
+                code="logits-not-finite",
+                found=f"{run.path}: NaN or infinity in the logits of a test prompt",
+                hint="its weights, or those it stands on, are damaged: fetch or train them again",
+            )
+        )
     return Expected(input_ids, prepared.crops, places, logits)
 
 
@@ -107,7 +116,7 @@ def check_logits(expected: Expected, logits: Tensor) -> float:
         raise RecipeError(
             Problem(
                 "what was written does not say what the run says, so it was thrown away",
-                code="written-not-say-run-says-thrown",
+                code="export-answers-otherwise",
                 found=f"logits differ by {difference:.2g}, {TOLERANCE:.0e} is allowed",
             )
         )

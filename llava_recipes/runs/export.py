@@ -17,7 +17,7 @@ from llava_recipes.runs.export_gguf import GgufExport
 from llava_recipes.runs.export_hf import HfExport
 from llava_recipes.runs.export_llava import LlavaExport
 from llava_recipes.runs.llava_folder import TOWER_FOLDER
-from llava_recipes.runs.model_card import write_card
+from llava_recipes.runs.model_card import training_of, write_card
 from llava_recipes.runs.opened import OpenedRun, open_run
 from llava_recipes.runs.refusing import notes_of
 from llava_recipes.runs.shards import Piece, num_bytes
@@ -81,14 +81,14 @@ def write_export(
     exporter = _exporter(run, target, to, with_tower)
     dtype = next(run.assembled.model.parameters()).dtype
     size = num_bytes(exporter.pieces(), dtype)
-    notes = notes_of(run, to)
+    notes, training = notes_of(run, to), training_of(run)
     expected = expected_of(run)
     with new_folder(target, num_bytes=size) as folder:
         exporter.write(folder, dtype=dtype, max_bytes=max_bytes)
         # What was written is read now, and two models at once would need twice the memory.
         run.assembled.model.to("meta")
         difference = exporter.check(folder, expected)
-        write_card(run, folder, layout=to, dtype=dtype, difference=difference)
+        write_card(run, folder, layout=to, dtype=dtype, difference=difference, training=training)
     return Exported(target, dtype, size, difference, notes)
 
 
@@ -112,7 +112,7 @@ def merge_run(
         hint = "`llava-recipe export` writes any run"
         problem = Problem(
             "there are no adapters to merge",
-            code="no-adapters-merge",
+            code="no-adapters",
             found=f"no {ADAPTER_CONFIG}",
             hint=hint,
         )
@@ -135,7 +135,7 @@ def import_checkpoint(
         hint = "`init_from` of a stage takes it as it is; `llava-recipe export` writes it for others"
         problem = Problem(
             "this is a run of llava-recipes already",
-            code="run-llava-recipes-already",
+            code="already-a-run",
             mark=Mark(str(path), 0, 0),
             hint=hint,
         )

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from llava_recipes.anyres import AnyRes
-from llava_recipes.data.chat_template import place_of
+from llava_recipes.data.chat_template import template_place
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.rendering import TemplateLimit, render
 from llava_recipes.data.tokens import IMAGE_ID
@@ -125,7 +125,7 @@ class HfExport:
             raise RecipeError(
                 Problem(
                     message,
-                    code="processor-layout-prepares-pictures-otherwise-than",
+                    code="export-prepares-images-otherwise",
                     found=f"pixel values differ by {apart:.2g}",
                 )
             )
@@ -207,7 +207,7 @@ def _rendered(
     except TemplateLimit as error:
         if run.data.template is not None:
             raise
-        place = place_of(tokenizer.get_chat_template(), Path(tokenizer.name_or_path))
+        place = template_place(tokenizer)
         raise TemplateLimit(error.reason, where=f"the tokenizer's chat template in {place}") from None
 
 
@@ -294,7 +294,7 @@ def _other_prompt(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: l
     return RecipeError(
         Problem(
             "the processor of this layout cannot spell the run's prompts",
-            code="processor-layout-cannot-spell-run-prompts",
+            code="export-spells-otherwise",
             found=found,
         )
     )

@@ -71,7 +71,7 @@ class LlavaExport:
             raise RecipeError(
                 Problem(
                     "what was written spells prompts otherwise than the run",
-                    code="written-spells-prompts-otherwise-than-run",
+                    code="export-spells-otherwise",
                 )
             )
         return check_logits(expected, found.logits)

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 from pydantic import JsonValue
-from transformers import AutoConfig, LlavaConfig, LlavaNextConfig
+from transformers import LlavaConfig, LlavaNextConfig
 
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.configs import check_stock_projector, has_class_token, language_half, vision_half
 from llava_recipes.model.placing import cast_weights
+from llava_recipes.model.read_config import CONFIG, folder_config
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.json_file import made_of
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
 from llava_recipes.runs.source_plan import noted_chat_template, noted_data, usual_data
 from llava_recipes.templates import IMAGE_PATCH, IMAGE_START
@@ -25,18 +27,19 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
     layer = config.vision_feature_layer
     assert isinstance(layer, int)
     full = config.vision_feature_select_strategy == "full" and has_class_token(vision_half(config))
-    plan = ModelPlan(
-        language_model=LanguageModelPlan(
-            source=str(folder), revision=None, config=None, tokenizer=str(folder), seed=0
-        ),
-        vision_tower=VisionTower(
-            source=str(folder), select_layer=layer, select_feature="cls_patch" if full else "patch"
-        ),
-        projector=Projector(type="mlp2x_gelu"),
-        image_tokens=ImageTokens(start_end=False, patch=False),
-        image_newline=isinstance(config, LlavaNextConfig),
-        sizes=None,
-    )
+    with made_of(folder / CONFIG):
+        plan = ModelPlan(
+            language_model=LanguageModelPlan(
+                source=str(folder), revision=None, config=None, tokenizer=str(folder), seed=0
+            ),
+            vision_tower=VisionTower(
+                source=str(folder), select_layer=layer, select_feature="cls_patch" if full else "patch"
+            ),
+            projector=Projector(type="mlp2x_gelu"),
+            image_tokens=ImageTokens(start_end=False, patch=False),
+            image_newline=isinstance(config, LlavaNextConfig),
+            sizes=None,
+        )
     dtype = dtype or _stored_dtype(config)
     assembled = assemble(plan, dtype=dtype)
     cast_weights(assembled.model, dtype)
@@ -45,11 +48,12 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
         assembled.tokenizer.chat_template = own_template
     vocabulary = assembled.tokenizer.get_vocab()
     tokens = ImageTokens(start_end=IMAGE_START in vocabulary, patch=IMAGE_PATCH in vocabulary)
-    data = noted_data(folder) or usual_data(
-        language_half(config).to_dict(),
-        pictures=_pictures(config, assembled),
-        vocabulary=vocabulary,
-    )
+    with made_of(folder / CONFIG):
+        data = noted_data(folder) or usual_data(
+            language_half(config).to_dict(),
+            pictures=_pictures(config, assembled),
+            vocabulary=vocabulary,
+        )
     return assembled, plan.model_copy(update={"image_tokens": tokens}), data
 
 
@@ -68,23 +72,13 @@ def _pictures(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> di
 
 
 def _config(folder: Path) -> LlavaConfig | LlavaNextConfig:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise RecipeError(
-            Problem(
-                "transformers cannot read config.json",
-                code="transformers-cannot-read-config-json",
-                found=first_line,
-            )
-        ) from error
+    config = folder_config(folder, ())
     if not isinstance(config, LlavaConfig | LlavaNextConfig):
         raise RecipeError(
             Problem(
                 "this kind of LLaVA model is not opened here",
-                code="kind-llava-model-not-opened",
-                found=f"model_type {config.model_type}",
+                code="unknown-llava-model",
+                found=f"{folder / CONFIG}: model_type {config.model_type}",
             )
         )
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,12 +17,15 @@ from llava_recipes.model.checkpoint_names import Renamed
 from llava_recipes.model.lora import ADAPTER_CONFIG, OTHER_WEIGHTS
 from llava_recipes.model.placing import cast_weights
 from llava_recipes.model.precision import DTYPES
+from llava_recipes.model.read_config import CONFIG
 from llava_recipes.model.starts import open_start
 from llava_recipes.model.weights import PROJECTOR_FILES, lay_over
 from llava_recipes.plan.identity import last_name
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.json_file import made_of, read_object
+from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
 from llava_recipes.runs.source_plan import noted_data, pictures_of, usual_data
 
@@ -43,18 +45,20 @@ def assemble_llava(
     Raises RecipeError when weights are missing or do not fit, or a base is needed and none is given.
     """
     needed = _base_of(folder, base)
-    plan = _model_plan(folder, config, needed, base)
+    with made_of(folder / CONFIG):
+        plan = _model_plan(folder, config, needed, base)
     dtype = dtype or _STORED.get(str(config.get("torch_dtype", config.get("dtype"))), torch.float32)
     assembled = assemble(plan, dtype=dtype)
     over = _tower_of(open_checkpoint(folder, ())) if needed is None else open_start(folder, ()).tensors()
     if over:
         lay_over(assembled.model, over, adapter_config=folder / ADAPTER_CONFIG, found=str(folder))
     cast_weights(assembled.model, dtype)
-    data = noted_data(folder) or usual_data(
-        {**config, "model_type": language_part(config)["model_type"]},
-        pictures=pictures_of(config),
-        vocabulary=assembled.tokenizer.get_vocab(),
-    )
+    with made_of(folder / CONFIG):
+        data = noted_data(folder) or usual_data(
+            {**config, "model_type": language_part(config)["model_type"]},
+            pictures=pictures_of(config),
+            vocabulary=assembled.tokenizer.get_vocab(),
+        )
     whole = {"language_model", "lm_head", "projector"} if needed is None else set()
     return assembled, plan, data, frozenset(whole | {name.partition(".")[0] for name in over})
 
@@ -68,7 +72,7 @@ def _base_of(folder: Path, base: str | None) -> str | None:
             raise RecipeError(
                 Problem(
                     f"beside these adapters {OTHER_WEIGHTS} is missing",
-                    code="beside-adapters-missing",
+                    code="adapter-file-missing",
                     hint=hint,
                 )
             )
@@ -81,7 +85,7 @@ def _base_of(folder: Path, base: str | None) -> str | None:
             raise RecipeError(
                 Problem(
                     "a projector alone needs its language model",
-                    code="projector-alone-needs-language-model",
+                    code="base-model-needed",
                     hint=hint,
                 )
             )
@@ -89,7 +93,7 @@ def _base_of(folder: Path, base: str | None) -> str | None:
     raise RecipeError(
         Problem(
             "this folder has a config.json and no weights",
-            code="folder-config-json-no-weights",
+            code="weights-missing",
             hint="expected model.safetensors, pytorch_model.bin or shards of them, adapter_config.json with "
             "its adapters, or mm_projector.bin",
         )
@@ -98,19 +102,15 @@ def _base_of(folder: Path, base: str | None) -> str | None:
 
 def _adapter_base(file: Path, given: str | None) -> str:
     """The base of adapters: what was given, if they were made for a model of that name."""
-    try:
-        recorded = str(json.loads(file.read_text("utf-8")).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RecipeError(
-            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=str(error))
-        ) from error
+    recorded = str(read_object(file).get("base_model_name_or_path") or "")
+    check_place(recorded, key="base_model_name_or_path", file=file)
     if given is None:
         if not recorded:
             hint = "name it with `--base`: hub id or folder"
             raise RecipeError(
                 Problem(
                     "adapters need the language model they were trained beside",
-                    code="adapters-need-language-model-they-trained",
+                    code="base-model-needed",
                     hint=hint,
                 )
             )
@@ -119,7 +119,7 @@ def _adapter_base(file: Path, given: str | None) -> str:
         raise RecipeError(
             Problem(
                 "these adapters are for another language model",
-                code="adapters-another-language-model",
+                code="adapters-of-another-language-model",
                 found=f"{file.name} names {recorded}, `--base` is {given}",
                 hint="give the model they were trained beside",
             )
@@ -129,11 +129,8 @@ def _adapter_base(file: Path, given: str | None) -> str:
 
 def _name_inside(base: str) -> str:
     """The name that a local folder's config.json gives itself."""
-    try:
-        found = json.loads((expanded(base) / "config.json").read_text("utf-8"))
-        return str(found.get("_name_or_path") or "") if isinstance(found, dict) else ""
-    except (OSError, ValueError):
-        return ""
+    file = expanded(base) / CONFIG
+    return str(read_object(file).get("_name_or_path") or "") if file.is_file() else ""
 
 
 def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | None) -> ModelPlan:
@@ -142,16 +139,14 @@ def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | N
     is_whole = needed is None
     if is_whole and not has_tokenizer and base is None:
         hint = "name the language model it was made from with `--base`, for its tokenizer"
-        raise RecipeError(
-            Problem("this checkpoint has no tokenizer", code="checkpoint-no-tokenizer", hint=hint)
-        )
+        raise RecipeError(Problem("this checkpoint has no tokenizer", code="tokenizer-missing", hint=hint))
     layer, feature = config.get("mm_vision_select_layer", -2), config.get("mm_vision_select_feature", "patch")
     if not isinstance(layer, int) or feature not in ("patch", "cls_patch"):
         found = f"mm_vision_select_layer {layer}, mm_vision_select_feature {feature}"
         raise RecipeError(
             Problem(
                 "config.json selects features that are not known here",
-                code="config-json-selects-features-not-known",
+                code="unknown-select-feature",
                 found=found,
             )
         )
@@ -185,6 +180,7 @@ def _projector_type(config: _Config) -> str:
 def _tower(folder: Path, config: _Config) -> str:
     """The tower that config.json names, or the one that was kept in the folder itself."""
     named = str(config.get("mm_vision_tower") or "")
+    check_place(named, key="mm_vision_tower", file=folder / CONFIG)
     own = folder / TOWER_FOLDER
     if own.is_dir() and not expanded(named).is_dir():
         return str(own)
@@ -192,7 +188,7 @@ def _tower(folder: Path, config: _Config) -> str:
         raise RecipeError(
             Problem(
                 "config.json names no vision tower",
-                code="config-json-names-no-vision-tower",
+                code="vision-tower-not-named",
                 found="no mm_vision_tower in it",
             )
         )

@@ -6,7 +6,6 @@ they say it, never read as Markdown.
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,8 +15,11 @@ import yaml
 from llava_recipes import __version__
 from llava_recipes.files import real_path
 from llava_recipes.masking import mask
-from llava_recipes.plan.types import Plan, StagePlan
-from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, PLAN, RECIPE
+from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.foreign import read_by_library
+from llava_recipes.recipe.json_file import in_short, read_object
+from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, RECIPE, read_plan
 from llava_recipes.runs.markdown import code, code_block, inline
 from llava_recipes.runs.opened import OpenedRun
 from llava_recipes.runs.public_names import (
@@ -30,7 +32,6 @@ from llava_recipes.runs.public_names import (
 )
 from llava_recipes.runs.run_folder import read_run
 from llava_recipes.runs.run_template import writes_first_token
-from llava_recipes.runs.source_plan import read_object
 from llava_recipes.screen import shown
 
 LAYOUTS = {
@@ -41,9 +42,6 @@ LAYOUTS = {
 _HF_USE = """\
 ```python
 from transformers import AutoProcessor, LlavaForConditionalGeneration
-
-from llava_recipes.masking import mask
-from llava_recipes.screen import shown
 
 model = LlavaForConditionalGeneration.from_pretrained("PATH", device_map="auto")
 processor = AutoProcessor.from_pretrained("PATH")
@@ -76,8 +74,18 @@ _USE = {
 }
 
 
-def write_card(run: OpenedRun, folder: Path, *, layout: str, dtype: torch.dtype, difference: float) -> None:
-    """Write README.md, or add to the one that the layout has."""
+def training_of(run: OpenedRun) -> str:
+    """What the card says of the training; "" where a checkpoint of others leaves no word of it.
+
+    Raises RecipeError for a damaged file of the run: read it before hours go into an export.
+    """
+    return _training(run.path, _folders(run)) if run.kind == "run" else ""
+
+
+def write_card(
+    run: OpenedRun, folder: Path, *, layout: str, dtype: torch.dtype, difference: float, training: str
+) -> None:
+    """Write README.md, or add to the one that the layout has; `training` is what `training_of` gave."""
     file = folder / "README.md"
     before = file.read_text("utf-8") if file.exists() else ""
     folders = _folders(run)
@@ -87,8 +95,8 @@ def write_card(run: OpenedRun, folder: Path, *, layout: str, dtype: torch.dtype,
         parts.append("## Use\n\n" + _USE[layout] + first_token)
     if before:
         parts.append(before.replace("# For llama.cpp", "## For llama.cpp", 1))
-    if run.kind == "run":
-        parts.append(_training(run.path, folders))
+    if training:
+        parts.append(training)
     parts.append(_licence(run, folders))
     file.write_text("\n".join(parts), "utf-8")
 
@@ -97,7 +105,7 @@ def _folders(run: OpenedRun) -> frozenset[str]:
     """Sources of the run's recipe that are folders, though they may read as hub ids from here."""
     if run.kind != "run":
         return frozenset()
-    said = Plan.model_validate_json((run.path / PLAN).read_text("utf-8"))
+    said = read_plan(run.path)
     return opened_as_folders(said.model, read_run(run.path).model)
 
 
@@ -141,19 +149,18 @@ def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float, fo
 def _name(run: OpenedRun) -> str:
     if run.kind != "run":
         return real_path(run.path).name
-    plan = Plan.model_validate_json((run.path / PLAN).read_text("utf-8"))
+    plan = read_plan(run.path)
     return public_text(f"{plan.recipe}: {plan.stages[0].name}")
 
 
 def _training(folder: Path, folders: frozenset[str]) -> str:
-    plan = Plan.model_validate_json((folder / PLAN).read_text("utf-8"))
-    stage, done = plan.stages[0], read_object(folder / DONE)
-    loss = done.get("loss")
+    stage, done = read_plan(folder).stages[0], read_object(folder / DONE)
+    steps, loss = done.get("steps"), done.get("loss")
     rows = [
         ("stage", public_text(stage.name)),
         ("trained", ", ".join(stage.trainable_modules or stage.trainable) or "everything"),
         ("started from", ", ".join(map(last_part, stage.starts_from)) or "the base models"),
-        ("optimizer steps", f"{done.get('steps'):,}"),
+        ("optimizer steps", f"{steps:,}" if isinstance(steps, int) else "not recorded"),
         ("last loss", f"{loss:.4f}" if isinstance(loss, float) else "not recorded"),
         ("batch", f"{stage.train.global_batch_size:,} samples"),
         ("learning rate", f"{stage.train.learning_rate:g}"),
@@ -169,7 +176,9 @@ def _training(folder: Path, folders: frozenset[str]) -> str:
 
 def _recipe(folder: Path, folders: frozenset[str]) -> str:
     """The recipe as it was resolved, without paths of the machine."""
-    values = yaml.safe_load((folder / RECIPE).read_text("utf-8"))
+    file = folder / RECIPE
+    with read_by_library(f"{RECIPE} cannot be read", code="file-cannot-be-read", files=[file]):
+        values = yaml.safe_load(file.read_text("utf-8"))
     public = public_values(values, folders=folders)
     text: str = yaml.safe_dump(public, sort_keys=False, allow_unicode=True, width=110)
     if shown(text, keep="\n") == text:
@@ -195,9 +204,20 @@ def _data(stage: StagePlan) -> str:
 
 
 def _versions(folder: Path) -> str:
-    found = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
-    packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items() if number)
-    return f"Trained with llava-recipes {found['llava_recipes']}, Python {found['python']}, {packages}.\n"
+    found = read_object(folder / ENVIRONMENT)
+    given = found.get("packages")
+    if not isinstance(given, dict):
+        raise RecipeError(
+            Problem(
+                f"{ENVIRONMENT} has no mapping `packages`",
+                code="file-cannot-be-read",
+                found=f"{folder / ENVIRONMENT}: {in_short(given)}",
+                hint="the run wrote it; bring it back, or write it as an earlier run has it",
+            )
+        )
+    packages = ", ".join(f"{name} {number}" for name, number in given.items() if number)
+    versions = f"llava-recipes {found.get('llava_recipes')}, Python {found.get('python')}, {packages}"
+    return f"Trained with {versions}.\n"
 
 
 def _licence(run: OpenedRun, folders: frozenset[str]) -> str:

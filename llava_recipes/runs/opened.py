@@ -16,11 +16,11 @@ from llava_recipes.model.precision import usual_device
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.plan.types import DataPlan, ModelPlan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.json_file import read_object
 from llava_recipes.runner.artifacts import PLAN
 from llava_recipes.runs.hf_folder import assemble_hf
 from llava_recipes.runs.llava_folder import assemble_llava
 from llava_recipes.runs.run_folder import assemble_run, read_run, with_base
-from llava_recipes.runs.source_plan import read_object
 
 WHOLE = ("language_model", "lm_head", "projector", "vision_tower")
 _PARTS: tuple[Part, ...] = ("weights", "start", "tokenizer", "image_processor")
@@ -61,6 +61,8 @@ def open_run(
     folder = expanded(path)
     try:
         opened = _open(folder, dtype, base)
+        # A folder's own word on pictures that its tower cannot take is the folder's fault.
+        opened.assembled.image_layout(opened.data)
     except RecipeError as error:
         mark = Mark(str(path), 0, 0)
         raise RecipeError(*(replace(problem, mark=mark, path=None) for problem in error.problems)) from error
@@ -79,7 +81,7 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         raise RecipeError(
             Problem(
                 f"this {what}; a folder of a run or a checkpoint is needed",
-                code="folder-run-checkpoint-needed",
+                code="not-a-model-folder",
             )
         )
     check_model_folder(folder, ())
@@ -98,7 +100,7 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         return OpenedRun(assembled, model_plan, data, "llava", folder, trained)
     hint = "a LLaVA model has a projector, and a vision tower named or inside"
     found = f"model_type {config.get('model_type')}"
-    raise RecipeError(Problem("this is no LLaVA model", code="no-llava-model", found=found, hint=hint))
+    raise RecipeError(Problem("this is no LLaVA model", code="not-a-model-folder", found=found, hint=hint))
 
 
 def _is_hub_id(path: Path) -> bool:
@@ -115,7 +117,7 @@ def no_model(folder: Path) -> RecipeError:
         return RecipeError(
             Problem(
                 "this folder holds stages of a run, not a model",
-                code="folder-holds-stages-run-not-model",
+                code="run-folder-of-stages",
                 hint=hint,
             )
         )
@@ -123,7 +125,7 @@ def no_model(folder: Path) -> RecipeError:
     return RecipeError(
         Problem(
             "this is no model folder",
-            code="no-model-folder",
+            code="not-a-model-folder",
             found=", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
             if names
             else "nothing in it",

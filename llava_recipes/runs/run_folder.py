@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from llava_recipes.files import expanded, real_path
@@ -19,8 +18,8 @@ from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, Plan, StagePl
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runner.artifacts import (
     DONE,
-    PLAN,
     read_finish_times,
+    read_plan,
     started_in,
     starts_from_then,
     unfinished,
@@ -33,20 +32,7 @@ def read_run(folder: Path) -> Plan:
 
     Raises RecipeError when the run is not finished, or its plan cannot be read.
     """
-    file = folder / PLAN
-    try:
-        plan = Plan.model_validate_json(file.read_text("utf-8"))
-    except ValidationError as error:
-        hint = "it was written by another version of llava-recipes; run the recipe again, or use that version"
-        first = error.errors()[0]
-        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise RecipeError(
-            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=found, hint=hint)
-        ) from error
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=str(error))
-        ) from error
+    plan = read_plan(folder)
     if not (folder / DONE).is_file():
         raise RecipeError(unfinished(folder))
     return _moved(plan, folder)
@@ -72,7 +58,7 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
     of those weights itself.
     """
     trained = set(stage.trainable_modules or ())
-    then = starts_from_then(folder).values()
+    then = starts_from_then(folder, len(stage.starts_from)).values()
     for start, finished in zip(stage.starts_from, then, strict=True):
         is_gone = finished is not None and not Path(start).exists()
         if is_gone and trained >= ALL_BUT_THE_TOWER:
@@ -82,7 +68,7 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
             raise RecipeError(
                 Problem(
                     "the run that this one was started from is gone",
-                    code="run-one-started-gone",
+                    code="base-run-missing",
                     found=start,
                     hint=hint,
                 )
@@ -94,7 +80,7 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
             raise RecipeError(
                 Problem(
                     "the run that this one was started from was trained again, and its weights lie under it",
-                    code="run-one-started-trained-again-weights",
+                    code="base-run-changed",
                     found=f"{start} was finished {finished}, and now {now or 'is not'}",
                     hint="run this stage again",
                 )

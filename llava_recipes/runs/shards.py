@@ -39,7 +39,9 @@ def parse_size(text: str) -> int:
     if match is None or unit is None or float(match.group(1)) * unit < 1:
         raise RecipeError(
             Problem(
-                f'"{text}" is no size of a file', code="no-size-file", hint="write it as 5GB, 500MB or 2GiB"
+                f'"{text}" is no size of a file',
+                code="invalid-file-size",
+                hint="write it as 5GB, 500MB or 2GiB",
             )
         )
     return int(float(match.group(1)) * unit)

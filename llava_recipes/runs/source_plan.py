@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from llava_recipes.layouts import Template
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.json_file import made_of, read_object
 
 NOTE = "llava_recipe.json"
 """The file in which an export says how text and pictures were given to the model."""
@@ -28,34 +29,15 @@ _TEMPLATE_OF: Mapping[str, Template] = {
 _USUAL_LENGTH = 2048
 
 
-def read_object(file: Path) -> dict[str, JsonValue]:
-    """The mapping that a JSON file holds; raises RecipeError when there is none."""
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=str(error))
-        ) from error
-    if not isinstance(found, dict):
-        raise RecipeError(
-            Problem(f"{file.name} is not a mapping", code="file-is-not-a-mapping", found=str(file))
-        )
-    return found
-
-
 def noted_data(folder: Path) -> DataPlan | None:
     """How an export of ours was given text and pictures; None for anybody else's folder."""
     file = folder / NOTE
     if not file.is_file():
         return None
-    try:
-        return DataPlan.model_validate_json(json.dumps(read_object(file).get("data")))
-    except ValidationError as error:
-        hint = f"it was written by another version of llava-recipes; without {file.name} the folder opens too"
-        found = f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
-        raise RecipeError(
-            Problem(f"{file.name} cannot be read", code="file-cannot-be-read", found=found, hint=hint)
-        ) from error
+    data = read_object(file).get("data")
+    hint = f"it was written by another version of llava-recipes; without {file.name} the folder opens too"
+    with made_of(file, hint=hint):
+        return DataPlan.model_validate_json(json.dumps(data))
 
 
 def noted_chat_template(folder: Path) -> str | None:
@@ -91,7 +73,7 @@ def usual_data(
         raise RecipeError(
             Problem(
                 message,
-                code="nothing-says-how-prompts-written-model",
+                code="template-not-known",
                 hint=f"known are {', '.join(_TEMPLATE_OF)}",
             )
         )
@@ -128,7 +110,7 @@ def pictures_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         raise RecipeError(
             Problem(
                 message,
-                code="pictures-given-model-way-not-known",
+                code="unknown-llava-model",
                 found=found or "image_aspect_ratio in config.json",
             )
         )

@@ -26,7 +26,7 @@ def check_target(target: Path) -> None:
         names = sorted(entry.name for entry in target.iterdir())
         found = ", ".join(names[:5]) + (f", and {len(names) - 5} more" if len(names) > 5 else "")
         raise RecipeError(
-            Problem(f"the folder {target} is not empty", code="folder-not-empty", found=found, hint=hint)
+            Problem(f"the folder {target} is not empty", code="output-not-empty", found=found, hint=hint)
         )
     nearest = target.absolute()
     while not nearest.exists():
@@ -35,7 +35,7 @@ def check_target(target: Path) -> None:
         raise RecipeError(
             Problem(
                 f"{target} cannot be made",
-                code="cannot-be-made",
+                code="output-cannot-be-made",
                 found=f"{nearest} is not writable",
                 hint=hint,
             )
@@ -55,11 +55,11 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(target.absolute().parent).free
         if free < num_bytes:
             found = f"{free / 2**30:,.1f} GiB free, {num_bytes / 2**30:,.1f} GiB needed"
-            raise RecipeError(Problem(f"the disk of {target} has no room", code="disk-no-room", found=found))
+            raise RecipeError(Problem(f"the disk of {target} has no room", code="disk-full", found=found))
         temporary = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
     except OSError as error:
         raise RecipeError(
-            Problem(f"{target} cannot be made", code="cannot-be-made", found=error.strerror)
+            Problem(f"{target} cannot be made", code="output-cannot-be-made", found=error.strerror)
         ) from None
     try:
         yield temporary
@@ -70,12 +70,12 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
         except OSError as error:
             message = f"something was put into {target} meanwhile"
             raise RecipeError(
-                Problem(message, code="something-put-into-meanwhile", found=error.strerror)
+                Problem(message, code="output-changed-meanwhile", found=error.strerror)
             ) from None
     # The second is what safetensors makes of a disk that is full.
     except (OSError, SafetensorError) as error:
         raise RecipeError(
-            Problem(f"{target} cannot be written", code="file-cannot-be-written", found=str(error))
+            Problem(f"{target} cannot be written", code="output-cannot-be-written", found=str(error))
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

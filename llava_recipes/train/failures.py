@@ -48,7 +48,7 @@ def out_of_memory(*, detail: str, stage: Path) -> RecipeError:
     return RecipeError(
         Problem(
             "the device ran out of memory",
-            code="device-ran-out-memory",
+            code="out-of-memory",
             path=(*stage, "train", "per_device_train_batch_size"),
             found=detail,
             hint="halve per_device_train_batch_size (and double gradient_accumulation_steps, unless "

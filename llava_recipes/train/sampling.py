@@ -67,7 +67,7 @@ def choose_subjects(
         raise RecipeError(
             Problem(
                 "no record has a picture to ask about",
-                code="no-record-picture-ask-about",
+                code="no-image-to-sample",
                 path=where,
                 hint=hint,
             )
@@ -168,7 +168,9 @@ def _own(answerer: Answerer, file: str, prompt: str | None, path: RecipePath) ->
         input_ids = answerer.prompt_ids([Turn("human", question)])
     except ValueError as error:
         raise RecipeError(
-            Problem(f"the question cannot be written: {error}", code="question-cannot-be-written", path=path)
+            Problem(
+                f"the question cannot be written: {error}", code="sample-does-not-fit-template", path=path
+            )
         ) from None
     return Subject((file,), question, None, input_ids, (picture,))
 
@@ -197,7 +199,7 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
             raise RecipeError(problem) from None
         except ValueError as error:
             raise RecipeError(
-                Problem(f"{who}: it cannot be written: {error}", code="file-cannot-be-written", mark=mark)
+                Problem(f"{who}: it cannot be written: {error}", code="output-cannot-be-written", mark=mark)
             ) from None
         found.append(
             Subject(

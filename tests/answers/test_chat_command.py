@@ -93,7 +93,7 @@ def test_an_answer_does_not_steer_the_terminal(
         return ""
 
     monkeypatch.setattr(Conversation, "ask", ask)
-    assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\x1b[2Jb\n\tc\x9b\n"
+    assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\ufffd[2Jb\n\tc\ufffd\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\ufffd[2Jb\n\tc\ufffd\n"
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from llava_recipes.authoring.explanation import example_lines, explain_key, find_keys
 from llava_recipes.authoring.keys import Key, read_keys
@@ -63,6 +66,29 @@ def test_a_key_is_described(key: Key) -> None:
 def test_a_key_is_found_by_its_path(key: Key) -> None:
     assert find_keys(key.path, KEYS) == (key,) or key.path == "name"
     assert key in find_keys(key.name, KEYS)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.path)
+def test_every_example_shown_is_accepted(key: Key) -> None:
+    for chosen in (key, *(replace(key, examples=(value,)) for value in key.examples)):
+        assert _refused("\n".join(example_lines(chosen))) == []
+
+
+def test_an_example_that_is_not_accepted_is_found() -> None:
+    ratio = replace(BY_PATH["stages[].train.warmup_ratio"], examples=(1,))
+    assert _refused("\n".join(example_lines(ratio))) == ["Input should be less than 1"]
+
+
+def _refused(text: str) -> list[str]:
+    """What the schema refuses in a part of a recipe; that the rest is missing doesn't count."""
+    if not text:
+        return []
+    try:
+        Recipe.model_validate_json(json.dumps(parse_value(text, "").root))
+    except ValidationError as error:
+        # A list whose entries lack keys counts as too short as well.
+        return [each["msg"] for each in error.errors() if each["type"] not in ("missing", "too_short")]
+    return []
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if example_lines(key)], ids=lambda key: key.path)

@@ -72,8 +72,8 @@ def test_flags_and_data_are_filled_in(elsewhere: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr()
     assert "4 records" in printed.out and "4 of 4 pictures" in printed.out
     assert "wrote    mine.yaml" in printed.out
-    # Four samples make one step of 256, so no checkpoint would be written.
-    assert "mine.yaml:" in printed.err and "`save_steps: 500`" in printed.err
+    # Four samples are less than one step of the template's 256.
+    assert stage.train.global_batch_size == 2 and "warning" not in printed.err
 
 
 def test_standard_output_holds_the_recipe_alone(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,3 +195,29 @@ def test_a_question_can_be_left(elsewhere: Path) -> None:
     assert code == 130, screen
     assert "interrupted" in screen and "Traceback" not in screen
     assert not (elsewhere / "tiny.yaml").exists()
+
+
+@pytest.mark.parametrize("num_records", [1, 2, 3, 16, 24, 100, 1000, 3000])
+@pytest.mark.parametrize("template", ["pretrain", "finetune", "lora", "task", "tiny"])
+def test_what_is_written_suits_the_records(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], template: str, num_records: int
+) -> None:
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a cat"}]
+    record = {"image": "0.jpg", "conversations": turns}
+    (elsewhere / "many.json").write_text(json.dumps([record] * num_records), encoding="utf-8")
+    words = ["--data", "many.json", "--images", "pictures", "-o", "mine.yaml"]
+    assert main(["new", template, *words]) == 0
+    printed = capsys.readouterr().err
+    for key in ("warmup_ratio", "global_batch_size", "per_device_train_batch_size", "save_steps"):
+        assert key not in printed
+    train = load_recipe("mine.yaml").recipe.stages[0].train
+    batch = train.global_batch_size or train.per_device_train_batch_size
+    assert batch <= num_records and batch % train.per_device_train_batch_size == 0
+
+
+def test_a_batch_that_was_given_stays(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", "stages.0.train.global_batch_size=64", "--set", "stages.0.train.warmup_ratio=0.1"]
+    assert main(["new", "pretrain", "-o", "mine.yaml", "--data", "captions.json", *words]) == 0
+    train = load_recipe("mine.yaml").recipe.stages[0].train
+    assert (train.global_batch_size, train.per_device_train_batch_size, train.warmup_ratio) == (64, 32, 0.1)
+    assert "64 samples in a step, 4 in an epoch" in capsys.readouterr().err

@@ -208,7 +208,7 @@ def test_github_annotations_are_one_line_each(gallery: list[str], capsys: pytest
     lines = out.splitlines()
     assert len(lines) == report["num_errors"] + report["num_warnings"]
     annotation = re.compile(
-        r"::(error|warning) file=[^,:]+(,line=\d+,col=\d+,endColumn=\d+)?,title=[a-z-]+::[^\n]+"
+        r"::(error|warning) file=[^,:]+(,line=\d+,col=\d+,endColumn=\d+)?,title=[a-z0-9-]+::[^\n]+"
     )
     assert all(annotation.fullmatch(line) for line in lines)
 

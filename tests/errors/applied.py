@@ -80,7 +80,7 @@ def _put(root: Root, path: KeyPath, value: Any) -> KeyPath:
     for depth in range(1, len(path)):
         if _at(root, path[:depth]) is None:
             _at(root, path[: depth - 1])[path[depth - 1]] = {}
-    for other in displaced(path, value, ()):
+    for other in displaced(path, value, given=(), below=_at(root, path[:-1])):
         _at(root, path[:-1]).pop(other[-1], None)
     _at(root, path[:-1])[path[-1]] = value
     return path

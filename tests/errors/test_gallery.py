@@ -1,10 +1,12 @@
-"""Every bad recipe here prints exactly the text beside it.
+"""Every bad recipe here prints exactly the text beside it, and each kind of problem keeps its name.
 
 After a change of wording: llava-recipe validate tests/errors/NAME.yaml 2> tests/errors/NAME.txt
+For a new bad recipe, add the codes of its problems to codes.json; those that are there don't change.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,18 @@ def test_a_doubtful_recipe_is_valid_and_prints_its_text(
     assert capsys.readouterr() == (f"ok  {name}\n", text)
     assert main(["validate", name, "--strict"]) == 1
     assert capsys.readouterr() == ("", text.replace(": warning: ", ": "))
+
+
+def test_the_kinds_of_problems_keep_their_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    main(["validate", "--format", "json", *(file.relative_to(ROOT).as_posix() for file in BAD_RECIPES)])
+    found = {
+        Path(report["file"]).stem: sorted({problem["rule"] for problem in report["problems"]})
+        for report in json.loads(capsys.readouterr().out)["files"]
+    }
+    assert found == json.loads((HERE / "codes.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("file", BAD_RECIPES, ids=lambda file: file.stem)

@@ -146,6 +146,41 @@ FORKS = [
         before="J=j",
         data_path="${J}/a.json ${J}/b.json ${J}/c.json",
     ),
+    fork(
+        "MoE-LLaVA's names of the parts",
+        "deepspeed moellava/train/train_mem.py",
+        {
+            "model.vision_tower.source": "google/siglip-so400m-patch14-384",
+            "model.projector.type": "mlp2x_gelu",
+        },
+        lost="--moe_enable",
+        without="vision_tower mm_projector_type",
+        extra="--image_tower google/siglip-so400m-patch14-384 --image_projector_type mlp2x_gelu "
+        "--moe_enable True",
+    ),
+    fork(
+        "Video-LLaVA's towers",
+        "deepspeed videollava/train/train_mem.py",
+        {"model.vision_tower.source": "LanguageBind/LanguageBind_Image"},
+        lost="--video_tower --video_folder",
+        without="vision_tower",
+        extra="--image_tower LanguageBind/LanguageBind_Image --video_folder v "
+        "--video_tower LanguageBind/LanguageBind_Video_merge",
+    ),
+    fork(
+        "two towers for images",
+        LLAVA,
+        {"model.vision_tower.source": "c/d"},
+        lost="--vision_tower",
+        extra="--image_tower c/d",
+    ),
+    Shape(
+        "a tower for videos alone",
+        script(
+            "deepspeed videollava/train/train_mem.py", without="vision_tower", extra="--video_tower v/merge"
+        ),
+        refused="recipes train on images alone",
+    ),
     fork("Cambrian, Phi 3", "python cambrian/train/train_tpu.py", {TEMPLATE: "phi3"}, version="phi3"),
     fork("ShareGPT4V", "deepspeed share4v/train/train_mem.py", {TEMPLATE: "v1"}),
     fork("LLaVA-HR", "torchrun --nproc_per_node 8 llava_hr/train/train_mem.py", {TEMPLATE: "v1"}),

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.migrate.shell import Argument, walk_commands
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.migrate.shell import Argument, Untold, walk_commands
+from llava_recipes.recipe.errors import RecipeError
 from tests.laws import examples
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="compares with bash")
@@ -28,7 +28,7 @@ def ours(script: str, *positional: str) -> list[str]:
         filled = command.fill()
         words = [entry.text for entry in filled if isinstance(entry, Argument)]
         if words[:1] == ["deepspeed"] and "train.py" in words:
-            problems = [entry for entry in filled if isinstance(entry, Problem)]
+            problems = [entry.problem for entry in filled if isinstance(entry, Untold)]
             if problems:
                 raise RecipeError(*problems)
             return words[words.index("train.py") + 1 :]

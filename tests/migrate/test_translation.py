@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from llava_recipes.cli.migrate import read_beside
 from llava_recipes.migrate.combine import Migration
 from llava_recipes.migrate.draft import Entry
 from llava_recipes.migrate.migration import migrate
-from llava_recipes.plan.deepspeed import original_file
+from llava_recipes.migrate.report import report_lines
+from llava_recipes.plan.deepspeed import Config, original_file
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.scalars import Value
@@ -166,6 +168,22 @@ def test_a_misspelt_flag_is_recognised() -> None:
 
 
 @pytest.mark.parametrize(
+    ("flag", "remark"),
+    [
+        ("vision_tower_aux", "a flag of the program's own, or `--vision_tower` misspelt"),
+        ("image_size_aux", "recipes have no key for it: a flag of the program's own"),
+    ],
+)
+def test_a_fork_may_have_flags_whose_names_are_near_ours(flag: str, remark: str) -> None:
+    (entry,) = (
+        entry
+        for entry in entries(run(f"--{flag} x", BARE.replace("llava/", "mgm/")), "lost")
+        if entry.name == f"--{flag}"
+    )
+    assert entry.remark.endswith(remark)
+
+
+@pytest.mark.parametrize(
     ("flags", "path", "value"),
     [
         ("--max_steps 10 --num_train_epochs 2", "stages.0.train.max_steps", 10),
@@ -175,6 +193,9 @@ def test_a_misspelt_flag_is_recognised() -> None:
         ("--warmup_steps 10 --warmup_ratio 0.1", "stages.0.train.warmup_ratio", None),
         ("--lr_scheduler_type constant --warmup_ratio 0.1", "stages.0.train.warmup_ratio", None),
         ("--report_to wandb tensorboard", "stages.0.train.report_to", ["wandb", "tensorboard"]),
+        ("--report_to wandb,tensorboard", "stages.0.train.report_to", ["wandb", "tensorboard"]),
+        ("'--report_to=tensorboard, wandb'", "stages.0.train.report_to", ["tensorboard", "wandb"]),
+        ("--report_to wandb,wandb", "stages.0.train.report_to", "wandb"),
         ("--report_to none", "stages.0.train.report_to", "none"),
         ("--group_by_length True", "stages.0.data.group_by", "length"),
         ("--group_by_modality_length True", "stages.0.data.group_by", "modality_length"),
@@ -249,6 +270,33 @@ def test_a_deepspeed_file_that_holds_the_preset_is_the_preset(tmp_path: Path) ->
         assert at(migration, "stages.0.deepspeed") == choice
 
 
+def test_a_deepspeed_file_in_another_folder_is_written_out(tmp_path: Path) -> None:
+    """Its path in the script would lead nowhere from here."""
+    folder = tmp_path / "checkout/scripts"
+    folder.mkdir(parents=True)
+    config = {"zero_optimization": {"stage": 1}}
+    (folder / "own.json").write_text(json.dumps(config), encoding="utf-8")
+    script = str(folder / "train.sh")
+    migration = migrate(f"{BARE} --deepspeed scripts/own.json\n", script, read_beside=read_beside)
+    assert at(migration, "stages.0.deepspeed") == config
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_zero2_with_offload_leaves_the_parameters_where_they_are(is_here: bool, tmp_path: Path) -> None:
+    config = original_file("zero2")
+    zero = config["zero_optimization"]
+    assert isinstance(zero, dict)
+    memory: Config = {"device": "cpu", "pin_memory": True}
+    config["zero_optimization"] = {**zero, "offload_optimizer": memory, "offload_param": memory}
+    if is_here:
+        (tmp_path / "zero2_offload.json").write_text(json.dumps(config), encoding="utf-8")
+    text = f"{BARE} --deepspeed {tmp_path}/zero2_offload.json\n"
+    migration = migrate(text, "script.sh", read_beside=read_beside)
+    assert at(migration, "stages.0.deepspeed.zero_optimization") == {**zero, "offload_optimizer": memory}
+    assert at(migration, "stages.0.train.max_grad_norm") == 0
+    load_source(migration.text, "recipe.yaml")
+
+
 NEXT = "--mm_tunable_parts mm_mlp_adapter"
 TINY = BARE.replace("llava/train/train_mem.py", "tinyllava/train/train.py")
 
@@ -320,6 +368,74 @@ def test_a_file_that_clips_elsewhere_than_the_flag_is_kept(tmp_path: Path) -> No
 def test_the_order_of_samples_is_that_of_the_program(flags: str, script: str, order: str | None) -> None:
     """LLaVA and Open-LLaVA-NeXT pin accelerate 0.21, the others a later one, which draws otherwise."""
     assert at(run(flags, script), "stages.0.data.order") == order
+
+
+@pytest.mark.parametrize(
+    ("flags", "program"),
+    [
+        ("", "LLaVA (llava/train/train_mem.py)"),
+        ("--attn_implementation sdpa", "LLaVA (llava/train/train_mem.py)"),
+        ("--mm_patch_merge_type flat", "LLaVA (llava/train/train_mem.py)"),
+        ("--image_grid_pinpoints None", "LLaVA (llava/train/train_mem.py)"),
+        (
+            "--mm_patch_merge_type spatial_unpad --image_aspect_ratio anyres",
+            "Open-LLaVA-NeXT (llava/train/train_mem.py; by `--mm_patch_merge_type`)",
+        ),
+        (NEXT, f"LLaVA-NeXT (llava/train/train_mem.py; by `{NEXT.split()[0]}`)"),
+        ("--version qwen_1_5", "LLaVA-NeXT (llava/train/train_mem.py; by `--version qwen_1_5`)"),
+        ("--version phi3_instruct", "LLaVA-pp (llava/train/train_mem.py; by `--version phi3_instruct`)"),
+    ],
+)
+def test_the_report_says_what_the_program_was_told_by(flags: str, program: str) -> None:
+    """Programs that share a path differ in the defaults that the recipe says; one flag may decide."""
+    migration = run(flags)
+    assert migration.programs == (program,)
+    assert f"  program: {program}" in list(report_lines(migration, "script.sh"))
+    is_next = program.startswith("LLaVA-NeXT")
+    assert (at(migration, "stages.0.data.order") == "seed") == is_next
+    lost = [entry.remark for entry in entries(migration, "lost") if entry.name == "program"]
+    assert bool(lost) == program.startswith("LLaVA-pp")
+
+
+@pytest.mark.parametrize(
+    ("before", "flag", "shown"),
+    [
+        ("", "--run_name my-$(date +%Y%m%d)", "my-$(date +%Y%m%d)"),
+        ("", '--run_name "my-`date`"', "my-$(date)"),
+        ("", "--run-name=my-$(date)", "my-$(date)"),
+        ("", "--run_name $(date +%F %T) more", "$(date +%F %T) more"),
+        ("", "--run_name ${USER}_x", "${USER}_x"),
+        ("", "--run_name $1", "${1}"),
+        ("", "--run_name my-$((RANDOM % 9))", "my-$((RANDOM % 9))"),
+        ("", "--run_name $'a\\tb'", "$…"),
+        ("NOW=$(date)\n", "--run_name my-${NOW%:*}", "my-${NOW…}"),
+        ("", "--logging_dir logs/$(date)", "logs/$(date)"),
+        ("", "--local_rank $LOCAL_RANK", "${LOCAL_RANK}"),
+    ],
+)
+@pytest.mark.parametrize("last", ["", " --learning_rate 1e-3"])
+def test_a_label_that_only_a_shell_could_tell_is_left_out(
+    before: str, flag: str, shown: str, last: str
+) -> None:
+    migration = run(flag + last, before + BARE)
+    name = "--" + re.split("[ =]", flag)[0][2:].replace("-", "_")
+    (entry,) = [found for found in entries(migration, "needless") if found.name == name]
+    assert entry.value == shown and "label" in entry.remark and entry.mark is not None
+    assert at(migration, "name") == "out"
+    assert not entries(migration, "lost")
+    if last:
+        assert at(migration, "stages.0.train.learning_rate") == 1e-3
+
+
+def test_a_label_is_no_excuse_for_what_training_needs() -> None:
+    script = f"NAME=my-$(date)\n{BARE}/$NAME --run_name $NAME"
+    with pytest.raises(RecipeError, match="not evaluated, and its value is needed"):
+        migrate(script, "script.sh")
+    flags = "--run_name $(date) --model_name_or_path a/b --vision_tower c/d --data_path e.json --output_dir o"
+    (entry,) = [
+        found for found in entries(migrate(flags, "args.txt"), "needless") if found.name == "--run_name"
+    ]
+    assert entry.value == "$(date)"
 
 
 def test_two_stages_of_one_script_follow_each_other() -> None:
@@ -426,6 +542,19 @@ def test_no_end_of_a_row_trains_where_pictures_have_one_part() -> None:
     assert at(migration, "stages.0.trainable") == ["language_model", "lm_head"]
 
 
+def test_a_command_that_is_not_taken_may_miss_a_variable() -> None:
+    text = f"{BARE} --seed $NOWHERE\n{BARE} --seed 7\n{BARE} --seed $NEITHER\n"
+    assert at(migrate(text, "script.sh", only=2), "stages.0.train.seed") == 7
+    with pytest.raises(RecipeError) as caught:
+        migrate(text, "script.sh")
+    assert [problem.code for problem in caught.value.problems] == ["variable-not-set"] * 2
+
+
+def test_preferences_are_refused_before_the_variables_they_miss() -> None:
+    with pytest.raises(RecipeError, match="trains on preferences"):
+        migrate(f"{BARE} --seed $NOWHERE\n".replace("train_mem", "train_dpo"), "script.sh")
+
+
 def test_a_command_inside_bash_c_behind_a_launcher() -> None:
     migration = migrated("next/inner.sh")
     assert migration.num_processes == 8
@@ -455,7 +584,7 @@ def test_the_rate_of_a_module_that_does_not_train_is_needless() -> None:
 def test_a_quote_with_escapes_is_not_guessed() -> None:
     assert at(run("--run_name $'plain'"), "name") == "plain"
     with pytest.raises(RecipeError, match="a quote with escapes is not evaluated"):
-        run("--run_name $'a\\tb'")
+        run("--output_dir $'a\\tb'")
 
 
 def test_a_backslash_at_the_very_end_continues_nothing() -> None:

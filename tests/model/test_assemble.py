@@ -321,7 +321,7 @@ def _broken(folder: Path, change: str) -> None:
     ("change", "message"),
     [
         ("no config", "no config.json"),
-        ("config is no JSON", "cannot read the model's config"),
+        ("config is no JSON", "not well-formed JSON"),
         ("weights cut short", "cannot read weights"),
         ("shard missing", "are missing"),
         ("llava", "whole LLaVA model"),

@@ -19,7 +19,7 @@ def test_every_read_of_a_model_trusts_no_code() -> None:
     """Left out, `trust_remote_code` is what transformers asks for on standard input."""
     files = sorted(Path(llava_recipes.__file__).parent.rglob("*.py"))
     reads = [(file, call) for file in files for call in _reads(file)]
-    assert len(reads) >= 8
+    assert len(reads) >= 6
     for file, call in reads:
         given = {word.arg: ast.unparse(word.value) for word in call.keywords}
         assert given.get("trust_remote_code") == "False", f"{file.name}:{call.lineno}: {ast.unparse(call)}"

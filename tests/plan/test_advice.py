@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def test_an_ordinary_stage_has_none() -> None:
     [
         (100, {"save_steps": 100}, False),
         (100, {"save_steps": 101}, True),
+        (99, {"save_steps": 100}, False),
+        (1, {"save_steps": 24000}, False),
         (100, {"save_steps": 101, "save_strategy": "no"}, False),
         (100, {"save_steps": 5, "save_strategy": "epoch"}, True),
         # Nobody asked for checkpoints every 500 steps.
@@ -94,11 +97,14 @@ def test_saving(max_steps: int, save: dict[str, Any], is_told: bool) -> None:
 
 def test_steps_of_one_process_are_an_upper_bound() -> None:
     """`validate` does not know the number of processes: what it tells is true for any."""
-    values = stage_values(train__save_steps=30)
+    values = stage_values(train__save_steps=600)
+    # 500 steps on one process, 125 on four.
+    values["stages"][0]["data"]["sources"][0]["num_samples"] = 2000
     (problem,) = warnings_of(values, world_size=1)
     assert problem.found is not None and "1 process" in problem.found
     assert len(warnings_of(values, world_size=4)) == 1
-    values["stages"][0]["train"]["save_steps"] = 20
+    assert warnings_of(values, world_size=8) == [], "so few steps need no checkpoint"
+    values["stages"][0]["train"]["save_steps"] = 400
     assert warnings_of(values, world_size=1) == []
     (problem,) = warnings_of(values, world_size=4)
     assert problem.found is None
@@ -107,6 +113,58 @@ def test_steps_of_one_process_are_an_upper_bound() -> None:
 @pytest.mark.parametrize(("steps", "is_told"), [(24, False), (25, True), (1000, True)])
 def test_warm_up_that_never_ends(steps: int, is_told: bool) -> None:
     assert bool(warnings_of(stage_values(train__warmup_steps=steps))) == is_told
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "warm_up", "is_told"),
+    [
+        # Of batches of four: one step, two, five, and a hundred.
+        (4, {"warmup_ratio": 0.03}, True),
+        (4, {"warmup_ratio": 0}, False),
+        (4, {"warmup_steps": 0}, False),
+        (4, {"warmup_steps": 1}, True),
+        (8, {"warmup_ratio": 0.03}, False),
+        (8, {"warmup_ratio": 0.51}, True),
+        (20, {"warmup_ratio": 0.8}, False),
+        (20, {"warmup_ratio": 0.81}, True),
+        (400, {"warmup_ratio": 0.995}, True),
+        (400, {"warmup_ratio": 0.03}, False),
+    ],
+)
+def test_a_run_that_is_all_warm_up(num_samples: int, warm_up: dict[str, float], is_told: bool) -> None:
+    values = stage_values(data__sources__0__num_samples=num_samples)
+    train = values["stages"][0]["train"]
+    train |= warm_up
+    found = warnings_of(values)
+    assert [problem.path for problem in found] == [("stages", 0, "train", *warm_up)] * is_told
+    for problem in found:
+        (pair,) = re.findall(r"`(warmup_ratio|warmup_steps): ([0-9.]+)`", str(problem.hint))
+        values["stages"][0]["train"] = {key: train[key] for key in train if key not in warm_up}
+        values["stages"][0]["train"][pair[0]] = json.loads(pair[1])
+        assert warnings_of(values) == []
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 8])
+@pytest.mark.parametrize("num_samples", [1, 2, 7, 24, 95])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"global_batch_size": 96, "per_device_train_batch_size": 4},
+        {"per_device_train_batch_size": 96},
+        {"per_device_train_batch_size": 12, "gradient_accumulation_steps": 8},
+    ],
+)
+def test_a_batch_larger_than_an_epoch(batch: dict[str, int], num_samples: int, world_size: int) -> None:
+    values = stage_values(data__sources__0__num_samples=num_samples)
+    values["stages"][0]["train"] |= batch
+    (problem,) = warnings_of(values, world_size=world_size)
+    assert problem.code == "batch-larger-than-epoch"
+    written = re.findall(r"`([a-z_]+): (\d+)`", str(problem.hint))
+    assert bool(written) == (num_samples >= world_size)
+    for key, value in written:
+        values["stages"][0]["train"][key] = int(value)
+    if written:
+        assert warnings_of(values, world_size=world_size) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 from accelerate.data_loader import BatchSamplerShard
@@ -10,9 +11,14 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from llava_recipes.plan.batch import count_steps, derive_batch, explain_batch
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Train
+from llava_recipes.runner.facts import plan_recipe
 
 COUNTS = st.integers(1, 9)
+ROOT = Path(__file__).parent.parent.parent
+PATH = ("stages", 0, "train")
 
 
 def train(**values: object) -> Train:
@@ -79,7 +85,7 @@ def test_proposed_batches_can_be_reached(global_batch: int, per_device: int, wor
     if batch is not None:
         assert batch.in_all == global_batch == per_device * world_size * batch.accumulation
         return
-    hint = explain_batch(settings, world_size=world_size, path=()).hint
+    hint = explain_batch(settings, world_size=world_size, path=PATH, stage="align").hint
     assert hint is not None
     together = re.findall(r"`global_batch_size: (\d+)`(?: with `per_device_train_batch_size: (\d+)`)?", hint)
     for in_all, size in together:
@@ -102,16 +108,57 @@ def test_proposed_batches_can_be_reached(global_batch: int, per_device: int, wor
         (
             32,
             7,
-            "run on 4 processes, or write `global_batch_size: 252` with `per_device_train_batch_size: 18`",
+            "run on 4 processes, or write `global_batch_size: 252` with `per_device_train_batch_size: 18` "
+            "(`--set stages.align.train.global_batch_size=252 "
+            "--set stages.align.train.per_device_train_batch_size=18`)",
         ),
-        (24, 8, "write `per_device_train_batch_size: 16`"),
-        (7, 3, "write `global_batch_size: 255` with `per_device_train_batch_size: 5`"),
-        (32, 64, "write `per_device_train_batch_size: 4`"),
+        (
+            24,
+            8,
+            "write `per_device_train_batch_size: 16` "
+            "(`--set stages.align.train.per_device_train_batch_size=16`)",
+        ),
+        (
+            7,
+            3,
+            "write `global_batch_size: 255` with `per_device_train_batch_size: 5` "
+            "(`--set stages.align.train.global_batch_size=255 "
+            "--set stages.align.train.per_device_train_batch_size=5`)",
+        ),
+        (
+            32,
+            64,
+            "write `per_device_train_batch_size: 4` "
+            "(`--set stages.align.train.per_device_train_batch_size=4`)",
+        ),
     ],
 )
 def test_a_global_batch_that_does_not_divide(per_device: int, world_size: int, hint: str) -> None:
     settings = train(per_device_train_batch_size=per_device, global_batch_size=256)
     assert derive_batch(settings, world_size=world_size) is None
-    problem = explain_batch(settings, world_size=world_size, path=("stages", 0, "train"))
+    problem = explain_batch(settings, world_size=world_size, path=PATH, stage="align")
     assert problem.path == ("stages", 0, "train", "global_batch_size")
     assert problem.hint == hint
+
+
+@pytest.mark.parametrize(("name", "segment"), [("align", "align"), ("v1.5", "0"), ("2", "0")])
+def test_what_is_proposed_for_the_command_line_can_be_set(name: str, segment: str) -> None:
+    settings = train(per_device_train_batch_size=32, global_batch_size=256)
+    hint = explain_batch(settings, world_size=64, path=PATH, stage=name).hint
+    assert hint is not None and f"`--set stages.{segment}.train.per_device_train_batch_size=4`" in hint
+
+
+@pytest.mark.parametrize("world_size", [3, 7, 16, 32])
+@pytest.mark.parametrize("recipe", ["pretrain_v15_7b", "finetune_v15_7b", "llava_v15_13b"])
+def test_words_for_the_command_line_are_right_when_obeyed(recipe: str, world_size: int) -> None:
+    file, words = str(ROOT / "recipes" / f"{recipe}.yaml"), list[str]()
+    for _ in range(4):
+        try:
+            plan_recipe(load_recipe(file, words), world_size=world_size)
+            break
+        except RecipeError as error:
+            found = re.findall(r"\(`--set ([^`]*)`\)", str(error.problems[0].hint))
+            words += found[-1].split(" --set ")
+    else:
+        pytest.fail(f"still refused with {words}")
+    assert words

@@ -238,10 +238,11 @@ def test_uncounted_samples_are_told() -> None:
     assert plan.stages[0].data.num_samples is None
     assert plan.stages[0].train.max_steps is None
     assert any("align.json" in note and "`num_samples`" in note for note in plan.notes)
-    counted = compiled(values, facts=Facts(num_samples={"align.json": 8}))
-    assert counted.stages[0].train.max_steps == 2
+    values["stages"][0]["train"]["save_steps"] = 500
+    counted = compiled(values, facts=Facts(num_samples={"align.json": 800}))
+    assert counted.stages[0].train.max_steps == 200
     assert counted.notes == (
-        "no checkpoint is written before the end: `save_steps: 5` is beyond the last of 2 steps",
+        "no checkpoint is written before the end: `save_steps: 500` is beyond the last of 200 steps",
     )
 
 

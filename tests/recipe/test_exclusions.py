@@ -81,10 +81,35 @@ def test_every_exclusion_is_one_of_keys_that_exist_and_is_both_displaced_and_rep
     place = tuple(0 if segment == ANY else segment for segment in exclusion.place)
     for key in (exclusion.winner, exclusion.loser):
         assert field_at((*place, key)) is not None
-    assert (*place, exclusion.loser) in displaced((*place, exclusion.winner), 1, ())
-    assert ((*place, exclusion.winner) in displaced((*place, exclusion.loser), 1, ())) is exclusion.mutual
+    assert (*place, exclusion.loser) in displaced((*place, exclusion.winner), 1, given=(), below=())
+    others = displaced((*place, exclusion.loser), 1, given=(), below=())
+    assert ((*place, exclusion.winner) in others) is exclusion.mutual
     both = recipe_with(place, {exclusion.winner: 1, exclusion.loser: 1})
     assert [problem.path for problem in check_exclusions(both)] == [(*place, exclusion.loser)]
+
+
+LANGUAGE_MODEL: Path = ("model", "language_model")
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "tokenizer"),
+    [
+        # The tokenizer of random weights is nothing to a pretrained model, which has its own.
+        ({"config": 1, "tokenizer": 2}, {"source": 3}, None),
+        ({"config": 1, "tokenizer": 2}, {"source": 3, "tokenizer": 4}, 4),
+        ({"source": 1, "tokenizer": 2}, {"source": 3}, 2),
+        ({"source": 1, "tokenizer": 2}, {"config": 3}, 2),
+    ],
+)
+def test_a_tokenizer_goes_with_the_config_that_it_belongs_to(
+    below: dict[str, int], above: dict[str, int], tokenizer: int | None
+) -> None:
+    parent, child = (
+        parse_source(yaml.safe_dump(recipe_with(LANGUAGE_MODEL, each)), "f") for each in (below, above)
+    )
+    overrides = [f"model.language_model.{key}={value}" for key, value in above.items()]
+    for whole in (lay_over(parent, child), resolve(parent, overrides), resolve(parent, overrides[::-1])):
+        assert at(whole.root, LANGUAGE_MODEL).get("tokenizer") == tokenizer
 
 
 def test_a_stage_may_have_the_name_of_such_a_key() -> None:

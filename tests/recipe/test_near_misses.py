@@ -109,6 +109,11 @@ def test_what_is_no_preset_is_not_taken_for_another(word: str) -> None:
     assert "did you mean" not in deepspeed_hint(word)
 
 
+@pytest.mark.parametrize("word", ["no", "off", "False", "null", "disabled"])
+def test_words_for_no_deepspeed(word: str) -> None:
+    assert deepspeed_hint(word) == "write `none` to train without DeepSpeed"
+
+
 RECIPE = """\
 version: 1
 name: example
@@ -153,6 +158,25 @@ def test_a_missing_learning_rate_is_given_for_what_trains(keys: str, written: st
     loaded = load_source(text.replace("TRAIN", f"learning_rate: {rate[1]}"), "f.yaml")
     warnings = compile_loaded(loaded, world_size=1).warnings
     assert not [warning.message for warning in warnings if "learning rate" in warning.message]
+
+
+@pytest.mark.parametrize(
+    ("keys", "hint"),
+    [
+        ("deepspeed: 3", "did you mean `zero3`?"),
+        ("deepspeed: false", "write `none` to train without DeepSpeed"),
+        ("deepspeed: true", "presets: none"),
+        ("trainable: all", "write `freeze: none`"),
+        ("trainable: projector", "write `[projector]`"),
+    ],
+)
+def test_a_value_of_another_kind_is_not_sent_into_the_next_error(keys: str, hint: str) -> None:
+    text = RECIPE.replace("KEYS", keys).replace("TRAIN", "learning_rate: 1e-3").replace("TEMPLATE", "v1")
+    with pytest.raises(RecipeError) as caught:
+        load_source(text, "f.yaml")
+    key = keys.partition(":")[0]
+    (problem,) = (each for each in caught.value.problems if each.path and each.path[-1] == key)
+    assert str(problem.hint).startswith(hint)
 
 
 @pytest.mark.parametrize(

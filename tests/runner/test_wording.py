@@ -14,7 +14,6 @@ from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.preflight import check_before_loading
-from llava_recipes.runner.wording import wording_problems
 from tests.chat_tokenizers import CHAT_TEMPLATES, open_tokenizer, save_tokenizer
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 
@@ -102,16 +101,21 @@ def test_a_deep_look_tries_a_chat_template_on_every_record(
     assert "of 3 records; this is the first" in told
 
 
-def test_templates_without_tokens_of_their_own_open_no_tokenizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("the tokenizer was opened")
-
-    monkeypatch.setattr("llava_recipes.data.tokenizer.load_tokenizer", never)
-    for template in ("plain", "v1", "llava_v1", "v0_mmtag"):
-        loaded = load_recipe(str(recipe(tmp_path, template=template)))
-        assert list(wording_problems(plan_recipe(loaded, world_size=1), [0])) == []
-    loaded = load_recipe(str(recipe(tmp_path, template="mpt")))
-    with pytest.raises(AssertionError, match="was opened"):
-        list(wording_problems(plan_recipe(loaded, world_size=1), [0]))
+@pytest.mark.parametrize("template", ["plain", "v1", "qwen"])
+def test_a_folder_without_tokenizer_is_told_before_loading(tmp_path: Path, template: str) -> None:
+    """Whatever the template needs, the run needs a tokenizer; a template of ours has nothing to say of it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((FIXTURES / "tiny_vicuna" / name).read_bytes())
+    with pytest.raises(RecipeError) as caught:
+        check(recipe(tmp_path, tokenizer=folder, template=template))
+    (problem,) = caught.value.problems
+    assert problem.message == f'the folder "{folder}" holds no tokenizer'
+    assert problem.found == f"neither tokenizer.json nor tokenizer.model in {folder}"
+    assert problem.mark is not None and problem.mark.text is not None
+    assert "language_model:" in problem.mark.text
+    # What the message asks for is enough.
+    (folder / "tokenizer.json").write_bytes((FIXTURES / "tiny_vicuna" / "tokenizer.json").read_bytes())
+    if template != "qwen":
+        check(recipe(tmp_path, tokenizer=folder, template=template))

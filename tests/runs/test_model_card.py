@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -15,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from llava_recipes.runs import model_card
 from llava_recipes.runs.markdown import code, code_block, inline, one_line
-from llava_recipes.runs.model_card import write_card
+from llava_recipes.runs.model_card import training_of, write_card
 from llava_recipes.runs.opened import open_run
 from llava_recipes.runs.public_names import is_hub_id, last_part, public_name, public_text, public_values
 from tests.laws import examples
@@ -223,7 +225,7 @@ def test_what_a_recipe_is_called_is_no_markup(pipeline: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     out.mkdir()
     run = open_run(folder, device=torch.device("cpu"))
-    write_card(run, out, layout="hf", dtype=torch.float32, difference=0.0)
+    write_card(run, out, layout="hf", dtype=torch.float32, difference=0.0, training=training_of(run))
     empty, head, text = (out / "README.md").read_text().split("---\n", 2)
     assert empty == "" and set(yaml.safe_load(head)) == {"base_model", "library_name", "pipeline_tag", "tags"}
     tokens = MARKDOWN.parse(text)
@@ -266,10 +268,21 @@ def test_a_folder_that_reads_as_a_hub_id_is_one_from_everywhere(
         run = open_run(start / "out" / "run", device=torch.device("cpu"))
         out = tmp_path / name
         out.mkdir()
-        write_card(run, out, layout="hf", dtype=torch.float32, difference=0.0)
+        write_card(run, out, layout="hf", dtype=torch.float32, difference=0.0, training=training_of(run))
     card = (tmp_path / "elsewhere" / "README.md").read_text()
     assert card == (tmp_path / "here" / "README.md").read_text()
     assert "models/vic" not in card and "vic, a local folder" in card
     (block,) = [token for token in MARKDOWN.parse(card) if token.type == "fence" and token.info == "yaml"]
     language = yaml.safe_load(block.content)["model"]["language_model"]
     assert language == {"source": "vic", "tokenizer": "owner/words"}
+
+
+def test_the_code_of_a_card_needs_nothing_of_ours() -> None:
+    """It is run where the model is used, and this package mostly is not."""
+    text = Path(model_card.__file__).read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert blocks
+    trees = [ast.parse(block) for block in blocks]
+    imported = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"transformers"}
+    assert not any(isinstance(node, ast.Import) for tree in trees for node in ast.walk(tree))

@@ -91,6 +91,21 @@ def test_damaged_checkpoints_are_passed_over(uncut: Callable[[int, str], Path], 
     assert read_metrics(run)[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-6)
 
 
+def test_a_dry_run_names_the_checkpoint_that_the_run_would_go_on_from(
+    uncut: Callable[[int, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = copy_cut(uncut(1, "none"), tmp_path, step=12), tmp_path / "run"
+    words = ["run", str(recipe), "--processes", "1", "--resume", "--dry-run"]
+    (stage,) = yaml.safe_load(recipe.read_text())["stages"]
+    assert main(words) == 0
+    assert f"{stage['name']}: goes on from {run / 'checkpoint-12'}\n" in capsys.readouterr().out
+    (run / "checkpoint-12" / "trained.safetensors").write_bytes(b"damaged")
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint-12 is passed over" in said
+    assert f"{stage['name']}: goes on from {run / 'checkpoint-8'}\n" in said
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_saves_and_stops(processes: int, tmp_path: Path) -> None:
     values = stage1_values(tmp_path / "run", num_train_epochs=300, per_device_train_batch_size=2)
