@@ -114,15 +114,7 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
             Problem(f"{path}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
         )
     for file in (path, unfinished):
-        fault = name_fault(file)
-        if fault is not None:
-            raise RecipeError(Problem(f"{file}: {fault}", code="output-cannot-be-written"))
-        kind = kind_of_target(file)
-        if kind is not None:
-            message = f"{file}: this is {kind}, not an ordinary file"
-            raise RecipeError(
-                Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file")
-            )
+        check_name(file)
     if overwrite:
         return
     if path.exists():
@@ -133,6 +125,17 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise RecipeError(
             Problem(f"{unfinished}: there are unfinished answers", code="unfinished-answers", hint=hint)
         )
+
+
+def check_name(file: Path) -> None:
+    """Raise RecipeError when no ordinary file can be written under this name of -o."""
+    fault = name_fault(file)
+    if fault is not None:
+        raise RecipeError(Problem(f"{file}: {fault}", code="output-cannot-be-written"))
+    kind = kind_of_target(file)
+    if kind is not None:
+        message = f"{file}: this is {kind}, not an ordinary file"
+        raise RecipeError(Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file"))
 
 
 def _differences(then: str, now: str) -> list[str]:

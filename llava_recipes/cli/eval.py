@@ -155,7 +155,7 @@ def _match_values(
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
-    from llava_recipes.files import kind_of_target, name_fault
+    from llava_recipes.answers.answers_file import check_name
     from llava_recipes.recipe.errors import Problem, RecipeError
 
     if not os.path.isdir(output.parent):
@@ -167,13 +167,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         raise RecipeError(
             Problem(f"{output}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
         )
-    fault = name_fault(output)
-    if fault is not None:
-        raise RecipeError(Problem(f"{output}: {fault}", code="output-cannot-be-written"))
-    kind = kind_of_target(output)
-    if kind is not None:
-        message = f"{output}: this is {kind}, not an ordinary file"
-        raise RecipeError(Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file"))
+    check_name(output)
     if output.exists() and not overwrite:
         hint = "choose another file with -o, or replace it with --overwrite"
         raise RecipeError(Problem(f"{output}: the file is there already", code="file-exists", hint=hint))

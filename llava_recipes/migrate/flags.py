@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from llava_recipes.migrate.commands import Flag
 from llava_recipes.recipe.errors import Problem
@@ -25,9 +25,6 @@ class Flags:
 
     def __getitem__(self, name: str) -> Flag:
         return self._flags[name]
-
-    def has_any(self, names: Iterable[str]) -> bool:
-        return any(name in self._flags for name in names)
 
     def unread(self) -> list[Flag]:
         """Flags that nobody has asked for, in their order."""
