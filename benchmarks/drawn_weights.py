@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from llava_recipes.model import base_weights
 from llava_recipes.model.configs import Origin
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 
 _SPREAD = 0.02
 
@@ -41,7 +41,7 @@ class DrawnTensors:
 def weights_drawn_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Let `assemble` draw all base weights there and so while the block runs; no file of weights is read."""
 
-    def draw(model_class: type[PreTrainedModel], origin: Origin, seed: int, path: Path) -> DrawnTensors:
+    def draw(model_class: type[PreTrainedModel], origin: Origin, seed: int, path: KeyPath) -> DrawnTensors:
         with torch.device("meta"):
             shapes = {name: tensor.shape for name, tensor in model_class(origin.config).state_dict().items()}
         return DrawnTensors(shapes, device=device, dtype=dtype, seed=seed)

@@ -14,8 +14,7 @@ from llava_recipes.authoring.edit import remove_key, set_value, value_text
 from llava_recipes.authoring.fit_batch import fit_batches
 from llava_recipes.authoring.shipped import check_words, readdress, templates_folder
 from llava_recipes.authoring.survey import Survey, survey
-from llava_recipes.recipe.errors import Path as KeyPath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.scalars import Value

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import yaml
 
 from llava_recipes.authoring.spell import spell
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.scalars import Value
 
 _STEP = "  "
 _LONGEST_LIST = 80
 
 
-def set_value(text: str, path: Path, value: Value) -> str:
+def set_value(text: str, path: KeyPath, value: Value) -> str:
     """The text with the value at `path`, which is replaced, or added at the end of the mapping it belongs in.
 
     Parents that are not there yet are written with it. Raises LookupError for an entry that no list has.
@@ -37,7 +37,7 @@ def set_value(text: str, path: Path, value: Value) -> str:
     return set_value(text, path[: len(path) - len(rest)], {rest[0]: value})
 
 
-def remove_key(text: str, path: Path) -> str:
+def remove_key(text: str, path: KeyPath) -> str:
     """The text without the lines of a key of a block mapping; the same text where it is not there."""
     found, node, rest = _walk(text, path)
     if rest:
@@ -49,7 +49,7 @@ def remove_key(text: str, path: Path) -> str:
     return text[:start] + text[_line_end(text, _last_leaf(node)) :]
 
 
-def value_text(text: str, path: Path) -> str | None:
+def value_text(text: str, path: KeyPath) -> str | None:
     """How a scalar is written, or None where there is none."""
     _, node, rest = _walk(text, path)
     return node.value if not rest and isinstance(node, yaml.ScalarNode) else None
@@ -81,7 +81,7 @@ def _needs_block(value: Value) -> bool:
     return isinstance(value, dict) and bool(value)
 
 
-def _walk(text: str, path: Path) -> tuple[list[yaml.Node], yaml.Node, Path]:
+def _walk(text: str, path: KeyPath) -> tuple[list[yaml.Node], yaml.Node, KeyPath]:
     """The nodes on the way, the deepest one that is there, and what is left of the path."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert root is not None
@@ -105,7 +105,7 @@ def _step(node: yaml.Node, segment: str | int) -> yaml.Node | None:
     return None
 
 
-def _replace(text: str, parent: yaml.Node | None, node: yaml.Node, path: Path, value: Value) -> str:
+def _replace(text: str, parent: yaml.Node | None, node: yaml.Node, path: KeyPath, value: Value) -> str:
     end = _last_leaf(node)
     if isinstance(parent, yaml.MappingNode):
         key = next(key for key, inner in parent.value if inner is node)
@@ -155,7 +155,7 @@ def _line_end(text: str, at: int) -> int:
     return len(text) if newline < 0 else newline + 1
 
 
-def set_all(text: str, changes: Sequence[tuple[Path, Value]]) -> str:
+def set_all(text: str, changes: Sequence[tuple[KeyPath, Value]]) -> str:
     """The text with several values set, in order."""
     for path, value in changes:
         text = set_value(text, path, value)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from llava_recipes.authoring.edit import set_value
 from llava_recipes.plan.advice import FEW_STEPS, useful_save_steps
 from llava_recipes.plan.batch import count_steps, derive_batch, suitable_share
-from llava_recipes.recipe.errors import Path as KeyPath
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Stage

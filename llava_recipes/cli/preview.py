@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.screen import say_json
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def open_preview(plan: Plan, number: int, *, validation: bool = False) -> Previe
     try:
         dataset = StageDataset(data, tokenizer, image_processor, plan.model.image_tokens.start_end)
     except RecipeError as error:
-        where: Path = ("stages", number)
+        where: KeyPath = ("stages", number)
         own = (
             replace(problem, path=(*where, *problem.path))
             for problem in error.problems
@@ -184,7 +184,7 @@ def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:
         return data
     measured = data.for_validation()
     if measured is None:
-        where: Path = ("stages", number, "data")
+        where: KeyPath = ("stages", number, "data")
         hint = "write `validation: {split: 0.01}` under `data:`"
         raise RecipeError(
             Problem(
@@ -198,14 +198,14 @@ def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:
     return measured
 
 
-def _place(plan: Plan, number: int, *, validation: bool) -> Path:
+def _place(plan: Plan, number: int, *, validation: bool) -> KeyPath:
     """Where the recipe names the sources; what is held out comes from those that are trained on."""
     data = plan.stages[number].data
     own = validation and data.validation is not None and data.validation.split is None
     return ("stages", number, "data", *(("validation",) if own else ()), "sources")
 
 
-def _source_problems(data: DataPlan, path: Path) -> Iterator[Problem]:
+def _source_problems(data: DataPlan, path: KeyPath) -> Iterator[Problem]:
     """What is wrong with each source, at its place in the recipe."""
     from llava_recipes.data.records import at_source, open_records
 

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 from llava_recipes.files import MAX_SETTINGS_BYTES, odd_kind, read_settings
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.foreign_code import code_problems
 
 _SETTINGS = ("*config*.json", "plan.json")
@@ -16,21 +16,21 @@ _SETTINGS = ("*config*.json", "plan.json")
 that its recipe wrote out."""
 
 
-def check_model_folder(folder: pathlib.Path, path: Path) -> None:
+def check_model_folder(folder: pathlib.Path, path: KeyPath) -> None:
     """Raise RecipeError when a folder's settings name code; `path` is the recipe path named in errors."""
     problems = tuple(folder_problems(folder, path))
     if problems:
         raise RecipeError(*problems)
 
 
-def check_settings(values: object, path: Path, *, file: str) -> None:
+def check_settings(values: object, path: KeyPath, *, file: str) -> None:
     """Raise RecipeError when settings that a library has fetched name code."""
     problems = tuple(code_problems(values, path, file=file))
     if problems:
         raise RecipeError(*problems)
 
 
-def folder_problems(folder: pathlib.Path, path: Path) -> Iterator[Problem]:
+def folder_problems(folder: pathlib.Path, path: KeyPath) -> Iterator[Problem]:
     """A problem for each key that names code, in every file of settings, and for each file that is none."""
     odd = [(entry.path, kind) for entry in _entries(folder) for kind in [odd_kind(entry.path)] if kind]
     for name, kind in odd:

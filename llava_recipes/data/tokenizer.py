@@ -14,13 +14,12 @@ from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.files import expanded
 from llava_recipes.plan.original import is_original_llava, language_type
 from llava_recipes.plan.types import LanguageModelPlan
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import ImageTokens
 from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
 
-_PATH: Final[RecipePath] = ("model", "language_model")
+_PATH: Final[KeyPath] = ("model", "language_model")
 _FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -69,7 +68,7 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     return tokenizer
 
 
-def _check_vocabulary(folder: Path, path: RecipePath) -> None:
+def _check_vocabulary(folder: Path, path: KeyPath) -> None:
     """Raise RecipeError when a folder holds no tokenizer; the library would speak of packages."""
     if not folder.is_dir():
         return

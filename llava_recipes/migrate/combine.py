@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft, Entry
 from llava_recipes.migrate.write import write_recipe
-from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value
 
 IsFolder = Callable[[str], bool]
@@ -53,7 +53,7 @@ def combine(
         if different:
             raise RecipeError(_two_models(number, different, mark))
     values: dict[str, Value] = {"version": 1}
-    comments: dict[Path, str] = {}
+    comments: dict[KeyPath, str] = {}
     values["name"] = _clean_name(drafts[-1].name) or "migrated"
     values["model"] = first.values[MODEL]
     names: list[str] = []

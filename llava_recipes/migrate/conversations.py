@@ -14,11 +14,11 @@ from llava_recipes.layouts import ALIASES, LAYOUTS, V1_SYSTEM
 from llava_recipes.migrate.draft import STAGE, Draft
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.programs import OLD_TINY, Program
-from llava_recipes.recipe.errors import Mark, Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem
 from llava_recipes.recipe.spelling import did_you_mean
 
-_TEMPLATE: Path = (STAGE, "data", "template")
-_SYSTEM_PROMPT: Path = (STAGE, "data", "system_prompt")
+_TEMPLATE: KeyPath = (STAGE, "data", "template")
+_SYSTEM_PROMPT: KeyPath = (STAGE, "data", "system_prompt")
 
 
 @dataclass(frozen=True)

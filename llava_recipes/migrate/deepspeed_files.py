@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from llava_recipes.migrate.draft import STAGE, Draft, spell_path
 from llava_recipes.plan.deepspeed import Config, original_file
-from llava_recipes.recipe.errors import Mark, Path
+from llava_recipes.recipe.errors import KeyPath, Mark
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 
@@ -29,7 +29,7 @@ _OLD_OFFLOADS = {
 }
 _TO_MEMORY: Config = {"device": "cpu", "pin_memory": True}
 _CLIPPING = "gradient_clipping"
-_MAX_GRAD_NORM: Path = (STAGE, "train", "max_grad_norm")
+_MAX_GRAD_NORM: KeyPath = (STAGE, "train", "max_grad_norm")
 
 
 @dataclass(frozen=True)

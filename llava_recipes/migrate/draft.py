@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from llava_recipes.recipe.errors import Mark, Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem
 from llava_recipes.recipe.scalars import Value, spell_value
 
 Kind = Literal["mapped", "default", "needless", "lost"]
@@ -41,14 +41,14 @@ class Draft:
 
     name: str = ""
     values: dict[str, Value] = field(default_factory=lambda: {MODEL: {}, STAGE: {}})
-    comments: dict[Path, str] = field(default_factory=dict)
+    comments: dict[KeyPath, str] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     num_processes: int | None = None
     program: str = ""
     """The program that trained, as the report names it."""
 
-    def put(self, path: Path, value: Value, comment: str | None = None) -> None:
+    def put(self, path: KeyPath, value: Value, comment: str | None = None) -> None:
         """Set a value, and make the mappings around it."""
         place: Value = self.values
         for key in path[:-1]:
@@ -72,14 +72,21 @@ class Draft:
         return place
 
     def mapped(
-        self, name: str, shown: str, path: Path, value: Value, *, remark: str = "", mark: Mark | None = None
+        self,
+        name: str,
+        shown: str,
+        path: KeyPath,
+        value: Value,
+        *,
+        remark: str = "",
+        mark: Mark | None = None,
     ) -> None:
         """A setting that has its key."""
         self.put(path, value)
         self.tell_mapped(name, shown, path, remark=remark, mark=mark)
 
     def tell_mapped(
-        self, name: str, shown: str, path: Path, *, remark: str = "", mark: Mark | None = None
+        self, name: str, shown: str, path: KeyPath, *, remark: str = "", mark: Mark | None = None
     ) -> None:
         """A setting that has its key, whose value is there already."""
         self.entries.append(Entry("mapped", name, shown, spell_path(path), remark, mark))
@@ -87,7 +94,7 @@ class Draft:
     def default(
         self,
         name: str,
-        path: Path,
+        path: KeyPath,
         value: Value,
         *,
         remark: str = "",
@@ -103,7 +110,7 @@ class Draft:
         self.entries.append(Entry("needless", name, shown, "", why, mark))
 
     def lost(
-        self, name: str, shown: str, why: str, mark: Mark | None = None, *, path: Path | None = None
+        self, name: str, shown: str, why: str, mark: Mark | None = None, *, path: KeyPath | None = None
     ) -> None:
         """A setting without which the run differs; `path` says where the nearest that recipes have stands."""
         key = spell_path(path) if path is not None else ""
@@ -128,7 +135,7 @@ class Draft:
         return any(entry.name == name for entry in self.entries)
 
 
-def spell_path(path: Path) -> str:
+def spell_path(path: KeyPath) -> str:
     """A path inside a draft as it is written about: `data.sources[0].images`, `model.projector.type`."""
     shown = ""
     for key in path[1:] if path[0] == STAGE else path:

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from llava_recipes.layouts import meaning_of
 from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
 from llava_recipes.plan.batch import derive_batch
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Data, Recipe, Stage, Train
 from llava_recipes.screen import shown
 
@@ -105,7 +105,7 @@ def _processes_meant(train: Train) -> int | None:
     return in_all // per_device if in_all is not None and is_given and in_all % per_device == 0 else None
 
 
-def _adapter_flags(stage: Stage, path: Path, trained: frozenset[str], export: Export) -> None:
+def _adapter_flags(stage: Stage, path: KeyPath, trained: frozenset[str], export: Export) -> None:
     lora = stage.lora
     if lora is None:
         return
@@ -126,7 +126,7 @@ def _adapter_flags(stage: Stage, path: Path, trained: frozenset[str], export: Ex
         export.refuse("beside adapters, the original trains the projector alone", (*path, "trainable"))
 
 
-def _group_flags(stage: Stage, path: Path, export: Export) -> None:
+def _group_flags(stage: Stage, path: KeyPath, export: Export) -> None:
     for number, group in enumerate(stage.param_groups):
         where = (*path, "param_groups", number)
         if tuple(group.modules) != ("projector",) or group.learning_rate is None:
@@ -138,7 +138,7 @@ def _group_flags(stage: Stage, path: Path, export: Export) -> None:
 
 
 def _deepspeed_flag(
-    stage: Stage, path: Path, export: Export, files: Mapping[str, Mapping[str, JsonValue]]
+    stage: Stage, path: KeyPath, export: Export, files: Mapping[str, Mapping[str, JsonValue]]
 ) -> None:
     choice, where = stage.deepspeed, (*path, "deepspeed")
     if isinstance(choice, dict):
@@ -180,7 +180,7 @@ def _start_flags(recipe: Recipe, index: int, export: Export) -> None:
     if before is not None and trained_modules(before, (), quiet) == {"projector"} and before.lora is None:
         export.add("pretrain_mm_mlp_adapter", f"{before.output_dir.rstrip('/')}/mm_projector.bin")
         return
-    where: Path = ("stages", index, "init_from" if stages[index].init_from else "name")
+    where: KeyPath = ("stages", index, "init_from" if stages[index].init_from else "name")
     export.refuse(
         "the original can start from a stage that trained the projector alone, not from this one",
         where,
@@ -189,7 +189,7 @@ def _start_flags(recipe: Recipe, index: int, export: Export) -> None:
 
 
 def _freezing_flags(
-    stage: Stage, path: Path, trained: frozenset[str], start_end: bool, export: Export
+    stage: Stage, path: KeyPath, trained: frozenset[str], start_end: bool, export: Export
 ) -> None:
     said: dict[frozenset[str], tuple[str, ...]] = {
         frozenset({"projector", "language_model", "lm_head"}): (),
@@ -218,7 +218,7 @@ def _freezing_flags(
         )
 
 
-def _version(data: Data, where: Path, export: Export) -> str:
+def _version(data: Data, where: KeyPath, export: Export) -> str:
     """The original's name for a template; `v0` is another there."""
     if data.system_prompt is not None:
         export.refuse("the original's system prompts cannot be changed", (*where, "system_prompt"))
@@ -231,7 +231,7 @@ def _version(data: Data, where: Path, export: Export) -> str:
     return "default" if template == "v0" else template
 
 
-def _data_flags(stage: Stage, path: Path, export: Export, *, world_size: int | None) -> None:
+def _data_flags(stage: Stage, path: KeyPath, export: Export, *, world_size: int | None) -> None:
     data, where = stage.data, (*path, "data")
     source, *more = data.sources
     if more:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from llava_recipes.migrate.write import write_scalar
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Model, Stage, Train
 from llava_recipes.screen import shown
@@ -28,7 +28,9 @@ class Export:
         """A flag with its value as Hugging Face's parser reads it."""
         self.flags.append((name, _spell(value)))
 
-    def refuse(self, message: str, path: Path, *, found: str | None = None, hint: str | None = None) -> None:
+    def refuse(
+        self, message: str, path: KeyPath, *, found: str | None = None, hint: str | None = None
+    ) -> None:
         """Something that the original cannot say."""
         self.problems.append(Problem(message, code="original-cannot-say", path=path, found=found, hint=hint))
 
@@ -54,7 +56,7 @@ def _quoted(text: str) -> str:
     return f"$'{spelled}'"
 
 
-def trained_modules(stage: Stage, path: Path, export: Export) -> frozenset[str]:
+def trained_modules(stage: Stage, path: KeyPath, export: Export) -> frozenset[str]:
     """The root modules that train; anything finer is refused."""
     globs = (*stage.trainable, *(() if isinstance(stage.freeze, str) else stage.freeze))
     for glob in globs:
@@ -112,7 +114,7 @@ _SAME_NAME = (
 )
 
 
-def training_flags(train: Train, path: Path, export: Export, *, accumulation: int) -> None:
+def training_flags(train: Train, path: KeyPath, export: Export, *, accumulation: int) -> None:
     """How the stage trains, in the names of transformers 4."""
     if train.loss_normalization != "device_batch":
         message = "the original averages the loss over each device batch"

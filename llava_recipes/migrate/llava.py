@@ -15,7 +15,7 @@ from llava_recipes.migrate.programs import ANYRES_FLAGS, NEXT, NEXT_FLAGS, OF_LL
 from llava_recipes.migrate.quantization import translate_quantization
 from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Data
 
@@ -57,7 +57,7 @@ def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> D
     return draft
 
 
-def put_text(flags: Flags, draft: Draft, name: str, path: Path, default: str | None = None) -> None:
+def put_text(flags: Flags, draft: Draft, name: str, path: KeyPath, default: str | None = None) -> None:
     """A flag that is text here and there."""
     text = flags.text(name)
     if text is not None:
@@ -66,7 +66,7 @@ def put_text(flags: Flags, draft: Draft, name: str, path: Path, default: str | N
         draft.default(f"--{name}", path, default)
 
 
-def put_whole(flags: Flags, draft: Draft, name: str, path: Path, default: int) -> None:
+def put_whole(flags: Flags, draft: Draft, name: str, path: KeyPath, default: int) -> None:
     """A flag that is a whole number here and there."""
     number = flags.whole(name)
     if number is not None:
@@ -75,7 +75,7 @@ def put_whole(flags: Flags, draft: Draft, name: str, path: Path, default: int) -
         draft.default(f"--{name}", path, default)
 
 
-def put_switch(flags: Flags, draft: Draft, name: str, path: Path, default: bool) -> None:
+def put_switch(flags: Flags, draft: Draft, name: str, path: KeyPath, default: bool) -> None:
     """A flag that is on or off here and there."""
     switch = flags.switch(name)
     if switch is not None:
@@ -128,7 +128,7 @@ def _translate_tower(flags: Flags, draft: Draft) -> None:
 
 def _translate_lora(flags: Flags, draft: Draft) -> bool:
     is_on = flags.switch("lora_enable")
-    lora: Path = (STAGE, "lora")
+    lora: KeyPath = (STAGE, "lora")
     if not is_on:
         for name in ("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_weight_path"):
             flag = flags.take(name)
@@ -150,7 +150,7 @@ def _translate_lora(flags: Flags, draft: Draft) -> bool:
 
 def translate_lora_numbers(flags: Flags, draft: Draft) -> None:
     """The adapters' size, which LLaVA and TinyLLaVA call by the same names."""
-    lora: Path = (STAGE, "lora")
+    lora: KeyPath = (STAGE, "lora")
     put_whole(flags, draft, "lora_r", (*lora, "r"), 64)
     put_whole(flags, draft, "lora_alpha", (*lora, "alpha"), 16)
     dropout = flags.number("lora_dropout")

@@ -6,10 +6,10 @@ import ast
 
 from llava_recipes.migrate.draft import STAGE, Draft
 from llava_recipes.migrate.flags import Flags
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.scalars import Value
 
-_DATA: Path = (STAGE, "data")
+_DATA: KeyPath = (STAGE, "data")
 
 
 def has_newline(flags: Flags) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from llava_recipes.migrate.draft import MODEL, Draft
 from llava_recipes.migrate.flags import Flags
-from llava_recipes.recipe.errors import Mark, Path
+from llava_recipes.recipe.errors import KeyPath, Mark
 from llava_recipes.recipe.scalars import Value
 
-_LANGUAGE_MODEL: Path = (MODEL, "language_model")
-_PATH: Path = (*_LANGUAGE_MODEL, "quantization")
+_LANGUAGE_MODEL: KeyPath = (MODEL, "language_model")
+_PATH: KeyPath = (*_LANGUAGE_MODEL, "quantization")
 _PARTS = (("quant_type", "type", "nf4"), ("double_quant", "double_quant", True))
 """Flags of 4 bits, their keys, and the defaults that LLaVA and TinyLLaVA have."""
 

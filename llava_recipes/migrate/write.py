@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.scalars import ScalarError, Value, resolve_scalar
 from llava_recipes.recipe.schema import (
     Data,
@@ -47,7 +47,7 @@ _MODELS: Mapping[str, type[Frozen]] = {
 }
 
 
-def write_recipe(values: Mapping[str, Value], comments: Mapping[Path, str], header: str) -> str:
+def write_recipe(values: Mapping[str, Value], comments: Mapping[KeyPath, str], header: str) -> str:
     """YAML text; `comments` stand at the end of the line of their key, `header` before everything."""
     lines = [f"# {shown(line)}".rstrip() for line in header.split("\n")]
     for key, value in _ordered(values, ""):
@@ -94,7 +94,9 @@ def _ordered(values: Mapping[str, Value], name: str) -> Iterator[tuple[str, Valu
     yield from sorted(values.items(), key=lambda item: order.get(item[0], len(order)))
 
 
-def _entry(key: str, value: Value, path: Path, indent: int, comments: Mapping[Path, str]) -> Iterator[str]:
+def _entry(
+    key: str, value: Value, path: KeyPath, indent: int, comments: Mapping[KeyPath, str]
+) -> Iterator[str]:
     start = f"{' ' * indent}{key}:"
     if isinstance(value, dict) and value:
         yield _commented(start, comments.get(path))

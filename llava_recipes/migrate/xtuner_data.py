@@ -10,11 +10,11 @@ from llava_recipes.migrate.python_config import PythonConfig, PythonValue, Symbo
 from llava_recipes.migrate.xtuner_reader import Reader
 from llava_recipes.migrate.xtuner_rest import spell_python
 from llava_recipes.plan.catalog import VISION_TOWERS
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.scalars import Value
 
 TEMPLATES = {"vicuna": "v1", "llama3_chat": "llama_3", "qwen_chat": "qwen", "phi3_chat": "phi3"}
-_SHARED: tuple[tuple[tuple[str, ...], Path], ...] = (
+_SHARED: tuple[tuple[tuple[str, ...], KeyPath], ...] = (
     (("template_map_fn", "template"), (STAGE, "data", "template")),
     (("pad_image_to_square",), (STAGE, "data", "image_aspect_ratio")),
     (("max_length",), (STAGE, "data", "max_length")),

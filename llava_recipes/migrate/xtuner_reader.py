@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llava_recipes.migrate.draft import Draft
 from llava_recipes.migrate.python_config import PythonConfig, PythonValue, Symbol, Unknown
-from llava_recipes.recipe.errors import Mark, Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem
 from llava_recipes.recipe.scalars import Value
 
 
@@ -34,7 +34,7 @@ class Reader:
         value = self.look_up(name)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
-    def put(self, name: str, path: Path, value: Value, *, default: Value = None, remark: str = "") -> None:
+    def put(self, name: str, path: KeyPath, value: Value, *, default: Value = None, remark: str = "") -> None:
         """A setting of the config under its key, or the value it has there when it is left out."""
         if value is not None:
             self.draft.mapped(name, str(value), path, value, remark=remark, mark=self.mark(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llava_recipes.migrate.draft import Draft
-from llava_recipes.recipe.errors import Mark, Path
+from llava_recipes.recipe.errors import KeyPath, Mark
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import Document
 
@@ -27,5 +27,5 @@ class Config:
     def lost(self, key: str, value: Value, why: str) -> None:
         self.draft.lost(key, spell_value(value), why, self.mark(key))
 
-    def mapped(self, key: str, shown: Value, path: Path, value: Value, remark: str = "") -> None:
+    def mapped(self, key: str, shown: Value, path: KeyPath, value: Value, remark: str = "") -> None:
         self.draft.mapped(key, spell_value(shown), path, value, remark=remark, mark=self.mark(key))

@@ -20,7 +20,7 @@ from llava_recipes.migrate.yaml_training import (
     refuse_preferences,
     target_modules,
 )
-from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import parse_source
 
@@ -195,7 +195,7 @@ def _source(config: Config, key: str, path: Value, images: Value, index: int) ->
 
 
 def _rest(
-    config: Config, keys: Mapping[str, Path], read_text: ReadText, *, defaults: Mapping[str, Value]
+    config: Config, keys: Mapping[str, KeyPath], read_text: ReadText, *, defaults: Mapping[str, Value]
 ) -> None:
     draft = config.draft
     for key, default in defaults.items():

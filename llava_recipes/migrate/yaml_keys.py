@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llava_recipes.migrate.draft import MODEL, STAGE
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 
 TRAIN = (STAGE, "train")
 _TRAIN_KEYS = (
@@ -14,13 +14,13 @@ _TRAIN_KEYS = (
     *("save_total_limit", "seed", "max_steps", "dataloader_num_workers", "gradient_accumulation_steps"),
     *("per_device_eval_batch_size", "eval_strategy", "eval_steps"),
 )
-_SAME: Mapping[str, Path] = {key: (*TRAIN, key) for key in _TRAIN_KEYS} | {
+_SAME: Mapping[str, KeyPath] = {key: (*TRAIN, key) for key in _TRAIN_KEYS} | {
     "output_dir": (STAGE, "output_dir"),
     "gradient_checkpointing": (*TRAIN, "gradient_checkpointing"),
     "lora_dropout": (STAGE, "lora", "dropout"),
 }
 
-AXOLOTL: Mapping[str, Path] = {
+AXOLOTL: Mapping[str, KeyPath] = {
     **_SAME,
     "val_set_size": (STAGE, "data", "validation", "split"),
     "micro_batch_size": (*TRAIN, "per_device_train_batch_size"),
@@ -41,7 +41,7 @@ AXOLOTL: Mapping[str, Path] = {
     "mm_use_im_start_end": (MODEL, "image_tokens", "start_end"),
     "mm_use_im_patch_token": (MODEL, "image_tokens", "patch"),
 }
-LLAMA_FACTORY: Mapping[str, Path] = {
+LLAMA_FACTORY: Mapping[str, KeyPath] = {
     **_SAME,
     "val_size": (STAGE, "data", "validation", "split"),
     "per_device_train_batch_size": (*TRAIN, "per_device_train_batch_size"),

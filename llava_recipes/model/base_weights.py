@@ -16,7 +16,7 @@ from llava_recipes.model.configs import LANGUAGE_PATH, TOWER_PATH, Origin
 from llava_recipes.model.head import body_class, causal_class, causal_skeleton
 from llava_recipes.model.placing import Placement, check_names, check_shape
 from llava_recipes.model.vocabulary import Vocabulary, with_new_rows
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 # Values that older transformers versions saved and newer ones compute.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias)$")
@@ -114,7 +114,7 @@ class _Tensors:
         wanted: dict[str, tuple[int, ...]],
         what: str,
         origin: Origin,
-        path: Path,
+        path: KeyPath,
     ) -> None:
         found = str(origin.folder or "the inline config")
         check_names(wanted, given, what=what, found=found, path=path)
@@ -129,7 +129,7 @@ class _Tensors:
         return lambda: self._source.read(self._given[name])
 
 
-def _not_floating(what: str, tensor: Tensor, found: str, path: Path) -> Problem:
+def _not_floating(what: str, tensor: Tensor, found: str, path: KeyPath) -> Problem:
     return Problem(
         f"{what} is not floating point",
         code="weights-not-floating-point",
@@ -143,7 +143,7 @@ def _growing(read: Callable[[], Tensor], vocabulary: Vocabulary) -> Callable[[],
     return lambda: with_new_rows(read(), vocabulary)
 
 
-def _source(model_class: type[PreTrainedModel], origin: Origin, seed: int, path: Path) -> TensorSource:
+def _source(model_class: type[PreTrainedModel], origin: Origin, seed: int, path: KeyPath) -> TensorSource:
     if origin.folder is None:
         return _random_tensors(model_class, origin.config, seed)
     return open_checkpoint(origin.folder, path)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llava_recipes.files import odd_kind
 from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.locations import check_place
@@ -45,7 +45,7 @@ class TensorsInMemory:
 class Checkpoint:
     """The weight files of a folder. `read` maps a tensor: its pages are loaded when they are used."""
 
-    def __init__(self, files: Mapping[str, pathlib.Path], path: Path) -> None:
+    def __init__(self, files: Mapping[str, pathlib.Path], path: KeyPath) -> None:
         self._file_of = dict(files)
         self._path = path
         self._open: dict[pathlib.Path, TensorSource] = {}
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 class _Safetensors:
-    def __init__(self, file: pathlib.Path, path: Path) -> None:
+    def __init__(self, file: pathlib.Path, path: KeyPath) -> None:
         self._handle = safe_open(str(file), framework="pt")
         self._file, self._path = file, path
 
@@ -93,7 +93,7 @@ class _Safetensors:
             return tensor
 
 
-def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
+def open_tensor_file(file: pathlib.Path, path: KeyPath) -> TensorSource:
     """One `.safetensors` or `.bin` file.
 
     Raises RecipeError when it is missing, broken, or holds more than tensors.
@@ -132,14 +132,14 @@ def open_tensor_file(file: pathlib.Path, path: Path) -> TensorSource:
         ) from error
 
 
-def _reading(file: pathlib.Path, path: Path) -> AbstractContextManager[None]:
+def _reading(file: pathlib.Path, path: KeyPath) -> AbstractContextManager[None]:
     """What libraries raise in it becomes a problem of this weight file."""
     return read_by_library(
         "cannot read weights", code="weights-unreadable", files=[file], path=path, hint=_CUT_SHORT
     )
 
 
-def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, Tensor]:
+def _only_tensors(loaded: object, file: pathlib.Path, path: KeyPath) -> dict[str, Tensor]:
     if isinstance(loaded, dict):
         tensors = {
             name: value
@@ -159,7 +159,7 @@ def _only_tensors(loaded: object, file: pathlib.Path, path: Path) -> dict[str, T
     )
 
 
-def open_checkpoint(folder: pathlib.Path, path: Path) -> Checkpoint:
+def open_checkpoint(folder: pathlib.Path, path: KeyPath) -> Checkpoint:
     """All tensors of a model folder, single or sharded, safetensors before `.bin`.
 
     Raises RecipeError when the folder holds no weights, or a shard that its index names is not there.
@@ -189,7 +189,7 @@ def has_weights(folder: pathlib.Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _sharded(index: pathlib.Path, path: Path) -> Iterator[tuple[str, pathlib.Path]]:
+def _sharded(index: pathlib.Path, path: KeyPath) -> Iterator[tuple[str, pathlib.Path]]:
     weight_map = read_object(index, path=path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         found = f"{index}: `weight_map` must name the file of each weight"

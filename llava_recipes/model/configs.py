@@ -27,11 +27,11 @@ from llava_recipes.model.read_config import (
 )
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
 
-LANGUAGE_PATH: Path = ("model", "language_model")
-TOWER_PATH: Path = ("model", "vision_tower")
+LANGUAGE_PATH: KeyPath = ("model", "language_model")
+TOWER_PATH: KeyPath = ("model", "vision_tower")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def llava_config(
     )
 
 
-def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib.Path, path: Path) -> None:
+def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib.Path, path: KeyPath) -> None:
     """Raise RecipeError unless the projector is that of every llava-hf model.
 
     It has two layers with a bias, GELU between them, and takes one of the tower's hidden states.
@@ -193,7 +193,7 @@ def _language_half_of(inner: Mapping[str, JsonValue], place: str) -> PreTrainedC
     return config_of({**own, "model_type": inner["model_type"]}, place=place, path=LANGUAGE_PATH)
 
 
-def _tower_half(config: PreTrainedConfig, path: Path) -> PreTrainedConfig:
+def _tower_half(config: PreTrainedConfig, path: KeyPath) -> PreTrainedConfig:
     whole = ("clip", "siglip", "llava", "llava_next")
     half = getattr(config, "vision_config", config) if config.model_type in whole else config
     if not isinstance(half, (CLIPVisionConfig, SiglipVisionConfig)):

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned
 from llava_recipes.plan.image_tokens import NUM_TOKENS
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.templates import IMAGE_END, IMAGE_START
 
 ORIGINAL_KEY = "model.embed_tokens.weight"
@@ -71,7 +71,9 @@ def read_image_tokens(model: LlavaForConditionalGeneration) -> Tensor:
 
 
 @torch.no_grad()
-def write_image_tokens(model: LlavaForConditionalGeneration, rows: Tensor, *, path: Path, found: str) -> None:
+def write_image_tokens(
+    model: LlavaForConditionalGeneration, rows: Tensor, *, path: KeyPath, found: str
+) -> None:
     """Put embeddings of image tokens where a finished stage or the original left them.
 
     rows  float[2, D], or float[V, D] of the whole vocabulary: the original takes either.
@@ -95,7 +97,7 @@ def write_image_tokens(model: LlavaForConditionalGeneration, rows: Tensor, *, pa
 
 
 def rows_problem(
-    rows: tuple[int, ...], *, embeddings: tuple[int, ...], has_tokens: bool, path: Path, found: str
+    rows: tuple[int, ...], *, embeddings: tuple[int, ...], has_tokens: bool, path: KeyPath, found: str
 ) -> Problem | None:
     """Why a file's embeddings of image tokens, of shape `rows`, cannot be put into a model's `embeddings`."""
     if not has_tokens:

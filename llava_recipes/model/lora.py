@@ -23,11 +23,11 @@ from llava_recipes.model.placing import full_shape, overwrite
 from llava_recipes.model.quantized import is_quantized, marked_quantized
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.lora import ADAPTER, lora_targets
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import in_short, read_object
 from llava_recipes.recipe.schema import Lora
 
-STAGES_PATH: Path = ("stages",)
+STAGES_PATH: KeyPath = ("stages",)
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OTHER_WEIGHTS = "non_lora_trainables.bin"
@@ -234,7 +234,7 @@ def _merged(weight: Tensor, module: str, adapters: Mapping[str, Tensor], scale: 
     return whole.to(weight.dtype)
 
 
-def read_scale(config: pathlib.Path, path: Path) -> float:
+def read_scale(config: pathlib.Path, path: KeyPath) -> float:
     """What adapters' products are multiplied by; `path` is the recipe path named in errors.
 
     Raises RecipeError when their settings are not there or cannot be read.

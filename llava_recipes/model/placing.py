@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from llava_recipes.model.quantized import fill_quantized, is_quantized
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 MAX_NAMES_SHOWN = 6
 
@@ -52,7 +52,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check_names(
-    wanted: Mapping[str, tuple[int, ...]], given: Iterable[str], *, what: str, found: str, path: Path
+    wanted: Mapping[str, tuple[int, ...]], given: Iterable[str], *, what: str, found: str, path: KeyPath
 ) -> None:
     """Raise RecipeError unless both hold the same names."""
     names = set(given)
@@ -80,7 +80,7 @@ def check_names(
         raise RecipeError(*problems)
 
 
-def check_shape(wanted: tuple[int, ...], given: Tensor, *, what: str, found: str, path: Path) -> None:
+def check_shape(wanted: tuple[int, ...], given: Tensor, *, what: str, found: str, path: KeyPath) -> None:
     """Raise RecipeError unless a tensor has the parameter's shape."""
     if tuple(given.shape) != wanted:
         message = f"{what} has shape {list(given.shape)}, the config says {list(wanted)}"

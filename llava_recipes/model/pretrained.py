@@ -23,7 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 
 from llava_recipes.data.model_files import check_model_folder
 from llava_recipes.files import expanded
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 Part = Literal["config", "tokenizer", "image_processor", "weights", "start"]
 
@@ -57,7 +57,7 @@ BIN_PATTERNS = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.js
 
 
 def pretrained_folder(
-    source: str, revision: str | None, *, parts: Sequence[Part], path: Path
+    source: str, revision: str | None, *, parts: Sequence[Part], path: KeyPath
 ) -> pathlib.Path:
     """The local folder that holds `parts` of a model given as folder or hub id.
 
@@ -90,7 +90,7 @@ def pretrained_folder(
     return fetched
 
 
-def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: Path) -> pathlib.Path:
+def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: KeyPath) -> pathlib.Path:
     try:
         available = _repository_files(source, revision)
         *others, last = _pattern_choices(parts, available)
@@ -162,5 +162,5 @@ def _in_plain_words(error: Exception, revision: str | None) -> tuple[str, str]:
     return f"the hub did not deliver this model: {first_line}", "try again later"
 
 
-def _refusal(source: str, path: Path, message: str, hint: str, *, code: str) -> RecipeError:
+def _refusal(source: str, path: KeyPath, message: str, hint: str, *, code: str) -> RecipeError:
     return RecipeError(Problem(message, code=code, path=path, found=source, hint=hint))

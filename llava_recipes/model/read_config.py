@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from llava_recipes.plan.sizes import MOST, MOST_LAYERS
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.json_file import in_short, read_object
 from llava_recipes.versions import unnamed_config_keys
@@ -30,7 +30,7 @@ _COUNTS = (
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
+def raw_config(folder: pathlib.Path, path: KeyPath) -> dict[str, JsonValue]:
     """What the config.json of a folder says; raises RecipeError where there is none, or a damaged one."""
     file = folder / CONFIG
     if not file.exists():
@@ -46,7 +46,7 @@ def raw_config(folder: pathlib.Path, path: Path) -> dict[str, JsonValue]:
     return read_object(file, path=path)
 
 
-def folder_config(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
+def folder_config(folder: pathlib.Path, path: KeyPath) -> PreTrainedConfig:
     """The config of a folder as transformers reads it. Raises RecipeError where no model comes of it."""
     raw_config(folder, path)
     with read_by_library(
@@ -60,7 +60,7 @@ def folder_config(folder: pathlib.Path, path: Path) -> PreTrainedConfig:
     return config
 
 
-def inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedConfig:
+def inline_config(values: Mapping[str, JsonValue], path: KeyPath) -> PreTrainedConfig:
     """A config that is written in the recipe. Raises RecipeError at each key that its type does not have."""
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
@@ -91,7 +91,7 @@ def inline_config(values: Mapping[str, JsonValue], path: Path) -> PreTrainedConf
     return config
 
 
-def known_keys(model_type: str, *, place: str, path: Path) -> set[str]:
+def known_keys(model_type: str, *, place: str, path: KeyPath) -> set[str]:
     """The keys of a type of models; `place` says in errors where the type was found."""
     with _made(place, path):
         return (
@@ -101,7 +101,7 @@ def known_keys(model_type: str, *, place: str, path: Path) -> set[str]:
         )
 
 
-def config_of(values: Mapping[str, JsonValue], *, place: str, path: Path) -> PreTrainedConfig:
+def config_of(values: Mapping[str, JsonValue], *, place: str, path: KeyPath) -> PreTrainedConfig:
     """The config with these values, its `model_type` among them; `place` says in errors where they are."""
     with _made(place, path):
         config = AutoConfig.for_model(**values)
@@ -109,7 +109,7 @@ def config_of(values: Mapping[str, JsonValue], *, place: str, path: Path) -> Pre
     return config
 
 
-def check_values(config: PreTrainedConfig, *, place: str, path: Path) -> None:
+def check_values(config: PreTrainedConfig, *, place: str, path: KeyPath) -> None:
     """Raise RecipeError unless the values of a config, and of its halves, are those that a model can have.
 
     Before one is built: a million layers would take all memory to build, and fail in no other way.
@@ -150,7 +150,7 @@ def _is_whole(value: object) -> TypeGuard[int]:
 
 
 def try_out(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, *, place: str, path: Path
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, *, place: str, path: KeyPath
 ) -> PreTrainedModel:
     """The model of a config on the meta device. Raises RecipeError when transformers cannot build it."""
     with (
@@ -162,5 +162,5 @@ def try_out(
         return model_class(config)
 
 
-def _made(place: str, path: Path) -> AbstractContextManager[None]:
+def _made(place: str, path: KeyPath) -> AbstractContextManager[None]:
     return read_by_library("not a valid config", code="config-not-usable", place=place, path=path)

@@ -33,7 +33,7 @@ from llava_recipes.model.lora import (
 from llava_recipes.model.pretrained import pretrained_folder
 from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
 from llava_recipes.plan.identity import identity
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 
 Kind = Literal["run", "adapters", "checkpoint", "projector"]
@@ -80,7 +80,7 @@ class Start:
             yield name, source.read(theirs)
 
 
-def open_start(given: str | pathlib.Path, path: Path) -> Start:
+def open_start(given: str | pathlib.Path, path: KeyPath) -> Start:
     """The weights of a file, a folder or a hub id; `path` is the recipe path named in errors.
 
     Raises RecipeError when there is nothing, when it is cut short, or when it is none of what can be a start.
@@ -102,7 +102,7 @@ def open_start(given: str | pathlib.Path, path: Path) -> Start:
     return Start(kind, folder, _claims(folder, kind, config, path), folder / ADAPTER_CONFIG, found)
 
 
-def load_start(model: nn.Module, given: str | pathlib.Path, path: Path) -> tuple[str, ...]:
+def load_start(model: nn.Module, given: str | pathlib.Path, path: KeyPath) -> tuple[str, ...]:
     """Lay the weights of a beginning over the model's; returns the names of those that changed.
 
     Under ZeRO-3 all processes call this. Raises RecipeError as `open_start` does, and when a weight has no
@@ -113,7 +113,7 @@ def load_start(model: nn.Module, given: str | pathlib.Path, path: Path) -> tuple
 
 
 def _contents(
-    folder: pathlib.Path, config: Values, path: Path
+    folder: pathlib.Path, config: Values, path: KeyPath
 ) -> tuple[Kind, dict[str, tuple[TensorSource, str]]]:
     if (folder / TRAINED_FILE).is_file():
         source = open_tensor_file(folder / TRAINED_FILE, path)
@@ -135,7 +135,7 @@ def _contents(
 
 
 def _in_layout(
-    source: TensorSource, layout: Literal["llava", "hf"], place: pathlib.Path, path: Path
+    source: TensorSource, layout: Literal["llava", "hf"], place: pathlib.Path, path: KeyPath
 ) -> dict[str, tuple[TensorSource, str]]:
     found, foreign = {}, []
     for name in sorted(source.names()):
@@ -152,7 +152,7 @@ def _in_layout(
     return found
 
 
-def _of_projector(file: pathlib.Path, path: Path) -> dict[str, tuple[TensorSource, str]]:
+def _of_projector(file: pathlib.Path, path: KeyPath) -> dict[str, tuple[TensorSource, str]]:
     try:
         weights = read_projector_weights(file)
     except RecipeError as error:
@@ -162,7 +162,7 @@ def _of_projector(file: pathlib.Path, path: Path) -> dict[str, tuple[TensorSourc
     return {name: (source, name) for name in tensors}
 
 
-def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Claims:
+def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: KeyPath) -> Claims:
     if (folder / PLAN).is_file():
         model = _mapping(_read_object(folder / PLAN, path).get("model"))
         tower, tokens = _mapping(model.get("vision_tower")), _mapping(model.get("image_tokens"))
@@ -194,7 +194,7 @@ def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: Path) -> Cla
     )
 
 
-def _nothing(folder: pathlib.Path, path: Path) -> Problem:
+def _nothing(folder: pathlib.Path, path: KeyPath) -> Problem:
     return Problem(
         "`init_from` names a folder without trained weights",
         code="weights-missing",
@@ -204,7 +204,7 @@ def _nothing(folder: pathlib.Path, path: Path) -> Problem:
     )
 
 
-def _read_object(file: pathlib.Path, path: Path) -> Values:
+def _read_object(file: pathlib.Path, path: KeyPath) -> Values:
     """The object of a JSON file that need not be there."""
     if not file.is_file():
         return {}

@@ -8,14 +8,14 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST = torch.finfo(torch.float32).max
 _NUM_SHOWN = 4
 
 
-def check_values(tensors: Iterable[tuple[str, Tensor]], *, path: Path, found: str) -> None:
+def check_values(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, found: str) -> None:
     """Raise RecipeError unless all of these weights can be trained on; `found` names their file.
 
     Every value is read, mapped ones page by page: a gigabyte takes half a second of one CPU core.
@@ -25,7 +25,7 @@ def check_values(tensors: Iterable[tuple[str, Tensor]], *, path: Path, found: st
         raise RecipeError(*problems)
 
 
-def value_problems(tensors: Iterable[tuple[str, Tensor]], *, path: Path, found: str) -> Iterator[Problem]:
+def value_problems(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, found: str) -> Iterator[Problem]:
     """One problem for weights of another type, and one for values that are not finite."""
     others, odd = [], []
     for name, tensor in tensors:

@@ -24,11 +24,11 @@ from llava_recipes.model.projector import projector_shapes
 from llava_recipes.model.values import check_values
 from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 NEWLINE_HINT = "write `mm_patch_merge_type: spatial_unpad` under `data:`"
-INIT_PATH: Path = ("model", "projector", "init_from")
-STAGES_PATH: Path = ("stages",)
+INIT_PATH: KeyPath = ("model", "projector", "init_from")
+STAGES_PATH: KeyPath = ("stages",)
 TRAINED_FILE = "trained.safetensors"
 PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 RUN_FILES = (TRAINED_FILE, *PROJECTOR_FILES)

@@ -11,7 +11,7 @@ from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.pictures import roomy_length
 from llava_recipes.plan.types import ModelPlan, StagePlan
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.rates import spell_rate
 from llava_recipes.recipe.schema import Recipe, Stage
 
@@ -41,7 +41,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
     """The warnings about a recipe and the plan made of it; their paths are those of the recipe."""
     found: list[Problem] = []
     for index, (stage, planned) in enumerate(zip(recipe.stages, stages, strict=True)):
-        path: Path = ("stages", index)
+        path: KeyPath = ("stages", index)
         trains = _trained_roots(planned)
         found += _check_saving(stage, planned, path)
         found += check_order(stage, path)
@@ -66,7 +66,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
     return tuple(found)
 
 
-def _check_newline(stages: Sequence[StagePlan], path: Path) -> Iterator[Problem]:
+def _check_newline(stages: Sequence[StagePlan], path: KeyPath) -> Iterator[Problem]:
     """A language model that learns beside an end of rows that nobody has trained."""
     planned = stages[-1]
     in_full = {module for module in planned.trainable_modules or () if ".lora_" not in module}
@@ -83,7 +83,7 @@ def _check_newline(stages: Sequence[StagePlan], path: Path) -> Iterator[Problem]
 
 
 def _warning(
-    message: str, *, code: str, path: Path, hint: str, found: str | None = None, on_key: bool = False
+    message: str, *, code: str, path: KeyPath, hint: str, found: str | None = None, on_key: bool = False
 ) -> Problem:
     return Problem(message, code=code, path=path, found=found, hint=hint, on_key=on_key, severity="warning")
 
@@ -97,7 +97,7 @@ def _trained_roots(planned: StagePlan) -> frozenset[str] | None:
     return None if planned.trainable_modules is None else _roots(planned.trainable_modules)
 
 
-def _check_saving(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def _check_saving(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     train, path = stage.train, (*path, "train", "save_steps")
     if "save_steps" not in train.model_fields_set:
         return
@@ -131,7 +131,7 @@ def useful_save_steps(last: int) -> int:
     return max(1, min(500, last // 4))
 
 
-def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def _check_warm_up(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     """A run that ends in its warm-up: the first step of a warm-up has the rate 0."""
     warmup, last = planned.train.warmup_steps, planned.train.max_steps
     if not warmup or last is None or warmup < last:
@@ -150,7 +150,7 @@ def _check_warm_up(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Pro
     )
 
 
-def _check_precision(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def _check_precision(model: ModelPlan, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     if model.sizes is None or planned.train.precision != "fp32" or model.sizes.num_parameters < LARGE_MODEL:
         return
     billions, gigabytes = model.sizes.num_parameters / 1e9, model.sizes.num_parameters * 4 / 1e9
@@ -163,7 +163,7 @@ def _check_precision(model: ModelPlan, planned: StagePlan, path: Path) -> Iterat
     )
 
 
-def _check_length(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def _check_length(model: ModelPlan, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     yield from _check_image_length(planned, path)
     positions = model.sizes.max_position_embeddings if model.sizes is not None else None
     length = planned.data.max_length
@@ -177,7 +177,7 @@ def _check_length(model: ModelPlan, planned: StagePlan, path: Path) -> Iterator[
         )
 
 
-def _check_image_length(planned: StagePlan, path: Path) -> Iterator[Problem]:
+def _check_image_length(planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     """A longest length that cuts large pictures: what is asked about them is cut off with them."""
     data, image = planned.data, planned.data.image_counts
     has_images = any(source.images is not None for source in data.sources)
@@ -226,7 +226,7 @@ def _check_image_tokens(model: ModelPlan, stages: Sequence[StagePlan]) -> Iterat
 
 
 def _check_sharding(
-    model: ModelPlan, planned: StagePlan, trains: frozenset[str], path: Path
+    model: ModelPlan, planned: StagePlan, trains: frozenset[str], path: KeyPath
 ) -> Iterator[Problem]:
     if zero_stage(planned.deepspeed) != 3 or trains & {"language_model", "lm_head"}:
         return
@@ -240,7 +240,7 @@ def _check_sharding(
     )
 
 
-def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> Iterator[Problem]:
+def _check_text_only(planned: StagePlan, trains: frozenset[str], path: KeyPath) -> Iterator[Problem]:
     has_images = any(source.may_hold_images for source in planned.data.sources)
     if not has_images and trains and trains <= {"projector", "vision_tower"}:
         yield _warning(
@@ -252,18 +252,18 @@ def _check_text_only(planned: StagePlan, trains: frozenset[str], path: Path) -> 
         )
 
 
-def _check_rates(recipe: Recipe, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def _check_rates(recipe: Recipe, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     """Learning rates that belong to another kind of stage: off by the factor that is between the kinds."""
     modules = planned.trainable_modules or ()
     adapted = _roots(module for module in modules if ".lora_" in module)
     in_full = _roots(module for module in modules if ".lora_" not in module)
-    base: Path = (*path, "train", "learning_rate")
+    base: KeyPath = (*path, "train", "learning_rate")
     if modules and _roots(modules) == {"projector"} and not planned.param_groups:
         yield from _check_projector_rate(planned.train.learning_rate, base)
         return
     grouped: set[str] = set()
     for index, group in enumerate(planned.param_groups):
-        own: Path = (*path, "param_groups", index, "learning_rate")
+        own: KeyPath = (*path, "param_groups", index, "learning_rate")
         roots = _roots(group.modules)
         grouped |= {glob for glob in group.modules if glob in roots}
         yield from _check_full_rate(recipe, group.learning_rate, roots & in_full, own)
@@ -272,7 +272,7 @@ def _check_rates(recipe: Recipe, planned: StagePlan, path: Path) -> Iterator[Pro
         yield from _check_adapter_rate(planned.train.learning_rate, base)
 
 
-def _check_projector_rate(rate: float, path: Path) -> Iterator[Problem]:
+def _check_projector_rate(rate: float, path: KeyPath) -> Iterator[Problem]:
     low, high = PROJECTOR_RATES
     if rate < low:
         yield _warning(
@@ -290,7 +290,7 @@ def _check_projector_rate(rate: float, path: Path) -> Iterator[Problem]:
         )
 
 
-def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: Path) -> Iterator[Problem]:
+def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: KeyPath) -> Iterator[Problem]:
     ruined = [root.replace("_", " ") for root in sorted(_pretrained(recipe) & roots)]
     if rate > PRETRAINED_RATE and ruined:
         yield _warning(
@@ -302,7 +302,7 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: P
         )
 
 
-def _check_adapter_rate(rate: float, path: Path) -> Iterator[Problem]:
+def _check_adapter_rate(rate: float, path: KeyPath) -> Iterator[Problem]:
     low, high = ADAPTER_RATES
     if not low <= rate <= high:
         word = "hardly moves" if rate < low else "is far above what is usual for"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest, same_digits
 from llava_recipes.recipe.training_fields import EXTRA_FIELDS as EXTRA_FIELDS
@@ -106,7 +106,7 @@ def training_arguments(train: Train, *, gradient_accumulation_steps: int) -> dic
     return wanted | train.extra
 
 
-def check_arguments(train: Train, *, path: Path) -> list[Problem]:
+def check_arguments(train: Train, *, path: KeyPath) -> list[Problem]:
     """What in `optim` and `extra` is not known, belongs elsewhere or has the wrong type.
 
     `path` is that of `train`.
@@ -135,7 +135,7 @@ def check_arguments(train: Train, *, path: Path) -> list[Problem]:
     return problems
 
 
-def _check_extra(name: str, value: JsonValue, *, path: Path) -> Problem | None:
+def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Problem | None:
     if name in REFUSED_FIELDS or name in GONE_FIELDS:
         hint = REFUSED_FIELDS.get(name) or GONE_FIELDS[name]
         return Problem(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Train
 
 MOST_TRIED = 100_000
@@ -48,7 +48,7 @@ def derive_batch(train: Train, *, world_size: int) -> Batch | None:
     return Batch(train.per_device_train_batch_size, accumulation, per_pass * accumulation)
 
 
-def explain_batch(train: Train, *, world_size: int, path: Path, stage: str) -> Problem:
+def explain_batch(train: Train, *, world_size: int, path: KeyPath, stage: str) -> Problem:
     """Why the global batch size does not divide, with values that do.
 
     `path` is that of `train`, in the stage with the name `stage`.
@@ -126,7 +126,7 @@ def batch_notes(train: Train, batch: Batch, *, world_size: int) -> Iterator[str]
         )
 
 
-def _spell_train(path: Path, stage: str) -> str:
+def _spell_train(path: KeyPath, stage: str) -> str:
     """The `train` of a stage as `--set` takes it: by the stage's name, unless it reads as something else."""
     by_index = "." in stage or stage.isdecimal()
     return ".".join(stage if segment == path[1] and not by_index else str(segment) for segment in path)

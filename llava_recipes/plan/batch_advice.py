@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from llava_recipes.plan.batch import fitting_on_device, suitable_share
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.rates import kind_of_stage, spell_rate, usual_batch
 from llava_recipes.recipe.schema import Stage
 
 
-def check_processes(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def check_processes(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     """A batch that grows with the number of processes, while the learning rate stays."""
     train, config = stage.train, planned.deepspeed or {}
     if train.global_batch_size is not None or isinstance(config.get("train_batch_size"), int):
@@ -38,7 +38,7 @@ def check_processes(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Pr
     )
 
 
-def check_size(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def check_size(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     """A batch that an epoch cannot fill: each step takes all samples there are, and an epoch is one step."""
     train, num_samples, batch = stage.train, planned.data.num_samples, planned.train.global_batch_size
     if not num_samples or batch <= num_samples:

@@ -33,7 +33,7 @@ from llava_recipes.plan.types import (
     StagePlan,
     TrainPlan,
 )
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
 from llava_recipes.recipe.spelling import did_you_mean
 
@@ -101,7 +101,7 @@ def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled
         planned_stage = compiled.plan()
         problems += compiled.problems
         if planned_stage is not None and quantization is not None:
-            path: Path = ("stages", index)
+            path: KeyPath = ("stages", index)
             problems += quantized_stage_problems(quantization, planned_stage, stages, stage_path=path)
         stages.append(planned_stage)
         prefix = f"stage {stage.name}: " if len(recipe.stages) > 1 else ""
@@ -140,7 +140,7 @@ class _StageCompiler:
     ) -> None:
         self._recipe, self._model, self._world_size, self._facts = recipe, model, world_size, facts
         self._index, self._stage = index, recipe.stages[index]
-        self._path: Path = ("stages", index)
+        self._path: KeyPath = ("stages", index)
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -261,7 +261,7 @@ class _StageCompiler:
 
     def _plan_deepspeed(self, batch: Batch | None) -> tuple[dict[str, JsonValue] | None, str]:
         train, choice = self._stage.train, self._stage.deepspeed
-        path: Path = (*self._path, "deepspeed")
+        path: KeyPath = (*self._path, "deepspeed")
         if choice == "none":
             return None, "none"
         if isinstance(choice, str) and choice in DEEPSPEED_PRESETS:

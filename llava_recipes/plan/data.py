@@ -10,7 +10,7 @@ from llava_recipes.plan.image_tokens import trains_image_tokens
 from llava_recipes.plan.mix import mix_sources, nothing_left, overdrawn, total_used
 from llava_recipes.plan.pictures import plan_images
 from llava_recipes.plan.types import DataPlan, ModelSizes, ValidationPlan
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Source, Stage
 
 
@@ -24,7 +24,7 @@ class PlannedData:
 
 
 def plan_data(
-    stage: Stage, sizes: ModelSizes | None, *, counted: Mapping[str, int], world_size: int, path: Path
+    stage: Stage, sizes: ModelSizes | None, *, counted: Mapping[str, int], world_size: int, path: KeyPath
 ) -> PlannedData:
     """The data of the stage at `path`; how often it is measured is not known yet.
 
@@ -85,7 +85,7 @@ class _Sources:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def count(self, sources: Sequence[Source], path: Path) -> list[int | None]:
+    def count(self, sources: Sequence[Source], path: KeyPath) -> list[int | None]:
         """Records of each source's file; notes of files that are not here, problems of those too small."""
         counts = []
         for number, source in enumerate(sources):

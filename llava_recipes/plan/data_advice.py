@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from llava_recipes.layouts import ALIASES
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Stage
 
 
-def check_order(stage: Stage, path: Path) -> Iterator[Problem]:
+def check_order(stage: Stage, path: KeyPath) -> Iterator[Problem]:
     """An order that is asked for and not drawn."""
     if stage.data.order == "original" and not stage.data.shuffle:
         yield _warning(
@@ -29,10 +29,10 @@ def check_order(stage: Stage, path: Path) -> Iterator[Problem]:
         )
 
 
-def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def check_validation(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     """Evaluations that never come, and validation data that is trained on."""
     train, last = stage.train, planned.train.max_steps
-    where: Path = (*path, "train", "eval_steps")
+    where: KeyPath = (*path, "train", "eval_steps")
     if "eval_steps" in train.model_fields_set and train.eval_strategy != "steps":
         yield _warning(
             f"`eval_steps` has no effect with `eval_strategy: {train.eval_strategy}`",
@@ -63,7 +63,7 @@ def check_validation(stage: Stage, planned: StagePlan, path: Path) -> Iterator[P
             )
 
 
-def check_plain(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Problem]:
+def check_plain(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     """A language model that learns answers without what was asked: `plain` writes image and answer alone."""
     roots = {name.split(".")[0] for name in planned.trainable_modules or ()}
     name = stage.data.template
@@ -76,5 +76,5 @@ def check_plain(stage: Stage, planned: StagePlan, path: Path) -> Iterator[Proble
         )
 
 
-def _warning(message: str, *, code: str, path: Path, hint: str) -> Problem:
+def _warning(message: str, *, code: str, path: KeyPath, hint: str) -> Problem:
     return Problem(message, code=code, path=path, hint=hint, severity="warning")

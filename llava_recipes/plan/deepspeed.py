@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from llava_recipes.plan.batch import Batch
 from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, REMOVED_KEYS, REMOVED_ZERO_KEYS, ZERO_KEYS
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest
 
@@ -105,7 +105,7 @@ def looks_like_path(word: str) -> bool:
     return "/" in word or "\\" in word or word.startswith(("~", ".")) or word.lower().endswith(".json")
 
 
-def unknown_choice(word: str, *, path: Path) -> Problem:
+def unknown_choice(word: str, *, path: KeyPath) -> Problem:
     """The problem with a word that is neither a preset nor a file at hand."""
     if looks_like_path(word):
         return Problem(
@@ -130,7 +130,7 @@ def _preset_names() -> str:
 
 
 def check_config(
-    config: Config, *, train: Train, batch: Batch | None, path: Path, inline: bool
+    config: Config, *, train: Train, batch: Batch | None, path: KeyPath, inline: bool
 ) -> list[Problem]:
     """Where a config contradicts the recipe, or would silently replace what the recipe says.
 
@@ -167,13 +167,13 @@ def zero_stage(config: Config | None) -> int:
 class _Report:
     """Collects problems, each at its key where the config stands in the recipe."""
 
-    def __init__(self, path: Path, inline: bool) -> None:
+    def __init__(self, path: KeyPath, inline: bool) -> None:
         self._path, self._inline = path, inline
         self.problems: list[Problem] = []
 
     def add(
         self,
-        keys: Path,
+        keys: KeyPath,
         message: str,
         *,
         code: str,

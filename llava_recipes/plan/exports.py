@@ -18,7 +18,7 @@ from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
 from llava_recipes.plan.original import comes_from_original_llava
 from llava_recipes.plan.sizes import vision_part
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Recipe
 
 Config = Mapping[str, JsonValue]
@@ -265,7 +265,7 @@ def export_warnings(
         facts_of(model, stage.data, language=language, vision=vision, tokenizer=tokenizer) for stage in stages
     ]
     for target in TARGETS:
-        reasons: dict[str, Path] = {}
+        reasons: dict[str, KeyPath] = {}
         hints: dict[str, None] = {}
         for index, facts in enumerate(of_stages):
             for refusal in refusals(facts, target):
@@ -294,7 +294,7 @@ def export_warnings(
             )
 
 
-def _path_of(recipe: Recipe, part: Part, stage: int) -> Path:
+def _path_of(recipe: Recipe, part: Part, stage: int) -> KeyPath:
     """Where a recipe says what a reason is in."""
     language, tower = recipe.model.language_model, recipe.model.vision_tower
     if part == "pictures":

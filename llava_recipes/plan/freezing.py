@@ -8,7 +8,7 @@ from typing import Literal
 
 from llava_recipes.freeze import decide, split_glob, tree_of
 from llava_recipes.plan.sizes import ROOTS
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.renames import OTHER_MODULES
 from llava_recipes.recipe.spelling import nearest
 
@@ -21,14 +21,14 @@ def freezing_problems(
     *,
     freeze: Literal["all", "none"] | tuple[str, ...],
     trainable: tuple[str, ...],
-    stage_path: Path,
+    stage_path: KeyPath,
     has_lora: bool = False,
 ) -> Iterator[Problem]:
     """Globs that match nothing in these canonical parameter names, and a stage in which nothing trains."""
     decision = decide(names, freeze=freeze, trainable=trainable)
     for key, globs in (("freeze", freeze if isinstance(freeze, tuple) else ()), ("trainable", trainable)):
         for index, glob in enumerate(globs):
-            path: Path = (*stage_path, key, index)
+            path: KeyPath = (*stage_path, key, index)
             if glob in decision.unmatched:
                 yield explain_glob(glob, names, key=key, path=path)
             else:
@@ -43,7 +43,7 @@ def freezing_problems(
         )
 
 
-def explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> Problem:
+def explain_glob(glob: str, names: Collection[str], *, key: str, path: KeyPath) -> Problem:
     """What is wrong with a glob that matches none of these names, and what is there instead."""
     segments = split_glob(glob)
     tree = tree_of(names)
@@ -64,7 +64,7 @@ def explain_glob(glob: str, names: Collection[str], *, key: str, path: Path) -> 
     )
 
 
-def _check_ranges(glob: str, names: Collection[str], *, key: str, path: Path) -> Iterator[Problem]:
+def _check_ranges(glob: str, names: Collection[str], *, key: str, path: KeyPath) -> Iterator[Problem]:
     """A range that begins inside the model and ends beyond it, as one copied from a larger model does."""
     segments = split_glob(glob)
     for depth, segment in enumerate(segments):

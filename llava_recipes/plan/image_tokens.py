@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from llava_recipes.freeze import split_glob
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 
 ROOT = "image_tokens"
 WEIGHT = "image_tokens.weight"
@@ -38,7 +38,7 @@ def with_image_tokens(shapes: Shapes, stage: Trainable) -> Shapes:
 
 
 def image_token_problems(
-    stage: Trainable, trainable: frozenset[str], *, stage_path: Path
+    stage: Trainable, trainable: frozenset[str], *, stage_path: KeyPath
 ) -> Iterator[Problem]:
     """Rows that would train twice: alone, and with all others."""
     if WEIGHT in trainable and EMBEDDINGS in trainable:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from llava_recipes.freeze import Decision, split_glob, tree_of
 from llava_recipes.plan.freezing import explain_glob
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Lora
 
 ADAPTER = re.compile(r"\.lora_[A-Za-z_]+\.")
@@ -72,12 +72,12 @@ def decide_with_lora(
 
 
 def lora_problems(
-    lora: Lora, *, freeze: object, shapes: Shapes, decision: Decision, stage_path: Path
+    lora: Lora, *, freeze: object, shapes: Shapes, decision: Decision, stage_path: KeyPath
 ) -> Iterator[Problem]:
     """Globs of `lora.modules` that reach no linear layer, or one that trains in full."""
     linear, trains, tree = linear_weights(shapes), set(decision.trainable), tree_of(shapes)
     for index, glob in enumerate(lora.modules):
-        path: Path = (*stage_path, "lora", "modules", index)
+        path: KeyPath = (*stage_path, "lora", "modules", index)
         if not tree.matched(glob):
             yield explain_glob(glob, shapes, key="modules", path=path)
             continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from llava_recipes.plan.types import SourcePlan
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Source
 
 
@@ -99,7 +99,7 @@ def overdrawn(strategy: str, num_records: int) -> Problem | None:
     )
 
 
-def nothing_left(held_out: Sequence[SourcePlan], path: Path) -> Problem:
+def nothing_left(held_out: Sequence[SourcePlan], path: KeyPath) -> Problem:
     """The problem of a `split` that takes every record; `path` is its own."""
     return Problem(
         "`split` holds out every record: nothing is left to train on",

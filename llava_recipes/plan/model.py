@@ -22,7 +22,7 @@ from llava_recipes.plan.sizes import (
     outline_model,
 )
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, ModelSizes
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.json_file import in_short
 from llava_recipes.recipe.schema import LanguageModel, Model
 from llava_recipes.recipe.spelling import nearest
@@ -123,7 +123,7 @@ def _unknown_notes(part: str, source: str | None, config: Config | None) -> Iter
 
 def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model: Model) -> Problem:
     config = language.config if error.part == "language_model" else model.vision_tower.config
-    path: Path = ("model", error.part)
+    path: KeyPath = ("model", error.part)
     if config is not None:
         path = (*path, "config", error.key)
         return Problem(error.message, code="config-not-usable", path=path, found=in_short(error.found))
@@ -153,7 +153,7 @@ def _check_keys(config: Config | None, known: Mapping[str, Config], part: str) -
 
 def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterator[Problem]:
     tower, num_layers = model.vision_tower, num_vision_layers(outline)
-    path: Path = ("model", "vision_tower")
+    path: KeyPath = ("model", "vision_tower")
     if not -num_layers - 1 <= tower.select_layer <= num_layers:
         yield Problem(
             "`select_layer` is outside the vision tower",

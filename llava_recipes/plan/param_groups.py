@@ -7,7 +7,7 @@ from typing import Protocol
 
 from llava_recipes.freeze import tree_of
 from llava_recipes.plan.freezing import explain_glob
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 
 _NUM_SHOWN = 3
 # These make groups of their own, from the names of layers.
@@ -37,7 +37,7 @@ def groups_of(names: Collection[str], groups: Sequence[Globs]) -> dict[str, int]
 
 
 def param_group_problems(
-    groups: Sequence[Globs], *, names: Collection[str], trainable: Collection[str], stage_path: Path
+    groups: Sequence[Globs], *, names: Collection[str], trainable: Collection[str], stage_path: KeyPath
 ) -> Iterator[Problem]:
     """Globs that match nothing or nothing that trains, and parameters that two groups claim.
 
@@ -46,7 +46,7 @@ def param_group_problems(
     claimed: dict[str, int] = {}
     trains, tree = set(trainable), tree_of(names)
     for index, group in enumerate(groups):
-        path: Path = (*stage_path, "param_groups", index, "modules")
+        path: KeyPath = (*stage_path, "param_groups", index, "modules")
         mine: set[str] = set()
         for number, glob in enumerate(group.modules):
             matched = tree.matched(glob)
@@ -62,7 +62,7 @@ def param_group_problems(
         claimed |= {name: index for name in mine & trains if name not in claimed}
 
 
-def optimizer_problem(optim: str, groups: Sequence[Globs], *, stage_path: Path) -> Problem | None:
+def optimizer_problem(optim: str, groups: Sequence[Globs], *, stage_path: KeyPath) -> Problem | None:
     """Some optimizers sort parameters into groups themselves."""
     if not groups or not optim.startswith(_SELF_GROUPING):
         return None
@@ -74,7 +74,7 @@ def optimizer_problem(optim: str, groups: Sequence[Globs], *, stage_path: Path) 
     )
 
 
-def _explain_frozen(glob: str, path: Path) -> Problem:
+def _explain_frozen(glob: str, path: KeyPath) -> Problem:
     return Problem(
         f'glob "{glob}" in `modules` matches only what is frozen',
         code="parameter-group-is-frozen",
@@ -84,7 +84,7 @@ def _explain_frozen(glob: str, path: Path) -> Problem:
     )
 
 
-def _explain_claimed(glob: str, taken: Sequence[str], claimed: Mapping[str, int], path: Path) -> Problem:
+def _explain_claimed(glob: str, taken: Sequence[str], claimed: Mapping[str, int], path: KeyPath) -> Problem:
     shown = ", ".join(taken[:_NUM_SHOWN]) + (", …" if len(taken) > _NUM_SHOWN else "")
     others = ", ".join(f"param_groups[{index}]" for index in sorted({claimed[name] for name in taken}))
     return Problem(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llava_recipes.anyres import USUAL_SIZE, AnyRes, Size, usual_pinpoints
 from llava_recipes.plan.types import DataPlan, ImageCounts, ModelSizes
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Data
 
 _LEAST_TEXT = 256
@@ -48,7 +48,7 @@ class ImagesPlan:
     notes: tuple[str, ...] = ()
 
 
-def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path: Path) -> ImagesPlan:
+def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path: KeyPath) -> ImagesPlan:
     """The pictures of a stage; `path` is that of its data. Counted where the tower's size is at hand."""
     if sizes is None:
         uncounted = "tokens of images follow from the tower's size, and are not counted here"
@@ -97,7 +97,7 @@ def _count(spread: AnyRes | None, sizes: ModelSizes) -> ImageCounts:
     )
 
 
-def pinpoint_problems(data: Data | DataPlan, *, image_px: int, path: Path) -> Iterator[Problem]:
+def pinpoint_problems(data: Data | DataPlan, *, image_px: int, path: KeyPath) -> Iterator[Problem]:
     """Pinpoints that cannot be cut into crops of the tower's size."""
     px = image_px
     for index, (width, height) in enumerate(data.image_grid_pinpoints or ()):

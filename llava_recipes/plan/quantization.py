@@ -10,7 +10,7 @@ from llava_recipes.freeze import decide, match_glob
 from llava_recipes.plan.activations import zero_stage
 from llava_recipes.plan.lora import Shapes, linear_weights
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Stage
 
@@ -48,7 +48,9 @@ def describe(quantization: Quantization) -> str:
     return f"4 bits, {quantization.type}" + (", scales quantized too" if quantization.double_quant else "")
 
 
-def quantization_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_path: Path) -> Iterator[Problem]:
+def quantization_problems(
+    shapes: Shapes, stage: Stage | StagePlan, *, stage_path: KeyPath
+) -> Iterator[Problem]:
     """A quantized weight that trains in full: it has no gradient."""
     decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
     trains = frozenset(decision.trainable)
@@ -72,7 +74,7 @@ def quantized_stage_problems(
     stage: StagePlan,
     earlier: Sequence[StagePlan | None],
     *,
-    stage_path: Path,
+    stage_path: KeyPath,
 ) -> Iterator[Problem]:
     """An engine, a kind of adapters or a beginning that a quantized language model does not go with."""
     if quantization.bits == 8 and stage.lora is not None and stage.lora.use_dora:

@@ -21,7 +21,7 @@ from llava_recipes.plan.lora import (
 )
 from llava_recipes.plan.param_groups import param_group_problems
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Stage
 
 
@@ -61,7 +61,7 @@ def what_trains(shapes: Shapes, stage: Stage | StagePlan) -> Trains:
     return Trains(whole, {**shapes, **adapters}, modules)
 
 
-def tuning_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_path: Path) -> Iterator[Problem]:
+def tuning_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_path: KeyPath) -> Iterator[Problem]:
     """What is wrong with `freeze`, `trainable`, `lora` and `param_groups` of a stage on this model."""
     shapes = with_image_tokens(shapes, stage)
     yield from freezing_problems(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def kind_of_name(name: str) -> str | None:
     return next((kind for kind, endings in _ENDINGS.items() if lower.endswith(endings)), None)
 
 
-def wrong_kind(kind: str, file: str, *, path: Path | None) -> Problem:
+def wrong_kind(kind: str, file: str, *, path: KeyPath | None) -> Problem:
     """The problem of a file of such a kind where annotations are wanted."""
     return Problem(
         f"`annotations` is a JSON, JSONL or Parquet file, and this is {KINDS[kind].what}",

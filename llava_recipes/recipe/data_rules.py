@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 
 from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.locations import check_local
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 
 
-def check_data(stage: Mapping, path: Path) -> Iterator[Problem]:
+def check_data(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     """Sources that lie elsewhere or are none, and a validation that cannot be what was meant."""
     data, path = as_mapping(stage.get("data")), (*path, "data")
     yield from _check_sources(data.get("sources"), (*path, "sources"))
@@ -31,7 +31,7 @@ def check_data(stage: Mapping, path: Path) -> Iterator[Problem]:
         )
 
 
-def _check_sources(sources: Value, path: Path) -> Iterator[Problem]:
+def _check_sources(sources: Value, path: KeyPath) -> Iterator[Problem]:
     for index, source in enumerate(as_list(sources)):
         for key in ("annotations", "images"):
             yield from check_local(as_mapping(source).get(key), (*path, index, key))
@@ -50,7 +50,7 @@ def _check_sources(sources: Value, path: Path) -> Iterator[Problem]:
             )
 
 
-def _check_validation(data: Mapping, validation: Mapping, path: Path) -> Iterator[Problem]:
+def _check_validation(data: Mapping, validation: Mapping, path: KeyPath) -> Iterator[Problem]:
     sources, split = validation.get("sources"), validation.get("split")
     if sources is None and split is None and not set(validation) - {"sources", "split"}:
         hint = "write `split: 0.01`, or `sources:` with files of their own"
@@ -73,7 +73,7 @@ def _check_validation(data: Mapping, validation: Mapping, path: Path) -> Iterato
         yield from _check_repeated(data, path[:-1])
 
 
-def _check_repeated(data: Mapping, path: Path) -> Iterator[Problem]:
+def _check_repeated(data: Mapping, path: KeyPath) -> Iterator[Problem]:
     """A file that two sources name: what one holds out the other would train on."""
     first: dict[str, int] = {}
     for index, source in enumerate(as_list(data.get("sources"))):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from llava_recipes.masking import is_secret_name, is_secret_value
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar, spell_value
 from llava_recipes.recipe.shape import shapes_at
 from llava_recipes.recipe.source import Document
@@ -14,7 +14,7 @@ from llava_recipes.recipe.source import Document
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def declared(root: Value) -> dict[str, Path]:
+def declared(root: Value) -> dict[str, KeyPath]:
     """The environment variables that a recipe declares, each with its place."""
     names = root.get("env") if isinstance(root, dict) else None
     if isinstance(names, str):
@@ -30,7 +30,7 @@ def check_declarations(document: Document) -> Iterator[Problem]:
     given = root.get("env") if isinstance(root, dict) else None
     names = given if isinstance(given, list) else []
     for index, name in enumerate(names):
-        path: Path = ("env", index)
+        path: KeyPath = ("env", index)
         if not isinstance(name, str) or path in document.spoiled:
             continue
         if is_secret_name(name):
@@ -57,13 +57,15 @@ def check_declarations(document: Document) -> Iterator[Problem]:
             )
 
 
-def _is_variable_too(name: str, path: Path, document: Document) -> bool:
+def _is_variable_too(name: str, path: KeyPath, document: Document) -> bool:
     """Whether one and the same file says both; a variable of a file above simply takes the place."""
     mark = document.key_marks.get(("vars", name))
     return mark is not None and mark.file == getattr(document.locate(path), "file", None)
 
 
-def read_variable(name: str, environment: Mapping[str, str], path: Path, *, alone: bool) -> Value | Problem:
+def read_variable(
+    name: str, environment: Mapping[str, str], path: KeyPath, *, alone: bool
+) -> Value | Problem:
     """The value of a declared variable, or why there is none.
 
     An environment holds texts alone. One that is a whole value is read as what is wanted at its place.

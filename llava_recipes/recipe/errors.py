@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Where a value stands in a recipe: ("stages", 0, "train", "learning_rate")."""
 
 
@@ -34,7 +34,7 @@ class Problem:
     message: str
     code: str = field(kw_only=True)
     """The stable name of its kind, such as "unknown-key": for programs, which must not read the words."""
-    path: Path | None = None
+    path: KeyPath | None = None
     mark: Mark | None = None
     found: str | None = None
     hint: str | None = None

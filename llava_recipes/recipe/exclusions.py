@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.values import given_keys
 
@@ -18,7 +18,7 @@ ANY: Final = "*"
 class Exclusion:
     """Two keys of one mapping that contradict each other, or of which one makes the other useless."""
 
-    place: Path
+    place: KeyPath
     """The mapping that contains both keys."""
     winner: str
     loser: str
@@ -32,12 +32,12 @@ class Exclusion:
     """Keys that belong to an inherited `loser` and go with it, though they may stand beside `winner`."""
 
 
-def _both(place: Path, left: str, right: str, reason: str) -> Exclusion:
+def _both(place: KeyPath, left: str, right: str, reason: str) -> Exclusion:
     return Exclusion(place, left, right, f"`{left}` and `{right}` are both given; {reason}")
 
 
 def _idle(
-    place: Path, winner: str, loser: str, message: str, hint: str, unless: str | None = None
+    place: KeyPath, winner: str, loser: str, message: str, hint: str, unless: str | None = None
 ) -> Exclusion:
     return Exclusion(place, winner, loser, message, hint, mutual=False, unless=unless)
 
@@ -90,7 +90,9 @@ EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
 )
 
 
-def displaced(path: Path, value: Value, *, given: Collection[str], below: Collection[str]) -> list[Path]:
+def displaced(
+    path: KeyPath, value: Value, *, given: Collection[str], below: Collection[str]
+) -> list[KeyPath]:
     """The paths that a new value takes the place of.
 
     given  the keys that were given together with it, which stay
@@ -130,17 +132,17 @@ def check_exclusions(root: Value) -> Iterator[Problem]:
             )
 
 
-def _matches(path: Path, place: Path) -> bool:
+def _matches(path: KeyPath, place: KeyPath) -> bool:
     return len(path) == len(place) and all(
         wanted in (ANY, segment) for wanted, segment in zip(place, path, strict=True)
     )
 
 
-def _mappings(root: Value, place: Path) -> Iterator[tuple[Path, dict[str, Value]]]:
+def _mappings(root: Value, place: KeyPath) -> Iterator[tuple[KeyPath, dict[str, Value]]]:
     """The mappings of a recipe that a place stands for, with their paths."""
-    found: list[tuple[Path, Value]] = [((), root)]
+    found: list[tuple[KeyPath, Value]] = [((), root)]
     for segment in place:
-        inner: list[tuple[Path, Value]] = []
+        inner: list[tuple[KeyPath, Value]] = []
         for path, value in found:
             if segment == ANY and isinstance(value, list):
                 inner += [((*path, index), entry) for index, entry in enumerate(value)]

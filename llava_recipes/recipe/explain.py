@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.keys import unknown_key
 from llava_recipes.recipe.number_forms import numbers_meant, whole
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
@@ -43,7 +43,7 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
     located = [(_path(details["loc"], root, details["type"]), details) for details in errors]
     if is_part:
         located = [(path, details) for path, details in located if not _may_be_elsewhere(path, details, root)]
-    grouped: dict[Path, list[ErrorDetails]] = {}
+    grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for path, details in located:
         grouped.setdefault(path, []).append(details)
     # A file with thousands of faults is no recipe, and for each one what was meant is searched for.
@@ -69,24 +69,24 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
     return problems
 
 
-def _is_too_short(root: Value, path: Path, details: ErrorDetails) -> bool:
+def _is_too_short(root: Value, path: KeyPath, details: ErrorDetails) -> bool:
     value = _value_at(root, path)
     return not isinstance(value, list) or len(value) < details["ctx"]["min_length"]
 
 
-def _may_be_elsewhere(path: Path, details: ErrorDetails, root: Value) -> bool:
+def _may_be_elsewhere(path: KeyPath, details: ErrorDetails, root: Value) -> bool:
     value = _value_at(root, path) if details["type"] != "missing" else None
     return details["type"] == "missing" or (isinstance(value, str) and "${" in value)
 
 
-def _meant(path: Path) -> Path:
+def _meant(path: KeyPath) -> KeyPath:
     """The path that a misspelt key probably stands for."""
     return (*path[:-1], nearest(str(path[-1]), keys_at(path[:-1])) or path[-1])
 
 
-def _path(loc: tuple[int | str, ...], root: Value, kind: str) -> Path:
+def _path(loc: tuple[int | str, ...], root: Value, kind: str) -> KeyPath:
     """The recipe path of Pydantic's `loc`, without the tags of unions that it holds."""
-    path: Path = ()
+    path: KeyPath = ()
     value = root
     for position, segment in enumerate(loc):
         inner = _entry(value, segment)
@@ -106,7 +106,7 @@ def _entry(value: Value, segment: int | str) -> tuple[Value] | None:
     return None
 
 
-def _value_at(root: Value, path: Path) -> Value:
+def _value_at(root: Value, path: KeyPath) -> Value:
     value = root
     for segment in path:
         if isinstance(value, dict) and isinstance(segment, str):
@@ -116,7 +116,7 @@ def _value_at(root: Value, path: Path) -> Value:
     return value
 
 
-def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Problem:
+def _explain(path: KeyPath, alternatives: list[ErrorDetails], root: Value) -> Problem:
     details = alternatives[0]
     kind, value = details["type"], _value_at(root, path)
     name = _name(path)
@@ -175,14 +175,14 @@ def _explain(path: Path, alternatives: list[ErrorDetails], root: Value) -> Probl
     return _wrong_kind(path, value)
 
 
-def _name(path: Path) -> str:
+def _name(path: KeyPath) -> str:
     if not path:
         return "the recipe"
     key = max(place for place, segment in enumerate(path) if isinstance(segment, str))
     return f"`{path[key]}{''.join(f'[{index}]' for index in path[key + 1 :])}`"
 
 
-def _missing(path: Path, root: Value) -> Problem:
+def _missing(path: KeyPath, root: Value) -> Problem:
     place = "the recipe" if len(path) == 1 else _name(path[:-1])
     return Problem(
         f"{place} needs the key `{path[-1]}`",
@@ -193,7 +193,7 @@ def _missing(path: Path, root: Value) -> Problem:
     )
 
 
-def _choice(path: Path, value: Value) -> Problem:
+def _choice(path: KeyPath, value: Value) -> Problem:
     choices = choices_at(path)
     words = ", ".join(f"`{choice}`" for choice in choices)
     name = f"entries of `{path[-2]}`" if isinstance(path[-1], int) else _name(path)
@@ -211,7 +211,7 @@ def _choice(path: Path, value: Value) -> Problem:
     )
 
 
-def _pattern(path: Path, value: Value) -> Problem:
+def _pattern(path: KeyPath, value: Value) -> Problem:
     if path[-1] == "type" and isinstance(value, str):
         near = nearest(value, _PROJECTOR_TYPES)
         hint = f"did you mean `{near}`?" if near else "for example `mlp2x_gelu`: two linear layers"
@@ -227,7 +227,7 @@ def _pattern(path: Path, value: Value) -> Problem:
     )
 
 
-def _sampling(path: Path, value: str) -> Problem:
+def _sampling(path: KeyPath, value: str) -> Problem:
     word, _, amount = (part.strip() for part in value.partition(":"))
     words = ("all", "first", "end", "random")
     near = word if word in words else nearest(word, words)
@@ -256,7 +256,7 @@ def _amount(number: str, is_share: bool) -> str:
     return f"{float(number):g}%" if is_share else str(whole(number))
 
 
-def _wrong_kind(path: Path, value: Value) -> Problem:
+def _wrong_kind(path: KeyPath, value: Value) -> Problem:
     wanted, given = wanted_at(path), kind_of(value)
     if isinstance(value, bool):
         given = spell_value(value)
@@ -271,7 +271,7 @@ def _wrong_kind(path: Path, value: Value) -> Problem:
     )
 
 
-def _kind_hint(path: Path, value: Value, wanted: str) -> str | None:
+def _kind_hint(path: KeyPath, value: Value, wanted: str) -> str | None:
     if path[-2:-1] == ("image_grid_pinpoints",):
         return "a pinpoint is `[width, height]` in pixels"
     if isinstance(value, str):
@@ -293,7 +293,7 @@ def _kind_hint(path: Path, value: Value, wanted: str) -> str | None:
     return None
 
 
-def _text_hint(path: Path, value: str, wanted: str) -> str | None:
+def _text_hint(path: KeyPath, value: str, wanted: str) -> str | None:
     if "number" in wanted:
         return number_hint(path, value, wanted)
     if wanted == "true or false" and value.lower() in ("yes", "on", "y", "true", "no", "off", "n", "false"):

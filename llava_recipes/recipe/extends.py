@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from llava_recipes.files import odd_kind
-from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.likeness import looks_like_recipe
 from llava_recipes.recipe.locations import foreign_reference, is_web_address
 from llava_recipes.recipe.merge import lay_over
@@ -58,11 +58,11 @@ class _Family:
         own = _without_extends(document)
         return own if whole is None else lay_over(whole, own)
 
-    def names(self, document: Document) -> Iterator[tuple[Path, str]]:
+    def names(self, document: Document) -> Iterator[tuple[KeyPath, str]]:
         """Where the parents of a document are named, and how."""
         assert isinstance(document.root, dict)
         extends = document.root.get("extends")
-        entries: list[tuple[Path, Value]] = [(("extends",), extends)] if "extends" in document.root else []
+        entries: list[tuple[KeyPath, Value]] = [(("extends",), extends)] if "extends" in document.root else []
         if isinstance(extends, list):
             entries = [(("extends", index), entry) for index, entry in enumerate(extends[: MAX_FILES + 1])]
         for path, name in entries:

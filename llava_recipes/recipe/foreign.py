@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object, reason_of
 
 
@@ -18,7 +17,7 @@ def read_by_library(
     code: str,
     files: Sequence[Path] = (),
     place: str = "",
-    path: RecipePath | None = None,
+    path: KeyPath | None = None,
     hint: str | None = None,
 ) -> Iterator[None]:
     """Turn every exception of the block into a RecipeError with `message`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 
 _CODE = ("auto_map", "custom_pipelines")
 """Keys by which transformers finds classes in files beside the settings, or in another model of the hub."""
@@ -16,7 +16,7 @@ _KERNELS = ("attn_implementation", "experts_implementation")
 _MOST_SHOWN = 100
 
 
-def code_problems(values: object, path: Path, *, file: str | None = None) -> Iterator[Problem]:
+def code_problems(values: object, path: KeyPath, *, file: str | None = None) -> Iterator[Problem]:
     """A problem for each key, at any depth, that names code to run.
 
     values  settings as JSON or YAML gives them
@@ -42,10 +42,10 @@ def code_problems(values: object, path: Path, *, file: str | None = None) -> Ite
         )
 
 
-def _code_in(values: object) -> Iterator[tuple[Path, object]]:
+def _code_in(values: object) -> Iterator[tuple[KeyPath, object]]:
     """Where such keys stand and what they say, in the order of the settings."""
     # A list of what is left to look at: settings may be nested more deeply than functions can be called.
-    left: list[tuple[Path, object]] = [((), values)]
+    left: list[tuple[KeyPath, object]] = [((), values)]
     while left:
         path, value = left.pop()
         if path and _names_code(path[-1], value):

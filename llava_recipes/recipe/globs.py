@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from llava_recipes.freeze import match_glob
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.renames import OTHER_MODULES
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.spelling import nearest
@@ -27,7 +27,7 @@ _STRANGE = re.compile(r"[^A-Za-z0-9_.*-]")
 _SYNTAX = "globs hold names, dots, `*` inside a name, `**` across dots, and ranges such as `{30..39}`"
 
 
-def check_glob(glob: str, path: Path) -> Iterator[Problem]:
+def check_glob(glob: str, path: KeyPath) -> Iterator[Problem]:
     """What is wrong with a glob that can be told from its text."""
     spelled, key = spell_value(glob), next(segment for segment in reversed(path) if isinstance(segment, str))
     if len(glob) > MAX_CHARACTERS:
@@ -85,12 +85,12 @@ def check_number_of_globs(recipe: Mapping) -> Iterator[Problem]:
             return
 
 
-def _lists_of_globs(recipe: Mapping) -> Iterator[tuple[Path, list[Value]]]:
+def _lists_of_globs(recipe: Mapping) -> Iterator[tuple[KeyPath, list[Value]]]:
     for index, stage in enumerate(as_mapping(each) for each in as_list(recipe.get("stages"))):
         groups = range(len(as_list(stage.get("param_groups"))))
-        places: list[Path] = [("freeze",), ("trainable",), ("lora", "modules")]
+        places: list[KeyPath] = [("freeze",), ("trainable",), ("lora", "modules")]
         for place in (*places, *(("param_groups", number, "modules") for number in groups)):
-            path: Path = ("stages", index, *place)
+            path: KeyPath = ("stages", index, *place)
             yield path, as_list(value_at(recipe, path))
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue, ValidationError
 
 from llava_recipes.files import read_settings
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 _MAY_BE_UNPAIRED = re.compile(r"\\u[dD][89a-fA-F]")
 MOST_CHARACTERS = 300
@@ -21,9 +20,7 @@ MOST_CHARACTERS = 300
 _MOST_SHOWN = 120
 
 
-def read_object(
-    file: Path, *, path: RecipePath | None = None, hint: str | None = None
-) -> dict[str, JsonValue]:
+def read_object(file: Path, *, path: KeyPath | None = None, hint: str | None = None) -> dict[str, JsonValue]:
     """The object that a JSON file contains; `path` is the recipe path that errors point to.
 
     Raises RecipeError, with the file and the reason, when it cannot be read or contains something else.
@@ -36,7 +33,7 @@ def read_object(
 
 
 def parse_object(
-    text: str, file: Path, *, path: RecipePath | None = None, hint: str | None = None
+    text: str, file: Path, *, path: KeyPath | None = None, hint: str | None = None
 ) -> dict[str, JsonValue]:
     """The object in the text of a JSON file; raises as `read_object` does."""
     try:
@@ -71,15 +68,13 @@ def made_of(file: Path, *, hint: str | None = None) -> Iterator[None]:
 
 
 def unreadable(
-    file: Path, error: Exception, *, path: RecipePath | None = None, hint: str | None = None
+    file: Path, error: Exception, *, path: KeyPath | None = None, hint: str | None = None
 ) -> RecipeError:
     """What to raise where reading a file has failed: the file, and the reason in short."""
     return _refusal(file, f"{file}: {reason_of(error)}", path=path, hint=hint)
 
 
-def _refusal(
-    file: Path, found: str, *, path: RecipePath | None = None, hint: str | None = None
-) -> RecipeError:
+def _refusal(file: Path, found: str, *, path: KeyPath | None = None, hint: str | None = None) -> RecipeError:
     message = f"{file.name} cannot be read"
     return RecipeError(Problem(message, code="file-cannot-be-read", path=path, found=found, hint=hint))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import ScalarError, Value, resolve_scalar, spell_value
 from llava_recipes.recipe.shape import homes, keys_at, spell_path
@@ -14,7 +14,7 @@ _LETTERS_A_SLIP = 8
 _MOST_NAMED = 2
 
 
-def unknown_key(path: Path, value: Value) -> Problem:
+def unknown_key(path: KeyPath, value: Value) -> Problem:
     """The problem of a key that nobody reads, with where it belongs or what it should be called."""
     key = str(path[-1])
     place = f"`{_place_name(path[:-1])}`" if len(path) > 1 else "the recipe"
@@ -27,7 +27,7 @@ def unknown_key(path: Path, value: Value) -> Problem:
     )
 
 
-def _hint(key: str, parent: Path, value: Value) -> str:
+def _hint(key: str, parent: KeyPath, value: Value) -> str:
     known = keys_at(parent)
     if same := [other for other in known if _bare(other) == _bare(key)]:
         return f"write `{same[0]}`"
@@ -50,7 +50,7 @@ def _hint(key: str, parent: Path, value: Value) -> str:
     return _near_miss(key, parent, known) or f"keys: {', '.join(known)}"
 
 
-def _near_miss(key: str, parent: Path, known: tuple[str, ...]) -> str | None:
+def _near_miss(key: str, parent: KeyPath, known: tuple[str, ...]) -> str | None:
     """The nearest keys: those of this mapping, of others, and those that other programs have."""
     here, elsewhere = set(known), homes()
     fields = EXTRA_FIELDS if parent[-1:] == ("train",) else {}
@@ -96,7 +96,7 @@ def _spell_places(places: tuple[str, ...]) -> str:
     return spelled[0] if len(spelled) == 1 else f"{', '.join(spelled[:-1])} or {spelled[-1]}"
 
 
-def _place_name(parent: Path) -> str:
+def _place_name(parent: KeyPath) -> str:
     if isinstance(parent[-1], int):
         return spell_path(parent[-2:])
     return str(parent[-1])

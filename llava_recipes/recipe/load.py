@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
-from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.likeness import is_named_as_recipe, looks_like_recipe
 from llava_recipes.recipe.reading import read_file
@@ -35,7 +35,7 @@ class LoadedRecipe:
     """The recipe's keys as written, with overrides and variables filled in; plain JSON values."""
     document: Document = field(repr=False)
 
-    def locate(self, path: Path, on_key: bool = False) -> Mark | None:
+    def locate(self, path: KeyPath, on_key: bool = False) -> Mark | None:
         """The place of a value or its key, or of the nearest parent that has one."""
         return self.document.locate(path, on_key=on_key)
 
@@ -105,7 +105,7 @@ def _misspells_extends(root: Value) -> bool:
     )
 
 
-def _without_echoes(problems: Iterable[Problem], spoiled: Collection[Path]) -> list[Problem]:
+def _without_echoes(problems: Iterable[Problem], spoiled: Collection[KeyPath]) -> list[Problem]:
     """The problems without those that only follow from a value that could not be read."""
     return [problem for problem in problems if problem.path is None or problem.path not in spoiled]
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -29,7 +29,7 @@ def is_web_address(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def check_hub_id(value: Value, path: Path) -> Iterator[Problem]:
+def check_hub_id(value: Value, path: KeyPath) -> Iterator[Problem]:
     """What keeps a text from being a hub id or a folder."""
     if isinstance(value, str) and _URL.match(value):
         name = "/".join(value.rstrip("/").split("/")[3:5])
@@ -66,7 +66,7 @@ def _is_too_long(text: str) -> bool:
     return len(written) > _MOST_OF_A_PATH or max(map(len, written.split(b"/"))) > _MOST_OF_A_NAME
 
 
-def check_local(value: Value, path: Path) -> Iterator[Problem]:
+def check_local(value: Value, path: KeyPath) -> Iterator[Problem]:
     """What keeps a text from being a path on this machine."""
     if isinstance(value, str) and _URL.match(value):
         yield Problem(
@@ -80,7 +80,7 @@ def check_local(value: Value, path: Path) -> Iterator[Problem]:
         yield from _check_path(value, path)
 
 
-def _check_path(value: Value, path: Path) -> Iterator[Problem]:
+def _check_path(value: Value, path: KeyPath) -> Iterator[Problem]:
     if not isinstance(value, str):
         return
     if value.startswith("~"):
@@ -108,7 +108,7 @@ def foreign_reference(text: str) -> re.Match[str] | None:
     return next((found for form in _REFERENCES if (found := form.search(text)) is not None), None)
 
 
-def _check_references(value: str, path: Path) -> Iterator[Problem]:
+def _check_references(value: str, path: KeyPath) -> Iterator[Problem]:
     reference = foreign_reference(value)
     if reference is None:
         return

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Stage
@@ -56,9 +56,9 @@ class _Merging:
     """Merge values, and remember which of the lower ones are gone."""
 
     def __init__(self) -> None:
-        self.gone: set[Path] = set()
+        self.gone: set[KeyPath] = set()
 
-    def merge(self, under: Value, over: Value, path: Path) -> Value:
+    def merge(self, under: Value, over: Value, path: KeyPath) -> Value:
         if not isinstance(under, dict) or not isinstance(over, dict) or type(under) is not type(over):
             self.gone.add(path)
             return over
@@ -70,7 +70,7 @@ class _Merging:
             merged[key] = self.merge(under[key], value, (*path, key)) if key in under else value
         return merged
 
-    def kept(self, marks: dict[Path, Kept]) -> dict[Path, Kept]:
+    def kept(self, marks: dict[KeyPath, Kept]) -> dict[KeyPath, Kept]:
         """The lower marks whose values are still there."""
         if () in self.gone:
             return {}
@@ -97,7 +97,7 @@ def _lost_stages(under: Value, over: Value) -> Iterator[Problem]:
     for name, stage in above.items():
         if name in below or not isinstance(stage, dict) or all(key in stage for key in needed):
             continue
-        path: Path = ("stages", name)
+        path: KeyPath = ("stages", name)
         if "name" not in stage:
             hint = f"write its `name:` first; what is extended has {names}"
             yield Problem(
@@ -131,7 +131,7 @@ def _by_name(document: Document, keys: Sequence[str]) -> Document:
         names[key] = _names(entries, document.file)
         root[key] = _Named(zip(names[key], entries, strict=True))
 
-    def move(path: Path) -> Path:
+    def move(path: KeyPath) -> KeyPath:
         if len(path) < 2 or path[0] not in names:
             return path
         number = path[1]
@@ -153,7 +153,7 @@ def _by_number(document: Document) -> Document:
     if not numbers:
         return document
 
-    def move(path: Path) -> Path:
+    def move(path: KeyPath) -> KeyPath:
         if len(path) < 2 or path[0] not in numbers:
             return path
         return (path[0], numbers[str(path[0])][str(path[1])], *path[2:])
@@ -170,7 +170,7 @@ def _names(entries: list[Value], file: str) -> list[str]:
     return names
 
 
-def _moved(document: Document, root: Value, move: Callable[[Path], Path]) -> Document:
+def _moved(document: Document, root: Value, move: Callable[[KeyPath], KeyPath]) -> Document:
     """The document with another root, and every path where it belongs in it."""
     return replace(
         document,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from llava_recipes.recipe.errors import Mark, Path
+from llava_recipes.recipe.errors import KeyPath, Mark
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.values import value_at
 from llava_recipes.screen import shown
 
 
-def origin(loaded: LoadedRecipe, path: Path) -> str:
+def origin(loaded: LoadedRecipe, path: KeyPath) -> str:
     """The place of a value: `file:line`, `--set …` or `default`, and the variables that it is made of."""
     if value_at(loaded.values, path) is None:
         return "default"
     return ", ".join([_spell(loaded.locate(path)), *_variables(loaded, path)])
 
 
-def _variables(loaded: LoadedRecipe, path: Path) -> list[str]:
+def _variables(loaded: LoadedRecipe, path: KeyPath) -> list[str]:
     marks = loaded.document.key_marks
     return [
         f"${{{name}}} from {_spell(marks[place]) if place in marks else 'the environment'}"

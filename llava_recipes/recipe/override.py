@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import get_origin
 
 from llava_recipes.masking import mask_assignment
-from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, kind_of
 from llava_recipes.recipe.shape import is_free, is_list, keys_at, shapes_at, spell_path, wanted_at
 from llava_recipes.recipe.source import Document, parse_value
@@ -17,10 +17,10 @@ from llava_recipes.recipe.spelling import did_you_mean
 class Override:
     """A value for a path, and where on the command line it was given."""
 
-    path: Path
+    path: KeyPath
     value: Value
     mark: Mark
-    inner_paths: tuple[Path, ...]
+    inner_paths: tuple[KeyPath, ...]
     problems: tuple[Problem, ...]
 
 
@@ -69,9 +69,9 @@ def _value(text: str, mark: Mark) -> Document:
         raise RecipeError(*(replace(problem, mark=mark) for problem in error.problems)) from None
 
 
-def _path(written: str, root: Value, mark: Mark) -> Path:
+def _path(written: str, root: Value, mark: Mark) -> KeyPath:
     words = written.split(".")
-    path: Path = ()
+    path: KeyPath = ()
     value = root
     while words:
         if path == ("vars",):
@@ -87,7 +87,7 @@ def _path(written: str, root: Value, mark: Mark) -> Path:
     return path
 
 
-def _entry(words: list[str], entries: list[Value], path: Path, mark: Mark) -> tuple[int, int]:
+def _entry(words: list[str], entries: list[Value], path: KeyPath, mark: Mark) -> tuple[int, int]:
     """The index of the list entry that the words begin with, and how many words it took.
 
     A stage's name may hold dots, so the longest name that fits wins.
@@ -114,7 +114,7 @@ def _entry(words: list[str], entries: list[Value], path: Path, mark: Mark) -> tu
     )
 
 
-def _check_key(key: str, path: Path, value: Value, mark: Mark) -> None:
+def _check_key(key: str, path: KeyPath, value: Value, mark: Mark) -> None:
     place = f"`{spell_path(path)}`" if path else "the recipe"
     if value is not None and not isinstance(value, dict):
         message = f"{place} is {kind_of(value)} and holds no key `{key}`"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.scalars import spell_value
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 
@@ -13,7 +13,7 @@ _MOST_PIXELS: Final = 2**26
 """No picture with more is opened; a grid that is larger holds nothing but enlargement."""
 
 
-def check_pictures(model: Mapping, stage: Mapping, path: Path) -> Iterator[Problem]:
+def check_pictures(model: Mapping, stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     """Every such rule that a stage breaks."""
     data, path = as_mapping(stage.get("data")), (*path, "data")
     if data.get("image_aspect_ratio", "square") in ("square", "pad"):

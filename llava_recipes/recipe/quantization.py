@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.values import Mapping, as_mapping
 
 
-def check_quantization(part: Mapping, path: Path) -> Iterator[Problem]:
+def check_quantization(part: Mapping, path: KeyPath) -> Iterator[Problem]:
     """What is wrong with `quantization` of a part of the model, the keys beside it included."""
     quantization, path = as_mapping(part.get("quantization")), (*path, "quantization")
     if quantization and part.get("config") is not None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from llava_recipes.recipe.environment import check_declarations, declared
-from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.override import Override, read_override
 from llava_recipes.recipe.scalars import Value
@@ -20,7 +20,7 @@ from llava_recipes.recipe.variables import MAX_ADVISED, Filling, references_in
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
-Marks: TypeAlias = dict[Path, Mark]
+Marks: TypeAlias = dict[KeyPath, Mark]
 
 
 def resolve(
@@ -51,7 +51,7 @@ def resolve(
 def _unused(document: Document, used: set[str]) -> Iterator[Problem]:
     """Variables that nothing uses. Those of a parent may be meant for its other children."""
     variables = document.root.get("vars") if isinstance(document.root, dict) else None
-    places: dict[Path, str] = {}
+    places: dict[KeyPath, str] = {}
     if isinstance(variables, dict):
         places = {("vars", name): name for name in variables}
     places |= {path: name for name, path in declared(document.root).items() if path != ("env",)}
@@ -76,7 +76,7 @@ def _override(document: Document, overrides: Sequence[str]) -> Document:
     value_marks, key_marks = dict(document.value_marks), dict(document.key_marks)
     problems = list(document.problems)
     spoiled = set(document.spoiled)
-    set_paths: set[Path] = set()
+    set_paths: set[KeyPath] = set()
     for text in overrides:
         try:
             override = read_override(text, root)
@@ -104,11 +104,11 @@ def _override(document: Document, overrides: Sequence[str]) -> Document:
     )
 
 
-def _is_under(path: Path | None, parent: Path) -> bool:
+def _is_under(path: KeyPath | None, parent: KeyPath) -> bool:
     return path is not None and path[: len(parent)] == parent
 
 
-def _remove(root: Value, path: Path, value_marks: Marks, key_marks: Marks) -> None:
+def _remove(root: Value, path: KeyPath, value_marks: Marks, key_marks: Marks) -> None:
     parent = value_at(root, path[:-1])
     if isinstance(parent, dict) and isinstance(path[-1], str):
         parent.pop(path[-1], None)

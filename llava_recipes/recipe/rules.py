@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 
 from llava_recipes.recipe.data_rules import check_data
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.exclusions import check_exclusions
 from llava_recipes.recipe.foreign_code import code_problems
 from llava_recipes.recipe.globs import check_glob, check_number_of_globs
@@ -43,7 +43,7 @@ def check_rules(root: Value) -> list[Problem]:
     problems += check_image_tokens(recipe)
     problems += check_number_of_globs(recipe)
     for index, stage in enumerate(stages):
-        path: Path = ("stages", index)
+        path: KeyPath = ("stages", index)
         if not stage:
             continue
         checks = (
@@ -96,7 +96,7 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
     yield from check_local(projector.get("init_from"), path)
 
 
-def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
+def _check_origin(part: Mapping, path: KeyPath) -> Iterator[Problem]:
     name = path[-1]
     given = given_keys(part, "source", "config")
     if not given:
@@ -118,7 +118,7 @@ def _check_origin(part: Mapping, path: Path) -> Iterator[Problem]:
         yield from code_problems(part.get(key), (*path, key))
 
 
-def _check_config(part: Mapping, path: Path) -> Iterator[Problem]:
+def _check_config(part: Mapping, path: KeyPath) -> Iterator[Problem]:
     if path[-1] == "language_model" and not given_keys(part, "tokenizer"):
         hint = "write `tokenizer:` with a hub id or a folder"
         yield Problem(
@@ -146,7 +146,7 @@ def _check_stage_names(stages: list[Mapping]) -> Iterator[Problem]:
         name = stage.get("name")
         if not isinstance(name, str):
             continue
-        path: Path = ("stages", index, "name")
+        path: KeyPath = ("stages", index, "name")
         if name in first:
             message = f"two stages have the name `{name}`"
             yield Problem(
@@ -184,7 +184,7 @@ def _check_output_folders(stages: list[Mapping]) -> Iterator[Problem]:
 
 def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
     start = stages[index].get("init_from")
-    path: Path = ("stages", index, "init_from")
+    path: KeyPath = ("stages", index, "init_from")
     if not isinstance(start, str) or not start or start == "base":
         return
     names = [name if isinstance(name := stage.get("name"), str) else "" for stage in stages]
@@ -222,7 +222,7 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
         yield from check_hub_id(start, path)
 
 
-def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
+def _check_trainable(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
     trainable = stage.get("trainable")
     absent = "trainable" not in stage and not misspelt(stage, Stage, "trainable", "freeze")
@@ -258,7 +258,7 @@ def _check_trainable(stage: Mapping, path: Path) -> Iterator[Problem]:
                 yield from check_glob(glob, (*path, key, index))
 
 
-def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
+def _check_deepspeed(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     choice = stage.get("deepspeed")
     path = (*path, "deepspeed")
     if isinstance(choice, dict):
@@ -280,5 +280,5 @@ def _check_deepspeed(stage: Mapping, path: Path) -> Iterator[Problem]:
         )
 
 
-def _check_output_dir(stage: Mapping, path: Path) -> Iterator[Problem]:
+def _check_output_dir(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     yield from check_local(stage.get("output_dir"), (*path, "output_dir"))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.locations import check_local
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 
 
-def check_samples(stage: Mapping, path: Path) -> Iterator[Problem]:
+def check_samples(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     """Every such rule that a stage breaks."""
     samples, where = as_mapping(stage.get("samples")), (*path, "samples")
     if stage.get("samples") is not None and stage.get("sample_every") is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llava_recipes.masking import is_secret_name, mask
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.values import Mapping
 
 
-def check_secrets(value: Value, path: Path) -> Iterator[Problem]:
+def check_secrets(value: Value, path: KeyPath) -> Iterator[Problem]:
     """Refuse keys that would put a secret into a file that is shared; the value itself is never printed."""
     if isinstance(value, list):
         for index, entry in enumerate(value):
@@ -49,7 +49,7 @@ def check_secret_values(recipe: Mapping) -> Iterator[Problem]:
             )
 
 
-def _texts(value: object, path: Path) -> Iterator[tuple[Path, str]]:
+def _texts(value: object, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, list):

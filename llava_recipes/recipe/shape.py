@@ -9,11 +9,11 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.schema import Frozen, Recipe
 
 
-def shapes_at(path: Path) -> tuple[object, ...]:
+def shapes_at(path: KeyPath) -> tuple[object, ...]:
     """The types that may stand at a path, unions taken apart; empty where the schema has no such path."""
     shapes: tuple[object, ...] = (Recipe,)
     for segment in path:
@@ -67,12 +67,12 @@ def fields_of(shape: object) -> dict[str, FieldInfo]:
     return dict(shape.model_fields)
 
 
-def keys_at(path: Path) -> tuple[str, ...]:
+def keys_at(path: KeyPath) -> tuple[str, ...]:
     """The keys that the mapping at a path may hold; empty when it is free or no mapping."""
     return tuple(key for shape in shapes_at(path) if is_model(shape) for key in fields_of(shape))
 
 
-def field_at(path: Path) -> FieldInfo | None:
+def field_at(path: KeyPath) -> FieldInfo | None:
     """The schema's description of the key at a path."""
     if path and isinstance(path[-1], str):
         for shape in shapes_at(path[:-1]):
@@ -81,14 +81,14 @@ def field_at(path: Path) -> FieldInfo | None:
     return None
 
 
-def choices_at(path: Path) -> tuple[object, ...]:
+def choices_at(path: KeyPath) -> tuple[object, ...]:
     """The fixed words (or numbers) that may stand at a path."""
     return tuple(
         word for shape in shapes_at(path) if get_origin(shape) is Literal for word in get_args(shape)
     )
 
 
-def wanted_at(path: Path) -> str:
+def wanted_at(path: KeyPath) -> str:
     """What the schema wants at a path, in words: "a number", "text or a mapping"."""
     words: list[str] = []
     for shape in shapes_at(path):
@@ -139,7 +139,7 @@ def homes() -> dict[str, tuple[str, ...]]:
     }
 
 
-def spell_path(path: Path) -> str:
+def spell_path(path: KeyPath) -> str:
     """A path as it is written in messages: `stages[0].train.max_steps`."""
     spelled = ""
     for segment in path:

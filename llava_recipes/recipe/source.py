@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
-from llava_recipes.recipe.errors import Mark, Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.reading import decode
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar
 from llava_recipes.recipe.syntax import explain_syntax, mark_at, split_lines
@@ -34,17 +34,17 @@ class Document:
 
     file: str
     root: Value
-    value_marks: dict[Path, Mark] = field(repr=False)
-    key_marks: dict[Path, Mark] = field(repr=False)
+    value_marks: dict[KeyPath, Mark] = field(repr=False)
+    key_marks: dict[KeyPath, Mark] = field(repr=False)
     problems: tuple[Problem, ...] = ()
-    spoiled: frozenset[Path] = frozenset()
+    spoiled: frozenset[KeyPath] = frozenset()
     """Values that a problem has been told of already, so that nothing more is said about them."""
     parents: tuple[str, ...] = ()
     """The files that this one extends, and theirs."""
-    uses: dict[Path, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    uses: dict[KeyPath, tuple[str, ...]] = field(default_factory=dict, repr=False)
     """The variables that a value was filled in from, with those that they need themselves."""
 
-    def locate(self, path: Path, *, on_key: bool = False) -> Mark | None:
+    def locate(self, path: KeyPath, *, on_key: bool = False) -> Mark | None:
         """The mark of a value or its key, or of the nearest parent that has one."""
         for end in range(len(path), -1, -1):
             first, second = self.value_marks, self.key_marks
@@ -258,11 +258,11 @@ class _Layout:
     """Spread a tree of nodes into plain values and flat marks."""
 
     def __init__(self) -> None:
-        self.value_marks: dict[Path, Mark] = {}
-        self.key_marks: dict[Path, Mark] = {}
+        self.value_marks: dict[KeyPath, Mark] = {}
+        self.key_marks: dict[KeyPath, Mark] = {}
         self.problems: list[Problem] = []
 
-    def lay_out(self, node: _Node, path: Path, key_mark: Mark | None) -> Value:
+    def lay_out(self, node: _Node, path: KeyPath, key_mark: Mark | None) -> Value:
         self.value_marks[path] = key_mark if node.on_key_line and key_mark is not None else node.mark
         if node.fault is not None:
             self.problems.append(replace(node.fault, path=path))
@@ -273,7 +273,7 @@ class _Layout:
             return {key: self.lay_out(child, (*path, key), mark) for key, mark, child in keys}
         return node.value
 
-    def keys(self, pairs: list[tuple[_Node, _Node]], path: Path) -> Iterator[tuple[str, Mark, _Node]]:
+    def keys(self, pairs: list[tuple[_Node, _Node]], path: KeyPath) -> Iterator[tuple[str, Mark, _Node]]:
         seen: dict[str, Mark] = {}
         for key, child in pairs:
             fault = key.fault or _key_fault(key)
@@ -319,7 +319,7 @@ def _long_key_fault(key: str, mark: Mark) -> Problem | None:
     )
 
 
-def _duplicate(key: _Node, first: Mark, path: Path) -> Problem:
+def _duplicate(key: _Node, first: Mark, path: KeyPath) -> Problem:
     line = (first.text or "").strip()
     shown = line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"
     return Problem(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.misspelt import misspelt
 from llava_recipes.recipe.scalars import spell_value
 from llava_recipes.recipe.schema import Stage, Train
@@ -12,7 +12,7 @@ from llava_recipes.recipe.secret import check_secrets
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys
 
 
-def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
+def check_train(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     """Every such rule that a stage breaks."""
     train, path = as_mapping(stage.get("train")), (*path, "train")
     is_given = isinstance(stage.get("train"), dict)
@@ -56,7 +56,7 @@ def check_train(stage: Mapping, path: Path) -> Iterator[Problem]:
     yield from _check_extra(as_mapping(train.get("extra")), (*path, "extra"))
 
 
-def _check_extra(extra: Mapping, path: Path) -> Iterator[Problem]:
+def _check_extra(extra: Mapping, path: KeyPath) -> Iterator[Problem]:
     for key in extra:
         place = (
             "`train:` itself"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 
 
-def check_tuning(stage: Mapping, path: Path) -> Iterator[Problem]:
+def check_tuning(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     """Every such rule that a stage breaks."""
     yield from _check_order(as_mapping(stage.get("data")), (*path, "data"))
     yield from _check_globs(as_mapping(stage.get("lora")), (*path, "lora", "modules"))
@@ -22,7 +22,7 @@ def check_image_tokens(recipe: Mapping) -> Iterator[Problem]:
     tokens = as_mapping(as_mapping(recipe.get("model")).get("image_tokens"))
     for index, stage in enumerate(as_mapping(each) for each in as_list(recipe.get("stages"))):
         for number, glob in enumerate(as_list(stage.get("trainable"))):
-            path: Path = ("stages", index, "trainable", number)
+            path: KeyPath = ("stages", index, "trainable", number)
             if not isinstance(glob, str) or glob.partition(".")[0] != "image_tokens":
                 continue
             if tokens.get("start_end") is not True:
@@ -34,7 +34,7 @@ def check_image_tokens(recipe: Mapping) -> Iterator[Problem]:
                 )
 
 
-def _check_order(data: Mapping, path: Path) -> Iterator[Problem]:
+def _check_order(data: Mapping, path: KeyPath) -> Iterator[Problem]:
     if data.get("shuffle") is False and data.get("group_by") in ("length", "modality_length"):
         last = max(("shuffle", "group_by"), key=list(data).index)
         yield Problem(
@@ -46,7 +46,7 @@ def _check_order(data: Mapping, path: Path) -> Iterator[Problem]:
         )
 
 
-def _check_group(group: Mapping, path: Path) -> Iterator[Problem]:
+def _check_group(group: Mapping, path: KeyPath) -> Iterator[Problem]:
     yield from _check_globs(group, (*path, "modules"))
     if "modules" in group and not set(group) - {"modules"}:
         yield Problem(
@@ -57,7 +57,7 @@ def _check_group(group: Mapping, path: Path) -> Iterator[Problem]:
         )
 
 
-def _check_globs(owner: Mapping, path: Path) -> Iterator[Problem]:
+def _check_globs(owner: Mapping, path: KeyPath) -> Iterator[Problem]:
     for index, glob in enumerate(as_list(owner.get("modules"))):
         if isinstance(glob, str) and glob:
             yield from check_glob(glob, (*path, index))

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from llava_recipes.layouts import ALIASES, LAYOUTS
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.number_forms import numbers_meant, whole
 from llava_recipes.recipe.rates import spell_rate, usual_rate
 from llava_recipes.recipe.renames import OTHER_TEMPLATES
@@ -22,7 +22,7 @@ _OFF: Final = ("false", "no", "off", "disabled", "null")
 _STAGE: Final = re.compile(r"(?:ds|deepspeed)?(?:z|zero|stage|zerostage)?(?P<stage>[0-3])")
 
 
-def missing_hint(path: Path, root: Value) -> str | None:
+def missing_hint(path: KeyPath, root: Value) -> str | None:
     """What to write where a key is missing."""
     field = field_at(path)
     if field is None:
@@ -36,7 +36,7 @@ def missing_hint(path: Path, root: Value) -> str | None:
     return f"write `{written}`" + (f" ({field.description})" if field.description else "")
 
 
-def empty_hint(path: Path, root: Value) -> str:
+def empty_hint(path: KeyPath, root: Value) -> str:
     """What to write where a key has no value."""
     if path[-1:] == ("deepspeed",):
         return "write `none` to train without DeepSpeed"
@@ -51,7 +51,7 @@ def empty_hint(path: Path, root: Value) -> str:
     return "give it a value"
 
 
-def _example(path: Path, root: Value) -> str | None:
+def _example(path: KeyPath, root: Value) -> str | None:
     """A value for a key that is right in this recipe, spelled."""
     if path[-2:] == ("train", "learning_rate"):
         rate = usual_rate(as_mapping(value_at(root, path[:-2])))
@@ -66,7 +66,7 @@ def _example(path: Path, root: Value) -> str | None:
     return spell_value(field.examples[0], limit=100)
 
 
-def number_hint(path: Path, text: str, wanted: str) -> str | None:
+def number_hint(path: KeyPath, text: str, wanted: str) -> str | None:
     """What to write where a number is wanted and a text is given; every reading that the key takes."""
     readings = [number for number in numbers_meant(text) if _takes(path, float(number))]
     if "a number" not in wanted:
@@ -77,7 +77,7 @@ def number_hint(path: Path, text: str, wanted: str) -> str | None:
     return f"write {' or '.join(readings)}, whichever is meant" if readings else None
 
 
-def _takes(path: Path, number: float) -> bool:
+def _takes(path: KeyPath, number: float) -> bool:
     """Whether a key's bounds admit a number."""
     field = field_at(path)
     for bound in field.metadata if field is not None else ():
@@ -91,7 +91,7 @@ def _takes(path: Path, number: float) -> bool:
     return True
 
 
-def choice_hint(path: Path, value: Value, choices: tuple[object, ...]) -> str | None:
+def choice_hint(path: KeyPath, value: Value, choices: tuple[object, ...]) -> str | None:
     """Which of the words that a key takes was meant."""
     if value is False and "no" in choices:
         return f'write `{path[-1]}: "no"`'

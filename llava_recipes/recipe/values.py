@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.scalars import Value
 
 Mapping = dict[str, Value]
@@ -23,7 +23,7 @@ def given_keys(mapping: Mapping, *keys: str) -> list[str]:
     return [key for key in keys if mapping.get(key) is not None]
 
 
-def value_at(value: Value, path: Path) -> Value:
+def value_at(value: Value, path: KeyPath) -> Value:
     """What stands at a path inside a value; None where the path leads nowhere."""
     for segment in path:
         if isinstance(value, dict) and isinstance(segment, str):

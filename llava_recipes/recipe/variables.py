@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from llava_recipes.recipe.environment import declared, read_variable
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
 from llava_recipes.recipe.source import Document
 from llava_recipes.recipe.spelling import did_you_mean
@@ -43,7 +43,7 @@ class Filling:
     def __init__(self, document: Document, environment: Mapping[str, str]) -> None:
         self.document, self.environment = document, environment
         self.declared = declared(document.root)
-        self.uses: dict[Path, list[str]] = {}
+        self.uses: dict[KeyPath, list[str]] = {}
         root = document.root
         variables = root.get("vars") if isinstance(root, dict) else None
         self.variables: dict[str, Value] = variables if isinstance(variables, dict) else {}
@@ -53,7 +53,7 @@ class Filling:
         self.filling: list[str] = []
         self.num_filled_characters = 0
 
-    def fill(self, value: Value, path: Path) -> Value:
+    def fill(self, value: Value, path: KeyPath) -> Value:
         if isinstance(value, dict):
             return {key: self.fill(inner, (*path, key)) for key, inner in value.items()}
         if isinstance(value, list):
@@ -77,7 +77,7 @@ class Filling:
             )
         return filled
 
-    def text(self, value: str, path: Path) -> Value:
+    def text(self, value: str, path: KeyPath) -> Value:
         """A text with its references filled in; a text that is one reference takes the variable's type."""
         parts: list[str] = []
         end = 0
@@ -106,7 +106,7 @@ class Filling:
                 )
         return "".join((*parts, value[end:]))
 
-    def reference(self, name: str, value: str, path: Path) -> Value:
+    def reference(self, name: str, value: str, path: KeyPath) -> Value:
         if name in self.variables:
             filled = self.variable(name, path)
             self.use(path, name, *self.uses.get(("vars", name), ()))
@@ -122,10 +122,10 @@ class Filling:
             value, path, f"no variable for `${{{name}}}`", self.advice(name), code="unknown-variable"
         )
 
-    def use(self, path: Path, *names: str) -> None:
+    def use(self, path: KeyPath, *names: str) -> None:
         self.uses[path] = list(dict.fromkeys((*self.uses.get(path, ()), *names)))
 
-    def from_environment(self, name: str, value: str, path: Path) -> Value:
+    def from_environment(self, name: str, value: str, path: KeyPath) -> Value:
         if self.declared[name] not in self.spoiled:
             alone = _REFERENCE.fullmatch(value) is not None
             read = read_variable(name, self.environment, path, alone=alone)
@@ -147,7 +147,7 @@ class Filling:
         start = f"`vars` holds {names}" if names else f"write `vars: {{{name}: …}}` at the top level"
         return f"{start}; {_PLAIN}"
 
-    def variable(self, name: str, path: Path) -> Value:
+    def variable(self, name: str, path: KeyPath) -> Value:
         if ("vars", name) in self.spoiled:
             self.spoiled.add(path)
         if name in self.known:
@@ -180,7 +180,7 @@ class Filling:
             self.spoiled.add(path)
         return self.known[name]
 
-    def refuse(self, value: Value, path: Path, message: str, hint: str, *, code: str) -> Value:
+    def refuse(self, value: Value, path: KeyPath, message: str, hint: str, *, code: str) -> Value:
         self.told[Problem(message, code=code, path=path, found=spell_value(value), hint=hint)] = None
         self.spoiled.add(path)
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llava_recipes.layouts import ALIASES, LAYOUTS
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.misspelt import misspelt
 from llava_recipes.recipe.schema import Data
 from llava_recipes.recipe.values import Mapping, as_mapping
@@ -13,7 +13,7 @@ from llava_recipes.recipe.values import Mapping, as_mapping
 _KEYS = ("template", "chat_template")
 
 
-def check_wording(stage: Mapping, path: Path) -> Iterator[Problem]:
+def check_wording(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     """Every such rule that a stage breaks."""
     data, path = as_mapping(stage.get("data")), (*path, "data")
     given = [key for key in _KEYS if data.get(key) is not None]

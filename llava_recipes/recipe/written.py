@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import yaml
 
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_value
 from llava_recipes.screen import escape_yaml
@@ -34,7 +34,7 @@ def write_resolved(recipe: Recipe) -> str:
     return _write(_whole(recipe), width=110)
 
 
-def write_with_remarks(recipe: Recipe, remark: Callable[[Path], str]) -> str:
+def write_with_remarks(recipe: Recipe, remark: Callable[[KeyPath], str]) -> str:
     """The same text with a remark behind each value."""
     # Without a limit every value stands on one line, with room for a remark behind it.
     text = _write(_whole(recipe), width=2**31)

@@ -15,8 +15,7 @@ from llava_recipes.plan.pictures import any_res
 from llava_recipes.plan.quantization import quantization_problems
 from llava_recipes.plan.tuning import tuning_problems, what_trains
 from llava_recipes.plan.types import Plan, StagePlan
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.runner.deep_data import DataLook, Spell
 from llava_recipes.runner.hand_off import hand_off_problems
@@ -79,7 +78,7 @@ def look_deeply(
     shapes = _model_shapes(plan, problems) if is_known else None
     findings = []
     for index, stage in enumerate(plan.stages):
-        path: RecipePath = ("stages", index)
+        path: KeyPath = ("stages", index)
         if shapes is not None:
             problems += tuning_problems(shapes, stage, stage_path=path)
             if plan.model.language_model.quantization is not None:

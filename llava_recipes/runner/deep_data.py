@@ -16,8 +16,7 @@ from llava_recipes.data.records import Records, at_source, check_records, open_r
 from llava_recipes.data.rendering import TemplateLimit
 from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.types import DataPlan, SourcePlan
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
@@ -44,7 +43,7 @@ class DataLook:
     def __init__(
         self,
         data: DataPlan,
-        path: RecipePath,
+        path: KeyPath,
         spelling: Spell | None,
         spread: AnyRes | None,
         image_processor: BaseImageProcessor | None,
@@ -70,7 +69,7 @@ class DataLook:
                 path = (*self._path, "data", "validation", "sources", number)
                 yield from self._look(every_record(source), path, every_image=every_image)
 
-    def _look(self, source: SourcePlan, path: RecipePath, *, every_image: bool) -> Iterator[Problem]:
+    def _look(self, source: SourcePlan, path: KeyPath, *, every_image: bool) -> Iterator[Problem]:
         """The chosen records of a source, whether they are trained on or held out."""
         try:
             records = open_records([source])
@@ -121,7 +120,7 @@ class DataLook:
             raise _NoRoom(f"its images leave no room for text: {taken}, max_length is {most}")
 
     def _check_images(
-        self, records: Records, images: list[tuple[int, int]], path: RecipePath, *, every_image: bool
+        self, records: Records, images: list[tuple[int, int]], path: KeyPath, *, every_image: bool
     ) -> Iterator[Problem]:
         """Pictures that training cannot use, and those that `anyres` makes too many tokens of."""
         # Here, since a look without --deep must stay free of torch.

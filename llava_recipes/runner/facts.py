@@ -15,8 +15,7 @@ from llava_recipes.plan import catalog
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
 from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Model, Recipe, Source
@@ -78,8 +77,8 @@ def _read_earlier(recipe: Recipe) -> dict[str, Earlier]:
     return {folder: read_earlier(Path(folder)) for folder in folders}
 
 
-def _language_source(choice: str | LanguageModel) -> tuple[str | None, str | None, RecipePath]:
-    path: RecipePath = ("model", "language_model")
+def _language_source(choice: str | LanguageModel) -> tuple[str | None, str | None, KeyPath]:
+    path: KeyPath = ("model", "language_model")
     if isinstance(choice, str):
         return choice, None, path
     return choice.source, choice.revision, (*path, "source")
@@ -89,7 +88,7 @@ def _read_model_config(
     source: str | None,
     revision: str | None,
     known: Mapping[str, object],
-    path: RecipePath,
+    path: KeyPath,
     problems: list[Problem],
 ) -> Config | None:
     """A config.json from a local folder, or from the hub's cache where the catalog has no numbers."""
@@ -156,7 +155,7 @@ def _cached_file(source: str, revision: str | None, name: str) -> Path | None:
     return file if os.path.isfile(file) else None
 
 
-def _read_object(file: Path, path: RecipePath, problems: list[Problem]) -> Config | None:
+def _read_object(file: Path, path: KeyPath, problems: list[Problem]) -> Config | None:
     """The mapping that a JSON file holds; what is wrong with it goes to `problems`."""
     try:
         return read_object(file, path=path)
@@ -187,9 +186,9 @@ def _count_samples(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, i
     return counts
 
 
-def _all_sources(loaded: LoadedRecipe) -> Iterator[tuple[RecipePath, Source]]:
+def _all_sources(loaded: LoadedRecipe) -> Iterator[tuple[KeyPath, Source]]:
     for index, stage in enumerate(loaded.recipe.stages):
-        path: RecipePath = ("stages", index, "data")
+        path: KeyPath = ("stages", index, "data")
         for number, source in enumerate(stage.data.sources):
             yield (*path, "sources", number), source
         validation = stage.data.validation

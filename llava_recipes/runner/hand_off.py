@@ -12,8 +12,7 @@ from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.types import ModelPlan, Plan
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.runner.artifacts import DONE, PLAN, unfinished
 from llava_recipes.runner.initial_weights import Shapes, spell_projector
 
@@ -38,7 +37,7 @@ def hand_off_problems(
     own = {stage.output_dir for stage in plan.stages}
     told: set[str] = set()
     for index in stages:
-        path: RecipePath = ("stages", index, "init_from")
+        path: KeyPath = ("stages", index, "init_from")
         if (Path(plan.stages[index].output_dir) / DONE).is_file():
             # Its beginning is behind it.
             continue
@@ -58,7 +57,7 @@ def hand_off_problems(
                 yield from error.problems
 
 
-def _open(given: str, path: RecipePath) -> Start:
+def _open(given: str, path: KeyPath) -> Start:
     from llava_recipes.model.starts import open_start
 
     folder = Path(given)
@@ -75,7 +74,7 @@ def _may_be_hub_id(given: str) -> bool:
     return given.count("/") == 1 and not given.startswith((".", "/")) and Path(given).suffix != ".bin"
 
 
-def _nowhere(given: str, path: RecipePath) -> Problem:
+def _nowhere(given: str, path: KeyPath) -> Problem:
     return Problem(
         "`init_from` names no folder and no file",
         code="init-from-missing",
@@ -85,7 +84,7 @@ def _nowhere(given: str, path: RecipePath) -> Problem:
     )
 
 
-def _not_looked_up(given: str, path: RecipePath) -> Problem:
+def _not_looked_up(given: str, path: KeyPath) -> Problem:
     return Problem(
         "`init_from` is no folder here, and as a hub id it was not looked up",
         code="init-from-not-looked-up",
@@ -96,9 +95,7 @@ def _not_looked_up(given: str, path: RecipePath) -> Problem:
     )
 
 
-def _misfits(
-    start: Start, model: ModelPlan, shapes: Shapes, given: str, path: RecipePath
-) -> Iterator[Problem]:
+def _misfits(start: Start, model: ModelPlan, shapes: Shapes, given: str, path: KeyPath) -> Iterator[Problem]:
     theirs = start.shapes()
     yield from _check_tower(start, model, given, path)
     yield from _check_tokens(start, model, theirs, shapes, given, path)
@@ -111,7 +108,7 @@ def _misfits(
     yield from _check_rest(theirs, shapes, given, path)
 
 
-def _check_tower(start: Start, model: ModelPlan, given: str, path: RecipePath) -> Iterator[Problem]:
+def _check_tower(start: Start, model: ModelPlan, given: str, path: KeyPath) -> Iterator[Problem]:
     claims, tower = start.claims, model.vision_tower
     ours = identity(tower.model_dump(mode="json"))
     if claims.vision_tower is not None and not is_same(claims.vision_tower, ours):
@@ -135,7 +132,7 @@ def _check_tower(start: Start, model: ModelPlan, given: str, path: RecipePath) -
 
 
 def _check_tokens(
-    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
+    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
 ) -> Iterator[Problem]:
     claimed = start.claims.start_end
     if claimed is None and IMAGE_TOKENS in theirs:
@@ -161,7 +158,7 @@ def _check_tokens(
             )
 
 
-def _check_quantized(model: ModelPlan, theirs: Shapes, given: str, path: RecipePath) -> Iterator[Problem]:
+def _check_quantized(model: ModelPlan, theirs: Shapes, given: str, path: KeyPath) -> Iterator[Problem]:
     if model.language_model.quantization is not None and any(map(ADAPTER.search, theirs)):
         yield Problem(
             "adapters of an earlier run cannot be merged into a quantized language model",
@@ -173,7 +170,7 @@ def _check_quantized(model: ModelPlan, theirs: Shapes, given: str, path: RecipeP
 
 
 def _check_base(
-    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
+    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
 ) -> Iterator[Problem]:
     """Weights that mean something beside the language model that they were trained with, and no other."""
     claimed = start.claims.language_model
@@ -197,7 +194,7 @@ def _check_base(
 
 
 def _check_language(
-    start: Start, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
+    start: Start, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
 ) -> Iterator[Problem]:
     """Sizes of the language model: of its weights, and of those that adapters were made for."""
     needed = {name: shape for name, shape in theirs.items() if name.startswith(_LANGUAGE)}
@@ -247,7 +244,7 @@ def _for_weights(
 
 
 def _check_projector(
-    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: RecipePath
+    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
 ) -> Iterator[Problem]:
     held, wanted = (
         {
@@ -270,7 +267,7 @@ def _check_projector(
         )
 
 
-def _check_rest(theirs: Shapes, shapes: Shapes, given: str, path: RecipePath) -> Iterator[Problem]:
+def _check_rest(theirs: Shapes, shapes: Shapes, given: str, path: KeyPath) -> Iterator[Problem]:
     known = (*_LANGUAGE, "projector.")
     for name, shape in theirs.items():
         if name == IMAGE_TOKENS or name.startswith(known) or ADAPTER.search(name):

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from llava_recipes.files import expanded
 from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,7 +26,7 @@ def base_weights_problems(model: ModelPlan) -> Iterator[Problem]:
     from llava_recipes.model.checkpoint import open_checkpoint
     from llava_recipes.model.configs import LANGUAGE_PATH, TOWER_PATH
 
-    places: tuple[tuple[str | None, RecipePath], ...] = (
+    places: tuple[tuple[str | None, KeyPath], ...] = (
         (model.language_model.source, LANGUAGE_PATH),
         (model.vision_tower.source, TOWER_PATH),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llava_recipes.files import odd_kind, system_folder
 from llava_recipes.recipe.data_schema import Source
-from llava_recipes.recipe.errors import Path, Problem
+from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Model, Recipe, Stage
 
 
@@ -22,7 +22,7 @@ def place_problems(recipe: Recipe) -> Iterator[Problem]:
             yield _problem(("stages", index, "output_dir"), stage.output_dir, f"a place in {folder}")
 
 
-def _problem(path: Path, place: str, kind: str) -> Problem:
+def _problem(path: KeyPath, place: str, kind: str) -> Problem:
     key = next(segment for segment in reversed(path) if isinstance(segment, str))
     return Problem(
         f"`{key}` leads to {kind}, not to an ordinary file or folder",
@@ -33,7 +33,7 @@ def _problem(path: Path, place: str, kind: str) -> Problem:
     )
 
 
-def _places_of_model(model: Model) -> Iterator[tuple[Path, str]]:
+def _places_of_model(model: Model) -> Iterator[tuple[KeyPath, str]]:
     language = model.language_model
     if isinstance(language, LanguageModel):
         yield from _given(("model", "language_model", "source"), language.source)
@@ -44,10 +44,10 @@ def _places_of_model(model: Model) -> Iterator[tuple[Path, str]]:
     yield from _given(("model", "projector", "init_from"), model.projector.init_from)
 
 
-def _places_of_stages(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+def _places_of_stages(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     names = {"base", *(stage.name for stage in recipe.stages)}
     for index, stage in enumerate(recipe.stages):
-        path: Path = ("stages", index)
+        path: KeyPath = ("stages", index)
         for where, source in _sources(stage, path):
             yield (*where, "annotations"), source.annotations
             yield from _given((*where, "images"), source.images)
@@ -60,7 +60,7 @@ def _places_of_stages(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         yield (*path, "output_dir"), stage.output_dir
 
 
-def _sources(stage: Stage, path: Path) -> Iterator[tuple[Path, Source]]:
+def _sources(stage: Stage, path: KeyPath) -> Iterator[tuple[KeyPath, Source]]:
     for number, source in enumerate(stage.data.sources):
         yield (*path, "data", "sources", number), source
     validation = stage.data.validation
@@ -68,6 +68,6 @@ def _sources(stage: Stage, path: Path) -> Iterator[tuple[Path, Source]]:
         yield (*path, "data", "validation", "sources", number), source
 
 
-def _given(path: Path, place: str | None) -> Iterator[tuple[Path, str]]:
+def _given(path: KeyPath, place: str | None) -> Iterator[tuple[KeyPath, str]]:
     if place is not None:
         yield path, place

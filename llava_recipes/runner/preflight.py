@@ -15,8 +15,7 @@ from llava_recipes.data.records import at_source, check_records, open_records
 from llava_recipes.files import expanded, real_path
 from llava_recipes.plan.mix import every_record
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, stage_plan
@@ -67,9 +66,9 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
 def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
     """Folders and files of the model that are not there, or are not what they should be."""
     model = loaded.recipe.model
-    language: RecipePath = ("model", "language_model")
+    language: KeyPath = ("model", "language_model")
     if isinstance(model.language_model, LanguageModel):
-        source_path: RecipePath = (*language, "source")
+        source_path: KeyPath = (*language, "source")
         if model.language_model.tokenizer is not None:
             yield from _source_problems(
                 model.language_model.tokenizer, (*language, "tokenizer"), "tokenizer", ()
@@ -80,7 +79,7 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
     if weights is not None:
         yield from _source_problems(weights, source_path, "language model", ("config.json",))
     if model.vision_tower.source is not None:
-        tower: RecipePath = ("model", "vision_tower", "source")
+        tower: KeyPath = ("model", "vision_tower", "source")
         # A whole model that transformers saved has its pictures' settings in the other file.
         is_whole = (expanded(model.vision_tower.source) / "processor_config.json").is_file()
         needs = ("config.json", *(() if is_whole else ("preprocessor_config.json",)))
@@ -96,7 +95,7 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
         )
 
 
-def _source_problems(source: str, path: RecipePath, what: str, needs: tuple[str, ...]) -> Iterator[Problem]:
+def _source_problems(source: str, path: KeyPath, what: str, needs: tuple[str, ...]) -> Iterator[Problem]:
     """A local folder must be there and whole; anything else must look like a hub id."""
     folder = expanded(source)
     if folder.is_dir():
@@ -130,7 +129,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
     quantization = plan.model.language_model.quantization
     if quantization is None:
         return
-    path: RecipePath = ("model", "language_model", "quantization")
+    path: KeyPath = ("model", "language_model", "quantization")
     if importlib.util.find_spec("bitsandbytes") is None:
         hint = "pip install 'llava-recipes[quantized]', or remove `quantization`"
         yield Problem("bitsandbytes is not installed", code="library-not-installed", path=path, hint=hint)
@@ -150,7 +149,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
         )
 
 
-def _data_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
+def _data_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
     for number, source in enumerate(stage.data.sources):
         yield from _source_data_problems(source, (*path, "data", "sources", number))
     validation = stage.data.validation
@@ -159,7 +158,7 @@ def _data_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
             yield from _source_data_problems(source, (*path, "data", "validation", "sources", number))
 
 
-def _samples_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
+def _samples_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
     """Pictures that are asked about during training, and are none."""
     for number, file in enumerate(stage.sampling.images if stage.sampling else ()):
         place = real_path(expanded(file))
@@ -170,7 +169,7 @@ def _samples_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
             yield Problem("this picture cannot be used", code="bad-image", path=where, found=error.reason)
 
 
-def _source_data_problems(source: SourcePlan, path: RecipePath) -> list[Problem]:
+def _source_data_problems(source: SourcePlan, path: KeyPath) -> list[Problem]:
     """What is wrong with the records that a source uses, to train on or held out."""
     try:
         found = check_records(open_records([every_record(source)]))
@@ -179,7 +178,7 @@ def _source_data_problems(source: SourcePlan, path: RecipePath) -> list[Problem]
     return at_source(found, path)
 
 
-def _output_problems(plan: Plan, index: int, path: RecipePath) -> Iterator[Problem]:
+def _output_problems(plan: Plan, index: int, path: KeyPath) -> Iterator[Problem]:
     folder = Path(plan.stages[index].output_dir)
     obstacle = find_obstacle(folder)
     if obstacle is not None:
@@ -199,7 +198,7 @@ def _output_problems(plan: Plan, index: int, path: RecipePath) -> Iterator[Probl
         )
 
 
-def _report_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
+def _report_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
     wanted = stage.train.training_arguments.get("report_to")
     reports = wanted if isinstance(wanted, list) else [wanted]
     where = (*path, "train", "report_to")
@@ -230,7 +229,7 @@ def _has_wandb_login() -> bool:
         return False
 
 
-def _deepspeed_problems(stage: StagePlan, path: RecipePath) -> Iterator[Problem]:
+def _deepspeed_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
     if stage.deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
         yield Problem(
             "deepspeed is not installed",

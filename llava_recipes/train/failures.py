@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from llava_recipes.model.values import not_finite
-from llava_recipes.recipe.errors import Path, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 
-def nonfinite_loss(*, step: int, value: float, stage: Path, what: str = "the loss") -> RecipeError:
+def nonfinite_loss(*, step: int, value: float, stage: KeyPath, what: str = "the loss") -> RecipeError:
     """The loss became NaN or infinite: nothing learned after it is worth keeping."""
     return RecipeError(
         Problem(
@@ -23,7 +23,7 @@ def nonfinite_loss(*, step: int, value: float, stage: Path, what: str = "the los
     )
 
 
-def nonfinite_weights(*, step: int, name: str, stage: Path) -> RecipeError:
+def nonfinite_weights(*, step: int, name: str, stage: KeyPath) -> RecipeError:
     """A trained weight became NaN or infinite before it could be saved."""
     return RecipeError(
         Problem(
@@ -36,14 +36,14 @@ def nonfinite_weights(*, step: int, name: str, stage: Path) -> RecipeError:
     )
 
 
-def check_finite(state: Mapping[str, Tensor], *, step: int, stage: Path) -> None:
+def check_finite(state: Mapping[str, Tensor], *, step: int, stage: KeyPath) -> None:
     """Raise RecipeError when a trained weight is NaN or infinite: nobody can go on from it."""
     for name, tensor in state.items():
         if not_finite(tensor) is not None:
             raise nonfinite_weights(step=step, name=name, stage=stage)
 
 
-def out_of_memory(*, detail: str, stage: Path) -> RecipeError:
+def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
     """The device ran out of memory."""
     return RecipeError(
         Problem(

@@ -20,8 +20,7 @@ from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Decoding
 from llava_recipes.model.precision import DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.screen import escape_json
 from llava_recipes.templates import IMAGE, Turn
 
@@ -49,7 +48,7 @@ class Sampled:
 
 
 def choose_subjects(
-    plan: SamplingPlan, answerer: Answerer, records: StageDataset, *, stage_path: RecipePath
+    plan: SamplingPlan, answerer: Answerer, records: StageDataset, *, stage_path: KeyPath
 ) -> list[Subject]:
     """The subjects of a stage: the recipe's pictures, or the first records that have one.
 
@@ -153,7 +152,7 @@ class SamplesLog:
             file.write(escape_json(json.dumps(vars(sampled), ensure_ascii=False)) + "\n")
 
 
-def _own(answerer: Answerer, file: str, prompt: str | None, path: RecipePath) -> Subject:
+def _own(answerer: Answerer, file: str, prompt: str | None, path: KeyPath) -> Subject:
     # A link that the recipe names leads where it leads.
     place = real_path(expanded(file))
     try:

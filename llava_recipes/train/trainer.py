@@ -22,7 +22,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.model.weights import TRAINED_FILE, load_trained, trainable_state, write_trained
 from llava_recipes.plan.types import ParamGroupPlan
-from llava_recipes.recipe.errors import Path as RecipePath
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.train.checkpoints import TRAINER_STATE, make_room, remove_old, seal
 from llava_recipes.train.failures import check_finite, nonfinite_loss
 from llava_recipes.train.optimizer import split_groups
@@ -43,7 +43,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self,
         *,
         sampler: EpochSampler,
-        stage_path: RecipePath,
+        stage_path: KeyPath,
         keep_checkpoints: int | None,
         on_metrics: Callable[[Metrics], None],
         param_groups: tuple[ParamGroupPlan, ...] = (),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llava_recipes.authoring.draft import TEMPLATES, template_text
 from llava_recipes.authoring.edit import remove_key, set_value, value_text
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
 from tests.laws import examples
@@ -24,8 +24,8 @@ def _root(text: str) -> dict[str, Value]:
     return root
 
 
-def _paths(value: Value, path: Path = ()) -> list[Path]:
-    inner: list[Path] = []
+def _paths(value: Value, path: KeyPath = ()) -> list[KeyPath]:
+    inner: list[KeyPath] = []
     if isinstance(value, dict):
         inner = [found for key, entry in value.items() for found in _paths(entry, (*path, key))]
     elif isinstance(value, list):
@@ -33,7 +33,7 @@ def _paths(value: Value, path: Path = ()) -> list[Path]:
     return [path, *inner] if path else inner
 
 
-def _with(root: dict[str, Value], path: Path, value: Value) -> dict[str, Value]:
+def _with(root: dict[str, Value], path: KeyPath, value: Value) -> dict[str, Value]:
     """The same edit on plain values."""
     changed = copy.deepcopy(root)
     place: Value = changed

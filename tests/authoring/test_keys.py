@@ -16,7 +16,7 @@ from llava_recipes.authoring.origins import FLAGS, origin
 from llava_recipes.authoring.reference import HOW_TO, reference
 from llava_recipes.authoring.shipped import read_schema
 from llava_recipes.plan.arguments import FIELDS
-from llava_recipes.recipe.errors import Path, RecipeError
+from llava_recipes.recipe.errors import KeyPath, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.schema import Recipe
@@ -28,7 +28,7 @@ KEYS = read_keys(recipe_schema())
 BY_PATH = {key.path: key for key in KEYS}
 
 
-def _paths(path: Path) -> Iterator[str]:
+def _paths(path: KeyPath) -> Iterator[str]:
     """Every key that the schema's own types have, list entries as `[]`."""
     for key in keys_at(path):
         yield spell_path((*path, key)).replace("[0]", "[]")

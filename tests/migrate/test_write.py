@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.migrate.write import write_recipe, write_scalar
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_value
 
@@ -36,7 +36,7 @@ trees = st.recursive(
 
 @given(st.dictionaries(keys, trees, min_size=1, max_size=4))
 def test_values_read_back(values: dict[str, Value]) -> None:
-    comments: dict[Path, str] = {(key,): "a: comment" for key in values}
+    comments: dict[KeyPath, str] = {(key,): "a: comment" for key in values}
     assert parse_value(write_recipe(values, comments, "one\ntwo"), "x.yaml").root == values
 
 

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.errors import Path
+from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.exclusions import ANY, EXCLUSIONS, check_exclusions, displaced
 from llava_recipes.recipe.merge import lay_over
 from llava_recipes.recipe.resolve import resolve
@@ -21,7 +21,7 @@ from tests.laws import examples
 
 KEYS = sorted({key for exclusion in EXCLUSIONS for key in (exclusion.winner, exclusion.loser)})
 
-FREE: tuple[Path, ...] = (
+FREE: tuple[KeyPath, ...] = (
     ("vars",),
     ("model", "language_model", "config"),
     ("model", "language_model", "config", "rope_scaling"),
@@ -39,7 +39,7 @@ FREE: tuple[Path, ...] = (
 contents = st.dictionaries(st.sampled_from(KEYS), st.integers(0, 9), min_size=1)
 
 
-def recipe_with(place: Path, inner: dict[str, int]) -> dict[str, Any]:
+def recipe_with(place: KeyPath, inner: dict[str, int]) -> dict[str, Any]:
     """A recipe that has a mapping at a place, and the stage that a place below `stages` needs."""
     value: Any = dict(inner)
     for segment in reversed(place):
@@ -47,7 +47,7 @@ def recipe_with(place: Path, inner: dict[str, int]) -> dict[str, Any]:
     return {"name": "x", **value}
 
 
-def at(root: Value, place: Path) -> dict[str, Value]:
+def at(root: Value, place: KeyPath) -> dict[str, Value]:
     value = value_at(root, place)
     assert isinstance(value, dict)
     return value
@@ -57,7 +57,7 @@ def at(root: Value, place: Path) -> dict[str, Value]:
 @examples(60)
 @given(below=contents, above=contents)
 def test_a_child_takes_nothing_away_where_a_name_means_something_else(
-    place: Path, below: dict[str, int], above: dict[str, int]
+    place: KeyPath, below: dict[str, int], above: dict[str, int]
 ) -> None:
     parent, child = (parse_source(yaml.safe_dump(recipe_with(place, each)), "f") for each in (below, above))
     merged = at(lay_over(parent, child).root, place)
@@ -68,7 +68,7 @@ def test_a_child_takes_nothing_away_where_a_name_means_something_else(
 @examples(60)
 @given(below=contents, key=st.sampled_from(KEYS), number=st.integers(0, 9))
 def test_an_override_takes_nothing_away_where_a_name_means_something_else(
-    place: Path, below: dict[str, int], key: str, number: int
+    place: KeyPath, below: dict[str, int], key: str, number: int
 ) -> None:
     text = yaml.safe_dump(recipe_with(place, below))
     override = f"{'.'.join(map(str, (*place, key)))}={number}"
@@ -88,7 +88,7 @@ def test_every_exclusion_is_one_of_keys_that_exist_and_is_both_displaced_and_rep
     assert [problem.path for problem in check_exclusions(both)] == [(*place, exclusion.loser)]
 
 
-LANGUAGE_MODEL: Path = ("model", "language_model")
+LANGUAGE_MODEL: KeyPath = ("model", "language_model")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, ZERO_KEYS
-from llava_recipes.recipe.errors import Path as RecipePath
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.errors import KeyPath, RecipeError
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.render import render_problems
@@ -99,7 +98,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def _paths(value: Value, path: RecipePath = ()) -> list[RecipePath]:
+def _paths(value: Value, path: KeyPath = ()) -> list[KeyPath]:
     """Every path below a value."""
     inner: list[tuple[str | int, Value]] = []
     if isinstance(value, dict):
@@ -109,7 +108,7 @@ def _paths(value: Value, path: RecipePath = ()) -> list[RecipePath]:
     return [found for key, child in inner for found in [(*path, key), *_paths(child, (*path, key))]]
 
 
-def _parent(root: Value, path: RecipePath) -> tuple[dict[str | int, Value], str | int]:
+def _parent(root: Value, path: KeyPath) -> tuple[dict[str | int, Value], str | int]:
     for segment in path[:-1]:
         root = root[segment]  # type: ignore[index]
     return root, path[-1]  # type: ignore[return-value]
@@ -190,7 +189,7 @@ def _slip(key: str, chance: random.Random) -> str:
     return chance.choice(slips)
 
 
-def _misspell(root: Value, chance: random.Random, among: Callable[[RecipePath], bool]) -> str | None:
+def _misspell(root: Value, chance: random.Random, among: Callable[[KeyPath], bool]) -> str | None:
     """Misspell one of these keys; None where the slip leaves a key that is known."""
     path = chance.choice([path for path in _paths(root) if isinstance(path[-1], str) and among(path)])
     parent, key = _parent(root, path)

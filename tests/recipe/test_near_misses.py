@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from llava_recipes.recipe.errors import Path, RecipeError
+from llava_recipes.recipe.errors import KeyPath, RecipeError
 from llava_recipes.recipe.keys import unknown_key
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.renames import OTHER_NAMES
@@ -16,8 +16,8 @@ from llava_recipes.recipe.training_fields import EXTRA_FIELDS, GONE_FIELDS, REFU
 from llava_recipes.recipe.value_hints import deepspeed_hint
 from llava_recipes.runner.facts import compile_loaded
 
-TRAIN: Path = ("stages", 0, "train")
-PLACES: tuple[Path, ...] = (
+TRAIN: KeyPath = ("stages", 0, "train")
+PLACES: tuple[KeyPath, ...] = (
     (), ("model",), ("model", "language_model"), ("model", "vision_tower"), ("model", "projector"),
     ("stages", 0), TRAIN, ("stages", 0, "data"), ("stages", 0, "data", "sources", 0), ("stages", 0, "lora"),
 )  # fmt: skip
@@ -39,7 +39,7 @@ def slips(key: str) -> set[str]:
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)) or "top")
-def test_one_slip_names_the_key_that_was_meant(place: Path) -> None:
+def test_one_slip_names_the_key_that_was_meant(place: KeyPath) -> None:
     known = keys_at(place)
     typos = sorted((typo, key) for key in known if len(key) > 2 for typo in slips(key) if typo not in known)
     assert typos
