@@ -12,6 +12,7 @@ from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, REMOVED_KEYS, REMOVED_
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest
+from llava_recipes.recipe.writer import say_number
 
 Config = dict[str, JsonValue]
 
@@ -244,7 +245,7 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
 
 
 def _check_clipping(config: Config, train: Train, report: _Report) -> None:
-    wanted = f"the recipe says `max_grad_norm: {train.max_grad_norm:g}`"
+    wanted = f"the recipe says `max_grad_norm: {say_number(train.max_grad_norm)}`"
     clipping = config.get("gradient_clipping")
     if isinstance(clipping, bool) or clipping not in (None, "auto", train.max_grad_norm):
         report.add(

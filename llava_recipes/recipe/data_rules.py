@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.locations import check_local
-from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
+from llava_recipes.recipe.writer import say_number, spell_value
 
 
 def check_data(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
@@ -67,7 +68,7 @@ def _check_validation(data: Mapping, validation: Mapping, path: KeyPath) -> Iter
             code="invalid-split",
             path=(*path, "split"),
             found=spell_value(split),
-            hint=f"write a whole number, or a share below 1 such as {split / 100:g}",
+            hint=f"write a whole number, or a share below 1 such as {say_number(split / 100)}",
         )
     if split is not None and sources is None:
         yield from _check_repeated(data, path[:-1])

@@ -1,13 +1,9 @@
-"""YAML 1.2 core schema: what an unquoted word means, and how a value is spelled back."""
+"""YAML 1.2 core schema: what an unquoted word means."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
 from typing import TypeAlias
-
-from llava_recipes.masking import HIDDEN, is_secret_name, mask
 
 Value: TypeAlias = bool | int | float | str | list["Value"] | dict[str, "Value"] | None
 
@@ -60,29 +56,6 @@ def check_text(text: str) -> None:
     found = _CONTROL.search(text)
     if found:
         raise ScalarError(f"the text holds the control character U+{ord(found.group()):04X}")
-
-
-def spell_value(value: object, *, limit: int = 80) -> str:
-    """Spell a value on one line as it would be typed, cut after `limit` characters."""
-    if isinstance(value, Mapping):
-        entries = [
-            f"{key}: {HIDDEN if _is_hidden(key, entry) else spell_value(entry, limit=limit)}"
-            for key, entry in list(value.items())[:20]
-        ]
-        spelled = "{" + ", ".join(entries) + "}"
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        spelled = "[" + ", ".join(spell_value(entry, limit=limit) for entry in value[:20]) + "]"
-    else:
-        # Before the cut: half a secret is not seen to be one.
-        spelled = mask(json.dumps(value, ensure_ascii=False))
-        if isinstance(value, float):
-            # One spelling everywhere: 2e-5, not 2e-05.
-            spelled = re.sub(r"e([-+])0*", lambda sign: "e" + sign[1].strip("+"), spelled)
-    return spelled if len(spelled) <= limit else spelled[: limit - 1] + "…"
-
-
-def _is_hidden(key: object, value: object) -> bool:
-    return isinstance(key, str) and isinstance(value, str) and is_secret_name(key)
 
 
 def kind_of(value: object) -> str:
