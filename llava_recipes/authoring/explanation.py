@@ -10,9 +10,8 @@ from llava_recipes.authoring.keys import Key
 from llava_recipes.authoring.origins import origin
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.renames import OTHER_NAMES
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.spelling import nearest
-from llava_recipes.recipe.writer import spell
 
 _INDEX = re.compile(r"\[[^\[\]]*\]")
 _MAX_QUERY_CHARACTERS = 200

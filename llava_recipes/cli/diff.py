@@ -86,7 +86,7 @@ def _rows(differences: Sequence[Difference]) -> Iterator[tuple[str, str, str]]:
 
 
 def _spell(value: JsonValue) -> str:
-    from llava_recipes.recipe.writer import spell_value
+    from llava_recipes.recipe.scalars import spell_value
 
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"

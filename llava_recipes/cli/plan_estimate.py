@@ -15,7 +15,7 @@ from llava_recipes.plan.hardware import GIB, GPUS
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.memory import Memory
 from llava_recipes.plan.types import Plan, StagePlan
-from llava_recipes.recipe.writer import say_number, spell
+from llava_recipes.recipe.scalars import say_number, spell
 
 if TYPE_CHECKING:
     from llava_recipes.plan.fit import Proposal

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llava_recipes.cli.fold import fold_layers
 from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
-from llava_recipes.recipe.writer import say_number
+from llava_recipes.recipe.scalars import say_number
 
 if TYPE_CHECKING:
     from llava_recipes.recipe.model_schema import Quantization

@@ -26,7 +26,7 @@ from llava_recipes.plan.hardware import GPUS
 from llava_recipes.plan.memory import Memory
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
-from llava_recipes.recipe.writer import say_number
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.screen import shown
 
 _GENERATOR = "llava-recipe plan"

@@ -8,8 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from llava_recipes.recipe.errors import KeyPath, Mark, Problem
-from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.writer import spell_value
+from llava_recipes.recipe.scalars import Value, spell_value
 
 Kind = Literal["mapped", "default", "needless", "lost"]
 

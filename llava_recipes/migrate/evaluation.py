@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from llava_recipes.migrate.draft import STAGE, Draft
 from llava_recipes.migrate.flags import Flags
-from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.writer import say_number
+from llava_recipes.recipe.scalars import Value, say_number
 
 _DATA = ("eval_data_path", "validation_data_path", "val_data_path")
 _IMAGES = ("eval_image_folder", "validation_image_folder", "val_image_folder")

@@ -12,8 +12,8 @@ from llava_recipes.layouts import meaning_of
 from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
 from llava_recipes.plan.batch import derive_batch
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Data, Recipe, Stage, Train
-from llava_recipes.recipe.writer import say_number
 from llava_recipes.screen import shown
 
 DEEPSPEED_FILES: Mapping[str, str] = MappingProxyType(

@@ -9,8 +9,8 @@ from pydantic import JsonValue
 
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.model_schema import Quantization
+from llava_recipes.recipe.scalars import spell_number
 from llava_recipes.recipe.schema import Model, Stage, Train
-from llava_recipes.recipe.writer import spell_number
 from llava_recipes.screen import shown
 
 ROOTS = ("vision_tower", "projector", "language_model", "lm_head")

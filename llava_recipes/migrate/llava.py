@@ -16,9 +16,8 @@ from llava_recipes.migrate.quantization import translate_quantization
 from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number
 from llava_recipes.recipe.schema import Data
-from llava_recipes.recipe.writer import say_number
 
 FLAGS = (
     *dict.fromkeys((*NEXT_FLAGS, *ANYRES_FLAGS, *OF_LLAVA_NEXT_ALONE)),

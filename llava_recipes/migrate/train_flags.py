@@ -13,9 +13,8 @@ from llava_recipes.migrate.evaluation import EVALUATION_FLAGS, translate_evaluat
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.programs import Program
 from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number
 from llava_recipes.recipe.spelling import did_you_mean, nearest
-from llava_recipes.recipe.writer import say_number
 
 _Type = Literal["number", "whole", "switch", "text"]
 

@@ -13,8 +13,7 @@ from llava_recipes.migrate.xtuner_data import translate_data
 from llava_recipes.migrate.xtuner_reader import Reader, not_known
 from llava_recipes.migrate.xtuner_rest import spell_python, tell_rest
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
-from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.writer import say_number
+from llava_recipes.recipe.scalars import Value, say_number
 
 _WARM_UP, _COSINE = "LinearLR", "CosineAnnealingLR"
 

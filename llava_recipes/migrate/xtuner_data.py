@@ -11,8 +11,7 @@ from llava_recipes.migrate.xtuner_reader import Reader
 from llava_recipes.migrate.xtuner_rest import spell_python
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.writer import say_number
+from llava_recipes.recipe.scalars import Value, say_number
 
 TEMPLATES = {"vicuna": "v1", "llama3_chat": "llama_3", "qwen_chat": "qwen", "phi3_chat": "phi3"}
 _SHARED: tuple[tuple[tuple[str, ...], KeyPath], ...] = (

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from llava_recipes.migrate.draft import Draft
 from llava_recipes.recipe.errors import KeyPath, Mark
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import Document
-from llava_recipes.recipe.writer import spell_value
 
 
 @dataclass

@@ -21,9 +21,8 @@ from llava_recipes.migrate.yaml_training import (
     target_modules,
 )
 from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import parse_source
-from llava_recipes.recipe.writer import spell_value
 
 
 def migrate_yaml(

@@ -9,8 +9,7 @@ from llava_recipes.migrate.draft import STAGE
 from llava_recipes.migrate.quantization import default_part, put_bits, put_part
 from llava_recipes.migrate.yaml_config import Config
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.writer import spell_value
+from llava_recipes.recipe.scalars import Value, spell_value
 
 _TRAINABLE = (STAGE, "trainable")
 _ORDER = ("projector", "language_model", "lm_head", "vision_tower")

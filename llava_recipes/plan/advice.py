@@ -12,8 +12,8 @@ from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.pictures import roomy_length
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Recipe, Stage
-from llava_recipes.recipe.writer import say_number
 
 LARGE_MODEL: Final = 1_000_000_000
 """Parameters from which float32 is hardly ever meant."""

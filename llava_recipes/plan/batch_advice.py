@@ -8,8 +8,8 @@ from llava_recipes.plan.batch import fitting_on_device, suitable_share
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.rates import kind_of_stage, usual_batch
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Stage
-from llava_recipes.recipe.writer import say_number
 
 
 def check_processes(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:

@@ -34,9 +34,9 @@ from llava_recipes.plan.types import (
     TrainPlan,
 )
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
 from llava_recipes.recipe.spelling import did_you_mean
-from llava_recipes.recipe.writer import say_number
 
 
 @dataclass(frozen=True)

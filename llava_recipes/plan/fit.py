@@ -14,7 +14,8 @@ from llava_recipes.plan.batch import divisors
 from llava_recipes.plan.estimate import Estimator, Fit, judge
 from llava_recipes.plan.hardware import GIB, Gpu
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.writer import block_lines, spell
+from llava_recipes.recipe.scalars import spell
+from llava_recipes.recipe.writer import block_lines
 
 _OFFLOAD: Mapping[str, JsonValue] = {"device": "cpu", "pin_memory": True}
 _ROOM = 0.03

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.locations import check_local
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number, spell_value
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
-from llava_recipes.recipe.writer import say_number, spell_value
 
 
 def check_data(stage: Mapping, path: KeyPath) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.keys import unknown_key
 from llava_recipes.recipe.number_forms import numbers_meant, whole
-from llava_recipes.recipe.scalars import Value, kind_of
+from llava_recipes.recipe.scalars import Value, kind_of, say_number, spell_value
 from llava_recipes.recipe.shape import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.spelling import nearest
 from llava_recipes.recipe.value_hints import (
@@ -20,7 +20,6 @@ from llava_recipes.recipe.value_hints import (
     missing_hint,
     number_hint,
 )
-from llava_recipes.recipe.writer import say_number, spell_value
 
 MAX_TOLD = 200
 

@@ -12,10 +12,9 @@ from llava_recipes.recipe.likeness import looks_like_recipe
 from llava_recipes.recipe.locations import foreign_reference, is_web_address
 from llava_recipes.recipe.merge import lay_over
 from llava_recipes.recipe.reading import MAX_BYTES, read_file
-from llava_recipes.recipe.scalars import Value, kind_of
+from llava_recipes.recipe.scalars import Value, kind_of, spell_value
 from llava_recipes.recipe.source import MAX_VALUES, Document, parse_source
 from llava_recipes.recipe.spelling import nearest
-from llava_recipes.recipe.writer import spell_value
 
 MAX_LEVELS = 8
 MAX_FILES = 16

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from llava_recipes.freeze import match_glob
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.renames import OTHER_MODULES
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.spelling import nearest
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, value_at
-from llava_recipes.recipe.writer import spell_value
 
 ROOTS = ("vision_tower", "projector", "language_model", "lm_head", "image_tokens")
 

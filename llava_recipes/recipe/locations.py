@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.writer import spell_value
+from llava_recipes.recipe.scalars import Value, spell_value
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # `$(command)`, `$1`, `$NAME`, `%NAME%` and `{name}`; a `${` that is still in a path is meant by the letter.

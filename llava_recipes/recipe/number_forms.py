@@ -6,8 +6,7 @@ import re
 import unicodedata
 from typing import Final
 
-from llava_recipes.recipe.scalars import LARGEST_WHOLE_NUMBER, ScalarError, resolve_scalar
-from llava_recipes.recipe.writer import spell_number
+from llava_recipes.recipe.scalars import LARGEST_WHOLE_NUMBER, ScalarError, resolve_scalar, spell_number
 
 _MINUS: Final = "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"
 _SUPERSCRIPT: Final = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.scalars import spell_value
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
-from llava_recipes.recipe.writer import spell_value
 
 _MOST_PIXELS: Final = 2**26
 """No picture with more is opened; a grid that is larger holds nothing but enlargement."""

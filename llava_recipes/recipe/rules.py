@@ -18,7 +18,7 @@ from llava_recipes.recipe.misspelt import misspelt
 from llava_recipes.recipe.pictures import check_pictures
 from llava_recipes.recipe.quantization import check_quantization
 from llava_recipes.recipe.samples import check_samples
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, VisionTower
 from llava_recipes.recipe.secret import check_secret_values, check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
@@ -26,7 +26,6 @@ from llava_recipes.recipe.train_rules import check_train
 from llava_recipes.recipe.tuning import check_image_tokens, check_tuning
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys
 from llava_recipes.recipe.wording import check_wording
-from llava_recipes.recipe.writer import spell_value
 
 
 def check_rules(root: Value) -> list[Problem]:

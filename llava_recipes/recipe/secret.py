@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from llava_recipes.masking import is_secret_name, mask
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.values import Mapping
-from llava_recipes.recipe.writer import spell_value
 
 
 def check_secrets(value: Value, path: KeyPath) -> Iterator[Problem]:

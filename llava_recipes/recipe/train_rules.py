@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.misspelt import misspelt
+from llava_recipes.recipe.scalars import spell_value
 from llava_recipes.recipe.schema import Stage, Train
 from llava_recipes.recipe.secret import check_secrets
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys
-from llava_recipes.recipe.writer import spell_value
 
 
 def check_train(stage: Mapping, path: KeyPath) -> Iterator[Problem]:

@@ -10,12 +10,11 @@ from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.number_forms import numbers_meant, whole
 from llava_recipes.recipe.rates import usual_rate
 from llava_recipes.recipe.renames import OTHER_TEMPLATES
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell_number, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.recipe.shape import field_at
 from llava_recipes.recipe.spelling import did_you_mean, same_digits
 from llava_recipes.recipe.values import as_mapping, value_at
-from llava_recipes.recipe.writer import spell_number, spell_value
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RATES: Final = "1e-3 for a projector alone, 2e-5 for a language model, 2e-4 for LoRA adapters"

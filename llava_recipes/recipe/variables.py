@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 from llava_recipes.recipe.environment import declared, read_variable
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.scalars import Value, kind_of
+from llava_recipes.recipe.scalars import Value, kind_of, spell_value
 from llava_recipes.recipe.source import Document
 from llava_recipes.recipe.spelling import did_you_mean
-from llava_recipes.recipe.writer import spell_value
 
 MAX_TEXT_CHARACTERS = 100_000
 MAX_FILLED_CHARACTERS = 2_000_000

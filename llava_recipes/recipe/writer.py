@@ -1,107 +1,23 @@
-"""Write YAML: numbers and single values, whole recipes, and edits that keep a text's comments.
-
-A number has one spelling everywhere: the shorter one, `2e-5`, `1e-3`, `0.03`.
-"""
+"""Write YAML: blocks, whole recipes, and edits that keep a text's comments."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Mapping
 
 import yaml
 
-from llava_recipes.masking import HIDDEN, is_secret_name, mask
 from llava_recipes.recipe.errors import KeyPath
-from llava_recipes.recipe.scalars import ScalarError, Value, resolve_scalar
+from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.shape import keys_at
 from llava_recipes.recipe.source import parse_value
 from llava_recipes.screen import escape_yaml, shown
 
-# Neither of YAML's own characters, nor a colon or a dash where it means something.
-# A plain word of another alphabet could not be spelled otherwise where a terminal has no letters for it.
-_PLAIN = re.compile(r"[\w./~$](?:[\w./~$@+=()^%-]|:(?=\S)| (?=[\w./(]))*", re.ASCII)
-_VARIABLE = re.compile(r"\$\{([\w.-]+)\}")
-# PyYAML, which follows YAML 1.1 but for its letters `y` and `n`.
-_YAML_1_1 = yaml.resolver.Resolver()
 _STEP = "  "
 _LONGEST_LIST = 80
 _MIGRATED_COLUMN = 43
 _WIDEST_COLUMN = 72
-
-
-# ---- numbers and single values ---------------------------------------------------------------------------
-
-
-def spell_number(number: float) -> str:
-    """A number as a recipe has it, in the shorter of its two forms: 0.9, 1.0, 1e-3, 1.5e-4."""
-    if number == 0 or 0.01 <= abs(number) < 1e6 or not math.isfinite(number):
-        return repr(float(number))
-    # The digits are moved as text: another float between would round them.
-    mantissa, _, exponent = f"{Decimal(repr(float(number))).normalize():e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def say_number(number: float) -> str:
-    """A number in a sentence: six digits at most, and a whole one without `.0`."""
-    return spell_number(float(f"{number:.6g}")).removesuffix(".0")
-
-
-def spell(value: Value, *, in_brackets: bool = False) -> str:
-    """The value on one line, as YAML: `1e-3`, `"no"`, `[projector]`, `{r: 128}`.
-
-    `${name}` in a text stays a variable. Secrets are hidden.
-    """
-    if isinstance(value, dict):
-        entries = (
-            f"{spell(key, in_brackets=True)}: {spell(each, in_brackets=True)}" for key, each in value.items()
-        )
-        return "{" + ", ".join(entries) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(spell(each, in_brackets=True) for each in value) + "]"
-    if isinstance(value, float):
-        return spell_number(value)
-    # Outside brackets the braces of a variable mean nothing to YAML.
-    if isinstance(value, str) and _is_plain(value if in_brackets else _VARIABLE.sub(r"\1", value)):
-        return value
-    return escape_yaml(json.dumps(value, ensure_ascii=False))
-
-
-def _is_plain(text: str) -> bool:
-    """Whether every reader of YAML takes the unquoted text for this text."""
-    if not _PLAIN.fullmatch(text) or text.lower() in ("y", "n"):
-        return False
-    try:
-        is_text = isinstance(resolve_scalar(text), str)
-    except ScalarError:
-        return False
-    tag = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-    return bool(is_text and tag == "tag:yaml.org,2002:str")
-
-
-def spell_value(value: object, *, limit: int = 80) -> str:
-    """A value within a message: texts in quotes, secrets hidden, cut after `limit` characters."""
-    if isinstance(value, Mapping):
-        entries = [
-            f"{key}: {HIDDEN if _is_hidden(key, entry) else spell_value(entry, limit=limit)}"
-            for key, entry in list(value.items())[:20]
-        ]
-        spelled = "{" + ", ".join(entries) + "}"
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        spelled = "[" + ", ".join(spell_value(entry, limit=limit) for entry in value[:20]) + "]"
-    elif isinstance(value, float):
-        spelled = spell_number(value)
-    else:
-        # Before the cut: half a secret is not seen to be one.
-        spelled = mask(json.dumps(value, ensure_ascii=False))
-    return spelled if len(spelled) <= limit else spelled[: limit - 1] + "…"
-
-
-def _is_hidden(key: object, value: object) -> bool:
-    return isinstance(key, str) and isinstance(value, str) and is_secret_name(key)
 
 
 # ---- whole recipes ---------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.json_file import in_short, read_object
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.source import parse_value
-from llava_recipes.recipe.writer import say_number, write_values
+from llava_recipes.recipe.writer import write_values
 from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, RECIPE, read_plan
 from llava_recipes.runs.markdown import code, code_block, inline
 from llava_recipes.runs.opened import OpenedRun

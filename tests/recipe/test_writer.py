@@ -8,17 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.recipe.errors import KeyPath
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number, spell, spell_number, spell_value
 from llava_recipes.recipe.source import parse_value
-from llava_recipes.recipe.writer import (
-    block_lines,
-    say_number,
-    spell,
-    spell_number,
-    spell_value,
-    write_recipe,
-    write_values,
-)
+from llava_recipes.recipe.writer import block_lines, write_recipe, write_values
 
 WORDS = st.text(
     st.characters(
@@ -48,6 +40,8 @@ VALUES: st.SearchStrategy[Value] = st.recursive(
 @given(value=VALUES)
 def test_a_spelled_value_reads_back(value: Value) -> None:
     assert parse_value(f"key: {spell(value)}", "").root == {"key": value}
+    if isinstance(value, str):
+        assert yaml.safe_load(spell(value)) == value
 
 
 @given(value=VALUES, short_lists=st.booleans())
