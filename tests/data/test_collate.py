@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from llava_recipes.data.collate import Collator, collate
 from llava_recipes.data.crops import ImageLayout, Picture
 from llava_recipes.data.dataset import Sample
-from llava_recipes.data.faults import SampleError
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
-from llava_recipes.recipe.errors import Mark
+from llava_recipes.recipe.errors import Mark, SampleError
 from tests.tiny import FIXTURES, GOLDEN
 
 NUM_IMAGE_TOKENS, PAD = 16, 0
