@@ -8,9 +8,9 @@ from pathlib import Path
 
 from llava_recipes.authoring.edit import block_lines
 from llava_recipes.authoring.gallery import Entry
-from llava_recipes.authoring.keys import read_keys
-from llava_recipes.authoring.shipped import read_schema, readdress
+from llava_recipes.authoring.shipped import readdress
 from llava_recipes.recipe.extends import extend
+from llava_recipes.recipe.language import all_keys
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document, parse_source, parse_value
 from llava_recipes.recipe.variables import references_in
@@ -44,7 +44,7 @@ def _head(text: str) -> str:
 
 def _flat(document: Document) -> str:
     """The values of a document that is put together, in block style and with their remarks."""
-    ranks = {key.names: rank for rank, key in enumerate(read_keys(read_schema()))}
+    ranks = {key.names: rank for rank, key in enumerate(all_keys())}
     root = _ordered(_without_unused(document.root), (), ranks)
     return _spaced(_with_remarks("\n".join(block_lines(root, "")), document))
 

@@ -9,9 +9,9 @@ from pydantic_core import ErrorDetails
 
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.keys import unknown_key
+from llava_recipes.recipe.language import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.number_forms import numbers_meant, whole
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
-from llava_recipes.recipe.shape import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.spelling import nearest
 from llava_recipes.recipe.value_hints import (
     choice_hint,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.language import homes, keys_at, spell_path
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import ScalarError, Value, resolve_scalar, spell_value
-from llava_recipes.recipe.shape import homes, keys_at, spell_path
 from llava_recipes.recipe.spelling import did_you_mean, nearest_all, ranked
 from llava_recipes.recipe.training_fields import EXTRA_FIELDS, GONE_FIELDS, REFUSED_FIELDS
 
