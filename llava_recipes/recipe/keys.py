@@ -7,7 +7,7 @@ from llava_recipes.recipe.language import homes, keys_at, spell_path
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import ScalarError, Value, resolve_scalar, spell_value
 from llava_recipes.recipe.spelling import did_you_mean, nearest_all, ranked
-from llava_recipes.recipe.training_fields import EXTRA_FIELDS, GONE_FIELDS, REFUSED_FIELDS
+from llava_recipes.recipe.training_fields import EXTRA_FIELDS, INSTEAD
 
 _LETTERS_A_SLIP = 8
 """A key that belongs elsewhere is suggested for one slip in as many letters: short words are near to much."""
@@ -45,8 +45,8 @@ def _hint(key: str, parent: KeyPath, value: Value) -> str:
         entry = f"`extra: {{{key}: {spell_value(value, limit=40)}}}`"
         if key in EXTRA_FIELDS:
             return f"another TrainingArguments field is written {entry}"
-        if key in REFUSED_FIELDS or key in GONE_FIELDS:
-            return REFUSED_FIELDS.get(key) or GONE_FIELDS[key]
+        if key in INSTEAD:
+            return INSTEAD[key]
     return _near_miss(key, parent, known) or f"keys: {', '.join(known)}"
 
 
