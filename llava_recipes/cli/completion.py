@@ -82,8 +82,7 @@ def _operand(command: str, action: argparse.Action) -> Value:
 
         return Value(Takes.WORDS, tuple(entry.name for entry in gallery()))
     if command == "explain":
-        from llava_recipes.authoring.keys import read_keys
-        from llava_recipes.authoring.shipped import read_schema
+        from llava_recipes.recipe.language import all_keys
 
-        return Value(Takes.WORDS, tuple(".".join(key.names) for key in read_keys(read_schema())))
+        return Value(Takes.WORDS, tuple(".".join(key.names) for key in all_keys()))
     return Value(Takes.FILES if command == "migrate" else Takes.RECIPES)
