@@ -142,7 +142,10 @@ def compute_rows(compute: Compute, estimate: Estimate) -> Iterator[Row]:
     if compute.flops is None:
         yield "compute", "not counted"
         return
-    yield "compute", f"{compute.flops:.3g} floating-point operations, recomputation included"
+    yield (
+        "compute",
+        f"{say_number(compute.flops, digits=3)} floating-point operations, recomputation included",
+    )
     if compute.hours is None or compute.efficiency is None or estimate.gpu is None:
         yield "time", "name a GPU with --gpu"
         return
