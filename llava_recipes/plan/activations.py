@@ -204,11 +204,10 @@ class ActivationModel:
     def _projector(self, batch: Batch) -> int:
         sizes, c = self._sizes, self._width
         patches = batch.num_images * sizes.image_tokens
-        linears = sorted(owner for owner in self._owners if owner.split(".")[0] == "projector")
-        # Between two linear layers stand the input of the GELU and its output; an index for each place.
-        between = max(0, len(linears) - 1) * 2 * c * sizes.hidden
-        first = c * sizes.tower_hidden * bool(linears)
-        return patches * (between + first + 8)
+        trained = [owner for owner in self._owners if owner.split(".")[0] == "projector"]
+        kept = sizes.projector.kept(trained, sizes.tower_hidden, sizes.hidden)
+        # An index for each place besides.
+        return patches * (c * kept + 8)
 
     def _logits(self, batch: Batch) -> int:
         """float32 scores, their softmax and its gradient live together with the half-precision logits."""

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import ModelPlan
+from llava_recipes.projectors import ProjectorType, type_named
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Dimensions:
     """The tower's activation keeps two tensors (quick GELU), not one."""
     image_tokens: int
     """Tokens of one image in the sequence."""
+    projector: ProjectorType
 
 
 def read_dimensions(outline: ModelOutline, model: ModelPlan) -> Dimensions:
@@ -66,6 +68,7 @@ def read_dimensions(outline: ModelOutline, model: ModelPlan) -> Dimensions:
         tower_patch_inputs=_int(vision, "patch_size") ** 2 * _int(vision, "num_channels"),
         tower_gate=str(vision.get("hidden_act", "quick_gelu" if is_clip else "gelu")) == "quick_gelu",
         image_tokens=side**2 + kept_class,
+        projector=type_named(model.projector.type)[0],
     )
 
 

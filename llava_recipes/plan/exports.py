@@ -18,6 +18,7 @@ from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
 from llava_recipes.plan.original import comes_from_original_llava
 from llava_recipes.plan.sizes import vision_part
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
+from llava_recipes.projectors import STOCK, type_named
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Recipe
 
@@ -29,8 +30,6 @@ _WAYS_OUT: tuple[Target, ...] = ("hf", "llava")
 
 Part = Literal["language_model", "tokenizer", "vision_tower", "select_feature", "projector", "pictures"]
 """What of a model the reason is in."""
-
-STOCK_PROJECTOR = "mlp2x_gelu"
 
 SENTENCEPIECE = "sentencepiece"
 """The kind of a tokenizer whose folder has a tokenizer.model; the others are tokenizer.json's own names."""
@@ -139,11 +138,11 @@ def way_out(facts: ExportFacts) -> str:
 
 
 def _hf(facts: ExportFacts) -> Iterator[Refusal]:
-    if facts.projector != STOCK_PROJECTOR:
+    if facts.projector != STOCK:
         yield Refusal(
             "projector",
             f"transformers' LLaVA has no place for a projector of type `{facts.projector}`",
-            "its projector is two linear layers with GELU between them: mlp2x_gelu",
+            f"its projector is two linear layers with GELU between them: {STOCK}",
         )
     if facts.head:
         yield Refusal(
@@ -178,11 +177,11 @@ def _gguf(facts: ExportFacts) -> Iterator[Refusal]:
             "llama.cpp's converter takes the activation of this vision tower for quick GELU",
             f"hidden_act {facts.tower_activation}",
         )
-    if facts.projector != STOCK_PROJECTOR:
+    if facts.projector != STOCK:
         yield Refusal(
             "projector",
             f"llama.cpp has no place for a projector of type `{facts.projector}`",
-            "its own is mlp2x_gelu",
+            f"its own is {STOCK}",
         )
     if facts.select_feature != "patch":
         yield Refusal(
@@ -220,6 +219,8 @@ def unread_by_original(facts: ExportFacts) -> tuple[str, ...]:
         reasons.append(f"it has no class for {facts.language_type}")
     if facts.tower_type not in (None, "clip_vision_model"):
         reasons.append(f"it loads every vision tower as CLIP, this one is {facts.tower_type}")
+    if not type_named(facts.projector)[0].in_original:
+        reasons.append(f"it has no projector of type `{facts.projector}`")
     return tuple(reasons)
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from llava_recipes.plan.types import ModelSizes, ModuleSize
+from llava_recipes.projectors import projector_shapes
 
 Config = Mapping[str, JsonValue]
 Shapes = dict[str, tuple[int, ...]]
@@ -140,11 +141,10 @@ def outline_model(
     _count(language, "max_position_embeddings")
     language_shapes = _language_shapes(language)
     shapes = {f"vision_tower.{name}": shape for name, shape in _vision_shapes(vision).items()}
-    shapes |= projector_shapes(
-        projector_type,
-        vision_hidden=_count(vision, "hidden_size"),
-        language_hidden=_count(language, "hidden_size"),
-    )
+    widths = _count(vision, "hidden_size"), _count(language, "hidden_size")
+    shapes |= {
+        f"projector.{name}": shape for name, shape in projector_shapes(projector_type, *widths).items()
+    }
     shapes |= {f"language_model.{name}": shape for name, shape in language_shapes.items()}
     if image_newline:
         shapes["image_newline"] = (_count(language, "hidden_size"),)
@@ -157,20 +157,6 @@ def parameter_shapes(*, language: Config, vision: Config, projector_type: str) -
     """Shape of every parameter by canonical name; None where a model type is not known here."""
     outline = outline_model(language=language, vision=vision, projector_type=projector_type)
     return None if outline is None else outline.shapes
-
-
-def projector_shapes(projector_type: str, *, vision_hidden: int, language_hidden: int) -> Shapes:
-    """Shapes of the projector; its layers are numbered with the GELUs between them, as in the original."""
-    if projector_type == "identity":
-        return {}
-    if projector_type == "linear":
-        return _linear("projector", vision_hidden, language_hidden, bias=True)
-    num_layers = int(projector_type.removeprefix("mlp").removesuffix("x_gelu"))
-    shapes: Shapes = {}
-    for layer in range(num_layers):
-        width = vision_hidden if layer == 0 else language_hidden
-        shapes |= _linear(f"projector.{2 * layer}", width, language_hidden, bias=True)
-    return shapes
 
 
 def model_sizes(outline: ModelOutline, *, select_feature: Literal["patch", "cls_patch"]) -> ModelSizes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from llava_recipes.projectors import PROJECTOR_TYPES
 from llava_recipes.recipe.data_rules import check_data
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.exclusions import check_exclusions
@@ -85,9 +86,10 @@ def _check_model(model: Mapping) -> Iterator[Problem]:
         elif isinstance(chosen, str):
             yield from check_hub_id(chosen, ("model", part))
     projector, path = as_mapping(model.get("projector")), ("model", "projector", "init_from")
-    if projector.get("type") == "identity" and given_keys(projector, "init_from"):
+    weightless = [kind.name for kind in PROJECTOR_TYPES if not kind.shapes(1, 1, 1)]
+    if projector.get("type") in weightless and given_keys(projector, "init_from"):
         yield Problem(
-            "an `identity` projector has no weights to load",
+            f"an `{projector['type']}` projector has no weights to load",
             code="identity-projector-has-no-weights",
             path=path,
             hint="remove `init_from`",
