@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
-from llava_recipes.layouts import meaning_of
+from llava_recipes.layouts import LAYOUTS, meaning_of
 from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
 from llava_recipes.plan.batch import derive_batch
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
@@ -226,7 +226,7 @@ def _version(data: Data, where: KeyPath, export: Export) -> str:
         export.refuse("the original uses no chat templates", (*where, "chat_template"))
         return ""
     template = meaning_of(data.template)
-    if template in ("llama_3", "qwen", "gemma", "phi3"):
+    if not LAYOUTS[template].in_original:
         export.refuse("the original has no template of this name", (*where, "template"))
     return "default" if template == "v0" else template
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from llava_recipes.anyres import MergeType
-from llava_recipes.layouts import Alias, Template
+from llava_recipes.layouts import Alias, Template, describe_templates
 from llava_recipes.recipe.data_schema import Source as Source
 from llava_recipes.recipe.data_schema import Validation as Validation
 from llava_recipes.recipe.frozen import Frozen as Frozen
@@ -39,10 +39,7 @@ class Data(Frozen):
 
     template: TemplateName | None = Field(
         None,
-        description="How a conversation becomes text: `plain` (image then caption), `v1` (Vicuna), the other "
-        "names of LLaVA, or the language model's own: `llama_3`, `qwen`, `gemma`, `phi3`. Other names of the "
-        "same: `default` and `llava_v0` for `v0`, `vicuna_v1` for `v1`, `v0_plain` for `plain`, "
-        "`mistral_direct` for `chatml_direct`.",
+        description=describe_templates(),
         examples=["v1"],
     )
     chat_template: Literal["tokenizer"] | None = Field(
