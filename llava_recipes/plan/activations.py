@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from llava_recipes.plan import deepspeed
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.dimensions import Dimensions
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.tuning import Trains
@@ -83,7 +83,7 @@ class ActivationModel:
         self._sizes, self._trainable = sizes, frozenset(trains.decision.trainable)
         self._checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
         self._width = 4 if stage.train.precision == "fp32" else 2
-        self._zero3 = zero_stage(stage) == 3
+        self._zero3 = zero_stage(stage.deepspeed) == 3
         owners = {name.rpartition(".")[0] for name in self._trainable}
         self._owners = frozenset(owners)
         self._roots = frozenset(name.split(".", 1)[0] for name in self._trainable)
@@ -249,11 +249,6 @@ class _Adapters:
             sizes = [found[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in found]
             total += max(sizes, default=0) * self._width
         return total
-
-
-def zero_stage(stage: StagePlan) -> int:
-    """The ZeRO stage that a stage trains under; 0 for none."""
-    return deepspeed.zero_stage(stage.deepspeed)
 
 
 def _first_layer(names: Collection[str], prefix: str, num_layers: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.projectors import PROJECTOR_TYPES
 from llava_recipes.recipe.data_rules import check_data
 from llava_recipes.recipe.errors import KeyPath, Problem
@@ -20,7 +21,7 @@ from llava_recipes.recipe.pictures import check_pictures
 from llava_recipes.recipe.quantization import check_quantization
 from llava_recipes.recipe.samples import check_samples
 from llava_recipes.recipe.scalars import Value, spell_value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, VisionTower
+from llava_recipes.recipe.schema import LanguageModel, Stage, VisionTower
 from llava_recipes.recipe.secret import check_secret_values, check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.recipe.train_rules import check_train

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from llava_recipes.anyres import MergeType
+from llava_recipes.deepspeed_presets import PRESETS
 from llava_recipes.layouts import Alias, Template, describe_templates
 from llava_recipes.recipe.data_schema import Source as Source
 from llava_recipes.recipe.data_schema import Validation as Validation
@@ -30,8 +31,6 @@ EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_
 Pinpoint = Annotated[tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(min_length=2, max_length=2)]
 Report = Literal["wandb", "tensorboard"]
 TemplateName = Template | Alias
-
-DEEPSPEED_PRESETS = ("zero2", "zero3", "zero3_offload")
 
 
 class Data(Frozen):
@@ -244,8 +243,9 @@ class Stage(Frozen):
     train: Train = Field(description="How the stage trains.")
     deepspeed: DeepSpeedChoice = Field(
         "none",
-        description="`none`, a preset (`zero2`, `zero3`, `zero3_offload`), a DeepSpeed JSON file, or the "
-        "config inline.",
+        description="`none`, a preset ("
+        + ", ".join(f"`{name}`" for name in PRESETS)
+        + "), a DeepSpeed JSON file, or the config inline.",
         examples=["zero2"],
     )
     sample_every: int | None = Field(

@@ -13,6 +13,7 @@ from deepspeed.runtime.zero.offload_config import (
     DeepSpeedZeroOffloadParamConfig,
 )
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.plan.batch import Batch
 from llava_recipes.plan.deepspeed import (
     check_config,
@@ -24,7 +25,7 @@ from llava_recipes.plan.deepspeed import (
 )
 from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, REMOVED_KEYS, REMOVED_ZERO_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import Problem
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
+from llava_recipes.recipe.schema import Train
 from tests.installed import only_with_the_tested
 
 PATH = ("stages", 0, "deepspeed")
