@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from llava_recipes.freeze import split_glob
+from llava_recipes.plan.families import LANGUAGE_FAMILIES, TOWER_FAMILIES
 from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
 from llava_recipes.plan.original import comes_from_original_llava
 from llava_recipes.plan.sizes import vision_part
@@ -39,9 +40,6 @@ _NO_JSON_TOKENIZER = frozenset({"gemma", "gemma2", "gemma3_text"})
 
 # convert_image_encoder_to_gguf.py writes whether it's `gelu`; llama.cpp takes all others for quick_gelu.
 _CLIP_ACTIVATIONS = ("quick_gelu", "gelu")
-
-_ORIGINAL_LANGUAGES = ("llama", "mistral", "mpt")
-"""Language models that the original has a class for."""
 
 # Heads that transformers gives more than a matrix; values of keys that a config leaves out.
 _SOFT_CAPS: Mapping[str, float] = MappingProxyType(
@@ -87,7 +85,8 @@ def facts_of(
     """The facts of a planned model; configs and the tokenizer's kind are None where they aren't known."""
     tower = None if vision is None else vision_part(vision)
     tower_type = None if tower is None else str(tower.get("model_type"))
-    usual_activation = "quick_gelu" if tower_type == "clip_vision_model" else "gelu_pytorch_tanh"
+    family = TOWER_FAMILIES.get(str(tower_type))
+    usual_activation = "gelu_pytorch_tanh" if family is None else family.activation
     return ExportFacts(
         language_type=None if language is None else str(language.get("model_type")),
         head=None if language is None else beside_the_head(language),
@@ -215,7 +214,8 @@ def _gguf_tokenizer(facts: ExportFacts) -> Iterator[Refusal]:
 def unread_by_original(facts: ExportFacts) -> tuple[str, ...]:
     """Why the original's code can't read a model whatever files it's in; none where it can."""
     reasons = []
-    if facts.language_type not in (None, *_ORIGINAL_LANGUAGES):
+    language = LANGUAGE_FAMILIES.get(str(facts.language_type))
+    if facts.language_type is not None and not (language and language.in_original):
         reasons.append(f"it has no class for {facts.language_type}")
     if facts.tower_type not in (None, "clip_vision_model"):
         reasons.append(f"it loads every vision tower as CLIP, this one is {facts.tower_type}")

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from llava_recipes.plan import catalog
+from llava_recipes.plan.families import LANGUAGE_DEFAULTS, TOWER_FAMILIES, VISION_DEFAULTS
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.sizes import (
-    LANGUAGE_DEFAULTS,
-    VISION_DEFAULTS,
     ConfigValueError,
     ModelOutline,
     Shapes,
@@ -163,7 +162,8 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
             found=f"{tower.select_layer}, and the tower has {num_layers} layers",
             hint=f"{-num_layers - 1} to {num_layers}; -2 is the second to last layer",
         )
-    if tower.select_feature == "cls_patch" and outline.vision["model_type"] != "clip_vision_model":
+    has_class_token = TOWER_FAMILIES[str(outline.vision["model_type"])].class_token
+    if tower.select_feature == "cls_patch" and not has_class_token:
         yield Problem(
             "this vision tower has no class token",
             code="no-class-token",
