@@ -42,7 +42,7 @@ def build_projector(name: str, vision_hidden: int, language_hidden: int, *, seed
     return _BUILDERS[kind.name](num_layers, vision_hidden, language_hidden, generator)
 
 
-def _stack(num_layers: int, vision: int, language: int, generator: torch.Generator) -> nn.Module:
+def _stack(num_layers: int, vision: int, language: int, generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = [_linear(vision, language, generator)]
     for _ in range(num_layers - 1):
         layers += [nn.GELU(), _linear(language, language, generator)]
