@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
@@ -35,7 +36,7 @@ from llava_recipes.plan.types import (
 )
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.scalars import say_number
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
+from llava_recipes.recipe.schema import Recipe, Train
 from llava_recipes.recipe.spelling import did_you_mean
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 from llava_recipes.freeze import decide, match_glob
-from llava_recipes.plan.activations import zero_stage
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.lora import Shapes, linear_weights
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
@@ -85,7 +85,7 @@ def quantized_stage_problems(
             hint="remove `use_dora`, or write `bits: 4` in `model.language_model.quantization`",
             on_key=True,
         )
-    if zero_stage(stage) == 3:
+    if zero_stage(stage.deepspeed) == 3:
         yield Problem(
             "ZeRO-3 cannot split a quantized language model",
             code="zero3-with-quantization",

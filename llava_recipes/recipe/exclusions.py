@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from llava_recipes.projectors import PROJECTOR_TYPES
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.language import keys_at
 from llava_recipes.recipe.renames import OTHER_NAMES
@@ -128,13 +129,16 @@ class Idle:
 
 
 IDLE: Final[tuple[Idle, ...]] = (
-    Idle(
-        ("model", "projector"),
-        "init_from",
-        "an `identity` projector has no weights to load",
-        "remove `init_from`",
-        lambda projector, _: projector.get("type") == "identity",
-        code="identity-projector-has-no-weights",
+    *(
+        Idle(
+            ("model", "projector"),
+            "init_from",
+            f"an `{name}` projector has no weights to load",
+            "remove `init_from`",
+            lambda projector, _, name=name: projector.get("type") == name,
+            code="identity-projector-has-no-weights",
+        )
+        for name in (kind.name for kind in PROJECTOR_TYPES if not kind.shapes(1, 1, 1))
     ),
     Idle(
         ("model", "language_model"),
