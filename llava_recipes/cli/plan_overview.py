@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.fold import fold_layers
 from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
+from llava_recipes.recipe.globs import fold_layers
 
 if TYPE_CHECKING:
     from llava_recipes.recipe.model_schema import Quantization

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from llava_recipes.freeze import split_glob
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import split_glob
 
 ROOT = "image_tokens"
 WEIGHT = "image_tokens.weight"

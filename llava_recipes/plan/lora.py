@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from llava_recipes.freeze import Decision, split_glob, tree_of
-from llava_recipes.plan.freezing import explain_glob
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import Decision, explain_glob, fold_layers, split_glob, tree_of
 from llava_recipes.recipe.schema import Lora
 
 ADAPTER = re.compile(r"\.lora_[A-Za-z_]+\.")
 Shapes = Mapping[str, tuple[int, ...]]
 
 _EMBEDDINGS = ("embed_tokens", "position_embedding")
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_LAYER = re.compile(r"\.\d+\.")
 
 
 def linear_weights(shapes: Shapes) -> tuple[str, ...]:
@@ -109,39 +108,12 @@ def _freezing_hint(lora: Lora, freeze: object) -> str:
     return "remove it from `trainable`: what LoRA adapts stays frozen itself"
 
 
-def summarize_adapters(adapters: Collection[str]) -> tuple[str, ...]:
-    """Globs that hold exactly these parameters: equal adapters of successive layers in one."""
-    numbers: dict[tuple[str, str], list[int]] = {}
-    plain: dict[str, None] = {}
-    for module in dict.fromkeys(map(_module, adapters)):
-        found = _NUMBER.search(module)
-        if found is None:
-            plain[f"{module}.lora_*"] = None
-        else:
-            key = module[: found.start()], f"{module[found.end() :]}.lora_*"
-            numbers.setdefault(key, []).append(int(found[0]))
-    for (before, after), layers in numbers.items():
-        for first, last in _runs(layers):
-            plain[f"{before}{first if first == last else f'{{{first}..{last}}}'}{after}"] = None
-    return tuple(plain)
-
-
-def _module(adapter: str) -> str:
-    return adapter[: adapter.index(".lora_")]
-
-
-def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:
-    """Stretches of successive numbers."""
-    first = last = None
-    for number in sorted(numbers):
-        if last is not None and number == last + 1:
-            last = number
-            continue
-        if first is not None and last is not None:
-            yield first, last
-        first = last = number
-    if first is not None and last is not None:
-        yield first, last
+def summarize_adapters(adapters: Iterable[str]) -> tuple[str, ...]:
+    """Globs that hold exactly these parameters, those of no layer first."""
+    modules = dict.fromkeys(name[: name.index(".lora_")] for name in adapters)
+    return fold_layers(
+        f"{module}.lora_*" for module in sorted(modules, key=lambda module: bool(_LAYER.search(module)))
+    )
 
 
 def _reached(glob: str, linear: tuple[str, ...]) -> list[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from llava_recipes.freeze import tree_of
-from llava_recipes.plan.freezing import explain_glob
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import explain_glob, tree_of
 
 _NUM_SHOWN = 3
 # These make groups of their own, from the names of layers.

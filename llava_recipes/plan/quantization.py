@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
-from llava_recipes.freeze import decide, match_glob
 from llava_recipes.plan.activations import zero_stage
 from llava_recipes.plan.lora import Shapes, linear_weights
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import decide, match_glob
 from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Stage
 

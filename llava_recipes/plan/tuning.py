@@ -6,8 +6,6 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from llava_recipes.freeze import Decision, decide, summarize_modules
-from llava_recipes.plan.freezing import freezing_problems
 from llava_recipes.plan.image_tokens import image_token_problems, with_image_tokens
 from llava_recipes.plan.lora import (
     ADAPTER,
@@ -22,6 +20,14 @@ from llava_recipes.plan.lora import (
 from llava_recipes.plan.param_groups import param_group_problems
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import (
+    Decision,
+    Freeze,
+    check_ranges,
+    decide,
+    explain_glob,
+    summarize_modules,
+)
 from llava_recipes.recipe.schema import Stage
 
 
@@ -81,3 +87,30 @@ def tuning_problems(shapes: Shapes, stage: Stage | StagePlan, *, stage_path: Key
     yield from param_group_problems(
         stage.param_groups, names=trains.shapes, trainable=trains.decision.trainable, stage_path=stage_path
     )
+
+
+def freezing_problems(
+    names: Collection[str],
+    *,
+    freeze: Freeze,
+    trainable: tuple[str, ...],
+    stage_path: KeyPath,
+    has_lora: bool = False,
+) -> Iterator[Problem]:
+    """Globs that match nothing in these canonical parameter names, and a stage in which nothing trains."""
+    decision = decide(names, freeze=freeze, trainable=trainable)
+    for key, globs in (("freeze", freeze if isinstance(freeze, tuple) else ()), ("trainable", trainable)):
+        for index, glob in enumerate(globs):
+            path: KeyPath = (*stage_path, key, index)
+            if glob in decision.unmatched:
+                yield explain_glob(glob, names, key=key, path=path)
+            else:
+                yield from check_ranges(glob, names, key=key, path=path)
+    if not decision.unmatched and not decision.trainable and not has_lora:
+        yield Problem(
+            "nothing trains in this stage",
+            code="nothing-trains",
+            path=(*stage_path, "trainable" if trainable else "freeze"),
+            found="every parameter is frozen",
+            hint="name what trains, for example `trainable: [projector]`",
+        )
