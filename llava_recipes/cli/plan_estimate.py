@@ -12,8 +12,8 @@ from llava_recipes.plan.assignment import Assignment
 from llava_recipes.plan.cost import Compute, Disk, Tokens
 from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
 from llava_recipes.plan.hardware import GIB, GPUS
-from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.memory import Memory
+from llava_recipes.plan.trainable import ADAPTER
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.recipe.globs import fold_layers
 

@@ -62,7 +62,7 @@ def _model_rows(model: ModelPlan) -> list[Row]:
 def _quantized(quantization: Quantization | None) -> str:
     if quantization is None:
         return ""
-    from llava_recipes.plan.quantization import describe
+    from llava_recipes.plan.trainable import describe
 
     return f", linear layers in {describe(quantization)}"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from llava_recipes.model.names import canonical_parameters
-from llava_recipes.plan.lora import ADAPTER, decide_with_lora
-from llava_recipes.plan.tuning import freezing_problems
+from llava_recipes.plan.trainable import ADAPTER, decide_with_lora, freezing_problems
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.globs import Decision, Freeze, decide
 from llava_recipes.recipe.schema import Lora
@@ -33,7 +32,12 @@ def freeze_model(
         decision = decide_with_lora(decision, targets=targets, adapters=adapters, lora=lora)
     problems = tuple(
         freezing_problems(
-            base, freeze=freeze, trainable=trainable, stage_path=("stages", 0), has_lora=lora is not None
+            decision,
+            base,
+            freeze=freeze,
+            trainable=trainable,
+            has_lora=lora is not None,
+            stage_path=("stages", 0),
         )
     )
     if problems:

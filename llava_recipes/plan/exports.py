@@ -13,9 +13,9 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
 from llava_recipes.plan.original import comes_from_original_llava
 from llava_recipes.plan.sizes import vision_part
+from llava_recipes.plan.trainable import IMAGE_TOKENS
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.globs import split_glob

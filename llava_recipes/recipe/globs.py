@@ -264,12 +264,7 @@ def decide(names: Iterable[str], *, freeze: Freeze, trainable: tuple[str, ...]) 
 
     `freeze` freezes everything, nothing, or what its globs match; what `trainable` matches trains anyway.
     """
-    return _decide(tuple(names), freeze, trainable)
-
-
-# A stage is asked what trains in it several times over.
-@lru_cache(maxsize=16)
-def _decide(names: tuple[str, ...], freeze: Freeze, trainable: tuple[str, ...]) -> Decision:
+    names = tuple(names)
     tree, unmatched = tree_of(names), dict[str, None]()
     held = set(names if freeze == "all" else ())
     for globs, is_frozen in ((freeze if isinstance(freeze, tuple) else (), True), (trainable, False)):
