@@ -23,8 +23,7 @@ from dataclasses import dataclass
 
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.dimensions import Dimensions
-from llava_recipes.plan.lora import ADAPTER
-from llava_recipes.plan.tuning import Trains
+from llava_recipes.plan.trainable import ADAPTER, Trains
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.schema import Lora
 

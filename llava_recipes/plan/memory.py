@@ -18,8 +18,7 @@ from llava_recipes.plan.activations import ActivationModel, Activations, Batch
 from llava_recipes.plan.assignment import is_held_in_float32
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.hardware import GIB
-from llava_recipes.plan.quantization import quantized_bytes, quantized_weights
-from llava_recipes.plan.tuning import Trains
+from llava_recipes.plan.trainable import Trains, quantized_bytes, quantized_weights
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.model_schema import Quantization
 

@@ -128,6 +128,10 @@ class Idle:
     code: str = "key-has-no-effect"
 
 
+def _is_of_type(name: str) -> Callable[[Mapping, Value], object]:
+    return lambda mapping, _: mapping.get("type") == name
+
+
 IDLE: Final[tuple[Idle, ...]] = (
     *(
         Idle(
@@ -135,7 +139,7 @@ IDLE: Final[tuple[Idle, ...]] = (
             "init_from",
             f"an `{name}` projector has no weights to load",
             "remove `init_from`",
-            lambda projector, _, name=name: projector.get("type") == name,
+            _is_of_type(name),
             code="identity-projector-has-no-weights",
         )
         for name in (kind.name for kind in PROJECTOR_TYPES if not kind.shapes(1, 1, 1))

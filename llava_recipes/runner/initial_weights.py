@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from llava_recipes.files import expanded
-from llava_recipes.plan.image_tokens import EMBEDDINGS
+from llava_recipes.plan.trainable import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan
 from llava_recipes.projectors import spell_projector
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError

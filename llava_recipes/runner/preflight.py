@@ -243,12 +243,11 @@ def _freezing_problems(plan: Plan) -> Iterator[Problem]:
     """What trains, for models whose parameter names only transformers knows: built without weights."""
     from llava_recipes.model.names import canonical_parameters
     from llava_recipes.model.skeleton import build_skeleton
-    from llava_recipes.plan.quantization import quantization_problems
-    from llava_recipes.plan.tuning import tuning_problems
+    from llava_recipes.plan.trainable import tuning_problems, what_trains
 
+    quantized = plan.model.language_model.quantization is not None
     model = build_skeleton(plan.model)
     shapes = {name: tuple(parameter.shape) for name, parameter in canonical_parameters(model).items()}
     for index, stage in enumerate(plan.stages):
-        yield from tuning_problems(shapes, stage, stage_path=("stages", index))
-        if plan.model.language_model.quantization is not None:
-            yield from quantization_problems(shapes, stage, stage_path=("stages", index))
+        trains = what_trains(shapes, stage)
+        yield from tuning_problems(trains, stage, quantized=quantized, stage_path=("stages", index))

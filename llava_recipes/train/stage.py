@@ -25,9 +25,8 @@ from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.evaluation import when_measured
-from llava_recipes.plan.image_tokens import trains_image_tokens
-from llava_recipes.plan.quantization import describe
 from llava_recipes.plan.sampling import describe_sampling
+from llava_recipes.plan.trainable import describe, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
