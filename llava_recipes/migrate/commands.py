@@ -90,7 +90,7 @@ def find_training_commands(
         read_script=read_script,
         started_in=working_folder,
     ):
-        filled = command.fill()
+        filled = command.words
         first = filled[0] if filled else None
         if isinstance(first, Argument) and _FLAG.match(first.text):
             if not is_flag_file:
@@ -106,7 +106,7 @@ def find_training_commands(
             found.append(_training_command(command, filled, place))
         if len(found) > MAX_COMMANDS:
             message = f"more than {MAX_COMMANDS} training commands in one script"
-            raise RecipeError(Problem(message, code="script-too-large", mark=command.words[0].mark))
+            raise RecipeError(Problem(message, code="script-too-large", mark=command.mark))
     if loose and is_flag_file:
         flags, repeated = _read_flags(loose)
         mark = loose[0].mark
@@ -183,8 +183,7 @@ def _training_command(command: Command, filled: Sequence[Argument | Untold], pla
         flags, repeated = _read_flags(_told(kept))
     except RecipeError as error:
         problems = error.problems
-    spelled = command.spell()
-    launcher = spelled[: spelled.index(program.text)]
+    launcher = [word.spelled for word in filled[:place]]
     return TrainingCommand(
         program.text,
         flags,
