@@ -57,29 +57,24 @@ class Argument:
     """One argument of a command as the program would get it, and the place of the word it comes from."""
 
     text: str
+    """As it is written, with `$` before what is not filled in, where there is a problem."""
     mark: Mark
+    problem: Problem | None = None
+    """Why it cannot be told without running the script."""
+    head: str = ""
+    """What stands before the first part that is not known."""
 
     @property
     def spelled(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Untold:
-    """A word of a command that cannot be told without running the script."""
-
-    text: str
-    """As it is written, with `$` before what is not filled in."""
-    problem: Problem
-    spelled: str
-    """With `?` in the place of what is not known."""
+        """The text with `?` in the place of what is not known."""
+        return self.text if self.problem is None else f"{self.head}?"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the script, filled in; a problem in the place of each word that cannot be told."""
+    """A command of the script, filled in."""
 
-    words: tuple[Argument | Untold, ...]
+    words: tuple[Argument, ...]
     mark: Mark
     block: str
     """`an `if``, `a loop` or `a function` where the command stands inside one, else empty."""
@@ -178,14 +173,14 @@ class _Walk:
             return False
         return True
 
-    def _filled(self, words: Sequence[Word]) -> tuple[Argument | Untold, ...]:
-        filled: list[Argument | Untold] = []
+    def _filled(self, words: Sequence[Word]) -> tuple[Argument, ...]:
+        filled: list[Argument] = []
         num_characters = 0
         for word in words:
             try:
                 texts = expand_word(word, self._variables)
             except UnknownValue as unknown:
-                filled.append(Untold(written(word), unknown.problem, f"{word.head}?"))
+                filled.append(Argument(written(word), word.mark, unknown.problem, word.head))
                 continue
             num_characters += sum(map(len, texts))
             if num_characters > MAX_COMMAND_CHARACTERS:

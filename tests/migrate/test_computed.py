@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.migrate.launchers import count_processes
+from llava_recipes.migrate.commands import count_processes
 from llava_recipes.migrate.shell_values import NotComputed, Spent, Variables, answer, compute
 from tests.laws import examples
 from tests.processes import run_process

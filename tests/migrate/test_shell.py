@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.migrate.shell import Argument, Untold, walk_commands
+from llava_recipes.migrate.shell import walk_commands
 from llava_recipes.recipe.errors import RecipeError
 from tests.laws import examples
 
@@ -26,10 +26,9 @@ POSITIONAL = ("one", "two words", "three", *"456789", "ten")
 def ours(script: str, *positional: str, variables: Mapping[str, str] | None = None) -> list[str]:
     """The arguments that the training program gets; raises RecipeError where one cannot be told."""
     for command in walk_commands(script, "script.sh", positional=positional, variables=variables):
-        filled = command.words
-        words = [entry.text for entry in filled if isinstance(entry, Argument)]
+        words = [word.text for word in command.words]
         if words[:1] == ["deepspeed"] and "train.py" in words:
-            problems = [entry.problem for entry in filled if isinstance(entry, Untold)]
+            problems = [word.problem for word in command.words if word.problem is not None]
             if problems:
                 raise RecipeError(*problems)
             return words[words.index("train.py") + 1 :]
