@@ -106,6 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _obey(list(argv))
     leave_current_folder()
     _start_fast()
+    if "_ARGCOMPLETE" in os.environ:
+        from llava_recipes.cli.completion import offer
+
+        offer()
     guard_streams()
     try:
         code = _obey(sys.argv[1:])
