@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.asking import add_decoding, add_opening
+from llava_recipes.cli.options import add_decoding, add_opening, add_run, decoding_of, quiet_libraries
 from llava_recipes.screen import Spoken, cell, console, is_terminal, say, say_lines
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ HELP = "/image FILE · /reset · /quit"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
+    add_run(parser)
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="the question; without it, a conversation"
     )
@@ -48,7 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     from llava_recipes.answers.conversation import Conversation
     from llava_recipes.answers.opening import open_to_ask
-    from llava_recipes.cli.asking import decoding_of, quiet_libraries
 
     decoding = decoding_of(arguments)
     quiet_libraries()

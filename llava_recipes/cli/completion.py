@@ -72,7 +72,7 @@ def _completer(command: str, action: argparse.Action) -> Completer | None:
     """What offers an action's values; None leaves the choice to argcomplete, which knows `choices`."""
     if action.choices is not None:
         return None
-    if action.dest in ("set", "overrides"):
+    if action.dest == "set":
         return _assignments
     if action.dest in ("stage", "from_stage"):
         return _stage_names

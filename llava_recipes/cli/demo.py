@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import positive
+from llava_recipes.cli.options import add_set, positive
 from llava_recipes.screen import say, say_lines
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, default=Path("demo/data"), help="folder of the pictures (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="folder that the stages write into (default: the recipe's)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
+    add_set(parser)
     parser.add_argument(
         "--pictures", type=positive, default=3000, metavar="N", help="to train on (default: %(default)s)"
     )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.options import dtype_of, report
 from llava_recipes.files import expanded, real_path
 from llava_recipes.screen import console, say
 
@@ -66,7 +67,6 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
             say(f"model: {place}")
             yield real_path(place)
             return
-    from llava_recipes.cli.exporting import dtype_of, report
     from llava_recipes.runs.export import export_run
     from llava_recipes.runs.shards import parse_size
 

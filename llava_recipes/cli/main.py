@@ -139,10 +139,9 @@ def _obey(words: Sequence[str]) -> int:
         say(f"llava-recipe {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        import difflib
+        from llava_recipes.recipe.spelling import did_you_mean
 
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        advice = f"did you mean `{near[0]}`?" if near else f"commands: {', '.join(COMMANDS)}"
+        advice = did_you_mean(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}"
         say(f"llava-recipe: unknown command {words[0]!r}; {advice}", to_stderr=True)
         return USAGE_ERROR
     with _tidy_when_told_to_end():
