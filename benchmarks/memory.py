@@ -32,7 +32,7 @@ if __name__ == "__main__":
 from benchmarks.drawn import draw_tokenizer
 from benchmarks.stage_model import build_stage
 from llava_recipes.plan.activations import ActivationModel, Activations, Batch
-from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.model import plan_model
 from llava_recipes.plan.tuning import what_trains
@@ -159,7 +159,7 @@ def measure(case: Case) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         draw_tokenizer(Path(folder), vocab_size=VOCAB_SIZE)
         recipe = Recipe.model_validate_json(json.dumps(_recipe(case, folder)))
-        plan = compile_plan(recipe, world_size=1, facts=Facts())
+        plan = compile_recipe(recipe, world_size=1, facts=Facts()).plan
         model = build_stage(plan).model
     batch = _batch(case, model)
     saved = _count_saved(model, batch, case)

@@ -5,8 +5,6 @@ The text is a template of ours: block style, one document, no anchors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import yaml
 
 from llava_recipes.authoring.spell import spell
@@ -153,10 +151,3 @@ def _line_end(text: str, at: int) -> int:
     """Where the line after position `at` begins."""
     newline = text.find("\n", at)
     return len(text) if newline < 0 else newline + 1
-
-
-def set_all(text: str, changes: Sequence[tuple[KeyPath, Value]]) -> str:
-    """The text with several values set, in order."""
-    for path, value in changes:
-        text = set_value(text, path, value)
-    return text

@@ -65,14 +65,6 @@ class Facts:
     """Files that are there and cannot be read; told with everything else that is wrong."""
 
 
-def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
-    """The plan of a recipe on `world_size` processes.
-
-    Raises RecipeError with every problem at once; their paths are those of the recipe.
-    """
-    return compile_recipe(recipe, world_size=world_size, facts=facts).plan
-
-
 @dataclass(frozen=True)
 class Compiled:
     """A plan, the model that it was counted from, and what a person has probably not meant."""
@@ -83,7 +75,10 @@ class Compiled:
 
 
 def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled:
-    """The plan of a recipe with all that was found out. Raises RecipeError as `compile_plan` does."""
+    """The plan of a recipe on `world_size` processes, with all that was found out.
+
+    Raises RecipeError with every problem at once; their paths are those of the recipe.
+    """
     problems, notes = list(facts.problems), list[str]()
     model = plan_model(
         recipe.model,

@@ -153,12 +153,6 @@ def outline_model(
     return ModelOutline(language, vision, shapes)
 
 
-def parameter_shapes(*, language: Config, vision: Config, projector_type: str) -> Shapes | None:
-    """Shape of every parameter by canonical name; None where a model type is not known here."""
-    outline = outline_model(language=language, vision=vision, projector_type=projector_type)
-    return None if outline is None else outline.shapes
-
-
 def projector_shapes(projector_type: str, *, vision_hidden: int, language_hidden: int) -> Shapes:
     """Shapes of the projector; its layers are numbered with the GELUs between them, as in the original."""
     if projector_type == "identity":

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from llava_recipes.answers.conversation import Conversation
-from llava_recipes.data.images import read_image
 from llava_recipes.model.answering import Answerer, Picture, Prompt
 from llava_recipes.model.assemble import assemble
 from llava_recipes.model.generate import Decoding
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.templates import Turn
+from tests.images import read_image
 from tests.model.plans import GOLDEN, plan_of
 from tests.model.test_answering import data_plan
 

@@ -16,14 +16,15 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from llava_recipes.anyres import NEWLINE, AnyRes, MergeType, Size, best_resolution, usual_pinpoints
-from llava_recipes.data.collate import collate
 from llava_recipes.data.crops import ImageLayout, Picture, check_crops, crop_px, prepare_picture
 from llava_recipes.data.dataset import Sample
-from llava_recipes.data.images import load_image_processor, pixel_values, read_image
+from llava_recipes.data.images import load_image_processor, pixel_values
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import VisionTower
+from tests.images import read_image
+from tests.lenient import LenientCollator
 from tests.tiny import FIXTURES, GOLDEN
 
 PICTURES = str(FIXTURES / "images")
@@ -165,13 +166,9 @@ def test_a_batch_holds_each_pictures_own_tokens_cut_where_the_text_is(
         labels = torch.tensor([IGNORED if token == IMAGE_ID else token for token in ids])
         rows.append(Sample(index, "", torch.tensor(ids), labels, tuple(pictures)))
         expected.append(spelled[:max_length])
-    batch = collate(
-        rows,
-        layout=layout,
-        max_length=max_length,
-        pad_token_id=0,
-        padding_side="left" if left else "right",
-    )
+    batch = LenientCollator(
+        layout=layout, max_length=max_length, pad_token_id=0, padding_side="left" if left else "right"
+    )(rows)
     for number, spelled in enumerate(expected):
         real = batch["attention_mask"][number]
         assert batch["input_ids"][number][real].tolist() == [token for token, _ in spelled]

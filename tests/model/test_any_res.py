@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration
 
 from llava_recipes.anyres import NEWLINE, MergeType, Size, usual_pinpoints
-from llava_recipes.data.collate import collate
 from llava_recipes.data.crops import ImageLayout, Picture, prepare_picture
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
@@ -33,6 +32,7 @@ from llava_recipes.model.next_layout import next_config, next_image_processor
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.recipe.errors import RecipeError
+from tests.lenient import LenientCollator
 from tests.model.plans import INLINE_CLIP, plan_of
 
 SIGLIP: dict[str, JsonValue] = {
@@ -93,7 +93,7 @@ def batch_of(
     max_length: int = 2048,
     side: Literal["left", "right"] = "right",
 ) -> dict[str, Tensor]:
-    return collate(samples, layout=layout, max_length=max_length, pad_token_id=0, padding_side=side)
+    return LenientCollator(layout=layout, max_length=max_length, pad_token_id=0, padding_side=side)(samples)
 
 
 def hugging_face(assembled: Assembled, data: DataPlan) -> LlavaNextForConditionalGeneration:
