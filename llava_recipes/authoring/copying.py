@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava_recipes.authoring.edit import block_lines
-from llava_recipes.authoring.gallery import Entry
+from llava_recipes.authoring.gallery import GalleryRecipe
 from llava_recipes.authoring.keys import read_keys
 from llava_recipes.authoring.shipped import read_schema, readdress
 from llava_recipes.recipe.extends import extend
@@ -20,7 +20,7 @@ _KEY_REMARK = re.compile(r":\s+(#.*)")
 _REMARK_COLUMN = 48
 
 
-def copied_text(entry: Entry, output: Path) -> str:
+def copied_text(entry: GalleryRecipe, output: Path) -> str:
     """The text of a copy of a gallery recipe, written for `output`.
 
     A recipe that extends nothing is copied as it stands, comments included. One that extends others is

@@ -115,7 +115,7 @@ def _score(plan: Plan, folder: Path) -> None:
 
 def _chat(plan: Plan, folder: Path) -> None:
     """Show a held-out picture to the finished model, ask about it, and say how to go on."""
-    from llava_recipes.answers.conversation import Conversation
+    from llava_recipes.answers.conversation import Chat
     from llava_recipes.answers.opening import open_to_ask
     from llava_recipes.demo.dataset import read_held_out
     from llava_recipes.demo.vocabulary import PLACE, WHAT
@@ -124,7 +124,7 @@ def _chat(plan: Plan, folder: Path) -> None:
     last = plan.stages[-1].output_dir
     opened = open_to_ask(last, precision="fp32", device="cpu", base=None)
     picture = read_held_out(folder)[CHAT_PICTURE]
-    conversation = Conversation(opened.answerer, Decoding(max_new_tokens=CHAT_TOKENS), say=say)
+    conversation = Chat(opened.answerer, Decoding(max_new_tokens=CHAT_TOKENS), say=say)
     conversation.show(str(picture.image))
     say("", f"a chat about {picture.image}, {picture.caption}")
     for question in (f"<image>\n{WHAT}", PLACE):

@@ -17,7 +17,7 @@ from llava_recipes.screen import console, say
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from llava_recipes.answers.benchmarks import PublishedScores, Score
+    from llava_recipes.answers.benchmarks import BenchmarkScore, PublishedScores
 
 
 def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
@@ -81,7 +81,7 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
 def _values(
     arguments: argparse.Namespace,
     results: dict[str, JsonValue],
-    scores: Sequence[Score],
+    scores: Sequence[BenchmarkScore],
     published: PublishedScores,
 ) -> dict[str, JsonValue]:
     rows: list[JsonValue] = [
@@ -105,7 +105,7 @@ def _values(
     }
 
 
-def _print(scores: Sequence[Score], published: PublishedScores, *, limit: int | None) -> None:
+def _print(scores: Sequence[BenchmarkScore], published: PublishedScores, *, limit: int | None) -> None:
     from rich.table import Table
 
     table = Table()

@@ -12,7 +12,7 @@ from llava_recipes.cli.options import add_new_file, add_set
 from llava_recipes.screen import is_terminal, say, say_document, say_lines
 
 if TYPE_CHECKING:
-    from llava_recipes.authoring.draft import Draft, Wishes
+    from llava_recipes.authoring.draft import NewRecipe, Wishes
 
 LARGE_FILE_BYTES = 50_000_000
 
@@ -113,7 +113,7 @@ def _check(text: str, file: str) -> str:
     return render_problems(loaded.fail(*compiled.warnings).problems)
 
 
-def _deliver(draft: Draft, output: Path, *, to_stdout: bool, force: bool) -> int:
+def _deliver(draft: NewRecipe, output: Path, *, to_stdout: bool, force: bool) -> int:
     from llava_recipes.authoring.output import write_new
 
     if to_stdout:

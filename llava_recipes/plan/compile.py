@@ -11,8 +11,8 @@ from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
 from llava_recipes.plan.batch import (
-    Batch,
-    Steps,
+    BatchSizes,
+    StepCounts,
     batch_notes,
     count_evaluations,
     count_steps,
@@ -245,7 +245,7 @@ class _StageCompiler:
             ]
         return (*before.folders, start)
 
-    def _explain_no_step(self, batch: Batch, data: DataPlan) -> Problem:
+    def _explain_no_step(self, batch: BatchSizes, data: DataPlan) -> Problem:
         return Problem(
             "not one full batch for every process, and `dataloader_drop_last` drops what is not full",
             code="no-full-batch",
@@ -254,7 +254,7 @@ class _StageCompiler:
             hint="remove `dataloader_drop_last`, or make the batch smaller",
         )
 
-    def _plan_deepspeed(self, batch: Batch | None) -> tuple[dict[str, JsonValue] | None, str]:
+    def _plan_deepspeed(self, batch: BatchSizes | None) -> tuple[dict[str, JsonValue] | None, str]:
         train, choice = self._stage.train, self._stage.deepspeed
         path: KeyPath = (*self._path, "deepspeed")
         if choice == "none":
@@ -280,7 +280,7 @@ class _StageCompiler:
         return deepspeed.complete(config, max_grad_norm=train.max_grad_norm), source
 
 
-def _plan_train(train: Train, batch: Batch, steps: Steps) -> TrainPlan:
+def _plan_train(train: Train, batch: BatchSizes, steps: StepCounts) -> TrainPlan:
     return TrainPlan(
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,

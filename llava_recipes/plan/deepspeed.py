@@ -7,7 +7,7 @@ from copy import deepcopy
 
 from pydantic import JsonValue
 
-from llava_recipes.plan.batch import Batch
+from llava_recipes.plan.batch import BatchSizes
 from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, REMOVED_KEYS, REMOVED_ZERO_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
@@ -130,7 +130,7 @@ def _preset_names() -> str:
 
 
 def check_config(
-    config: Config, *, train: Train, batch: Batch | None, path: KeyPath, inline: bool
+    config: Config, *, train: Train, batch: BatchSizes | None, path: KeyPath, inline: bool
 ) -> list[Problem]:
     """Where a config contradicts the recipe, or would silently replace what the recipe says.
 
@@ -255,7 +255,7 @@ def _check_clipping(config: Config, train: Train, report: _Report) -> None:
         )
 
 
-def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
+def _check_batch(config: Config, batch: BatchSizes, report: _Report) -> None:
     for key, planned in (
         ("train_micro_batch_size_per_gpu", batch.per_device),
         ("gradient_accumulation_steps", batch.accumulation),

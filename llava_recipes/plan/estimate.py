@@ -18,7 +18,7 @@ from llava_recipes.plan.cost import (
     Compute,
     Disk,
     Tokens,
-    Trained,
+    TrainedWeights,
     count_tokens,
     estimate_compute,
     estimate_disk,
@@ -197,7 +197,7 @@ class Estimator:
             self._trains_of[stage.name] = what_trains(self._outline.shapes, stage)
         return self._trains_of[stage.name]
 
-    def _trained(self, stage: StagePlan) -> Trained:
+    def _trained(self, stage: StagePlan) -> TrainedWeights:
         trains = self._trains(stage)
         shapes, trainable = trains.shapes, trains.decision.trainable
         tower, decoder = ActivationModel(self._sizes, stage, trains).graph_starts()
@@ -205,7 +205,7 @@ class Estimator:
         def matrices(prefix: str, names: Iterable[str]) -> int:
             return sum(math.prod(shapes[n]) for n in names if n.startswith(prefix) and len(shapes[n]) == 2)
 
-        return Trained(
+        return TrainedWeights(
             language=matrices("language_model.layers.", trainable),
             tower=matrices("vision_tower.encoder.layers.", trainable),
             projector=matrices("projector.", shapes),

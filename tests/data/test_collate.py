@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from llava_recipes.data.collate import Collator
-from llava_recipes.data.crops import ImageLayout, Picture
+from llava_recipes.data.crops import ImageLayout, PreparedImage
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
@@ -43,7 +43,7 @@ COMPARED = [
 
 def sample(ids: list[int], labels: list[int], index: int = 0) -> Sample:
     num_images = ids.count(IMAGE_ID)
-    pictures = (Picture(torch.full((1, 3, 2, 2), float(index)), (2, 2)),) * num_images
+    pictures = (PreparedImage(torch.full((1, 3, 2, 2), float(index)), (2, 2)),) * num_images
     return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), pictures)
 
 
@@ -180,7 +180,7 @@ def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
         id="many",
         input_ids=torch.tensor([1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID, 6]),
         labels=torch.tensor([-100, -100, -100, -100, -100, 6]),
-        pictures=(Picture(torch.zeros(1, 3, 2, 2), (2, 2)),) * 3,
+        pictures=(PreparedImage(torch.zeros(1, 3, 2, 2), (2, 2)),) * 3,
     )
     collator = Collator(
         ImageLayout(576), max_length=1024, pad_token_id=0, mark_of=lambda index: Mark("a.json", index, 1)

@@ -13,7 +13,7 @@ from deepspeed.runtime.zero.offload_config import (
     DeepSpeedZeroOffloadParamConfig,
 )
 
-from llava_recipes.plan.batch import Batch
+from llava_recipes.plan.batch import BatchSizes
 from llava_recipes.plan.deepspeed import (
     check_config,
     complete,
@@ -28,7 +28,7 @@ from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
 from tests.installed import only_with_the_tested
 
 PATH = ("stages", 0, "deepspeed")
-BATCH = Batch(per_device=4, accumulation=2, in_all=64)
+BATCH = BatchSizes(per_device=4, accumulation=2, in_all=64)
 ZERO2: dict[str, Any] = {
     "fp16": {
         "enabled": "auto",
