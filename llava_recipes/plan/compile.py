@@ -12,8 +12,8 @@ from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
 from llava_recipes.plan.batch import (
-    Batch,
-    Steps,
+    BatchSizes,
+    StepCounts,
     batch_notes,
     count_evaluations,
     count_steps,
@@ -72,14 +72,6 @@ class Facts:
     """Files that are there and cannot be read; told with everything else that is wrong."""
 
 
-def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
-    """The plan of a recipe on `world_size` processes.
-
-    Raises RecipeError with every problem at once; their paths are those of the recipe.
-    """
-    return compile_recipe(recipe, world_size=world_size, facts=facts).plan
-
-
 @dataclass(frozen=True)
 class Compiled:
     """A plan, the model that it was counted from, and what a person has probably not meant."""
@@ -92,7 +84,10 @@ class Compiled:
 
 
 def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled:
-    """The plan of a recipe with all that was found out. Raises RecipeError as `compile_plan` does."""
+    """The plan of a recipe on `world_size` processes, with all that was found out.
+
+    Raises RecipeError with every problem at once; their paths are those of the recipe.
+    """
     problems, notes = list(facts.problems), list[str]()
     model = plan_model(
         recipe.model,
@@ -263,7 +258,7 @@ class _StageCompiler:
             ]
         return (*before.folders, start)
 
-    def _explain_no_step(self, batch: Batch, data: DataPlan) -> Problem:
+    def _explain_no_step(self, batch: BatchSizes, data: DataPlan) -> Problem:
         return Problem(
             "not one full batch for every process, and `dataloader_drop_last` drops what is not full",
             code="no-full-batch",
@@ -272,7 +267,7 @@ class _StageCompiler:
             hint="remove `dataloader_drop_last`, or make the batch smaller",
         )
 
-    def _plan_deepspeed(self, batch: Batch | None) -> tuple[dict[str, JsonValue] | None, str]:
+    def _plan_deepspeed(self, batch: BatchSizes | None) -> tuple[dict[str, JsonValue] | None, str]:
         train, choice = self._stage.train, self._stage.deepspeed
         path: KeyPath = (*self._path, "deepspeed")
         if choice == "none":
@@ -298,7 +293,7 @@ class _StageCompiler:
         return deepspeed.complete(config, max_grad_norm=train.max_grad_norm), source
 
 
-def _plan_train(train: Train, batch: Batch, steps: Steps) -> TrainPlan:
+def _plan_train(train: Train, batch: BatchSizes, steps: StepCounts) -> TrainPlan:
     return TrainPlan(
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,

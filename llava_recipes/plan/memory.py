@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue
 
-from llava_recipes.plan.activations import ActivationModel, Activations, Batch
+from llava_recipes.plan.activations import ActivationModel, Activations, ForwardPass
 from llava_recipes.plan.assignment import is_held_in_float32
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.hardware import GIB
@@ -138,7 +138,7 @@ class MemoryModel:
 
         An image of several crops counts as several.
         """
-        batch = Batch(self._stage.train.per_device_train_batch_size, length, num_labels, num_images)
+        batch = ForwardPass(self._stage.train.per_device_train_batch_size, length, num_labels, num_images)
         activations = self._activations.count(batch)
         always = [*self._weights(), *self._optimizer(), *self._buffers(), *self._allowances()]
         accumulates = self._stage.train.gradient_accumulation_steps > 1 or self._zero == 3

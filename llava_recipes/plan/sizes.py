@@ -91,12 +91,6 @@ def outline_model(
     return ModelOutline(language, vision, shapes)
 
 
-def parameter_shapes(*, language: Config, vision: Config, projector_type: str) -> Shapes | None:
-    """Shape of every parameter by canonical name; None where a model type is not known here."""
-    outline = outline_model(language=language, vision=vision, projector_type=projector_type)
-    return None if outline is None else outline.shapes
-
-
 def model_sizes(outline: ModelOutline, *, select_feature: Literal["patch", "cls_patch"]) -> ModelSizes:
     """Sizes of the outlined model and the number of tokens that one image takes."""
     counts = dict.fromkeys(ROOTS, 0)

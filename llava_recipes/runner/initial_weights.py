@@ -13,15 +13,6 @@ from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def model_shapes(model: ModelPlan) -> Shapes:
-    """Shapes by canonical name, from the model on the meta device."""
-    from llava_recipes.model.names import canonical_parameters
-    from llava_recipes.model.skeleton import build_skeleton
-
-    skeleton = build_skeleton(model)
-    return {name: tuple(parameter.shape) for name, parameter in canonical_parameters(skeleton).items()}
-
-
 def base_weights_problems(model: ModelPlan) -> Iterator[Problem]:
     """Base weights in folders of this machine that cannot be opened. Headers are read, and no value."""
     from llava_recipes.model.checkpoint import open_checkpoint
