@@ -30,7 +30,7 @@ from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.tuning import Trains, what_trains
 from llava_recipes.plan.types import Plan, StagePlan
 
-NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/guide.md for the formulas"
+NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/cost.md for the formulas"
 
 Verdict = Literal["fits", "fits at the usual length", "does not fit"]
 

@@ -1,0 +1,64 @@
+"""The project's own files agree with one another: version, Pythons, what CI and the hooks run."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_recipes import __version__
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+
+
+def _yaml(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text("utf-8"))
+
+
+def test_the_version_is_the_changelogs_newest_and_the_citations() -> None:
+    (newest, *_) = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert newest == _yaml("CITATION.cff")["version"] == __version__
+
+
+def test_the_citation_has_what_cff_asks_for() -> None:
+    citation = _yaml("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    assert citation["authors"] == PROJECT["authors"]
+    assert citation["license"] == PROJECT["license"]
+
+
+def test_the_workflow_runs_make_test_on_every_python() -> None:
+    job = _yaml(".github/workflows/test.yml")["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == PYTHONS
+    assert "make test" in [step.get("run") for step in job["steps"]]
+    assert (ROOT / ".ci" / "run").read_text("utf-8").rstrip().endswith("make test")
+
+
+def test_a_python_is_named_as_supported_where_the_workflow_tests_it() -> None:
+    named = [text.rpartition(" ")[2] for text in PROJECT["classifiers"] if "Python :: 3." in text]
+    assert named
+    assert set(named) <= set(PYTHONS)
+    assert PROJECT["requires-python"] == f">={min(PYTHONS)}"
+
+
+def test_the_hooks_are_what_make_lint_runs() -> None:
+    (local,) = _yaml(".pre-commit-config.yaml")["repos"]
+    hooks = {Path(hook["entry"].split()[0]).name for hook in local["hooks"]}
+    lint = re.search(r"^lint:.*?\n\n", (ROOT / "Makefile").read_text("utf-8"), re.M | re.S)
+    assert lint is not None
+    assert hooks == set(re.findall(r"\$\(BIN\)/([\w-]+)", lint[0]))
+
+
+def test_an_issue_template_asks_for_something() -> None:
+    forms = [_yaml(f".github/ISSUE_TEMPLATE/{name}.yml") for name in ("bug", "feature")]
+    assert all(form["name"] and form["description"] and form["body"] for form in forms)
+
+
+def test_types_are_offered_to_users() -> None:
+    assert (ROOT / "llava_recipes" / "py.typed").is_file()
