@@ -62,3 +62,11 @@ def test_an_issue_template_asks_for_something() -> None:
 
 def test_types_are_offered_to_users() -> None:
     assert (ROOT / "llava_recipes" / "py.typed").is_file()
+
+
+def test_the_decisions_are_dated_and_few() -> None:
+    text = (ROOT / "docs" / "DECISIONS.md").read_bytes()
+    assert len(text) <= 15_000
+    entries = re.findall(r"^\*\*(?:(?!\n\n).)+", text.decode("utf-8"), re.M | re.S)
+    assert entries
+    assert [entry for entry in entries if not re.search(r"\(20\d\d-\d\d-\d\d\)", entry)] == []
