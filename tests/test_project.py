@@ -60,10 +60,6 @@ def test_an_issue_template_asks_for_something() -> None:
     assert all(form["name"] and form["description"] and form["body"] for form in forms)
 
 
-def test_types_are_offered_to_users() -> None:
-    assert (ROOT / "llava_recipes" / "py.typed").is_file()
-
-
 def test_the_decisions_are_dated_and_few() -> None:
     text = (ROOT / "docs" / "DECISIONS.md").read_bytes()
     assert len(text) <= 15_000
