@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from llava_recipes import __version__
+from tests.processes import run_process
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -66,3 +71,43 @@ def test_the_decisions_are_dated_and_few() -> None:
     entries = re.findall(r"^\*\*(?:(?!\n\n).)+", text.decode("utf-8"), re.M | re.S)
     assert entries
     assert [entry for entry in entries if not re.search(r"\(20\d\d-\d\d-\d\d\)", entry)] == []
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What set-up reads, without an environment."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def _make(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    # The options of a `make` that runs these tests are not for this one.
+    return run_process(["make", *words], cwd=folder, env={"MAKEFLAGS": "", "MAKELEVEL": "", "PIP_FLAGS": ""})
+
+
+def test_a_second_make_sets_nothing_up(checkout: Path) -> None:
+    ready = checkout / ".venv" / ".ready"
+    assert _make("--question", "setup", folder=checkout).returncode == 1
+    ready.parent.mkdir()
+    ready.touch()
+    newest = max(file.stat().st_mtime for file in checkout.iterdir() if file.is_file())
+    os.utime(ready, (newest + 1, newest + 1))
+    assert _make("--question", "setup", folder=checkout).returncode == 0
+    os.utime(checkout / "constraints.txt", (newest + 2, newest + 2))
+    assert _make("--question", "setup", folder=checkout).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "installer"),
+    [
+        (("UV=",), "python -m pip install"),
+        (("UV=/opt/uv",), "/opt/uv pip install --python .venv/bin/python"),
+        (("UV=/opt/uv", "PIP_FLAGS=--no-cache-dir"), "python -m pip install"),
+    ],
+)
+def test_uv_installs_where_it_is_available(words: tuple[str, ...], installer: str, checkout: Path) -> None:
+    done = _make("--just-print", *words, "setup", folder=checkout)
+    assert done.returncode == 0, done.stderr
+    assert installer in done.stdout
+    assert re.search(r"-c constraints\.txt torch==\S+ -e '\.\[dev\]'$", done.stdout, re.M)
