@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 
+from llava_recipes.cli.options import add_recipe
 from llava_recipes.screen import say_document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the recipe")
+    add_recipe(parser)
     parser.add_argument(
         "--origin",
         action="store_true",
         help="behind each value, where it comes from: file:line, --set or default, and variables used",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of the recipe"
     )
 
 
