@@ -10,7 +10,7 @@ from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
 
 if TYPE_CHECKING:
-    from llava_recipes.recipe.model_schema import Quantization
+    from llava_recipes.recipe.schema import Quantization
 
 _NUM_SHOWN_MODULES = 6
 

@@ -10,8 +10,7 @@ from pydantic import JsonValue
 from llava_recipes.migrate.write import write_scalar
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.globs import MODULES
-from llava_recipes.recipe.model_schema import Quantization
-from llava_recipes.recipe.schema import Model, Stage, Train
+from llava_recipes.recipe.schema import Model, Quantization, Stage, Train
 from llava_recipes.screen import shown
 
 

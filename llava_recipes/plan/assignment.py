@@ -17,7 +17,7 @@ from llava_recipes.plan.quantization import StoredType, quantized_weights, store
 from llava_recipes.plan.tuning import Trains
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.globs import ROOTS
-from llava_recipes.recipe.model_schema import Quantization
+from llava_recipes.recipe.schema import Quantization
 
 DType = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "int8"]
 

@@ -11,8 +11,7 @@ from llava_recipes.plan.activations import zero_stage
 from llava_recipes.plan.lora import Shapes, linear_weights
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.model_schema import Quantization
-from llava_recipes.recipe.schema import Stage
+from llava_recipes.recipe.schema import Quantization, Stage
 
 BLOCK = 64
 """Weights of 4 bits that share one scale."""
