@@ -26,10 +26,9 @@ from llava_recipes.recipe.exclusions import (
 )
 from llava_recipes.recipe.foreign_code import code_problems
 from llava_recipes.recipe.globs import check_glob, check_number_of_globs
-from llava_recipes.recipe.locations import check_hub_id, check_local
+from llava_recipes.recipe.locations import check_hub_id, check_local, check_secret_values, check_secrets
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Stage, Train
-from llava_recipes.recipe.secret import check_secret_values, check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from llava_recipes.recipe.errors import KeyPath, RecipeError
-from llava_recipes.recipe.keys import unknown_key
+from llava_recipes.recipe.explain import unknown_key
 from llava_recipes.recipe.language import homes, keys_at
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.renames import OTHER_NAMES
