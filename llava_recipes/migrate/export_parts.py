@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from llava_recipes.migrate.write import write_scalar
+from llava_recipes.projectors import type_named
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.globs import MODULES
+from llava_recipes.recipe.scalars import spell_number
 from llava_recipes.recipe.schema import Model, Quantization, Stage, Train
 from llava_recipes.screen import shown
 
@@ -37,9 +38,7 @@ def _spell(value: JsonValue) -> str:
         return str(value)
     if isinstance(value, list):
         return " ".join(_spell(entry) for entry in value)
-    if isinstance(value, int | float):
-        return write_scalar(value)
-    return _quoted(str(value))
+    return spell_number(value) if isinstance(value, float) else _quoted(str(value))
 
 
 def _quoted(text: str) -> str:
@@ -88,6 +87,8 @@ def model_flags(model: Model, export: Export) -> None:
         export.refuse("the original has no `revision`", ("model", "vision_tower", "revision"))
     if projector.seed != 0:
         export.refuse("the original has no seed of the projector's own", ("model", "projector", "seed"))
+    if not type_named(projector.type)[0].in_original:
+        export.refuse("the original has no projector of this type", ("model", "projector", "type"))
     export.add("mm_vision_select_layer", tower.select_layer)
     export.add("mm_vision_select_feature", tower.select_feature)
     export.add("mm_projector_type", projector.type)

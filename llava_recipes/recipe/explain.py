@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from llava_recipes.projectors import MOST_LAYERS, PROJECTOR_TYPES
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.language import (
     choices_at,
@@ -20,7 +21,7 @@ from llava_recipes.recipe.language import (
 )
 from llava_recipes.recipe.number_forms import numbers_meant, whole
 from llava_recipes.recipe.renames import OTHER_NAMES
-from llava_recipes.recipe.scalars import ScalarError, Value, kind_of, resolve_scalar, spell_value
+from llava_recipes.recipe.scalars import ScalarError, Value, kind_of, resolve_scalar, say_number, spell_value
 from llava_recipes.recipe.spelling import bare, did_you_mean, nearest, nearest_all, ranked
 from llava_recipes.recipe.training_fields import EXTRA_FIELDS, INSTEAD
 from llava_recipes.recipe.value_hints import (
@@ -44,7 +45,6 @@ _BOUNDS = {
     "less_than_equal": ("le", "at most"),
 }
 _NAME_RULE = "letters, digits, `.`, `_` and `-`, starting with a letter or digit"
-_PROJECTOR_TYPES = ("linear", "identity", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu")
 _SOURCES = {"vision_tower": "source", "projector": "type"}
 
 
@@ -305,9 +305,11 @@ def _choice(path: KeyPath, value: Value) -> Problem:
 
 def _pattern(path: KeyPath, value: Value) -> Problem:
     if path[-1] == "type" and isinstance(value, str):
-        near = nearest(value, _PROJECTOR_TYPES)
+        names = {kind.numbered(number): None for kind in PROJECTOR_TYPES for number in (1, 2, 3)}
+        near = nearest(value, names)
         hint = f"did you mean `{near}`?" if near else "for example `mlp2x_gelu`: two linear layers"
-        message = "`type` must be `linear`, `identity` or `mlpNx_gelu` with N from 1 to 99"
+        *first, last = (f"`{kind.name}`" for kind in PROJECTOR_TYPES)
+        message = f"`type` must be {', '.join(first)} or {last} with N from 1 to {MOST_LAYERS}"
         return Problem(message, code="unknown-projector-type", path=path, found=spell_value(value), hint=hint)
     if path[-1] == "sampling_strategy" and isinstance(value, str):
         return _sampling(path, value)
@@ -332,7 +334,8 @@ def _sampling(path: KeyPath, value: str) -> Problem:
         possible = [number for number in readings if is_share or whole(number) is not None]
         meant = [f"`{near}:{_amount(number, is_share)}`" for number in possible if float(number) > 0]
         if is_share and any(float(number) > 100 for number in possible):
-            hint = f"write `weight: {float(possible[0]) / 100:g}` in its place, to use records more than once"
+            weight = say_number(float(possible[0]) / 100)
+            hint = f"write `weight: {weight}` in its place, to use records more than once"
         elif meant:
             hint = f"did you mean {' or '.join(meant)}?"
     return Problem(
@@ -345,7 +348,7 @@ def _sampling(path: KeyPath, value: str) -> Problem:
 
 
 def _amount(number: str, is_share: bool) -> str:
-    return f"{float(number):g}%" if is_share else str(whole(number))
+    return f"{say_number(float(number))}%" if is_share else str(whole(number))
 
 
 def _wrong_kind(path: KeyPath, value: Value) -> Problem:

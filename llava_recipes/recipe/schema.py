@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from llava_recipes import projectors
 from llava_recipes.anyres import MergeType
-from llava_recipes.layouts import Alias, Template
+from llava_recipes.deepspeed_presets import PRESETS
+from llava_recipes.layouts import Alias, Template, describe_templates
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -159,7 +161,7 @@ class Validation(Frozen):
     )
 
 
-ProjectorType = Annotated[str, Field(pattern=r"^(linear|identity|mlp[1-9][0-9]?x_gelu)$")]
+ProjectorName = Annotated[str, Field(pattern=projectors.pattern())]
 
 
 class Quantization(Frozen):
@@ -245,9 +247,9 @@ class VisionTower(Frozen):
 class Projector(Frozen):
     """The module between vision tower and language model."""
 
-    type: ProjectorType = Field(
-        "mlp2x_gelu",
-        description="`linear`, `identity`, or `mlpNx_gelu`: N linear layers with GELU between them.",
+    type: ProjectorName = Field(
+        projectors.STOCK,
+        description="; ".join(f"`{kind.name}`: {kind.meaning}" for kind in projectors.PROJECTOR_TYPES) + ".",
         examples=["linear", "mlp2x_gelu", "identity"],
     )
     init_from: Text | None = Field(
@@ -278,7 +280,7 @@ class Model(Frozen):
     )
     vision_tower: VisionTower = Field(description="The vision tower and which of its features are used.")
     projector: Projector = Field(
-        default_factory=lambda: Projector.model_construct(type="mlp2x_gelu", init_from=None, seed=0),
+        default_factory=lambda: Projector.model_construct(type=projectors.STOCK, init_from=None, seed=0),
         description="The module between vision tower and language model.",
     )
     image_tokens: ImageTokens = Field(
@@ -293,18 +295,13 @@ Pinpoint = Annotated[tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(mi
 Report = Literal["wandb", "tensorboard"]
 TemplateName = Template | Alias
 
-DEEPSPEED_PRESETS = ("zero2", "zero3", "zero3_offload")
-
 
 class Data(Frozen):
     """What a stage trains on and how it is written as tokens."""
 
     template: TemplateName | None = Field(
         None,
-        description="How a conversation becomes text: `plain` (image then caption), `v1` (Vicuna), the other "
-        "names of LLaVA, or the language model's own: `llama_3`, `qwen`, `gemma`, `phi3`. Other names of the "
-        "same: `default` and `llava_v0` for `v0`, `vicuna_v1` for `v1`, `v0_plain` for `plain`, "
-        "`mistral_direct` for `chatml_direct`.",
+        description=describe_templates(),
         examples=["v1"],
     )
     chat_template: Literal["tokenizer"] | None = Field(
@@ -509,8 +506,9 @@ class Stage(Frozen):
     train: Train = Field(description="How the stage trains.")
     deepspeed: DeepSpeedChoice = Field(
         "none",
-        description="`none`, a preset (`zero2`, `zero3`, `zero3_offload`), a DeepSpeed JSON file, or the "
-        "config inline.",
+        description="`none`, a preset ("
+        + ", ".join(f"`{name}`" for name in PRESETS)
+        + "), a DeepSpeed JSON file, or the config inline.",
         examples=["zero2"],
     )
     sample_every: int | None = Field(

@@ -14,10 +14,10 @@ from llava_recipes.authoring.explanation import example_lines, explain_key, find
 from llava_recipes.authoring.origins import FLAGS, origin
 from llava_recipes.authoring.reference import HOW_TO, reference
 from llava_recipes.authoring.shipped import schema_file
-from llava_recipes.plan.arguments import FIELDS
 from llava_recipes.recipe.errors import KeyPath, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
 from llava_recipes.recipe.language import Key, all_keys, keys_at, spell_path
+from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_value
@@ -136,7 +136,7 @@ def test_origins_name_keys_that_are_there() -> None:
     for name in names - ours:
         assert f"TrainingArguments.{name}" in origin(f"stages[].train.{name}")
         # transformers 5 has dropped it; recipes keep it.
-        assert name in FIELDS or name == "warmup_ratio"
+        assert name in TRAINING_ARGUMENTS or name == "warmup_ratio"
     for name in ours:
         assert origin(f"stages[].train.{name}") == "this recipe language"
 

@@ -80,4 +80,5 @@ def test_so_do_templates_and_schemas(installed: Path, tmp_path: Path) -> None:
     assert schema.read_bytes() == (ROOT / "schemas" / "recipe.schema.json").read_bytes()
     page = _run("-m", "llava_recipes", "explain", "train.bf16", folder=tmp_path, installed=installed)
     assert page.startswith("stages[].train.bf16\n")
-    assert "copy" in _run("-m", "llava_recipes", "completion", "bash", folder=tmp_path, installed=installed)
+    script = _run("-m", "llava_recipes", "completion", "bash", folder=tmp_path, installed=installed)
+    assert "llava-recipe" in script
