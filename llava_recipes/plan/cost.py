@@ -3,7 +3,7 @@
 Operations are those that the GPUs are asked for, recomputation included: two for each weight and token in the
 forward pass, as many for the gradient of what a layer reads where a graph is built, as many for the gradient
 of the weights that train, and once more the forward pass under gradient checkpointing. Hours follow from a
-share of the GPU's rate that is assumed by kind of stage; docs/guide.md holds it against published runs.
+share of the GPU's rate that is assumed by kind of stage; docs/cost.md compares it with published runs.
 """
 
 from __future__ import annotations

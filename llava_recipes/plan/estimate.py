@@ -29,7 +29,7 @@ from llava_recipes.plan.hardware import GPUS, Gpu
 from llava_recipes.plan.memory import Memory, MemoryModel, count_parameters
 from llava_recipes.plan.types import StagePlan
 
-NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/guide.md for the formulas"
+NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/cost.md for the formulas"
 
 Verdict = Literal["fits", "fits at the usual length", "does not fit"]
 
