@@ -258,32 +258,22 @@ class _Family:
         file = _beside(shown[-1], name)
         if _real(file) in real:
             chain = (*shown[real.index(_real(file)) :], file)
-            raise RecipeError(
-                Problem(
-                    "a file that extends itself" if len(chain) == 2 else "files that extend each other",
-                    code="extends-circular",
-                    found=" → ".join(chain),
-                    hint="remove one of these `extends`",
-                )
-            )
+            message = "a file that extends itself" if len(chain) == 2 else "files that extend each other"
+            hint = "remove one of these `extends`"
+            raise _refusal(message, code="extends-circular", found=" → ".join(chain), hint=hint)
         if len(shown) > MAX_LEVELS:
             message = f"files that extend files, more than {MAX_LEVELS} levels deep"
-            raise RecipeError(Problem(message, code="extends-too-much", found=" → ".join((*shown, file))))
+            raise _refusal(message, code="extends-too-much", found=" → ".join((*shown, file)))
         content = self.content(file, name)
         if not looks_like_recipe(content):
-            raise RecipeError(
-                Problem(
-                    "`extends` names a file that is no recipe",
-                    code="extends-names-no-recipe",
-                    found=file,
-                    hint="a recipe has keys such as `model:` and `stages:` at the beginning of a line",
-                )
-            )
+            message = "`extends` names a file that is no recipe"
+            hint = "a recipe has keys such as `model:` and `stages:` at the beginning of a line"
+            raise _refusal(message, code="extends-names-no-recipe", found=file, hint=hint)
         document = parse_source(content, file)
         self.num_values += len(document.value_marks)
         if self.num_values > MAX_VALUES:
             message = f"the files that the recipe extends hold more than {MAX_VALUES:,} values together"
-            raise RecipeError(Problem(message, code="extends-too-much"))
+            raise _refusal(message, code="extends-too-much")
         whole = self.put_together(document, (*real, _real(file)), (*shown, file))
         return replace(whole, parents=(*whole.parents, file))
 
@@ -295,16 +285,11 @@ class _Family:
         self.num_bytes += len(data)
         if self.num_files > MAX_FILES:
             message = f"the recipe extends more than {MAX_FILES} files"
-            raise RecipeError(
-                Problem(
-                    message,
-                    code="extends-too-much",
-                    hint="a file counts each time it is extended",
-                )
-            )
+            hint = "a file counts each time it is extended"
+            raise _refusal(message, code="extends-too-much", hint=hint)
         if self.num_bytes > MAX_BYTES:
             message = f"the files that the recipe extends are larger than {MAX_BYTES:,} bytes together"
-            raise RecipeError(Problem(message, code="extends-too-much"))
+            raise _refusal(message, code="extends-too-much")
         return data
 
 
@@ -324,43 +309,28 @@ def _real(file: str) -> str:
         return file
 
 
+def _refusal(message: str, *, code: str, found: str | None = None, hint: str | None = None) -> RecipeError:
+    return RecipeError(Problem(message, code=code, found=found, hint=hint))
+
+
 def _check_name(name: str) -> None:
     """Refuse what is no path of a file on this machine."""
-    found = spell_value(name)
-    if is_web_address(name):
-        raise RecipeError(
-            Problem(
-                "`extends` names a file on this machine, not a web address",
-                code="extends-not-a-path",
-                found=found,
-                hint="download it beside the recipe: what a recipe says must not depend on a server",
-            )
-        )
-    if name.startswith("~"):
-        hint = "write the path from the folder of this file, or the whole path"
-        raise RecipeError(
-            Problem("`~` is not expanded in `extends`", code="extends-not-a-path", found=found, hint=hint)
-        )
+    code = "extends-not-a-path"
     hint = "write the path itself: variables are known only when all files are read"
     reference = foreign_reference(name)
-    if reference is not None:
-        raise RecipeError(
-            Problem(
-                f"`{reference.group()}` is not filled in by `extends`",
-                code="reference-of-another-program",
-                found=found,
-                hint=hint,
-            )
-        )
-    if "${" in name:
-        raise RecipeError(
-            Problem(
-                "`extends` cannot hold variables",
-                code="extends-not-a-path",
-                found=found,
-                hint=hint,
-            )
-        )
+    if is_web_address(name):
+        message = "`extends` names a file on this machine, not a web address"
+        hint = "download it beside the recipe: what a recipe says must not depend on a server"
+    elif name.startswith("~"):
+        message = "`~` is not expanded in `extends`"
+        hint = "write the path from the folder of this file, or the whole path"
+    elif reference is not None:
+        message, code = f"`{reference.group()}` is not filled in by `extends`", "reference-of-another-program"
+    elif "${" in name:
+        message = "`extends` cannot hold variables"
+    else:
+        return
+    raise _refusal(message, code=code, found=spell_value(name), hint=hint)
 
 
 def _check_file(file: str, name: str) -> None:
@@ -373,23 +343,12 @@ def _check_file(file: str, name: str) -> None:
         return
     if is_folder:
         hint = "name the files in it that are meant, in a list"
-        raise RecipeError(
-            Problem("`extends` names a folder", code="extends-not-a-file", found=file, hint=hint)
-        )
+        raise _refusal("`extends` names a folder", code="extends-not-a-file", found=file, hint=hint)
     if kind is not None:
-        raise RecipeError(
-            Problem(
-                "`extends` names something that is no ordinary file",
-                code="not-an-ordinary-file",
-                found=f"{file}: it is {kind}",
-            )
-        )
-    hint = _nearby(file, name)
-    raise RecipeError(
-        Problem(
-            "`extends` names a file that is not there", code="extends-file-missing", found=file, hint=hint
-        )
-    )
+        message = "`extends` names something that is no ordinary file"
+        raise _refusal(message, code="not-an-ordinary-file", found=f"{file}: it is {kind}")
+    message, hint = "`extends` names a file that is not there", _nearby(file, name)
+    raise _refusal(message, code="extends-file-missing", found=file, hint=hint)
 
 
 def _nearby(file: str, name: str) -> str:

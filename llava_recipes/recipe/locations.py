@@ -11,7 +11,7 @@ from typing import Final
 from llava_recipes.masking import is_secret_name, mask
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
-from llava_recipes.recipe.values import Mapping
+from llava_recipes.recipe.values import Mapping, texts_in
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # `$(command)`, `$1`, `$NAME`, `%NAME%` and `{name}`; a `${` that is still in a path is meant by the letter.
@@ -51,7 +51,7 @@ def check_secret_values(recipe: Mapping) -> Iterator[Problem]:
 
     A variable's is reported where it is given, and not again where it is used.
     """
-    given = {path: text for path, text in _texts(recipe, ()) if mask(text) != text}
+    given = {path: text for path, text in texts_in(recipe) if mask(text) != text}
     of_variables = [text for path, text in given.items() if path[:1] == ("vars",)]
     for path, text in given.items():
         if path[:1] == ("vars",) or not any(secret in text for secret in of_variables):
@@ -65,17 +65,6 @@ def check_secret_values(recipe: Mapping) -> Iterator[Problem]:
             )
 
 
-def _texts(value: object, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, list):
-        for index, entry in enumerate(value):
-            yield from _texts(entry, (*path, index))
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            yield from _texts(entry, (*path, key))
-
-
 def is_web_address(text: str) -> bool:
     """Whether a text begins with a scheme such as https://."""
     return _URL.match(text) is not None
@@ -83,22 +72,11 @@ def is_web_address(text: str) -> bool:
 
 def check_hub_id(value: Value, path: KeyPath) -> Iterator[Problem]:
     """What keeps a text from being a hub id or a folder."""
-    if isinstance(value, str) and _URL.match(value):
+    hint = "download it and write its folder"
+    if isinstance(value, str) and value.startswith(("https://huggingface.co/", "https://hf.co/")):
         name = "/".join(value.rstrip("/").split("/")[3:5])
-        hint = (
-            f"write `{name}`"
-            if value.startswith(("https://huggingface.co/", "https://hf.co/")) and name
-            else None
-        )
-        yield Problem(
-            f"`{path[-1]}` is a hub id or a folder, not a web address",
-            code="not-a-local-path",
-            path=path,
-            found=spell_value(value),
-            hint=hint or "download it and write its folder",
-        )
-    else:
-        yield from _check_path(value, path)
+        hint = f"write `{name}`" if name else hint
+    yield from _check_path(value, path, wanted="a hub id or a folder", hint=hint)
 
 
 def check_place(value: str, *, key: str, file: pathlib.Path) -> None:
@@ -120,20 +98,15 @@ def _is_too_long(text: str) -> bool:
 
 def check_local(value: Value, path: KeyPath) -> Iterator[Problem]:
     """What keeps a text from being a path on this machine."""
-    if isinstance(value, str) and _URL.match(value):
-        yield Problem(
-            f"`{path[-1]}` is a local path, not a web address",
-            code="not-a-local-path",
-            path=path,
-            found=spell_value(value),
-            hint="download it and write where it lies",
-        )
-    else:
-        yield from _check_path(value, path)
+    yield from _check_path(value, path, wanted="a local path", hint="download it and write where it lies")
 
 
-def _check_path(value: Value, path: KeyPath) -> Iterator[Problem]:
+def _check_path(value: Value, path: KeyPath, *, wanted: str, hint: str) -> Iterator[Problem]:
     if not isinstance(value, str):
+        return
+    if is_web_address(value):
+        message, found = f"`{path[-1]}` is {wanted}, not a web address", spell_value(value)
+        yield Problem(message, code="not-a-local-path", path=path, found=found, hint=hint)
         return
     if value.startswith("~"):
         hint = "write the whole path, or one from the folder where the command is run"

@@ -11,6 +11,7 @@ from llava_recipes.recipe.language import shapes_at
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, kind_of, resolve_scalar, spell_value
 from llava_recipes.recipe.source import Document
 from llava_recipes.recipe.spelling import did_you_mean
+from llava_recipes.recipe.values import texts_in
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -119,14 +120,8 @@ def read_variable(
 
 def references_in(value: Value) -> set[str]:
     """Every name that a text anywhere inside a value refers to."""
-    if isinstance(value, dict):
-        return set().union(*map(references_in, value.values()))
-    if isinstance(value, list):
-        return set().union(*map(references_in, value))
-    if isinstance(value, str):
-        references = (found for found in _REFERENCE.finditer(value) if not found.group().startswith("$$"))
-        return {found["name"].strip() for found in references}
-    return set()
+    found = (reference for _, text in texts_in(value) for reference in _REFERENCE.finditer(text))
+    return {reference["name"].strip() for reference in found if not reference.group().startswith("$$")}
 
 
 class Filling:
