@@ -10,8 +10,14 @@ from types import MappingProxyType
 
 from llava_recipes.migrate.commands import UntoldLabel
 from llava_recipes.migrate.conversations import put_conversation, table_of
-from llava_recipes.migrate.deepspeed_files import FORK, LLAVA, LLAVA_NEXT, ReadText, translate_deepspeed
-from llava_recipes.migrate.deepspeed_files import Program as Pins
+from llava_recipes.migrate.deepspeed_files import (
+    FORK,
+    LLAVA,
+    LLAVA_NEXT,
+    DeepSpeedDefaults,
+    ReadText,
+    translate_deepspeed,
+)
 from llava_recipes.migrate.programs import ANYRES_FLAGS, NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
 from llava_recipes.migrate.settings import Flags, Kind, Row, Settings
 from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
@@ -422,7 +428,7 @@ def _read_grids(text: str) -> list[Value] | None:
 
 
 def translate_training(
-    flags: Flags, read_text: ReadText, pins: Pins, *, rows: Sequence[Row] = _TRAIN
+    flags: Flags, read_text: ReadText, pins: DeepSpeedDefaults, *, rows: Sequence[Row] = _TRAIN
 ) -> None:
     """Fill in `train`, `output_dir` and `deepspeed`; `rows` have the program's own defaults."""
     flags.translate(rows)

@@ -20,7 +20,7 @@ from llava_recipes.migrate.python_config import (
 from llava_recipes.migrate.settings import Kind, Row, Settings
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number
 
 _MODEL = (
     Row("model.llm.pretrained_model_name_or_path", "model.language_model", "text"),
@@ -407,7 +407,7 @@ def _translate_length(config: Tree, name: str, found: PythonValue) -> None:
     )
     tokens = (side // max(1, patch)) ** 2
     remark = f"XTuner counts without the image: {tokens} tokens more"
-    config.put(name, "data.max_length", int(length) + tokens, remark, shown=f"{length:g}")
+    config.put(name, "data.max_length", int(length) + tokens, remark, shown=say_number(length))
 
 
 def _translate_sampler(config: Tree) -> None:
@@ -469,7 +469,7 @@ def _translate_schedule(config: Tree) -> None:
     name, warm_up = kinds.get(_WARM_UP, ("", {}))
     end = warm_up.get("end")
     if isinstance(end, int | float) and epochs and end > 0:
-        config.put(f"{name}.end", "train.warmup_ratio", round(end / epochs, 6), shown=f"{end:g}")
+        config.put(f"{name}.end", "train.warmup_ratio", round(end / epochs, 6), shown=say_number(end))
         config.tell(f"{name}.type", "train.warmup_ratio", shown=_WARM_UP)
 
 

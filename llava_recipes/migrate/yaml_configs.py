@@ -9,6 +9,7 @@ from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_dee
 from llava_recipes.migrate.draft import IsFolder, Migration, combine
 from llava_recipes.migrate.llava import QUANTIZATION, known_num_samples, put_bits
 from llava_recipes.migrate.settings import Keys
+from llava_recipes.projectors import STOCK
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import parse_source
@@ -356,7 +357,7 @@ def _whole_model(config: Keys, key: str) -> None:
     config.put(key, "model.language_model", language, "the same weights, in the original's form")
     config.draft.put("model.vision_tower.source", tower, "the tower of this model")
     config.draft.put("model.vision_tower.select_layer", -2)
-    config.draft.put("model.projector.type", "mlp2x_gelu")
+    config.draft.put("model.projector.type", STOCK)
 
 
 def _template(config: Keys, key: str) -> None:
