@@ -70,14 +70,8 @@ def _comparable(a: StagePlan, b: StagePlan) -> tuple[Values, Values]:
         left_out |= {"freeze", "trainable"}
     if a.deepspeed == b.deepspeed:
         left_out.add("deepspeed_source")
-    values = [_without(stage.model_dump(mode="json"), left_out) for stage in (a, b)]
-    if a.train.warmup_steps is not None and b.train.warmup_steps is not None:
-        # The argument may hold a share of the steps; what that comes to is compared.
-        for stage in values:
-            train = stage["train"]
-            assert isinstance(train, dict) and isinstance(train["training_arguments"], dict)
-            train["training_arguments"].pop("warmup_steps", None)
-    return values[0], values[1]
+    one, other = (_without(stage.model_dump(mode="json"), left_out) for stage in (a, b))
+    return one, other
 
 
 def _without(values: Values, keys: set[str]) -> Values:
