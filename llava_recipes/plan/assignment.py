@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llava_recipes.plan.sizes import ROOTS
 from llava_recipes.plan.trainable import (
     ADAPTER,
     IMAGE_TOKENS,
@@ -20,7 +19,7 @@ from llava_recipes.plan.trainable import (
     stored_type,
 )
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.globs import tree_of
+from llava_recipes.recipe.globs import ROOTS, tree_of
 from llava_recipes.recipe.model_schema import Quantization
 
 DType = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "int8"]

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, plan_train
 from llava_recipes.plan.batch import (
-    Batch,
+    BatchSizes,
     batch_notes,
     count_evaluations,
     count_steps,
@@ -38,7 +39,8 @@ from llava_recipes.plan.types import (
     StagePlan,
 )
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe
+from llava_recipes.recipe.scalars import say_number
+from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.spelling import did_you_mean
 
 
@@ -69,14 +71,6 @@ class Facts:
     """Files that are there and cannot be read; told with everything else that is wrong."""
 
 
-def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
-    """The plan of a recipe on `world_size` processes.
-
-    Raises RecipeError with every problem at once; their paths are those of the recipe.
-    """
-    return compile_recipe(recipe, world_size=world_size, facts=facts).plan
-
-
 @dataclass(frozen=True)
 class Compiled:
     """A plan, the model that it was counted from, and what a person has probably not meant."""
@@ -89,7 +83,10 @@ class Compiled:
 
 
 def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled:
-    """The plan of a recipe with all that was found out. Raises RecipeError as `compile_plan` does."""
+    """The plan of a recipe on `world_size` processes, with all that was found out.
+
+    Raises RecipeError with every problem at once; their paths are those of the recipe.
+    """
     problems, notes = list(facts.problems), list[str]()
     model = plan_model(
         recipe.model,
@@ -260,7 +257,7 @@ class _StageCompiler:
             ]
         return (*before.folders, start)
 
-    def _explain_no_step(self, batch: Batch, data: DataPlan) -> Problem:
+    def _explain_no_step(self, batch: BatchSizes, data: DataPlan) -> Problem:
         return Problem(
             "not one full batch for every process, and `dataloader_drop_last` drops what is not full",
             code="no-full-batch",
@@ -269,7 +266,7 @@ class _StageCompiler:
             hint="remove `dataloader_drop_last`, or make the batch smaller",
         )
 
-    def _plan_deepspeed(self, batch: Batch | None) -> tuple[dict[str, JsonValue] | None, str]:
+    def _plan_deepspeed(self, batch: BatchSizes | None) -> tuple[dict[str, JsonValue] | None, str]:
         train, choice = self._stage.train, self._stage.deepspeed
         path: KeyPath = (*self._path, "deepspeed")
         if choice == "none":
@@ -288,7 +285,7 @@ class _StageCompiler:
             config, train=train, batch=batch, path=path, inline=source == "inline"
         )
         if config.get("gradient_clipping") is None:
-            clips = f"clips at {train.max_grad_norm:g}" if train.max_grad_norm else "doesn't clip"
+            clips = f"clips at {say_number(train.max_grad_norm)}" if train.max_grad_norm else "doesn't clip"
             self.notes.append(
                 f"the DeepSpeed config has no `gradient_clipping`; it {clips}, as `max_grad_norm` says"
             )

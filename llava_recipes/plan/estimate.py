@@ -19,7 +19,7 @@ from llava_recipes.plan.cost import (
     Compute,
     Disk,
     Tokens,
-    Trained,
+    TrainedWeights,
     count_tokens,
     estimate_compute,
     estimate_disk,
@@ -29,7 +29,7 @@ from llava_recipes.plan.hardware import GPUS, Gpu
 from llava_recipes.plan.memory import Memory, MemoryModel, count_parameters
 from llava_recipes.plan.types import StagePlan
 
-NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/guide.md for the formulas"
+NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/cost.md for the formulas"
 
 Verdict = Literal["fits", "fits at the usual length", "does not fit"]
 
@@ -193,7 +193,7 @@ class Estimator:
             world_size=self._plan.world_size,
         )
 
-    def _trained(self, stage: StagePlan) -> Trained:
+    def _trained(self, stage: StagePlan) -> TrainedWeights:
         trains = self._trains[stage.name]
         shapes, trainable = trains.shapes, trains.decision.trainable
         tower, decoder = ActivationModel(self._sizes, stage, trains).graph_starts()
@@ -201,7 +201,7 @@ class Estimator:
         def matrices(prefix: str, names: Iterable[str]) -> int:
             return sum(math.prod(shapes[n]) for n in names if n.startswith(prefix) and len(shapes[n]) == 2)
 
-        return Trained(
+        return TrainedWeights(
             language=matrices("language_model.layers.", trainable),
             tower=matrices("vision_tower.encoder.layers.", trainable),
             projector=matrices("projector.", shapes),

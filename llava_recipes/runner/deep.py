@@ -18,7 +18,7 @@ from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.runner.deep_data import DataLook, Spell
 from llava_recipes.runner.hand_off import hand_off_problems
-from llava_recipes.runner.initial_weights import Shapes, model_shapes, projector_problems
+from llava_recipes.runner.initial_weights import Shapes, projector_problems
 from llava_recipes.runner.preflight import model_problems
 from llava_recipes.runner.wording import open_prompts
 from llava_recipes.templates import spell
@@ -105,8 +105,10 @@ def _image_processor(plan: Plan, problems: list[Problem]) -> BaseImageProcessor 
 
 def _model_shapes(plan: Plan, problems: list[Problem]) -> Shapes | None:
     """Shapes by canonical name, from the model on the meta device; None where it cannot be built."""
+    from llava_recipes.model.assemble import skeleton_shapes
+
     try:
-        shapes = model_shapes(plan.model)
+        shapes = skeleton_shapes(plan.model)
     except RecipeError as error:
         problems += error.problems
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.data.model_files import folder_problems
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.files import expanded
 from llava_recipes.plan import catalog
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
@@ -17,7 +18,7 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Model, Recipe, Source
+from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source
 from llava_recipes.runner.places import place_problems
 from llava_recipes.runner.tokenizer_kind import SENTENCEPIECE_FILE, TOKENIZER_FILE, tokenizer_kind
 

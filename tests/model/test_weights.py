@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_recipes.model.assemble import assemble
+from llava_recipes.model.assemble import assemble, build_skeleton
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.names import canonical_name, canonical_parameters, transformers_name
-from llava_recipes.model.skeleton import build_skeleton
 from llava_recipes.model.weights import (
     load_projector,
     load_trained,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import Trainer
 
+from llava_recipes.model.assemble import build_skeleton
 from llava_recipes.model.names import canonical_parameters
-from llava_recipes.model.skeleton import build_skeleton
 from llava_recipes.plan.assignment import Assignment, assign, decays
 from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.trainable import what_trains
