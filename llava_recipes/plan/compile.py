@@ -19,10 +19,9 @@ from llava_recipes.plan.batch import (
     derive_batch,
     explain_batch,
 )
-from llava_recipes.plan.data import plan_data
+from llava_recipes.plan.data import plan_data, plan_sampling
 from llava_recipes.plan.exports import export_warnings
 from llava_recipes.plan.model import PlannedModel, plan_model
-from llava_recipes.plan.sampling import plan_sampling
 from llava_recipes.plan.trainable import (
     Trains,
     groups_of,

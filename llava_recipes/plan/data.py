@@ -9,9 +9,9 @@ from llava_recipes.layouts import meaning_of
 from llava_recipes.plan.mix import mix_sources, nothing_left, overdrawn, total_used
 from llava_recipes.plan.pictures import plan_images
 from llava_recipes.plan.trainable import trains_image_tokens
-from llava_recipes.plan.types import DataPlan, ModelSizes, ValidationPlan
+from llava_recipes.plan.types import DataPlan, ModelSizes, SamplingPlan, StagePlan, ValidationPlan
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.schema import Source, Stage
+from llava_recipes.recipe.schema import Samples, Source, Stage
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,34 @@ class _Sources:
             elif (problem := overdrawn(source.sampling_strategy, count)) is not None:
                 self.problems.append(replace(problem, path=(*path, number, *(problem.path or ()))))
         return counts
+
+
+NUM_RECORDS = 4
+
+
+def plan_sampling(stage: Stage) -> SamplingPlan | None:
+    """The plan of `sample_every`, or None where nothing is asked."""
+    if stage.sample_every is None:
+        return None
+    samples = stage.samples or Samples()
+    return SamplingPlan(
+        every=stage.sample_every,
+        num_records=None if samples.images else samples.num or NUM_RECORDS,
+        images=samples.images or (),
+        prompt=samples.prompt,
+        max_new_tokens=samples.max_new_tokens,
+    )
+
+
+def describe_sampling(sampling: SamplingPlan) -> str:
+    """How much is asked, and when."""
+    number = len(sampling.images) or sampling.num_records or 0
+    pictures = f"{number} {'picture' if number == 1 else 'pictures'}"
+    return f"about {pictures} every {sampling.every:,} steps and after the last"
+
+
+def when_measured(stage: StagePlan) -> str:
+    """`every 500 steps and at the end`."""
+    arguments = stage.train.training_arguments
+    every = {"steps": f"every {arguments.get('eval_steps'):,} steps and ", "epoch": "after every epoch and "}
+    return f"{every.get(str(arguments['eval_strategy']), '')}at the end"

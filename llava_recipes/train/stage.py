@@ -23,9 +23,8 @@ from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
+from llava_recipes.plan.data import describe_sampling, when_measured
 from llava_recipes.plan.deepspeed import zero_stage
-from llava_recipes.plan.evaluation import when_measured
-from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.trainable import describe, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
