@@ -1,4 +1,4 @@
-"""What a stage's `data:` comes to: how many records are trained, measured and asked on, and how they are given.
+"""What a stage's `data:` comes to: how many records train, validate and are asked, and how they are given.
 
 Shares are rounded up, as LLaVA-NeXT rounds its percentages. Which records they are, `data/draw.py` draws.
 """
