@@ -63,9 +63,9 @@ def _model_rows(model: ModelPlan) -> list[Row]:
 def _quantized(quantization: Quantization | None) -> str:
     if quantization is None:
         return ""
-    from llava_recipes.plan.trainable import describe
+    from llava_recipes.plan.trainable import describe_quantization
 
-    return f", linear layers in {describe(quantization)}"
+    return f", linear layers in {describe_quantization(quantization)}"
 
 
 def _random(config: object, seed: int) -> str:
