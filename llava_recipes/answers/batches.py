@@ -36,7 +36,7 @@ class Asked(Protocol):
     @property
     def images(self) -> tuple[str, ...]: ...
 
-    def pictures(self, answerer: Answerer) -> list[Picture]:
+    def prepared_images(self, answerer: Answerer) -> list[Picture]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         ...
 
@@ -70,7 +70,7 @@ def answer_in_batches(
     """
     for first in range(0, len(questions), batch_size):
         batch = questions[first : first + batch_size]
-        pictures = [question.pictures(answerer) for question in batch]
+        pictures = [question.prepared_images(answerer) for question in batch]
         _check_room(answerer, batch, pictures, decoding)
         seen = iter(answerer.look([picture for each in pictures for picture in each]))
         prompts = [

@@ -80,7 +80,7 @@ class Referenced:
         """Where the conversation begins in its file."""
         return self.records.mark(self.record.index)
 
-    def pictures(self, answerer: Answerer) -> list[Picture]:
+    def prepared_images(self, answerer: Answerer) -> list[Picture]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
             return open_pictures(self.records, self.record, answerer.prepare, numbers=range(len(self.images)))

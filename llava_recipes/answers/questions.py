@@ -42,7 +42,7 @@ class Question:
         """What is asked last, as the record has it."""
         return self.turns[-1].text
 
-    def pictures(self, answerer: Answerer) -> list[Picture]:
+    def prepared_images(self, answerer: Answerer) -> list[Picture]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
             return [read_prepared(self.folder, name, answerer.prepare) for name in self.images]

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from llava_recipes.authoring.keys import Key
 from llava_recipes.authoring.origins import origin
-from llava_recipes.authoring.spell import spell
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.renames import OTHER_NAMES
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.spelling import nearest
 
 _INDEX = re.compile(r"\[[^\[\]]*\]")

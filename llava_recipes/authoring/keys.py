@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llava_recipes.authoring.shipped import Schema
-from llava_recipes.authoring.spell import spell
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell
 
 # Every value may be written as a variable; saying so at each key would hide what the key is.
 _VARIABLES = ("#/$defs/Variable", "#/$defs/TextWithVariables")

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.recipe.origin import origin
-    from llava_recipes.recipe.written import write_resolved, write_with_remarks
+    from llava_recipes.recipe.writer import write_resolved, write_with_remarks
 
     loaded = load_recipe(arguments.file, arguments.set)
     if arguments.origin:

@@ -300,7 +300,7 @@ def _try_out(processor: BaseImageProcessor) -> None:
         _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
 
 
-def picture_px(processor: BaseImageProcessor) -> tuple[int, int]:
+def prepared_px(processor: BaseImageProcessor) -> tuple[int, int]:
     """Height and width of what a processor makes of a square picture."""
     height, width = _of_grey(processor).shape[1:]
     return height, width

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from llava_recipes.migrate.write import write_scalar
 from llava_recipes.projectors import type_named
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.model_schema import Quantization
+from llava_recipes.recipe.scalars import spell_number
 from llava_recipes.recipe.schema import Model, Stage, Train
 from llava_recipes.screen import shown
 
@@ -41,9 +41,7 @@ def _spell(value: JsonValue) -> str:
         return str(value)
     if isinstance(value, list):
         return " ".join(_spell(entry) for entry in value)
-    if isinstance(value, int | float):
-        return write_scalar(value)
-    return _quoted(str(value))
+    return spell_number(value) if isinstance(value, float) else _quoted(str(value))
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.initialization import no_init_weights
 
 from llava_recipes.data.crops import ImageLayout, check_crops
-from llava_recipes.data.images import load_image_processor, picture_px
+from llava_recipes.data.images import load_image_processor, prepared_px
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
     TOWER_PATH,
@@ -116,7 +116,7 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
 def _image_processor(plan: ModelPlan, image_px: int) -> BaseImageProcessor:
     """The tower's image processor. Raises RecipeError when its pictures are not of the tower's size."""
     processor = load_image_processor(plan.vision_tower)
-    made = picture_px(processor)
+    made = prepared_px(processor)
     if made != (image_px, image_px):
         raise RecipeError(
             Problem(

@@ -53,7 +53,7 @@ def tower_features(tower: nn.Module, config: LlavaConfig, pixels_NCHW: Tensor) -
     return hidden_NPV[:, 1:] if config.vision_feature_select_strategy == "default" else hidden_NPV
 
 
-def image_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) -> Tensor:
+def crop_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) -> Tensor:
     """float[N, P, D]: pictures in the language model's space; no graph through a frozen tower."""
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     with contextlib.nullcontext() if trains(tower) else torch.no_grad():
@@ -65,7 +65,7 @@ def image_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) ->
 
 def feature_rows(model: LlavaForConditionalGeneration, pixels_MCHW: Tensor) -> Tensor:
     """float[R, D]: the features of all crops, one after another; last the image newline if there is one."""
-    rows_RD = image_features(model, pixels_MCHW).flatten(0, 1)
+    rows_RD = crop_features(model, pixels_MCHW).flatten(0, 1)
     newline = image_newline(model)
     return rows_RD if newline is None else newline(rows_RD)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.locations import check_local
-from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.scalars import Value, say_number, spell_value
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping
 
 
@@ -67,7 +67,7 @@ def _check_validation(data: Mapping, validation: Mapping, path: KeyPath) -> Iter
             code="invalid-split",
             path=(*path, "split"),
             found=spell_value(split),
-            hint=f"write a whole number, or a share below 1 such as {split / 100:g}",
+            hint=f"write a whole number, or a share below 1 such as {say_number(split / 100)}",
         )
     if split is not None and sources is None:
         yield from _check_repeated(data, path[:-1])

@@ -11,7 +11,7 @@ from llava_recipes.projectors import MOST_LAYERS, PROJECTOR_TYPES
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.keys import unknown_key
 from llava_recipes.recipe.number_forms import numbers_meant, whole
-from llava_recipes.recipe.scalars import Value, kind_of, spell_value
+from llava_recipes.recipe.scalars import Value, kind_of, say_number, spell_value
 from llava_recipes.recipe.shape import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.spelling import nearest
 from llava_recipes.recipe.value_hints import (
@@ -242,7 +242,8 @@ def _sampling(path: KeyPath, value: str) -> Problem:
         possible = [number for number in readings if is_share or whole(number) is not None]
         meant = [f"`{near}:{_amount(number, is_share)}`" for number in possible if float(number) > 0]
         if is_share and any(float(number) > 100 for number in possible):
-            hint = f"write `weight: {float(possible[0]) / 100:g}` in its place, to use records more than once"
+            weight = say_number(float(possible[0]) / 100)
+            hint = f"write `weight: {weight}` in its place, to use records more than once"
         elif meant:
             hint = f"did you mean {' or '.join(meant)}?"
     return Problem(
@@ -255,7 +256,7 @@ def _sampling(path: KeyPath, value: str) -> Problem:
 
 
 def _amount(number: str, is_share: bool) -> str:
-    return f"{float(number):g}%" if is_share else str(whole(number))
+    return f"{say_number(float(number))}%" if is_share else str(whole(number))
 
 
 def _wrong_kind(path: KeyPath, value: Value) -> Problem:

@@ -49,9 +49,3 @@ def usual_rate(stage: Mapping) -> float | None:
 def usual_batch(kind: Kind | None, rate: float) -> int | None:
     """The samples of a step that LLaVA's runs take for such a stage at this rate."""
     return None if kind is None else _BATCHES.get((kind, rate))
-
-
-def spell_rate(rate: float) -> str:
-    """As it is typed: 2e-5, not 2e-05 or 0.001."""
-    mantissa, _, exponent = f"{rate:e}".partition("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if 0 < rate < 0.01 else f"{rate:g}"

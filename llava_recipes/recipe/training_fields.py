@@ -5,44 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.schema import Train
-
-EXTRA_FIELDS: Mapping[str, str] = MappingProxyType(
-    {
-        "dataloader_drop_last": "bool",
-        "dataloader_in_order": "bool",
-        "dataloader_multiprocessing_context": "None|str",
-        "dataloader_persistent_workers": "bool",
-        "dataloader_pin_memory": "bool",
-        "dataloader_prefetch_factor": "None|int",
-        "ddp_backend": "None|str",
-        "ddp_broadcast_buffers": "None|bool",
-        "ddp_bucket_cap_mb": "None|int",
-        "ddp_find_unused_parameters": "None|bool",
-        "ddp_static_graph": "None|bool",
-        "ddp_timeout": "int",
-        "debug": "list|str",
-        "full_determinism": "bool",
-        "include_num_input_tokens_seen": "bool|str",
-        "liger_kernel_config": "None|dict",
-        "log_level": "str",
-        "log_level_replica": "str",
-        "logging_first_step": "bool",
-        "lr_scheduler_kwargs": "None|dict|str",
-        "neftune_noise_alpha": "None|float",
-        "optim_args": "None|str",
-        "optim_target_modules": "None|list|str",
-        "project": "str",
-        "skip_memory_metrics": "bool",
-        "torch_compile": "bool",
-        "torch_compile_backend": "None|str",
-        "torch_compile_mode": "None|str",
-        "torch_empty_cache_steps": "None|int",
-        "use_cache": "bool",
-        "use_liger_kernel": "bool",
-    }
-)
-"""What `extra` accepts: TrainingArguments fields and the types of their values."""
 
 _IN_TRAIN = "write it under `train:` itself"
 _EVALUATION_FIELDS = (
@@ -106,6 +70,11 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
     }
 )
 """TrainingArguments fields that `extra` does not take, and what to write instead."""
+
+EXTRA_FIELDS: Mapping[str, str] = MappingProxyType(
+    {name: kinds for name, kinds in TRAINING_ARGUMENTS.items() if name not in REFUSED_FIELDS}
+)
+"""What `extra` accepts: TrainingArguments fields and the kinds of their values."""
 
 GONE_FIELDS: Mapping[str, str] = MappingProxyType(
     {

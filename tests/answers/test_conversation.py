@@ -35,8 +35,8 @@ def conversation(answerer: Answerer, notes: list[str] | None = None) -> Conversa
 
 
 def answer_to(answerer: Answerer, turns: list[Turn], *images: str) -> str:
-    pictures = answerer.look([answerer.prepare(read_image(str(IMAGES), Path(file).name)) for file in images])
-    return answerer.answer([Prompt(answerer.prompt_ids(turns), tuple(pictures))], DECODING)[0]
+    prepared = answerer.look([answerer.prepare(read_image(str(IMAGES), Path(file).name)) for file in images])
+    return answerer.answer([Prompt(answerer.prompt_ids(turns), tuple(prepared))], DECODING)[0]
 
 
 def test_what_was_said_and_shown_is_remembered(answerer: Answerer) -> None:

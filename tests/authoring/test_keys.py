@@ -15,9 +15,9 @@ from llava_recipes.authoring.keys import Key, read_keys
 from llava_recipes.authoring.origins import FLAGS, origin
 from llava_recipes.authoring.reference import HOW_TO, reference
 from llava_recipes.authoring.shipped import read_schema
-from llava_recipes.plan.arguments import FIELDS
 from llava_recipes.recipe.errors import KeyPath, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
+from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.shape import keys_at, spell_path
@@ -137,7 +137,7 @@ def test_origins_name_keys_that_are_there() -> None:
     for name in names - ours:
         assert f"TrainingArguments.{name}" in origin(f"stages[].train.{name}")
         # transformers 5 has dropped it; recipes keep it.
-        assert name in FIELDS or name == "warmup_ratio"
+        assert name in TRAINING_ARGUMENTS or name == "warmup_ratio"
     for name in ours:
         assert origin(f"stages[].train.{name}") == "this recipe language"
 

@@ -50,8 +50,8 @@ def assembled() -> Assembled:
 
 def prompt(answerer: Answerer, text: str, images: tuple[str, ...] = ("rgb_0.jpg", "rgb_wide.jpg")) -> Prompt:
     shown = images[: text.count("<image>")]
-    pictures = answerer.look([answerer.prepare(read_image(str(IMAGES), name)) for name in shown])
-    return Prompt(answerer.prompt_ids([Turn("human", text)]), tuple(pictures))
+    prepared = answerer.look([answerer.prepare(read_image(str(IMAGES), name)) for name in shown])
+    return Prompt(answerer.prompt_ids([Turn("human", text)]), tuple(prepared))
 
 
 @pytest.mark.parametrize("template", ["plain", "v1"])

@@ -23,7 +23,7 @@ from llava_recipes.data.dataset import Sample
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 from llava_recipes.model.answering import Answerer
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.features import image_features, picture_features
+from llava_recipes.model.features import crop_features, picture_features
 from llava_recipes.model.forward import embed_prompt, stock_forward
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.generate import embed_with_pictures
@@ -72,13 +72,13 @@ def assembled_of(tower: str, select_feature: Literal["patch", "cls_patch"] = "pa
     return assemble(plan.model_copy(update={"image_newline": True}), dtype=torch.float32)
 
 
-def picture(size: Size, seed: int = 0) -> Image.Image:
+def drawn(size: Size, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
 def prepared(assembled: Assembled, size: Size, data: DataPlan, seed: int = 0) -> Picture:
-    return prepare_picture(picture(size, seed), assembled.image_processor, data)
+    return prepare_picture(drawn(size, seed), assembled.image_processor, data)
 
 
 def sample(index: int, pictures: tuple[Picture, ...]) -> Sample:
@@ -123,10 +123,10 @@ def test_logits_are_those_of_transformers(tower: str, pinpoints: tuple[Size, ...
     data = data_plan(pinpoints=pinpoints and tuple((x * px, y * px) for x, y in pinpoints))
     layout = assembled.image_layout(data)
     assert layout.spread is not None
-    images = [picture(size, seed) for seed, size in enumerate(SHAPES)]
-    pictures = [prepare_picture(image, assembled.image_processor, data) for image in images]
-    samples = [sample(0, (pictures[0],)), sample(1, tuple(pictures[1:3])), sample(2, ())]
-    samples += [sample(index + 3, (each,)) for index, each in enumerate(pictures[3:])]
+    images = [drawn(size, seed) for seed, size in enumerate(SHAPES)]
+    shown = [prepare_picture(image, assembled.image_processor, data) for image in images]
+    samples = [sample(0, (shown[0],)), sample(1, tuple(shown[1:3])), sample(2, ())]
+    samples += [sample(index + 3, (each,)) for index, each in enumerate(shown[3:])]
     batch = batch_of(samples, layout)
     theirs = next_image_processor(assembled.image_processor, layout.spread)(images, return_tensors="pt")
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_rows_end_with_the_newline_and_the_whole_comes_first() -> None:
     wide = prepared(assembled, (56, 28), data)
     with torch.no_grad():
         (features,) = picture_features(assembled.model, [wide], layout)
-        crops = image_features(assembled.model, wide.crops)
+        crops = crop_features(assembled.model, wide.crops)
     newline = canonical_parameters(assembled.model)["image_newline"].detach()
     # 2 × 2 features a crop: the whole, then two rows across the two crops.
     rows = [crops[0], crops[1, :2], crops[2, :2], newline[None], crops[1, 2:], crops[2, 2:], newline[None]]
@@ -176,7 +176,7 @@ def test_without_unpadding_every_feature_is_there_once(merge: MergeType) -> None
     wide = prepared(assembled, (90, 30), data)
     with torch.no_grad():
         (features,) = picture_features(assembled.model, [wide], layout)
-        crops = image_features(assembled.model, wide.crops).flatten(0, 1)
+        crops = crop_features(assembled.model, wide.crops).flatten(0, 1)
     assert sorted(features.tolist()) == sorted(crops.tolist())
     assert torch.equal(features, crops) == (merge == "flat")
 
@@ -216,9 +216,9 @@ def test_gradients_reach_newline_projector_and_tower_as_in_transformers() -> Non
     assembled, data = assembled_of("clip"), data_plan()
     layout = assembled.image_layout(data)
     assert layout.spread is not None
-    images = [picture(size, seed) for seed, size in enumerate(SHAPES[:3])]
-    pictures = [prepare_picture(image, assembled.image_processor, data) for image in images]
-    batch = batch_of([sample(index, (each,)) for index, each in enumerate(pictures)], layout)
+    images = [drawn(size, seed) for seed, size in enumerate(SHAPES[:3])]
+    shown = [prepare_picture(image, assembled.image_processor, data) for image in images]
+    batch = batch_of([sample(index, (each,)) for index, each in enumerate(shown)], layout)
     freeze_model(assembled.model, freeze="none", trainable=())
     model = hugging_face(assembled, data)
     theirs = next_image_processor(assembled.image_processor, layout.spread)(images, return_tensors="pt")
@@ -348,7 +348,7 @@ def test_questions_see_a_picture_as_training_did() -> None:
     """Embeddings of a prompt with its picture, by the answerer and by the collator's batch."""
     assembled, data = assembled_of("clip"), data_plan()
     answerer = Answerer(assembled, data, start_end=False)
-    shown = answerer.prepare(picture((64, 48)))
+    shown = answerer.prepare(drawn((64, 48)))
     prompt = (1, IMAGE_ID, 20)
     (seen,) = answerer.look([shown])
     assert shown.num_tokens == len(seen) == 4 + 4 * 5
