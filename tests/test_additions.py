@@ -110,7 +110,7 @@ def test_a_recipe_with_all_of_them_is_planned(changed: Path, tmp_path: Path) -> 
     assert stage["train"]["training_arguments"]["neftune_noise_alpha"] == 5.0
 
 
-def test_a_near_miss_of_the_new_type_is_told(changed: Path, tmp_path: Path) -> None:
+def test_a_near_miss_of_the_new_type_is_reported(changed: Path, tmp_path: Path) -> None:
     recipe = values(tmp_path)
     recipe["model"]["projector"]["type"] = "norm_mlp2x_gel"
     file = write_recipe(recipe, tmp_path / "recipe.yaml")

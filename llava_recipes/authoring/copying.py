@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llava_recipes.authoring.gallery import Entry
+from llava_recipes.authoring.gallery import GalleryRecipe
 from llava_recipes.authoring.shipped import readdress
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.scalars import Value
@@ -18,7 +18,7 @@ _KEY_REMARK = re.compile(r":\s+# ?(.*)")
 _REMARK_COLUMN = 47
 
 
-def copied_text(entry: Entry, output: Path) -> str:
+def copied_text(entry: GalleryRecipe, output: Path) -> str:
     """The text of a copy of a gallery recipe, written for `output`.
 
     A recipe that extends nothing is copied as it stands, comments included. One that extends others is

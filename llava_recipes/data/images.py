@@ -62,25 +62,21 @@ class BadImage(Exception):
         self.file, self.reason = file, reason
 
 
-def read_image(folder: str, name: str) -> Image.Image:
-    """The picture in RGB, as stored: EXIF rotation is ignored and transparency dropped, as in the original.
-
-    Raises BadImage when the path leaves the folder (also through a link), when the file is missing,
-    truncated or no image of a known format, when it has more than MAX_PIXELS pixels, or when decoding it
-    takes too long or more memory than there is.
-    """
-    return read_prepared(folder, name, lambda image: image)
-
-
 def read_prepared(folder: str, name: str, prepare: Callable[[Image.Image], Result]) -> Result:
-    """What `prepare` makes of a picture in RGB. Raises BadImage as `read_image`, and for CannotPrepare."""
+    """What `prepare` makes of a picture in RGB, as stored.
+
+    EXIF rotation is ignored and transparency dropped, as in the original. Raises BadImage when the path
+    leaves the folder (also through a link), when the file is missing, truncated or no image of a known
+    format, when it has more than MAX_PIXELS pixels, when decoding it takes too long or more memory than
+    there is, and for CannotPrepare.
+    """
     return _opened(folder, name, lambda image: image.convert("RGB"), prepare)
 
 
 def check_image(folder: str, name: str) -> Size:
     """Width and height as stored, from a picture's first bytes: it is not decoded.
 
-    Raises BadImage as `read_image` does, for what they tell.
+    Raises BadImage as `read_prepared` does, for what they tell.
     """
     return _opened(folder, name, lambda image: image.size, lambda size: size)
 

@@ -33,7 +33,7 @@ _MAX_GRAD_NORM: KeyPath = (STAGE, "train", "max_grad_norm")
 
 
 @dataclass(frozen=True)
-class Program:
+class DeepSpeedDefaults:
     """What another program's files leave open."""
 
     deepspeed: str | None
@@ -43,13 +43,13 @@ class Program:
     """Whether its own zero2.json and zero3.json say `gradient_clipping: auto`."""
 
 
-LLAVA = Program(deepspeed="0.12.6", files_clip=False)
+LLAVA = DeepSpeedDefaults(deepspeed="0.12.6", files_clip=False)
 """LLaVA, and Open-LLaVA-NeXT."""
-LLAVA_NEXT = Program(deepspeed="0.14.4", files_clip=True)
-TINYLLAVA = Program(deepspeed="0.14.0", files_clip=False)
-FORK = Program(deepspeed="up to 0.19.2", files_clip=False)
+LLAVA_NEXT = DeepSpeedDefaults(deepspeed="0.14.4", files_clip=True)
+TINYLLAVA = DeepSpeedDefaults(deepspeed="0.14.0", files_clip=False)
+FORK = DeepSpeedDefaults(deepspeed="up to 0.19.2", files_clip=False)
 """Forks of LLaVA; they are older than DeepSpeed 0.19.3, which clips."""
-OTHER = Program(deepspeed=None, files_clip=True)
+OTHER = DeepSpeedDefaults(deepspeed=None, files_clip=True)
 """axolotl and LLaMA-Factory."""
 
 
@@ -65,7 +65,7 @@ class _Choice:
 
 
 def translate_deepspeed(
-    name: str, path: str, draft: Draft, *, read_text: ReadText, mark: Mark | None, program: Program
+    name: str, path: str, draft: Draft, *, read_text: ReadText, mark: Mark | None, program: DeepSpeedDefaults
 ) -> None:
     """Fill in `deepspeed`, and `max_grad_norm` where nothing is clipped; `train` is filled in before."""
     choice = _choose(path, read_text, program, draft)
@@ -75,7 +75,7 @@ def translate_deepspeed(
         _switch_clipping_off(draft, program.deepspeed, path.rpartition("/")[2])
 
 
-def _choose(path: str, read_text: ReadText, program: Program, draft: Draft) -> _Choice:
+def _choose(path: str, read_text: ReadText, program: DeepSpeedDefaults, draft: Draft) -> _Choice:
     found = read_text(path)
     if found is None:
         return _by_name(path, program)
@@ -103,7 +103,7 @@ def _choose(path: str, read_text: ReadText, program: Program, draft: Draft) -> _
     return _Choice(mended, "written out, without what this DeepSpeed or a recipe doesn't take", clips, blocks)
 
 
-def _by_name(path: str, program: Program) -> _Choice:
+def _by_name(path: str, program: DeepSpeedDefaults) -> _Choice:
     """The preset that a file of this name is in the original's scripts."""
     file = path.rpartition("/")[2]
     if file == "zero2_offload.json":

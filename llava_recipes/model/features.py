@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from llava_recipes.data.crops import ImageLayout, Picture
+from llava_recipes.data.crops import ImageLayout, PreparedImage
 from llava_recipes.model.configs import vision_half
 from llava_recipes.model.newline import image_newline
 from llava_recipes.model.projector import projector_dtype
@@ -71,7 +71,7 @@ def feature_rows(model: LlavaForConditionalGeneration, pixels_MCHW: Tensor) -> T
 
 
 def picture_features(
-    model: LlavaForConditionalGeneration, pictures: Sequence[Picture], layout: ImageLayout
+    model: LlavaForConditionalGeneration, pictures: Sequence[PreparedImage], layout: ImageLayout
 ) -> list[Tensor]:
     """float[K, D] of each picture: what the language model sees of it. The tower runs once for all."""
     if not pictures:

@@ -11,7 +11,7 @@ from llava_recipes.model.assemble import Assembled
 from llava_recipes.plan.assignment import DTYPES
 from llava_recipes.plan.families import LANGUAGE_FAMILIES
 from llava_recipes.plan.original import language_type
-from llava_recipes.plan.param_groups import group_of
+from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 
 
@@ -141,7 +141,7 @@ def _pinpoints(data: DataPlan, assembled: Assembled) -> dict[str, JsonValue]:
 
 def _projector_rate(stage: StagePlan) -> float | None:
     """The projector's learning rate where it has one of its own."""
-    index = group_of("projector.0.weight", stage.param_groups)
+    index = groups_of(["projector.0.weight"], stage.param_groups).get("projector.0.weight")
     return None if index is None else stage.param_groups[index].learning_rate
 
 

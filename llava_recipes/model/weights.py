@@ -21,8 +21,8 @@ from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
 from llava_recipes.model.values import check_values
-from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
-from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
+from llava_recipes.plan.trainable import EMBEDDINGS, NUM_TOKENS
+from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
 from llava_recipes.projectors import projector_shapes, recognize
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 

@@ -8,8 +8,8 @@ from typing import Final
 from llava_recipes.plan.batch_advice import check_processes, check_size
 from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
-from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.pictures import roomy_length
+from llava_recipes.plan.trainable import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.projectors import has_weights
 from llava_recipes.recipe.errors import KeyPath, Problem

@@ -9,7 +9,7 @@ from llava_recipes.recipe.names import OPTIMIZERS
 from llava_recipes.recipe.schema import Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest, same_digits
 from llava_recipes.recipe.training_fields import EXTRA_FIELDS as EXTRA_FIELDS
-from llava_recipes.recipe.training_fields import GONE_FIELDS
+from llava_recipes.recipe.training_fields import INSTEAD
 from llava_recipes.recipe.training_fields import REFUSED_FIELDS as REFUSED_FIELDS
 
 _ADAM = ("adam", "adamw", "adamw_hf", "adam_w", "torch_adamw")
@@ -88,11 +88,9 @@ def check_arguments(train: Train, *, path: KeyPath) -> list[Problem]:
 
 
 def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Problem | None:
-    if name in REFUSED_FIELDS or name in GONE_FIELDS:
-        hint = REFUSED_FIELDS.get(name) or GONE_FIELDS[name]
-        return Problem(
-            f"`{name}` has no place in `extra`", code="not-for-extra", path=path, hint=hint, on_key=True
-        )
+    if name in INSTEAD:
+        message, hint = f"`{name}` has no place in `extra`", INSTEAD[name]
+        return Problem(message, code="not-for-extra", path=path, hint=hint, on_key=True)
     if name not in EXTRA_FIELDS:
         known = (*EXTRA_FIELDS, *REFUSED_FIELDS)
         near = nearest(name, known)

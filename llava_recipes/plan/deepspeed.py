@@ -8,7 +8,7 @@ from copy import deepcopy
 from pydantic import JsonValue
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS, OFFLOADS, PRESETS
-from llava_recipes.plan.batch import Batch
+from llava_recipes.plan.batch import BatchSizes
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.names import (
     DEEPSPEED_KEYS,
@@ -93,7 +93,7 @@ def _preset_names() -> str:
 
 
 def check_config(
-    config: Config, *, train: Train, batch: Batch | None, path: KeyPath, inline: bool
+    config: Config, *, train: Train, batch: BatchSizes | None, path: KeyPath, inline: bool
 ) -> list[Problem]:
     """Where a config contradicts the recipe, or would silently replace what the recipe says.
 
@@ -218,7 +218,7 @@ def _check_clipping(config: Config, train: Train, report: _Report) -> None:
         )
 
 
-def _check_batch(config: Config, batch: Batch, report: _Report) -> None:
+def _check_batch(config: Config, batch: BatchSizes, report: _Report) -> None:
     for key, planned in (
         ("train_micro_batch_size_per_gpu", batch.per_device),
         ("gradient_accumulation_steps", batch.accumulation),

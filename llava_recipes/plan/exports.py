@@ -13,14 +13,14 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from llava_recipes.freeze import split_glob
 from llava_recipes.plan.families import LANGUAGE_FAMILIES, TOWER_FAMILIES
-from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
 from llava_recipes.plan.original import comes_from_original_llava
 from llava_recipes.plan.sizes import vision_part
+from llava_recipes.plan.trainable import IMAGE_TOKENS
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 from llava_recipes.projectors import STOCK, type_named
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import split_glob
 from llava_recipes.recipe.schema import Recipe
 
 Config = Mapping[str, JsonValue]

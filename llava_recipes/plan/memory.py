@@ -14,12 +14,11 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue
 
-from llava_recipes.plan.activations import ActivationModel, Activations, Batch
+from llava_recipes.plan.activations import ActivationModel, Activations, ForwardPass
 from llava_recipes.plan.assignment import is_held_in_float32
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.hardware import GIB
-from llava_recipes.plan.quantization import quantized_bytes, quantized_weights
-from llava_recipes.plan.tuning import Trains
+from llava_recipes.plan.trainable import Trains, quantized_bytes, quantized_weights
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.model_schema import Quantization
 
@@ -139,7 +138,7 @@ class MemoryModel:
 
         An image of several crops counts as several.
         """
-        batch = Batch(self._stage.train.per_device_train_batch_size, length, num_labels, num_images)
+        batch = ForwardPass(self._stage.train.per_device_train_batch_size, length, num_labels, num_images)
         activations = self._activations.count(batch)
         always = [*self._weights(), *self._optimizer(), *self._buffers(), *self._allowances()]
         accumulates = self._stage.train.gradient_accumulation_steps > 1 or self._zero == 3

@@ -20,11 +20,9 @@ from llava_recipes.plan.families import (
 )
 from llava_recipes.plan.types import ModelSizes, ModuleSize
 from llava_recipes.projectors import projector_shapes
+from llava_recipes.recipe.globs import ROOTS, Root
 
 Shapes = dict[str, tuple[int, ...]]
-Root = Literal["vision_tower", "projector", "language_model", "image_newline", "lm_head"]
-
-ROOTS: tuple[Root, ...] = ("vision_tower", "projector", "language_model", "image_newline", "lm_head")
 
 MOST_LAYERS, MOST = 1_000, 2**31
 """Bounds that keep the names of a model in memory and its counts in 64 bits."""
@@ -91,12 +89,6 @@ def outline_model(
     if not _flag(language, "tie_word_embeddings"):
         shapes["lm_head.weight"] = (_count(language, "vocab_size"), _count(language, "hidden_size"))
     return ModelOutline(language, vision, shapes)
-
-
-def parameter_shapes(*, language: Config, vision: Config, projector_type: str) -> Shapes | None:
-    """Shape of every parameter by canonical name; None where a model type is not known here."""
-    outline = outline_model(language=language, vision=vision, projector_type=projector_type)
-    return None if outline is None else outline.shapes
 
 
 def model_sizes(outline: ModelOutline, *, select_feature: Literal["patch", "cls_patch"]) -> ModelSizes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llava_recipes.recipe.names import TRAINING_ARGUMENTS
+from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.schema import Train
 
 _IN_TRAIN = "write it under `train:` itself"
@@ -44,7 +45,7 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
         ),
         **dict.fromkeys(_UPLOAD_FIELDS, "remove it: a run uploads nothing"),
         **dict.fromkeys(_CHECKPOINT_FIELDS, "remove it: a run keeps its own checkpoints, which resume"),
-        **dict.fromkeys(_RECOMPUTE_FIELDS, "write `gradient_checkpointing:` under `train:`"),
+        **dict.fromkeys(_RECOMPUTE_FIELDS, OTHER_NAMES["activation_checkpointing"]),
         **dict.fromkeys(_SHARDING_FIELDS, "remove it: sharding is set by `deepspeed:` of the stage"),
         "accelerator_config": "remove it: it would change how the plan counts steps",
         "auto_find_batch_size": "remove it: it would change the batch that the recipe asks for",
@@ -62,7 +63,7 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
         "logging_nan_inf_filter": "remove it: a loss that is not finite ends the run",
         "logging_strategy": "write `logging_steps:` under `train:`",
         "output_dir": "write `output_dir:` in the stage",
-        "remove_unused_columns": "remove it: the data is read as the recipe says",
+        "remove_unused_columns": OTHER_NAMES["remove_unused_columns"],
         "resume_from_checkpoint": "remove it and run `llava-recipe run FILE --resume`",
         "run_name": "write `name:` of the recipe and of the stage",
         "train_sampling_strategy": "write `group_by:` or `shuffle:` under `data:` of the stage",
@@ -78,16 +79,20 @@ EXTRA_FIELDS: Mapping[str, str] = MappingProxyType(
 
 GONE_FIELDS: Mapping[str, str] = MappingProxyType(
     {
-        "evaluation_strategy": "write `eval_strategy:` under `train:`",
-        "group_by_length": "write `group_by: length` under `data:` of the stage",
-        "logging_dir": "remove it: logs go to the stage's `output_dir`",
-        "no_cuda": "remove it: a run uses the GPUs that it sees, the CPU where there is none",
-        "overwrite_output_dir": "remove it: a finished run is never overwritten",
+        **{
+            name: OTHER_NAMES[name]
+            for name in (
+                *("evaluation_strategy", "group_by_length", "logging_dir", "no_cuda"),
+                *("overwrite_output_dir", "save_safetensors"),
+            )
+        },
         "push_to_hub_token": "remove it: a recipe holds no secrets; log in with `hf auth login`",
-        "save_safetensors": "remove it: both forms are written",
         "warmup_ratio": _IN_TRAIN,
         "global_batch_size": _IN_TRAIN,
         "loss_normalization": _IN_TRAIN,
     }
 )
 """Fields that TrainingArguments had, or never had, and what to write instead."""
+
+INSTEAD: Mapping[str, str] = MappingProxyType({**GONE_FIELDS, **REFUSED_FIELDS})
+"""What to write instead of a field that `extra` does not take."""

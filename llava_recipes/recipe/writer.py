@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import yaml
 
 from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.recipe.language import keys_at
 from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.recipe.shape import keys_at
 from llava_recipes.recipe.source import parse_value
 from llava_recipes.screen import escape_yaml, shown
 

@@ -22,7 +22,7 @@ from llava_recipes.recipe.locations import check_place
 from llava_recipes.train.checkpoints import list_checkpoints
 
 if TYPE_CHECKING:
-    from llava_recipes.train.stage import Trained
+    from llava_recipes.train.stage import TrainedStage
 
 PLAN, RECIPE, ENVIRONMENT, DONE = "plan.json", "recipe.resolved.yaml", "environment.json", "DONE"
 
@@ -147,7 +147,7 @@ def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: di
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 
 
-def write_results(plan: Plan, trained: Trained, folder: Path) -> None:
+def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
     """Write what training made: weights, config.json, trainer_state.json. On the first process only.
 
     Raises RecipeError, and writes nothing, when the last step made a weight that is not finite.

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from llava_recipes.files import expanded
-from llava_recipes.plan.image_tokens import EMBEDDINGS
+from llava_recipes.plan.trainable import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan
 from llava_recipes.projectors import spell_projector
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def model_shapes(model: ModelPlan) -> Shapes:
-    """Shapes by canonical name, from the model on the meta device."""
-    from llava_recipes.model.names import canonical_parameters
-    from llava_recipes.model.skeleton import build_skeleton
-
-    skeleton = build_skeleton(model)
-    return {name: tuple(parameter.shape) for name, parameter in canonical_parameters(skeleton).items()}
 
 
 def base_weights_problems(model: ModelPlan) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.images import BadImage, read_prepared
 from llava_recipes.data.pictures import open_pictures
 from llava_recipes.files import expanded, real_path, write_text
-from llava_recipes.model.answering import Answerer, Picture, Prompt
+from llava_recipes.model.answering import Answerer, Prompt, PromptImage
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Decoding
 from llava_recipes.model.precision import DTYPES
@@ -33,7 +33,7 @@ class Subject:
     question: str
     reference: str | None
     input_ids: tuple[int, ...]
-    prepared: tuple[Picture, ...]
+    prepared: tuple[PromptImage, ...]
 
 
 @dataclass(frozen=True)

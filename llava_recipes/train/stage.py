@@ -25,24 +25,23 @@ from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.evaluation import when_measured
-from llava_recipes.plan.image_tokens import trains_image_tokens
-from llava_recipes.plan.quantization import describe
 from llava_recipes.plan.sampling import describe_sampling
+from llava_recipes.plan.trainable import describe, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
-from llava_recipes.train.progress import Reporter, Start, choose_reporter
+from llava_recipes.train.progress import Reporter, StartPanel, choose_reporter
 from llava_recipes.train.sampling import SamplesLog, SampleWhileTraining, choose_subjects
 from llava_recipes.train.states import check_state
 from llava_recipes.train.stop import StopOnSignal
 from llava_recipes.train.trainer import StageTrainer
-from llava_recipes.train.validation import Validation
+from llava_recipes.train.validation import ValidationSet
 from llava_recipes.versions import load_to_numbered_cpu
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedStage:
     """A stage that has run. `state` is empty on every process but the first."""
 
     assembled: Assembled
@@ -62,7 +61,7 @@ class Trained:
     reporter: Reporter
 
 
-def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> Trained:
+def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> TrainedStage:
     """Train stage number `index` of a plan in this process, one of `plan.world_size`.
 
     Raises RecipeError for what the user can mend: weights that do not fit, a broken image, a loss that is not
@@ -141,7 +140,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     except BaseException:
         reporter.abandon()
         raise
-    return Trained(
+    return TrainedStage(
         assembled=assembled,
         state=trainable_state(assembled.model),
         image_tokens=read_image_tokens(assembled.model) if plan.model.image_tokens.start_end else None,
@@ -163,12 +162,12 @@ def _dataset(data: DataPlan, plan: Plan, assembled: Assembled) -> StageDataset:
 
 def _validation(
     plan: Plan, stage: StagePlan, assembled: Assembled, arguments: TrainingArguments
-) -> Validation | None:
+) -> ValidationSet | None:
     data = stage.data.for_validation()
     if data is None:
         return None
     dataset = _dataset(data, plan, assembled)
-    return Validation(
+    return ValidationSet(
         dataset=dataset,
         collator=collator_of(assembled, dataset),
         batch_size=arguments.per_device_eval_batch_size,
@@ -250,7 +249,7 @@ def _describe(
     resumed_step: int,
     num_samples: int,
     notes: list[str],
-) -> Start:
+) -> StartPanel:
     train = stage.train
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -273,4 +272,4 @@ def _describe(
     if quantization is not None:
         rows.append(("quantized", f"the language model's linear layers in {describe(quantization)}"))
     rows += [("note", note) for note in notes]
-    return Start(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)
+    return StartPanel(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)

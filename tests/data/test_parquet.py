@@ -197,7 +197,7 @@ def test_paths_without_bytes_lie_in_the_folder(tmp_path: Path) -> None:
 
 
 def _decoded(name: str) -> bytes:
-    from llava_recipes.data.images import read_image
+    from tests.images import read_image
 
     return read_image(str(IMAGES), name).tobytes()
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.images import read_image
 from llava_recipes.data.tokens import IGNORED
 from llava_recipes.model.answering import Answerer, Prompt
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.generate import Decoding
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.templates import Turn
+from tests.images import read_image
 from tests.model.plans import GOLDEN, plan_of
 
 IMAGES = GOLDEN / "fixtures" / "images"

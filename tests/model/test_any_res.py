@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration
 
 from llava_recipes.anyres import NEWLINE, MergeType, Size, usual_pinpoints
-from llava_recipes.data.collate import collate
-from llava_recipes.data.crops import ImageLayout, Picture, prepare_picture
+from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_picture
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 from llava_recipes.model.answering import Answerer
@@ -33,6 +32,7 @@ from llava_recipes.model.next_layout import next_config, next_image_processor
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.recipe.errors import RecipeError
+from tests.lenient import LenientCollator
 from tests.model.plans import INLINE_CLIP, plan_of
 
 SIGLIP: dict[str, JsonValue] = {
@@ -77,11 +77,11 @@ def drawn(size: Size, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
-def prepared(assembled: Assembled, size: Size, data: DataPlan, seed: int = 0) -> Picture:
+def prepared(assembled: Assembled, size: Size, data: DataPlan, seed: int = 0) -> PreparedImage:
     return prepare_picture(drawn(size, seed), assembled.image_processor, data)
 
 
-def sample(index: int, pictures: tuple[Picture, ...]) -> Sample:
+def sample(index: int, pictures: tuple[PreparedImage, ...]) -> Sample:
     ids = [1, *(token for number in range(len(pictures)) for token in (IMAGE_ID, 20 + number)), 300, 301, 2]
     labels = [IGNORED] * (len(ids) - 3) + ids[-3:]
     return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), pictures)
@@ -93,7 +93,7 @@ def batch_of(
     max_length: int = 2048,
     side: Literal["left", "right"] = "right",
 ) -> dict[str, Tensor]:
-    return collate(samples, layout=layout, max_length=max_length, pad_token_id=0, padding_side=side)
+    return LenientCollator(layout=layout, max_length=max_length, pad_token_id=0, padding_side=side)(samples)
 
 
 def hugging_face(assembled: Assembled, data: DataPlan) -> LlavaNextForConditionalGeneration:
@@ -339,7 +339,7 @@ def test_generation_goes_by_transformers_own_forward() -> None:
 def test_pinpoints_that_no_recipe_names_are_the_towers_five() -> None:
     layout = assembled_of("clip").image_layout(data_plan())
     assert layout.spread is not None and layout.spread.pinpoints == usual_pinpoints(28)
-    places = layout.places(Picture(torch.zeros(3, 3, 28, 28), (28, 56)))
+    places = layout.places(PreparedImage(torch.zeros(3, 3, 28, 28), (28, 56)))
     assert places.tolist()[-1] == NEWLINE
     assert dataclasses.replace(layout.spread, merge="flat").order((28, 56)) == tuple(range(12))
 

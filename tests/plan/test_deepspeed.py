@@ -13,7 +13,7 @@ from deepspeed.runtime.zero.offload_config import (
 )
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
-from llava_recipes.plan.batch import Batch
+from llava_recipes.plan.batch import BatchSizes
 from llava_recipes.plan.deepspeed import (
     check_config,
     complete,
@@ -26,7 +26,7 @@ from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.schema import Train
 
 PATH = ("stages", 0, "deepspeed")
-BATCH = Batch(per_device=4, accumulation=2, in_all=64)
+BATCH = BatchSizes(per_device=4, accumulation=2, in_all=64)
 ZERO2: dict[str, Any] = {
     "fp16": {
         "enabled": "auto",
