@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from pydantic import JsonValue
-
-Config = Mapping[str, JsonValue]
+from llava_recipes.plan.families import Config
 
 _MODELS = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 
