@@ -15,7 +15,6 @@ from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 MAX_NESTING = 20
 MAX_WORDS = 20_000
 MAX_OPEN_BLOCKS = 100
-MAX_BRACKETED = 2_000
 
 ARITHMETIC, SUBSTITUTION = "arithmetic", "a command substitution"
 
@@ -148,7 +147,7 @@ def read_statements(text: str, file: str) -> Iterator[Statement]:
     for number, token in enumerate(_Reader(text, file).tokens()):
         if number >= MAX_WORDS:
             message = f"more than {MAX_WORDS:,} words; this is no training script"
-            raise RecipeError(Problem(message, code="script-too-large", mark=token.mark))
+            raise _refusal(message, "script-too-large", token.mark)
         if isinstance(token, Operator):
             yield from blocks.operator(token)
         else:
@@ -178,18 +177,18 @@ class _Reader:
 
     def _never_closed(self, message: str, start: int, closing: str, width: int = 1) -> RecipeError:
         hint = f"close it with {'a backtick' if closing == '`' else f'`{closing}`'}"
-        return RecipeError(Problem(message, code="never-closed", mark=self._mark(start, width), hint=hint))
+        return _refusal(message, "never-closed", self._mark(start, width), hint)
 
     def tokens(self) -> Iterator[Word | Operator]:
         text, opens_document = self._text, False
         while self._skip_blanks() < len(text):
             start = self._at
             operator = _OPERATOR.match(text, start)
-            if self._is_sum(start):
-                self._at = self._bracket_end(start, start, ARITHMETIC)
-                yield Word((Plain("let", quoted=False),), self._since(start))
-                source = text[start + 2 : self._at - 2]
-                yield Word((Computed(ARITHMETIC, source, True, self._since(start)),), self._since(start))
+            end = self._bracket_end(start, start, ARITHMETIC) if text.startswith("((", start) else start
+            if self._is_sum(start, end):
+                self._at, mark = end, self._mark(start, end - start)
+                yield Word((Plain("let", quoted=False),), mark)
+                yield Word((Computed(ARITHMETIC, text[start + 2 : end - 2], True, mark),), mark)
             elif operator is None or text.startswith(("<(", ">("), start):
                 word = self._word()
                 if opens_document:
@@ -242,7 +241,7 @@ class _Reader:
                 raise self._never_closed("a list that opens with `(` is not closed", opened, ")")
             if letter in ";&|<>(":
                 message = f"`{letter}` has no place inside a list"
-                raise RecipeError(Problem(message, code="shell-syntax", mark=self._mark(self._at)))
+                raise _refusal(message, "shell-syntax", self._mark(self._at))
             if letter.isspace():
                 self._at += 1
             else:
@@ -255,7 +254,7 @@ class _Reader:
         self._depth += 1
         if self._depth > MAX_NESTING:
             message = f"nested deeper than {MAX_NESTING} levels"
-            raise RecipeError(Problem(message, code="script-too-large", mark=self._mark(self._at)))
+            raise _refusal(message, "script-too-large", self._mark(self._at))
         while self._at < len(text) and text[self._at] not in stops:
             letter, start = text[self._at], self._at
             if letter == "\\":
@@ -305,11 +304,11 @@ class _Reader:
         if following == "{":
             return self._braces(start, quoted=quoted)
         if following == "(":
-            is_sum = self._is_sum(start + 1)
-            what = ARITHMETIC if is_sum else SUBSTITUTION
-            self._at = self._bracket_end(start + 1, start, what)
-            source = text[start + 3 : self._at - 2] if is_sum else text[start + 2 : self._at - 1]
-            return Computed(what, source, quoted, self._since(start))
+            self._at = self._bracket_end(start + 1, start, SUBSTITUTION)
+            inner = text[start + 2 : self._at - 1]
+            if self._is_sum(start + 1, self._at):
+                return Computed(ARITHMETIC, inner[1:-1], quoted, self._since(start))
+            return Computed(SUBSTITUTION, inner, quoted, self._since(start))
         self._at = start + 1
         if following == "'" and not quoted:
             self._at = self._end("'", start + 1, "a quote")
@@ -344,16 +343,9 @@ class _Reader:
         self._at += 1
         return Parameter(name, change, first, second, quoted, self._since(start))
 
-    def _is_sum(self, opened: int) -> bool:
-        """Whether two brackets open arithmetic: the inner one closes right before the outer one."""
-        if not self._text.startswith("((", opened):
-            return False
-        depth = 0
-        for at in range(opened + 1, min(opened + MAX_BRACKETED, len(self._text))):
-            depth += {"(": 1, ")": -1}.get(self._text[at], 0)
-            if depth in (0, MAX_NESTING):
-                return depth == 0 and self._text.startswith("))", at)
-        return False
+    def _is_sum(self, opened: int, end: int) -> bool:
+        """Whether brackets from one place to another are arithmetic rather than a command."""
+        return self._text.startswith("((", opened) and self._text.endswith("))", opened + 2, end)
 
     def _bracket_end(self, opened: int, start: int, what: str) -> int:
         """The place after the bracket that closes, past quotes and brackets inside."""
@@ -383,7 +375,11 @@ class _Reader:
 
 def _open_document(word: Word) -> RecipeError:
     message, hint = "a here-document that is never closed", "end it with its own word on a line"
-    return RecipeError(Problem(message, code="never-closed", mark=word.mark, hint=hint))
+    return _refusal(message, "never-closed", word.mark, hint)
+
+
+def _refusal(message: str, code: str, mark: Mark, hint: str | None = None) -> RecipeError:
+    return RecipeError(Problem(message, code=code, mark=mark, hint=hint))
 
 
 @dataclass(frozen=True)
@@ -451,9 +447,7 @@ class _Blocks:
             block = self._blocks[-1]
             what = block.kind or f"a `{'(' if block.closing == ')' else '{'}`"
             hint = f"close it with `{block.closing}`"
-            raise RecipeError(
-                Problem(f"{what} that is never closed", code="never-closed", mark=block.mark, hint=hint)
-            )
+            raise _refusal(f"{what} that is never closed", "never-closed", block.mark, hint)
 
     def _end_statement(self, ended_by: str) -> Iterator[Statement]:
         if self._words:
@@ -465,7 +459,7 @@ class _Blocks:
     def _open(self, closing: str, kind: str, mark: Mark) -> None:
         if len(self._blocks) >= MAX_OPEN_BLOCKS:
             message = f"more than {MAX_OPEN_BLOCKS} blocks inside each other"
-            raise RecipeError(Problem(message, code="script-too-large", mark=mark))
+            raise _refusal(message, "script-too-large", mark)
         self._blocks.append(_Block(closing, kind, mark))
 
     def _close(self, closing: str, mark: Mark) -> None:
@@ -476,9 +470,7 @@ class _Blocks:
         if self._blocks:
             block = self._blocks[-1]
             hint = f"line {block.mark.line} opens {block.kind or 'a bracket'}, which `{block.closing}` closes"
-        raise RecipeError(
-            Problem(f"this `{closing}` closes nothing", code="shell-syntax", mark=mark, hint=hint)
-        )
+        raise _refusal(f"this `{closing}` closes nothing", "shell-syntax", mark, hint)
 
     def _take_descriptor(self, mark: Mark) -> str:
         """The `2` of `2>file`, which is no word of the command; empty where there is none."""
