@@ -23,8 +23,9 @@ _NAME_GOES_ON = re.compile(r"(\\\n)+[A-Za-z0-9_]")
 _LIST = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 _BRACES = re.compile(
     r"(?P<count>#(?=[A-Za-z_@*]))?(?P<name>[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#])"
-    r"(?P<entry>\[(?:[@*]|[0-9]{1,4})\])?(?P<change>:[-=?+]|##|%%|//|[^}\n])?"
+    r"(?P<entry>\[(?:[@*]|[0-9]{1,4})\])?(?P<change>:[-=?+]|##|%%|//|[-=?+#%/^,:@[]|(?=}))"
 )
+_OTHER_BRACES = re.compile(r"[^}\n]*}")
 _PLAIN = {
     False: re.compile(r"[^\s\\'\"$`;&|<>()}/]+"),
     True: re.compile(r"[^\\\"$`}/]+"),
@@ -322,10 +323,13 @@ class _Reader:
         text = self._text
         found = _BRACES.match(text, start + 2)
         if found is None or (found["change"] and (found["count"] or found["entry"])):
-            self._at = self._end("}", start, "a parameter `${`")
+            other = _OTHER_BRACES.match(text, start + 2)
+            if other is None:
+                raise self._never_closed("`${` is not closed", start, "}", width=2)
+            self._at = other.end()
             return Computed("an expansion of this kind", "", quoted, self._since(start))
         self._at = found.end()
-        name, change = found["name"], found["change"] or ""
+        name, change = found["name"], found["change"]
         first: tuple[Part, ...] = ()
         second: tuple[Part, ...] = ()
         if change:
