@@ -31,11 +31,11 @@ if __name__ == "__main__":
 
 from benchmarks.drawn import draw_tokenizer
 from benchmarks.stage_model import build_stage
-from llava_recipes.plan.activations import ActivationModel, Activations, Batch
-from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.activations import ActivationModel, Activations, ForwardPass
+from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.model import plan_model
-from llava_recipes.plan.tuning import what_trains
+from llava_recipes.plan.trainable import what_trains
 from llava_recipes.recipe.schema import Recipe
 
 VOCAB_SIZE = 1000
@@ -159,7 +159,7 @@ def measure(case: Case) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         draw_tokenizer(Path(folder), vocab_size=VOCAB_SIZE)
         recipe = Recipe.model_validate_json(json.dumps(_recipe(case, folder)))
-        plan = compile_plan(recipe, world_size=1, facts=Facts())
+        plan = compile_recipe(recipe, world_size=1, facts=Facts()).plan
         model = build_stage(plan).model
     batch = _batch(case, model)
     saved = _count_saved(model, batch, case)
@@ -173,7 +173,7 @@ def measure(case: Case) -> Measured:
     counted = ActivationModel(read_dimensions(planned.outline, plan.model), plan.stages[0], trains)
     num_samples, length = batch["input_ids"].shape
     num_labels = int((batch["labels"] != -100).sum())
-    shape = Batch(num_samples=num_samples, length=length, num_labels=num_labels, num_images=num_samples)
+    shape = ForwardPass(num_samples=num_samples, length=length, num_labels=num_labels, num_images=num_samples)
     mixed = not case.deepspeed and case.precision != "fp32"
     copies = 2 * sum(p.numel() for p in model.parameters() if p.requires_grad) if mixed else 0
     kept_logits = num_labels * VOCAB_SIZE * 4

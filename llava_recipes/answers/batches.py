@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from llava_recipes.answers.questions import Question, raise_first
 from llava_recipes.files import real_path
-from llava_recipes.model.answering import Answerer, Picture, Prompt
+from llava_recipes.model.answering import Answerer, Prompt, PromptImage
 from llava_recipes.model.generate import Decoding
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.templates import Turn
@@ -36,7 +36,7 @@ class Asked(Protocol):
     @property
     def images(self) -> tuple[str, ...]: ...
 
-    def pictures(self, answerer: Answerer) -> list[Picture]:
+    def prepared_images(self, answerer: Answerer) -> list[PromptImage]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         ...
 
@@ -70,7 +70,7 @@ def answer_in_batches(
     """
     for first in range(0, len(questions), batch_size):
         batch = questions[first : first + batch_size]
-        pictures = [question.pictures(answerer) for question in batch]
+        pictures = [question.prepared_images(answerer) for question in batch]
         _check_room(answerer, batch, pictures, decoding)
         seen = iter(answerer.look([picture for each in pictures for picture in each]))
         prompts = [
@@ -83,7 +83,7 @@ def answer_in_batches(
 
 
 def _check_room(
-    answerer: Answerer, batch: Sequence[Asked], pictures: Sequence[Sequence[Picture]], decoding: Decoding
+    answerer: Answerer, batch: Sequence[Asked], pictures: Sequence[Sequence[PromptImage]], decoding: Decoding
 ) -> None:
     """Raise RecipeError when a question's own pictures are too many tokens for the context."""
     problems = []

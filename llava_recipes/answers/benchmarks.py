@@ -41,7 +41,7 @@ class PublishedScores:
 
 
 @dataclass(frozen=True)
-class Score:
+class BenchmarkScore:
     """One figure of a task, in the unit of the published one where there is one."""
 
     task: str
@@ -150,7 +150,7 @@ def read_results(file: Path) -> dict[str, JsonValue]:
     return values
 
 
-def scores_of(results: dict[str, JsonValue], published: PublishedScores) -> list[Score]:
+def scores_of(results: dict[str, JsonValue], published: PublishedScores) -> list[BenchmarkScore]:
     """The figures of every task: the published one's counterpart first, then all others.
 
     lmms-eval names a figure `metric,filter`; its standard errors are left out.
@@ -169,6 +169,6 @@ def scores_of(results: dict[str, JsonValue], published: PublishedScores) -> list
                 continue
             counterpart = known if known is not None and known.metric == metric else None
             scale = counterpart.scale if counterpart is not None else 1
-            scores.append(Score(task, metric, value * scale, counterpart))
+            scores.append(BenchmarkScore(task, metric, value * scale, counterpart))
         found += sorted(scores, key=lambda score: score.published is None)
     return found

@@ -23,7 +23,7 @@ class _Shown:
     num_tokens: int
 
 
-class Conversation:
+class Chat:
     """Turns and pictures up to now. A question that cannot be asked leaves them as they were.
 
     say  is told what a person should know and did not ask for

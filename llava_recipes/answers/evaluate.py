@@ -15,7 +15,7 @@ from llava_recipes.data.images import BadImage
 from llava_recipes.data.pictures import open_pictures
 from llava_recipes.data.records import Records, check_records
 from llava_recipes.data.tokens import IGNORED
-from llava_recipes.model.answering import Answerer, Picture
+from llava_recipes.model.answering import Answerer, PromptImage
 from llava_recipes.model.feeding import collator_of, open_samples
 from llava_recipes.model.generate import Decoding, evaluating
 from llava_recipes.plan.types import SourcePlan
@@ -80,7 +80,7 @@ class Referenced:
         """Where the conversation begins in its file."""
         return self.records.mark(self.record.index)
 
-    def pictures(self, answerer: Answerer) -> list[Picture]:
+    def prepared_images(self, answerer: Answerer) -> list[PromptImage]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
             return open_pictures(self.records, self.record, answerer.prepare, numbers=range(len(self.images)))

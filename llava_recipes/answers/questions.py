@@ -12,7 +12,7 @@ from llava_recipes.data.conversation import MalformedRecord, check_letters, imag
 from llava_recipes.data.images import BadImage, check_image, read_prepared
 from llava_recipes.data.records import NUM_SHOWN_PROBLEMS
 from llava_recipes.data.scan import AnnotationFile
-from llava_recipes.model.answering import Answerer, Picture
+from llava_recipes.model.answering import Answerer, PromptImage
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.templates import IMAGE, Turn, spoken_turns
 
@@ -42,7 +42,7 @@ class Question:
         """What is asked last, as the record has it."""
         return self.turns[-1].text
 
-    def pictures(self, answerer: Answerer) -> list[Picture]:
+    def prepared_images(self, answerer: Answerer) -> list[PromptImage]:
         """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
             return [read_prepared(self.folder, name, answerer.prepare) for name in self.images]

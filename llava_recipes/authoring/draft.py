@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from llava_recipes.authoring.edit import remove_key, set_value, value_text
 from llava_recipes.authoring.fit_batch import fit_batches
 from llava_recipes.authoring.shipped import check_words, readdress, templates_folder
 from llava_recipes.authoring.survey import Survey, survey
@@ -20,6 +19,7 @@ from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.recipe.values import as_mapping, value_at
+from llava_recipes.recipe.writer import remove_key, set_value, value_text
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {
@@ -52,7 +52,7 @@ class Wishes:
 
 
 @dataclass
-class Draft:
+class NewRecipe:
     """The text of a recipe, what was seen on the way, and what the user should mend or know."""
 
     text: str
@@ -65,14 +65,14 @@ def template_text(name: str) -> str:
     return (templates_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def draft_recipe(wishes: Wishes, output: Path) -> Draft:
+def draft_recipe(wishes: Wishes, output: Path) -> NewRecipe:
     """The template with everything filled in.
 
     Raises RecipeError when a data file cannot be read, or an override names no key.
     """
     models = (wishes.language_model or "", wishes.vision_tower or "", wishes.output_dir or "")
     check_words(*models, *wishes.data, *wishes.images, *wishes.overrides)
-    draft = Draft(template_text(wishes.template))
+    draft = NewRecipe(template_text(wishes.template))
     name = recipe_name(output)
     draft.text = set_value(draft.text, ("name",), name)
     draft.text = readdress(draft.text, "FILE", output)
@@ -92,7 +92,7 @@ def recipe_name(output: Path) -> str:
     return _NOT_IN_NAMES.sub("-", output.stem).strip("-._")[:100] or "my-recipe"
 
 
-def _set_models(draft: Draft, wishes: Wishes) -> None:
+def _set_models(draft: NewRecipe, wishes: Wishes) -> None:
     if wishes.language_model is not None:
         by_source = value_text(draft.text, (*_LANGUAGE_MODEL, "source")) is not None
         path = (*_LANGUAGE_MODEL, "source") if by_source else _LANGUAGE_MODEL
@@ -110,14 +110,14 @@ def _stages(text: str) -> list[dict[str, Value]]:
     return [stage for stage in root["stages"] if isinstance(stage, dict)]
 
 
-def _set_folders(draft: Draft, folder: str) -> None:
+def _set_folders(draft: NewRecipe, folder: str) -> None:
     stages = _stages(draft.text)
     for index, stage in enumerate(stages):
         inner = folder if len(stages) == 1 else f"{folder.rstrip('/')}/{stage['name']}"
         draft.text = set_value(draft.text, ("stages", index, "output_dir"), inner)
 
 
-def _set_data(draft: Draft, wishes: Wishes) -> None:
+def _set_data(draft: NewRecipe, wishes: Wishes) -> None:
     """Give every stage the data files that fit it."""
     if not wishes.data:
         if wishes.images:
@@ -221,7 +221,7 @@ def _stage_for(source: _Source, stages: Sequence[Mapping[str, Value]]) -> int:
     return len(stages) - 1
 
 
-def _set_stage_data(draft: Draft, index: int, share: Sequence[_Source]) -> None:
+def _set_stage_data(draft: NewRecipe, index: int, share: Sequence[_Source]) -> None:
     path: KeyPath = ("stages", index, "data")
     draft.text = set_value(draft.text, (*path, "sources"), [source.values for source in share])
     wanted = {source.template for source in share if source.template is not None}
@@ -236,7 +236,7 @@ def _set_stage_data(draft: Draft, index: int, share: Sequence[_Source]) -> None:
         draft.notes.append("template is `v1`: some of the data files hold conversations")
 
 
-def _note_chat_template(draft: Draft) -> None:
+def _note_chat_template(draft: NewRecipe) -> None:
     """Tell of a chat template in the language model's folder, where the recipe has conversations."""
     source = value_text(draft.text, (*_LANGUAGE_MODEL, "source")) or value_text(draft.text, _LANGUAGE_MODEL)
     converses = any(
@@ -259,7 +259,7 @@ def _has_chat_template(folder: Path) -> bool:
     return isinstance(settings, dict) and bool(settings.get("chat_template"))
 
 
-def _set_overrides(draft: Draft, overrides: Sequence[str]) -> list[KeyPath]:
+def _set_overrides(draft: NewRecipe, overrides: Sequence[str]) -> list[KeyPath]:
     """Write what the user set, and give the paths of it."""
     problems: list[Problem] = []
     paths: list[KeyPath] = []

@@ -22,7 +22,7 @@ _REMARK = re.compile(r"[:;.](?:\s+|$)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class GalleryRecipe:
     """One recipe of the gallery. Texts are empty where its head does not say."""
 
     name: str
@@ -61,7 +61,7 @@ class Entry:
         return found.group() + (elsewhere.group() if elsewhere else "") + estimate
 
 
-def gallery() -> tuple[Entry, ...]:
+def gallery() -> tuple[GalleryRecipe, ...]:
     """Every recipe that can be run, by name. A file that others extend has no `Run` line and is no recipe."""
     folder = gallery_folder()
     entries = []
@@ -72,7 +72,7 @@ def gallery() -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def families() -> dict[str, tuple[Entry, ...]]:
+def families() -> dict[str, tuple[GalleryRecipe, ...]]:
     """The gallery by family; families by name, their recipes by title: 7B, 13B; Stage 1, Stage 2."""
     entries = sorted(gallery(), key=lambda entry: _counting(entry.title))
     names = sorted({entry.family for entry in entries})
@@ -85,7 +85,7 @@ def _counting(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
 
-def find_all(name: str) -> tuple[Entry, ...]:
+def find_all(name: str) -> tuple[GalleryRecipe, ...]:
     """The recipes of a family, or the one of that name; raises RecipeError with a near miss."""
     wanted = name.casefold()
     for family, entries in families().items():
@@ -94,7 +94,7 @@ def find_all(name: str) -> tuple[Entry, ...]:
     return (find(name),)
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> GalleryRecipe:
     """The recipe of that name, with or without folder and `.yaml`; raises RecipeError with a near miss."""
     entries = gallery()
     wanted = name.removeprefix("recipes/").removesuffix(".yaml")
@@ -132,14 +132,14 @@ def _comment_lines(text: str) -> Iterator[str]:
             yield line
 
 
-def _entry(name: str, file: Path, head: dict[str, str]) -> Entry:
+def _entry(name: str, file: Path, head: dict[str, str]) -> GalleryRecipe:
     expect = head.get("Expect", "")
     clauses = [clause for clause in _CLAUSE.split(expect) if clause]
     loss = next((clause for clause in clauses if re.search(r"\bloss\b", clause)), "")
     # "no duration is published" is an answer too.
     timed = next((clause for clause in clauses if _DURATION.search(clause) or "duration" in clause), "")
     spoken = _DURATION.search(f"{head.get('Hardware', '')} {head['']}")
-    return Entry(
+    return GalleryRecipe(
         name=name,
         family=head.get("Family", ""),
         file=file,

@@ -63,8 +63,8 @@ def survey(annotations: str, images: str | None) -> Survey:
     records, malformed = _read(file, indices)
     with_image = [record for record in records if record.images]
     # Pictures inside the file itself need no folder.
-    pictures = [] if file.has_pictures else [record.images[0] for record in with_image]
-    tried = [pictures[index] for index in _evenly(len(pictures), NUM_PICTURES_TRIED)]
+    named = [] if file.has_pictures else [record.images[0] for record in with_image]
+    tried = [named[index] for index in _evenly(len(named), NUM_PICTURES_TRIED)]
     folder, num_found = _find_pictures(annotations, images, tried)
     template, reason = _template(records)
     return Survey(

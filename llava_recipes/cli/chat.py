@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.asking import add_decoding, add_opening
+from llava_recipes.cli.options import add_decoding, add_opening, add_run, decoding_of, quiet_libraries
 from llava_recipes.screen import Spoken, cell, console, is_terminal, say, say_lines
 
 if TYPE_CHECKING:
-    from llava_recipes.answers.conversation import Conversation
+    from llava_recipes.answers.conversation import Chat
 
 EPILOG = """\
 With PROMPT one answer is printed. Without it a conversation begins; when standard input is no terminal, its
@@ -31,7 +31,7 @@ HELP = "/image FILE · /reset · /quit"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
+    add_run(parser)
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="the question; without it, a conversation"
     )
@@ -46,9 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from llava_recipes.answers.conversation import Conversation
+    from llava_recipes.answers.conversation import Chat
     from llava_recipes.answers.opening import open_to_ask
-    from llava_recipes.cli.asking import decoding_of, quiet_libraries
 
     decoding = decoding_of(arguments)
     quiet_libraries()
@@ -60,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         system_prompt=arguments.system,
     )
     torch.manual_seed(arguments.seed)
-    conversation = Conversation(opened.answerer, decoding, say=_note)
+    conversation = Chat(opened.answerer, decoding, say=_note)
     for file in arguments.image:
         conversation.show(file)
     if arguments.prompt is not None or (conversation.is_plain and arguments.image):
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _converse(conversation: Conversation, greeting: str) -> None:
+def _converse(conversation: Chat, greeting: str) -> None:
     """Ask for questions until there are no more."""
     from llava_recipes.recipe.errors import RecipeError
     from llava_recipes.recipe.render import render_problems
@@ -93,7 +92,7 @@ def _converse(conversation: Conversation, greeting: str) -> None:
             say("", "(stopped)", to_stderr=True)
 
 
-def _obey(conversation: Conversation, line: str) -> bool:
+def _obey(conversation: Chat, line: str) -> bool:
     """Do what a line says; false when it ends the conversation."""
     from llava_recipes.recipe.errors import Problem, RecipeError
 
@@ -133,7 +132,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
             return
 
 
-def _answer(conversation: Conversation, text: str) -> None:
+def _answer(conversation: Chat, text: str) -> None:
     """Print an answer while it is made."""
     spoken = Spoken()
     conversation.ask(text, listen=spoken.add)

@@ -1,89 +1,167 @@
-"""`llava-recipe completion SHELL`: a script that completes commands, options, recipes, templates and keys."""
+"""`llava-recipe completion SHELL`: a script by which a shell asks at each tab what may stand there.
+
+argcomplete's script runs the `llava-recipe` of the PATH, whatever path the line begins with; `offer` answers.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.screen import say_document
 
 if TYPE_CHECKING:
-    from llava_recipes.authoring.completion import Command, Value
+    from llava_recipes.recipe.scalars import Value
 
 HOW_TO = """\
 bash:  llava-recipe completion bash > ~/.local/share/bash-completion/completions/llava-recipe
 zsh:   llava-recipe completion zsh > a file _llava-recipe in a folder of $fpath
 fish:  llava-recipe completion fish > ~/.config/fish/completions/llava-recipe.fish"""
 
+PROGRAM = "llava-recipe"
+_RECIPE_DESTS = ("a", "b", "file", "files", "recipe")
+
+Completer = Callable[..., Iterable[str]]
+"""Called with `prefix` and the arguments parsed so far, `parsed_args`, among others."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from llava_recipes.authoring.completion import SHELLS
-
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HOW_TO
-    parser.add_argument("shell", choices=SHELLS, help="for which shell")
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="for which shell")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.authoring.completion import script
-    from llava_recipes.cli.main import COMMANDS
+    from argcomplete.shell_integration import shellcode
 
-    say_document(script(arguments.shell, [_describe(name, purpose) for name, purpose in COMMANDS.items()]))
+    script = shellcode(
+        [PROGRAM], shell=arguments.shell, complete_arguments=["-o", "nospace"], argcomplete_script=PROGRAM
+    )
+    say_document(script)
     return 0
 
 
-def _describe(name: str, purpose: str) -> Command:
-    """What a command takes, as its own parser has it."""
-    import importlib
+def offer() -> None:
+    """Answer a tab of the shell, and end the process. Imports nothing heavy, and runs nothing."""
+    from argcomplete import autocomplete
 
-    from llava_recipes.authoring.completion import Command, Option, Takes, Value
-    from llava_recipes.cli.main import module_of
+    from llava_recipes.cli.main import COMMANDS, module_of
 
-    parser = argparse.ArgumentParser()
-    importlib.import_module(module_of(name)).add_arguments(parser)
-    options, operand = [], Value(Takes.NOTHING)
-    for action in parser._actions:
-        if action.option_strings:
-            text = (action.help or "") % {**vars(action), "prog": ""}
-            options.append(Option(tuple(action.option_strings), text, _option_value(action)))
-        elif action.metavar != "PROMPT":
-            operand = _operand(name, action)
-    return Command(name, purpose, tuple(options), operand)
+    parser = argparse.ArgumentParser(PROGRAM)
+    before_cursor = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
+    words = f"{before_cursor}|".split()[1:-1]
+    if not words:
+        parser.add_argument("--version", action="version", help="print the version", version="")
+        commands = parser.add_subparsers()
+        for name, purpose in COMMANDS.items():
+            commands.add_parser(name, help=purpose)
+    elif words[0] in COMMANDS:
+        importlib.import_module(module_of(words[0])).add_arguments(parser)
+        for action in parser._actions:
+            action.completer = _completer(words[0], action)  # type: ignore[attr-defined]
+        # The words of the command begin one further to the right.
+        os.environ["_ARGCOMPLETE"] = "2"
+    autocomplete(parser, always_complete_options="" if words else "long")
 
 
-def _option_value(action: argparse.Action) -> Value:
-    from llava_recipes.authoring.completion import Takes, Value
-
-    if action.nargs == 0:
-        return Value(Takes.NOTHING)
+def _completer(command: str, action: argparse.Action) -> Completer | None:
+    """What offers an action's values; None leaves the choice to argcomplete, which knows `choices`."""
     if action.choices is not None:
-        return Value(Takes.WORDS, tuple(map(str, action.choices)))
-    by_metavar: Mapping[object, Takes] = {
-        "FILE": Takes.FILES,
-        "RECIPE": Takes.RECIPES,
-        "DIR": Takes.FOLDERS,
-    }
-    if action.dest == "recipe":
-        return Value(Takes.RECIPES)
-    return Value(Takes.FILES if action.type is Path else by_metavar.get(action.metavar, Takes.ANYTHING))
-
-
-def _operand(command: str, action: argparse.Action) -> Value:
-    from llava_recipes.authoring.completion import Takes, Value
-
-    if action.choices is not None:
-        return Value(Takes.WORDS, tuple(map(str, action.choices)))
-    if action.metavar in ("RUN", "CHECKPOINT"):
-        return Value(Takes.FOLDERS)
+        return None
+    if action.dest == "set":
+        return _assignments
+    if action.dest in ("stage", "from_stage"):
+        return _stage_names
+    if action.metavar in ("RUN", "CHECKPOINT", "DIR"):
+        return _folders
+    if action.metavar == "RECIPE" or (action.dest in _RECIPE_DESTS and command != "migrate"):
+        return _recipes
+    if action.metavar == "FILE" or action.type is Path:
+        return _files
     if command in ("copy", "list"):
-        from llava_recipes.authoring.gallery import gallery
+        return _gallery_names
+    return _keys if command == "explain" else _nothing
 
-        return Value(Takes.WORDS, tuple(entry.name for entry in gallery()))
-    if command == "explain":
-        from llava_recipes.authoring.keys import read_keys
-        from llava_recipes.authoring.shipped import read_schema
 
-        return Value(Takes.WORDS, tuple(".".join(key.names) for key in read_keys(read_schema())))
-    return Value(Takes.FILES if command == "migrate" else Takes.RECIPES)
+def _nothing(**_: object) -> Iterable[str]:
+    return ()
+
+
+def _files(*, prefix: str, endings: tuple[str, ...] = ("",), **_: object) -> Iterator[str]:
+    """Files with one of the endings, and every folder, which may hold them."""
+    folder = prefix[: prefix.rfind("/") + 1]
+    try:
+        entries = sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".") and not prefix.removeprefix(folder).startswith("."):
+            continue
+        if entry.is_dir():
+            yield f"{folder}{entry.name}/"
+        elif entry.name.endswith(endings):
+            yield folder + entry.name
+
+
+def _folders(*, prefix: str, **_: object) -> Iterator[str]:
+    return _files(prefix=prefix, endings=())
+
+
+def _recipes(*, prefix: str, **_: object) -> Iterator[str]:
+    return _files(prefix=prefix, endings=(".yaml", ".yml"))
+
+
+def _gallery_names(**_: object) -> Iterator[str]:
+    from llava_recipes.authoring.gallery import gallery
+
+    return (entry.name for entry in gallery())
+
+
+def _keys(**_: object) -> Iterator[str]:
+    return (path.replace("[]", "") for path in _paths())
+
+
+def _stage_names(*, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    stages = _values(parsed_args).get("stages")
+    named = (
+        [stage.get("name") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    )
+    return [name for name in named if isinstance(name, str)]
+
+
+def _assignments(*, parsed_args: argparse.Namespace, **_: object) -> Iterator[str]:
+    """`KEY=` for every key that a path of names leads to, with the stages of the recipe on the line."""
+    variables = _values(parsed_args).get("vars")
+    yield from (f"vars.{name}=" for name in (variables if isinstance(variables, dict) else ()))
+    stages = _stage_names(parsed_args=parsed_args)
+    for path in _paths():
+        in_stage = path.removeprefix("stages[].")
+        if "[]" in in_stage:
+            continue
+        yield from [f"{path}="] if in_stage == path else (f"stages.{stage}.{in_stage}=" for stage in stages)
+
+
+def _paths() -> Iterator[str]:
+    from llava_recipes.recipe.language import all_keys
+
+    return (key.path for key in all_keys())
+
+
+def _values(parsed_args: argparse.Namespace) -> dict[str, Value]:
+    """The recipe on the line with its parents; nothing where it cannot be read."""
+    from llava_recipes.recipe.errors import RecipeError
+    from llava_recipes.recipe.extends import extend
+    from llava_recipes.recipe.reading import read_file
+    from llava_recipes.recipe.source import parse_source
+
+    given = [getattr(parsed_args, dest, None) for dest in _RECIPE_DESTS]
+    file = next((name[0] if isinstance(name, list) else name for name in given if name), "")
+    try:
+        root = extend(parse_source(read_file(file), file)).root
+    except RecipeError:
+        return {}
+    return root if isinstance(root, dict) else {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from llava_recipes.cli.options import add_new_file
 from llava_recipes.screen import say, say_document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a recipe of `llava-recipe list`")
-    parser.add_argument("-o", "--output", metavar="FILE", help="default: NAME.yaml; - for standard output")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there already")
+    add_new_file(parser, default="NAME.yaml; - for standard output")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import positive
+from llava_recipes.cli.options import add_set, positive
 from llava_recipes.screen import say, say_lines
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, default=Path("demo/data"), help="folder of the pictures (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="folder that the stages write into (default: the recipe's)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
+    add_set(parser)
     parser.add_argument(
         "--pictures", type=positive, default=3000, metavar="N", help="to train on (default: %(default)s)"
     )
@@ -115,7 +115,7 @@ def _score(plan: Plan, folder: Path) -> None:
 
 def _chat(plan: Plan, folder: Path) -> None:
     """Show a held-out picture to the finished model, ask about it, and say how to go on."""
-    from llava_recipes.answers.conversation import Conversation
+    from llava_recipes.answers.conversation import Chat
     from llava_recipes.answers.opening import open_to_ask
     from llava_recipes.demo.dataset import read_held_out
     from llava_recipes.demo.vocabulary import PLACE, WHAT
@@ -124,7 +124,7 @@ def _chat(plan: Plan, folder: Path) -> None:
     last = plan.stages[-1].output_dir
     opened = open_to_ask(last, precision="fp32", device="cpu", base=None)
     picture = read_held_out(folder)[CHAT_PICTURE]
-    conversation = Conversation(opened.answerer, Decoding(max_new_tokens=CHAT_TOKENS), say=say)
+    conversation = Chat(opened.answerer, Decoding(max_new_tokens=CHAT_TOKENS), say=say)
     conversation.show(str(picture.image))
     say("", f"a chat about {picture.image}, {picture.caption}")
     for question in (f"<image>\n{WHAT}", PLACE):

@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import positive
+from llava_recipes.cli.options import add_set, add_world_size, world_size_of
 from llava_recipes.screen import cell, console, is_terminal, say, say_json
 
 if TYPE_CHECKING:
@@ -32,25 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("a", metavar="A", help="a recipe")
     parser.add_argument("b", metavar="B", help="another recipe")
-    parser.add_argument(
-        "--world-size",
-        type=positive,
-        metavar="N",
-        help="processes, one per GPU; default: this machine's GPUs",
-    )
+    add_world_size(parser)
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of both recipes"
-    )
+    add_set(parser, what="override one value of both recipes")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.plan.compare import compare
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.facts import plan_recipe
-    from llava_recipes.runner.launch import count_local_devices
 
-    world_size = arguments.world_size or count_local_devices()
+    world_size = world_size_of(arguments)
     a, b = (
         plan_recipe(load_recipe(file, arguments.set), world_size=world_size)
         for file in (arguments.a, arguments.b)

@@ -9,8 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.asking import add_answer_length, add_opening, length_of
-from llava_recipes.cli.options import positive
+from llava_recipes.cli.options import (
+    add_answer_length,
+    add_opening,
+    add_run,
+    length_of,
+    positive,
+    progress,
+    quiet_libraries,
+)
 from llava_recipes.screen import console, escape_json, say
 
 if TYPE_CHECKING:
@@ -36,7 +43,7 @@ METRICS = ("loss", "exact_match")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
+    add_run(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", metavar="FILE", help="annotated file to measure on")
     what.add_argument("--tasks", metavar="NAMES", help="benchmarks of lmms-eval, with commas between them")
@@ -66,8 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.cli.asking import quiet_libraries
-
     if arguments.tasks is not None and arguments.batch_size not in (None, 1):
         say("llava-recipe eval: lmms-eval's llava_hf takes one question at a time", to_stderr=True)
         return 2
@@ -116,7 +121,6 @@ def _token_values(
     opened: Opened, dataset: StageDataset, num_samples: int, batch_size: int
 ) -> dict[str, JsonValue]:
     from llava_recipes.answers.evaluate import measure_tokens
-    from llava_recipes.cli.progress import progress
 
     with progress("loss", total=num_samples) as bar:
         tokens = measure_tokens(
@@ -134,7 +138,6 @@ def _match_values(
     opened: Opened, dataset: StageDataset, num_samples: int, arguments: argparse.Namespace
 ) -> dict[str, JsonValue]:
     from llava_recipes.answers.evaluate import measure_matches, read_references
-    from llava_recipes.cli.progress import progress
     from llava_recipes.model.generate import Decoding
 
     max_new_tokens, must_fit = length_of(arguments)

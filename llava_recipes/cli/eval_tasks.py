@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.options import dtype_of, report
 from llava_recipes.files import expanded, real_path
 from llava_recipes.screen import console, say
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from llava_recipes.answers.benchmarks import PublishedScores, Score
+    from llava_recipes.answers.benchmarks import BenchmarkScore, PublishedScores
 
 
 def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
@@ -66,7 +67,6 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
             say(f"model: {place}")
             yield real_path(place)
             return
-    from llava_recipes.cli.exporting import dtype_of, report
     from llava_recipes.runs.export import export_run
     from llava_recipes.runs.shards import parse_size
 
@@ -81,7 +81,7 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
 def _values(
     arguments: argparse.Namespace,
     results: dict[str, JsonValue],
-    scores: Sequence[Score],
+    scores: Sequence[BenchmarkScore],
     published: PublishedScores,
 ) -> dict[str, JsonValue]:
     rows: list[JsonValue] = [
@@ -105,7 +105,7 @@ def _values(
     }
 
 
-def _print(scores: Sequence[Score], published: PublishedScores, *, limit: int | None) -> None:
+def _print(scores: Sequence[BenchmarkScore], published: PublishedScores, *, limit: int | None) -> None:
     from rich.table import Table
 
     table = Table()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava_recipes.cli.exporting import add_writing
+from llava_recipes.cli.options import add_writing, dtype_of, quiet_libraries, report
 
 EPILOG = """\
 hf          llava-hf's layout: LlavaForConditionalGeneration and its processor, for transformers and vLLM
@@ -47,8 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
                 code="option-has-no-effect",
             )
         )
-    from llava_recipes.cli.asking import quiet_libraries
-    from llava_recipes.cli.exporting import dtype_of, report
     from llava_recipes.runs.export import export_run
     from llava_recipes.runs.shards import parse_size
 

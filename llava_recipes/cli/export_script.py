@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from llava_recipes.files import write_text
+from llava_recipes.authoring.output import write_new
+from llava_recipes.cli.options import add_new_file, add_recipe, positive
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.screen import say_document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the recipe")
+    add_recipe(parser)
     parser.add_argument(
         "--stage", metavar="NAME", help="write this stage alone; default: all, in their order"
     )
-    parser.add_argument("-o", "--output", metavar="SCRIPT", help="write here; default: standard output")
-    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    add_new_file(parser, metavar="SCRIPT", default="standard output")
     parser.add_argument(
         "--world-size",
-        type=int,
+        type=positive,
         metavar="N",
         help="processes, where the recipe gives `global_batch_size`",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of the recipe"
     )
 
 
@@ -47,10 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
     wanted = range(len(names)) if arguments.stage is None else [names.index(arguments.stage)]
-    if arguments.world_size is not None and arguments.world_size < 1:
-        raise RecipeError(
-            Problem("--world-size is 1 or more", code="option-out-of-range", found=str(arguments.world_size))
-        )
     problems: list[Problem] = []
     files = read_deepspeed_files(loaded, problems)
     try:
@@ -67,23 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise loaded.fail(*error.problems) from None
     if arguments.output is None:
         say_document(text)
-        return 0
-    if os.path.exists(arguments.output) and not arguments.force:
-        hint = "choose another name, or write over it with --force"
-        raise RecipeError(
-            Problem(
-                "this file is there already", code="file-exists", mark=Mark(arguments.output, 0, 0), hint=hint
-            )
-        )
-    try:
-        write_text(Path(arguments.output), text)
-    except OSError as error:
-        raise RecipeError(
-            Problem(
-                "cannot be written",
-                code="output-cannot-be-written",
-                mark=Mark(arguments.output, 0, 0),
-                found=error.strerror,
-            )
-        ) from None
+    else:
+        write_new(Path(arguments.output), text, force=arguments.force)
     return 0

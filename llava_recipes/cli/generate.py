@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.asking import add_decoding, add_opening
-from llava_recipes.cli.options import positive
+from llava_recipes.cli.options import (
+    add_decoding,
+    add_opening,
+    add_run,
+    decoding_of,
+    positive,
+    progress,
+    quiet_libraries,
+)
 from llava_recipes.files import real_path
 from llava_recipes.screen import say
 
@@ -33,7 +40,7 @@ One process and one device answer. To use several GPUs, split FILE and start the
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
+    add_run(parser)
     parser.add_argument("--input", required=True, metavar="FILE", help="the questions")
     parser.add_argument(
         "--images", metavar="DIR", help="where image paths start (default: the folder of FILE)"
@@ -72,7 +79,6 @@ def run(arguments: argparse.Namespace) -> int:
         plain_line,
     )
     from llava_recipes.answers.questions import read_questions
-    from llava_recipes.cli.asking import decoding_of, quiet_libraries
 
     decoding = decoding_of(arguments)
     if arguments.resume and arguments.overwrite:
@@ -88,7 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
     check_place(arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
 
     from llava_recipes.answers.opening import open_to_ask
-    from llava_recipes.cli.progress import progress
 
     answerer = open_to_ask(
         arguments.run, precision=arguments.dtype, device=arguments.device, base=arguments.base

@@ -65,7 +65,7 @@ WITHOUT_TORCH = frozenset(
 USER_ERROR, USAGE_ERROR, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
 
 
-class Command(Protocol):
+class CommandModule(Protocol):
     """What a command's file offers."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
@@ -106,6 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _obey(list(argv))
     leave_current_folder()
     _start_fast()
+    if "_ARGCOMPLETE" in os.environ:
+        from llava_recipes.cli.completion import offer
+
+        offer()
     guard_streams()
     try:
         code = _obey(sys.argv[1:])
@@ -135,10 +139,9 @@ def _obey(words: Sequence[str]) -> int:
         say(f"llava-recipe {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        import difflib
+        from llava_recipes.recipe.spelling import did_you_mean
 
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        advice = f"did you mean `{near[0]}`?" if near else f"commands: {', '.join(COMMANDS)}"
+        advice = did_you_mean(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}"
         say(f"llava-recipe: unknown command {words[0]!r}; {advice}", to_stderr=True)
         return USAGE_ERROR
     with _tidy_when_told_to_end():
@@ -170,7 +173,7 @@ def _run(name: str, words: Sequence[str]) -> int:
     from llava_recipes.recipe.errors import RecipeError
 
     try:
-        command = cast(Command, importlib.import_module(module_of(name)))
+        command = cast(CommandModule, importlib.import_module(module_of(name)))
         parser = Parser(prog=f"llava-recipe {name}", description=COMMANDS[name])
         command.add_arguments(parser)
         # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.

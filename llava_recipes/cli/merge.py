@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava_recipes.cli.exporting import add_writing
+from llava_recipes.cli.options import add_writing, dtype_of, quiet_libraries, report
 
 EPILOG = """\
 DIR is in the original's layout, which chat, generate, eval, export and `model.language_model` of a recipe
@@ -23,8 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.cli.asking import quiet_libraries
-    from llava_recipes.cli.exporting import dtype_of, report
     from llava_recipes.runs.export import merge_run
     from llava_recipes.runs.shards import parse_size
 

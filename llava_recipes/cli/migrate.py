@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.files import open_ordinary, write_text
+from llava_recipes.authoring.output import write_new
+from llava_recipes.cli.options import add_new_file
+from llava_recipes.files import open_ordinary
 from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.screen import console, is_terminal, say, say_document, say_lines
@@ -30,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a shell script of LLaVA, LLaVA-NeXT or TinyLLaVA, a file of flags, an XTuner config (.py), "
         "or an axolotl or LLaMA-Factory config (.yaml)",
     )
-    parser.add_argument(
-        "-o", "--output", metavar="RECIPE", help="write the recipe here; default: standard output"
-    )
-    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    add_new_file(parser, metavar="RECIPE", default="standard output")
     parser.add_argument(
         "--arg",
         action="append",
@@ -58,13 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.migrate.migration import migrate
 
-    if arguments.output is not None and os.path.exists(arguments.output) and not arguments.force:
-        hint = "choose another name, or write over it with --force"
-        raise RecipeError(
-            Problem(
-                "this file is there already", code="file-exists", mark=Mark(arguments.output, 0, 0), hint=hint
-            )
-        )
     migration = migrate(
         read_script(arguments.file),
         arguments.file,
@@ -76,7 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
         is_folder=os.path.isdir,
         working_folder=os.getcwd(),
     )
-    _write(migration.text, arguments.output)
+    if arguments.output is None:
+        say_document(migration.text)
+    else:
+        write_new(Path(arguments.output), migration.text, force=arguments.force)
     _report(migration, arguments.file)
     problems = _check(migration.text, arguments.output or "recipe.yaml")
     if problems:
@@ -181,22 +176,6 @@ def read_beside(path: str, caller: str) -> tuple[str, str] | None:
     except (OSError, ValueError, RecipeError):
         return None
     return None
-
-
-def _write(text: str, output: str | None) -> None:
-    if output is None:
-        say_document(text)
-        return
-    try:
-        write_text(Path(output), text)
-    except OSError as error:
-        problem = Problem(
-            "cannot be written",
-            code="output-cannot-be-written",
-            mark=Mark(output, 0, 0),
-            found=error.strerror,
-        )
-        raise RecipeError(problem) from None
 
 
 def _check(text: str, file: str) -> Sequence[Problem]:

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.options import add_new_file, add_set
 from llava_recipes.screen import is_terminal, say, say_document, say_lines
 
 if TYPE_CHECKING:
-    from llava_recipes.authoring.draft import Draft, Wishes
+    from llava_recipes.authoring.draft import NewRecipe, Wishes
 
 LARGE_FILE_BYTES = 50_000_000
 
@@ -25,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"templates:\n{rows}\n\nOn a terminal it asks for what is not given; --yes takes the defaults."
     )
     parser.add_argument("template", nargs="?", metavar="TEMPLATE", choices=tuple(TEMPLATES), help="see below")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="default: TEMPLATE.yaml; - for standard output"
-    )
+    add_new_file(parser, default="TEMPLATE.yaml; - for standard output")
     parser.add_argument("--llm", metavar="MODEL", help="language model: hub id or folder")
     parser.add_argument("--tower", metavar="MODEL", help="vision tower: hub id or folder")
     parser.add_argument(
@@ -43,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir", metavar="DIR", help="where the run writes (default: ./checkpoints/NAME)"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set any other value")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there already")
+    add_set(parser, what="set any other value")
     parser.add_argument("--yes", action="store_true", help="ask nothing")
 
 
@@ -115,7 +113,7 @@ def _check(text: str, file: str) -> str:
     return render_problems(loaded.fail(*compiled.warnings).problems)
 
 
-def _deliver(draft: Draft, output: Path, *, to_stdout: bool, force: bool) -> int:
+def _deliver(draft: NewRecipe, output: Path, *, to_stdout: bool, force: bool) -> int:
     from llava_recipes.authoring.output import write_new
 
     if to_stdout:

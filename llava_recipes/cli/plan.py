@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import positive
+from llava_recipes.cli.options import add_recipe, add_world_size, positive, world_size_of
 from llava_recipes.cli.plan_overview import Section, headline_of, sections_of
 from llava_recipes.plan.types import Plan
 from llava_recipes.screen import cell, console, is_terminal, say, say_json
@@ -15,21 +15,16 @@ from llava_recipes.screen import cell, console, is_terminal, say, say_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llava_recipes.plan.compile import Compiled
     from llava_recipes.plan.estimate import Estimate, Estimator
     from llava_recipes.plan.hardware import Gpu
-    from llava_recipes.plan.sizes import ModelOutline
 
 USAGE_ERROR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the recipe")
-    parser.add_argument(
-        "--world-size",
-        type=positive,
-        metavar="N",
-        help="processes, one per GPU; default: this machine's GPUs",
-    )
+    add_recipe(parser)
+    add_world_size(parser)
     parser.add_argument(
         "--gpu", type=_gpu, metavar="NAME", help="judge memory and hours on this GPU: a100-80g, …"
     )
@@ -52,23 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole plan and its estimate as JSON")
     parser.add_argument("--html", metavar="FILE", help="write a page to look at; replaces only its own")
     parser.add_argument("--force", action="store_true", help="let --html replace any file")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of the recipe"
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import plan_with_outline
-    from llava_recipes.runner.launch import count_local_devices
+    from llava_recipes.runner.facts import compile_loaded
 
     if arguments.fit and arguments.gpu is None:
         say("llava-recipe plan: --fit needs --gpu", to_stderr=True)
         return USAGE_ERROR
     loaded = load_recipe(arguments.file, arguments.set)
-    world_size = arguments.world_size or count_local_devices()
-    plan, outline = plan_with_outline(loaded, world_size=world_size)
-    estimator = _estimator(plan, outline, arguments)
+    compiled = compile_loaded(loaded, world_size=world_size_of(arguments))
+    plan, estimator = compiled.plan, _estimator(compiled, arguments)
     estimate = estimator.estimate() if estimator else None
     overview = list(sections_of(plan))
     proposals = list(_proposals(plan, estimator, arguments.gpu)) if estimator and arguments.fit else []
@@ -99,13 +89,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _estimator(plan: Plan, outline: ModelOutline | None, arguments: argparse.Namespace) -> Estimator | None:
-    if outline is None:
+def _estimator(compiled: Compiled, arguments: argparse.Namespace) -> Estimator | None:
+    if compiled.model.outline is None:
         return None
     from llava_recipes.plan.estimate import Assumptions, Estimator
 
     given = Assumptions(arguments.gpu, arguments.text_tokens, arguments.label_tokens)
-    return Estimator(plan, outline, given)
+    return Estimator(compiled, given)
 
 
 def _estimate_sections(estimate: Estimate | None) -> Iterator[Section]:
@@ -133,22 +123,13 @@ def print_plan(plan: Plan) -> None:
 def print_sections(headline: str, sections: Sequence[Section]) -> None:
     """Show sections: in columns that fit the terminal, or as plain lines elsewhere."""
     if is_terminal(sys.stdout):
-        _show(headline, sections, console())
+        show_sections(headline, sections, console())
     else:
-        say(*_plain(headline, sections))
+        say(*plain_lines(headline, sections))
 
 
-def plain_lines(plan: Plan) -> Iterator[str]:
-    """The plan as text: no colour, one line for each fact."""
-    yield from _plain(headline_of(plan), list(sections_of(plan)))
-
-
-def show(plan: Plan, console: Console) -> None:
-    """Print the plan on a terminal, long facts folded inside their column."""
-    _show(headline_of(plan), list(sections_of(plan)), console)
-
-
-def _plain(headline: str, sections: Sequence[Section]) -> Iterator[str]:
+def plain_lines(headline: str, sections: Iterable[Section]) -> Iterator[str]:
+    """Sections as text: no colour, one line for each fact."""
     yield headline
     for title, rows in sections:
         yield from ("", title)
@@ -156,7 +137,8 @@ def _plain(headline: str, sections: Sequence[Section]) -> Iterator[str]:
         yield from (f"  {label:<{widest}}  {text}".rstrip() for label, text in rows)
 
 
-def _show(headline: str, sections: Sequence[Section], console: Console) -> None:
+def show_sections(headline: str, sections: Iterable[Section], console: Console) -> None:
+    """Print sections on a terminal, long facts folded inside their column."""
     from rich.table import Table
 
     console.print(cell(headline, style="bold"))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.options import add_recipe
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.screen import say_json
 
@@ -44,7 +45,7 @@ class Preview:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("file", metavar="FILE", help="the recipe")
+    add_recipe(parser)
     parser.add_argument("--stage", metavar="NAME", help="the stage; may be left out when there is only one")
     parser.add_argument(
         "--samples",
@@ -57,21 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation", action="store_true", help="the samples that the loss is measured on, not trained on"
     )
     parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="default: table")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="override a value, for example stages.pretrain.data.max_length=512",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.facts import plan_recipe
 
-    loaded = load_recipe(arguments.file, arguments.overrides)
+    loaded = load_recipe(arguments.file, arguments.set)
     number = _stage_number(loaded, arguments.stage)
     plan = plan_recipe(loaded, world_size=1)
     try:

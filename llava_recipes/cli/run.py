@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from llava_recipes.cli.options import positive
+from llava_recipes.cli.options import add_recipe, positive
 from llava_recipes.screen import say, write_log
 
 EPILOG = """\
@@ -18,8 +18,7 @@ All GPUs of this machine train; --processes chooses. On several nodes, run the s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("file", help="the recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value")
+    add_recipe(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--stage", action="append", default=[], metavar="NAME", help="run this stage alone; may be repeated"

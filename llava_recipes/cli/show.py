@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import argparse
 
+from llava_recipes.cli.options import add_recipe
 from llava_recipes.screen import say_document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the recipe")
+    add_recipe(parser)
     parser.add_argument(
         "--origin",
         action="store_true",
         help="behind each value, where it comes from: file:line, --set or default, and variables used",
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one value of the recipe"
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.recipe.origin import origin
-    from llava_recipes.recipe.written import write_resolved, write_with_remarks
+    from llava_recipes.recipe.writer import write_resolved, write_with_remarks
 
     loaded = load_recipe(arguments.file, arguments.set)
     if arguments.origin:
-        say_document(write_with_remarks(loaded.recipe, lambda path: origin(loaded, path)))
+        say_document(write_with_remarks(loaded.recipe, loaded.origin))
     else:
         say_document(write_resolved(loaded.recipe))
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llava_recipes.cli.options import add_set
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.render import render_problems
@@ -21,13 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="recipe file, or a glob of recipe files")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one value, for example stages.pretrain.train.max_steps=5",
-    )
+    add_set(parser, what="override one value, for example stages.pretrain.train.max_steps=5")
     parser.add_argument(
         "--format",
         choices=("text", "json", "github", "sarif"),

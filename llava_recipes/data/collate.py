@@ -77,16 +77,9 @@ def expand(
     )
 
 
-def collate(
-    samples: Sequence[Sample],
-    *,
-    layout: ImageLayout,
-    max_length: int,
-    pad_token_id: int,
-    padding_side: Literal["left", "right"],
-    dropped_token_id: int | None = None,
-) -> dict[str, Tensor]:
-    """A batch of B samples, T positions in the longest of them, M crops of pictures in reading order.
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of samples: B of them, T positions in the longest, M crops of pictures in reading order.
 
     input_ids        int64[B, T]  image positions hold 0, padding holds `pad_token_id`
     is_image         bool[B, T]   true where a picture's features go
@@ -96,98 +89,53 @@ def collate(
     pixel_values     float32[M, C, H, W]  only if there are pictures
     feature_places   int64[K]     which feature of the M crops each image position takes, in reading order;
                                   -1 for the image newline; likewise
-    """
-    expanded = [
-        _expand_sample(sample, layout=layout, max_length=max_length, dropped_token_id=dropped_token_id)
-        for sample in samples
-    ]
-    return _batch(samples, expanded, layout=layout, pad_token_id=pad_token_id, padding_side=padding_side)
-
-
-def _expand_sample(
-    sample: Sample, *, layout: ImageLayout, max_length: int, dropped_token_id: int | None
-) -> Expanded:
-    return expand(
-        sample.input_ids,
-        sample.labels,
-        num_image_tokens=[layout.num_tokens(picture) for picture in sample.pictures],
-        max_length=max_length,
-        dropped_token_id=dropped_token_id,
-    )
-
-
-def _batch(
-    samples: Sequence[Sample],
-    expanded: Sequence[Expanded],
-    *,
-    layout: ImageLayout,
-    pad_token_id: int,
-    padding_side: Literal["left", "right"],
-) -> dict[str, Tensor]:
-    def padded(rows: list[Tensor], value: float) -> Tensor:
-        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=padding_side)
-
-    batch = {
-        "input_ids": padded([row.input_ids for row in expanded], pad_token_id),
-        "is_image": padded([row.is_image for row in expanded], False),
-        "labels": padded([row.labels for row in expanded], IGNORED),
-        "attention_mask": padded([torch.ones_like(row.is_image) for row in expanded], False),
-        "position_ids": padded([torch.arange(len(row.input_ids)) for row in expanded], 0),
-    }
-    pictures = [picture for sample in samples for picture in sample.pictures]
-    if pictures:
-        kept = torch.cat([row.num_kept_tokens for row in expanded]).tolist()
-        batch["pixel_values"] = torch.cat([picture.crops for picture in pictures])
-        batch["feature_places"] = layout.feature_places(pictures, kept)
-    return batch
-
-
-class Collator:
-    """Makes a batch of samples; see `collate` for its tensors.
 
     Raises SampleError, naming each sample, when its images fill `max_length`, or nothing of it is left to
     learn after the cut: the loss of such a batch would not be a number. `mark_of` tells where one stands.
     """
 
-    def __init__(
-        self,
-        layout: ImageLayout,
-        max_length: int,
-        pad_token_id: int,
-        padding_side: Literal["left", "right"] = "right",
-        dropped_token_id: int | None = None,
-        mark_of: Callable[[int], Mark] | None = None,
-    ) -> None:
-        self.mark_of = mark_of
-        self.layout = layout
-        self.max_length = max_length
-        self.pad_token_id = pad_token_id
-        self.padding_side: Literal["left", "right"] = padding_side
-        self.dropped_token_id = dropped_token_id
+    layout: ImageLayout
+    max_length: int
+    pad_token_id: int
+    padding_side: Literal["left", "right"] = "right"
+    dropped_token_id: int | None = None
+    mark_of: Callable[[int], Mark] | None = None
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        expanded = [
-            _expand_sample(
-                sample,
-                layout=self.layout,
-                max_length=self.max_length,
-                dropped_token_id=self.dropped_token_id,
-            )
-            for sample in samples
-        ]
-        problems = [
-            self._problem(sample, row)
-            for sample, row in zip(samples, expanded, strict=True)
-            if not row.learns
-        ]
+        expanded = [self._expanded(sample) for sample in samples]
+        self.check(samples, expanded)
+
+        def padded(rows: list[Tensor], value: float) -> Tensor:
+            return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self.padding_side)
+
+        batch = {
+            "input_ids": padded([row.input_ids for row in expanded], self.pad_token_id),
+            "is_image": padded([row.is_image for row in expanded], False),
+            "labels": padded([row.labels for row in expanded], IGNORED),
+            "attention_mask": padded([torch.ones_like(row.is_image) for row in expanded], False),
+            "position_ids": padded([torch.arange(len(row.input_ids)) for row in expanded], 0),
+        }
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        if pictures:
+            kept = torch.cat([row.num_kept_tokens for row in expanded]).tolist()
+            batch["pixel_values"] = torch.cat([picture.crops for picture in pictures])
+            batch["feature_places"] = self.layout.feature_places(pictures, kept)
+        return batch
+
+    def check(self, samples: Sequence[Sample], expanded: Sequence[Expanded]) -> None:
+        """Raise SampleError where a sample teaches nothing."""
+        pairs = zip(samples, expanded, strict=True)
+        problems = [self._problem(sample, row) for sample, row in pairs if not row.learns]
         if problems:
             raise SampleError(*problems)
-        return _batch(
-            samples,
-            expanded,
-            layout=self.layout,
-            pad_token_id=self.pad_token_id,
-            padding_side=self.padding_side,
+
+    def _expanded(self, sample: Sample) -> Expanded:
+        return expand(
+            sample.input_ids,
+            sample.labels,
+            num_image_tokens=[self.layout.num_tokens(picture) for picture in sample.pictures],
+            max_length=self.max_length,
+            dropped_token_id=self.dropped_token_id,
         )
 
     def _problem(self, sample: Sample, expanded: Expanded) -> Problem:

@@ -27,7 +27,7 @@ _SHARED = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class PreparedImage:
     """A picture as the tower takes it.
 
     crops  float32[M, C, H, W]  the picture as a whole and, with `anyres`, the crops of its grid, row by row
@@ -53,23 +53,23 @@ class ImageLayout:
         """Tokens that every picture takes, whatever its shape."""
         return self.num_crop_tokens if self.spread is None else self.spread.least_tokens()
 
-    def num_tokens(self, picture: Picture) -> int:
+    def num_tokens(self, picture: PreparedImage) -> int:
         """Tokens of a picture in the sequence."""
         num_crops = 1 if self.spread is None else self.spread.num_crops(picture.size)
         assert len(picture.crops) == num_crops, f"{len(picture.crops)} crops, the layout has {num_crops}"
         return self.num_crop_tokens if self.spread is None else self.spread.num_tokens(picture.size)
 
-    def grid(self, picture: Picture) -> Size | None:
+    def grid(self, picture: PreparedImage) -> Size | None:
         """Crops across and down, the one of the whole aside; None without `anyres`."""
         return None if self.spread is None else self.spread.grid(picture.size)
 
-    def places(self, picture: Picture) -> Tensor:
+    def places(self, picture: PreparedImage) -> Tensor:
         """int64[K]: where each of a picture's tokens is among its crops' features; NEWLINE ends a row."""
         if self.spread is None:
             return torch.arange(self.num_crop_tokens)
         return torch.tensor(self.spread.order(picture.size))
 
-    def feature_places(self, pictures: Sequence[Picture], num_kept_tokens: Sequence[int]) -> Tensor:
+    def feature_places(self, pictures: Sequence[PreparedImage], num_kept_tokens: Sequence[int]) -> Tensor:
         """int64[sum of K]: the places of several pictures' first tokens, their crops one after another."""
         kept, start = [torch.empty(0, dtype=torch.int64)], 0
         for picture, num_kept in zip(pictures, num_kept_tokens, strict=True):
@@ -79,12 +79,12 @@ class ImageLayout:
         return torch.cat(kept)
 
 
-def prepare_picture(image: Image.Image, processor: BaseImageProcessor, data: DataPlan) -> Picture:
+def prepare_picture(image: Image.Image, processor: BaseImageProcessor, data: DataPlan) -> PreparedImage:
     """An RGB picture, resized, cut and normalised as a stage says. Raises CannotPrepare as `check_size`."""
     check_size(image.size, processor, data)
     if data.image_aspect_ratio != "anyres":
         ratio = data.image_aspect_ratio
-        return Picture(pixel_values(image, processor, image_aspect_ratio=ratio)[None], image.size)
+        return PreparedImage(pixel_values(image, processor, image_aspect_ratio=ratio)[None], image.size)
     pinpoints = pinpoints_of(data) or usual_pinpoints(crop_px(processor))
     width, height = best_resolution(image.size, pinpoints)
     found = any_res_processor(processor)(
@@ -95,7 +95,7 @@ def prepare_picture(image: Image.Image, processor: BaseImageProcessor, data: Dat
         return_tensors="np",
     )
     crops = np.ascontiguousarray(found["pixel_values"][0], dtype=np.float32)
-    return Picture(torch.from_numpy(crops), image.size)
+    return PreparedImage(torch.from_numpy(crops), image.size)
 
 
 def check_size(size: Size, processor: BaseImageProcessor, data: DataPlan) -> None:

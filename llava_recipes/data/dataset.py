@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_recipes.data.conversation import Record
-from llava_recipes.data.crops import Picture, prepare_picture
+from llava_recipes.data.crops import PreparedImage, prepare_picture
 from llava_recipes.data.faults import SampleError, sample_problem
 from llava_recipes.data.grouping import Grouping
 from llava_recipes.data.images import BadImage
@@ -44,7 +44,7 @@ class Sample:
     id: str
     input_ids: Tensor
     labels: Tensor
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PreparedImage, ...]
 
 
 class BadImageError(SampleError):
@@ -154,7 +154,7 @@ class StageDataset(Dataset[Sample]):
         mark = self.records.mark(record.index)
         return sample_problem(record.index, record.id, message, code=code, mark=mark, found=found, hint=hint)
 
-    def _pictures(self, record: Record) -> tuple[Picture, ...]:
+    def _pictures(self, record: Record) -> tuple[PreparedImage, ...]:
         prepare = partial(prepare_picture, processor=self.image_processor, data=self.data)
         return tuple(open_pictures(self.records, record, prepare))
 

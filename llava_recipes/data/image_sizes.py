@@ -30,7 +30,7 @@ class CannotPrepare(ValueError):
 
 
 @dataclass(frozen=True)
-class Steps:
+class Resizing:
     """What an image processor does to the size of an image.
 
     resize  the setting `size`, or None where it does not resize
@@ -64,10 +64,10 @@ class Steps:
 
 
 @functools.lru_cache(maxsize=8)
-def steps_of(processor: BaseImageProcessor) -> Steps:
+def steps_of(processor: BaseImageProcessor) -> Resizing:
     """The steps of an image processor that change sizes."""
     settings = processor.to_dict()
-    return Steps(
+    return Resizing(
         resize=_numbers(settings.get("size")) if settings.get("do_resize") else None,
         resample=settings.get("resample"),
         crop=_size(settings.get("crop_size")) if settings.get("do_center_crop") else None,
@@ -94,12 +94,12 @@ def check_preparation(
             raise _beyond(size, verb, made, "one pixel is", least=True)
 
 
-def can_shrink(steps: Steps) -> bool:
+def can_shrink(steps: Resizing) -> bool:
     """Whether a square can be resized without making it, as the image processor would resize it."""
     return steps.usual and steps.resize is not None and steps.resample is not None
 
 
-def _made(size: Size, steps: Steps) -> list[tuple[str, Size]]:
+def _made(size: Size, steps: Resizing) -> list[tuple[str, Size]]:
     """Each image that is made of one of that size, in turn."""
     resized = steps.resized(size)
     made = [("resized", resized)] if steps.resize is not None else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import BinaryIO, Final, Literal, TypeVar, cast
 
 import numpy as np
@@ -28,6 +28,7 @@ from llava_recipes.data.image_sizes import (
 from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
 from llava_recipes.files import NotOrdinary, expanded, open_ordinary
+from llava_recipes.plan.families import tower_of
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import VisionTower
@@ -61,25 +62,21 @@ class BadImage(Exception):
         self.file, self.reason = file, reason
 
 
-def read_image(folder: str, name: str) -> Image.Image:
-    """The picture in RGB, as stored: EXIF rotation is ignored and transparency dropped, as in the original.
-
-    Raises BadImage when the path leaves the folder (also through a link), when the file is missing,
-    truncated or no image of a known format, when it has more than MAX_PIXELS pixels, or when decoding it
-    takes too long or more memory than there is.
-    """
-    return read_prepared(folder, name, lambda image: image)
-
-
 def read_prepared(folder: str, name: str, prepare: Callable[[Image.Image], Result]) -> Result:
-    """What `prepare` makes of a picture in RGB. Raises BadImage as `read_image`, and for CannotPrepare."""
+    """What `prepare` makes of a picture in RGB, as stored.
+
+    EXIF rotation is ignored and transparency dropped, as in the original. Raises BadImage when the path
+    leaves the folder (also through a link), when the file is missing, truncated or no image of a known
+    format, when it has more than MAX_PIXELS pixels, when decoding it takes too long or more memory than
+    there is, and for CannotPrepare.
+    """
     return _opened(folder, name, lambda image: image.convert("RGB"), prepare)
 
 
 def check_image(folder: str, name: str) -> Size:
     """Width and height as stored, from a picture's first bytes: it is not decoded.
 
-    Raises BadImage as `read_image` does, for what they tell.
+    Raises BadImage as `read_prepared` does, for what they tell.
     """
     return _opened(folder, name, lambda image: image.size, lambda size: size)
 
@@ -299,7 +296,7 @@ def _try_out(processor: BaseImageProcessor) -> None:
         _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
 
 
-def picture_px(processor: BaseImageProcessor) -> tuple[int, int]:
+def prepared_px(processor: BaseImageProcessor) -> tuple[int, int]:
     """Height and width of what a processor makes of a square picture."""
     height, width = _of_grey(processor).shape[1:]
     return height, width
@@ -313,28 +310,35 @@ def _of_grey(processor: BaseImageProcessor) -> torch.Tensor:
 
 
 def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:
-    model_type = config.get("model_type")
+    kind = tower_of(config.get("model_type"))
     inner = config.get("vision_config", config)
     image_px = inner.get("image_size", 224) if isinstance(inner, dict) else 224
-    square: dict[str, JsonValue] = {"height": image_px, "width": image_px}
-    settings: dict[str, JsonValue]
-    if model_type in ("clip", "clip_vision_model"):
-        kind: type[BaseImageProcessor] = CLIPImageProcessorPil
-        settings = {"size": {"shortest_edge": image_px}, "crop_size": square}
-    elif model_type in ("siglip", "siglip_vision_model"):
-        kind = SiglipImageProcessorPil
-        settings = {"size": square}
-    else:
+    if kind is None or kind not in _PROCESSORS:
         raise RecipeError(
             Problem(
-                f'no image processor is known for the vision model type "{model_type}"',
+                f'no image processor is known for the vision model type "{config.get("model_type")}"',
                 code="unknown-vision-tower",
                 path=(*_TOWER, "config"),
-                hint="use clip_vision_model or siglip_vision_model",
+                hint=f"use {' or '.join(_PROCESSORS)}",
             )
         )
-    processor: BaseImageProcessor = kind.from_dict(settings)
+    made_by, settings = _PROCESSORS[kind]
+    processor: BaseImageProcessor = made_by.from_dict(settings(image_px))
     return processor
+
+
+def _square(image_px: JsonValue) -> JsonValue:
+    return {"height": image_px, "width": image_px}
+
+
+_PROCESSORS: Mapping[str, tuple[type[BaseImageProcessor], Callable[[JsonValue], dict[str, JsonValue]]]] = {
+    "clip_vision_model": (
+        CLIPImageProcessorPil,
+        lambda px: {"size": {"shortest_edge": px}, "crop_size": _square(px)},
+    ),
+    "siglip_vision_model": (SiglipImageProcessorPil, lambda px: {"size": _square(px)}),
+}
+"""The usual image processor of each family of towers, and its settings for a tower of this many pixels."""
 
 
 def _on_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -41,7 +41,7 @@ def open_pictures(
     )
 
 
-def check_picture(records: Records, record: Record, number: int) -> Size:
+def check_record_image(records: Records, record: Record, number: int) -> Size:
     """Width and height of a record's picture, from its first bytes: it is not decoded. Raises BadImage."""
     (size,) = _each(records, record, (number,), from_bytes=check_image_bytes, from_folder=check_image)
     return size

@@ -195,9 +195,9 @@ def _turns(record: Record) -> list[dict[str, str]]:
 
 
 def _record(name: str, question: str, answer: str, *, image: str | None = None) -> Record:
-    picture: Record = {} if image is None else {"image": image}
+    named: Record = {} if image is None else {"image": image}
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": name, **picture, "conversations": turns}
+    return {"id": name, **named, "conversations": turns}
 
 
 def _write_records(file: Path, records: Sequence[Record]) -> None:

@@ -28,7 +28,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Score:
+class CaptionScore:
     """Captions of one kind of held-out pictures, after each stage by name.
 
     `chance` is how often a guess is right: one among the combinations that training shows, or for pictures of
@@ -60,7 +60,9 @@ def count_right(said: Sequence[str], true: Sequence[str]) -> Tally:
     return Tally(len(pairs), sum(colours), sum(shapes), num_both)
 
 
-def score_captions(held_out: Sequence[HeldOut], said: Mapping[str, Sequence[str]]) -> tuple[Score, Score]:
+def score_captions(
+    held_out: Sequence[HeldOut], said: Mapping[str, Sequence[str]]
+) -> tuple[CaptionScore, CaptionScore]:
     """Scores of the new pictures with known combinations, and of those with combinations never trained on.
 
     `said` holds the captions that the model gave after each stage.
@@ -68,7 +70,7 @@ def score_captions(held_out: Sequence[HeldOut], said: Mapping[str, Sequence[str]
     num_all, num_unseen = len(all_combinations()), len(unseen_combinations())
     kinds = (("known combinations", False, num_all - num_unseen), ("unseen combinations", True, num_all))
     known, unseen = (
-        Score(
+        CaptionScore(
             pictures=name,
             chance=1 / num_guesses,
             after={
@@ -81,7 +83,7 @@ def score_captions(held_out: Sequence[HeldOut], said: Mapping[str, Sequence[str]
     return known, unseen
 
 
-def render_scores(scores: Sequence[Score]) -> str:
+def render_scores(scores: Sequence[CaptionScore]) -> str:
     """The scores as a table for a person, a column for each stage."""
     stages = [*scores[0].after]
     head = f"{'held-out pictures':<28}{'chance':>8}" + "".join(f"{stage:>12}" for stage in stages)
@@ -103,7 +105,7 @@ def render_examples(held_out: Sequence[HeldOut], said: Sequence[str]) -> list[st
     return lines
 
 
-def scores_as_json(scores: Sequence[Score]) -> str:
+def scores_as_json(scores: Sequence[CaptionScore]) -> str:
     values = [{**asdict(score), "times_chance": score.times_chance} for score in scores]
     return json.dumps(values, indent=2) + "\n"
 

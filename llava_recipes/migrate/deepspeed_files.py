@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from llava_recipes.deepspeed_presets import PRESETS
 from llava_recipes.migrate.draft import STAGE, Draft, spell_path
 from llava_recipes.plan.deepspeed import Config, original_file
 from llava_recipes.recipe.errors import KeyPath, Mark
 from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 
 ReadText = Callable[[str], tuple[str, str] | None]
 """From a path in the script to the file that it stands for, and its text; None where it is not at hand."""
 
-_BY_NAME = {f"{preset}.json": preset for preset in DEEPSPEED_PRESETS}
+_BY_NAME = {preset.file: name for name, preset in PRESETS.items() if preset.file is not None}
 _BLOCKS = ("optimizer", "scheduler")
 _OF_THE_LOG = ("steps_per_print", "wall_clock_breakdown")
 _RENAMED = {"gather_16bit_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save"}
@@ -33,7 +33,7 @@ _MAX_GRAD_NORM: KeyPath = (STAGE, "train", "max_grad_norm")
 
 
 @dataclass(frozen=True)
-class Program:
+class DeepSpeedDefaults:
     """What another program's files leave open."""
 
     deepspeed: str | None
@@ -43,13 +43,13 @@ class Program:
     """Whether its own zero2.json and zero3.json say `gradient_clipping: auto`."""
 
 
-LLAVA = Program(deepspeed="0.12.6", files_clip=False)
+LLAVA = DeepSpeedDefaults(deepspeed="0.12.6", files_clip=False)
 """LLaVA, and Open-LLaVA-NeXT."""
-LLAVA_NEXT = Program(deepspeed="0.14.4", files_clip=True)
-TINYLLAVA = Program(deepspeed="0.14.0", files_clip=False)
-FORK = Program(deepspeed="up to 0.19.2", files_clip=False)
+LLAVA_NEXT = DeepSpeedDefaults(deepspeed="0.14.4", files_clip=True)
+TINYLLAVA = DeepSpeedDefaults(deepspeed="0.14.0", files_clip=False)
+FORK = DeepSpeedDefaults(deepspeed="up to 0.19.2", files_clip=False)
 """Forks of LLaVA; they are older than DeepSpeed 0.19.3, which clips."""
-OTHER = Program(deepspeed=None, files_clip=True)
+OTHER = DeepSpeedDefaults(deepspeed=None, files_clip=True)
 """axolotl and LLaMA-Factory."""
 
 
@@ -65,7 +65,7 @@ class _Choice:
 
 
 def translate_deepspeed(
-    name: str, path: str, draft: Draft, *, read_text: ReadText, mark: Mark | None, program: Program
+    name: str, path: str, draft: Draft, *, read_text: ReadText, mark: Mark | None, program: DeepSpeedDefaults
 ) -> None:
     """Fill in `deepspeed`, and `max_grad_norm` where nothing is clipped; `train` is filled in before."""
     choice = _choose(path, read_text, program, draft)
@@ -75,7 +75,7 @@ def translate_deepspeed(
         _switch_clipping_off(draft, program.deepspeed, path.rpartition("/")[2])
 
 
-def _choose(path: str, read_text: ReadText, program: Program, draft: Draft) -> _Choice:
+def _choose(path: str, read_text: ReadText, program: DeepSpeedDefaults, draft: Draft) -> _Choice:
     found = read_text(path)
     if found is None:
         return _by_name(path, program)
@@ -90,7 +90,7 @@ def _choose(path: str, read_text: ReadText, program: Program, draft: Draft) -> _
     blocks = {key: config[key] for key in _BLOCKS if config.get(key) is not None}
     norm = draft.read(*map(str, _MAX_GRAD_NORM))
     bare = _bare(config, draft)
-    same = next((preset for preset in DEEPSPEED_PRESETS if bare == original_file(preset)), None)
+    same = next((preset for preset in PRESETS if bare == original_file(preset)), None)
     if same is not None and config.get(_CLIPPING) in (None, "auto", norm):
         return _Choice(same, "the file holds what the preset holds", clips, blocks)
     mended = _mended(config)
@@ -103,7 +103,7 @@ def _choose(path: str, read_text: ReadText, program: Program, draft: Draft) -> _
     return _Choice(mended, "written out, without what this DeepSpeed or a recipe doesn't take", clips, blocks)
 
 
-def _by_name(path: str, program: Program) -> _Choice:
+def _by_name(path: str, program: DeepSpeedDefaults) -> _Choice:
     """The preset that a file of this name is in the original's scripts."""
     file = path.rpartition("/")[2]
     if file == "zero2_offload.json":
@@ -116,13 +116,11 @@ def _by_name(path: str, program: Program) -> _Choice:
             remark += f"; without `{_CLIPPING}` in it nothing is clipped there: write `max_grad_norm: 0`"
         return _Choice(path, remark, True)
     remark = "the file is not here; by its name it is the original's, which the preset equals"
-    if named != "zero3_offload":
+    blocks = dict(PRESETS[named].blocks)
+    if not blocks:
         return _Choice(named, remark, program.files_clip)
-    blocks: Config = {
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
-        "scheduler": {"type": "WarmupLR"},
-    }
-    return _Choice(named, f"{remark}, but for its blocks `optimizer` and `scheduler`", True, blocks)
+    names = " and ".join(f"`{block}`" for block in blocks)
+    return _Choice(named, f"{remark}, but for its blocks {names}", True, blocks)
 
 
 def _zero2_offload() -> Config:

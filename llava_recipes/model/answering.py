@@ -20,10 +20,10 @@ from llava_recipes.templates import IMAGE, Turn
 
 
 @dataclass(frozen=True)
-class Picture:
+class PromptImage:
     """A picture as the tower takes it, and how many tokens it becomes."""
 
-    prepared: crops.Picture
+    prepared: crops.PreparedImage
     num_tokens: int
 
 
@@ -58,17 +58,17 @@ class Answerer:
         found = getattr(language_half(self.assembled.model.config), "max_position_embeddings", None)
         return found if isinstance(found, int) else None
 
-    def prepare(self, image: Image.Image) -> Picture:
+    def prepare(self, image: Image.Image) -> PromptImage:
         """A picture in RGB, resized and normalised as in training. Raises CannotPrepare."""
         prepared = crops.prepare_picture(image, self.assembled.image_processor, self.data)
-        return Picture(prepared, self._layout.num_tokens(prepared))
+        return PromptImage(prepared, self._layout.num_tokens(prepared))
 
     @property
     def least_picture_tokens(self) -> int:
         """Tokens that every picture takes, whatever its shape."""
         return self._layout.least_tokens
 
-    def look(self, pictures: Sequence[Picture]) -> list[Tensor]:
+    def look(self, pictures: Sequence[PromptImage]) -> list[Tensor]:
         """float[K, D] of each picture: what the language model sees of it. The tower runs once for all."""
         model = self.assembled.model
         with evaluating(model):

@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.initialization import no_init_weights
 
 from llava_recipes.data.crops import ImageLayout, check_crops
-from llava_recipes.data.images import load_image_processor, picture_px
+from llava_recipes.data.images import load_image_processor, prepared_px
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
     TOWER_PATH,
@@ -28,6 +28,7 @@ from llava_recipes.model.configs import (
 from llava_recipes.model.forward import adapt_forward
 from llava_recipes.model.head import Head, body_class, causal_skeleton, head_like
 from llava_recipes.model.image_tokens import remember_image_tokens
+from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.newline import ImageNewline, load_newline
 from llava_recipes.model.placing import Placement
 from llava_recipes.model.projector import build_projector
@@ -113,10 +114,29 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     )
 
 
+def build_skeleton(plan: ModelPlan) -> LlavaForConditionalGeneration:
+    """The model that `assemble` would build, every parameter on the meta device.
+
+    Reads configs and tokenizer, never weights. Raises RecipeError as `assemble` does for what those say.
+    """
+    parts = read_parts(plan, weights=False)
+    with torch.device("meta"):
+        model = stock_model(plan, parts, torch.float32, partitioned=False)
+    dress(model, plan, parts)
+    meta: LlavaForConditionalGeneration = model.to(device=torch.device("meta"))
+    return meta
+
+
+def skeleton_shapes(plan: ModelPlan) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by canonical name. Reads and raises as `build_skeleton` does."""
+    parameters = canonical_parameters(build_skeleton(plan))
+    return {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+
+
 def _image_processor(plan: ModelPlan, image_px: int) -> BaseImageProcessor:
     """The tower's image processor. Raises RecipeError when its pictures are not of the tower's size."""
     processor = load_image_processor(plan.vision_tower)
-    made = picture_px(processor)
+    made = prepared_px(processor)
     if made != (image_px, image_px):
         raise RecipeError(
             Problem(

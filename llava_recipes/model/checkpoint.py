@@ -42,7 +42,7 @@ class TensorsInMemory:
         return self._tensors[name]
 
 
-class Checkpoint:
+class WeightFiles:
     """The weight files of a folder. `read` maps a tensor: its pages are loaded when they are used."""
 
     def __init__(self, files: Mapping[str, pathlib.Path], path: KeyPath) -> None:
@@ -159,7 +159,7 @@ def _only_tensors(loaded: object, file: pathlib.Path, path: KeyPath) -> dict[str
     )
 
 
-def open_checkpoint(folder: pathlib.Path, path: KeyPath) -> Checkpoint:
+def open_checkpoint(folder: pathlib.Path, path: KeyPath) -> WeightFiles:
     """All tensors of a model folder, single or sharded, safetensors before `.bin`.
 
     Raises RecipeError when the folder holds no weights, or a shard that its index names is not there.
@@ -167,10 +167,10 @@ def open_checkpoint(folder: pathlib.Path, path: KeyPath) -> Checkpoint:
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
         if index.is_file():
-            return Checkpoint(dict(_sharded(index, path)), path)
+            return WeightFiles(dict(_sharded(index, path)), path)
         if single.is_file():
             names = open_tensor_file(single, path).names()
-            return Checkpoint(dict.fromkeys(names, single), path)
+            return WeightFiles(dict.fromkeys(names, single), path)
     raise RecipeError(
         Problem(
             "this folder holds no weights",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from llava_recipes.data.crops import ImageLayout, Picture
+from llava_recipes.data.crops import ImageLayout, PreparedImage
 from llava_recipes.model.configs import vision_half
 from llava_recipes.model.newline import image_newline
 from llava_recipes.model.projector import projector_dtype
@@ -53,7 +53,7 @@ def tower_features(tower: nn.Module, config: LlavaConfig, pixels_NCHW: Tensor) -
     return hidden_NPV[:, 1:] if config.vision_feature_select_strategy == "default" else hidden_NPV
 
 
-def image_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) -> Tensor:
+def crop_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) -> Tensor:
     """float[N, P, D]: pictures in the language model's space; no graph through a frozen tower."""
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     with contextlib.nullcontext() if trains(tower) else torch.no_grad():
@@ -65,13 +65,13 @@ def image_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) ->
 
 def feature_rows(model: LlavaForConditionalGeneration, pixels_MCHW: Tensor) -> Tensor:
     """float[R, D]: the features of all crops, one after another; last the image newline if there is one."""
-    rows_RD = image_features(model, pixels_MCHW).flatten(0, 1)
+    rows_RD = crop_features(model, pixels_MCHW).flatten(0, 1)
     newline = image_newline(model)
     return rows_RD if newline is None else newline(rows_RD)
 
 
 def picture_features(
-    model: LlavaForConditionalGeneration, pictures: Sequence[Picture], layout: ImageLayout
+    model: LlavaForConditionalGeneration, pictures: Sequence[PreparedImage], layout: ImageLayout
 ) -> list[Tensor]:
     """float[K, D] of each picture: what the language model sees of it. The tower runs once for all."""
     if not pictures:

@@ -57,7 +57,7 @@ class Claims:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingWeights:
     """Weights to lay over a model, read when they are asked for, and what they say of themselves."""
 
     kind: Kind
@@ -80,7 +80,7 @@ class Start:
             yield name, source.read(theirs)
 
 
-def open_start(given: str | pathlib.Path, path: KeyPath) -> Start:
+def open_start(given: str | pathlib.Path, path: KeyPath) -> StartingWeights:
     """The weights of a file, a folder or a hub id; `path` is the recipe path named in errors.
 
     Raises RecipeError when there is nothing, when it is cut short, or when it is none of what can be a start.
@@ -88,7 +88,7 @@ def open_start(given: str | pathlib.Path, path: KeyPath) -> Start:
     place = expanded(given)
     if os.path.isfile(place) or odd_kind(place) is not None:
         weights = _of_projector(place, path)
-        return Start("projector", place, Claims(), place.with_name(ADAPTER_CONFIG), weights)
+        return StartingWeights("projector", place, Claims(), place.with_name(ADAPTER_CONFIG), weights)
     folder = (
         place if os.path.isdir(place) else pretrained_folder(str(given), None, parts=("start",), path=path)
     )
@@ -99,7 +99,7 @@ def open_start(given: str | pathlib.Path, path: KeyPath) -> Start:
         raise RecipeError(_nothing(folder, path))
     if any(map(is_adapter, found)):
         read_scale(folder / ADAPTER_CONFIG, path)
-    return Start(kind, folder, _claims(folder, kind, config, path), folder / ADAPTER_CONFIG, found)
+    return StartingWeights(kind, folder, _claims(folder, kind, config, path), folder / ADAPTER_CONFIG, found)
 
 
 def load_start(model: nn.Module, given: str | pathlib.Path, path: KeyPath) -> tuple[str, ...]:

@@ -21,10 +21,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from llava_recipes.plan import deepspeed
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.dimensions import Dimensions
-from llava_recipes.plan.lora import ADAPTER
-from llava_recipes.plan.tuning import Trains
+from llava_recipes.plan.trainable import ADAPTER, Trains
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.schema import Lora
 
@@ -46,7 +45,7 @@ _SHARED_INPUTS = (
 
 
 @dataclass(frozen=True)
-class Batch:
+class ForwardPass:
     """One forward pass: samples, their padded length, label tokens in all, pictures that the tower sees."""
 
     num_samples: int
@@ -83,7 +82,7 @@ class ActivationModel:
         self._sizes, self._trainable = sizes, frozenset(trains.decision.trainable)
         self._checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
         self._width = 4 if stage.train.precision == "fp32" else 2
-        self._zero3 = zero_stage(stage) == 3
+        self._zero3 = zero_stage(stage.deepspeed) == 3
         owners = {name.rpartition(".")[0] for name in self._trainable}
         self._owners = frozenset(owners)
         self._roots = frozenset(name.split(".", 1)[0] for name in self._trainable)
@@ -95,7 +94,7 @@ class ActivationModel:
         self._casts_text = mixed and "language_model" in in_full
         self._casts_tower = mixed and "vision_tower" in in_full
 
-    def count(self, batch: Batch) -> Activations:
+    def count(self, batch: ForwardPass) -> Activations:
         """The activations of one forward and backward pass."""
         layers = [self._decoder_layer(index) for index in self._decoder_layers_in_graph()]
         tower = [self._tower_layer(index) for index in self._tower_layers_in_graph()]
@@ -182,7 +181,7 @@ class ActivationModel:
         inputs = groups * c * sizes.tower_hidden + fc2 * c * sizes.tower_inner
         return norms + attention + inner + inputs + self._adapters.kept(prefix, _SHARED_INPUTS)
 
-    def _around_layers(self, batch: Batch) -> int:
+    def _around_layers(self, batch: ForwardPass) -> int:
         """What projector, splice, last norm and head keep."""
         sizes, c = self._sizes, self._width
         tokens = batch.num_tokens
@@ -201,20 +200,19 @@ class ActivationModel:
             kept += batch.num_labels * c * sizes.hidden
         return kept
 
-    def _projector(self, batch: Batch) -> int:
+    def _projector(self, batch: ForwardPass) -> int:
         sizes, c = self._sizes, self._width
         patches = batch.num_images * sizes.image_tokens
-        linears = sorted(owner for owner in self._owners if owner.split(".")[0] == "projector")
-        # Between two linear layers stand the input of the GELU and its output; an index for each place.
-        between = max(0, len(linears) - 1) * 2 * c * sizes.hidden
-        first = c * sizes.tower_hidden * bool(linears)
-        return patches * (between + first + 8)
+        trained = [owner for owner in self._owners if owner.split(".")[0] == "projector"]
+        kept = sizes.projector.kept(trained, sizes.tower_hidden, sizes.hidden)
+        # An index for each place besides.
+        return patches * (c * kept + 8)
 
-    def _logits(self, batch: Batch) -> int:
+    def _logits(self, batch: ForwardPass) -> int:
         """float32 scores, their softmax and its gradient live together with the half-precision logits."""
         return batch.num_labels * self._sizes.vocab * (2 * _LABEL_BYTES + self._width)
 
-    def _working(self, batch: Batch, in_text: bool, in_tower: bool) -> int:
+    def _working(self, batch: ForwardPass, in_text: bool, in_tower: bool) -> int:
         """Gradients in flight: two of the inner size and two of the hidden size."""
         sizes, c = self._sizes, self._width
         # Under autocast an adapter's input is float32 on its way to the half-precision product.
@@ -250,11 +248,6 @@ class _Adapters:
             sizes = [found[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in found]
             total += max(sizes, default=0) * self._width
         return total
-
-
-def zero_stage(stage: StagePlan) -> int:
-    """The ZeRO stage that a stage trains under; 0 for none."""
-    return deepspeed.zero_stage(stage.deepspeed)
 
 
 def _first_layer(names: Collection[str], prefix: str, num_layers: int) -> int:

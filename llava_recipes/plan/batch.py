@@ -19,7 +19,7 @@ SIZES_TRIED: Final = 64
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchSizes:
     """Samples per device and pass, passes per step, samples per step over all processes."""
 
     per_device: int
@@ -28,7 +28,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepCounts:
     """Optimizer steps; None where the samples are not counted."""
 
     per_epoch: int | None
@@ -36,7 +36,7 @@ class Steps:
     warmup: int | None
 
 
-def derive_batch(train: Train, *, world_size: int) -> Batch | None:
+def derive_batch(train: Train, *, world_size: int) -> BatchSizes | None:
     """The batch for a number of processes, or None where the global batch size does not divide."""
     per_pass = train.per_device_train_batch_size * world_size
     if train.global_batch_size is None:
@@ -45,7 +45,7 @@ def derive_batch(train: Train, *, world_size: int) -> Batch | None:
         accumulation = train.global_batch_size // per_pass
     else:
         return None
-    return Batch(train.per_device_train_batch_size, accumulation, per_pass * accumulation)
+    return BatchSizes(train.per_device_train_batch_size, accumulation, per_pass * accumulation)
 
 
 def explain_batch(train: Train, *, world_size: int, path: KeyPath, stage: str) -> Problem:
@@ -82,7 +82,7 @@ def explain_batch(train: Train, *, world_size: int, path: KeyPath, stage: str) -
     )
 
 
-def count_steps(train: Train, batch: Batch, *, num_samples: int | None, world_size: int) -> Steps:
+def count_steps(train: Train, batch: BatchSizes, *, num_samples: int | None, world_size: int) -> StepCounts:
     """Optimizer steps; `per_epoch` is 0 where not one batch can be filled.
 
     The last batch of an epoch is kept even when it is not full, unless `dataloader_drop_last` is set, and
@@ -105,10 +105,10 @@ def count_steps(train: Train, batch: Batch, *, num_samples: int | None, world_si
         warmup = 0
     else:
         warmup = None if in_all is None else math.ceil(in_all * train.warmup_ratio)
-    return Steps(per_epoch, in_all, warmup)
+    return StepCounts(per_epoch, in_all, warmup)
 
 
-def count_evaluations(train: Train, steps: Steps) -> int | None:
+def count_evaluations(train: Train, steps: StepCounts) -> int | None:
     """How often the validation loss is measured; the end is always among them. None without a step count."""
     if train.eval_strategy == "no":
         return 1
@@ -116,7 +116,7 @@ def count_evaluations(train: Train, steps: Steps) -> int | None:
     return None if steps.in_all is None or not every else math.ceil(steps.in_all / every)
 
 
-def batch_notes(train: Train, batch: Batch, *, world_size: int) -> Iterator[str]:
+def batch_notes(train: Train, batch: BatchSizes, *, world_size: int) -> Iterator[str]:
     """What was derived from the number of processes."""
     if train.global_batch_size is not None:
         steps = "step" if batch.accumulation == 1 else "steps"

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
 from llava_recipes.plan.batch import (
-    Batch,
-    Steps,
+    BatchSizes,
+    StepCounts,
     batch_notes,
     count_evaluations,
     count_steps,
@@ -22,10 +23,15 @@ from llava_recipes.plan.batch import (
 from llava_recipes.plan.data import plan_data
 from llava_recipes.plan.exports import export_warnings
 from llava_recipes.plan.model import PlannedModel, plan_model
-from llava_recipes.plan.param_groups import groups_of, optimizer_problem
-from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
 from llava_recipes.plan.sampling import plan_sampling
-from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
+from llava_recipes.plan.trainable import (
+    Trains,
+    groups_of,
+    optimizer_problem,
+    quantized_stage_problems,
+    tuning_problems,
+    what_trains,
+)
 from llava_recipes.plan.types import (
     DataPlan,
     ParamGroupPlan,
@@ -34,7 +40,8 @@ from llava_recipes.plan.types import (
     TrainPlan,
 )
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
+from llava_recipes.recipe.scalars import say_number
+from llava_recipes.recipe.schema import Recipe, Train
 from llava_recipes.recipe.spelling import did_you_mean
 
 
@@ -65,25 +72,22 @@ class Facts:
     """Files that are there and cannot be read; told with everything else that is wrong."""
 
 
-def compile_plan(recipe: Recipe, *, world_size: int, facts: Facts) -> Plan:
-    """The plan of a recipe on `world_size` processes.
-
-    Raises RecipeError with every problem at once; their paths are those of the recipe.
-    """
-    return compile_recipe(recipe, world_size=world_size, facts=facts).plan
-
-
 @dataclass(frozen=True)
 class Compiled:
     """A plan, the model that it was counted from, and what a person has probably not meant."""
 
     plan: Plan
     model: PlannedModel
+    trains: tuple[Trains, ...]
+    """What each stage trains; empty without sizes."""
     warnings: tuple[Problem, ...]
 
 
 def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled:
-    """The plan of a recipe with all that was found out. Raises RecipeError as `compile_plan` does."""
+    """The plan of a recipe on `world_size` processes, with all that was found out.
+
+    Raises RecipeError with every problem at once; their paths are those of the recipe.
+    """
     problems, notes = list(facts.problems), list[str]()
     model = plan_model(
         recipe.model,
@@ -96,10 +100,12 @@ def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled
     notes += model.notes
     quantization = model.plan.language_model.quantization
     stages: list[StagePlan | None] = []
+    trains: list[Trains] = []
     for index, stage in enumerate(recipe.stages):
         compiled = _StageCompiler(recipe, index, model, world_size, facts)
         planned_stage = compiled.plan()
         problems += compiled.problems
+        trains += [compiled.trains] if compiled.trains else []
         if planned_stage is not None and quantization is not None:
             path: KeyPath = ("stages", index)
             problems += quantized_stage_problems(quantization, planned_stage, stages, stage_path=path)
@@ -129,7 +135,7 @@ def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled
         stages=planned,
         notes=tuple(notes),
     )
-    return Compiled(plan, model, warnings)
+    return Compiled(plan, model, tuple(trains), warnings)
 
 
 class _StageCompiler:
@@ -141,6 +147,8 @@ class _StageCompiler:
         self._recipe, self._model, self._world_size, self._facts = recipe, model, world_size, facts
         self._index, self._stage = index, recipe.stages[index]
         self._path: KeyPath = ("stages", index)
+        self.trains: Trains | None = None
+        """None until `plan` is called, and without sizes."""
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -159,7 +167,7 @@ class _StageCompiler:
         data = found.plan
         self.problems += found.problems
         self.notes += found.notes
-        trains = self._decide()
+        trains = self.trains = self._decide()
         starts_from = self._starts_from(self._index)
         batch = derive_batch(train, world_size=self._world_size)
         config, source = self._plan_deepspeed(batch)
@@ -196,10 +204,10 @@ class _StageCompiler:
         shapes = self._model.shapes
         if shapes is None:
             return None
-        self.problems += tuning_problems(shapes, self._stage, stage_path=self._path)
-        if self._model.plan.language_model.quantization is not None:
-            self.problems += quantization_problems(shapes, self._stage, stage_path=self._path)
-        return what_trains(shapes, self._stage)
+        trains = what_trains(shapes, self._stage)
+        quantized = self._model.plan.language_model.quantization is not None
+        self.problems += tuning_problems(trains, self._stage, quantized=quantized, stage_path=self._path)
+        return trains
 
     def _plan_groups(self, trains: Trains | None) -> tuple[ParamGroupPlan, ...]:
         train, groups = self._stage.train, self._stage.param_groups
@@ -250,7 +258,7 @@ class _StageCompiler:
             ]
         return (*before.folders, start)
 
-    def _explain_no_step(self, batch: Batch, data: DataPlan) -> Problem:
+    def _explain_no_step(self, batch: BatchSizes, data: DataPlan) -> Problem:
         return Problem(
             "not one full batch for every process, and `dataloader_drop_last` drops what is not full",
             code="no-full-batch",
@@ -259,7 +267,7 @@ class _StageCompiler:
             hint="remove `dataloader_drop_last`, or make the batch smaller",
         )
 
-    def _plan_deepspeed(self, batch: Batch | None) -> tuple[dict[str, JsonValue] | None, str]:
+    def _plan_deepspeed(self, batch: BatchSizes | None) -> tuple[dict[str, JsonValue] | None, str]:
         train, choice = self._stage.train, self._stage.deepspeed
         path: KeyPath = (*self._path, "deepspeed")
         if choice == "none":
@@ -278,14 +286,14 @@ class _StageCompiler:
             config, train=train, batch=batch, path=path, inline=source == "inline"
         )
         if config.get("gradient_clipping") is None:
-            clips = f"clips at {train.max_grad_norm:g}" if train.max_grad_norm else "doesn't clip"
+            clips = f"clips at {say_number(train.max_grad_norm)}" if train.max_grad_norm else "doesn't clip"
             self.notes.append(
                 f"the DeepSpeed config has no `gradient_clipping`; it {clips}, as `max_grad_norm` says"
             )
         return deepspeed.complete(config, max_grad_norm=train.max_grad_norm), source
 
 
-def _plan_train(train: Train, batch: Batch, steps: Steps) -> TrainPlan:
+def _plan_train(train: Train, batch: BatchSizes, steps: StepCounts) -> TrainPlan:
     return TrainPlan(
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,

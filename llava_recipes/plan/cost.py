@@ -3,7 +3,7 @@
 Operations are those that the GPUs are asked for, recomputation included: two for each weight and token in the
 forward pass, as many for the gradient of what a layer reads where a graph is built, as many for the gradient
 of the weights that train, and once more the forward pass under gradient checkpointing. Hours follow from a
-share of the GPU's rate that is assumed by kind of stage; docs/guide.md holds it against published runs.
+share of the GPU's rate that is assumed by kind of stage; docs/cost.md compares it with published runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llava_recipes.plan.activations import zero_stage
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.dimensions import Dimensions
 from llava_recipes.plan.hardware import Gpu
 from llava_recipes.plan.types import StagePlan
@@ -87,7 +87,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedWeights:
     """How much of each part trains, in weights of matrices, and where graphs begin."""
 
     language: int
@@ -134,7 +134,7 @@ def count_samples(stage: StagePlan) -> int | None:
     return None if num_samples is None else round(num_samples * train.num_train_epochs)
 
 
-def sample_flops(stage: StagePlan, sizes: Dimensions, tokens: Tokens, trained: Trained) -> float:
+def sample_flops(stage: StagePlan, sizes: Dimensions, tokens: Tokens, trained: TrainedWeights) -> float:
     """Operations of one sample of the usual length, forward and backward."""
     checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
     length = tokens.usual_length
@@ -156,7 +156,7 @@ def estimate_compute(
     stage: StagePlan,
     sizes: Dimensions,
     tokens: Tokens,
-    trained: Trained,
+    trained: TrainedWeights,
     *,
     gpu: Gpu | None,
     world_size: int,
@@ -215,7 +215,7 @@ def _layer_weights(sizes: Dimensions) -> int:
     return 2 * sizes.hidden * (sizes.attention + sizes.keys) + 3 * sizes.hidden * sizes.inner
 
 
-def _kind(stage: StagePlan, trained: Trained) -> str:
+def _kind(stage: StagePlan, trained: TrainedWeights) -> str:
     frozen, frozen_zero3, trains, trains_zero3, offloads = EFFICIENCY
     zero = (stage.deepspeed or {}).get("zero_optimization")
     blocks = (
@@ -223,6 +223,6 @@ def _kind(stage: StagePlan, trained: Trained) -> str:
     )
     if any(isinstance(block, dict) and block.get("device") not in (None, "none") for block in blocks):
         return offloads
-    if zero_stage(stage) == 3:
+    if zero_stage(stage.deepspeed) == 3:
         return trains_zero3 if trained.language else frozen_zero3
     return trains if trained.language else frozen

@@ -16,7 +16,7 @@ from llava_recipes.recipe.schema import Source
 
 
 @dataclass(frozen=True)
-class Mix:
+class MixedSources:
     """The sources that are trained on, and those that are held out; None where nothing is."""
 
     training: tuple[SourcePlan, ...]
@@ -25,7 +25,7 @@ class Mix:
 
 def mix_sources(
     sources: Sequence[Source], counts: Sequence[int | None], *, seed: str, split: float | None
-) -> Mix:
+) -> MixedSources:
     """What is used of each source that holds so many records; None where a file is not at hand.
 
     `seed` begins the text that every draw by chance is seeded with.
@@ -51,9 +51,9 @@ def mix_sources(
         )
     ]
     if split is None:
-        return Mix(tuple(training), None)
+        return MixedSources(tuple(training), None)
     changes = ({"part": "held_out", "weight": 1.0, "num_used": source.num_held_out} for source in training)
-    return Mix(
+    return MixedSources(
         tuple(training),
         tuple(source.model_copy(update=change) for source, change in zip(training, changes, strict=True)),
     )

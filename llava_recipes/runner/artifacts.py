@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue, ValidationError
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.files import odd_kind, real_path, replacing, system_folder, write_text
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.json_file import in_short, kind_of, made_of, read_object
 from llava_recipes.recipe.locations import check_place
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.train.checkpoints import list_checkpoints
 
 if TYPE_CHECKING:
-    from llava_recipes.train.stage import Trained
+    from llava_recipes.train.stage import TrainedStage
 
 PLAN, RECIPE, ENVIRONMENT, DONE = "plan.json", "recipe.resolved.yaml", "environment.json", "DONE"
 
@@ -147,7 +147,7 @@ def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: di
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 
 
-def write_results(plan: Plan, trained: Trained, folder: Path) -> None:
+def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
     """Write what training made: weights, config.json, trainer_state.json. On the first process only.
 
     Raises RecipeError, and writes nothing, when the last step made a weight that is not finite.

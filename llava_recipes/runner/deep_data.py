@@ -163,12 +163,12 @@ class DataLook:
         from llava_recipes.data.crops import check_size
         from llava_recipes.data.image_sizes import CannotPrepare
         from llava_recipes.data.images import BadImage
-        from llava_recipes.data.pictures import check_picture, open_pictures
+        from llava_recipes.data.pictures import check_record_image, open_pictures
 
         if decode:
             (size,) = open_pictures(records, record, lambda image: image.size, numbers=[number])
         else:
-            size = check_picture(records, record, number)
+            size = check_record_image(records, record, number)
         if self._image_processor is not None:
             try:
                 check_size(size, self._image_processor, self._data)

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.plan.identity import identity, is_same, spell_identity
-from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
-from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
-from llava_recipes.plan.lora import ADAPTER
+from llava_recipes.plan.trainable import ADAPTER, EMBEDDINGS, NUM_TOKENS
+from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.types import ModelPlan, Plan
+from llava_recipes.projectors import spell_projector
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.runner.artifacts import DONE, PLAN, unfinished
-from llava_recipes.runner.initial_weights import Shapes, spell_projector
+from llava_recipes.runner.initial_weights import Shapes
 
 if TYPE_CHECKING:
-    from llava_recipes.model.starts import Start
+    from llava_recipes.model.starts import StartingWeights
 
 _LANGUAGE = ("language_model.", "lm_head.")
 _BY_FILE = "to take its projector all the same, give its mm_projector.bin in `model.projector.init_from`"
@@ -57,7 +57,7 @@ def hand_off_problems(
                 yield from error.problems
 
 
-def _open(given: str, path: KeyPath) -> Start:
+def _open(given: str, path: KeyPath) -> StartingWeights:
     from llava_recipes.model.starts import open_start
 
     folder = Path(given)
@@ -95,7 +95,9 @@ def _not_looked_up(given: str, path: KeyPath) -> Problem:
     )
 
 
-def _misfits(start: Start, model: ModelPlan, shapes: Shapes, given: str, path: KeyPath) -> Iterator[Problem]:
+def _misfits(
+    start: StartingWeights, model: ModelPlan, shapes: Shapes, given: str, path: KeyPath
+) -> Iterator[Problem]:
     theirs = start.shapes()
     yield from _check_tower(start, model, given, path)
     yield from _check_tokens(start, model, theirs, shapes, given, path)
@@ -108,7 +110,7 @@ def _misfits(start: Start, model: ModelPlan, shapes: Shapes, given: str, path: K
     yield from _check_rest(theirs, shapes, given, path)
 
 
-def _check_tower(start: Start, model: ModelPlan, given: str, path: KeyPath) -> Iterator[Problem]:
+def _check_tower(start: StartingWeights, model: ModelPlan, given: str, path: KeyPath) -> Iterator[Problem]:
     claims, tower = start.claims, model.vision_tower
     ours = identity(tower.model_dump(mode="json"))
     if claims.vision_tower is not None and not is_same(claims.vision_tower, ours):
@@ -132,7 +134,7 @@ def _check_tower(start: Start, model: ModelPlan, given: str, path: KeyPath) -> I
 
 
 def _check_tokens(
-    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
+    start: StartingWeights, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
 ) -> Iterator[Problem]:
     claimed = start.claims.start_end
     if claimed is None and IMAGE_TOKENS in theirs:
@@ -170,7 +172,7 @@ def _check_quantized(model: ModelPlan, theirs: Shapes, given: str, path: KeyPath
 
 
 def _check_base(
-    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
+    start: StartingWeights, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
 ) -> Iterator[Problem]:
     """Weights that mean something beside the language model that they were trained with, and no other."""
     claimed = start.claims.language_model
@@ -194,7 +196,7 @@ def _check_base(
 
 
 def _check_language(
-    start: Start, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
+    start: StartingWeights, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
 ) -> Iterator[Problem]:
     """Sizes of the language model: of its weights, and of those that adapters were made for."""
     needed = {name: shape for name, shape in theirs.items() if name.startswith(_LANGUAGE)}
@@ -244,7 +246,7 @@ def _for_weights(
 
 
 def _check_projector(
-    start: Start, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
+    start: StartingWeights, model: ModelPlan, theirs: Shapes, shapes: Shapes, given: str, path: KeyPath
 ) -> Iterator[Problem]:
     held, wanted = (
         {

@@ -7,7 +7,7 @@ import importlib.util
 import netrc
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from llava_recipes.data.images import BadImage, check_image
@@ -20,7 +20,7 @@ from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, stage_plan
 from llava_recipes.runner.hand_off import hand_off_problems
-from llava_recipes.runner.initial_weights import base_weights_problems, model_shapes, projector_problems
+from llava_recipes.runner.initial_weights import Shapes, base_weights_problems, projector_problems
 from llava_recipes.runner.wording import wording_problems
 from llava_recipes.versions import check_versions
 
@@ -44,14 +44,14 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         problems += _deepspeed_problems(stage, path)
         problems += _samples_problems(stage, path)
     is_fit = not problems
+    shapes = _shapes_of(plan)
     if is_there:
-        shapes = functools.cache(lambda: model_shapes(plan.model))
         problems += base_weights_problems(plan.model)
         problems += projector_problems(plan.model, shapes)
         problems += hand_off_problems(plan, stages, shapes, fetch=True)
     if plan.model.sizes is None and not problems:
         try:
-            problems += _freezing_problems(plan)
+            problems += _freezing_problems(plan, shapes())
         except RecipeError as error:
             # A config of the hub that cannot be had.
             problems += error.problems
@@ -239,16 +239,23 @@ def _deepspeed_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
         )
 
 
-def _freezing_problems(plan: Plan) -> Iterator[Problem]:
-    """What trains, for models whose parameter names only transformers knows: built without weights."""
-    from llava_recipes.model.names import canonical_parameters
-    from llava_recipes.model.skeleton import build_skeleton
-    from llava_recipes.plan.quantization import quantization_problems
-    from llava_recipes.plan.tuning import tuning_problems
+def _shapes_of(plan: Plan) -> Callable[[], Shapes]:
+    """What gives the shapes of the plan's model, which is built without weights at the first call."""
 
-    model = build_skeleton(plan.model)
-    shapes = {name: tuple(parameter.shape) for name, parameter in canonical_parameters(model).items()}
+    @functools.cache
+    def shapes() -> Shapes:
+        from llava_recipes.model.assemble import skeleton_shapes
+
+        return skeleton_shapes(plan.model)
+
+    return shapes
+
+
+def _freezing_problems(plan: Plan, shapes: Shapes) -> Iterator[Problem]:
+    """What trains, for models whose parameter names only transformers knows."""
+    from llava_recipes.plan.trainable import tuning_problems, what_trains
+
+    quantized = plan.model.language_model.quantization is not None
     for index, stage in enumerate(plan.stages):
-        yield from tuning_problems(shapes, stage, stage_path=("stages", index))
-        if plan.model.language_model.quantization is not None:
-            yield from quantization_problems(shapes, stage, stage_path=("stages", index))
+        trains = what_trains(shapes, stage)
+        yield from tuning_problems(trains, stage, quantized=quantized, stage_path=("stages", index))

@@ -4,8 +4,8 @@ It writes what `templates.spell` writes: images where training had them, its sys
 brings one. A message's content is a text with `<image>` tags, or a list of parts. For llama.cpp it's a text
 with llama.cpp's own marks in place of the tags.
 
-llama.cpp has a Jinja of its own (common/jinja/value.cpp): of a string's methods it knows those in
-`STRING_METHODS`, and in a string the escapes in `_ESCAPES`.
+llama.cpp has a Jinja of its own (common/jinja/value.cpp). It knows some of a string's methods, not `count`
+for one, and in a string the escapes in `_ESCAPES`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,6 @@ from llava_recipes.templates import IMAGE_END, IMAGE_START
 
 Reader = Literal["hf", "llama.cpp"]
 """What renders the text: transformers and vLLM, or llama.cpp."""
-
-STRING_METHODS = frozenset(
-    {"upper", "lower", "strip", "rstrip", "lstrip", "title", "capitalize", "length", "startswith", "endswith"}
-    | {"split", "rsplit", "replace"}
-)
-"""Methods of strings in llama.cpp, as of its commit in llama-cpp-python 0.3.36. It has no `count`."""
 
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 

@@ -39,7 +39,7 @@ class Expected:
     logits: Tensor
 
 
-def picture() -> Image.Image:
+def drawn_picture() -> Image.Image:
     """A picture with smooth and sharp parts, wider than high, the same every time."""
     rows, columns = np.mgrid[0:160, 0:240]
     pixels = np.stack([rows, columns, (rows * columns) // 40], axis=-1) % 256
@@ -54,7 +54,7 @@ def expected_of(run: OpenedRun) -> Expected:
     question = IMAGE if run.data.template == "plain" else f"{IMAGE}\n{QUESTION}"
     prompt_ids = prompts.encode_prompt([Turn("human", question)], has_image=True)
     layout = assembled.image_layout(run.data)
-    prepared = prepare_picture(picture(), assembled.image_processor, run.data)
+    prepared = prepare_picture(drawn_picture(), assembled.image_processor, run.data)
     input_ids = expanded(prompt_ids, layout.num_tokens(prepared))
     places = layout.places(prepared)
     logits = own_logits(assembled.model, input_ids, prepared.crops, places)

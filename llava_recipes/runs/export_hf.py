@@ -37,7 +37,7 @@ from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.next_layout import next_config, next_image_processor
 from llava_recipes.model.vocabulary import with_mean_rows
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.runs.checking import QUESTION, Expected, check_logits, in_float32, picture
+from llava_recipes.runs.checking import QUESTION, Expected, check_logits, drawn_picture, in_float32
 from llava_recipes.runs.opened import OpenedRun
 from llava_recipes.runs.public_names import public_name, without_paths
 from llava_recipes.runs.refusing import check_allowed
@@ -99,7 +99,7 @@ class HfExport:
         Raises RecipeError when prompt, pixels or logits are not the run's.
         """
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        content = [{"type": "image", "image": picture()}]
+        content = [{"type": "image", "image": drawn_picture()}]
         if self._run.data.template != "plain":
             content.append({"type": "text", "text": QUESTION})
         shown = [_without_image(part) for part in content]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from rich.console import Console
 from rich.panel import Panel
@@ -21,7 +20,7 @@ from llava_recipes.screen import cell, console, guard_redirected, say, shown
 
 
 @dataclass(frozen=True)
-class Start:
+class StartPanel:
     """What the start panel says, in order."""
 
     title: str
@@ -30,13 +29,13 @@ class Start:
     first_step: int
 
 
-class Reporter(Protocol):
-    """Told of start, logged steps, evaluations, answers and end; speaks to a person or to nobody.
+class Reporter:
+    """Told of start, logged steps, evaluations, answers and end, and speaks to nobody; its kinds to a person.
 
     `abandon` gives the terminal back when training ends by an error.
     """
 
-    def start(self, start: Start) -> None: ...
+    def start(self, start: StartPanel) -> None: ...
 
     def step(self, metrics: dict[str, float]) -> None: ...
 
@@ -49,29 +48,13 @@ class Reporter(Protocol):
     def abandon(self) -> None: ...
 
 
-class Silent:
-    """For every process but the first."""
-
-    def start(self, start: Start) -> None: ...
-
-    def step(self, metrics: dict[str, float]) -> None: ...
-
-    def evaluation(self, metrics: dict[str, float]) -> None: ...
-
-    def sample(self, step: int, image: str, answer: str) -> None: ...
-
-    def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
-
-    def abandon(self) -> None: ...
-
-
-class Lines:
+class LineReporter(Reporter):
     """Plain lines, for logs and pipes."""
 
     def __init__(self) -> None:
         self._num_steps = 0
 
-    def start(self, start: Start) -> None:
+    def start(self, start: StartPanel) -> None:
         self._num_steps = start.num_steps
         self._print(start.title)
         for name, value in start.rows:
@@ -94,13 +77,11 @@ class Lines:
         for name, value in rows:
             self._print(f"  {name:<12} {value}")
 
-    def abandon(self) -> None: ...
-
     def _print(self, text: str) -> None:
         say(text)
 
 
-class Bar:
+class BarReporter(Reporter):
     """A live bar, for terminals."""
 
     def __init__(self, console: Console) -> None:
@@ -117,7 +98,7 @@ class Bar:
         )
         self._title = ""
 
-    def start(self, start: Start) -> None:
+    def start(self, start: StartPanel) -> None:
         self._title = start.title
         self._console.print(
             Panel(_grid(start.rows), title=cell(start.title), title_align="left", expand=False)
@@ -156,9 +137,9 @@ class Bar:
 def choose_reporter(*, is_first_process: bool) -> Reporter:
     """The one that suits where the output goes."""
     if not is_first_process:
-        return Silent()
+        return Reporter()
     screen = console()
-    return Bar(screen) if screen.is_terminal else Lines()
+    return BarReporter(screen) if screen.is_terminal else LineReporter()
 
 
 def _evaluation_words(metrics: dict[str, float]) -> str:

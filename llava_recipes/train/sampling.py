@@ -15,7 +15,7 @@ from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.images import BadImage, read_prepared
 from llava_recipes.data.pictures import open_pictures
 from llava_recipes.files import expanded, real_path, write_text
-from llava_recipes.model.answering import Answerer, Picture, Prompt
+from llava_recipes.model.answering import Answerer, Prompt, PromptImage
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Decoding
 from llava_recipes.model.precision import DTYPES
@@ -33,7 +33,7 @@ class Subject:
     question: str
     reference: str | None
     input_ids: tuple[int, ...]
-    pictures: tuple[Picture, ...]
+    prepared: tuple[PromptImage, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def choose_subjects(
             )
         )
     for subject in found:
-        counts = [picture.num_tokens for picture in subject.pictures]
+        counts = [picture.num_tokens for picture in subject.prepared]
         num_tokens = answerer.num_tokens(subject.input_ids, counts)
         problem = answerer.does_not_fit(num_tokens, counts, Decoding(plan.max_new_tokens))
         if problem is not None:
@@ -122,10 +122,10 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
                 self._show(step, str(sampled.image), answer)
 
     def _answers(self) -> list[str]:
-        pictures = [picture for subject in self._subjects for picture in subject.pictures]
+        pictures = [picture for subject in self._subjects for picture in subject.prepared]
         seen = iter(self._answerer.look(pictures))
         prompts = [
-            Prompt(subject.input_ids, tuple(next(seen) for _ in subject.pictures))
+            Prompt(subject.input_ids, tuple(next(seen) for _ in subject.prepared))
             for subject in self._subjects
         ]
         decoding = Decoding(self._plan.max_new_tokens)
@@ -206,7 +206,7 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
                 question=turns[0].text,
                 reference=turns[1].text if len(turns) > 1 else None,
                 input_ids=input_ids,
-                pictures=tuple(pictures),
+                prepared=tuple(pictures),
             )
         )
     return found

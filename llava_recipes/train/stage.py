@@ -23,26 +23,25 @@ from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
-from llava_recipes.plan.deepspeed import zero_stage as zero_stage_of
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.evaluation import when_measured
-from llava_recipes.plan.image_tokens import trains_image_tokens
-from llava_recipes.plan.quantization import describe
 from llava_recipes.plan.sampling import describe_sampling
+from llava_recipes.plan.trainable import describe, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
-from llava_recipes.train.progress import Reporter, Start, choose_reporter
+from llava_recipes.train.progress import Reporter, StartPanel, choose_reporter
 from llava_recipes.train.sampling import SamplesLog, SampleWhileTraining, choose_subjects
 from llava_recipes.train.states import check_state
 from llava_recipes.train.stop import StopOnSignal
 from llava_recipes.train.trainer import StageTrainer
-from llava_recipes.train.validation import Validation
+from llava_recipes.train.validation import ValidationSet
 from llava_recipes.versions import load_to_numbered_cpu
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedStage:
     """A stage that has run. `state` is empty on every process but the first."""
 
     assembled: Assembled
@@ -62,7 +61,7 @@ class Trained:
     reporter: Reporter
 
 
-def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> Trained:
+def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> TrainedStage:
     """Train stage number `index` of a plan in this process, one of `plan.world_size`.
 
     Raises RecipeError for what the user can mend: weights that do not fit, a broken image, a loss that is not
@@ -113,7 +112,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         validation=_validation(plan, stage, assembled, arguments),
         callbacks=[stop],
     )
-    together = zero_stage_of(stage.deepspeed) == 3
+    together = zero_stage(stage.deepspeed) == 3
     if stage.sampling is not None and (first or together):
         answerer = Answerer(assembled, stage.data, start_end=plan.model.image_tokens.start_end)
         held_out = stage.data.for_validation()
@@ -141,7 +140,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     except BaseException:
         reporter.abandon()
         raise
-    return Trained(
+    return TrainedStage(
         assembled=assembled,
         state=trainable_state(assembled.model),
         image_tokens=read_image_tokens(assembled.model) if plan.model.image_tokens.start_end else None,
@@ -163,12 +162,12 @@ def _dataset(data: DataPlan, plan: Plan, assembled: Assembled) -> StageDataset:
 
 def _validation(
     plan: Plan, stage: StagePlan, assembled: Assembled, arguments: TrainingArguments
-) -> Validation | None:
+) -> ValidationSet | None:
     data = stage.data.for_validation()
     if data is None:
         return None
     dataset = _dataset(data, plan, assembled)
-    return Validation(
+    return ValidationSet(
         dataset=dataset,
         collator=collator_of(assembled, dataset),
         batch_size=arguments.per_device_eval_batch_size,
@@ -199,8 +198,8 @@ def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
 
 def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     """The model with earlier stages' weights laid over it, frozen as the stage says; and how much trains."""
-    zero_stage = zero_stage_of(stage.deepspeed)
-    assembled = assemble(plan.model, dtype=DTYPES[stage.train.precision], zero3=zero_stage == 3)
+    zero3 = zero_stage(stage.deepspeed) == 3
+    assembled = assemble(plan.model, dtype=DTYPES[stage.train.precision], zero3=zero3)
     for start in stage.starts_from:
         load_start(assembled.model, start, ("stages",))
     if trains_image_tokens(stage):
@@ -250,7 +249,7 @@ def _describe(
     resumed_step: int,
     num_samples: int,
     notes: list[str],
-) -> Start:
+) -> StartPanel:
     train = stage.train
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -273,4 +272,4 @@ def _describe(
     if quantization is not None:
         rows.append(("quantized", f"the language model's linear layers in {describe(quantization)}"))
     rows += [("note", note) for note in notes]
-    return Start(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)
+    return StartPanel(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)

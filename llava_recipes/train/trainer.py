@@ -27,7 +27,7 @@ from llava_recipes.train.checkpoints import TRAINER_STATE, make_room, remove_old
 from llava_recipes.train.failures import check_finite, nonfinite_loss
 from llava_recipes.train.optimizer import split_groups
 from llava_recipes.train.states import check_moments, loading
-from llava_recipes.train.validation import MeasureAtTheEnd, Measured, Validation
+from llava_recipes.train.validation import MeasureAtTheEnd, Measured, ValidationSet
 
 Metrics = dict[str, float]
 
@@ -47,7 +47,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         keep_checkpoints: int | None,
         on_metrics: Callable[[Metrics], None],
         param_groups: tuple[ParamGroupPlan, ...] = (),
-        validation: Validation | None = None,
+        validation: ValidationSet | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs, eval_dataset=None if validation is None else validation.dataset)

@@ -29,7 +29,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationSet:
     """Validation samples, and how they are put into batches."""
 
     dataset: StageDataset

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llava_recipes.answers.conversation import Conversation
+from llava_recipes.answers.conversation import Chat
 from llava_recipes.cli.main import main
 from tests.tiny import FIXTURES
 
@@ -62,16 +62,16 @@ def test_at_a_terminal_one_may_try_again(
             raise EOFError
         return line
 
-    ask = Conversation.ask
+    ask = Chat.ask
 
-    def interrupted(talk: Conversation, text: str, listen: Callable[[str], None] | None = None) -> str:
+    def interrupted(talk: Chat, text: str, listen: Callable[[str], None] | None = None) -> str:
         if text == "Stop this":
             raise KeyboardInterrupt
         return ask(talk, text, listen)
 
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr(Console, "input", typed)
-    monkeypatch.setattr(Conversation, "ask", interrupted)
+    monkeypatch.setattr(Chat, "ask", interrupted)
     code, said, told = chat(capsys, str(runs / "v1"))
     assert code == 0 and said.strip()
     assert [line for line in told.splitlines() if line] == [
@@ -88,11 +88,11 @@ def test_at_a_terminal_one_may_try_again(
 def test_an_answer_does_not_steer_the_terminal(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask(talk: Conversation, text: str, listen: Callable[[str], None]) -> str:
+    def ask(talk: Chat, text: str, listen: Callable[[str], None]) -> str:
         listen("a\x1b[2Jb\n\tc\x9b")
         return ""
 
-    monkeypatch.setattr(Conversation, "ask", ask)
+    monkeypatch.setattr(Chat, "ask", ask)
     assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\ufffd[2Jb\n\tc\ufffd\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\ufffd[2Jb\n\tc\ufffd\n"

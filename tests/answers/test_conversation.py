@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_recipes.answers.conversation import Conversation
-from llava_recipes.data.images import read_image
-from llava_recipes.model.answering import Answerer, Picture, Prompt
+from llava_recipes.answers.conversation import Chat
+from llava_recipes.model.answering import Answerer, Prompt, PromptImage
 from llava_recipes.model.assemble import assemble
 from llava_recipes.model.generate import Decoding
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.templates import Turn
+from tests.images import read_image
 from tests.model.plans import GOLDEN, plan_of
 from tests.model.test_answering import data_plan
 
@@ -30,13 +30,13 @@ def answerer() -> Answerer:
     return Answerer(assemble(plan, dtype=torch.float32), data_plan("v1"), start_end=False)
 
 
-def conversation(answerer: Answerer, notes: list[str] | None = None) -> Conversation:
-    return Conversation(answerer, DECODING, say=(notes if notes is not None else []).append)
+def conversation(answerer: Answerer, notes: list[str] | None = None) -> Chat:
+    return Chat(answerer, DECODING, say=(notes if notes is not None else []).append)
 
 
 def answer_to(answerer: Answerer, turns: list[Turn], *images: str) -> str:
-    pictures = answerer.look([answerer.prepare(read_image(str(IMAGES), Path(file).name)) for file in images])
-    return answerer.answer([Prompt(answerer.prompt_ids(turns), tuple(pictures))], DECODING)[0]
+    prepared = answerer.look([answerer.prepare(read_image(str(IMAGES), Path(file).name)) for file in images])
+    return answerer.answer([Prompt(answerer.prompt_ids(turns), tuple(prepared))], DECODING)[0]
 
 
 def test_what_was_said_and_shown_is_remembered(answerer: Answerer) -> None:
@@ -57,7 +57,7 @@ def test_a_picture_is_looked_at_once(answerer: Answerer, monkeypatch: pytest.Mon
     looks: list[int] = []
     look = answerer.look
 
-    def counted(pictures: Sequence[Picture]) -> list[Tensor]:
+    def counted(pictures: Sequence[PromptImage]) -> list[Tensor]:
         looks.append(len(pictures))
         return look(pictures)
 

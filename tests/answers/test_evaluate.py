@@ -18,7 +18,7 @@ from llava_recipes.answers.opening import open_to_ask
 from llava_recipes.cli.main import main
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.tokens import IGNORED
-from llava_recipes.model.features import image_features
+from llava_recipes.model.features import crop_features
 from llava_recipes.model.forward import stock_forward
 from llava_recipes.model.generate import embed_with_pictures
 from tests.tiny import FIXTURES
@@ -43,7 +43,7 @@ def count_by_hand(run: Path) -> tuple[float, int, int]:
     total, num_right, num_tokens = 0.0, 0, 0
     for index in range(len(dataset)):
         sample = dataset[index]
-        pictures = [image_features(model, picture.crops)[0] for picture in sample.pictures]
+        pictures = [crop_features(model, picture.crops)[0] for picture in sample.pictures]
         # An unknown token is lost from the text, as in training: it is the padding too.
         kept = sample.input_ids != assembled.tokenizer.unk_token_id
         input_ids = sample.input_ids[kept]

@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.authoring.copying import copied_text
-from llava_recipes.authoring.gallery import Entry, find, gallery
+from llava_recipes.authoring.gallery import GalleryRecipe, find, gallery
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe
 from llava_recipes.runner.facts import plan_recipe
 
 LEFT_BEHIND = {"extends", "env", "vars"}
 
 
-def _copy(entry: Entry, folder: Path) -> LoadedRecipe:
+def _copy(entry: GalleryRecipe, folder: Path) -> LoadedRecipe:
     file = folder / "copied.yaml"
     file.write_text(copied_text(entry, file), encoding="utf-8")
     return load_recipe(str(file))
 
 
 @pytest.mark.parametrize("entry", gallery(), ids=lambda entry: entry.name)
-def test_a_copy_means_the_same(entry: Entry, tmp_path: Path) -> None:
+def test_a_copy_means_the_same(entry: GalleryRecipe, tmp_path: Path) -> None:
     copied, original = _copy(entry, tmp_path), load_recipe(str(entry.file))
     assert copied.recipe.extends is None
     assert copied.recipe.model_dump(exclude=LEFT_BEHIND) == original.recipe.model_dump(exclude=LEFT_BEHIND)
@@ -29,7 +29,7 @@ def test_a_copy_means_the_same(entry: Entry, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", gallery(), ids=lambda entry: entry.name)
-def test_a_copy_names_itself(entry: Entry, tmp_path: Path) -> None:
+def test_a_copy_names_itself(entry: GalleryRecipe, tmp_path: Path) -> None:
     text = copied_text(entry, tmp_path / "copied.yaml")
     assert f"recipes/{entry.name}.yaml" not in text
     assert text.count("\n") > 30
@@ -61,7 +61,7 @@ def test_remarks_and_used_variables_come_along(tmp_path: Path, monkeypatch: pyte
         "    train:\n      learning_rate: 5e-4  # lower\n",
         encoding="utf-8",
     )
-    entry = Entry("mine", "", file, *[""] * 8)
+    entry = GalleryRecipe("mine", "", file, *[""] * 8)
     text = copied_text(entry, tmp_path / "copied.yaml")
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[:2] == ["# The head.", "version: 1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.authoring.gallery import Entry, families, find, find_all, gallery, read_head
+from llava_recipes.authoring.gallery import GalleryRecipe, families, find, find_all, gallery, read_head
 from llava_recipes.authoring.shipped import gallery_folder, modeline, schema_file
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
@@ -34,7 +34,7 @@ def test_every_whole_recipe_is_listed() -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_a_recipe_says_what_to_expect(entry: Entry) -> None:
+def test_a_recipe_says_what_to_expect(entry: GalleryRecipe) -> None:
     """The head needs `Run`, `Hardware` and `Expect`; the last gives time and loss in clauses of their own."""
     for label in ("purpose", "family", "hardware", "time", "loss", "expect", "source"):
         assert getattr(entry, label), f"{label} of {entry.name}"
@@ -74,7 +74,7 @@ def test_time_and_loss_are_told_apart(
     ],
 )
 def test_a_line_holds_the_gist(hardware: str, expect: str, machine: str, duration: str) -> None:
-    entry = Entry(
+    entry = GalleryRecipe(
         *("name", "family", Path("x")),
         purpose="LLaVA-1.5 7B, Stage 1: alignment. More.",
         hardware=hardware,

@@ -8,11 +8,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
-from llava_recipes.cli.fold import fold_layers
 from llava_recipes.cli.main import main
-from llava_recipes.cli.plan import plain_lines, show
-from llava_recipes.freeze import match_glob
+from llava_recipes.cli.plan import plain_lines, show_sections
+from llava_recipes.cli.plan_overview import headline_of, sections_of
 from llava_recipes.plan.types import Plan
+from llava_recipes.recipe.globs import fold_layers, match_glob
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_recipe
 from tests.plan.test_gallery_fits import ONLY_AT_THE_USUAL_LENGTH
@@ -26,8 +26,13 @@ def planned(*overrides: str) -> Plan:
 
 def shown(plan: Plan, width: int) -> list[str]:
     out = io.StringIO()
-    show(plan, Console(file=out, width=width, force_terminal=True, highlight=False, color_system=None))
+    screen = Console(file=out, width=width, force_terminal=True, highlight=False, color_system=None)
+    show_sections(headline_of(plan), sections_of(plan), screen)
     return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def plain(plan: Plan) -> list[str]:
+    return list(plain_lines(headline_of(plan), sections_of(plan)))
 
 
 def words(lines: list[str]) -> list[str]:
@@ -70,8 +75,8 @@ def test_nothing_is_cut_off_on_a_terminal(width: int) -> None:
     )
     lines = shown(plan, width)
     assert max(map(len, lines)) <= width
-    assert all(word in " ".join(lines) for word in words(list(plain_lines(plan))) if len(word) < 40)
-    assert "".join(words(lines)) == "".join(words(list(plain_lines(plan))))
+    assert all(word in " ".join(lines) for word in words(plain(plan)) if len(word) < 40)
+    assert "".join(words(lines)) == "".join(words(plain(plan)))
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -81,7 +86,7 @@ def test_brackets_are_no_markup(width: int) -> None:
 
 
 def test_unknown_sizes_are_said_to_be_unknown() -> None:
-    text = "\n".join(plain_lines(planned("model.language_model=some/unknown-model")))
+    text = "\n".join(plain(planned("model.language_model=some/unknown-model")))
     assert "freeze all, trainable [projector]; not counted" in text
     assert "the config of language model some/unknown-model is not here" in text
 
@@ -134,7 +139,7 @@ def test_memory_hours_and_disk_are_printed(capsys: pytest.CaptureFixture[str]) -
     text = "\n".join(lines_of(capsys, "--gpu", "a100-80g"))
     assert "not yet measured on a GPU" in text
     assert (
-        "  projector       31,467,520, train at 0.001, no weight decay, bfloat16 and float32 masters" in text
+        "  projector       31,467,520, train at 1e-3, no weight decay, bfloat16 and float32 masters" in text
     )
     assert (
         "  tokens   337.7 million usually, 321.5 million of them of images; at most 1,143.0 million" in text
@@ -200,7 +205,7 @@ def test_the_config_of_trainer_and_deepspeed_is_shown(capsys: pytest.CaptureFixt
     lines = lines_of(capsys, "--show-config")
     assert "stage pretrain, TrainingArguments" in lines
     assert "stage pretrain, DeepSpeed (zero2)" in lines
-    assert any('"reduce_bucket_size": 26214400' in line for line in lines)
+    assert any("reduce_bucket_size: 26214400" in line for line in lines)
     assert not any('"auto"' in line for line in lines)
 
 

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from llava_recipes.data.collate import Collator, collate
-from llava_recipes.data.crops import ImageLayout, Picture
+from llava_recipes.data.collate import Collator
+from llava_recipes.data.crops import ImageLayout, PreparedImage
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.faults import SampleError
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 from llava_recipes.recipe.errors import Mark
+from tests.lenient import LenientCollator
 from tests.tiny import FIXTURES, GOLDEN
 
 NUM_IMAGE_TOKENS, PAD = 16, 0
@@ -42,7 +43,7 @@ COMPARED = [
 
 def sample(ids: list[int], labels: list[int], index: int = 0) -> Sample:
     num_images = ids.count(IMAGE_ID)
-    pictures = (Picture(torch.full((1, 3, 2, 2), float(index)), (2, 2)),) * num_images
+    pictures = (PreparedImage(torch.full((1, 3, 2, 2), float(index)), (2, 2)),) * num_images
     return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), pictures)
 
 
@@ -54,13 +55,12 @@ def golden_batch(case: dict[str, Any]) -> dict[str, torch.Tensor]:
         samples.append(sample(ids[:length], labels[:length], index))
     changes = case["config_changes"]
     side: Literal["left", "right"] = "left" if changes.get("tokenizer_padding_side") == "left" else "right"
-    return collate(
-        samples,
+    return LenientCollator(
         layout=ImageLayout(NUM_IMAGE_TOKENS),
         max_length=changes.get("tokenizer_model_max_length", 2048),
         pad_token_id=PAD,
         padding_side=side,
-    )
+    )(samples)
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -92,12 +92,8 @@ def test_text_stands_where_the_original_embeds_it(name: str) -> None:
 
 
 def test_dtypes_and_padding() -> None:
-    batch = collate(
-        [sample([1, IMAGE_ID, 5], [-100, -100, 5]), sample([1, 7], [-100, 7])],
-        layout=ImageLayout(2),
-        max_length=10,
-        pad_token_id=9,
-        padding_side="right",
+    batch = LenientCollator(layout=ImageLayout(2), max_length=10, pad_token_id=9, padding_side="right")(
+        [sample([1, IMAGE_ID, 5], [-100, -100, 5]), sample([1, 7], [-100, 7])]
     )
     assert batch["input_ids"].tolist() == [[1, 0, 0, 5], [1, 7, 9, 9]]
     assert batch["is_image"].tolist() == [[False, True, True, False], [False] * 4]
@@ -149,13 +145,12 @@ def test_a_batch_is_each_sample_expanded_cut_and_padded(
     rows: list[list[int]], num_image_tokens: int, max_length: int, left: bool
 ) -> None:
     samples = [sample(ids, [IGNORED if i == IMAGE_ID else i for i in ids], n) for n, ids in enumerate(rows)]
-    batch = collate(
-        samples,
+    batch = LenientCollator(
         layout=ImageLayout(num_image_tokens),
         max_length=max_length,
         pad_token_id=99,
         padding_side="left" if left else "right",
-    )
+    )(samples)
     kept: list[int] = []
     start = 0
     for number, ids in enumerate(rows):
@@ -185,7 +180,7 @@ def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
         id="many",
         input_ids=torch.tensor([1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID, 6]),
         labels=torch.tensor([-100, -100, -100, -100, -100, 6]),
-        pictures=(Picture(torch.zeros(1, 3, 2, 2), (2, 2)),) * 3,
+        pictures=(PreparedImage(torch.zeros(1, 3, 2, 2), (2, 2)),) * 3,
     )
     collator = Collator(
         ImageLayout(576), max_length=1024, pad_token_id=0, mark_of=lambda index: Mark("a.json", index, 1)

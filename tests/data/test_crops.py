@@ -16,14 +16,15 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from llava_recipes.anyres import NEWLINE, AnyRes, MergeType, Size, best_resolution, usual_pinpoints
-from llava_recipes.data.collate import collate
-from llava_recipes.data.crops import ImageLayout, Picture, check_crops, crop_px, prepare_picture
+from llava_recipes.data.crops import ImageLayout, PreparedImage, check_crops, crop_px, prepare_picture
 from llava_recipes.data.dataset import Sample
-from llava_recipes.data.images import load_image_processor, pixel_values, read_image
+from llava_recipes.data.images import load_image_processor, pixel_values
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import VisionTower
+from tests.images import read_image
+from tests.lenient import LenientCollator
 from tests.tiny import FIXTURES, GOLDEN
 
 PICTURES = str(FIXTURES / "images")
@@ -160,18 +161,14 @@ def test_a_batch_holds_each_pictures_own_tokens_cut_where_the_text_is(
             spelled += [(token, None) for token in text]
             order = spread.order(size)
             spelled += [(0, place if place == NEWLINE else place + start) for place in order]
-            pictures.append(Picture(torch.zeros(spread.num_crops(size), 3, 1, 1), size))
+            pictures.append(PreparedImage(torch.zeros(spread.num_crops(size), 3, 1, 1), size))
             start += spread.num_crops(size) * side**2
         labels = torch.tensor([IGNORED if token == IMAGE_ID else token for token in ids])
         rows.append(Sample(index, "", torch.tensor(ids), labels, tuple(pictures)))
         expected.append(spelled[:max_length])
-    batch = collate(
-        rows,
-        layout=layout,
-        max_length=max_length,
-        pad_token_id=0,
-        padding_side="left" if left else "right",
-    )
+    batch = LenientCollator(
+        layout=layout, max_length=max_length, pad_token_id=0, padding_side="left" if left else "right"
+    )(rows)
     for number, spelled in enumerate(expected):
         real = batch["attention_mask"][number]
         assert batch["input_ids"][number][real].tolist() == [token for token, _ in spelled]
@@ -185,4 +182,4 @@ def test_a_batch_holds_each_pictures_own_tokens_cut_where_the_text_is(
 def test_crops_that_do_not_fit_the_layout_are_a_bug() -> None:
     layout = ImageLayout(4, AnyRes(usual_pinpoints(8), 8, 2, False, "flat"))
     with pytest.raises(AssertionError, match="1 crops, the layout has 3"):
-        layout.num_tokens(Picture(torch.zeros(1, 3, 8, 8), (8, 16)))
+        layout.num_tokens(PreparedImage(torch.zeros(1, 3, 8, 8), (8, 16)))

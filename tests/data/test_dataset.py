@@ -56,7 +56,7 @@ def dataset(
     return StageDataset(DataPlan(**(values | changes)), tokenizer, processor, False)
 
 
-def pictures(tmp_path: Path, *images: str | None, answer: str = "a") -> Path:
+def image_records(tmp_path: Path, *images: str | None, answer: str = "a") -> Path:
     """Annotations of one conversation per picture, or per None a text-only one."""
     file = tmp_path / "data.json"
     records = [
@@ -112,7 +112,7 @@ def test_samples_cross_worker_processes(tokenizer: PreTrainedTokenizerBase) -> N
 
 
 def test_text_only_samples_have_no_pictures(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    sample = dataset(tokenizer, pictures(tmp_path, None), None, template="plain")[0]
+    sample = dataset(tokenizer, image_records(tmp_path, None), None, template="plain")[0]
     assert sample.pictures == ()
     assert sample.input_ids.tolist()[0] == tokenizer.bos_token_id
     assert sample.labels.tolist() == [-100, *sample.input_ids.tolist()[1:]]
@@ -123,7 +123,7 @@ def test_text_only_samples_have_no_pictures(tokenizer: PreTrainedTokenizerBase, 
 def test_a_bad_image_is_told_with_index_id_file_and_line(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, num_workers: int
 ) -> None:
-    file = pictures(tmp_path, "rgb_0.jpg", "edge/truncated.jpg")
+    file = image_records(tmp_path, "rgb_0.jpg", "edge/truncated.jpg")
     loader = DataLoader(
         dataset(tokenizer, file),
         batch_size=2,
@@ -143,7 +143,7 @@ def test_skip_takes_the_next_good_sample_and_counts(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, num_workers: int
 ) -> None:
     images = ["rgb_0.jpg", "edge/empty.jpg", "none.jpg", None, "rgb_wide.jpg", "edge/text.jpg"]
-    stage = dataset(tokenizer, pictures(tmp_path, *images), on_bad_image="skip")
+    stage = dataset(tokenizer, image_records(tmp_path, *images), on_bad_image="skip")
 
     def indices(samples: list[Any]) -> list[int]:
         return [sample.index for sample in samples]
@@ -161,7 +161,7 @@ def test_skip_takes_the_next_good_sample_and_counts(
 def test_a_skipped_sample_is_named_in_the_log(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stage = dataset(tokenizer, pictures(tmp_path, "none.jpg", None), on_bad_image="skip")
+    stage = dataset(tokenizer, image_records(tmp_path, "none.jpg", None), on_bad_image="skip")
     with caplog.at_level(logging.WARNING):
         assert stage[0].index == 1
     (line,) = caplog.messages
@@ -170,7 +170,7 @@ def test_a_skipped_sample_is_named_in_the_log(
 
 
 def test_skip_ends_when_no_image_is_good(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    stage = dataset(tokenizer, pictures(tmp_path, "none.jpg", "nope.jpg"), on_bad_image="skip")
+    stage = dataset(tokenizer, image_records(tmp_path, "none.jpg", "nope.jpg"), on_bad_image="skip")
     with pytest.raises(SampleError, match="no sample has an image"):
         stage[0]
 

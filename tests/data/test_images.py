@@ -29,11 +29,11 @@ from llava_recipes.data.images import (
     load_image_processor,
     mean_colour,
     pixel_values,
-    read_image,
     read_prepared,
 )
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import VisionTower
+from tests.images import read_image
 from tests.tiny import FIXTURES, GOLDEN
 
 PICTURES = str(FIXTURES / "images")

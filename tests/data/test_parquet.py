@@ -192,12 +192,12 @@ def test_paths_without_bytes_lie_in_the_folder(tmp_path: Path) -> None:
     from llava_recipes.data.pictures import open_pictures
 
     for record, known in zip(opened, records(), strict=True):
-        (picture,) = open_pictures(opened, record, lambda image: image)
-        assert picture.tobytes() == _decoded(known["image"])
+        (opened_image,) = open_pictures(opened, record, lambda image: image)
+        assert opened_image.tobytes() == _decoded(known["image"])
 
 
 def _decoded(name: str) -> bytes:
-    from llava_recipes.data.images import read_image
+    from tests.images import read_image
 
     return read_image(str(IMAGES), name).tobytes()
 

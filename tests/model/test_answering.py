@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.images import read_image
 from llava_recipes.data.tokens import IGNORED
 from llava_recipes.model.answering import Answerer, Prompt
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.generate import Decoding
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.templates import Turn
+from tests.images import read_image
 from tests.model.plans import GOLDEN, plan_of
 
 IMAGES = GOLDEN / "fixtures" / "images"
@@ -50,8 +50,8 @@ def assembled() -> Assembled:
 
 def prompt(answerer: Answerer, text: str, images: tuple[str, ...] = ("rgb_0.jpg", "rgb_wide.jpg")) -> Prompt:
     shown = images[: text.count("<image>")]
-    pictures = answerer.look([answerer.prepare(read_image(str(IMAGES), name)) for name in shown])
-    return Prompt(answerer.prompt_ids([Turn("human", text)]), tuple(pictures))
+    prepared = answerer.look([answerer.prepare(read_image(str(IMAGES), name)) for name in shown])
+    return Prompt(answerer.prompt_ids([Turn("human", text)]), tuple(prepared))
 
 
 @pytest.mark.parametrize("template", ["plain", "v1"])

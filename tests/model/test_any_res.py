@@ -17,13 +17,12 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration
 
 from llava_recipes.anyres import NEWLINE, MergeType, Size, usual_pinpoints
-from llava_recipes.data.collate import collate
-from llava_recipes.data.crops import ImageLayout, Picture, prepare_picture
+from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_picture
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
 from llava_recipes.model.answering import Answerer
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.features import image_features, picture_features
+from llava_recipes.model.features import crop_features, picture_features
 from llava_recipes.model.forward import embed_prompt, stock_forward
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.generate import embed_with_pictures
@@ -33,6 +32,7 @@ from llava_recipes.model.next_layout import next_config, next_image_processor
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.recipe.errors import RecipeError
+from tests.lenient import LenientCollator
 from tests.model.plans import INLINE_CLIP, plan_of
 
 SIGLIP: dict[str, JsonValue] = {
@@ -72,16 +72,16 @@ def assembled_of(tower: str, select_feature: Literal["patch", "cls_patch"] = "pa
     return assemble(plan.model_copy(update={"image_newline": True}), dtype=torch.float32)
 
 
-def picture(size: Size, seed: int = 0) -> Image.Image:
+def drawn(size: Size, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
-def prepared(assembled: Assembled, size: Size, data: DataPlan, seed: int = 0) -> Picture:
-    return prepare_picture(picture(size, seed), assembled.image_processor, data)
+def prepared(assembled: Assembled, size: Size, data: DataPlan, seed: int = 0) -> PreparedImage:
+    return prepare_picture(drawn(size, seed), assembled.image_processor, data)
 
 
-def sample(index: int, pictures: tuple[Picture, ...]) -> Sample:
+def sample(index: int, pictures: tuple[PreparedImage, ...]) -> Sample:
     ids = [1, *(token for number in range(len(pictures)) for token in (IMAGE_ID, 20 + number)), 300, 301, 2]
     labels = [IGNORED] * (len(ids) - 3) + ids[-3:]
     return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), pictures)
@@ -93,7 +93,7 @@ def batch_of(
     max_length: int = 2048,
     side: Literal["left", "right"] = "right",
 ) -> dict[str, Tensor]:
-    return collate(samples, layout=layout, max_length=max_length, pad_token_id=0, padding_side=side)
+    return LenientCollator(layout=layout, max_length=max_length, pad_token_id=0, padding_side=side)(samples)
 
 
 def hugging_face(assembled: Assembled, data: DataPlan) -> LlavaNextForConditionalGeneration:
@@ -123,10 +123,10 @@ def test_logits_are_those_of_transformers(tower: str, pinpoints: tuple[Size, ...
     data = data_plan(pinpoints=pinpoints and tuple((x * px, y * px) for x, y in pinpoints))
     layout = assembled.image_layout(data)
     assert layout.spread is not None
-    images = [picture(size, seed) for seed, size in enumerate(SHAPES)]
-    pictures = [prepare_picture(image, assembled.image_processor, data) for image in images]
-    samples = [sample(0, (pictures[0],)), sample(1, tuple(pictures[1:3])), sample(2, ())]
-    samples += [sample(index + 3, (each,)) for index, each in enumerate(pictures[3:])]
+    images = [drawn(size, seed) for seed, size in enumerate(SHAPES)]
+    shown = [prepare_picture(image, assembled.image_processor, data) for image in images]
+    samples = [sample(0, (shown[0],)), sample(1, tuple(shown[1:3])), sample(2, ())]
+    samples += [sample(index + 3, (each,)) for index, each in enumerate(shown[3:])]
     batch = batch_of(samples, layout)
     theirs = next_image_processor(assembled.image_processor, layout.spread)(images, return_tensors="pt")
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_rows_end_with_the_newline_and_the_whole_comes_first() -> None:
     wide = prepared(assembled, (56, 28), data)
     with torch.no_grad():
         (features,) = picture_features(assembled.model, [wide], layout)
-        crops = image_features(assembled.model, wide.crops)
+        crops = crop_features(assembled.model, wide.crops)
     newline = canonical_parameters(assembled.model)["image_newline"].detach()
     # 2 × 2 features a crop: the whole, then two rows across the two crops.
     rows = [crops[0], crops[1, :2], crops[2, :2], newline[None], crops[1, 2:], crops[2, 2:], newline[None]]
@@ -176,7 +176,7 @@ def test_without_unpadding_every_feature_is_there_once(merge: MergeType) -> None
     wide = prepared(assembled, (90, 30), data)
     with torch.no_grad():
         (features,) = picture_features(assembled.model, [wide], layout)
-        crops = image_features(assembled.model, wide.crops).flatten(0, 1)
+        crops = crop_features(assembled.model, wide.crops).flatten(0, 1)
     assert sorted(features.tolist()) == sorted(crops.tolist())
     assert torch.equal(features, crops) == (merge == "flat")
 
@@ -216,9 +216,9 @@ def test_gradients_reach_newline_projector_and_tower_as_in_transformers() -> Non
     assembled, data = assembled_of("clip"), data_plan()
     layout = assembled.image_layout(data)
     assert layout.spread is not None
-    images = [picture(size, seed) for seed, size in enumerate(SHAPES[:3])]
-    pictures = [prepare_picture(image, assembled.image_processor, data) for image in images]
-    batch = batch_of([sample(index, (each,)) for index, each in enumerate(pictures)], layout)
+    images = [drawn(size, seed) for seed, size in enumerate(SHAPES[:3])]
+    shown = [prepare_picture(image, assembled.image_processor, data) for image in images]
+    batch = batch_of([sample(index, (each,)) for index, each in enumerate(shown)], layout)
     freeze_model(assembled.model, freeze="none", trainable=())
     model = hugging_face(assembled, data)
     theirs = next_image_processor(assembled.image_processor, layout.spread)(images, return_tensors="pt")
@@ -339,7 +339,7 @@ def test_generation_goes_by_transformers_own_forward() -> None:
 def test_pinpoints_that_no_recipe_names_are_the_towers_five() -> None:
     layout = assembled_of("clip").image_layout(data_plan())
     assert layout.spread is not None and layout.spread.pinpoints == usual_pinpoints(28)
-    places = layout.places(Picture(torch.zeros(3, 3, 28, 28), (28, 56)))
+    places = layout.places(PreparedImage(torch.zeros(3, 3, 28, 28), (28, 56)))
     assert places.tolist()[-1] == NEWLINE
     assert dataclasses.replace(layout.spread, merge="flat").order((28, 56)) == tuple(range(12))
 
@@ -348,7 +348,7 @@ def test_questions_see_a_picture_as_training_did() -> None:
     """Embeddings of a prompt with its picture, by the answerer and by the collator's batch."""
     assembled, data = assembled_of("clip"), data_plan()
     answerer = Answerer(assembled, data, start_end=False)
-    shown = answerer.prepare(picture((64, 48)))
+    shown = answerer.prepare(drawn((64, 48)))
     prompt = (1, IMAGE_ID, 20)
     (seen,) = answerer.look([shown])
     assert shown.num_tokens == len(seen) == 4 + 4 * 5

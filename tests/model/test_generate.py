@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.features import image_features
+from llava_recipes.model.features import crop_features
 from llava_recipes.model.forward import embed_prompt, stock_forward
 from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
 from tests.model.plans import GOLDEN, plan_of
@@ -34,7 +34,7 @@ def test_captions_are_the_most_likely_tokens_one_by_one() -> None:
     model.train()
     model.model.vision_tower.eval()
     with torch.no_grad():
-        pictures = list(image_features(model, pixels))
+        pictures = list(crop_features(model, pixels))
     said = caption(assembled, pictures, prompts, max_new_tokens=6)
     assert model.training and not model.model.vision_tower.training
     model.eval()

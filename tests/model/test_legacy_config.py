@@ -11,7 +11,7 @@ import torch
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.legacy_config import original_config
-from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.schema import Recipe
 from tests.tiny import FIXTURES, GOLDEN, stage1_values
@@ -23,7 +23,7 @@ NAMES = {"_name_or_path", "mm_vision_tower", "transformers_version"}
 @pytest.fixture(scope="module")
 def parts() -> tuple[Plan, Assembled]:
     recipe = Recipe.model_validate_json(json.dumps(stage1_values(FIXTURES)))
-    plan = compile_plan(recipe, world_size=1, facts=Facts())
+    plan = compile_recipe(recipe, world_size=1, facts=Facts()).plan
     assembled = assemble(plan.model, dtype=torch.float32)
     freeze_model(assembled.model, freeze="all", trainable=("projector",))
     return plan, assembled

@@ -6,7 +6,7 @@ import copy
 import json
 from typing import Any
 
-from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import Recipe
@@ -79,7 +79,7 @@ def stage_values(**changes: Any) -> dict[str, Any]:
 
 def compiled(values: dict[str, Any], *, world_size: int = 1, facts: Facts | None = None) -> Plan:
     recipe = Recipe.model_validate_json(json.dumps(values))
-    return compile_plan(recipe, world_size=world_size, facts=facts or Facts())
+    return compile_recipe(recipe, world_size=world_size, facts=facts or Facts()).plan
 
 
 def problems_of(values: dict[str, Any], *, world_size: int = 1, facts: Facts | None = None) -> list[Problem]:

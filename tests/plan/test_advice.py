@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llava_recipes.plan.advice import advise
-from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Recipe
@@ -34,7 +34,7 @@ TRUE_OF_THE_SCRIPTS = {
 
 def warnings_of(values: dict[str, Any], *, world_size: int = 1) -> list[Problem]:
     recipe = Recipe.model_validate_json(json.dumps(values))
-    plan = compile_plan(recipe, world_size=world_size, facts=Facts())
+    plan = compile_recipe(recipe, world_size=world_size, facts=Facts()).plan
     found = advise(recipe, plan.model, plan.stages)
     assert all(problem.severity == "warning" for problem in found)
     assert all(problem.hint for problem in found), "a warning says what to do"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.freeze import decide
 from llava_recipes.plan.compile import Facts
-from llava_recipes.plan.sizes import parameter_shapes
+from llava_recipes.plan.sizes import outline_model
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.globs import decide
 from tests.plan.recipes import (
     LANGUAGE,
     STAGE,
@@ -42,8 +42,8 @@ def test_a_plan_survives_json() -> None:
 def test_what_trains_is_counted() -> None:
     plan = compiled(stage_values(trainable=["projector", "language_model.layers.{2..3}.mlp"]))
     (stage,) = plan.stages
-    shapes = parameter_shapes(language=LANGUAGE, vision=TOWER, projector_type="mlp2x_gelu")
-    assert shapes is not None and plan.model.sizes is not None
+    outline = outline_model(language=LANGUAGE, vision=TOWER, projector_type="mlp2x_gelu")
+    assert outline is not None and plan.model.sizes is not None
     assert stage.num_trainable_parameters == (32 * 64 + 64) + (64 * 64 + 64) + 2 * 3 * 64 * 96
     assert stage.trainable_modules == (
         "projector",
@@ -51,8 +51,8 @@ def test_what_trains_is_counted() -> None:
         "language_model.layers.3.mlp",
     )
     # The summary is itself a list of globs for the same decision.
-    again = decide(shapes, freeze="all", trainable=stage.trainable_modules)
-    assert again.trainable == decide(shapes, freeze="all", trainable=stage.trainable).trainable
+    again = decide(outline.shapes, freeze="all", trainable=stage.trainable_modules)
+    assert again.trainable == decide(outline.shapes, freeze="all", trainable=stage.trainable).trainable
 
 
 def test_derived_values_are_shown() -> None:

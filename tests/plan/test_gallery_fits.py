@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.authoring.gallery import Entry, gallery
+from llava_recipes.authoring.gallery import GalleryRecipe, gallery
 from llava_recipes.plan.estimate import Assumptions, Estimate, Estimator
 from llava_recipes.plan.hardware import GPUS, find_gpu
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.facts import plan_with_outline
+from llava_recipes.runner.facts import compile_loaded
 
 ENTRIES = [entry for entry in gallery() if entry.name != "demo"]
 SMALL = [entry for entry in ENTRIES if entry.family == "Small"]
@@ -27,15 +27,14 @@ ONLY_AT_THE_USUAL_LENGTH = {
 OF_24_GB = [name for name, gpu in GPUS.items() if 21 < gpu.memory_gib < 24]
 
 
-def estimated(entry: Entry, *, gpu: str, world_size: int, num_samples: int | None = None) -> Estimate:
+def estimated(entry: GalleryRecipe, *, gpu: str, world_size: int, num_samples: int | None = None) -> Estimate:
     """The estimate of a recipe; `num_samples` for a file whose records nobody has counted."""
     given = [] if num_samples is None else [f"stages.finetune.data.sources.0.num_samples={num_samples}"]
-    plan, outline = plan_with_outline(load_recipe(str(entry.file), given), world_size=world_size)
-    assert outline is not None
-    return Estimator(plan, outline, Assumptions(gpu=find_gpu(gpu))).estimate()
+    compiled = compile_loaded(load_recipe(str(entry.file), given), world_size=world_size)
+    return Estimator(compiled, Assumptions(gpu=find_gpu(gpu))).estimate()
 
 
-def machine_of(entry: Entry) -> tuple[str, int]:
+def machine_of(entry: GalleryRecipe) -> tuple[str, int]:
     """The GPU that a head names, and how many of it."""
     if entry.family == "Small":
         return "rtx4090", 1
@@ -56,7 +55,7 @@ def test_there_is_something_to_look_at() -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_a_recipe_fits_the_machine_of_its_head(entry: Entry) -> None:
+def test_a_recipe_fits_the_machine_of_its_head(entry: GalleryRecipe) -> None:
     gpu, world_size = machine_of(entry)
     expected = "fits"
     if entry.name in ONLY_AT_THE_USUAL_LENGTH:
@@ -68,7 +67,7 @@ def test_a_recipe_fits_the_machine_of_its_head(entry: Entry) -> None:
 
 @pytest.mark.parametrize("gpu", OF_24_GB)
 @pytest.mark.parametrize("entry", SMALL, ids=lambda entry: entry.name)
-def test_a_small_recipe_fits_any_card_of_24_gb(entry: Entry, gpu: str) -> None:
+def test_a_small_recipe_fits_any_card_of_24_gb(entry: GalleryRecipe, gpu: str) -> None:
     for stage in estimated(entry, gpu=gpu, world_size=1).stages:
         assert [fit.verdict for fit in stage.fits] == ["fits"], stage.name
 
@@ -76,7 +75,7 @@ def test_a_small_recipe_fits_any_card_of_24_gb(entry: Entry, gpu: str) -> None:
 @pytest.mark.parametrize(
     "entry", [entry for entry in ENTRIES if "estimate" in entry.time], ids=lambda entry: entry.name
 )
-def test_an_estimated_time_is_that_of_the_plan(entry: Entry) -> None:
+def test_an_estimated_time_is_that_of_the_plan(entry: GalleryRecipe) -> None:
     gpu, world_size = machine_of(entry)
     found = ESTIMATE.search(entry.time)
     assert found, entry.time

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.plan.compile import Facts, compile_plan
+from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.mix import count_drawn, count_held_out, count_used
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import RecipeError
@@ -57,7 +57,7 @@ def planned(tmp_path: Any, *sources: dict[str, Any], validation: Any = None, **t
     if validation is not None:
         data["validation"] = validation
     recipe = load_recipe(str(write_recipe(values, tmp_path / "recipe.yaml"))).recipe
-    return compile_plan(recipe, world_size=2, facts=Facts()).stages[0]
+    return compile_recipe(recipe, world_size=2, facts=Facts()).plan.stages[0]
 
 
 def test_the_plan_counts_what_is_used(tmp_path: Any) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from llava_recipes.cli.plan import plain_lines
+from llava_recipes.cli.plan_overview import sections_of
 from llava_recipes.plan.assignment import assign
 from llava_recipes.plan.fit import propose
 from llava_recipes.plan.hardware import GPUS
-from llava_recipes.plan.tuning import what_trains
+from llava_recipes.plan.trainable import what_trains
 from llava_recipes.recipe.model_schema import Quantization
 from tests.plan.estimates import VICUNA_7B, estimator_of, part, stage1_values
 from tests.plan.recipes import compiled, problems_of
@@ -58,8 +58,8 @@ def test_bytes_shrink_and_parameters_do_not(quantization: dict[str, Any], num_by
 )
 def test_it_is_said(quantization: dict[str, Any], words: str, dtype: str) -> None:
     plan = compiled(values(quantization))
-    (line,) = [line for line in plain_lines(plan) if line.strip().startswith("language_model ")]
-    assert line.endswith(f"{VICUNA_7B}, {words}")
+    _, rows = next(sections_of(plan))
+    assert dict(rows)["language_model"].endswith(f"{VICUNA_7B}, {words}")
     _, estimator = estimator_of(values(quantization))
     (stage,) = estimator.estimate().stages
     held = sum(each.num_parameters for each in stage.modules if each.dtype == dtype)
@@ -67,8 +67,7 @@ def test_it_is_said(quantization: dict[str, Any], words: str, dtype: str) -> Non
 
 
 def test_nothing_is_said_of_a_whole_model() -> None:
-    text = "\n".join(plain_lines(compiled(values(None))))
-    assert "bits" not in text
+    assert not any("bits" in text for _, rows in sections_of(compiled(values(None))) for _, text in rows)
     plan, estimator = estimator_of(values(None))
     trains = what_trains({"language_model.x.weight": (4, 4)}, plan.stages[0])
     assert {each.dtype for each in assign(plan.stages[0], trains)} == {"bfloat16"}

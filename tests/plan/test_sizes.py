@@ -8,13 +8,11 @@ import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_recipes.plan.catalog import LANGUAGE_MODELS, VISION_TOWERS
+from llava_recipes.plan.families import LANGUAGE_DEFAULTS, VISION_DEFAULTS
 from llava_recipes.plan.sizes import (
-    LANGUAGE_DEFAULTS,
-    VISION_DEFAULTS,
     ConfigValueError,
     model_sizes,
     outline_model,
-    parameter_shapes,
 )
 from llava_recipes.versions import unnamed_config_keys
 
@@ -48,6 +46,11 @@ LANGUAGES = [
     {"model_type": "qwen3", **TINY, "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
 ]
 TOWERS = [CLIP, {**CLIP, "num_channels": 1}, SIGLIP, {**SIGLIP, "vision_use_head": False}]
+
+
+def parameter_shapes(**configs: Any) -> dict[str, tuple[int, ...]] | None:
+    outline = outline_model(**configs)
+    return None if outline is None else outline.shapes
 
 
 def build_shapes(language: dict[str, Any], vision: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.runs import shards
-from llava_recipes.runs.checking import expanded, expected_of, largest_difference, picture
+from llava_recipes.runs.checking import drawn_picture, expanded, expected_of, largest_difference
 from llava_recipes.runs.export import Exported, ExportLayout, export_run, import_checkpoint, merge_run
 from llava_recipes.runs.opened import open_run
 from llava_recipes.templates import Turn
@@ -95,7 +95,7 @@ def test_transformers_says_what_the_run_says(hf: Path, pipeline: Path) -> None:
     """A conversation of several turns, in a batch with a shorter one, generated greedily."""
     processor = AutoProcessor.from_pretrained(hf)
     model = LlavaForConditionalGeneration.from_pretrained(hf).eval()
-    image = {"type": "image", "image": picture()}
+    image = {"type": "image", "image": drawn_picture()}
     long = [
         {"role": "user", "content": [image, {"type": "text", "text": "What is this?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "A red box."}]},

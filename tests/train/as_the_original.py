@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.data import dataset as datasets
 from llava_recipes.data import records
-from llava_recipes.data.collate import Collator, collate
 from llava_recipes.data.conversation import Record, parse_record
 from llava_recipes.data.tokens import IGNORED, Encoded
 from llava_recipes.model import feeding
@@ -37,6 +36,7 @@ from llava_recipes.templates import IMAGE
 from llava_recipes.train import stage as stages
 from llava_recipes.train.trainer import StageTrainer
 from tests.golden_runs import ours_for
+from tests.lenient import LenientCollator
 
 MASKED = {11, 12, 13, 19}
 
@@ -55,20 +55,6 @@ class MaskedDataset(datasets.StageDataset):
     def __getitem__(self, index: int) -> datasets.Sample:
         self.drawn.append(index)
         return super().__getitem__(index)
-
-
-class LenientCollator(Collator):
-    """Lets a sample in that teaches nothing."""
-
-    def __call__(self, samples: Sequence[datasets.Sample]) -> dict[str, Tensor]:
-        return collate(
-            samples,
-            layout=self.layout,
-            max_length=self.max_length,
-            pad_token_id=self.pad_token_id,
-            padding_side=self.padding_side,
-            dropped_token_id=self.dropped_token_id,
-        )
 
 
 def parse_leniently(values: dict[str, Any], *, parse: Callable[..., Record], **where: Any) -> Record:

@@ -19,7 +19,7 @@ from llava_recipes.recipe.schema import Lora
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.train.checkpoints import list_checkpoints
 from llava_recipes.train.metrics import MetricsLog
-from llava_recipes.train.validation import Validation
+from llava_recipes.train.validation import ValidationSet
 from tests.data.parquet_files import records, with_structs, write_parquet
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_all_tokens_without_dropout(plan: Plan) -> None:
     model.train()
     for batch_size, num_workers in ((1, 0), (3, 2), (8, 0)):
         before = torch.get_rng_state()
-        validation = Validation(dataset, collator, batch_size, num_workers)
+        validation = ValidationSet(dataset, collator, batch_size, num_workers)
         measured = validation.measure(model, lambda batch: batch, torch.device("cpu"))
         assert measured.loss == pytest.approx(total / num_tokens, rel=1e-6)
         assert (measured.num_samples, measured.num_tokens) == (7, num_tokens)
