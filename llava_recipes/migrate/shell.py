@@ -5,6 +5,7 @@ Variables are followed; conditions and loops are not, so what stands inside one 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from llava_recipes.migrate.shell_syntax import (
     Parameter,
     Part,
     Plain,
-    Statement,
     Word,
     read_statements,
     written,
@@ -115,23 +115,23 @@ class _Walk:
         for statement in list(read_statements(text, self._variables.file)):
             words = statement.words
             if words[0].plain in _DECLARES:
-                assigned, words = [word for word in words[1:] if _assigned_name(word)], ()
+                assigned, words = list(filter(_assigned_name, words)), ()
             else:
-                first = next((at for at, word in enumerate(words) if not _assigned_name(word)), len(words))
-                assigned, words = list(words[:first]), words[first:]
+                assigned = list(itertools.takewhile(_assigned_name, words))
+                words = words[len(assigned) :]
             if words:
-                yield from self._command(words, statement, before=assigned)
+                yield from self._command(words, statement.block, before=assigned)
             else:
                 for word in assigned:
                     self._assign(word, statement.block)
 
-    def _command(
-        self, words: tuple[Word, ...], statement: Statement, *, before: Sequence[Word]
-    ) -> Iterator[Command]:
-        block = statement.block
+    def _command(self, words: tuple[Word, ...], block: str, *, before: Sequence[Word]) -> Iterator[Command]:
         if self._changes_variables(words, block):
             return
-        called = self._called(words) or self._inner_script(words)
+        try:
+            called = self._called(words) or self._inner_script(words)
+        except UnknownValue as unknown:
+            raise RecipeError(unknown.problem) from None
         if called is not None:
             walk, text = called
             if len(walk._callers) > MAX_CALLS_DEEP or self._variables.spent.calls > MAX_CALLS:
@@ -167,7 +167,7 @@ class _Walk:
         elif name == "shift":
             count = operands[0] if operands else "1"
             # Of a number that is not known, all are dropped.
-            dropped = int(count) if count.isdecimal() else len(variables.positional)
+            dropped = int(count) if count.isdecimal() and len(count) < 9 else len(variables.positional)
             variables.positional = variables.positional[dropped:]
         else:
             return False
@@ -190,39 +190,30 @@ class _Walk:
         return tuple(filled)
 
     def _called(self, words: tuple[Word, ...]) -> tuple[_Walk, str] | None:
-        """A script that this one calls, and its text; None where it is not at hand."""
+        """A script that this one calls, and its text; None where it is not at hand. Raises UnknownValue."""
         name, variables = words[0].plain, self._variables
         options = [word for word in words[1:] if not (word.plain or "").startswith("-")]
         if name not in _RUNS_SCRIPTS or self._read_script is None or not options or words[1].plain == "-c":
             return None
-        try:
-            path = "".join(expand_word(options[0], variables))
-            found = self._read_script(path, variables.file) if path else None
-            arguments = (
-                [text for word in options[1:] for text in expand_word(word, variables)] if found else []
-            )
-        except UnknownValue as unknown:
-            raise RecipeError(unknown.problem) from None
+        path = "".join(expand_word(options[0], variables))
+        found = self._read_script(path, variables.file) if path else None
         if found is None:
             return None
         file, text = found
+        arguments = [argument for word in options[1:] for argument in expand_word(word, variables)]
         if file in self._callers:
-            raise RecipeError(
-                Problem(f"the script {file} calls itself", code="script-circular", mark=words[0].mark)
-            )
+            message = f"the script {file} calls itself"
+            raise RecipeError(Problem(message, code="script-circular", mark=words[0].mark))
         if name in _SHELLS:
             return self._inside(file, arguments), text
         # What a script that is read in with `source` sets is set here too.
         return self._inside(file, arguments or variables.positional, values=variables.values), text
 
     def _inner_script(self, words: tuple[Word, ...]) -> tuple[_Walk, str] | None:
-        """The text of `bash -c '…'`, behind whatever launcher, moved to where it stands in the file."""
+        """The text of `bash -c '…'`, behind any launcher, moved to where it stands. Raises UnknownValue."""
         for shell, option, script in zip(words, words[1:], words[2:], strict=False):
             if shell.plain in _SHELLS and option.plain in ("-c", "-lc", "-ec"):
-                try:
-                    text = " ".join(expand_word(script, self._variables))
-                except UnknownValue as unknown:
-                    raise RecipeError(unknown.problem) from None
+                text = " ".join(expand_word(script, self._variables))
                 moved = "\n" * (script.mark.line - 1) + " " * script.mark.column + text
                 return self._inside(self._variables.file, ()), moved
         return None

@@ -216,9 +216,9 @@ class _Reader:
             while line != written(word):
                 if self._at >= len(self._text):
                     raise _open_document(word)
-                line, _, _ = self._text[self._at :].partition("\n")
-                self._at += len(line) + 1
-                line = line.strip("\t\r")
+                end = self._text.find("\n", self._at)
+                end = len(self._text) if end < 0 else end
+                line, self._at = self._text[self._at : end].strip("\t\r"), end + 1
         self._documents.clear()
 
     def _word(self) -> Word:
