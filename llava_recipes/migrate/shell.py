@@ -265,11 +265,8 @@ class _Walk:
     def _set_sum(self, word: Word, block: str) -> None:
         """`let NAME=…`, and `((NAME = …))`: the variable's value, or that it is not known."""
         part = word.parts[0] if len(word.parts) == 1 else None
-        try:
-            source = part.source if isinstance(part, Computed) else expand_text(word.parts, self._variables)
-        except UnknownValue:
-            return
-        found = _SETS.match(source)
+        source = part.source if isinstance(part, Computed) else self._told(word.parts)
+        found = _SETS.match(source or "")
         if found is None:
             return
         name, rest = found["name"], f"({found['value']})"
@@ -277,19 +274,18 @@ class _Walk:
         if found["step"]:
             expression = f"{name} {found['step'][0]} 1"
         try:
-            if block:
-                raise NotComputed
-            self._variables.keep(name, str(compute(expression, self._variables)), word.mark)
-        except (NotComputed, UnknownValue):
+            value = None if block else str(compute(expression, self._variables))
+        except (NotComputed, UnknownValue, RecipeError):
+            value = None
+        if value is None:
             self._variables.forget(name, word.mark, "arithmetic sets it, to what is not known")
+        else:
+            self._variables.keep(name, value, word.mark)
 
     def _change_folder(self, words: tuple[Word, ...], block: str) -> None:
-        path = None
-        if words[0].plain == "cd" and len(words) > 1 and not block:
-            try:
-                path = absolute("".join(expand_word(words[1], self._variables)), self._variables.folder)
-            except UnknownValue:
-                path = None
+        is_followed = words[0].plain == "cd" and len(words) > 1 and not block
+        target = self._told(words[1].parts) if is_followed else None
+        path = None if target is None else absolute(target, self._variables.folder)
         if path is None:
             mark, why = words[0].mark, f"`{words[0].plain}` sets it, to what is not known"
             self._variables.forget("PWD", mark, why)
@@ -303,10 +299,14 @@ class _Walk:
         if word is None:
             value = self._variables.values.get(name)
             return value if isinstance(value, str) else None
+        return self._told(_value_parts(word)) or ""
+
+    def _told(self, parts: Sequence[Part]) -> str | None:
+        """The text of a word; None where it is not known."""
         try:
-            return expand_text(_value_parts(word), self._variables)
+            return expand_text(parts, self._variables)
         except UnknownValue:
-            return ""
+            return None
 
 
 def _assigned_name(word: Word) -> str:
