@@ -31,7 +31,8 @@ _PLAIN = {
     True: re.compile(r"[^\\\"$`}/]+"),
 }
 """Text that stands for itself, by whether it stands in quotes."""
-_OPERATOR = re.compile(r"&&|\|\||;;&?|;&|<<-|<<<|<<|>>|>&|<&|&>>|&>|>\||[;&|<>()\n]")
+_REDIRECTION = re.compile(r"[0-9]*(?:<<-|<<<|<<|>>|>&|<&|>\||[<>](?!\())|&>>|&>")
+_OPERATOR = re.compile(rf"{_REDIRECTION.pattern}|&&|\|\||;;&?|;&|[;&|()\n]")
 _BLANK = re.compile(r"(?:[ \t\r]|\\\r?\n|#[^\n]*)+")
 
 _OPENS = {
@@ -43,7 +44,6 @@ _OPENS = {
 _CLOSES = frozenset({"fi", "done", "esac", "}"})
 _BETWEEN = frozenset({"then", "else", "elif", "do", "!"})
 _KEEPS_ITS_WORD = frozenset({"for", "select", "case"})
-_REDIRECTIONS = frozenset({"<", ">", ">>", ">&", "<&", "&>", "&>>", ">|", "<<", "<<-", "<<<"})
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class _Reader:
                 self._at, mark = end, self._mark(start, end - start)
                 yield Word((Plain("let", quoted=False),), mark)
                 yield Word((Computed(ARITHMETIC, text[start + 2 : end - 2], True, mark),), mark)
-            elif operator is None or text.startswith(("<(", ">("), start):
+            elif operator is None:
                 word = self._word()
                 if opens_document:
                     self._documents.append(word)
@@ -405,9 +405,8 @@ class _Blocks:
     def operator(self, token: Operator) -> Iterator[Statement]:
         if self._in_test and token.text != "\n":
             return
-        if token.text in _REDIRECTIONS:
-            descriptor = self._take_descriptor(token.mark)
-            self._prints = self._prints and (token.text[0] == "<" or descriptor not in ("", "1"))
+        if _REDIRECTION.fullmatch(token.text):
+            self._prints = self._prints and not token.text.startswith((">", "1>", "&"))
             self._skips_next = True
         elif token.text == "(":
             if len(self._words) == 1 and self._words[0].plain not in _OPENS:
@@ -475,14 +474,3 @@ class _Blocks:
             block = self._blocks[-1]
             hint = f"line {block.mark.line} opens {block.kind or 'a bracket'}, which `{block.closing}` closes"
         raise _refusal(f"this `{closing}` closes nothing", "shell-syntax", mark, hint)
-
-    def _take_descriptor(self, mark: Mark) -> str:
-        """The `2` of `2>file`, which is no word of the command; empty where there is none."""
-        last = self._words[-1] if self._words else None
-        text = last.plain or "" if last is not None else ""
-        if last is None or not text.isdigit() or last.mark.line != mark.line:
-            return ""
-        if last.mark.column + last.mark.width != mark.column:
-            return ""
-        self._words.pop()
-        return text
