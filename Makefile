@@ -19,7 +19,7 @@ TESTS := -m pytest $(PYTEST_FLAGS) --randomly-seed=$(SEED)
 OTHER_VERSIONS := -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick test-long test-oldest test-newest coverage lint format bench clean
+.PHONY: help setup demo test check quick test-long test-oldest test-newest coverage lint format names bench clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -81,6 +81,9 @@ lint: $(READY)  ## ruff, mypy --strict and import-linter
 format: $(READY)  ## let ruff write what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+names: $(READY)  ## write down again what transformers and DeepSpeed call their settings
+	@$(RUN) python -m tests.library_names
 
 bench: $(READY)  ## time a Stage-1 step (see benchmarks/README.md)
 	@$(RUN) python benchmarks/step.py

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from llava_recipes.authoring.edit import block_lines
 from llava_recipes.authoring.gallery import GalleryRecipe
-from llava_recipes.authoring.keys import read_keys
-from llava_recipes.authoring.shipped import read_schema, readdress
+from llava_recipes.authoring.shipped import readdress
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document, parse_source, parse_value
 from llava_recipes.recipe.variables import references_in
+from llava_recipes.recipe.writer import add_remarks, block_lines, in_order
 
-_REMARK = re.compile(r"\s+(#.*)")
-_KEY_REMARK = re.compile(r":\s+(#.*)")
-_REMARK_COLUMN = 48
+_REMARK = re.compile(r"\s+# ?(.*)")
+_KEY_REMARK = re.compile(r":\s+# ?(.*)")
+_REMARK_COLUMN = 47
 
 
 def copied_text(entry: GalleryRecipe, output: Path) -> str:
@@ -44,9 +42,8 @@ def _head(text: str) -> str:
 
 def _flat(document: Document) -> str:
     """The values of a document that is put together, in block style and with their remarks."""
-    ranks = {key.names: rank for rank, key in enumerate(read_keys(read_schema()))}
-    root = _ordered(_without_unused(document.root), (), ranks)
-    return _spaced(_with_remarks("\n".join(block_lines(root, "")), document))
+    root = in_order(_without_unused(document.root))
+    return _spaced(_with_remarks("\n".join(block_lines(root)), document))
 
 
 def _without_unused(root: Value) -> Value:
@@ -64,16 +61,6 @@ def _without_unused(root: Value) -> Value:
     return kept if kept == root else _without_unused(kept)
 
 
-def _ordered(value: Value, names: tuple[str, ...], ranks: Mapping[tuple[str, ...], int]) -> Value:
-    """The value with every mapping's keys in the order of the schema."""
-    if isinstance(value, list):
-        return [_ordered(entry, names, ranks) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    ordered = sorted(value, key=lambda key: ranks.get((*names, key), 0))
-    return {key: _ordered(value[key], (*names, key), ranks) for key in ordered}
-
-
 def _with_remarks(text: str, document: Document) -> str:
     """The text with what stood behind its values and keys in the files they come from."""
     places = parse_value(text, "")
@@ -88,10 +75,7 @@ def _with_remarks(text: str, document: Document) -> str:
             found = source and pattern.fullmatch((source.text or "")[source.column + source.width - 1 :])
             if found:
                 remarks.setdefault(mark.line, found.group(1))
-    return "".join(
-        f"{line:<{_REMARK_COLUMN}} {remarks[number]}\n" if number in remarks else f"{line}\n"
-        for number, line in enumerate(text.split("\n"), 1)
-    )
+    return add_remarks(text, remarks, column=_REMARK_COLUMN)
 
 
 def _spaced(text: str) -> str:

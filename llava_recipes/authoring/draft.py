@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from llava_recipes.authoring.edit import remove_key, set_value, value_text
 from llava_recipes.authoring.fit_batch import fit_batches
 from llava_recipes.authoring.shipped import check_words, readdress, templates_folder
 from llava_recipes.authoring.survey import Survey, survey
@@ -20,6 +19,7 @@ from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.recipe.values import as_mapping, value_at
+from llava_recipes.recipe.writer import remove_key, set_value, value_text
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {

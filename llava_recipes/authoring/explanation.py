@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from llava_recipes.authoring.keys import Key
 from llava_recipes.authoring.origins import origin
-from llava_recipes.authoring.spell import spell
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.language import Key, all_keys
 from llava_recipes.recipe.renames import OTHER_NAMES
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.spelling import nearest
 
 _INDEX = re.compile(r"\[[^\[\]]*\]")
 _MAX_QUERY_CHARACTERS = 200
 
 
-def find_keys(query: str, keys: Sequence[Key]) -> tuple[Key, ...]:
+def find_keys(query: str) -> tuple[Key, ...]:
     """The keys that `query` names: by full path, by its end, or the free mapping that holds it.
 
     Raises RecipeError, with what was probably meant, when there is none.
@@ -26,29 +25,29 @@ def find_keys(query: str, keys: Sequence[Key]) -> tuple[Key, ...]:
     if len(query) > _MAX_QUERY_CHARACTERS:
         hint = "llava-recipe explain train.learning_rate"
         raise RecipeError(Problem("this is too long for a key", code="key-too-long", hint=hint))
-    words = _words(query)
-    for candidate in _candidates(words, keys):
+    words, keys = _words(query), all_keys()
+    for candidate in _candidates(words):
         exact = [key for key in keys if key.names == candidate and len(candidate) > 1]
         found = exact or [key for key in keys if key.names[-len(candidate) :] == candidate]
         if candidate and found:
             # Of several keys with one name, the one with the plainer path is more often meant.
             return tuple(sorted(found, key=lambda key: key.path.count("[]")))
     for length in range(len(words) - 1, 0, -1):
-        for candidate in _candidates(words[:length], keys):
+        for candidate in _candidates(words[:length]):
             free = [key for key in keys if key.is_free and key.names[-len(candidate) :] == candidate]
             if candidate and free:
                 return tuple(free)
-    raise RecipeError(_unknown(query, words, keys))
+    raise RecipeError(_unknown(query, words))
 
 
 def _words(query: str) -> tuple[str, ...]:
     return tuple(word for word in _INDEX.sub("", query.strip().strip("`:")).split(".") if word)
 
 
-def _candidates(words: tuple[str, ...], keys: Sequence[Key]) -> Iterator[tuple[str, ...]]:
+def _candidates(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """The words, then the words without list indices and without a stage's name after `stages`."""
     yield words
-    names = {key.name for key in keys}
+    names = {key.name for key in all_keys()}
     yield tuple(
         word
         for position, word in enumerate(words)
@@ -56,10 +55,10 @@ def _candidates(words: tuple[str, ...], keys: Sequence[Key]) -> Iterator[tuple[s
     )
 
 
-def _unknown(query: str, words: tuple[str, ...], keys: Sequence[Key]) -> Problem:
+def _unknown(query: str, words: tuple[str, ...]) -> Problem:
     last = words[-1] if words else ""
-    names = sorted({key.name for key in keys})
-    ends = sorted({".".join(key.names[-len(words) :]) for key in keys})
+    names = sorted({key.name for key in all_keys()})
+    ends = sorted({".".join(key.names[-len(words) :]) for key in all_keys()})
     near = nearest(".".join(words), ends) or nearest(last, names)
     if last in OTHER_NAMES:
         hint = OTHER_NAMES[last]
@@ -74,7 +73,7 @@ def _unknown(query: str, words: tuple[str, ...], keys: Sequence[Key]) -> Problem
     return Problem(f"no key `{query}` in the recipe language", code="unknown-key", hint=hint)
 
 
-def explain_key(key: Key, keys: Iterable[Key], *, width: int) -> str:
+def explain_key(key: Key, *, width: int) -> str:
     """Everything about one key, as a page."""
     rows = [("type", key.type), ("default", key.default_text), ("source", origin(key.path))]
     lines = [key.path, "", *textwrap.wrap(key.meaning, width), ""]
@@ -83,15 +82,15 @@ def explain_key(key: Key, keys: Iterable[Key], *, width: int) -> str:
     example = example_lines(key)
     if example:
         lines += [f"{'example':<9} {example[0]}", *(" " * 10 + line for line in example[1:])]
-    children = children_of(key, keys)
+    children = children_of(key)
     if children:
         lines += ["", "keys", *overview(children, width=width)]
     return "\n".join(lines)
 
 
-def children_of(key: Key, keys: Iterable[Key]) -> list[Key]:
+def children_of(key: Key) -> list[Key]:
     """The keys directly inside a mapping, or inside the entries of a list."""
-    return [other for other in keys if other.names[:-1] == key.names]
+    return [other for other in all_keys() if other.names[:-1] == key.names]
 
 
 def overview(keys: Sequence[Key], *, width: int) -> list[str]:

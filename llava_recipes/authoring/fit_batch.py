@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from llava_recipes.authoring.edit import set_value
 from llava_recipes.plan.advice import FEW_STEPS, useful_save_steps
 from llava_recipes.plan.batch import count_steps, derive_batch, suitable_share
 from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Stage
+from llava_recipes.recipe.writer import set_value
 
 USUAL_PROCESSES = 8
 """The number of GPUs that the templates' batches of a device are made for."""

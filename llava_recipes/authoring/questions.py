@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.prompt import Prompt
 
 from llava_recipes.authoring.draft import TEMPLATES, Wishes, template_text
-from llava_recipes.authoring.edit import value_text
+from llava_recipes.recipe.writer import value_text
 from llava_recipes.screen import cell, console, say
 
 

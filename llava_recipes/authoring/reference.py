@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llava_recipes.authoring.explanation import example_lines
-from llava_recipes.authoring.keys import Key, read_keys
 from llava_recipes.authoring.origins import origin
-from llava_recipes.authoring.shipped import Schema
+from llava_recipes.recipe.language import Key, all_keys
 from llava_recipes.screen import say_document
 
 HOW_TO = "python -m llava_recipes.authoring.reference > docs/reference.md"
@@ -22,9 +21,9 @@ Every key, from the descriptions in the schema. [guide.md](guide.md) explains ho
 """
 
 
-def reference(schema: Schema) -> str:
+def reference() -> str:
     """The whole page, as Markdown."""
-    keys = read_keys(schema)
+    keys = all_keys()
     top = [key for key in keys if "." not in key.path]
     mappings = [key for key in keys if any(other.names[:-1] == key.names for other in keys)]
     parts = [_HEAD, *_contents(mappings), "\n## The top level\n", _table(top), *_details(top)]
@@ -71,6 +70,4 @@ def _details(keys: Sequence[Key]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    from llava_recipes.recipe.json_schema import recipe_schema
-
-    say_document(reference(recipe_schema()))
+    say_document(reference())

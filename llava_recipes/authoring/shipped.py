@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import shlex
 from pathlib import Path
-from typing import TypeAlias, cast
 
 from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.recipe.scalars import Value
 from llava_recipes.screen import shown
-
-Schema: TypeAlias = dict[str, Value]
 
 _PACKAGE = Path(__file__).parent.parent
 _NOT_IN_A_RECIPE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
@@ -41,11 +36,6 @@ def _shipped(in_package: str, in_checkout: str) -> Path:
 
 
 @functools.cache
-def read_schema() -> Schema:
-    """The committed JSON Schema of recipes."""
-    return cast(Schema, json.loads(schema_file().read_text(encoding="utf-8")))
-
-
 def readdress(text: str, old: str, output: Path) -> str:
     """A recipe's text for its new place: schema of the editor, and `output` for `old` in its comments.
 

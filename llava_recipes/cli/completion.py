@@ -146,10 +146,9 @@ def _assignments(*, parsed_args: argparse.Namespace, **_: object) -> Iterator[st
 
 
 def _paths() -> Iterator[str]:
-    from llava_recipes.authoring.keys import read_keys
-    from llava_recipes.authoring.shipped import read_schema
+    from llava_recipes.recipe.language import all_keys
 
-    return (key.path for key in read_keys(read_schema()))
+    return (key.path for key in all_keys())
 
 
 def _values(parsed_args: argparse.Namespace) -> dict[str, Value]:

@@ -20,16 +20,14 @@ def run(arguments: argparse.Namespace) -> int:
     import shutil
 
     from llava_recipes.authoring.explanation import explain_key, find_keys, overview
-    from llava_recipes.authoring.keys import read_keys
-    from llava_recipes.authoring.shipped import read_schema
+    from llava_recipes.recipe.language import all_keys
 
     width = max(60, min(110, shutil.get_terminal_size().columns))
-    keys = read_keys(read_schema())
     if not arguments.keys:
         say("A recipe is one YAML file. Its keys:", "")
-        say_lines("\n".join(overview([key for key in keys if "." not in key.path], width=width)))
+        say_lines("\n".join(overview([key for key in all_keys() if "." not in key.path], width=width)))
         say("", "`llava-recipe explain KEY` tells more, for example `llava-recipe explain train`.")
         return 0
-    found = [key for query in arguments.keys for key in find_keys(query, keys)]
-    say_lines(f"\n\n{'-' * 40}\n\n".join(explain_key(key, keys, width=width) for key in found))
+    found = [key for query in arguments.keys for key in find_keys(query)]
+    say_lines(f"\n\n{'-' * 40}\n\n".join(explain_key(key, width=width) for key in found))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from llava_recipes.plan.hardware import GIB, GPUS
 from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.memory import Memory
 from llava_recipes.plan.types import Plan, StagePlan
+from llava_recipes.recipe.scalars import say_number, spell
 
 if TYPE_CHECKING:
     from llava_recipes.plan.fit import Proposal
@@ -39,13 +39,13 @@ def config_sections(plan: Plan) -> Iterator[Section]:
 
     hidden = plan.model.sizes.language_hidden_size if plan.model.sizes else None
     for stage in plan.stages:
-        rows = [(key, json.dumps(value)) for key, value in sorted(stage.train.training_arguments.items())]
+        rows = [(key, spell(value)) for key, value in sorted(stage.train.training_arguments.items())]
         yield f"stage {stage.name}, TrainingArguments", rows
         config = effective_deepspeed(stage, world_size=plan.world_size, hidden=hidden)
         if config is None:
             yield f"stage {stage.name}, DeepSpeed", [("none", "")]
         else:
-            rows = [(key, json.dumps(value)) for key, value in config.items()]
+            rows = [(key, spell(value)) for key, value in config.items()]
             yield f"stage {stage.name}, DeepSpeed ({stage.deepspeed_source})", rows
 
 
@@ -104,9 +104,11 @@ def _fate_words(members: Sequence[Assignment], shown: str) -> str:
     size = sum(member.num_parameters for member in members)
     words = [f"{size:,} in {shown}" if "." in shown else f"{size:,}"]
     if first.trains:
-        words.append(f"train at {first.learning_rate:g}")
+        words.append(f"train at {say_number(first.learning_rate or 0)}")
         decayed = sum(member.num_decayed for member in members)
-        decay = f"decay {first.weight_decay:g} on {decayed:,}" if decayed else "no weight decay"
+        decay = (
+            f"decay {say_number(first.weight_decay or 0)} on {decayed:,}" if decayed else "no weight decay"
+        )
         words.append(decay)
     else:
         words.append("frozen")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llava_recipes.cli.fold import fold_layers
 from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
+from llava_recipes.recipe.scalars import say_number
 
 if TYPE_CHECKING:
     from llava_recipes.recipe.model_schema import Quantization
@@ -98,7 +99,7 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
     rows.append(("order", _order_words(data, train.seed)))
     rows.append(("steps", ", ".join(_step_words(stage))))
     schedule = train.training_arguments["lr_scheduler_type"]
-    rows.append(("learning rate", f"{train.learning_rate:g}, {schedule}"))
+    rows.append(("learning rate", f"{say_number(train.learning_rate)}, {schedule}"))
     rows.append(("clipping", _clipping_words(stage)))
     rows.append(("precision", ", ".join(_precision_words(stage))))
     rows.append(("deepspeed", _deepspeed_words(stage)))
@@ -120,7 +121,7 @@ def _order_words(data: DataPlan, seed: int) -> str:
 
 def _clipping_words(stage: StagePlan) -> str:
     norm = stage.train.training_arguments["max_grad_norm"]
-    return f"gradient norm at most {norm:g}" if norm else "none"
+    return f"gradient norm at most {say_number(norm)}" if isinstance(norm, int | float) and norm else "none"
 
 
 def _validation_rows(stage: StagePlan) -> list[Row]:
@@ -150,7 +151,7 @@ def _step_words(stage: StagePlan) -> Iterator[str]:
     train = stage.train
     yield "not counted" if train.max_steps is None else f"{train.max_steps:,}"
     if train.num_train_epochs is not None:
-        yield f"{train.num_train_epochs:g} {'epoch' if train.num_train_epochs == 1 else 'epochs'}"
+        yield f"{say_number(train.num_train_epochs)} {'epoch' if train.num_train_epochs == 1 else 'epochs'}"
     if train.warmup_steps is not None:
         yield f"warm-up {train.warmup_steps:,}"
     arguments = train.training_arguments

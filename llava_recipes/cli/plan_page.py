@@ -26,6 +26,7 @@ from llava_recipes.plan.hardware import GPUS
 from llava_recipes.plan.memory import Memory
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.screen import shown
 
 _GENERATOR = "llava-recipe plan"
@@ -151,8 +152,8 @@ def _module(members: Sequence[Assignment], modules: Sequence[Assignment]) -> dic
         "module": ", ".join(module_names(members, modules)),
         "num_parameters": f"{sum(member.num_parameters for member in members):,}",
         "trains": "yes" if first.trains else "no",
-        "learning_rate": "" if first.learning_rate is None else f"{first.learning_rate:g}",
-        "weight_decay": f"{first.weight_decay:g} on {decayed:,}"
+        "learning_rate": "" if first.learning_rate is None else say_number(first.learning_rate),
+        "weight_decay": f"{say_number(first.weight_decay or 0)} on {decayed:,}"
         if decayed
         else "none"
         if first.trains

@@ -19,12 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.recipe.origin import origin
-    from llava_recipes.recipe.written import write_resolved, write_with_remarks
+    from llava_recipes.recipe.writer import write_resolved, write_with_remarks
 
     loaded = load_recipe(arguments.file, arguments.set)
     if arguments.origin:
-        say_document(write_with_remarks(loaded.recipe, lambda path: origin(loaded, path)))
+        say_document(write_with_remarks(loaded.recipe, loaded.origin))
     else:
         say_document(write_resolved(loaded.recipe))
     return 0

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llava_recipes.migrate.draft import MODEL, STAGE, Draft, Entry
-from llava_recipes.migrate.write import write_recipe
 from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.writer import write_recipe
 
 IsFolder = Callable[[str], bool]
 """Whether a path in a script or config is a folder here."""

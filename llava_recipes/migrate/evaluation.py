@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llava_recipes.migrate.draft import STAGE, Draft
 from llava_recipes.migrate.flags import Flags
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number
 
 _DATA = ("eval_data_path", "validation_data_path", "val_data_path")
 _IMAGES = ("eval_image_folder", "validation_image_folder", "val_image_folder")
@@ -82,7 +82,7 @@ def _translate_steps(flags: Flags, draft: Draft, *, counts: bool) -> None:
         why = "a share of the run: write the number of steps as `eval_steps`"
         draft.lost("--eval_steps", flags["eval_steps"].text, why, flags["eval_steps"].mark)
     elif number is not None:
-        draft.mapped("--eval_steps", f"{number:g}", path, int(number), mark=flags["eval_steps"].mark)
+        draft.mapped("--eval_steps", say_number(number), path, int(number), mark=flags["eval_steps"].mark)
     elif "eval_steps" not in flags:
         logging = draft.read(STAGE, "train", "logging_steps")
         draft.default(

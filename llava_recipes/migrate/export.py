@@ -12,6 +12,7 @@ from llava_recipes.layouts import meaning_of
 from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
 from llava_recipes.plan.batch import derive_batch
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Data, Recipe, Stage, Train
 from llava_recipes.screen import shown
 
@@ -163,7 +164,9 @@ def _deepspeed_flag(
                 hint=f"name a DeepSpeed file with `{key}`, or write `max_grad_norm: 0`, another training",
             )
         elif clipping not in (None, "auto", norm):
-            message = f"the DeepSpeed file says `{key}: {clipping}`, the recipe `max_grad_norm: {norm:g}`"
+            message = (
+                f"the DeepSpeed file says `{key}: {clipping}`, the recipe `max_grad_norm: {say_number(norm)}`"
+            )
             export.refuse(message, where, hint='write "auto" there, or make the two agree')
 
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from llava_recipes.migrate.write import write_scalar
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import MODULES
 from llava_recipes.recipe.model_schema import Quantization
+from llava_recipes.recipe.scalars import spell_number
 from llava_recipes.recipe.schema import Model, Stage, Train
 from llava_recipes.screen import shown
-
-ROOTS = ("vision_tower", "projector", "language_model", "lm_head")
-_MODULES = (*ROOTS, "image_tokens")
 
 
 @dataclass
@@ -40,9 +38,7 @@ def _spell(value: JsonValue) -> str:
         return str(value)
     if isinstance(value, list):
         return " ".join(_spell(entry) for entry in value)
-    if isinstance(value, int | float):
-        return write_scalar(value)
-    return _quoted(str(value))
+    return spell_number(value) if isinstance(value, float) else _quoted(str(value))
 
 
 def _quoted(text: str) -> str:
@@ -60,11 +56,11 @@ def trained_modules(stage: Stage, path: KeyPath, export: Export) -> frozenset[st
     """The root modules that train; anything finer is refused."""
     globs = (*stage.trainable, *(() if isinstance(stage.freeze, str) else stage.freeze))
     for glob in globs:
-        if glob not in _MODULES:
+        if glob not in (*MODULES, "image_tokens"):
             export.refuse(
                 "the original freezes and trains whole modules alone", (*path, "trainable"), found=glob
             )
-    trained = set() if stage.freeze == "all" else set(ROOTS)
+    trained = set() if stage.freeze == "all" else set(MODULES)
     if not isinstance(stage.freeze, str):
         trained -= set(stage.freeze)
     return frozenset(trained | set(stage.trainable))

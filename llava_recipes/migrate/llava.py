@@ -16,7 +16,7 @@ from llava_recipes.migrate.quantization import translate_quantization
 from llava_recipes.migrate.sources import translate_sources
 from llava_recipes.migrate.train_flags import translate_rest, translate_training
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number
 from llava_recipes.recipe.schema import Data
 
 FLAGS = (
@@ -156,7 +156,7 @@ def translate_lora_numbers(flags: Flags, draft: Draft) -> None:
     dropout = flags.number("lora_dropout")
     if dropout is not None:
         mark = flags["lora_dropout"].mark
-        draft.mapped("--lora_dropout", f"{dropout:g}", (*lora, "dropout"), dropout, mark=mark)
+        draft.mapped("--lora_dropout", say_number(dropout), (*lora, "dropout"), dropout, mark=mark)
     elif "lora_dropout" not in flags:
         draft.default("--lora_dropout", (*lora, "dropout"), 0.05)
     put_text(flags, draft, "lora_bias", (*lora, "bias"), "none")

@@ -13,7 +13,7 @@ from llava_recipes.migrate.evaluation import EVALUATION_FLAGS, translate_evaluat
 from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.programs import Program
 from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number
 from llava_recipes.recipe.spelling import did_you_mean, nearest
 
 _Type = Literal["number", "whole", "switch", "text"]
@@ -164,7 +164,7 @@ def _translate_length(flags: Flags, draft: Draft) -> None:
         path = (STAGE, "train", "max_steps")
         draft.mapped("--max_steps", str(max_steps), path, max_steps, mark=flags["max_steps"].mark)
         if epochs is not None:
-            draft.needless("--num_train_epochs", f"{epochs:g}", "`max_steps` goes before it")
+            draft.needless("--num_train_epochs", say_number(epochs), "`max_steps` goes before it")
         return
     if max_steps is not None:
         draft.needless("--max_steps", str(max_steps), "training is counted in epochs")

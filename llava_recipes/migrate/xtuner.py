@@ -13,7 +13,7 @@ from llava_recipes.migrate.xtuner_data import translate_data
 from llava_recipes.migrate.xtuner_reader import Reader, not_known
 from llava_recipes.migrate.xtuner_rest import spell_python, tell_rest
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number
 
 _WARM_UP, _COSINE = "LinearLR", "CosineAnnealingLR"
 
@@ -232,7 +232,7 @@ class _Translation(Reader):
         end = warm_up.get("end")
         if isinstance(end, int | float) and epochs and end > 0:
             ratio = round(end / epochs, 6)
-            self.draft.mapped(f"{name}.end", f"{end:g}", (*train, "warmup_ratio"), ratio, mark=mark)
+            self.draft.mapped(f"{name}.end", say_number(end), (*train, "warmup_ratio"), ratio, mark=mark)
             self.draft.tell_mapped(f"{name}.type", _WARM_UP, (*train, "warmup_ratio"), mark=mark)
 
     def _runtime(self) -> None:

@@ -11,7 +11,7 @@ from llava_recipes.migrate.xtuner_reader import Reader
 from llava_recipes.migrate.xtuner_rest import spell_python
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, say_number
 
 TEMPLATES = {"vicuna": "v1", "llama3_chat": "llama_3", "qwen_chat": "qwen", "phi3_chat": "phi3"}
 _SHARED: tuple[tuple[tuple[str, ...], KeyPath], ...] = (
@@ -147,7 +147,7 @@ def _length(reader: Reader, name: str, found: PythonValue) -> None:
     side = _whole(tower.get("image_size")) // max(1, _whole(tower.get("patch_size")))
     total = int(length) + side * side
     remark = f"XTuner counts without the image: {side * side} tokens more"
-    reader.draft.mapped(name, f"{length:g}", path, total, remark=remark)
+    reader.draft.mapped(name, say_number(length), path, total, remark=remark)
 
 
 def _sampler(reader: Reader) -> None:

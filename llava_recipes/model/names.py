@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-ROOTS = {
+_PREFIXES = {
     "model.vision_tower.": "vision_tower.",
     "model.multi_modal_projector.": "projector.",
     "model.language_model.": "language_model.",
@@ -27,12 +27,12 @@ def canonical_name(transformers_name: str) -> str:
     transformers_name = _ADAPTER.sub(r".\1.", transformers_name.replace(".base_layer.", "."))
     if transformers_name in _WHOLE:
         return _WHOLE[transformers_name]
-    for theirs, ours in ROOTS.items():
+    for theirs, ours in _PREFIXES.items():
         if transformers_name.startswith(theirs):
             name = ours + transformers_name.removeprefix(theirs)
             nested = name.startswith(NESTED_TOWER)
             return "vision_tower." + name.removeprefix(NESTED_TOWER) if nested else name
-    raise ValueError(f"{transformers_name!r} is under none of {', '.join(ROOTS)}")
+    raise ValueError(f"{transformers_name!r} is under none of {', '.join(_PREFIXES)}")
 
 
 def transformers_name(canonical: str, *, nested_tower: bool = False) -> str:
@@ -40,12 +40,12 @@ def transformers_name(canonical: str, *, nested_tower: bool = False) -> str:
     for theirs, ours in _WHOLE.items():
         if canonical == ours:
             return theirs
-    for theirs, ours in ROOTS.items():
+    for theirs, ours in _PREFIXES.items():
         if canonical.startswith(ours):
             rest = canonical.removeprefix(ours)
             nested = "vision_model." if nested_tower and ours == "vision_tower." else ""
             return theirs + nested + rest
-    raise ValueError(f"{canonical!r} is under none of {', '.join(ROOTS.values())}")
+    raise ValueError(f"{canonical!r} is under none of {', '.join(_PREFIXES.values())}")
 
 
 def original_name(canonical: str) -> str:

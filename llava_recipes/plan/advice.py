@@ -12,7 +12,7 @@ from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.pictures import roomy_length
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.rates import spell_rate
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Recipe, Stage
 
 LARGE_MODEL: Final = 1_000_000_000
@@ -276,14 +276,14 @@ def _check_projector_rate(rate: float, path: KeyPath) -> Iterator[Problem]:
     low, high = PROJECTOR_RATES
     if rate < low:
         yield _warning(
-            f"a learning rate of {spell_rate(rate)} hardly moves a projector that trains alone",
+            f"a learning rate of {say_number(rate)} hardly moves a projector that trains alone",
             code="learning-rate-too-low",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
         )
     elif rate > high:
         yield _warning(
-            f"a learning rate of {spell_rate(rate)} is far above what projectors are trained with",
+            f"a learning rate of {say_number(rate)} is far above what projectors are trained with",
             code="learning-rate-too-high",
             path=path,
             hint="feature alignment is done at 1e-3 or 2e-3",
@@ -294,7 +294,7 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: K
     ruined = [root.replace("_", " ") for root in sorted(_pretrained(recipe) & roots)]
     if rate > PRETRAINED_RATE and ruined:
         yield _warning(
-            f"a learning rate of {spell_rate(rate)} ruins a pretrained {' and '.join(ruined)}",
+            f"a learning rate of {say_number(rate)} ruins a pretrained {' and '.join(ruined)}",
             code="learning-rate-too-high",
             path=path,
             hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
@@ -307,7 +307,7 @@ def _check_adapter_rate(rate: float, path: KeyPath) -> Iterator[Problem]:
     if not low <= rate <= high:
         word = "hardly moves" if rate < low else "is far above what is usual for"
         yield _warning(
-            f"a learning rate of {spell_rate(rate)} {word} LoRA adapters",
+            f"a learning rate of {say_number(rate)} {word} LoRA adapters",
             code="learning-rate-unusual-for-lora",
             path=path,
             hint="adapters are trained at 1e-4 to 2e-4, ten times the rate of full fine-tuning",

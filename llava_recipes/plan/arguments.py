@@ -5,63 +5,15 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.names import OPTIMIZERS
 from llava_recipes.recipe.schema import Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest, same_digits
 from llava_recipes.recipe.training_fields import EXTRA_FIELDS as EXTRA_FIELDS
-from llava_recipes.recipe.training_fields import GONE_FIELDS
+from llava_recipes.recipe.training_fields import INSTEAD
 from llava_recipes.recipe.training_fields import REFUSED_FIELDS as REFUSED_FIELDS
-
-OPTIMIZERS = frozenset(
-    [
-        "adafactor",
-        "adagrad",
-        "adalomo",
-        "adamw_8bit",
-        "adamw_anyprecision",
-        "adamw_bnb_8bit",
-        "adamw_torch",
-        "adamw_torch_4bit",
-        "adamw_torch_8bit",
-        "adamw_torch_fused",
-        "adamw_torch_npu_fused",
-        "adamw_torch_xla",
-        "ademamix",
-        "ademamix_8bit",
-        "apollo_adamw",
-        "apollo_adamw_layerwise",
-        "galore_adafactor",
-        "galore_adafactor_layerwise",
-        "galore_adamw",
-        "galore_adamw_8bit",
-        "galore_adamw_8bit_layerwise",
-        "galore_adamw_layerwise",
-        "grokadamw",
-        "lion_32bit",
-        "lion_8bit",
-        "lomo",
-        "paged_adamw_32bit",
-        "paged_adamw_8bit",
-        "paged_ademamix_32bit",
-        "paged_ademamix_8bit",
-        "paged_lion_32bit",
-        "paged_lion_8bit",
-        "rmsprop",
-        "rmsprop_bnb",
-        "rmsprop_bnb_32bit",
-        "rmsprop_bnb_8bit",
-        "schedule_free_adamw",
-        "schedule_free_radam",
-        "schedule_free_sgd",
-        "sgd",
-        "stable_adamw",
-    ]
-)
 
 _ADAM = ("adam", "adamw", "adamw_hf", "adam_w", "torch_adamw")
 """What is meant by AdamW without more words; Hugging Face's own `adamw_hf` is gone."""
-
-FIELDS = frozenset(EXTRA_FIELDS) | frozenset(REFUSED_FIELDS) - {"global_batch_size", "loss_normalization"}
-"""Every field of TrainingArguments."""
 
 
 def training_arguments(train: Train, *, gradient_accumulation_steps: int) -> dict[str, JsonValue]:
@@ -136,11 +88,9 @@ def check_arguments(train: Train, *, path: KeyPath) -> list[Problem]:
 
 
 def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Problem | None:
-    if name in REFUSED_FIELDS or name in GONE_FIELDS:
-        hint = REFUSED_FIELDS.get(name) or GONE_FIELDS[name]
-        return Problem(
-            f"`{name}` has no place in `extra`", code="not-for-extra", path=path, hint=hint, on_key=True
-        )
+    if name in INSTEAD:
+        message, hint = f"`{name}` has no place in `extra`", INSTEAD[name]
+        return Problem(message, code="not-for-extra", path=path, hint=hint, on_key=True)
     if name not in EXTRA_FIELDS:
         known = (*EXTRA_FIELDS, *REFUSED_FIELDS)
         near = nearest(name, known)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from llava_recipes.plan.batch import fitting_on_device, suitable_share
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.rates import kind_of_stage, spell_rate, usual_batch
+from llava_recipes.recipe.rates import kind_of_stage, usual_batch
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Stage
 
 
@@ -31,7 +32,7 @@ def check_processes(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator
         code="batch-depends-on-processes",
         path=(*path, "train", key) if is_written else (*path, "train"),
         found=f"{batch} samples on 1 process, {8 * batch} on 8, at "
-        f"{spell_rate(train.learning_rate)} on each of them",
+        f"{say_number(train.learning_rate)} on each of them",
         hint=f"write {wanted}{instead}; the accumulation steps then follow from the number of processes",
         on_key=True,
         severity="warning",

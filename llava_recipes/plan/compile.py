@@ -34,6 +34,7 @@ from llava_recipes.plan.types import (
     TrainPlan,
 )
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
 from llava_recipes.recipe.spelling import did_you_mean
 
@@ -273,7 +274,7 @@ class _StageCompiler:
             config, train=train, batch=batch, path=path, inline=source == "inline"
         )
         if config.get("gradient_clipping") is None:
-            clips = f"clips at {train.max_grad_norm:g}" if train.max_grad_norm else "doesn't clip"
+            clips = f"clips at {say_number(train.max_grad_norm)}" if train.max_grad_norm else "doesn't clip"
             self.notes.append(
                 f"the DeepSpeed config has no `gradient_clipping`; it {clips}, as `max_grad_norm` says"
             )

@@ -8,8 +8,14 @@ from copy import deepcopy
 from pydantic import JsonValue
 
 from llava_recipes.plan.batch import BatchSizes
-from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, REMOVED_KEYS, REMOVED_ZERO_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.names import (
+    DEEPSPEED_KEYS,
+    DEEPSPEED_REMOVED_KEYS,
+    ZERO_KEYS,
+    ZERO_REMOVED_KEYS,
+)
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest
 
@@ -189,8 +195,8 @@ class _Report:
 def _check_keys(config: Config, report: _Report) -> None:
     zero = config.get("zero_optimization")
     places = [
-        (config, KNOWN_KEYS, REMOVED_KEYS, ()),
-        (zero if isinstance(zero, dict) else {}, ZERO_KEYS, REMOVED_ZERO_KEYS, ("zero_optimization",)),
+        (config, DEEPSPEED_KEYS, DEEPSPEED_REMOVED_KEYS, ()),
+        (zero if isinstance(zero, dict) else {}, ZERO_KEYS, ZERO_REMOVED_KEYS, ("zero_optimization",)),
     ]
     for block, known, removed, path in places:
         for key in block:
@@ -244,7 +250,7 @@ def _check_precision(config: Config, train: Train, report: _Report) -> None:
 
 
 def _check_clipping(config: Config, train: Train, report: _Report) -> None:
-    wanted = f"the recipe says `max_grad_norm: {train.max_grad_norm:g}`"
+    wanted = f"the recipe says `max_grad_norm: {say_number(train.max_grad_norm)}`"
     clipping = config.get("gradient_clipping")
     if isinstance(clipping, bool) or clipping not in (None, "auto", train.max_grad_norm):
         report.add(

@@ -14,6 +14,8 @@ from llava_recipes.plan.batch import divisors
 from llava_recipes.plan.estimate import Estimator, Fit, judge
 from llava_recipes.plan.hardware import GIB, Gpu
 from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.scalars import spell
+from llava_recipes.recipe.writer import block_lines
 
 _OFFLOAD: Mapping[str, JsonValue] = {"device": "cpu", "pin_memory": True}
 _ROOM = 0.03
@@ -186,23 +188,8 @@ def _engine_lines(choice: Choice) -> Iterator[str]:
     if not choice.offloads:
         yield f"    deepspeed: {choice.engine}"
         return
-    yield "    deepspeed:"
-    for key, value in (_config(choice) or {}).items():
-        if not isinstance(value, dict):
-            yield f"      {key}: {_yaml(value)}"
-            continue
-        yield f"      {key}:"
-        yield from (f"        {inner}: {_yaml(each)}" for inner, each in value.items())
+    yield from block_lines({"deepspeed": _config(choice)}, "    ")
 
 
 def _engine_value(choice: Choice) -> str:
-    return _yaml(_config(choice)) if choice.offloads else choice.engine
-
-
-def _yaml(value: JsonValue) -> str:
-    """A value on one line; JSON with spaces is YAML."""
-    import json
-
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return json.dumps(value)
+    return spell(_config(choice)) if choice.offloads else choice.engine

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from typing import Literal
 
 from llava_recipes.freeze import decide, split_glob, tree_of
-from llava_recipes.plan.sizes import ROOTS
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import ROOTS
 from llava_recipes.recipe.renames import OTHER_MODULES
 from llava_recipes.recipe.spelling import nearest
 

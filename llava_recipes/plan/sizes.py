@@ -14,12 +14,10 @@ from typing import Literal
 from pydantic import JsonValue
 
 from llava_recipes.plan.types import ModelSizes, ModuleSize
+from llava_recipes.recipe.globs import ROOTS, Root
 
 Config = Mapping[str, JsonValue]
 Shapes = dict[str, tuple[int, ...]]
-Root = Literal["vision_tower", "projector", "language_model", "image_newline", "lm_head"]
-
-ROOTS: tuple[Root, ...] = ("vision_tower", "projector", "language_model", "image_newline", "lm_head")
 
 LANGUAGE_DEFAULTS: Mapping[str, Config] = {
     "llama": {

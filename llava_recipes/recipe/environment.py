@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from llava_recipes.masking import is_secret_name, is_secret_value
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.language import shapes_at
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar, spell_value
-from llava_recipes.recipe.shape import shapes_at
 from llava_recipes.recipe.source import Document
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

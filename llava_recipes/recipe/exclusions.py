@@ -1,14 +1,20 @@
-"""Which keys exclude each other: one table, for `extends`, `--set` and the rules against both at once."""
+"""Which keys exclude or need each other: tables, for `extends`, `--set` and the rules.
+
+A rule that fits no table is a function of `rules.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.language import keys_at
+from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.values import given_keys
+from llava_recipes.recipe.spelling import nearest
+from llava_recipes.recipe.values import Mapping, as_list, given_keys
 
 ANY: Final = "*"
 """Stands for one segment of a path: an entry of a list, by its number or by its name."""
@@ -30,10 +36,13 @@ class Exclusion:
     """A third key whose own exclusion is enough to report."""
     companions: tuple[str, ...] = ()
     """Keys that belong to an inherited `loser` and go with it, though they may stand beside `winner`."""
+    if_neither: str | None = None
+    """The hint where neither is given, and one of them is needed."""
 
 
-def _both(place: KeyPath, left: str, right: str, reason: str) -> Exclusion:
-    return Exclusion(place, left, right, f"`{left}` and `{right}` are both given; {reason}")
+def _both(place: KeyPath, left: str, right: str, reason: str, *, if_neither: str | None = None) -> Exclusion:
+    message = f"`{left}` and `{right}` are both given; {reason}"
+    return Exclusion(place, left, right, message, if_neither=if_neither)
 
 
 def _idle(
@@ -55,6 +64,7 @@ def _origins(part: str, *idle: str, companions: tuple[str, ...] = ()) -> Iterato
         f"`{part}` has both `source` and `config`",
         "keep `source` for pretrained weights, or `config` for random ones",
         companions=companions,
+        if_neither="write `source:` for pretrained weights, or `config:` for random ones",
     )
     for key in idle:
         message = f"`{key}` has no effect on `{part}` with `source`"
@@ -63,29 +73,119 @@ def _origins(part: str, *idle: str, companions: tuple[str, ...] = ()) -> Iterato
     yield _idle(place, "config", "revision", message, hint, unless="source")
 
 
-_STAGE: Final = ("stages", ANY)
-_TRAIN: Final = (*_STAGE, "train")
+STAGE: Final = ("stages", ANY)
+DATA: Final = (*STAGE, "data")
+TRAIN: Final = (*STAGE, "train")
 
 EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
     *_origins("language_model", "seed", companions=("tokenizer",)),
     *_origins("vision_tower", "image_processor", "seed"),
-    _both((*_STAGE, "data"), "template", "chat_template", "each of them says how conversations become text"),
+    _both(
+        DATA,
+        "template",
+        "chat_template",
+        "each of them says how conversations become text",
+        if_neither="write `template: v1`, another of LLaVA's names, or `chat_template: tokenizer`",
+    ),
     Exclusion(
-        (*_STAGE, "data", "validation"),
+        (*DATA, "validation"),
         "sources",
         "split",
         "`validation` has both `sources` and `split`",
         "keep `sources` for files of their own, or `split` to hold out training data",
+        if_neither="write `split: 0.01`, or `sources:` with files of their own",
     ),
-    _both(_TRAIN, "num_train_epochs", "max_steps", "each of them says how long to train"),
-    _both(_TRAIN, "gradient_accumulation_steps", "global_batch_size", "the one follows from the other"),
-    _both(_TRAIN, "warmup_ratio", "warmup_steps", "each of them says how long to warm up"),
+    _both(
+        TRAIN,
+        "num_train_epochs",
+        "max_steps",
+        "each of them says how long to train",
+        if_neither="write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps",
+    ),
+    _both(TRAIN, "gradient_accumulation_steps", "global_batch_size", "the one follows from the other"),
+    _both(TRAIN, "warmup_ratio", "warmup_steps", "each of them says how long to warm up"),
     _idle(
-        (*_STAGE, "samples"),
+        (*STAGE, "samples"),
         "images",
         "num",
         "`num` counts records, and `images` are asked instead of records",
         "remove one of the two",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A key without effect because of the value of another, or because another is missing."""
+
+    place: KeyPath
+    key: str
+    message: str
+    hint: str
+    when: Callable[[Mapping, Value], object]
+    """Asked of the mapping and of the key's value there."""
+    code: str = "key-has-no-effect"
+
+
+IDLE: Final[tuple[Idle, ...]] = (
+    Idle(
+        ("model", "projector"),
+        "init_from",
+        "an `identity` projector has no weights to load",
+        "remove `init_from`",
+        lambda projector, _: projector.get("type") == "identity",
+        code="identity-projector-has-no-weights",
+    ),
+    Idle(
+        ("model", "language_model"),
+        "quantization",
+        "`quantization` has no use with random weights",
+        "remove it, or give pretrained weights with `source`",
+        lambda part, _: part.get("config") is not None,
+    ),
+    *(
+        Idle(
+            ("model", "language_model", "quantization"),
+            key,
+            f"`{key}` has no effect with `bits: 8`",
+            "remove it, or write `bits: 4`",
+            lambda quantization, _: quantization.get("bits") == 8,
+        )
+        for key in ("type", "double_quant")
+    ),
+    Idle(
+        STAGE,
+        "trainable",
+        "`trainable` has no effect with `freeze: none`: everything trains already",
+        "remove it, or write `freeze: all`",
+        lambda stage, globs: stage.get("freeze") == "none" and globs,
+    ),
+    Idle(
+        STAGE,
+        "samples",
+        "`samples` has no effect without `sample_every`",
+        "write `sample_every:` with a number of steps, or remove `samples`",
+        lambda stage, _: stage.get("sample_every") is None,
+    ),
+    *(
+        Idle(
+            DATA,
+            key,
+            f"`{key}` has no effect without `image_aspect_ratio: anyres`",
+            "remove it, or write `image_aspect_ratio: anyres`",
+            lambda data, _: data.get("image_aspect_ratio", "square") in ("square", "pad"),
+        )
+        for key in ("image_grid_pinpoints", "mm_patch_merge_type")
+    ),
+    *(
+        Idle(
+            TRAIN,
+            key,
+            f"`{key}` has no effect with `lr_scheduler_type: constant`",
+            "write `lr_scheduler_type: constant_with_warmup`, or remove it",
+            lambda train, steps: train.get("lr_scheduler_type") == "constant" and steps,
+        )
+        for key in ("warmup_ratio", "warmup_steps")
     ),
 )
 
@@ -132,21 +232,60 @@ def check_exclusions(root: Value) -> Iterator[Problem]:
             )
 
 
+def check_one_given(root: Value) -> Iterator[Problem]:
+    """Mappings that need one of two keys and have neither."""
+    for exclusion in EXCLUSIONS:
+        keys = (exclusion.winner, exclusion.loser)
+        for place, mapping in _mappings(root, exclusion.place) if exclusion.if_neither else ():
+            if not given_keys(mapping, *keys) and not misspelt(mapping, place, *keys):
+                yield Problem(
+                    f"`{place[-1]}` needs one of `{keys[0]}` and `{keys[1]}`",
+                    code="one-of-two-keys-is-needed",
+                    path=place,
+                    hint=exclusion.if_neither,
+                    on_key=True,
+                )
+
+
+def check_idle(root: Value) -> Iterator[Problem]:
+    """Keys of a recipe that have no effect."""
+    for idle in IDLE:
+        for place, mapping in _mappings(root, idle.place):
+            value = mapping.get(idle.key)
+            if value is not None and idle.when(mapping, value):
+                path = (*place, idle.key)
+                yield Problem(idle.message, code=idle.code, path=path, hint=idle.hint, on_key=True)
+
+
+def misspelt(mapping: Mapping, place: KeyPath, *names: str) -> bool:
+    """Whether one of the names is there under another spelling: then the spelling is all there is to tell."""
+    known = keys_at(place)
+    return any(
+        nearest(key, known) in names or any(f"`{name}:" in OTHER_NAMES.get(key, "") for name in names)
+        for key in mapping
+        if key not in known
+    )
+
+
 def _matches(path: KeyPath, place: KeyPath) -> bool:
     return len(path) == len(place) and all(
         wanted in (ANY, segment) for wanted, segment in zip(place, path, strict=True)
     )
 
 
-def _mappings(root: Value, place: KeyPath) -> Iterator[tuple[KeyPath, dict[str, Value]]]:
-    """The mappings of a recipe that a place stands for, with their paths."""
+def _mappings(root: Value, place: KeyPath) -> Iterator[tuple[KeyPath, Mapping]]:
+    return ((path, value) for path, value in values_under(root, place) if isinstance(value, dict))
+
+
+def values_under(root: Value, place: KeyPath) -> list[tuple[KeyPath, Value]]:
+    """The values of a recipe that a place stands for, with their paths."""
     found: list[tuple[KeyPath, Value]] = [((), root)]
     for segment in place:
         inner: list[tuple[KeyPath, Value]] = []
         for path, value in found:
-            if segment == ANY and isinstance(value, list):
-                inner += [((*path, index), entry) for index, entry in enumerate(value)]
+            if segment == ANY:
+                inner += [((*path, index), entry) for index, entry in enumerate(as_list(value))]
             elif isinstance(value, dict) and isinstance(segment, str) and segment in value:
                 inner.append(((*path, segment), value[segment]))
         found = inner
-    return ((path, value) for path, value in found if isinstance(value, dict))
+    return found

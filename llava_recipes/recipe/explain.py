@@ -9,9 +9,9 @@ from pydantic_core import ErrorDetails
 
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.keys import unknown_key
+from llava_recipes.recipe.language import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.number_forms import numbers_meant, whole
-from llava_recipes.recipe.scalars import Value, kind_of, spell_value
-from llava_recipes.recipe.shape import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
+from llava_recipes.recipe.scalars import Value, kind_of, say_number, spell_value
 from llava_recipes.recipe.spelling import nearest
 from llava_recipes.recipe.value_hints import (
     choice_hint,
@@ -20,6 +20,7 @@ from llava_recipes.recipe.value_hints import (
     missing_hint,
     number_hint,
 )
+from llava_recipes.recipe.values import value_at
 
 MAX_TOLD = 200
 
@@ -70,12 +71,12 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
 
 
 def _is_too_short(root: Value, path: KeyPath, details: ErrorDetails) -> bool:
-    value = _value_at(root, path)
+    value = value_at(root, path)
     return not isinstance(value, list) or len(value) < details["ctx"]["min_length"]
 
 
 def _may_be_elsewhere(path: KeyPath, details: ErrorDetails, root: Value) -> bool:
-    value = _value_at(root, path) if details["type"] != "missing" else None
+    value = value_at(root, path) if details["type"] != "missing" else None
     return details["type"] == "missing" or (isinstance(value, str) and "${" in value)
 
 
@@ -106,19 +107,9 @@ def _entry(value: Value, segment: int | str) -> tuple[Value] | None:
     return None
 
 
-def _value_at(root: Value, path: KeyPath) -> Value:
-    value = root
-    for segment in path:
-        if isinstance(value, dict) and isinstance(segment, str):
-            value = value.get(segment)
-        elif isinstance(value, list) and isinstance(segment, int):
-            value = value[segment]
-    return value
-
-
 def _explain(path: KeyPath, alternatives: list[ErrorDetails], root: Value) -> Problem:
     details = alternatives[0]
-    kind, value = details["type"], _value_at(root, path)
+    kind, value = details["type"], value_at(root, path)
     name = _name(path)
     if kind == "missing":
         return _missing(path, root)
@@ -240,7 +231,8 @@ def _sampling(path: KeyPath, value: str) -> Problem:
         possible = [number for number in readings if is_share or whole(number) is not None]
         meant = [f"`{near}:{_amount(number, is_share)}`" for number in possible if float(number) > 0]
         if is_share and any(float(number) > 100 for number in possible):
-            hint = f"write `weight: {float(possible[0]) / 100:g}` in its place, to use records more than once"
+            weight = say_number(float(possible[0]) / 100)
+            hint = f"write `weight: {weight}` in its place, to use records more than once"
         elif meant:
             hint = f"did you mean {' or '.join(meant)}?"
     return Problem(
@@ -253,7 +245,7 @@ def _sampling(path: KeyPath, value: str) -> Problem:
 
 
 def _amount(number: str, is_share: bool) -> str:
-    return f"{float(number):g}%" if is_share else str(whole(number))
+    return f"{say_number(float(number))}%" if is_share else str(whole(number))
 
 
 def _wrong_kind(path: KeyPath, value: Value) -> Problem:

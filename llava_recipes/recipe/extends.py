@@ -11,10 +11,9 @@ from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.likeness import looks_like_recipe
 from llava_recipes.recipe.locations import foreign_reference, is_web_address
 from llava_recipes.recipe.merge import lay_over
-from llava_recipes.recipe.reading import MAX_BYTES, read_file
+from llava_recipes.recipe.reading import MAX_BYTES, nearest_file, read_file
 from llava_recipes.recipe.scalars import Value, kind_of, spell_value
 from llava_recipes.recipe.source import MAX_VALUES, Document, parse_source
-from llava_recipes.recipe.spelling import nearest
 
 MAX_LEVELS = 8
 MAX_FILES = 16
@@ -222,12 +221,7 @@ def _check_file(file: str, name: str) -> None:
 
 def _nearby(file: str, name: str) -> str:
     """What may have been meant, spelled as it would be written."""
-    folder, wanted = os.path.split(file)
-    try:
-        there = [entry for entry in os.listdir(folder or ".") if entry.endswith((".yaml", ".yml"))]
-    except (OSError, ValueError):
-        there = []
-    near = nearest(wanted, there)
+    near = nearest_file(file)
     if near is not None:
         return f"did you mean `{os.path.join(os.path.dirname(name), near)}`?"
     return "paths in `extends` start from the folder of the file that holds them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal, TypeAlias, get_args
 
 from llava_recipes.freeze import match_glob
 from llava_recipes.recipe.errors import KeyPath, Problem
@@ -12,10 +13,16 @@ from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.spelling import nearest
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, value_at
 
-ROOTS = ("vision_tower", "projector", "language_model", "lm_head", "image_tokens")
+Root: TypeAlias = Literal["vision_tower", "projector", "language_model", "image_newline", "lm_head"]
 
-IMAGE_NEWLINE = "image_newline"
-"""A root of models with `mm_patch_merge_type: spatial_unpad`."""
+ROOTS: tuple[Root, ...] = get_args(Root)
+"""What a model consists of, in the order of plans; the names of its parameters begin with one of these."""
+
+MODULES: tuple[Root, ...] = tuple(root for root in ROOTS if root != "image_newline")
+"""Those of every model; `image_newline` is there with `mm_patch_merge_type: spatial_unpad`."""
+
+GLOB_ROOTS = (*ROOTS, "image_tokens")
+"""What a glob may begin with: also the embeddings of `<im_start>` and `<im_end>`."""
 
 MAX_CHARACTERS = 500
 """Of one glob. Names of parameters have below 100."""
@@ -59,12 +66,12 @@ def check_glob(glob: str, path: KeyPath) -> Iterator[Problem]:
         message = f"the glob {spelled} in `{key}` has an empty name between dots"
         yield Problem(message, code="invalid-glob", path=path, hint=_SYNTAX)
         return
-    if not any(match_glob(plain.split(".")[0], root) for root in (*ROOTS, IMAGE_NEWLINE)):
+    if not any(match_glob(plain.split(".")[0], root) for root in GLOB_ROOTS):
         yield Problem(
             f"glob {spelled} in `{key}` matches no module",
             code="glob-matches-no-module",
             path=path,
-            found=f"the model has {', '.join(sorted(set(ROOTS) - {'image_tokens'}))}",
+            found=f"the model has {', '.join(sorted(MODULES))}",
             hint=_root_hint(glob),
         )
 
@@ -96,11 +103,11 @@ def _lists_of_globs(recipe: Mapping) -> Iterator[tuple[KeyPath, list[Value]]]:
 
 def _root_hint(glob: str) -> str:
     first, dot, rest = glob.partition(".")
-    if first == "model" and rest.partition(".")[0] in (*ROOTS, IMAGE_NEWLINE, *OTHER_MODULES):
+    if first == "model" and rest.partition(".")[0] in (*GLOB_ROOTS, *OTHER_MODULES):
         first, dot, rest = rest.partition(".")
-    if first in (*ROOTS, IMAGE_NEWLINE):
+    if first in GLOB_ROOTS:
         return f'did you mean "{first}{dot}{rest}"?'
     if first in ("layers", "embed_tokens"):
         return f'did you mean "language_model.{first}{dot}{rest}"?'
-    root = OTHER_MODULES.get(first) or nearest(first, (*ROOTS, IMAGE_NEWLINE))
+    root = OTHER_MODULES.get(first) or nearest(first, GLOB_ROOTS)
     return f'did you mean "{root}{dot}{rest}"?' if root else "start with one of these names, or with `**.`"

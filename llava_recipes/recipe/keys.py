@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.language import homes, keys_at, spell_path
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.scalars import ScalarError, Value, resolve_scalar, spell_value
-from llava_recipes.recipe.shape import homes, keys_at, spell_path
-from llava_recipes.recipe.spelling import did_you_mean, nearest_all, ranked
-from llava_recipes.recipe.training_fields import EXTRA_FIELDS, GONE_FIELDS, REFUSED_FIELDS
+from llava_recipes.recipe.spelling import bare, did_you_mean, nearest_all, ranked
+from llava_recipes.recipe.training_fields import EXTRA_FIELDS, INSTEAD
 
 _LETTERS_A_SLIP = 8
 """A key that belongs elsewhere is suggested for one slip in as many letters: short words are near to much."""
@@ -29,7 +29,7 @@ def unknown_key(path: KeyPath, value: Value) -> Problem:
 
 def _hint(key: str, parent: KeyPath, value: Value) -> str:
     known = keys_at(parent)
-    if same := [other for other in known if _bare(other) == _bare(key)]:
+    if same := [other for other in known if bare(other) == bare(key)]:
         return f"write `{same[0]}`"
     one_slip = [name for slips, name in ranked(key, known) if slips == 1]
     if (hint := _other_name(key)) is not None and not one_slip:
@@ -45,8 +45,8 @@ def _hint(key: str, parent: KeyPath, value: Value) -> str:
         entry = f"`extra: {{{key}: {spell_value(value, limit=40)}}}`"
         if key in EXTRA_FIELDS:
             return f"another TrainingArguments field is written {entry}"
-        if key in REFUSED_FIELDS or key in GONE_FIELDS:
-            return REFUSED_FIELDS.get(key) or GONE_FIELDS[key]
+        if key in INSTEAD:
+            return INSTEAD[key]
     return _near_miss(key, parent, known) or f"keys: {', '.join(known)}"
 
 
@@ -81,7 +81,7 @@ def _near_miss(key: str, parent: KeyPath, known: tuple[str, ...]) -> str | None:
 
 def _other_name(key: str) -> str | None:
     """What to write for a name that another program has for a key."""
-    return next((hint for other, hint in OTHER_NAMES.items() if _bare(other) == _bare(key)), None)
+    return next((hint for other, hint in OTHER_NAMES.items() if bare(other) == bare(key)), None)
 
 
 def _is_number(key: str) -> bool:
@@ -100,7 +100,3 @@ def _place_name(parent: KeyPath) -> str:
     if isinstance(parent[-1], int):
         return spell_path(parent[-2:])
     return str(parent[-1])
-
-
-def _bare(key: str) -> str:
-    return key.replace("-", "").replace("_", "").lower()

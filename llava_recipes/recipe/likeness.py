@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from llava_recipes.recipe.reading import ENDINGS
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.spelling import nearest
@@ -14,7 +15,6 @@ _OWN_KEY = re.compile(
     r"""(?:^|[\s{,"'-])(language_model|vision_tower|projector|per_device_train_batch_size|output_dir)["']?\s*:"""
 )
 _MOST_KEYS = 100
-ENDINGS = (".yaml", ".yml")
 
 
 def looks_like_recipe(data: bytes) -> bool:

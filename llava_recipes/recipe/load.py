@@ -10,16 +10,17 @@ from dataclasses import dataclass, field, replace
 from pydantic import ValidationError
 
 from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
+from llava_recipes.recipe.exclusions import misspelt
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.likeness import is_named_as_recipe, looks_like_recipe
 from llava_recipes.recipe.reading import read_file
-from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.resolve import resolve
 from llava_recipes.recipe.rules import check_rules
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import Document, parse_source
-from llava_recipes.recipe.spelling import nearest
+from llava_recipes.recipe.values import as_mapping, value_at
+from llava_recipes.screen import shown
 
 MAX_PROBLEMS = 300
 """What is told of one file; nobody reads more."""
@@ -43,9 +44,29 @@ class LoadedRecipe:
         """The problem with its mark filled in from its path."""
         return _with_mark(self.document, problem)
 
+    def origin(self, path: KeyPath) -> str:
+        """The place of a value: `file:line`, `--set …` or `default`, and the variables that it is made of."""
+        if value_at(self.values, path) is None:
+            return "default"
+        marks = self.document.key_marks
+        variables = (
+            f"${{{name}}} from {_spell(marks[place]) if place in marks else 'the environment'}"
+            for name in self.document.uses.get(path, ())
+            for place in [("vars", name)]
+        )
+        return ", ".join([_spell(self.locate(path)), *variables])
+
     def fail(self, *problems: Problem) -> RecipeError:
         """An error to raise that shows where the problems' values were written, ordered by line."""
         return RecipeError(*_in_order(self.document, problems))
+
+
+def _spell(mark: Mark | None) -> str:
+    if mark is None:
+        return "unknown"
+    # The remark stands on one line, whatever the file is called.
+    file = shown(mark.file)
+    return f"{file}:{mark.line}" if mark.line > 0 else file
 
 
 def load_recipe(file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -81,7 +102,8 @@ def _with_parents(document: Document) -> Document:
     """The document over its parents; where they cannot be read, what is wrong with it by itself is told."""
     problems = list(document.problems)
     try:
-        if not _misspells_extends(document.root):
+        keys = as_mapping(document.root)
+        if "extends" in keys or not misspelt(keys, (), "extends"):
             return extend(document)
     except RecipeError as error:
         problems = list(error.problems)
@@ -94,15 +116,6 @@ def _with_parents(document: Document) -> Document:
         found = [problem for problem in found if problem.path is None or problem.path[:1] != ("extends",)]
         problems += _without_echoes(found, document.spoiled)
     raise RecipeError(*_in_order(document, problems))
-
-
-def _misspells_extends(root: Value) -> bool:
-    keys = root if isinstance(root, dict) else {}
-    unknown = [key for key in keys if key not in Recipe.model_fields]
-    return "extends" not in keys and any(
-        nearest(key, Recipe.model_fields) == "extends" or "`extends:" in OTHER_NAMES.get(key, "")
-        for key in unknown
-    )
 
 
 def _without_echoes(problems: Iterable[Problem], spoiled: Collection[KeyPath]) -> list[Problem]:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Final
 
-from llava_recipes.recipe.scalars import LARGEST_WHOLE_NUMBER, ScalarError, resolve_scalar
+from llava_recipes.recipe.scalars import LARGEST_WHOLE_NUMBER, ScalarError, resolve_scalar, spell_number
 
 _MINUS: Final = "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"
 _SUPERSCRIPT: Final = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
@@ -121,7 +121,4 @@ def _spell(number: int | float, written: str = "") -> str:
         return written
     if isinstance(number, int) or (number.is_integer() and abs(number) < 1e15):
         return str(int(number))
-    mantissa, _, exponent = f"{number:.12e}".partition("e")
-    if -4 < int(exponent) < 15:
-        return f"{number:.15g}"
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return spell_number(float(f"{number:.13g}"))

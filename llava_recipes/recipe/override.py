@@ -7,8 +7,8 @@ from typing import get_origin
 
 from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
+from llava_recipes.recipe.language import is_free, is_list, keys_at, shapes_at, spell_path, wanted_at
 from llava_recipes.recipe.scalars import Value, kind_of
-from llava_recipes.recipe.shape import is_free, is_list, keys_at, shapes_at, spell_path, wanted_at
 from llava_recipes.recipe.source import Document, parse_value
 from llava_recipes.recipe.spelling import did_you_mean
 

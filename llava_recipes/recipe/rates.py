@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from llava_recipes.recipe.globs import MODULES
 from llava_recipes.recipe.values import Mapping, as_list
 
 Kind = Literal["projector", "full", "tower", "adapters"]
@@ -19,7 +20,6 @@ _BATCHES: Final[dict[tuple[Kind, float], int]] = {
     ("full", 2e-5): 128,
     ("adapters", 2e-4): 128,
 }
-_ROOTS: Final = ("vision_tower", "projector", "language_model", "lm_head")
 _BESIDE_A_PROJECTOR: Final = {"projector", "image_newline", "image_tokens"}
 
 
@@ -29,7 +29,7 @@ def kind_of_stage(freeze: object, trainable: Sequence[object], *, has_lora: bool
         return "adapters"
     firsts = [glob.partition(".")[0] for glob in trainable if isinstance(glob, str)]
     # A glob that begins with a wildcard may stand for several.
-    roots = {root for first in firsts for root in fnmatch.filter(_ROOTS, first) or [first]}
+    roots = {root for first in firsts for root in fnmatch.filter(MODULES, first) or [first]}
     if freeze != "all":
         return "full"
     if not roots:
@@ -49,9 +49,3 @@ def usual_rate(stage: Mapping) -> float | None:
 def usual_batch(kind: Kind | None, rate: float) -> int | None:
     """The samples of a step that LLaVA's runs take for such a stage at this rate."""
     return None if kind is None else _BATCHES.get((kind, rate))
-
-
-def spell_rate(rate: float) -> str:
-    """As it is typed: 2e-5, not 2e-05 or 0.001."""
-    mantissa, _, exponent = f"{rate:e}".partition("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if 0 < rate < 0.01 else f"{rate:g}"

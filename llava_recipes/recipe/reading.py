@@ -12,6 +12,7 @@ from llava_recipes.recipe.spelling import nearest
 from llava_recipes.recipe.syntax import mark_at, split_lines
 
 MAX_BYTES = 1_000_000
+ENDINGS = (".yaml", ".yml")
 
 _NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _OTHER_ENCODINGS = (
@@ -29,9 +30,9 @@ def read_file(file: str) -> bytes:
         with open_ordinary(file) as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise RecipeError(
-            Problem("no such file", code="no-such-file", mark=whole, hint=_beside(file))
-        ) from None
+        near = nearest_file(file)
+        hint = f'did you mean "{os.path.join(os.path.dirname(file), near)}"?' if near else None
+        raise RecipeError(Problem("no such file", code="no-such-file", mark=whole, hint=hint)) from None
     except IsADirectoryError:
         hint = f"name a file in it, or {file.rstrip('/')}/*.yaml"
         raise RecipeError(
@@ -58,14 +59,13 @@ def read_file(file: str) -> bytes:
     return data
 
 
-def _beside(file: str) -> str | None:
+def nearest_file(file: str) -> str | None:
+    """The name of the YAML file in the same folder that was probably meant."""
     folder, name = os.path.split(file)
     try:
-        names = [entry for entry in os.listdir(folder or ".") if entry.endswith((".yaml", ".yml"))]
+        return nearest(name, [entry for entry in os.listdir(folder or ".") if entry.endswith(ENDINGS)])
     except (OSError, ValueError):
         return None
-    near = nearest(name, names)
-    return f'did you mean "{os.path.join(folder, near)}"?' if near else None
 
 
 def decode(data: bytes, file: str) -> str:

@@ -1,185 +1,191 @@
 """Rules between keys, which the schema cannot say; on plain values, so that they run beside its errors.
 
-A value of the wrong kind is passed over here: the schema tells it.
+Which keys exclude or need each other stands in the tables of `exclusions.py`; the functions here are for the
+rest. A value of the wrong kind is passed over: the schema tells it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Final
 
-from llava_recipes.recipe.data_rules import check_data
+from llava_recipes.layouts import ALIASES, LAYOUTS
+from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.exclusions import check_exclusions
+from llava_recipes.recipe.exclusions import (
+    ANY,
+    DATA,
+    STAGE,
+    TRAIN,
+    check_exclusions,
+    check_idle,
+    check_one_given,
+    misspelt,
+    values_under,
+)
 from llava_recipes.recipe.foreign_code import code_problems
 from llava_recipes.recipe.globs import check_glob, check_number_of_globs
 from llava_recipes.recipe.locations import check_hub_id, check_local
-from llava_recipes.recipe.misspelt import misspelt
-from llava_recipes.recipe.pictures import check_pictures
-from llava_recipes.recipe.quantization import check_quantization
-from llava_recipes.recipe.samples import check_samples
-from llava_recipes.recipe.scalars import Value, spell_value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Stage, VisionTower
+from llava_recipes.recipe.scalars import Value, say_number, spell_value
+from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Stage, Train
 from llava_recipes.recipe.secret import check_secret_values, check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
-from llava_recipes.recipe.train_rules import check_train
-from llava_recipes.recipe.tuning import check_image_tokens, check_tuning
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys
-from llava_recipes.recipe.wording import check_wording
+
+_PARTS: Final[tuple[KeyPath, ...]] = (("model", "language_model"), ("model", "vision_tower"))
+_SOURCES: Final[tuple[KeyPath, ...]] = ((*DATA, "sources", ANY), (*DATA, "validation", "sources", ANY))
+_LOCAL: Final[tuple[KeyPath, ...]] = (
+    ("model", "projector", "init_from"),
+    *((*source, key) for source in _SOURCES for key in ("annotations", "images")),
+    (*STAGE, "samples", "images", ANY),
+    (*STAGE, "output_dir"),
+)
+"""Values that are paths on this machine."""
+_ON_HUB: Final[tuple[KeyPath, ...]] = (
+    *_PARTS,
+    *((*part, key) for part in _PARTS for key in ("source", "tokenizer")),
+)
+"""Values that are hub ids or folders."""
+_SHARED: Final[tuple[KeyPath, ...]] = (("vars",), (*TRAIN, "extra"), (*STAGE, "deepspeed"))
+"""Free mappings, in which a key may be that of a secret."""
+_GLOBS: Final[tuple[KeyPath, ...]] = tuple(
+    (*STAGE, *place, ANY)
+    for place in (("freeze",), ("trainable",), ("lora", "modules"), ("param_groups", ANY, "modules"))
+)
+_MOST_PIXELS: Final = 2**26
+"""No image with more is opened; a grid that is larger holds nothing but enlargement."""
 
 
 def check_rules(root: Value) -> list[Problem]:
     """Every rule that the values break."""
-    problems: list[Problem] = []
     recipe = as_mapping(root)
-    problems += _check_version(recipe.get("version"))
-    problems += check_secrets(as_mapping(recipe.get("vars")), ("vars",))
-    problems += check_exclusions(recipe)
-    problems += check_secret_values(recipe)
-    problems += _check_model(as_mapping(recipe.get("model")))
-    stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
-    problems += _check_stage_names(stages)
-    problems += _check_output_folders(stages)
-    problems += check_image_tokens(recipe)
+    problems = [*_check_version(recipe.get("version"))]
+    for path, value in _each(recipe, *_SHARED):
+        problems += check_secrets(as_mapping(value), path)
+    for check in (check_exclusions, check_one_given, check_idle, check_secret_values):
+        problems += check(recipe)
+    for path, value in _each(recipe, *_ON_HUB):
+        problems += check_hub_id(value, path)
+    for path, value in _each(recipe, *_LOCAL):
+        problems += check_local(value, path)
+    for path, value in _each(recipe, *_GLOBS):
+        problems += check_glob(value, path) if isinstance(value, str) and value else ()
     problems += check_number_of_globs(recipe)
+    for path, value in _each(recipe, *_PARTS):
+        problems += _check_part(as_mapping(value), path)
+    for path, value in _each(recipe, *_SOURCES):
+        problems += _check_source(as_mapping(value), path)
+    stages = [as_mapping(stage) for stage in as_list(recipe.get("stages"))]
+    model = as_mapping(recipe.get("model"))
+    problems += _check_names(stages)
     for index, stage in enumerate(stages):
-        path: KeyPath = ("stages", index)
         if not stage:
             continue
-        checks = (
-            _check_trainable,
-            _check_deepspeed,
-            _check_output_dir,
-            check_data,
-            check_tuning,
-            check_wording,
-            check_samples,
-        )
-        for check in checks:
-            problems += check(stage, path)
-        problems += check_pictures(as_mapping(recipe.get("model")), stage, path)
+        path, data = ("stages", index), as_mapping(stage.get("data"))
+        problems += _check_trainable(stage, path)
+        problems += _check_image_tokens(stage, model, path)
+        problems += _check_deepspeed(stage.get("deepspeed"), (*path, "deepspeed"))
+        problems += _check_data(data, stage, (*path, "data"))
+        problems += _check_grid(data, model, (*path, "data"))
+        for number, group in enumerate(as_list(stage.get("param_groups"))):
+            problems += _check_group(as_mapping(group), (*path, "param_groups", number))
+        problems += _check_samples(stage, (*path, "samples"))
         problems += _check_init_from(stages, index)
-        problems += check_train(stage, path)
+        problems += _check_train(as_mapping(stage.get("train")), (*path, "train"))
     return problems
+
+
+def _each(recipe: Mapping, *places: KeyPath) -> Iterator[tuple[KeyPath, Value]]:
+    return (found for place in places for found in values_under(recipe, place))
 
 
 def _check_version(version: Value) -> Iterator[Problem]:
     # For Python, and so for Pydantic, these equal 1.
     if version == 1 and not (isinstance(version, int) and not isinstance(version, bool)):
-        found = spell_value(version)
-        yield Problem(
-            "`version` must be `1`",
-            code="unknown-version",
-            path=("version",),
-            found=found,
-            hint="write `version: 1`",
-        )
+        message, found, hint = "`version` must be `1`", spell_value(version), "write `version: 1`"
+        yield Problem(message, code="unknown-version", path=("version",), found=found, hint=hint)
 
 
-def _check_model(model: Mapping) -> Iterator[Problem]:
-    for part in ("language_model", "vision_tower"):
-        chosen = model.get(part)
-        if isinstance(chosen, dict):
-            yield from _check_origin(chosen, ("model", part))
-            yield from check_quantization(chosen, ("model", part))
-        elif isinstance(chosen, str):
-            yield from check_hub_id(chosen, ("model", part))
-    projector, path = as_mapping(model.get("projector")), ("model", "projector", "init_from")
-    if projector.get("type") == "identity" and given_keys(projector, "init_from"):
-        yield Problem(
-            "an `identity` projector has no weights to load",
-            code="identity-projector-has-no-weights",
-            path=path,
-            hint="remove `init_from`",
-            on_key=True,
-        )
-    yield from check_local(projector.get("init_from"), path)
-
-
-def _check_origin(part: Mapping, path: KeyPath) -> Iterator[Problem]:
-    name = path[-1]
-    given = given_keys(part, "source", "config")
-    if not given:
-        model = LanguageModel if name == "language_model" else VisionTower
-        if not misspelt(part, model, "source", "config"):
-            hint = "write `source:` for pretrained weights, or `config:` for random ones"
-            yield Problem(
-                f"`{name}` needs one of `source` and `config`",
-                code="one-of-two-keys-is-needed",
-                path=path,
-                hint=hint,
-                on_key=True,
-            )
-    elif given == ["config"]:
-        yield from _check_config(part, path)
-    yield from check_hub_id(part.get("source"), (*path, "source"))
-    yield from check_hub_id(part.get("tokenizer"), (*path, "tokenizer"))
-    for key in ("config", "image_processor"):
-        yield from code_problems(part.get(key), (*path, key))
-
-
-def _check_config(part: Mapping, path: KeyPath) -> Iterator[Problem]:
-    if path[-1] == "language_model" and not given_keys(part, "tokenizer"):
-        hint = "write `tokenizer:` with a hub id or a folder"
+def _check_part(part: Mapping, path: KeyPath) -> Iterator[Problem]:
+    """The config of a model with random weights, and code that any of its settings names."""
+    config = part.get("config") if not given_keys(part, "source") else None
+    is_language_model = path[-1] == "language_model"
+    if config is not None and is_language_model and not given_keys(part, "tokenizer"):
         yield Problem(
             "`language_model` with `config` needs the key `tokenizer`",
             code="key-is-missing",
             path=path,
-            hint=hint,
+            hint="write `tokenizer:` with a hub id or a folder",
             on_key=True,
         )
-    config = part.get("config")
     if isinstance(config, dict) and not isinstance(config.get("model_type"), str):
-        example = "clip_vision_model" if path[-1] == "vision_tower" else "llama"
         yield Problem(
             "`config` needs the key `model_type`",
             code="model-type-missing",
             path=(*path, "config"),
-            hint=f"write `model_type: {example}`",
+            hint=f"write `model_type: {'llama' if is_language_model else 'clip_vision_model'}`",
             on_key=True,
+        )
+    for key in ("config", "image_processor"):
+        yield from code_problems(part.get(key), (*path, key))
+
+
+def _check_source(source: Mapping, path: KeyPath) -> Iterator[Problem]:
+    file, path = source.get("annotations"), (*path, "annotations")
+    if not isinstance(file, str):
+        return
+    if (kind := kind_of_name(file)) is not None:
+        yield wrong_kind(kind, file, path=path)
+    if file.lower().endswith((".yaml", ".yml")):
+        yield Problem(
+            "`annotations` is a file of records, not a list of data sets",
+            code="annotations-is-a-list-of-files",
+            path=path,
+            found=spell_value(file),
+            hint="write each of its `datasets` as an entry of `sources:`, with `annotations:` for its "
+            "`json_path` and its `sampling_strategy:` as it stands",
         )
 
 
-def _check_stage_names(stages: list[Mapping]) -> Iterator[Problem]:
+def _repeated(values: list[Value]) -> Iterator[tuple[int, int, str]]:
+    """The texts that stand earlier too: their index, the index of the first one, and the text."""
     first: dict[str, int] = {}
-    for index, stage in enumerate(stages):
-        name = stage.get("name")
-        if not isinstance(name, str):
-            continue
-        path: KeyPath = ("stages", index, "name")
-        if name in first:
-            message = f"two stages have the name `{name}`"
-            yield Problem(
-                message,
-                code="duplicate-stage-name",
-                path=path,
-                found=f"stages[{first[name]}] has it too",
-                hint="rename one of them",
-            )
-        if name == "base":
-            hint = "choose another; `init_from: base` means the base weights"
-            yield Problem(
-                "a stage cannot have the name `base`", code="invalid-stage-name", path=path, hint=hint
-            )
-        first.setdefault(name, index)
+    for index, value in enumerate(values):
+        if isinstance(value, str) and first.setdefault(value, index) < index:
+            yield index, first[value], value
 
 
-def _check_output_folders(stages: list[Mapping]) -> Iterator[Problem]:
-    first: dict[str, int] = {}
-    for index, stage in enumerate(stages):
-        folder = stage.get("output_dir")
-        if not isinstance(folder, str) or not folder:
-            continue
-        folder = os.path.normpath(folder)
-        if folder in first:
+def _as_folders(values: list[Value]) -> list[Value]:
+    return [os.path.normpath(value) if isinstance(value, str) and value else None for value in values]
+
+
+def _check_names(stages: list[Mapping]) -> Iterator[Problem]:
+    names = [stage.get("name") for stage in stages]
+    for index, first, name in _repeated(names):
+        yield Problem(
+            f"two stages have the name `{name}`",
+            code="duplicate-stage-name",
+            path=("stages", index, "name"),
+            found=f"stages[{first}] has it too",
+            hint="rename one of them",
+        )
+    for index, given in enumerate(names):
+        if given == "base":
             yield Problem(
-                "two stages write to the same folder",
-                code="duplicate-output-dir",
-                path=("stages", index, "output_dir"),
-                found=f"stages[{first[folder]}] writes to {folder} too",
-                hint="give each stage a folder of its own",
+                "a stage cannot have the name `base`",
+                code="invalid-stage-name",
+                path=("stages", index, "name"),
+                hint="choose another; `init_from: base` means the base weights",
             )
-        first.setdefault(folder, index)
+    for index, first, folder in _repeated(_as_folders([stage.get("output_dir") for stage in stages])):
+        yield Problem(
+            "two stages write to the same folder",
+            code="duplicate-output-dir",
+            path=("stages", index, "output_dir"),
+            found=f"stages[{first}] writes to {folder} too",
+            hint="give each stage a folder of its own",
+        )
 
 
 def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
@@ -190,79 +196,53 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
     names = [name if isinstance(name := stage.get("name"), str) else "" for stage in stages]
     if start in names[:index]:
         return
-    found = spell_value(start)
-    if start == names[index]:
-        yield Problem(
-            "a stage cannot start from itself",
-            code="init-from-itself",
-            path=path,
-            found=found,
-            hint="name an earlier one, or `base`",
-        )
-    elif start in names[index:]:
-        yield Problem(
-            "`init_from` names a later stage",
-            code="init-from-later-stage",
-            path=path,
-            found=found,
-            hint="stages run in their order",
-        )
-    elif "/" not in start and "." not in start:
-        earlier = [name for name in names[:index] if name]
-        choices = ", ".join(f"`{name}`" for name in ("base", *earlier))
-        hint = did_you_mean(start, ["base", *earlier]) or f"{choices}, or a folder, written ./{start}"
-        yield Problem(
-            "`init_from` names no earlier stage",
-            code="init-from-unknown-stage",
-            path=path,
-            found=found,
-            hint=hint,
-        )
+    if start in names or ("/" not in start and "." not in start):
+        earlier = ["base", *filter(None, names[:index])]
+        choices = ", ".join(f"`{name}`" for name in earlier)
+        if start == names[index]:
+            message, code = "a stage cannot start from itself", "init-from-itself"
+            hint = "name an earlier one, or `base`"
+        elif start in names:
+            message, code = "`init_from` names a later stage", "init-from-later-stage"
+            hint = "stages run in their order"
+        else:
+            message, code = "`init_from` names no earlier stage", "init-from-unknown-stage"
+            hint = did_you_mean(start, earlier) or f"{choices}, or a folder, written ./{start}"
+        yield Problem(message, code=code, path=path, found=spell_value(start), hint=hint)
     else:
         yield from check_hub_id(start, path)
 
 
 def _check_trainable(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
-    trainable = stage.get("trainable")
-    absent = "trainable" not in stage and not misspelt(stage, Stage, "trainable", "freeze")
-    if freeze == "all" and (trainable == [] or absent) and stage.get("lora") is None:
+    absent = "trainable" not in stage and not misspelt(stage, path, "trainable", "freeze")
+    if freeze == "all" and (stage.get("trainable") == [] or absent) and stage.get("lora") is None:
+        written = next((key for key in ("trainable", "freeze") if key in stage), None)
         yield Problem(
             "nothing trains in this stage: all is frozen, and `trainable` names nothing",
             code="nothing-trains",
-            path=(*path, "trainable")
-            if "trainable" in stage
-            else (*path, "freeze")
-            if "freeze" in stage
-            else path,
+            path=path if written is None else (*path, written),
             hint="write `trainable: [projector]` for feature alignment",
         )
-    if freeze == "none" and trainable:
-        yield Problem(
-            "`trainable` has no effect with `freeze: none`: everything trains already",
-            code="key-has-no-effect",
-            path=(*path, "trainable"),
-            hint="remove it, or write `freeze: all`",
-            on_key=True,
-        )
     if freeze == []:
-        yield Problem(
-            "`freeze` is an empty list",
-            code="list-is-empty",
-            path=(*path, "freeze"),
-            hint="write `freeze: none`",
-        )
-    for key in ("freeze", "trainable"):
-        for index, glob in enumerate(as_list(stage.get(key))):
-            if isinstance(glob, str) and glob:
-                yield from check_glob(glob, (*path, key, index))
+        message, hint = "`freeze` is an empty list", "write `freeze: none`"
+        yield Problem(message, code="list-is-empty", path=(*path, "freeze"), hint=hint)
 
 
-def _check_deepspeed(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
-    choice = stage.get("deepspeed")
-    path = (*path, "deepspeed")
-    if isinstance(choice, dict):
-        yield from check_secrets(choice, path)
+def _check_image_tokens(stage: Mapping, model: Mapping, path: KeyPath) -> Iterator[Problem]:
+    if as_mapping(model.get("image_tokens")).get("start_end") is True:
+        return
+    for number, glob in enumerate(as_list(stage.get("trainable"))):
+        if isinstance(glob, str) and glob.partition(".")[0] == "image_tokens":
+            yield Problem(
+                "`image_tokens` trains, and the model has none",
+                code="no-image-tokens",
+                path=(*path, "trainable", number),
+                hint="write `image_tokens: {start_end: true}` in `model:`, or remove it here",
+            )
+
+
+def _check_deepspeed(choice: Value, path: KeyPath) -> Iterator[Problem]:
     if not isinstance(choice, str) or choice in ("", "none", *DEEPSPEED_PRESETS):
         return
     if "/" in choice or "." in choice:
@@ -270,15 +250,147 @@ def _check_deepspeed(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     else:
         from llava_recipes.recipe.value_hints import deepspeed_hint
 
-        hint = deepspeed_hint(choice)
+        message, found, hint = "`deepspeed` names no preset", spell_value(choice), deepspeed_hint(choice)
+        yield Problem(message, code="unknown-deepspeed-preset", path=path, found=found, hint=hint)
+
+
+def _check_data(data: Mapping, stage: Mapping, path: KeyPath) -> Iterator[Problem]:
+    validation = data.get("validation")
+    strategy = as_mapping(stage.get("train")).get("eval_strategy")
+    if isinstance(validation, dict) and validation.get("sources") is None:
+        yield from _check_split(validation.get("split"), as_list(data.get("sources")), path)
+    elif validation is None and data and strategy in ("steps", "epoch"):
         yield Problem(
-            "`deepspeed` names no preset",
-            code="unknown-deepspeed-preset",
-            path=path,
-            found=spell_value(choice),
-            hint=hint,
+            "`eval_strategy` has nothing to measure: the stage has no validation data",
+            code="no-validation-data",
+            path=(*path[:-1], "train", "eval_strategy"),
+            found=spell_value(strategy),
+            hint="write `validation: {split: 0.01}` under `data:`, or `eval_strategy: no`",
+        )
+    if data.get("shuffle") is False and data.get("group_by") in ("length", "modality_length"):
+        yield Problem(
+            "`group_by` draws an order of its own, and `shuffle: false` asks for that of the file",
+            code="keys-exclude-each-other",
+            path=(*path, _later(data, "shuffle", "group_by")),
+            hint="remove one of the two",
+            on_key=True,
+        )
+    template = data.get("template")
+    name = ALIASES.get(template, template) if isinstance(template, str) else None
+    without_system = [known for known, layout in LAYOUTS.items() if layout.system is None]
+    if name in without_system and given_keys(data, "system_prompt", "chat_template") == ["system_prompt"]:
+        yield Problem(
+            f"template `{template}` has no place for a system prompt",
+            code="no-place-for-system-prompt",
+            path=(*path, "system_prompt"),
+            hint="remove it, or choose another template",
+            on_key=True,
         )
 
 
-def _check_output_dir(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
-    yield from check_local(stage.get("output_dir"), (*path, "output_dir"))
+def _later(mapping: Mapping, *keys: str) -> str:
+    return max(keys, key=list(mapping).index)
+
+
+def _check_split(split: Value, sources: list[Value], path: KeyPath) -> Iterator[Problem]:
+    if isinstance(split, float) and split >= 1 and not split.is_integer():
+        yield Problem(
+            "`split` from 1 up is a number of records",
+            code="invalid-split",
+            path=(*path, "validation", "split"),
+            found=spell_value(split),
+            hint=f"write a whole number, or a share below 1 such as {say_number(split / 100)}",
+        )
+    files = [as_mapping(source).get("annotations") for source in sources]
+    for index, first, file in _repeated(_as_folders(files)) if split is not None else ():
+        yield Problem(
+            "with `validation.split` a file can be named once: what one source holds out, the other "
+            "would train on",
+            code="validation-split-twice",
+            path=(*path, "sources", index, "annotations"),
+            found=f"sources[{first}] names {file} too",
+            hint="write `weight:` to use records several times, or give `validation.sources`",
+        )
+
+
+def _check_grid(data: Mapping, model: Mapping, path: KeyPath) -> Iterator[Problem]:
+    """The crops of large images, and how their features are put in a row."""
+    pinpoints = as_list(data.get("image_grid_pinpoints"))
+    for index, pinpoint in enumerate(pinpoints):
+        place: KeyPath = (*path, "image_grid_pinpoints", index)
+        if pinpoint in pinpoints[:index]:
+            message = f"`image_grid_pinpoints` names {spell_value(pinpoint)} twice"
+            yield Problem(message, code="name-given-twice", path=place, hint="remove one of the two")
+        sides = [side for side in as_list(pinpoint) if isinstance(side, int)]
+        if len(sides) == 2 and sides[0] * sides[1] > _MOST_PIXELS:
+            yield Problem(
+                "a grid pinpoint is larger than any picture may be",
+                code="invalid-grid-pinpoint",
+                path=place,
+                found=f"{sides[0]} × {sides[1]} pixels, and pictures have {_MOST_PIXELS:,} at most",
+                hint="a pinpoint is `[width, height]` in pixels, a few times the tower's image size",
+            )
+    merge = data.get("mm_patch_merge_type")
+    keeps_class = as_mapping(model.get("vision_tower")).get("select_feature") == "cls_patch"
+    if keeps_class and merge in ("spatial", "spatial_unpad"):
+        yield Problem(
+            f"`mm_patch_merge_type: {merge}` lays patches out in rows, and a class token is no patch",
+            code="class-token-in-image-rows",
+            path=(*path, "mm_patch_merge_type"),
+            found="`select_feature: cls_patch` of the vision tower",
+            hint="write `select_feature: patch` in `vision_tower:` of `model:`",
+        )
+
+
+def _check_group(group: Mapping, path: KeyPath) -> Iterator[Problem]:
+    if set(group) == {"modules"}:
+        yield Problem(
+            "a parameter group says nothing of its modules",
+            code="parameter-group-without-settings",
+            path=path,
+            hint="give it a `learning_rate` or a `weight_decay`, or remove it",
+        )
+
+
+def _check_samples(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
+    given = given_keys(as_mapping(stage.get("samples")), "images", "prompt")
+    is_plain = as_mapping(stage.get("data")).get("template") == "plain"
+    code = "key-needs-another"
+    if given == ["prompt"]:
+        message = "`prompt` goes with `images`: records have questions of their own"
+        hint = "add `images:`, or remove it"
+    elif "prompt" in given and is_plain:
+        message = "`prompt` has no effect with `template: plain`, which captions pictures"
+        code, hint = "key-has-no-effect", "remove it"
+    elif given == ["images"] and not is_plain:
+        message, hint = "`images` need a `prompt`", "write what is asked"
+    else:
+        return
+    yield Problem(message, code=code, path=(*path, given[-1]), hint=hint, on_key=True)
+
+
+def _check_train(train: Mapping, path: KeyPath) -> Iterator[Problem]:
+    if train.get("bf16") is True and train.get("fp16") is True:
+        yield Problem(
+            "`bf16` and `fp16` are both on",
+            code="keys-exclude-each-other",
+            path=(*path, _later(train, "bf16", "fp16")),
+            hint="keep one; bf16 where the GPU has it",
+        )
+    reports = as_list(train.get("report_to"))
+    for index, name in enumerate(reports):
+        if name in reports[:index]:
+            message = f"`report_to` names {spell_value(name)} twice"
+            yield Problem(message, code="name-given-twice", path=(*path, "report_to", index))
+    homes = {
+        **dict.fromkeys(Stage.model_fields, "the stage"),
+        **dict.fromkeys(Train.model_fields, "`train:` itself"),
+    }
+    for key in homes.keys() & as_mapping(train.get("extra")):
+        yield Problem(
+            f"`{key}` has a key of its own",
+            code="extra-has-a-key-of-its-own",
+            path=(*path, "extra", key),
+            hint=f"move it to {homes[key]}",
+            on_key=True,
+        )

@@ -24,16 +24,15 @@ def ranked(word: str, known: Iterable[str]) -> list[tuple[int, str]]:
     """Every known word that is close enough to be meant, with its distance, the closest first."""
     if len(word) > 200:
         return []
-    bare, most = _bare(word), max(1, len(word) // 4)
-    others = ((_bare(other), other) for other in known if other != word)
-    near = sorted(
-        (distance(bare, other, most=most), name) for other, name in others if _may_be_near(bare, other, most)
-    )
-    return [
-        (slips, name)
-        for slips, name in near
-        if slips <= most and (slips == 0 or min(len(bare), len(_bare(name))) > slips)
-    ]
+    plain, most = bare(word), max(1, len(word) // 4)
+    near = []
+    for name in known:
+        other = bare(name)
+        if name != word and _may_be_near(plain, other, most):
+            slips = distance(plain, other, most=most)
+            if slips <= most and (slips == 0 or min(len(plain), len(other)) > slips):
+                near.append((slips, name))
+    return sorted(near)
 
 
 def nearest_all(word: str, known: Iterable[str]) -> list[str]:
@@ -78,5 +77,6 @@ def distance(left: str, right: str, *, most: int | None = None) -> int:
     return row[-1]
 
 
-def _bare(word: str) -> str:
+def bare(word: str) -> str:
+    """The word in lower case, without what parts its words."""
     return _SEPARATORS.sub("", word).lower()

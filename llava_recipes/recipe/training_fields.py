@@ -5,44 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from llava_recipes.recipe.names import TRAINING_ARGUMENTS
+from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.schema import Train
-
-EXTRA_FIELDS: Mapping[str, str] = MappingProxyType(
-    {
-        "dataloader_drop_last": "bool",
-        "dataloader_in_order": "bool",
-        "dataloader_multiprocessing_context": "None|str",
-        "dataloader_persistent_workers": "bool",
-        "dataloader_pin_memory": "bool",
-        "dataloader_prefetch_factor": "None|int",
-        "ddp_backend": "None|str",
-        "ddp_broadcast_buffers": "None|bool",
-        "ddp_bucket_cap_mb": "None|int",
-        "ddp_find_unused_parameters": "None|bool",
-        "ddp_static_graph": "None|bool",
-        "ddp_timeout": "int",
-        "debug": "list|str",
-        "full_determinism": "bool",
-        "include_num_input_tokens_seen": "bool|str",
-        "liger_kernel_config": "None|dict",
-        "log_level": "str",
-        "log_level_replica": "str",
-        "logging_first_step": "bool",
-        "lr_scheduler_kwargs": "None|dict|str",
-        "neftune_noise_alpha": "None|float",
-        "optim_args": "None|str",
-        "optim_target_modules": "None|list|str",
-        "project": "str",
-        "skip_memory_metrics": "bool",
-        "torch_compile": "bool",
-        "torch_compile_backend": "None|str",
-        "torch_compile_mode": "None|str",
-        "torch_empty_cache_steps": "None|int",
-        "use_cache": "bool",
-        "use_liger_kernel": "bool",
-    }
-)
-"""What `extra` accepts: TrainingArguments fields and the types of their values."""
 
 _IN_TRAIN = "write it under `train:` itself"
 _EVALUATION_FIELDS = (
@@ -80,7 +45,7 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
         ),
         **dict.fromkeys(_UPLOAD_FIELDS, "remove it: a run uploads nothing"),
         **dict.fromkeys(_CHECKPOINT_FIELDS, "remove it: a run keeps its own checkpoints, which resume"),
-        **dict.fromkeys(_RECOMPUTE_FIELDS, "write `gradient_checkpointing:` under `train:`"),
+        **dict.fromkeys(_RECOMPUTE_FIELDS, OTHER_NAMES["activation_checkpointing"]),
         **dict.fromkeys(_SHARDING_FIELDS, "remove it: sharding is set by `deepspeed:` of the stage"),
         "accelerator_config": "remove it: it would change how the plan counts steps",
         "auto_find_batch_size": "remove it: it would change the batch that the recipe asks for",
@@ -98,7 +63,7 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
         "logging_nan_inf_filter": "remove it: a loss that is not finite ends the run",
         "logging_strategy": "write `logging_steps:` under `train:`",
         "output_dir": "write `output_dir:` in the stage",
-        "remove_unused_columns": "remove it: the data is read as the recipe says",
+        "remove_unused_columns": OTHER_NAMES["remove_unused_columns"],
         "resume_from_checkpoint": "remove it and run `llava-recipe run FILE --resume`",
         "run_name": "write `name:` of the recipe and of the stage",
         "train_sampling_strategy": "write `group_by:` or `shuffle:` under `data:` of the stage",
@@ -107,18 +72,27 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
 )
 """TrainingArguments fields that `extra` does not take, and what to write instead."""
 
+EXTRA_FIELDS: Mapping[str, str] = MappingProxyType(
+    {name: kinds for name, kinds in TRAINING_ARGUMENTS.items() if name not in REFUSED_FIELDS}
+)
+"""What `extra` accepts: TrainingArguments fields and the kinds of their values."""
+
 GONE_FIELDS: Mapping[str, str] = MappingProxyType(
     {
-        "evaluation_strategy": "write `eval_strategy:` under `train:`",
-        "group_by_length": "write `group_by: length` under `data:` of the stage",
-        "logging_dir": "remove it: logs go to the stage's `output_dir`",
-        "no_cuda": "remove it: a run uses the GPUs that it sees, the CPU where there is none",
-        "overwrite_output_dir": "remove it: a finished run is never overwritten",
+        **{
+            name: OTHER_NAMES[name]
+            for name in (
+                *("evaluation_strategy", "group_by_length", "logging_dir", "no_cuda"),
+                *("overwrite_output_dir", "save_safetensors"),
+            )
+        },
         "push_to_hub_token": "remove it: a recipe holds no secrets; log in with `hf auth login`",
-        "save_safetensors": "remove it: both forms are written",
         "warmup_ratio": _IN_TRAIN,
         "global_batch_size": _IN_TRAIN,
         "loss_normalization": _IN_TRAIN,
     }
 )
 """Fields that TrainingArguments had, or never had, and what to write instead."""
+
+INSTEAD: Mapping[str, str] = MappingProxyType({**GONE_FIELDS, **REFUSED_FIELDS})
+"""What to write instead of a field that `extra` does not take."""

@@ -7,12 +7,12 @@ from typing import Final
 
 from llava_recipes.layouts import ALIASES, LAYOUTS
 from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.recipe.language import field_at
 from llava_recipes.recipe.number_forms import numbers_meant, whole
-from llava_recipes.recipe.rates import spell_rate, usual_rate
+from llava_recipes.recipe.rates import usual_rate
 from llava_recipes.recipe.renames import OTHER_TEMPLATES
-from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.scalars import Value, spell_number, spell_value
 from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
-from llava_recipes.recipe.shape import field_at
 from llava_recipes.recipe.spelling import did_you_mean, same_digits
 from llava_recipes.recipe.values import as_mapping, value_at
 
@@ -55,7 +55,7 @@ def _example(path: KeyPath, root: Value) -> str | None:
     """A value for a key that is right in this recipe, spelled."""
     if path[-2:] == ("train", "learning_rate"):
         rate = usual_rate(as_mapping(value_at(root, path[:-2])))
-        return None if rate is None else spell_rate(rate)
+        return None if rate is None else spell_number(rate)
     field = field_at(path) if path and isinstance(path[-1], str) else None
     if field is None or not field.examples:
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.written import write_resolved
+from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner.artifacts import (
     DONE,
     FolderState,

@@ -14,11 +14,13 @@ import yaml
 
 from llava_recipes import __version__
 from llava_recipes.files import real_path
-from llava_recipes.masking import mask
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.json_file import in_short, read_object
+from llava_recipes.recipe.scalars import say_number
+from llava_recipes.recipe.source import parse_value
+from llava_recipes.recipe.writer import write_values
 from llava_recipes.runner.artifacts import DONE, ENVIRONMENT, RECIPE, read_plan
 from llava_recipes.runs.markdown import code, code_block, inline
 from llava_recipes.runs.opened import OpenedRun
@@ -32,7 +34,6 @@ from llava_recipes.runs.public_names import (
 )
 from llava_recipes.runs.run_folder import read_run
 from llava_recipes.runs.run_template import writes_first_token
-from llava_recipes.screen import shown
 
 LAYOUTS = {
     "hf": "llava-hf's layout (transformers, vLLM)",
@@ -163,7 +164,7 @@ def _training(folder: Path, folders: frozenset[str]) -> str:
         ("optimizer steps", f"{steps:,}" if isinstance(steps, int) else "not recorded"),
         ("last loss", f"{loss:.4f}" if isinstance(loss, float) else "not recorded"),
         ("batch", f"{stage.train.global_batch_size:,} samples"),
-        ("learning rate", f"{stage.train.learning_rate:g}"),
+        ("learning rate", say_number(stage.train.learning_rate)),
         ("precision", stage.train.precision),
         ("finished", str(done.get("finished"))),
     ]
@@ -178,12 +179,8 @@ def _recipe(folder: Path, folders: frozenset[str]) -> str:
     """The recipe as it was resolved, without paths of the machine."""
     file = folder / RECIPE
     with read_by_library(f"{RECIPE} cannot be read", code="file-cannot-be-read", files=[file]):
-        values = yaml.safe_load(file.read_text("utf-8"))
-    public = public_values(values, folders=folders)
-    text: str = yaml.safe_dump(public, sort_keys=False, allow_unicode=True, width=110)
-    if shown(text, keep="\n") == text:
-        return text
-    return mask(yaml.safe_dump(public, sort_keys=False, allow_unicode=False, width=110))
+        text = file.read_text("utf-8")
+    return write_values(public_values(parse_value(text, str(file)).root, folders=folders))
 
 
 def _source(source: str | None, folders: frozenset[str]) -> str:

@@ -13,7 +13,7 @@ from llava_recipes.cli.main import main
 from llava_recipes.plan.compare import compare
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe, load_source
-from llava_recipes.recipe.written import write_resolved
+from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner.facts import plan_recipe
 from tests.plan.test_deepspeed import ZERO2
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llava_recipes.cli.main import main
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe, load_source
 from llava_recipes.recipe.source import parse_source
-from llava_recipes.recipe.written import write_resolved, write_with_remarks
+from llava_recipes.recipe.writer import write_resolved, write_with_remarks
 from llava_recipes.runner.facts import compile_loaded
 from tests.laws import examples
 

@@ -12,8 +12,8 @@ from typing import Any
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.extends import extend
+from llava_recipes.recipe.language import is_free, keys_at, shapes_at
 from llava_recipes.recipe.load import load_source
-from llava_recipes.recipe.shape import is_free, keys_at, shapes_at
 from llava_recipes.recipe.source import parse_source, parse_value
 from llava_recipes.runner.facts import compile_loaded
 

@@ -22,7 +22,7 @@ from llava_recipes.plan.exports import (
 from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.recipe.written import write_resolved
+from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner.facts import compile_loaded
 from tests.plan.recipes import stage_values
 

@@ -15,13 +15,13 @@ import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from llava_recipes.plan.deepspeed_keys import KNOWN_KEYS, ZERO_KEYS
 from llava_recipes.recipe.errors import KeyPath, RecipeError
 from llava_recipes.recipe.extends import extend
+from llava_recipes.recipe.language import keys_at
 from llava_recipes.recipe.load import load_source
+from llava_recipes.recipe.names import DEEPSPEED_KEYS, ZERO_KEYS
 from llava_recipes.recipe.render import render_problems
 from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.shape import keys_at
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.runner.facts import plan_recipe
 from tests.laws import examples
@@ -194,7 +194,7 @@ def _misspell(root: Value, chance: random.Random, among: Callable[[KeyPath], boo
     path = chance.choice([path for path in _paths(root) if isinstance(path[-1], str) and among(path)])
     parent, key = _parent(root, path)
     slip = _slip(str(key), chance)
-    if slip in parent or slip in keys_at(path[:-1]) or slip in KNOWN_KEYS | ZERO_KEYS:
+    if slip in parent or slip in keys_at(path[:-1]) or slip in DEEPSPEED_KEYS | ZERO_KEYS:
         return None
     parent[slip] = parent.pop(key)
     return slip
@@ -218,7 +218,7 @@ def test_a_misspelt_key_of_deepspeed_is_never_passed_over(root: Value, chance: r
     stage, _ = _parent(root, ("stages", 0, "deepspeed"))
     stage["deepspeed"] = copy.deepcopy(INLINE_DEEPSPEED)
     slip = _misspell(
-        root, chance, lambda path: path[2:3] == ("deepspeed",) and path[-1] in KNOWN_KEYS | ZERO_KEYS
+        root, chance, lambda path: path[2:3] == ("deepspeed",) and path[-1] in DEEPSPEED_KEYS | ZERO_KEYS
     )
     if slip is not None:
         _, messages = _problems(_text(root))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.language import homes, keys_at, wanted_at
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe, load_source
 from llava_recipes.recipe.rules import check_rules
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.recipe.shape import homes, keys_at, wanted_at
 from llava_recipes.recipe.spelling import distance, nearest
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe
-from llava_recipes.recipe.written import write_resolved
+from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner.artifacts import stage_plan, write_done, write_opening, write_results
 from llava_recipes.runner.environment import describe_environment
 from llava_recipes.runner.facts import plan_recipe

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.authoring.draft import TEMPLATES, template_text
-from llava_recipes.authoring.edit import remove_key, set_value, value_text
 from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
+from llava_recipes.recipe.writer import remove_key, set_value, value_text
 from tests.laws import examples
 
 TEXTS = {name: template_text(name) for name in TEMPLATES}

@@ -11,20 +11,19 @@ import pytest
 from pydantic import ValidationError
 
 from llava_recipes.authoring.explanation import example_lines, explain_key, find_keys
-from llava_recipes.authoring.keys import Key, read_keys
 from llava_recipes.authoring.origins import FLAGS, origin
 from llava_recipes.authoring.reference import HOW_TO, reference
-from llava_recipes.authoring.shipped import read_schema
-from llava_recipes.plan.arguments import FIELDS
+from llava_recipes.authoring.shipped import schema_file
 from llava_recipes.recipe.errors import KeyPath, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
+from llava_recipes.recipe.language import Key, all_keys, keys_at, spell_path
+from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.recipe.shape import keys_at, spell_path
 from llava_recipes.recipe.source import parse_value
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-KEYS = read_keys(recipe_schema())
+KEYS = all_keys()
 BY_PATH = {key.path: key for key in KEYS}
 
 
@@ -43,12 +42,12 @@ def test_the_keys_are_those_of_the_language() -> None:
 
 def test_the_shipped_schema_is_the_code() -> None:
     """After a change: llava-recipe schema > schemas/recipe.schema.json."""
-    assert read_keys(read_schema()) == KEYS
+    assert json.loads(schema_file().read_text(encoding="utf-8")) == recipe_schema()
 
 
 def test_the_reference_is_in_step() -> None:
     committed = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    assert committed == reference(recipe_schema()), f"the schema has changed; run: {HOW_TO}"
+    assert committed == reference(), f"the schema has changed; run: {HOW_TO}"
     assert HOW_TO in committed.partition("\n")[0]
     assert all(f"`{key.name}`" in committed for key in KEYS)
 
@@ -57,15 +56,15 @@ def test_the_reference_is_in_step() -> None:
 def test_a_key_is_described(key: Key) -> None:
     assert key.meaning.endswith(".")
     assert key.type and "any value" not in key.type
-    page = explain_key(key, KEYS, width=80)
+    page = explain_key(key, width=80)
     assert key.path in page and key.meaning.split()[0] in page
     assert all(label in page for label in ("type ", "default ", "source "))
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.path)
 def test_a_key_is_found_by_its_path(key: Key) -> None:
-    assert find_keys(key.path, KEYS) == (key,) or key.path == "name"
-    assert key in find_keys(key.name, KEYS)
+    assert find_keys(key.path) == (key,) or key.path == "name"
+    assert key in find_keys(key.name)
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.path)
@@ -137,7 +136,7 @@ def test_origins_name_keys_that_are_there() -> None:
     for name in names - ours:
         assert f"TrainingArguments.{name}" in origin(f"stages[].train.{name}")
         # transformers 5 has dropped it; recipes keep it.
-        assert name in FIELDS or name == "warmup_ratio"
+        assert name in TRAINING_ARGUMENTS or name == "warmup_ratio"
     for name in ours:
         assert origin(f"stages[].train.{name}") == "this recipe language"
 
@@ -160,7 +159,7 @@ def test_origins_name_keys_that_are_there() -> None:
     ],
 )
 def test_what_people_type(query: str, paths: list[str]) -> None:
-    assert [key.path for key in find_keys(query, KEYS)] == paths
+    assert [key.path for key in find_keys(query)] == paths
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ def test_what_people_type(query: str, paths: list[str]) -> None:
 )
 def test_what_is_no_key(query: str, hint: str) -> None:
     with pytest.raises(RecipeError) as stopped:
-        find_keys(query, KEYS)
+        find_keys(query)
     assert hint in str(stopped.value.problems[0].hint)
 
 

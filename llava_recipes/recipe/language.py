@@ -1,0 +1,238 @@
+"""Ask the schema: what may stand at a path, where a key belongs, and what each key is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Literal, TypeAlias, TypeGuard, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.schema import Frozen, Recipe
+
+Shape: TypeAlias = object
+"""A type of the schema without its Annotated, and not a union: `str`, `tuple[Source, ...]`, `Train`."""
+
+_WORDS: dict[object, str] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+_BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+_LARGEST_SHOWN = 2**31
+
+
+def shapes_at(path: KeyPath) -> tuple[Shape, ...]:
+    """The types that may stand at a path, unions taken apart; empty where the schema has no such path."""
+    shapes: tuple[Shape, ...] = (Recipe,)
+    for segment in path:
+        shapes = tuple(inner for shape in shapes for inner in _step(shape, segment))
+    return shapes
+
+
+def _step(shape: Shape, segment: str | int) -> Iterator[Shape]:
+    if is_model(shape):
+        if segment in shape.model_fields:
+            yield from _apart(shape.model_fields[segment].annotation)
+    elif is_list(shape) and isinstance(segment, int):
+        yield from _apart(get_args(shape)[0])
+    elif get_origin(shape) is dict and isinstance(segment, str):
+        yield from _apart(get_args(shape)[1])
+    elif is_free(shape):
+        yield shape
+
+
+def _apart(annotation: object) -> Iterator[Shape]:
+    return (shape for shape, _ in _parts(annotation))
+
+
+def _parts(annotation: object, bounds: tuple[object, ...] = ()) -> Iterator[tuple[Shape, tuple[object, ...]]]:
+    """The alternatives of an annotation, each with what bounds it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        for remark in arguments[1:]:
+            bounds = (*bounds, *(remark.metadata if isinstance(remark, FieldInfo) else ()))
+        yield from _parts(arguments[0], bounds)
+    elif origin in (Union, UnionType):
+        for part in arguments:
+            yield from _parts(part, bounds)
+    else:
+        yield annotation, bounds
+
+
+def is_model(shape: Shape) -> TypeGuard[type[Frozen]]:
+    """Whether a type is a mapping with known keys."""
+    return isinstance(shape, type) and issubclass(shape, Frozen)
+
+
+def is_free(shape: Shape) -> bool:
+    """Whether a type takes any JSON value."""
+    return getattr(shape, "__name__", None) == "JsonValue"
+
+
+def is_list(shape: Shape) -> bool:
+    """Whether a type is a list."""
+    return get_origin(shape) is tuple
+
+
+def keys_at(path: KeyPath) -> tuple[str, ...]:
+    """The keys that the mapping at a path may hold; empty when it is free or no mapping."""
+    return tuple(key for shape in shapes_at(path) if is_model(shape) for key in shape.model_fields)
+
+
+def field_at(path: KeyPath) -> FieldInfo | None:
+    """The schema's description of the key at a path."""
+    if path and isinstance(path[-1], str):
+        for shape in shapes_at(path[:-1]):
+            if is_model(shape) and path[-1] in shape.model_fields:
+                return shape.model_fields[path[-1]]
+    return None
+
+
+def choices_at(path: KeyPath) -> tuple[Value, ...]:
+    """The fixed words (or numbers) that may stand at a path."""
+    return _choices(shapes_at(path))
+
+
+def _choices(shapes: Iterable[Shape]) -> tuple[Value, ...]:
+    return tuple(word for shape in shapes if get_origin(shape) is Literal for word in get_args(shape))
+
+
+def wanted_at(path: KeyPath) -> str:
+    """What the schema wants at a path, in words: "a number", "text or a mapping"."""
+    words = (
+        "text" if get_origin(shape) is Literal else _kind(shape) or "a value"
+        for shape in shapes_at(path)
+        if shape is not NoneType
+    )
+    return " or ".join(dict.fromkeys(f"a {word}" if word in ("list", *_COUNTED) else word for word in words))
+
+
+_COUNTED = ("mapping", "whole number", "number")
+
+
+def _kind(shape: Shape) -> str | None:
+    if is_model(shape) or get_origin(shape) is dict:
+        return "mapping"
+    return "list" if is_list(shape) else _WORDS.get(shape)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key. `path` spells list entries as `[]`: `stages[].train.learning_rate`."""
+
+    path: str
+    type: str
+    needed: bool
+    default: Value
+    meaning: str
+    examples: tuple[Value, ...]
+    choices: tuple[Value, ...]
+    is_free: bool
+    """It holds keys that are not of the recipe language, such as those of a Hugging Face config."""
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The path's segments without `[]`."""
+        return tuple(self.path.replace("[]", "").split("."))
+
+    @property
+    def default_text(self) -> str:
+        if self.needed:
+            return "none; the key is needed"
+        if self.default is None or self.default == {} or self.default == []:
+            return "not set"
+        return "see its keys" if isinstance(self.default, dict) else _spell(self.default)
+
+
+@functools.cache
+def all_keys() -> tuple[Key, ...]:
+    """Every key of the language, each mapping followed by its own keys."""
+    return tuple(_keys(Recipe, ""))
+
+
+def _keys(shape: Shape, place: str) -> Iterator[Key]:
+    """The keys inside a type."""
+    if is_list(shape):
+        for inner in _apart(get_args(shape)[0]):
+            yield from _keys(inner, f"{place}[]")
+    elif is_model(shape):
+        for name, field in shape.model_fields.items():
+            path = f"{place}.{name}" if place else name
+            shapes = tuple(_apart(field.annotation))
+            needed = field.is_required()
+            default = None if needed else field.get_default(call_default_factory=True, validated_data={})
+            yield Key(
+                path=path,
+                type=_type(field.annotation, tuple(field.metadata)),
+                needed=needed,
+                default=to_jsonable_python(default),
+                meaning=field.description or "",
+                examples=tuple(field.examples or ()),
+                choices=_choices(shapes),
+                is_free=any(get_origin(shape) is dict for shape in shapes),
+            )
+            for inner in shapes:
+                yield from _keys(inner, path)
+
+
+def _type(annotation: object, bounds: tuple[object, ...] = ()) -> str:
+    """A type in words: "number ≥ 0 and < 1", "all | none or list of text"."""
+    parts = [(shape, inner) for shape, inner in _parts(annotation, bounds) if shape is not NoneType]
+    choices = " | ".join(dict.fromkeys(_spell(word) for word in _choices(shape for shape, _ in parts)))
+    others = (_alternative(shape, inner) for shape, inner in parts if get_origin(shape) is not Literal)
+    return " or ".join(filter(None, (choices, *dict.fromkeys(others))))
+
+
+def _alternative(shape: Shape, bounds: tuple[object, ...]) -> str:
+    if is_list(shape):
+        entry = _type(get_args(shape)[0])
+        return f"list of {entry}s" if entry in _COUNTED else f"list of {entry}"
+    limits = " and ".join(
+        f"{sign} {_spell(getattr(bound, name))}"
+        for name, sign in _BOUNDS
+        for bound in bounds
+        if hasattr(bound, name) and not _is_huge(getattr(bound, name))
+    )
+    return f"{_kind(shape) or 'any value'} {limits}".strip()
+
+
+def _is_huge(bound: float) -> bool:
+    return isinstance(bound, int) and abs(bound) >= _LARGEST_SHOWN
+
+
+def _spell(value: Value) -> str:
+    # `no` is a truth value for older readers of YAML.
+    if isinstance(value, list):
+        return f"[{', '.join(map(_spell, value))}]"
+    if isinstance(value, float) and value >= 1e6:
+        return f"{value:.0e}".replace("e+0", "e")
+    return value if isinstance(value, str) and value != "no" else spell_value(value)
+
+
+@functools.cache
+def homes() -> dict[str, tuple[str, ...]]:
+    """Every key of the recipe language, with the mappings it belongs in: {"seed": ("model.projector", …)}.
+
+    A parameter group repeats keys of `train`: it is named for its own alone.
+    """
+    found: dict[str, list[str]] = {}
+    for key in all_keys():
+        found.setdefault(key.name, []).append(key.path.rpartition(".")[0])
+    return {
+        key: tuple(place for place in places if place != "stages[].param_groups[]") or tuple(places)
+        for key, places in found.items()
+    }
+
+
+def spell_path(path: KeyPath) -> str:
+    """A path as it is written in messages: `stages[0].train.max_steps`."""
+    spelled = ""
+    for segment in path:
+        spelled += f"[{segment}]" if isinstance(segment, int) else f".{segment}" if spelled else segment
+    return spelled

@@ -1,0 +1,88 @@
+"""Write llava_recipes/recipe/names.json from the installed libraries: python -m tests.library_names.
+
+It stands here and not in the package, which may import neither transformers nor DeepSpeed below its plans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import types
+import typing
+from importlib.metadata import version
+from typing import Any
+
+from llava_recipes.recipe.names import FILE
+
+
+def library_names() -> dict[str, Any]:
+    """What names.json holds, of the installed versions."""
+    from deepspeed.runtime import config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from transformers import TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    hints = typing.get_type_hints(TrainingArguments)
+    zero = DeepSpeedZeroConfig.model_fields
+    return {
+        "versions": {name: version(name) for name in ("deepspeed", "transformers")},
+        "training_arguments": {
+            field.name: "|".join(sorted(_kinds(hints[field.name])))
+            for field in sorted(dataclasses.fields(TrainingArguments), key=lambda field: field.name)
+        },
+        "optimizers": sorted(name.value for name in OptimizerNames),
+        "deepspeed_keys": _keys_that_deepspeed_reads(),
+        "deepspeed_removed_keys": sorted(getattr(config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", ())),
+        "zero_keys": sorted(zero.keys() | {field.alias for field in zero.values() if field.alias}),
+        "zero_removed_keys": sorted(getattr(config, "_REMOVED_ZERO_CONFIG_KEYS", ())),
+    }
+
+
+def _kinds(hint: Any) -> set[str]:
+    """The kinds of JSON value that a type takes."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return set().union(*(_kinds(part) for part in typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return {type(value).__name__ for value in typing.get_args(hint)}
+    origin = typing.get_origin(hint) or hint
+    if origin is type(None):
+        return {"None"}
+    assert isinstance(origin, type)
+    return {"str" if issubclass(origin, enum.Enum) else origin.__name__}
+
+
+class _Watched(dict[str, Any]):
+    """A config that notes the keys it is asked for."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def keys(self) -> Any:
+        return self
+
+
+def _keys_that_deepspeed_reads() -> list[str]:
+    """DeepSpeed has no list of its top-level keys: those that it asks a config for."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = _Watched({"train_batch_size": 1})
+    DeepSpeedConfig.__new__(DeepSpeedConfig)._initialize_params(config)
+    return sorted(config.asked)
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(library_names(), indent=1) + "\n", "utf-8")
