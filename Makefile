@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Options for pip, such as the index of another build of torch.
 PIP_FLAGS ?=
+# uv installs where it is available and no PIP_FLAGS are given: they are pip's. `make UV=` takes pip.
+UV ?= $(shell command -v uv)
 # Two tests at a time: many of them start processes and wait. `PYTEST_FLAGS=` runs one after another.
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 # The order of the tests is drawn anew each time; `make test SEED=N PYTEST_FLAGS=` repeats one.
@@ -19,22 +21,31 @@ TESTS := -m pytest $(PYTEST_FLAGS) --randomly-seed=$(SEED)
 OTHER_VERSIONS := -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick test-long test-oldest test-newest coverage lint format names bench clean
+.PHONY: help setup demo test check quick test-long test-oldest test-newest coverage lint format names docs bench clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make or renew the virtual environment .venv/
 
-# $(call environment,FOLDER,WHAT PIP INSTALLS): torch is named beside the package, so that neither the build of
-# deepspeed nor the resolver reaches for another one.
+# $(call install,FOLDER,OPTIONS,WHAT): a terminal shows the installer's own progress, a log stays short.
+installer = $(if $(strip $(PIP_FLAGS)),pip,$(if $(UV),uv,pip))
+pip_in = $(1)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
+uv_in = $(UV) pip install --python $(1)/bin/python
+define install
+@echo "installing into $(1)/ with $(installer): $(2) $(3)"
+@if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; $(call $(installer)_in,$(1)) $$quiet $(2) $(3)
+endef
+
+# $(call environment,FOLDER,OPTIONS): torch is named beside the package, so that neither the build of deepspeed
+# nor the resolver reaches for another one.
 define environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
   { echo "$(PYTHON) is too old or absent: name a Python 3.11 or newer, as in make PYTHON=python3.12"; exit 1; }
 @$(1)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
   $(PYTHON) -m venv --clear $(1)
-@echo "installing into $(1)/ (gigabytes; one to several minutes)"
-@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(2) -e '.[dev]'
+@echo "setting up $(1)/ once, with $$($(1)/bin/python -V): gigabytes, one to several minutes"
+$(call install,$(1),$(2),-e '.[dev]')
 @touch $(1)/.ready
 endef
 torch_of = $(shell sed -n '/^torch==/p' $(1))
@@ -62,6 +73,7 @@ test-long: lint  ## every test with all its examples, a fresh Python for each ru
 test-oldest: .venv-oldest/.ready  ## every test on the lowest versions that pyproject.toml allows
 	@$(call in,.venv-oldest) python $(TESTS) $(OTHER_VERSIONS)
 
+test-newest: override UV :=
 test-newest:  ## every test on the newest versions that pyproject.toml allows
 	$(call environment,.venv-newest,--upgrade --upgrade-strategy eager torch)
 	@$(call in,.venv-newest) python $(TESTS) $(OTHER_VERSIONS)
@@ -84,6 +96,14 @@ format: $(READY)  ## let ruff write what it can
 
 names: $(READY)  ## write down again what transformers and DeepSpeed call their settings
 	@$(RUN) python -m tests.library_names
+
+.venv/.docs: $(READY)
+	$(call install,.venv,-c constraints.txt,-e '.[docs]')
+	@touch $@
+
+docs: .venv/.docs  ## build the site of docs/ into build/site/; a broken link is an error
+	@$(BIN)/properdocs build --strict --quiet -f mkdocs.yml
+	@echo "built build/site/index.html"
 
 bench: $(READY)  ## time a Stage-1 step (see benchmarks/README.md)
 	@$(RUN) python benchmarks/step.py

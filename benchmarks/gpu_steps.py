@@ -26,12 +26,12 @@ from benchmarks.stage_model import build_stage, trained_parameters
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.feeding import collator_of, open_samples
 from llava_recipes.model.precision import DTYPES, usual_device
+from llava_recipes.plan.compile import Compiled
 from llava_recipes.plan.estimate import Assumptions, Estimator
 from llava_recipes.plan.hardware import GIB
-from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_source
-from llava_recipes.runner.facts import plan_with_outline
+from llava_recipes.runner.facts import compile_loaded
 
 Row = dict[str, Any]
 Emit = Callable[[Row], None]
@@ -61,7 +61,7 @@ def measure_steps(setting: Setting, emit: Emit) -> None:
     with tempfile.TemporaryDirectory(prefix="gpu-benchmark-") as name:
         folder = Path(name)
         draw_sample_data(folder, setting.model, setting.tuning, num_samples=setting.batches[0])
-        plan, _ = _plan(folder, setting, batch=setting.batches[0])
+        plan = _compile(folder, setting, batch=setting.batches[0]).plan
         with weights_drawn_on(device, DTYPES[plan.stages[0].train.precision]):
             assembled = build_stage(plan)
         assembled.model.to(device)
@@ -70,19 +70,17 @@ def measure_steps(setting: Setting, emit: Emit) -> None:
         for batch in setting.batches:
             if num_fits == setting.num_fits or time.monotonic() - began_s > setting.budget_s:
                 break
-            plan, outline = _plan(folder, setting, batch=batch)
-            row = _measure_batch(plan, outline, assembled, device, setting)
+            compiled = _compile(folder, setting, batch=batch)
+            row = _measure_batch(compiled, assembled, device, setting)
             num_fits += row["status"] == "measured"
             emit({"event": "figures", **row})
 
 
-def _measure_batch(
-    plan: Plan, outline: ModelOutline, assembled: Assembled, device: torch.device, setting: Setting
-) -> Row:
-    stage = plan.stages[0]
+def _measure_batch(compiled: Compiled, assembled: Assembled, device: torch.device, setting: Setting) -> Row:
+    plan, stage = compiled.plan, compiled.plan.stages[0]
     prepared = _prepared_batch(plan, assembled)
     on_card = device.type == "cuda"
-    row: Row = {"batch": stage.train.per_device_train_batch_size, **planned(plan, outline, prepared, device)}
+    row: Row = {"batch": stage.train.per_device_train_batch_size, **planned(compiled, prepared, device)}
     gc.collect()
     if on_card:
         torch.cuda.empty_cache()
@@ -167,14 +165,14 @@ def _prepared_batch(plan: Plan, assembled: Assembled) -> dict[str, Tensor]:
     return collate([dataset[index] for index in range(stage.train.per_device_train_batch_size)])
 
 
-def planned(plan: Plan, outline: ModelOutline, batch: dict[str, Tensor], device: torch.device) -> Row:
+def planned(compiled: Compiled, batch: dict[str, Tensor], device: torch.device) -> Row:
     """What `plan` says of this very batch: memory, operations, and whether it fits on this card."""
-    stage = plan.stages[0]
+    plan, stage = compiled.plan, compiled.plan.stages[0]
     num_samples, length = batch["input_ids"].shape
     num_image_tokens = int(batch["is_image"].sum()) // num_samples
     num_labels = int((batch["labels"] != -100).sum()) // num_samples
     given = Assumptions(None, text_tokens=length - num_image_tokens, label_tokens=num_labels)
-    estimator = Estimator(plan, outline, given)
+    estimator = Estimator(compiled, given)
     tokens, (memory, _) = estimator.tokens(stage), estimator.memory(stage)
     assert (tokens.usual_length, tokens.labels, tokens.image) == (length, num_labels, num_image_tokens)
     context = sum(part.num_bytes for part in memory.parts if part.name == "CUDA context")
@@ -203,10 +201,8 @@ def _flops_of_a_sample(estimator: Estimator, plan: Plan, *, recomputed: bool = T
     return flops / num_samples
 
 
-def _plan(folder: Path, setting: Setting, *, batch: int) -> tuple[Plan, ModelOutline]:
+def _compile(folder: Path, setting: Setting, *, batch: int) -> Compiled:
     values = recipe_values(
         folder, setting.model, setting.tuning, batch=batch, checkpointing=setting.checkpointing
     )
-    plan, outline = plan_with_outline(load_source(json.dumps(values), "benchmark.yaml"), world_size=1)
-    assert outline is not None
-    return plan, outline
+    return compile_loaded(load_source(json.dumps(values), "benchmark.yaml"), world_size=1)

@@ -35,7 +35,7 @@ from llava_recipes.plan.activations import ActivationModel, Activations, Forward
 from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.model import plan_model
-from llava_recipes.plan.tuning import what_trains
+from llava_recipes.plan.trainable import what_trains
 from llava_recipes.recipe.schema import Recipe
 
 VOCAB_SIZE = 1000

@@ -1,3 +1,3 @@
 """Train LLaVA-style vision-language models from one validated YAML recipe."""
 
-__version__ = "0.1.0"
+__version__ = "0.10.0"

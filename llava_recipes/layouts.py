@@ -116,6 +116,8 @@ class Layout:
     """Whether images stand between `<Image>` and `</Image>`."""
     interleaved: bool = False
     """Whether several images of a turn, or one that stands in front, stay where they are."""
+    in_original: bool = False
+    """Whether the original LLaVA has it; the others are language models' own."""
 
 
 _V0 = Layout(
@@ -128,6 +130,7 @@ _V0 = Layout(
     mark="###",
     stop="###",
     leading_answer=True,
+    in_original=True,
 )
 _V1 = Layout(
     system=V1_SYSTEM,
@@ -137,6 +140,7 @@ _V1 = Layout(
     gap=" ",
     end=None,
     bare_when_empty=True,
+    in_original=True,
 )
 _LLAMA_2 = Layout(
     system=_LLAMA_2_SYSTEM,
@@ -148,6 +152,7 @@ _LLAMA_2 = Layout(
     end=" </s>",
     stop="</s>",
     tokens=("<s>", "</s>"),
+    in_original=True,
 )
 _MPT = Layout(
     system=_MPT_SYSTEM,
@@ -156,6 +161,7 @@ _MPT = Layout(
     gpt="<|im_start|>assistant\n",
     end="<|im_end|>",
     tokens=("<|im_start|>", "<|im_end|>"),
+    in_original=True,
 )
 _QWEN = replace(
     _MPT,
@@ -164,12 +170,13 @@ _QWEN = replace(
     human=("<|im_start|>user\n", "<|im_end|>\n"),
     after="\n",
     interleaved=True,
+    in_original=False,
 )
 
 LAYOUTS: Mapping[Template, Layout] = MappingProxyType(
     {
         # `plain` is written by a function of its own: a picture and its caption, nothing around them.
-        "plain": Layout(human=("", ""), gpt="", end="\n"),
+        "plain": Layout(human=("", ""), gpt="", end="\n", in_original=True),
         "v0": _V0,
         "v0_mmtag": replace(_V0, system=_MMTAG_SYSTEM, mmtag=True),
         "v1": _V1,
@@ -178,7 +185,13 @@ LAYOUTS: Mapping[Template, Layout] = MappingProxyType(
         "llama_2": _LLAMA_2,
         "llava_llama_2": replace(_LLAMA_2, system=_LANGUAGE_AND_VISION_SYSTEM),
         "mistral_instruct": Layout(
-            human=("[INST] ", " [/INST]"), gpt="", gap=" ", end=" </s>", stop="</s>", tokens=("</s>",)
+            human=("[INST] ", " [/INST]"),
+            gpt="",
+            gap=" ",
+            end=" </s>",
+            stop="</s>",
+            tokens=("</s>",),
+            in_original=True,
         ),
         "mpt": _MPT,
         "chatml_direct": replace(_MPT, system="Answer the questions."),
@@ -214,6 +227,19 @@ LAYOUTS: Mapping[Template, Layout] = MappingProxyType(
         ),
     }
 )
+
+
+def describe_templates() -> str:
+    """What the names are, for the reference of the recipe language."""
+    own = ", ".join(f"`{name}`" for name, layout in LAYOUTS.items() if not layout.in_original)
+    others: dict[str, list[str]] = {}
+    for alias, name in ALIASES.items():
+        others.setdefault(name, []).append(f"`{alias}`")
+    same = ", ".join(f"{' and '.join(aliases)} for `{name}`" for name, aliases in others.items())
+    return (
+        "How a conversation becomes text: `plain` (image then caption), `v1` (Vicuna), the other names of "
+        f"LLaVA, or the language model's own: {own}. Other names of the same: {same}."
+    )
 
 
 def meaning_of(name: Template | Alias) -> Template:

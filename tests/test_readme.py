@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,12 +23,11 @@ from llava_recipes.demo.shapes import all_combinations, unseen_combinations
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Recipe, Stage
 from tests.laws import LONG
-from tests.processes import llava_recipe
+from tests.processes import llava_recipe, run_process
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")
-GUIDE = ROOT / "docs" / "guide.md"
 README = ROOT / "README.md"
 
 SMALLEST = {
@@ -111,7 +111,11 @@ def test_a_command_line_parses_and_its_files_exist(line: str) -> None:
     words = shlex.split(line, comments=True)
     _parser(words[1]).parse_intermixed_args(words[2:])
     written = [word for before, word in pairwise(words) if before == "-o"]
-    read = [word for word in words if word.endswith(".yaml") and word not in ("broken.yaml", *written)]
+    read = [
+        word
+        for word in words
+        if word.endswith(".yaml") and word not in ("align.yaml", "broken.yaml", *written)
+    ]
     assert [word for word in read if not (ROOT / word).is_file()] == []
 
 
@@ -129,20 +133,50 @@ def test_make_targets_exist() -> None:
     assert {"demo", "test"} <= named <= targets
 
 
-def test_links_lead_to_files() -> None:
-    for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8")):
-            assert target.startswith("https://") or (document.parent / target).exists(), (document, target)
+def _headings(document: Path) -> set[str]:
+    """The anchors of a document, as GitHub and the site make them of its headings; none may occur twice."""
+    text = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.S | re.M)
+    headings = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.M)
+    ]
+    assert len(headings) == len(set(headings)), document
+    return set(headings)
 
 
-def test_anchors_lead_to_headings() -> None:
-    for document in DOCUMENTS:
-        text = document.read_text("utf-8")
-        headings = {
-            re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-            for heading in re.findall(r"^#+ (.+)$", text, re.M)
-        }
-        assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_to_files_and_headings(document: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", document.read_text("utf-8"))
+    for name, _, anchor in (link.partition("#") for link in links if not link.startswith("https://")):
+        target = document.parent / name if name else document
+        assert target.is_file(), (document, name)
+        assert not anchor or anchor in _headings(target), (document, name, anchor)
+        # The site is made of docs/ alone.
+        assert document.parent != ROOT / "docs" or target.parent == document.parent, (document, name)
+
+
+def test_the_site_has_every_page() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
+    pages = re.findall(r"[\w-]+\.md", json.dumps(nav))
+    assert sorted(pages) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("properdocs", reason="the extra `docs` is not installed: make docs")
+    command = [
+        sys.executable,
+        "-m",
+        "properdocs",
+        "build",
+        "--strict",
+        "-f",
+        "mkdocs.yml",
+        "-d",
+        str(tmp_path),
+    ]
+    done = run_process(command, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "index.html").is_file()
 
 
 @pytest.mark.parametrize("block", FULL_RECIPES, ids=str)
@@ -189,9 +223,9 @@ def test_the_readme_names_the_versions_that_are_allowed() -> None:
     assert (lowest["torch"], lowest["transformers"]) == (torch, transformers)
 
 
-def test_the_readme_names_the_demos_pictures_and_its_chance() -> None:
-    num_new, chance = _claim(r"of (\d+) new pictures \(chance ([\d.]+) %\)")
-    (num_unseen,) = _claim(r"of (\d+) pictures whose combination")
+def test_the_readme_names_the_demos_images_and_its_chance() -> None:
+    num_new, chance = _claim(r"of (\d+) new images \(chance ([\d.]+) %\)")
+    (num_unseen,) = _claim(r"of (\d+) images whose combination")
     assert (int(num_new), int(num_unseen)) == (NUM_HELD_OUT, NUM_UNSEEN)
     num_seen = len(all_combinations()) - len(unseen_combinations())
     assert f"{100 / num_seen:.1f}" == chance
@@ -199,8 +233,8 @@ def test_the_readme_names_the_demos_pictures_and_its_chance() -> None:
 
 def _claimed_shares() -> tuple[float, float, float]:
     """The README's bounds on the demo's scores, in percent: the least of the new, and two of the unseen."""
-    (least,) = _claim(r"on more than (\d+) % of \d+ new pictures")
-    low, high = _claim(r"on (\d+) to (\d+) % of \d+ pictures whose")
+    (least,) = _claim(r"on more than (\d+) % of \d+ new images")
+    low, high = _claim(r"on (\d+) to (\d+) % of \d+ images whose")
     return float(least), float(low), float(high)
 
 
@@ -225,8 +259,8 @@ def test_the_demo_scores_what_the_readme_says(tmp_path: Path) -> None:
 
 
 def test_the_readme_names_the_exit_codes_of_a_run_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
-    mended, usage = _claim(r"Exit codes: 0 done, (\d) something that is yours to mend .*?, (\d) wrong usage")
-    assert main(["validate", "nothing.yaml"]) == int(mended)
+    fixed, usage = _claim(r"Exit codes: 0 success, (\d) something that you can fix .*?, (\d) wrong usage")
+    assert main(["validate", "nothing.yaml"]) == int(fixed)
     assert "nothing.yaml" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["validate", "--nothing"])
@@ -234,18 +268,42 @@ def test_the_readme_names_the_exit_codes_of_a_run_that_cannot_be(capsys: pytest.
 
 
 def test_the_readme_names_the_layouts_of_an_export() -> None:
-    parts = re.findall(r"`([\w-]+)`", _claim(r"\*\*export\*\* writes (.*?), with a model card")[0])
+    parts = re.findall(r"`([\w-]+)`", _claim(r"\| write (.*?), compared with the run")[0])
     (layouts,) = [action.choices for action in _parser("export")._actions if "--to" in action.option_strings]
     assert layouts and set(layouts) <= set(parts)
 
 
+def _shown(command: str) -> str:
+    """What a document shows under a command."""
+    (block,) = [block for block in BLOCKS if block.text.startswith(f"$ {command}\n")]
+    return block.text.partition("\n")[2].strip()
+
+
+def _printed(command: str, folder: Path) -> tuple[int, str]:
+    done = llava_recipe(*shlex.split(command)[1:], cwd=folder, fresh=True)
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+def test_the_readmes_recipe_has_the_plan_and_the_error_that_are_shown(tmp_path: Path) -> None:
+    (recipe,) = [block.text for block in FULL_RECIPES if block.document == README]
+    assert len(recipe.splitlines()) == 12
+    (tmp_path / "align.yaml").write_text(recipe, "utf-8")
+    command = "llava-recipe plan align.yaml --world-size 8"
+    shown, more = _shown(command).rsplit("\n", 1)
+    assert more == "…"
+    code, printed = _printed(command, tmp_path)
+    assert (code, printed[: len(shown)]) == (0, shown)
+    wrong = recipe.replace("[projector]", "[multi_modal_projector]")
+    (tmp_path / "align.yaml").write_text(wrong, "utf-8")
+    command = "llava-recipe validate align.yaml"
+    assert _printed(command, tmp_path) == (1, _shown(command))
+
+
 def test_a_broken_recipe_says_what_the_guide_shows(tmp_path: Path) -> None:
     (broken,) = [block for block in BLOCKS if block.text.startswith("# broken.yaml")]
-    (shown,) = [block for block in BLOCKS if block.text.startswith("$ llava-recipe validate broken.yaml")]
     (tmp_path / "broken.yaml").write_text(broken.text, "utf-8")
-    done = llava_recipe("validate", "broken.yaml", cwd=tmp_path, fresh=True)
-    assert done.returncode == 1
-    assert (done.stdout + done.stderr).strip() == shown.text.partition("\n")[2].strip()
+    command = "llava-recipe validate broken.yaml"
+    assert _printed(command, tmp_path) == (1, _shown(command))
 
 
 def test_the_guide_explains_every_key() -> None:
@@ -253,5 +311,6 @@ def test_the_guide_explains_every_key() -> None:
     models = [schema, *schema["$defs"].values()]
     keys = {key for model in models for key in model.get("properties", {})}
     assert len(keys) > 60
-    text = GUIDE.read_text("utf-8")
+    by_hand = {block.document for block in BY_HAND if block.document.parent == ROOT / "docs"}
+    text = "\n".join(document.read_text("utf-8") for document in by_hand)
     assert sorted(key for key in keys if not re.search(rf"\b{key}\b", text)) == []

@@ -15,9 +15,9 @@ _HEAD = f"""\
 
 # Reference of the recipe language
 
-Every key, from the descriptions in the schema. [guide.md](guide.md) explains how they go together, and
-`llava-recipe explain KEY` prints one of them. `[]` stands for the entries of a list. Instead of a value,
-`${{name}}` puts a variable in.
+Every key, from the descriptions in the schema. [Recipe language](recipes.md) explains how they work
+together, and `llava-recipe explain KEY` prints one of them. `[]` stands for the entries of a list. Instead of
+a value, `${{name}}` puts a variable in.
 """
 
 

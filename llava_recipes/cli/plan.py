@@ -15,9 +15,9 @@ from llava_recipes.screen import cell, console, is_terminal, say, say_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llava_recipes.plan.compile import Compiled
     from llava_recipes.plan.estimate import Estimate, Estimator
     from llava_recipes.plan.hardware import Gpu
-    from llava_recipes.plan.sizes import ModelOutline
 
 USAGE_ERROR = 2
 
@@ -51,14 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import plan_with_outline
+    from llava_recipes.runner.facts import compile_loaded
 
     if arguments.fit and arguments.gpu is None:
         say("llava-recipe plan: --fit needs --gpu", to_stderr=True)
         return USAGE_ERROR
     loaded = load_recipe(arguments.file, arguments.set)
-    plan, outline = plan_with_outline(loaded, world_size=world_size_of(arguments))
-    estimator = _estimator(plan, outline, arguments)
+    compiled = compile_loaded(loaded, world_size=world_size_of(arguments))
+    plan, estimator = compiled.plan, _estimator(compiled, arguments)
     estimate = estimator.estimate() if estimator else None
     overview = list(sections_of(plan))
     proposals = list(_proposals(plan, estimator, arguments.gpu)) if estimator and arguments.fit else []
@@ -89,13 +89,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _estimator(plan: Plan, outline: ModelOutline | None, arguments: argparse.Namespace) -> Estimator | None:
-    if outline is None:
+def _estimator(compiled: Compiled, arguments: argparse.Namespace) -> Estimator | None:
+    if compiled.model.outline is None:
         return None
     from llava_recipes.plan.estimate import Assumptions, Estimator
 
     given = Assumptions(arguments.gpu, arguments.text_tokens, arguments.label_tokens)
-    return Estimator(plan, outline, given)
+    return Estimator(compiled, given)
 
 
 def _estimate_sections(estimate: Estimate | None) -> Iterator[Section]:

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.fold import fold_layers
 from llava_recipes.cli.plan_overview import Row, Section
 from llava_recipes.plan.assignment import Assignment
 from llava_recipes.plan.cost import Compute, Disk, Tokens
 from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
 from llava_recipes.plan.hardware import GIB, GPUS
-from llava_recipes.plan.lora import ADAPTER
 from llava_recipes.plan.memory import Memory
+from llava_recipes.plan.trainable import ADAPTER
 from llava_recipes.plan.types import Plan, StagePlan
+from llava_recipes.recipe.globs import fold_layers
 from llava_recipes.recipe.scalars import say_number, spell
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.fold import fold_layers
 from llava_recipes.plan.sampling import describe_sampling
 from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
+from llava_recipes.recipe.globs import fold_layers
 from llava_recipes.recipe.scalars import say_number
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _model_rows(model: ModelPlan) -> list[Row]:
 def _quantized(quantization: Quantization | None) -> str:
     if quantization is None:
         return ""
-    from llava_recipes.plan.quantization import describe
+    from llava_recipes.plan.trainable import describe
 
     return f", linear layers in {describe(quantization)}"
 

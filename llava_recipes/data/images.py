@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import BinaryIO, Final, Literal, TypeVar, cast
 
 import numpy as np
@@ -28,6 +28,7 @@ from llava_recipes.data.image_sizes import (
 from llava_recipes.data.model_files import check_model_folder, check_settings
 from llava_recipes.data.watched_file import WatchedFile
 from llava_recipes.files import NotOrdinary, expanded, open_ordinary
+from llava_recipes.plan.families import tower_of
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.foreign import read_by_library
 from llava_recipes.recipe.schema import VisionTower
@@ -309,28 +310,35 @@ def _of_grey(processor: BaseImageProcessor) -> torch.Tensor:
 
 
 def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:
-    model_type = config.get("model_type")
+    kind = tower_of(config.get("model_type"))
     inner = config.get("vision_config", config)
     image_px = inner.get("image_size", 224) if isinstance(inner, dict) else 224
-    square: dict[str, JsonValue] = {"height": image_px, "width": image_px}
-    settings: dict[str, JsonValue]
-    if model_type in ("clip", "clip_vision_model"):
-        kind: type[BaseImageProcessor] = CLIPImageProcessorPil
-        settings = {"size": {"shortest_edge": image_px}, "crop_size": square}
-    elif model_type in ("siglip", "siglip_vision_model"):
-        kind = SiglipImageProcessorPil
-        settings = {"size": square}
-    else:
+    if kind is None or kind not in _PROCESSORS:
         raise RecipeError(
             Problem(
-                f'no image processor is known for the vision model type "{model_type}"',
+                f'no image processor is known for the vision model type "{config.get("model_type")}"',
                 code="unknown-vision-tower",
                 path=(*_TOWER, "config"),
-                hint="use clip_vision_model or siglip_vision_model",
+                hint=f"use {' or '.join(_PROCESSORS)}",
             )
         )
-    processor: BaseImageProcessor = kind.from_dict(settings)
+    made_by, settings = _PROCESSORS[kind]
+    processor: BaseImageProcessor = made_by.from_dict(settings(image_px))
     return processor
+
+
+def _square(image_px: JsonValue) -> JsonValue:
+    return {"height": image_px, "width": image_px}
+
+
+_PROCESSORS: Mapping[str, tuple[type[BaseImageProcessor], Callable[[JsonValue], dict[str, JsonValue]]]] = {
+    "clip_vision_model": (
+        CLIPImageProcessorPil,
+        lambda px: {"size": {"shortest_edge": px}, "crop_size": _square(px)},
+    ),
+    "siglip_vision_model": (SiglipImageProcessorPil, lambda px: {"size": _square(px)}),
+}
+"""The usual image processor of each family of towers, and its settings for a tower of this many pixels."""
 
 
 def _on_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -1,13 +1,14 @@
-"""Find the training commands of a script, and read their flags."""
+"""Find the training commands of a script: the program, its flags, and what its launcher says."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from llava_recipes.migrate.launchers import count_processes, training_options
-from llava_recipes.migrate.shell import Argument, Command, ReadScript, Untold, walk_commands
+from llava_recipes.migrate.shell import Argument, Command, ReadScript, walk_commands
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMANDS = 20
@@ -20,6 +21,14 @@ LABELS = frozenset(
     {"run_name", "logging_dir", "cache_dir", "local_rank", "wandb_project", "wandb_name", "wandb_run_name"}
 )
 """Flags whose values no training depends on: one that cannot be told is left out, and reported."""
+
+
+_OF_ACCELERATE = (
+    *("config_file", "mixed_precision", "gradient_accumulation_steps", "gradient_clipping", "dynamo_backend"),
+    *("use_deepspeed", "deepspeed_config_file", "zero_stage", "offload_optimizer_device"),
+    *("offload_param_device", "use_fsdp", "fsdp_sharding_strategy", "fsdp_offload_params"),
+)
+_SHORT: Mapping[str, str] = {"n": "ntasks", "N": "nodes"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,9 @@ class TrainingCommand:
     launcher: tuple[tuple[str, str, str], ...]
     """Options of the launcher that change the training: the name, the value, and what is lost with it."""
     mark: Mark
-    problems: tuple[Problem, ...] = ()
-    """Why its flags cannot be told; they are empty then."""
-    labels: tuple[UntoldLabel, ...] = ()
+    problems: tuple[Problem, ...]
+    """Why its flags cannot be told; those that can are read all the same."""
+    labels: tuple[UntoldLabel, ...]
     """Flags that are not among `flags`, since only a shell could tell their values."""
 
 
@@ -80,7 +89,6 @@ def find_training_commands(
     """
     found: list[TrainingCommand] = []
     loose: list[Argument] = []
-    loose_labels: list[UntoldLabel] = []
     is_flag_file = True
     for command in walk_commands(
         text,
@@ -90,110 +98,107 @@ def find_training_commands(
         read_script=read_script,
         started_in=working_folder,
     ):
-        filled = command.fill()
-        first = filled[0] if filled else None
-        if isinstance(first, Argument) and _FLAG.match(first.text):
+        first = command.words[0] if command.words else None
+        if first is not None and first.problem is None and _FLAG.match(first.text):
             if not is_flag_file:
                 # What is wrong with the command before may be why it ended there.
                 raise RecipeError(*((found[-1].problems if found else ()) or [_cut_off(first)]))
-            kept, labels = _set_labels_aside(filled)
-            loose += _told(kept)
-            loose_labels += labels
+            loose += command.words
             continue
         is_flag_file = False
-        place = _program_place(filled)
+        place = _program_place(command.words)
         if place is not None:
-            found.append(_training_command(command, filled, place))
+            found.append(_training_command(command, place))
         if len(found) > MAX_COMMANDS:
             message = f"more than {MAX_COMMANDS} training commands in one script"
-            raise RecipeError(Problem(message, code="script-too-large", mark=command.words[0].mark))
+            raise RecipeError(Problem(message, code="script-too-large", mark=command.mark))
     if loose and is_flag_file:
-        flags, repeated = _read_flags(loose)
         mark = loose[0].mark
-        return [TrainingCommand("", flags, repeated, None, (), mark, labels=tuple(loose_labels))]
+        return [_training_command(Command((Argument("", mark), *loose), mark, "", None), 0)]
     if not found:
         raise RecipeError(_nothing_found(file))
     return found
 
 
-def _told(filled: Sequence[Argument | Untold]) -> list[Argument]:
-    problems = [entry.problem for entry in filled if isinstance(entry, Untold)]
-    if problems:
-        raise RecipeError(*dict.fromkeys(problems))
-    return [entry for entry in filled if isinstance(entry, Argument)]
-
-
-def _set_labels_aside(
-    filled: Sequence[Argument | Untold],
-) -> tuple[list[Argument | Untold], list[UntoldLabel]]:
-    """A command without the labels whose values cannot be told, and these."""
-    kept: list[Argument | Untold] = []
-    labels: list[UntoldLabel] = []
-    for words in _by_flag(filled):
-        name = _label_name(words[0])
-        problem = next((word.problem for word in words if isinstance(word, Untold)), None)
-        if name is None or problem is None:
-            kept += words
-        else:
-            text = " ".join(word.text for word in words)
-            labels.append(UntoldLabel(name, text[len(name) + 3 :], problem))
-    return kept, labels
-
-
-def _by_flag(filled: Sequence[Argument | Untold]) -> list[list[Argument | Untold]]:
-    """Each flag with the words behind it."""
-    groups: list[list[Argument | Untold]] = []
-    for word in filled:
-        if not groups or _FLAG.match(word.text):
-            groups.append([])
-        groups[-1].append(word)
-    return groups
-
-
-def _label_name(word: Argument | Untold) -> str | None:
-    found = _FLAG.match(word.text)
-    name = found.group()[2:].replace("-", "_") if found else ""
-    return name if name in LABELS else None
-
-
-def _program_place(filled: Sequence[Argument | Untold]) -> int | None:
+def _program_place(words: Sequence[Argument]) -> int | None:
     """Which argument names the training program: `…/train_mem.py`, or a module after `-m`."""
-    after_module_option = False
-    for place, entry in enumerate(filled):
-        text = entry.text if isinstance(entry, Argument) else ""
-        if (after_module_option and _MODULE.fullmatch(text)) or _PROGRAM.fullmatch(text):
-            has_flags = any(
-                isinstance(other, Argument) and _FLAG.match(other.text) for other in filled[place:]
-            )
+    before = ""
+    for place, word in enumerate(words):
+        text = "" if word.problem else word.text
+        if _PROGRAM.fullmatch(text) or (before in ("-m", "--module") and _MODULE.fullmatch(text)):
+            has_flags = any(_FLAG.match(other.text) and not other.problem for other in words[place:])
             return place if has_flags else None
-        after_module_option = text in ("-m", "--module")
+        before = text
     return None
 
 
-def _training_command(command: Command, filled: Sequence[Argument | Untold], place: int) -> TrainingCommand:
-    program = filled[place]
-    assert isinstance(program, Argument)
-    flags: Mapping[str, Flag] = {}
-    repeated: tuple[Flag, ...] = ()
-    problems: Sequence[Problem] = ()
-    kept, labels = _set_labels_aside(filled[place + 1 :])
-    try:
-        if command.block:
-            raise RecipeError(_inside(command.block, program.mark))
-        flags, repeated = _read_flags(_told(kept))
-    except RecipeError as error:
-        problems = error.problems
-    spelled = command.spell()
-    launcher = spelled[: spelled.index(program.text)]
+def _training_command(command: Command, place: int) -> TrainingCommand:
+    """The command whose program stands at a place among its words."""
+    program = command.words[place]
+    flags: dict[str, Flag] = {}
+    repeated: list[Flag] = []
+    labels: list[UntoldLabel] = []
+    unknown: list[Problem] = []
+    wrong: list[Problem] = []
+    for name, words in _by_flag(command.words[place + 1 :]):
+        untold = [word.problem for word in words if word.problem is not None]
+        if untold and name in LABELS:
+            text = " ".join(word.text for word in words)[len(name) + 3 :]
+            labels.append(UntoldLabel(name, text, untold[0]))
+            continue
+        unknown += untold
+        wrong += [problem for word in words if (problem := _misplaced(word, name)) is not None]
+        if name and not untold:
+            if name in flags:
+                repeated.append(flags.pop(name))
+            flags[name] = _flag(name, words)
+    launcher = [word.spelled for word in command.words[:place]]
     return TrainingCommand(
         program.text,
         flags,
-        repeated,
+        tuple(repeated),
         count_processes(launcher, visible_devices=command.visible_devices),
         training_options(launcher),
         program.mark,
-        tuple(problems),
+        (_inside(command.block, program.mark),) if command.block else tuple(unknown or wrong),
         tuple(labels),
+    )
+
+
+def _by_flag(words: Sequence[Argument]) -> list[tuple[str, list[Argument]]]:
+    """Each flag's name with its words; before the first flag, an empty name."""
+    groups: list[tuple[str, list[Argument]]] = [("", [])]
+    for word in words:
+        found = _FLAG.match(word.text)
+        if found is not None:
+            groups.append((found.group()[2:].replace("-", "_"), []))
+        groups[-1][1].append(word)
+    return groups
+
+
+def _flag(name: str, arguments: Sequence[Argument]) -> Flag:
+    first, *rest = arguments
+    _, has_value, value = first.text.partition("=")
+    values = ([value] if has_value else []) + [argument.text for argument in rest]
+    return Flag(name, tuple(values), first.mark, rest[0].mark if rest else first.mark)
+
+
+def _misplaced(argument: Argument, name: str) -> Problem | None:
+    """Why a word is no value of the flag before it, which has no name before the first flag."""
+    if argument.text.isspace():
+        return Problem(
+            "a space after the backslash: the line is not continued",
+            code="shell-syntax",
+            mark=argument.mark,
+            hint="let `\\` be the last letter of the line",
+        )
+    if name:
+        return None
+    return Problem(
+        f"`{argument.text}` belongs to no flag",
+        code="word-belongs-to-no-flag",
+        mark=argument.mark,
+        hint="a flag starts with `--`",
     )
 
 
@@ -207,47 +212,6 @@ def _inside(block: str, mark: Mark) -> Problem:
     )
 
 
-def _read_flags(arguments: Sequence[Argument]) -> tuple[dict[str, Flag], tuple[Flag, ...]]:
-    flags: dict[str, Flag] = {}
-    repeated: list[Flag] = []
-    name, values = "", list[str]()
-    mark: Mark | None = None
-    value_mark: Mark | None = None
-    problems: list[Problem] = []
-
-    def finish() -> None:
-        if mark is not None:
-            if name in flags:
-                repeated.append(flags.pop(name))
-            flags[name] = Flag(name, tuple(values), mark, value_mark or mark)
-
-    for argument in arguments:
-        found = _FLAG.match(argument.text)
-        if found is not None:
-            finish()
-            name, mark, value_mark = found.group()[2:].replace("-", "_"), argument.mark, None
-            values = [argument.text[found.end() + 1 :]] if found.end() < len(argument.text) else []
-        elif argument.text.isspace() or argument.text == "\r":
-            problems.append(_space_after_backslash(argument))
-        elif mark is None:
-            message = f"`{argument.text}` belongs to no flag"
-            problems.append(
-                Problem(
-                    message,
-                    code="word-belongs-to-no-flag",
-                    mark=argument.mark,
-                    hint="a flag starts with `--`",
-                )
-            )
-        else:
-            values.append(argument.text)
-            value_mark = value_mark or argument.mark
-    if problems:
-        raise RecipeError(*problems)
-    finish()
-    return flags, tuple(repeated)
-
-
 def _cut_off(argument: Argument) -> Problem:
     return Problem(
         f"`{argument.text.partition('=')[0]}` starts a command of its own",
@@ -258,15 +222,6 @@ def _cut_off(argument: Argument) -> Problem:
     )
 
 
-def _space_after_backslash(argument: Argument) -> Problem:
-    return Problem(
-        "a space after the backslash: the line is not continued",
-        code="shell-syntax",
-        mark=argument.mark,
-        hint="let `\\` be the last letter of the line",
-    )
-
-
 def _nothing_found(file: str) -> Problem:
     return Problem(
         "no training command in this script",
@@ -274,3 +229,102 @@ def _nothing_found(file: str) -> Problem:
         mark=Mark(file, 0, 0),
         hint="looked for a program such as llava/train/train_mem.py, or `-m llava.train.train`, with flags",
     )
+
+
+def count_processes(launcher: Sequence[str], *, visible_devices: str | None) -> int | None:
+    """How many processes train, where the launcher says all of it in numbers; None where it leaves it open.
+
+    launcher         the words before the training program, with `?` where a value is not known
+    visible_devices  what CUDA_VISIBLE_DEVICES says, where the script sets it
+    """
+    names = [word.rpartition("/")[2] for word in launcher]
+    if _has_unknown_options(launcher):
+        return None
+    if "accelerate" in names:
+        # A number in all, over all machines.
+        return _number(_options(launcher, names.index("accelerate")).get("num_processes"))
+    if "deepspeed" in names:
+        return _of_deepspeed(_options(launcher, names.index("deepspeed")), visible_devices)
+    elastic = next(
+        (name for name in ("torchrun", "torch.distributed.run", "torch.distributed.launch") if name in names),
+        None,
+    )
+    if elastic is not None:
+        options = _options(launcher, names.index(elastic))
+        return _product(options.get("nproc_per_node"), options.get("nnodes", "1"))
+    if "srun" in names:
+        return _of_srun(_options(launcher, names.index("srun")))
+    if any(name.startswith("python") for name in names) and visible_devices is not None:
+        # With several devices and no launcher, the Trainer splits each batch among them in one process.
+        return 1 if len(_listed(visible_devices)) == 1 else None
+    return None
+
+
+def _has_unknown_options(launcher: Sequence[str]) -> bool:
+    """Whether a word stands alone whose value is not known: it may be any option."""
+    return any(
+        word == "?" and not (before.startswith("-") and "=" not in before)
+        for before, word in itertools.pairwise(["", *launcher])
+    )
+
+
+def training_options(launcher: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+    """Options of `accelerate launch` that reach the training itself."""
+    names = [word.rpartition("/")[2] for word in launcher]
+    if "accelerate" not in names:
+        return ()
+    options = _options(launcher, names.index("accelerate"))
+    why = "a setting of accelerate's own, which can change the run"
+    return tuple((f"accelerate --{name}", options[name], why) for name in _OF_ACCELERATE if name in options)
+
+
+def _of_deepspeed(options: Mapping[str, str], visible_devices: str | None) -> int | None:
+    if "include" in options:
+        hosts = [host.partition(":") for host in options["include"].split("@")]
+        counts = [len(_listed(slots)) if colon else 0 for _, colon, slots in hosts]
+        return sum(counts) if all(counts) else None
+    if "exclude" in options:
+        return None
+    if "num_gpus" in options:
+        # How many machines there are, a file of hosts says.
+        is_open = "hostfile" in options and "num_nodes" not in options
+        return None if is_open else _product(options["num_gpus"], options.get("num_nodes", "1"))
+    if {"hostfile", "num_nodes"} & set(options) or visible_devices is None:
+        return None
+    return len(_listed(visible_devices)) or None
+
+
+def _of_srun(options: Mapping[str, str]) -> int | None:
+    if "ntasks" in options:
+        return _number(options["ntasks"])
+    return _product(options.get("ntasks_per_node"), options.get("nodes"))
+
+
+def _options(launcher: Sequence[str], start: int) -> dict[str, str]:
+    options: dict[str, str] = {}
+    words = [*launcher[start + 1 :], ""]
+    for word, following in itertools.pairwise(words):
+        if word.startswith("--"):
+            name, has_value, value = word[2:].replace("-", "_").partition("=")
+            if has_value:
+                # Of the value, which `-` may stand in, nothing is changed.
+                value = word.partition("=")[2]
+            options[name] = value if has_value else "" if following.startswith("--") else following
+        elif word[:1] == "-" and word[1:2] in _SHORT:
+            options[_SHORT[word[1]]] = word[2:].lstrip("=") or following
+    return options
+
+
+def _listed(text: str) -> list[str]:
+    """The devices of a list such as `0,1,2`; none where it is no such list."""
+    parts = [part.strip() for part in text.split(",")]
+    return parts if all(part.isdecimal() for part in parts) else []
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) or None if text is not None and text.isdecimal() and len(text) < 7 else None
+
+
+def _product(*texts: str | None) -> int | None:
+    numbers = [_number(text) for text in texts]
+    return prod(number for number in numbers if number is not None) if None not in numbers else None

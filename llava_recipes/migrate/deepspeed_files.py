@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from llava_recipes.deepspeed_presets import PRESETS
 from llava_recipes.migrate.draft import STAGE, Draft, spell_path
 from llava_recipes.plan.deepspeed import Config, original_file
 from llava_recipes.recipe.errors import KeyPath, Mark
 from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 
 ReadText = Callable[[str], tuple[str, str] | None]
 """From a path in the script to the file that it stands for, and its text; None where it is not at hand."""
 
-_BY_NAME = {f"{preset}.json": preset for preset in DEEPSPEED_PRESETS}
+_BY_NAME = {preset.file: name for name, preset in PRESETS.items() if preset.file is not None}
 _BLOCKS = ("optimizer", "scheduler")
 _OF_THE_LOG = ("steps_per_print", "wall_clock_breakdown")
 _RENAMED = {"gather_16bit_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save"}
@@ -90,7 +90,7 @@ def _choose(path: str, read_text: ReadText, program: DeepSpeedDefaults, draft: D
     blocks = {key: config[key] for key in _BLOCKS if config.get(key) is not None}
     norm = draft.read(*map(str, _MAX_GRAD_NORM))
     bare = _bare(config, draft)
-    same = next((preset for preset in DEEPSPEED_PRESETS if bare == original_file(preset)), None)
+    same = next((preset for preset in PRESETS if bare == original_file(preset)), None)
     if same is not None and config.get(_CLIPPING) in (None, "auto", norm):
         return _Choice(same, "the file holds what the preset holds", clips, blocks)
     mended = _mended(config)
@@ -116,13 +116,11 @@ def _by_name(path: str, program: DeepSpeedDefaults) -> _Choice:
             remark += f"; without `{_CLIPPING}` in it nothing is clipped there: write `max_grad_norm: 0`"
         return _Choice(path, remark, True)
     remark = "the file is not here; by its name it is the original's, which the preset equals"
-    if named != "zero3_offload":
+    blocks = dict(PRESETS[named].blocks)
+    if not blocks:
         return _Choice(named, remark, program.files_clip)
-    blocks: Config = {
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
-        "scheduler": {"type": "WarmupLR"},
-    }
-    return _Choice(named, f"{remark}, but for its blocks `optimizer` and `scheduler`", True, blocks)
+    names = " and ".join(f"`{block}`" for block in blocks)
+    return _Choice(named, f"{remark}, but for its blocks {names}", True, blocks)
 
 
 def _zero2_offload() -> Config:

@@ -8,17 +8,18 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
-from llava_recipes.layouts import meaning_of
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS, PRESETS
+from llava_recipes.layouts import LAYOUTS, meaning_of
 from llava_recipes.migrate.export_parts import Export, model_flags, trained_modules, training_flags
 from llava_recipes.plan.batch import derive_batch
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.scalars import say_number
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Data, Recipe, Stage, Train
+from llava_recipes.recipe.schema import Data, Recipe, Stage, Train
 from llava_recipes.screen import shown
 
-DEEPSPEED_FILES: Mapping[str, str] = MappingProxyType(
-    {"zero2": "./scripts/zero2.json", "zero3": "./scripts/zero3.json"}
-)
+DEEPSPEED_FILES: Mapping[str, str] = {
+    name: f"./scripts/{preset.file}" for name, preset in PRESETS.items() if preset.file and not preset.blocks
+}
 
 
 def export_script(
@@ -146,9 +147,10 @@ def _deepspeed_flag(
         hint = "write it to a JSON file, and name that file"
         export.refuse("the original takes a DeepSpeed file, not a config inline", where, hint=hint)
     elif choice in DEEPSPEED_PRESETS and choice not in DEEPSPEED_FILES:
-        message = (
-            f"the original's {choice}.json has a schedule of its own, which replaces `lr_scheduler_type`"
-        )
+        message = "the original has no file for this preset"
+        if PRESETS[choice].blocks:
+            whose = f"the original's {PRESETS[choice].file}"
+            message = f"{whose} has a schedule of its own, which replaces `lr_scheduler_type`"
         hint = "write the preset's config to a JSON file, as `llava-recipe plan` shows it, and name that file"
         export.refuse(message, where, hint=hint)
     elif choice != "none":
@@ -229,7 +231,7 @@ def _version(data: Data, where: KeyPath, export: Export) -> str:
         export.refuse("the original uses no chat templates", (*where, "chat_template"))
         return ""
     template = meaning_of(data.template)
-    if template in ("llama_3", "qwen", "gemma", "phi3"):
+    if not LAYOUTS[template].in_original:
         export.refuse("the original has no template of this name", (*where, "template"))
     return "default" if template == "v0" else template
 

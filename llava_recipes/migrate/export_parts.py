@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from llava_recipes.projectors import type_named
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.globs import MODULES
 from llava_recipes.recipe.model_schema import Quantization
@@ -87,6 +88,8 @@ def model_flags(model: Model, export: Export) -> None:
         export.refuse("the original has no `revision`", ("model", "vision_tower", "revision"))
     if projector.seed != 0:
         export.refuse("the original has no seed of the projector's own", ("model", "projector", "seed"))
+    if not type_named(projector.type)[0].in_original:
+        export.refuse("the original has no projector of this type", ("model", "projector", "type"))
     export.add("mm_vision_select_layer", tower.select_layer)
     export.add("mm_vision_select_feature", tower.select_feature)
     export.add("mm_projector_type", projector.type)

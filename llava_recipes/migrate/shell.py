@@ -5,13 +5,31 @@ Variables are followed; conditions and loops are not, so what stands inside one 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llava_recipes.migrate.expand import Scope, UnknownValue, Variable, expand_word
-from llava_recipes.migrate.statements import Statement, read_statements
-from llava_recipes.migrate.variables import Spent, Variables, assigned_name, head_of
-from llava_recipes.migrate.word_parts import Word, written
+from llava_recipes.migrate.shell_syntax import (
+    Computed,
+    Parameter,
+    Part,
+    Plain,
+    Statement,
+    Word,
+    read_statements,
+    written,
+)
+from llava_recipes.migrate.shell_values import (
+    NotComputed,
+    Spent,
+    UnknownValue,
+    Value,
+    Variables,
+    absolute,
+    compute,
+    expand_text,
+    expand_word,
+)
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMAND_CHARACTERS = 100_000
@@ -21,7 +39,15 @@ MAX_CALLS = 50
 ReadScript = Callable[[str, str], tuple[str, str] | None]
 """From a path in a script, and the script's own file, to the file found and its text."""
 
+_ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<adds>\+?)=")
+_SETS = re.compile(
+    r"\s*(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*"
+    r"(?:(?P<step>\+\+|--)\s*$|(?P<change>(?:<<|>>|[-+*/%&|^])?)=(?!=)(?P<value>.*))",
+    re.DOTALL,
+)
+"""Arithmetic that sets a variable."""
 _DECLARES = frozenset({"export", "declare", "local", "readonly", "typeset"})
+_READS = frozenset({"for", "select", "read", "mapfile", "readarray"})
 _SHELLS = frozenset({"bash", "sh", "zsh"})
 _RUNS_SCRIPTS = _SHELLS | {"source", "."}
 
@@ -31,58 +57,29 @@ class Argument:
     """One argument of a command as the program would get it, and the place of the word it comes from."""
 
     text: str
+    """As it is written, with `$` before what is not filled in, where there is a problem."""
     mark: Mark
+    problem: Problem | None = None
+    """Why it cannot be told without running the script."""
+    head: str = ""
+    """What stands before the first part that is not known."""
 
-
-@dataclass(frozen=True)
-class Untold:
-    """A word of a command that cannot be told without running the script."""
-
-    text: str
-    """As it is written, with `$` before what is not filled in."""
-    problem: Problem
+    @property
+    def spelled(self) -> str:
+        """The text with `?` in the place of what is not known."""
+        return self.text if self.problem is None else f"{self.head}?"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the script: its words, not yet filled in, and what they refer to.
+    """A command of the script, filled in."""
 
-    The variables move on with the script: fill words in before the next command is asked for.
-    """
-
-    words: tuple[Word, ...]
-    scope: Scope
+    words: tuple[Argument, ...]
+    mark: Mark
     block: str
     """`an `if``, `a loop` or `a function` where the command stands inside one, else empty."""
-    visible_devices: str | None = None
+    visible_devices: str | None
     """What CUDA_VISIBLE_DEVICES is for this command, where the script says it."""
-
-    def fill(self) -> list[Argument | Untold]:
-        """The words filled in; a problem in the place of each value that cannot be told."""
-        filled = list[Argument | Untold]()
-        num_characters = 0
-        for word in self.words:
-            try:
-                texts = expand_word(word, self.scope)
-            except UnknownValue as unknown:
-                filled.append(Untold(written(word), unknown.problem))
-                continue
-            num_characters += sum(map(len, texts))
-            if num_characters > MAX_COMMAND_CHARACTERS:
-                message = f"a command longer than {MAX_COMMAND_CHARACTERS:,} characters"
-                raise RecipeError(Problem(message, code="script-too-large", mark=word.mark))
-            filled += [Argument(text, word.mark) for text in texts]
-        return filled
-
-    def spell(self) -> list[str]:
-        """The words filled in, with `?` in the place of each value that cannot be told."""
-        spelled: list[str] = []
-        for word in self.words:
-            try:
-                spelled += expand_word(word, self.scope)
-            except UnknownValue:
-                spelled.append(f"{head_of(word)}?")
-        return spelled
 
 
 def walk_commands(
@@ -99,136 +96,241 @@ def walk_commands(
     `variables` come from outside, and win over what the script sets. Raises RecipeError for text that is
     not well-formed.
     """
-    given = dict[str, Variable](variables or {})
+    given = dict[str, Value](variables or {})
     start = given if started_in is None else {"PWD": started_in, **given}
     kept = Variables(file, tuple(positional), start, frozenset(given), Spent())
-    return _Walk(file, kept, read_script, (file,)).commands(text)
+    return _Walk(kept, read_script, (file,)).commands(text)
 
 
 class _Walk:
     """One script's variables as they stand while its commands are listed."""
 
     def __init__(
-        self,
-        file: str,
-        variables: Variables,
-        read_script: ReadScript | None,
-        callers: tuple[str, ...],
+        self, variables: Variables, read_script: ReadScript | None, callers: tuple[str, ...]
     ) -> None:
-        self._file, self._variables = file, variables
-        self._read_script, self._callers = read_script, callers
+        self._variables, self._read_script, self._callers = variables, read_script, callers
 
     def commands(self, text: str) -> Iterator[Command]:
         # All of it first, so that what is not closed is told before anything else.
-        for statement in list(read_statements(text, self._file)):
+        for statement in list(read_statements(text, self._variables.file)):
             words = statement.words
-            declares = words[0].plain in _DECLARES
-            rest = (
-                [word for word in words[1:] if not (word.plain or "").startswith("-")] if declares else words
-            )
-            first = next((at for at, word in enumerate(rest) if not assigned_name(word)), len(rest))
-            if declares or first == len(rest):
-                for word in rest:
-                    if assigned_name(word):
-                        self._variables.assign(word, statement)
-                continue
-            yield from self._command(tuple(rest[first:]), statement, before=tuple(rest[:first]))
+            if words[0].plain in _DECLARES:
+                assigned, words = [word for word in words[1:] if _assigned_name(word)], ()
+            else:
+                first = next((at for at, word in enumerate(words) if not _assigned_name(word)), len(words))
+                assigned, words = list(words[:first]), words[first:]
+            if words:
+                yield from self._command(words, statement, before=assigned)
+            else:
+                for word in assigned:
+                    self._assign(word, statement.block)
 
     def _command(
-        self, words: tuple[Word, ...], statement: Statement, *, before: tuple[Word, ...]
+        self, words: tuple[Word, ...], statement: Statement, *, before: Sequence[Word]
     ) -> Iterator[Command]:
-        name = words[0].plain
-        if name in ("for", "select", "read", "mapfile", "readarray"):
-            for word in words[1:]:
-                self._variables.forget(
-                    word.plain or "", word.mark, f"`{name}` sets it, which is not followed"
-                )
-            if name in ("for", "select"):
-                return
-        elif name == ":" and not statement.block:
-            self._variables.keep_defaults(words)
-        elif name == "unset" and not statement.block:
-            for word in words[1:]:
-                self._variables.unset(word.plain or "")
-        elif name == "shift" and not statement.block:
-            count = words[1].plain if len(words) > 1 else "1"
-            self._variables.shift(int(count) if count and count.isdigit() else None)
-        elif name in ("cd", "pushd", "popd"):
-            self._variables.change_folder(words, statement)
+        block = statement.block
+        if self._changes_variables(words, block):
             return
+        called = self._called(words) or self._inner_script(words)
+        if called is not None:
+            walk, text = called
+            if len(walk._callers) > MAX_CALLS_DEEP or self._variables.spent.calls > MAX_CALLS:
+                message = (
+                    f"more than {MAX_CALLS_DEEP} scripts call each other, or more than {MAX_CALLS} are called"
+                )
+                raise RecipeError(Problem(message, code="script-too-large", mark=words[0].mark))
+            for command in walk.commands(text):
+                yield replace(command, block=command.block or block)
+            return
+        yield Command(self._filled(words), words[0].mark, block, self._visible_devices(before))
+
+    def _changes_variables(self, words: tuple[Word, ...], block: str) -> bool:
+        """Whether a command is one of the shell's own; it may still be shown where it is not."""
+        variables, name = self._variables, words[0].plain
+        operands = [word.plain or "" for word in words[1:]]
+        if name in _READS or (name == "printf" and operands[:1] == ["-v"]):
+            for word in words[1:]:
+                if word.plain:
+                    variables.forget(word.plain, word.mark, f"`{name}` sets it, which is not followed")
+        elif name in ("cd", "pushd", "popd"):
+            self._change_folder(words, block)
         elif name == "let":
             for word in words[1:]:
-                self._variables.set_sum(word, statement)
-            return
-        elif name == "printf" and len(words) > 2 and words[1].plain == "-v":
-            self._variables.forget(
-                words[2].plain or "", words[2].mark, "`printf` sets it, which is not followed"
-            )
-        elif (
-            name in _RUNS_SCRIPTS
-            and self._read_script is not None
-            and len(words) > 1
-            and words[1].plain != "-c"
-        ):
-            called = self._called(words, statement)
-            if called is not None:
-                yield from called
-                return
-        inner = self._inner_script(words)
-        if inner is not None:
-            kept = self._variables.copied(self._file, ())
-            yield from self._walk_into(self._file, inner, kept, words[0].mark, statement)
-            return
-        yield Command(
-            words, self._variables.scope(), statement.block, self._variables.visible_devices(before)
-        )
+                self._set_sum(word, block)
+        elif block:
+            return False
+        elif name == ":":
+            self._keep_defaults(words)
+        elif name == "unset":
+            for operand in set(operands) - variables.given:
+                variables.values.pop(operand, None)
+        elif name == "shift":
+            count = operands[0] if operands else "1"
+            # Of a number that is not known, all are dropped.
+            dropped = int(count) if count.isdecimal() else len(variables.positional)
+            variables.positional = variables.positional[dropped:]
+        else:
+            return False
+        return True
 
-    def _inner_script(self, words: tuple[Word, ...]) -> str | None:
-        """The text of `bash -c '…'`, behind whatever launcher, moved to where it stands in the file."""
-        for shell, option, script in zip(words, words[1:], words[2:], strict=False):
-            if shell.plain in _SHELLS and option.plain in ("-c", "-lc", "-ec"):
-                try:
-                    text = " ".join(expand_word(script, self._variables.scope()))
-                except UnknownValue as unknown:
-                    raise RecipeError(unknown.problem) from None
-                return "\n" * (script.mark.line - 1) + " " * script.mark.column + text
-        return None
+    def _filled(self, words: Sequence[Word]) -> tuple[Argument, ...]:
+        filled: list[Argument] = []
+        num_characters = 0
+        for word in words:
+            try:
+                texts = expand_word(word, self._variables)
+            except UnknownValue as unknown:
+                filled.append(Argument(written(word), word.mark, unknown.problem, word.head))
+                continue
+            num_characters += sum(map(len, texts))
+            if num_characters > MAX_COMMAND_CHARACTERS:
+                message = f"a command longer than {MAX_COMMAND_CHARACTERS:,} characters"
+                raise RecipeError(Problem(message, code="script-too-large", mark=word.mark))
+            filled += [Argument(text, word.mark) for text in texts]
+        return tuple(filled)
 
-    def _called(self, words: tuple[Word, ...], statement: Statement) -> Iterator[Command] | None:
-        """The commands of a script that this one calls; None where it is not at hand."""
-        scope = self._variables.scope()
+    def _called(self, words: tuple[Word, ...]) -> tuple[_Walk, str] | None:
+        """A script that this one calls, and its text; None where it is not at hand."""
+        name, variables = words[0].plain, self._variables
+        options = [word for word in words[1:] if not (word.plain or "").startswith("-")]
+        if name not in _RUNS_SCRIPTS or self._read_script is None or not options or words[1].plain == "-c":
+            return None
         try:
-            options = [word for word in words[1:] if not (word.plain or "").startswith("-")]
-            path = "".join(expand_word(options[0], scope)) if options else ""
-            assert self._read_script is not None
-            found = self._read_script(path, self._file) if path else None
-            if found is None:
-                return None
-            arguments = tuple(text for word in options[1:] for text in expand_word(word, scope))
+            path = "".join(expand_word(options[0], variables))
+            found = self._read_script(path, variables.file) if path else None
+            arguments = (
+                [text for word in options[1:] for text in expand_word(word, variables)] if found else []
+            )
         except UnknownValue as unknown:
             raise RecipeError(unknown.problem) from None
+        if found is None:
+            return None
         file, text = found
         if file in self._callers:
             raise RecipeError(
                 Problem(f"the script {file} calls itself", code="script-circular", mark=words[0].mark)
             )
-        shares = words[0].plain in ("source", ".")
-        kept = self._variables.shared(file, arguments) if shares else self._variables.copied(file, arguments)
-        return self._walk_into(file, text, kept, words[0].mark, statement)
+        if name in _SHELLS:
+            return self._inside(file, arguments), text
+        # What a script that is read in with `source` sets is set here too.
+        return self._inside(file, arguments or variables.positional, values=variables.values), text
 
-    def _walk_into(
-        self,
-        file: str,
-        text: str,
-        variables: Variables,
-        mark: Mark,
-        statement: Statement,
-    ) -> Iterator[Command]:
-        if len(self._callers) >= MAX_CALLS_DEEP or variables.count_call() > MAX_CALLS:
-            message = (
-                f"more than {MAX_CALLS_DEEP} scripts call each other, or more than {MAX_CALLS} are called"
-            )
-            raise RecipeError(Problem(message, code="script-too-large", mark=mark))
-        callers = (*self._callers, file)
-        walk = _Walk(file, variables, self._read_script, callers)
-        return (replace(command, block=command.block or statement.block) for command in walk.commands(text))
+    def _inner_script(self, words: tuple[Word, ...]) -> tuple[_Walk, str] | None:
+        """The text of `bash -c '…'`, behind whatever launcher, moved to where it stands in the file."""
+        for shell, option, script in zip(words, words[1:], words[2:], strict=False):
+            if shell.plain in _SHELLS and option.plain in ("-c", "-lc", "-ec"):
+                try:
+                    text = " ".join(expand_word(script, self._variables))
+                except UnknownValue as unknown:
+                    raise RecipeError(unknown.problem) from None
+                moved = "\n" * (script.mark.line - 1) + " " * script.mark.column + text
+                return self._inside(self._variables.file, ()), moved
+        return None
+
+    def _inside(self, file: str, arguments: Sequence[str], values: dict[str, Value] | None = None) -> _Walk:
+        variables = self._variables
+        variables.spent.calls += 1
+        values = dict(variables.values) if values is None else values
+        inside = replace(variables, file=file, positional=tuple(arguments), values=values)
+        return _Walk(inside, self._read_script, (*self._callers, file))
+
+    def _assign(self, word: Word, block: str) -> None:
+        name, variables = _assigned_name(word), self._variables
+        if name in variables.given:
+            given = variables.values.get(name)
+            if word.entries is not None and isinstance(given, str):
+                # What the script uses as a list is given in one text.
+                variables.values[name] = tuple(given.split())
+            return
+        if block:
+            variables.forget(name, word.mark, f"it is set inside {block}, which is not followed")
+            return
+        value: Value
+        try:
+            if word.entries is not None:
+                value = tuple(text for entry in word.entries for text in expand_word(entry, variables))
+            else:
+                value = expand_text(_value_parts(word), variables)
+            if "+=" in word.head and name in variables.values:
+                value = _added(variables.values[name], value)
+        except UnknownValue as unknown:
+            value = unknown
+            problem = unknown.problem
+            if problem.code.endswith("-not-evaluated") and "--var" not in (problem.hint or ""):
+                hint = f"give it: --var {name}=VALUE; a script is read here, never run"
+                value = UnknownValue(replace(problem, hint=hint))
+        variables.keep(name, value, word.mark)
+
+    def _keep_defaults(self, words: tuple[Word, ...]) -> None:
+        """`: ${NAME:=value}` sets what is not set yet."""
+        for part in (part for word in words[1:] for part in word.parts):
+            if isinstance(part, Parameter) and part.change in (":=", "="):
+                try:
+                    value: Value = expand_text((part,), self._variables)
+                except UnknownValue as unknown:
+                    value = unknown
+                self._variables.keep(part.name, value, part.mark)
+
+    def _set_sum(self, word: Word, block: str) -> None:
+        """`let NAME=…`, and `((NAME = …))`: the variable's value, or that it is not known."""
+        part = word.parts[0] if len(word.parts) == 1 else None
+        try:
+            source = part.source if isinstance(part, Computed) else expand_text(word.parts, self._variables)
+        except UnknownValue:
+            return
+        found = _SETS.match(source)
+        if found is None:
+            return
+        name, rest = found["name"], f"({found['value']})"
+        expression = f"{name} {found['change']} {rest}" if found["change"] else rest
+        if found["step"]:
+            expression = f"{name} {found['step'][0]} 1"
+        try:
+            if block:
+                raise NotComputed
+            self._variables.keep(name, str(compute(expression, self._variables)), word.mark)
+        except (NotComputed, UnknownValue):
+            self._variables.forget(name, word.mark, "arithmetic sets it, to what is not known")
+
+    def _change_folder(self, words: tuple[Word, ...], block: str) -> None:
+        path = None
+        if words[0].plain == "cd" and len(words) > 1 and not block:
+            try:
+                path = absolute("".join(expand_word(words[1], self._variables)), self._variables.folder)
+            except UnknownValue:
+                path = None
+        if path is None:
+            mark, why = words[0].mark, f"`{words[0].plain}` sets it, to what is not known"
+            self._variables.forget("PWD", mark, why)
+        else:
+            self._variables.keep("PWD", path, words[0].mark)
+
+    def _visible_devices(self, before: Sequence[Word]) -> str | None:
+        """`before` are the assignments in front of a command, which hold for it alone."""
+        name = "CUDA_VISIBLE_DEVICES"
+        word = next((word for word in before if _assigned_name(word) == name), None)
+        if word is None:
+            value = self._variables.values.get(name)
+            return value if isinstance(value, str) else None
+        try:
+            return expand_text(_value_parts(word), self._variables)
+        except UnknownValue:
+            return ""
+
+
+def _assigned_name(word: Word) -> str:
+    found = _ASSIGNMENT.match(word.head)
+    return found["name"] if found else ""
+
+
+def _value_parts(word: Word) -> tuple[Part, ...]:
+    return (Plain(word.head.partition("=")[2], quoted=False), *word.parts[1:])
+
+
+def _added(before: Value, value: str | tuple[str, ...]) -> Value:
+    """What `+=` makes of a value: more text, or more entries."""
+    if isinstance(before, UnknownValue):
+        return before
+    if isinstance(before, str) and isinstance(value, str):
+        return before + value
+    return tuple(text for side in (before, value) for text in ((side,) if isinstance(side, str) else side))

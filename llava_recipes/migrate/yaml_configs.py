@@ -20,6 +20,7 @@ from llava_recipes.migrate.yaml_training import (
     refuse_preferences,
     target_modules,
 )
+from llava_recipes.projectors import STOCK
 from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import parse_source
@@ -174,7 +175,7 @@ def _whole_model(config: Config, key: str) -> None:
         tower = (MODEL, "vision_tower")
         config.draft.put((*tower, "source"), known[1], "the tower of this model")
         config.draft.put((*tower, "select_layer"), -2)
-        config.draft.put((MODEL, "projector", "type"), "mlp2x_gelu")
+        config.draft.put((MODEL, "projector", "type"), STOCK)
 
 
 def _source(config: Config, key: str, path: Value, images: Value, index: int) -> None:

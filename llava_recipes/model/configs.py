@@ -7,13 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import JsonValue
-from transformers import (
-    CLIPVisionConfig,
-    LlavaConfig,
-    LlavaNextConfig,
-    PreTrainedConfig,
-    SiglipVisionConfig,
-)
+from transformers import LlavaConfig, LlavaNextConfig, PreTrainedConfig
 
 from llava_recipes.model.checkpoint_names import Layout, layout_of
 from llava_recipes.model.pretrained import Part, pretrained_folder
@@ -25,7 +19,8 @@ from llava_recipes.model.read_config import (
     known_keys,
     raw_config,
 )
-from llava_recipes.plan.original import language_part
+from llava_recipes.plan.families import TOWER_FAMILIES, tower_titles
+from llava_recipes.plan.original import HF_TYPES, language_part
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
@@ -96,8 +91,8 @@ def tower_origin(tower: VisionTower, *, weights: bool) -> Origin:
 
 
 def has_class_token(tower_config: PreTrainedConfig) -> bool:
-    """CLIP puts a class token before the patches, SigLIP does not."""
-    return isinstance(tower_config, CLIPVisionConfig)
+    """Whether a token of the whole image stands before the patches, as CLIP has one."""
+    return TOWER_FAMILIES[tower_config.model_type].class_token
 
 
 def count_image_tokens(tower: VisionTower, tower_config: PreTrainedConfig) -> int:
@@ -194,14 +189,14 @@ def _language_half_of(inner: Mapping[str, JsonValue], place: str) -> PreTrainedC
 
 
 def _tower_half(config: PreTrainedConfig, path: KeyPath) -> PreTrainedConfig:
-    whole = ("clip", "siglip", "llava", "llava_next")
+    whole = (*HF_TYPES, *(family.pair for family in TOWER_FAMILIES.values()))
     half = getattr(config, "vision_config", config) if config.model_type in whole else config
-    if not isinstance(half, (CLIPVisionConfig, SiglipVisionConfig)):
+    if half.model_type not in TOWER_FAMILIES:
         # Google's NaFlex checkpoints are of this type, those at fixed sizes are plain SigLIP.
         any_size = config.model_type.startswith("siglip2")
         raise RecipeError(
             Problem(
-                "a vision tower is a CLIP or SigLIP model",
+                f"a vision tower is a {tower_titles()} model",
                 code="unknown-vision-tower",
                 path=path,
                 found=f"model_type {config.model_type}",

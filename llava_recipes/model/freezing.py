@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
-from llava_recipes.freeze import Decision, decide
 from llava_recipes.model.names import canonical_parameters
-from llava_recipes.plan.lora import ADAPTER, decide_with_lora
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.plan.trainable import ADAPTER, decide_with_lora, freezing_problems
+from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.globs import Decision, Freeze, decide
 from llava_recipes.recipe.schema import Lora
 
 
 def freeze_model(
     model: nn.Module,
     *,
-    freeze: Literal["all", "none"] | tuple[str, ...],
+    freeze: Freeze,
     trainable: tuple[str, ...],
     lora: Lora | None = None,
     targets: tuple[str, ...] = (),
@@ -32,26 +30,18 @@ def freeze_model(
     decision = decide(base, freeze=freeze, trainable=trainable)
     if lora is not None:
         decision = decide_with_lora(decision, targets=targets, adapters=adapters, lora=lora)
-    if decision.unmatched:
-        roots = ", ".join(sorted({name.split(".")[0] for name in parameters}))
-        raise RecipeError(
-            *(
-                Problem(
-                    f'glob "{glob}" matches no module',
-                    code="glob-matches-no-module",
-                    found=f"the model has {roots}",
-                )
-                for glob in decision.unmatched
-            )
+    problems = tuple(
+        freezing_problems(
+            decision,
+            base,
+            freeze=freeze,
+            trainable=trainable,
+            has_lora=lora is not None,
+            stage_path=("stages", 0),
         )
-    if not decision.trainable:
-        raise RecipeError(
-            Problem(
-                "nothing in the model trains",
-                code="nothing-trains",
-                hint="name modules under `trainable`",
-            )
-        )
+    )
+    if problems:
+        raise RecipeError(*problems)
     for name in decision.trainable:
         parameters[name].requires_grad_(True)
     for name in decision.frozen:

@@ -11,7 +11,7 @@ from torch.nn.functional import embedding
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned
-from llava_recipes.plan.image_tokens import NUM_TOKENS
+from llava_recipes.plan.trainable import NUM_TOKENS
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.templates import IMAGE_END, IMAGE_START
 

@@ -9,17 +9,10 @@ from pydantic import JsonValue
 
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.plan.assignment import DTYPES
+from llava_recipes.plan.families import LANGUAGE_FAMILIES
 from llava_recipes.plan.original import language_type
-from llava_recipes.plan.param_groups import group_of
+from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
-
-# How the original and LLaVA-NeXT call their families: the end of `model_type`, and the class.
-_FAMILIES = {
-    "llama": ("llama", "LlavaLlamaForCausalLM"),
-    "mistral": ("mistral", "LlavaMistralForCausalLM"),
-    "mpt": ("mpt", "LlavaMptForCausalLM"),
-    "qwen2": ("qwen", "LlavaQwenForCausalLM"),
-}
 
 
 def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) -> dict[str, JsonValue]:
@@ -74,15 +67,16 @@ def whole_config(
     """
     source = _with_old_rope(assembled.language_config)
     kind = language_type(source) or str(source.get("model_type", ""))
-    family = _FAMILIES.get(kind, (kind, f"Llava{kind.title().replace('_', '')}ForCausalLM"))
+    family = LANGUAGE_FAMILIES.get(kind)
+    own_class = f"Llava{kind.title().replace('_', '')}ForCausalLM"
     for key in ("dtype", "transformers_version", "quantization_config"):
         source.pop(key, None)
     return {
         **_defaults(kind, source),
         **source,
         "_name_or_path": plan.language_model.source or "",
-        "architectures": [family[1]],
-        "model_type": f"llava_{family[0]}",
+        "architectures": [(family and family.llava_class) or own_class],
+        "model_type": f"llava_{(family and family.llava_type) or kind}",
         "torch_dtype": str(dtype).removeprefix("torch."),
         "mm_vision_tower": tower,
         "mm_vision_select_layer": plan.vision_tower.select_layer,
@@ -147,7 +141,7 @@ def _pinpoints(data: DataPlan, assembled: Assembled) -> dict[str, JsonValue]:
 
 def _projector_rate(stage: StagePlan) -> float | None:
     """The projector's learning rate where it has one of its own."""
-    index = group_of("projector.0.weight", stage.param_groups)
+    index = groups_of(["projector.0.weight"], stage.param_groups).get("projector.0.weight")
     return None if index is None else stage.param_groups[index].learning_rate
 
 

@@ -21,8 +21,8 @@ from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.names import canonical_name, canonical_parameters, original_name
 from llava_recipes.model.placing import full_shape, overwrite
 from llava_recipes.model.quantized import is_quantized, marked_quantized
-from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
-from llava_recipes.plan.lora import ADAPTER, lora_targets
+from llava_recipes.plan.trainable import ADAPTER, lora_targets
+from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import in_short, read_object
 from llava_recipes.recipe.schema import Lora

@@ -20,10 +20,10 @@ from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
-from llava_recipes.model.projector import projector_shapes
 from llava_recipes.model.values import check_values
-from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
-from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
+from llava_recipes.plan.trainable import EMBEDDINGS, NUM_TOKENS
+from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
+from llava_recipes.projectors import projector_shapes, recognize
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 NEWLINE_HINT = "write `mm_patch_merge_type: spatial_unpad` under `data:`"
@@ -34,7 +34,7 @@ PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 RUN_FILES = (TRAINED_FILE, *PROJECTOR_FILES)
 ORIGINAL_PREFIX = "model.mm_projector."
 EMBEDDINGS_KEYS = ("embed_tokens.weight", "embed_in.weight")
-PROJECTOR_KEY = re.compile(r"^(?:.*\.)?(?:mm_projector|projector)\.((?:\d+\.)?(?:weight|bias))$")
+PROJECTOR_KEY = re.compile(r"^(?:.*\.)?(?:mm_projector|projector)\.((?:\w+\.)*(?:weight|bias))$")
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,16 @@ def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
 def _described(by_layer: dict[str, Tensor], file: str) -> ProjectorWeights:
     if not by_layer:
         return ProjectorWeights("identity", None, None, {})
-    first = by_layer.get("weight", by_layer.get("0.weight"))
-    if first is None or first.dim() != 2 or first.numel() == 0:
-        raise _misfit(
-            "the projector in this file has no first layer",
-            file,
-            _layers(by_layer),
-            code="weights-are-not-a-projector",
-        )
-    num_layers = sum(name.endswith("weight") for name in by_layer)
-    kind = "linear" if "weight" in by_layer else f"mlp{num_layers}x_gelu"
-    language_hidden, vision_hidden = first.shape
-    wanted = projector_shapes(kind, vision_hidden, language_hidden)
-    if wanted != {name: tuple(tensor.shape) for name, tensor in by_layer.items()}:
+    found = recognize({name: tuple(tensor.shape) for name, tensor in by_layer.items()})
+    if found is None or 0 in found:
         raise _misfit(
             "the layers in this file do not make a projector",
             file,
             _layers(by_layer),
             code="weights-are-not-a-projector",
         )
-    tensors = {f"projector.{name}": by_layer[name] for name in wanted}
-    return ProjectorWeights(kind, vision_hidden, language_hidden, tensors)
+    tensors = {f"projector.{name}": by_layer[name] for name in projector_shapes(*found)}
+    return ProjectorWeights(*found, tensors)
 
 
 def load_projector(model: LlavaForConditionalGeneration, path: str | pathlib.Path) -> None:

@@ -21,10 +21,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from llava_recipes.plan import deepspeed
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.dimensions import Dimensions
-from llava_recipes.plan.lora import ADAPTER
-from llava_recipes.plan.tuning import Trains
+from llava_recipes.plan.trainable import ADAPTER, Trains
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.schema import Lora
 
@@ -83,7 +82,7 @@ class ActivationModel:
         self._sizes, self._trainable = sizes, frozenset(trains.decision.trainable)
         self._checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
         self._width = 4 if stage.train.precision == "fp32" else 2
-        self._zero3 = zero_stage(stage) == 3
+        self._zero3 = zero_stage(stage.deepspeed) == 3
         owners = {name.rpartition(".")[0] for name in self._trainable}
         self._owners = frozenset(owners)
         self._roots = frozenset(name.split(".", 1)[0] for name in self._trainable)
@@ -204,11 +203,10 @@ class ActivationModel:
     def _projector(self, batch: ForwardPass) -> int:
         sizes, c = self._sizes, self._width
         patches = batch.num_images * sizes.image_tokens
-        linears = sorted(owner for owner in self._owners if owner.split(".")[0] == "projector")
-        # Between two linear layers stand the input of the GELU and its output; an index for each place.
-        between = max(0, len(linears) - 1) * 2 * c * sizes.hidden
-        first = c * sizes.tower_hidden * bool(linears)
-        return patches * (between + first + 8)
+        trained = [owner for owner in self._owners if owner.split(".")[0] == "projector"]
+        kept = sizes.projector.kept(trained, sizes.tower_hidden, sizes.hidden)
+        # An index for each place besides.
+        return patches * (c * kept + 8)
 
     def _logits(self, batch: ForwardPass) -> int:
         """float32 scores, their softmax and its gradient live together with the half-precision logits."""
@@ -250,11 +248,6 @@ class _Adapters:
             sizes = [found[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in found]
             total += max(sizes, default=0) * self._width
         return total
-
-
-def zero_stage(stage: StagePlan) -> int:
-    """The ZeRO stage that a stage trains under; 0 for none."""
-    return deepspeed.zero_stage(stage.deepspeed)
 
 
 def _first_layer(names: Collection[str], prefix: str, num_layers: int) -> int:

@@ -8,9 +8,10 @@ from typing import Final
 from llava_recipes.plan.batch_advice import check_processes, check_size
 from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
 from llava_recipes.plan.deepspeed import zero_stage
-from llava_recipes.plan.image_tokens import EMBEDDINGS
 from llava_recipes.plan.pictures import roomy_length
+from llava_recipes.plan.trainable import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
+from llava_recipes.projectors import has_weights
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Recipe, Stage
@@ -329,7 +330,7 @@ def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str])
     """A projector that nobody has trained and nobody trains: the language model sees noise."""
     projector = recipe.model.projector
     has_images = any(source.may_hold_images for source in planned.data.sources)
-    is_random = projector.type != "identity" and projector.init_from is None and not planned.starts_from
+    is_random = has_weights(projector.type) and projector.init_from is None and not planned.starts_from
     if has_images and is_random and trains and "projector" not in trains:
         yield _warning(
             f"the projector keeps its random weights in stage `{planned.name}`",

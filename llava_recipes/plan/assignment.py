@@ -9,14 +9,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llava_recipes.freeze import tree_of
-from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
-from llava_recipes.plan.lora import ADAPTER
-from llava_recipes.plan.param_groups import groups_of
-from llava_recipes.plan.quantization import StoredType, quantized_weights, stored_type
-from llava_recipes.plan.tuning import Trains
+from llava_recipes.plan.trainable import (
+    ADAPTER,
+    IMAGE_TOKENS,
+    StoredType,
+    Trains,
+    groups_of,
+    quantized_weights,
+    stored_type,
+)
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.globs import ROOTS
+from llava_recipes.recipe.globs import ROOTS, tree_of
 from llava_recipes.recipe.model_schema import Quantization
 
 DType = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "int8"]

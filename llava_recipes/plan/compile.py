@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, training_arguments
@@ -22,10 +23,15 @@ from llava_recipes.plan.batch import (
 from llava_recipes.plan.data import plan_data
 from llava_recipes.plan.exports import export_warnings
 from llava_recipes.plan.model import PlannedModel, plan_model
-from llava_recipes.plan.param_groups import groups_of, optimizer_problem
-from llava_recipes.plan.quantization import quantization_problems, quantized_stage_problems
 from llava_recipes.plan.sampling import plan_sampling
-from llava_recipes.plan.tuning import Trains, tuning_problems, what_trains
+from llava_recipes.plan.trainable import (
+    Trains,
+    groups_of,
+    optimizer_problem,
+    quantized_stage_problems,
+    tuning_problems,
+    what_trains,
+)
 from llava_recipes.plan.types import (
     DataPlan,
     ParamGroupPlan,
@@ -35,7 +41,7 @@ from llava_recipes.plan.types import (
 )
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.scalars import say_number
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Recipe, Train
+from llava_recipes.recipe.schema import Recipe, Train
 from llava_recipes.recipe.spelling import did_you_mean
 
 
@@ -72,6 +78,8 @@ class Compiled:
 
     plan: Plan
     model: PlannedModel
+    trains: tuple[Trains, ...]
+    """What each stage trains; empty without sizes."""
     warnings: tuple[Problem, ...]
 
 
@@ -92,10 +100,12 @@ def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled
     notes += model.notes
     quantization = model.plan.language_model.quantization
     stages: list[StagePlan | None] = []
+    trains: list[Trains] = []
     for index, stage in enumerate(recipe.stages):
         compiled = _StageCompiler(recipe, index, model, world_size, facts)
         planned_stage = compiled.plan()
         problems += compiled.problems
+        trains += [compiled.trains] if compiled.trains else []
         if planned_stage is not None and quantization is not None:
             path: KeyPath = ("stages", index)
             problems += quantized_stage_problems(quantization, planned_stage, stages, stage_path=path)
@@ -125,7 +135,7 @@ def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled
         stages=planned,
         notes=tuple(notes),
     )
-    return Compiled(plan, model, warnings)
+    return Compiled(plan, model, tuple(trains), warnings)
 
 
 class _StageCompiler:
@@ -137,6 +147,8 @@ class _StageCompiler:
         self._recipe, self._model, self._world_size, self._facts = recipe, model, world_size, facts
         self._index, self._stage = index, recipe.stages[index]
         self._path: KeyPath = ("stages", index)
+        self.trains: Trains | None = None
+        """None until `plan` is called, and without sizes."""
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -155,7 +167,7 @@ class _StageCompiler:
         data = found.plan
         self.problems += found.problems
         self.notes += found.notes
-        trains = self._decide()
+        trains = self.trains = self._decide()
         starts_from = self._starts_from(self._index)
         batch = derive_batch(train, world_size=self._world_size)
         config, source = self._plan_deepspeed(batch)
@@ -192,10 +204,10 @@ class _StageCompiler:
         shapes = self._model.shapes
         if shapes is None:
             return None
-        self.problems += tuning_problems(shapes, self._stage, stage_path=self._path)
-        if self._model.plan.language_model.quantization is not None:
-            self.problems += quantization_problems(shapes, self._stage, stage_path=self._path)
-        return what_trains(shapes, self._stage)
+        trains = what_trains(shapes, self._stage)
+        quantized = self._model.plan.language_model.quantization is not None
+        self.problems += tuning_problems(trains, self._stage, quantized=quantized, stage_path=self._path)
+        return trains
 
     def _plan_groups(self, trains: Trains | None) -> tuple[ParamGroupPlan, ...]:
         train, groups = self._stage.train, self._stage.param_groups

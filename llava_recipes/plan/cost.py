@@ -3,7 +3,7 @@
 Operations are those that the GPUs are asked for, recomputation included: two for each weight and token in the
 forward pass, as many for the gradient of what a layer reads where a graph is built, as many for the gradient
 of the weights that train, and once more the forward pass under gradient checkpointing. Hours follow from a
-share of the GPU's rate that is assumed by kind of stage; docs/guide.md holds it against published runs.
+share of the GPU's rate that is assumed by kind of stage; docs/cost.md compares it with published runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llava_recipes.plan.activations import zero_stage
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.dimensions import Dimensions
 from llava_recipes.plan.hardware import Gpu
 from llava_recipes.plan.types import StagePlan
@@ -223,6 +223,6 @@ def _kind(stage: StagePlan, trained: TrainedWeights) -> str:
     )
     if any(isinstance(block, dict) and block.get("device") not in (None, "none") for block in blocks):
         return offloads
-    if zero_stage(stage) == 3:
+    if zero_stage(stage.deepspeed) == 3:
         return trains_zero3 if trained.language else frozen_zero3
     return trains if trained.language else frozen

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llava_recipes.layouts import meaning_of
-from llava_recipes.plan.image_tokens import trains_image_tokens
 from llava_recipes.plan.mix import mix_sources, nothing_left, overdrawn, total_used
 from llava_recipes.plan.pictures import plan_images
+from llava_recipes.plan.trainable import trains_image_tokens
 from llava_recipes.plan.types import DataPlan, ModelSizes, ValidationPlan
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Source, Stage

@@ -7,6 +7,7 @@ from copy import deepcopy
 
 from pydantic import JsonValue
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS, OFFLOADS, PRESETS
 from llava_recipes.plan.batch import BatchSizes
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.names import (
@@ -16,62 +17,18 @@ from llava_recipes.recipe.names import (
     ZERO_REMOVED_KEYS,
 )
 from llava_recipes.recipe.scalars import say_number
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
+from llava_recipes.recipe.schema import Train
 from llava_recipes.recipe.spelling import did_you_mean, nearest
 
 Config = dict[str, JsonValue]
-
-_COMMON: Config = {
-    "fp16": {
-        "enabled": "auto",
-        "loss_scale": 0,
-        "loss_scale_window": 1000,
-        "initial_scale_power": 16,
-        "hysteresis": 2,
-        "min_loss_scale": 1,
-    },
-    "bf16": {"enabled": "auto"},
-    "train_micro_batch_size_per_gpu": "auto",
-    "train_batch_size": "auto",
-    "gradient_accumulation_steps": "auto",
-}
-_ZERO: Config = {
-    "overlap_comm": True,
-    "contiguous_gradients": True,
-    "sub_group_size": 1e9,
-    "reduce_bucket_size": "auto",
-}
-_ZERO_3: Config = {
-    "stage": 3,
-    **_ZERO,
-    "stage3_prefetch_bucket_size": "auto",
-    "stage3_param_persistence_threshold": "auto",
-    "stage3_max_live_parameters": 1e9,
-    "stage3_max_reuse_distance": 1e9,
-    "stage3_gather_16bit_weights_on_model_save": True,
-}
-_TO_MEMORY: Config = {"device": "cpu", "pin_memory": True}
-_PRESETS: Mapping[str, Config] = {
-    "zero2": {**_COMMON, "zero_optimization": {"stage": 2, **_ZERO}},
-    "zero3": {**_COMMON, "zero_optimization": _ZERO_3},
-    # The original's file has blocks `optimizer` and `scheduler` besides, which would replace the recipe's.
-    "zero3_offload": {
-        **_COMMON,
-        "zero_optimization": {
-            **_ZERO_3,
-            **{block: dict(_TO_MEMORY) for block in ("offload_optimizer", "offload_param")},
-        },
-    },
-}
 
 OFFLOADED = frozenset(
     ["adamw_torch", "adamw_torch_fused", "adagrad", "lion_32bit", "paged_adamw_32bit", "paged_lion_32bit"]
 )
 """Optimizers that DeepSpeed has a CPU version of; accelerate puts its Adam in the place of any other."""
 
-_OFFLOADS = ("offload_optimizer", "offload_param")
 _DEVICES = ("none", "cpu", "nvme")
-_DEPRECATED_OFFLOADS: Mapping[str, str] = {
+_DEPRECATEDOFFLOADS: Mapping[str, str] = {
     "cpu_offload": "offload_optimizer",
     "cpu_offload_param": "offload_param",
     "cpu_offload_use_pin_memory": "offload_optimizer",
@@ -80,7 +37,7 @@ _DEPRECATED_OFFLOADS: Mapping[str, str] = {
 
 def original_file(name: str) -> Config:
     """A file of the original LLaVA, but for clipping, and for blocks that would replace a recipe's keys."""
-    return deepcopy(_PRESETS[name])
+    return deepcopy(PRESETS[name].config)
 
 
 def preset(name: str, *, max_grad_norm: float) -> Config:
@@ -99,7 +56,7 @@ def complete(config: Config, *, max_grad_norm: float) -> Config:
     if config.get("gradient_clipping") is None:
         config["gradient_clipping"] = max_grad_norm
     zero = config.get("zero_optimization")
-    for block in _OFFLOADS:
+    for block in OFFLOADS:
         offload = zero.get(block) if isinstance(zero, dict) else None
         if isinstance(offload, dict) and offload.get("device", "none") != "none":
             offload.setdefault("pin_memory", True)
@@ -333,7 +290,7 @@ def _check_blocks(config: Config, report: _Report) -> None:
     zero = config.get("zero_optimization")
     if not isinstance(zero, dict):
         return
-    for key, block in _DEPRECATED_OFFLOADS.items():
+    for key, block in _DEPRECATEDOFFLOADS.items():
         if key in zero:
             hint = f'remove it; for an offload write "{block}": {{"device": "cpu"}}'
             report.add(
@@ -343,7 +300,7 @@ def _check_blocks(config: Config, report: _Report) -> None:
                 hint=hint,
                 on_key=True,
             )
-    for block in _OFFLOADS:
+    for block in OFFLOADS:
         offload = zero.get(block)
         if offload is None:
             continue

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from llava_recipes.plan.families import LANGUAGE_FAMILIES, TOWER_FAMILIES
 from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import ModelPlan
+from llava_recipes.projectors import ProjectorType, type_named
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Dimensions:
     """The tower's activation keeps two tensors (quick GELU), not one."""
     image_tokens: int
     """Tokens of one image in the sequence."""
+    projector: ProjectorType
 
 
 def read_dimensions(outline: ModelOutline, model: ModelPlan) -> Dimensions:
@@ -46,9 +49,9 @@ def read_dimensions(outline: ModelOutline, model: ModelPlan) -> Dimensions:
     hidden, num_heads = _int(language, "hidden_size"), _int(language, "num_attention_heads")
     width = _int(language, "head_dim") or hidden // num_heads
     side = _int(vision, "image_size") // _int(vision, "patch_size")
-    is_clip = vision["model_type"] == "clip_vision_model"
+    family = TOWER_FAMILIES[str(vision["model_type"])]
     layer, num_layers = model.vision_tower.select_layer, _int(vision, "num_hidden_layers")
-    kept_class = is_clip and model.vision_tower.select_feature == "cls_patch"
+    kept_class = family.class_token and model.vision_tower.select_feature == "cls_patch"
     return Dimensions(
         hidden=hidden,
         inner=_int(language, "intermediate_size"),
@@ -56,16 +59,17 @@ def read_dimensions(outline: ModelOutline, model: ModelPlan) -> Dimensions:
         num_heads=num_heads,
         attention=num_heads * width,
         keys=(_int(language, "num_key_value_heads") or num_heads) * width,
-        has_head_norms=language["model_type"] == "qwen3",
+        has_head_norms=LANGUAGE_FAMILIES[str(language["model_type"])].norms_heads,
         vocab=_int(language, "vocab_size"),
         tower_hidden=_int(vision, "hidden_size"),
         tower_inner=_int(vision, "intermediate_size"),
         tower_heads=_int(vision, "num_attention_heads"),
         num_tower_layers=layer if layer >= 0 else num_layers + 1 + layer,
-        tower_tokens=side**2 + is_clip,
+        tower_tokens=side**2 + family.class_token,
         tower_patch_inputs=_int(vision, "patch_size") ** 2 * _int(vision, "num_channels"),
-        tower_gate=str(vision.get("hidden_act", "quick_gelu" if is_clip else "gelu")) == "quick_gelu",
+        tower_gate=vision.get("hidden_act", family.activation) == "quick_gelu",
         image_tokens=side**2 + kept_class,
+        projector=type_named(model.projector.type)[0],
     )
 
 

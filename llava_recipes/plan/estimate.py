@@ -14,6 +14,7 @@ from pydantic import Field
 
 from llava_recipes.plan.activations import ActivationModel
 from llava_recipes.plan.assignment import Assignment, assign
+from llava_recipes.plan.compile import Compiled
 from llava_recipes.plan.cost import (
     Compute,
     Disk,
@@ -26,11 +27,9 @@ from llava_recipes.plan.cost import (
 from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.hardware import GPUS, Gpu
 from llava_recipes.plan.memory import Memory, MemoryModel, count_parameters
-from llava_recipes.plan.sizes import ModelOutline
-from llava_recipes.plan.tuning import Trains, what_trains
-from llava_recipes.plan.types import Plan, StagePlan
+from llava_recipes.plan.types import StagePlan
 
-NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/guide.md for the formulas"
+NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/cost.md for the formulas"
 
 Verdict = Literal["fits", "fits at the usual length", "does not fit"]
 
@@ -93,13 +92,15 @@ class Assumptions:
 
 
 class Estimator:
-    """Estimates stages of one model, as they are or as they might be."""
+    """Estimates stages of one model whose sizes are known, as they are or as they might be."""
 
-    def __init__(self, plan: Plan, outline: ModelOutline, assumptions: Assumptions) -> None:
-        self._plan, self._outline, self._assumptions = plan, outline, assumptions
-        self._sizes = read_dimensions(outline, plan.model)
-        self._trains_of: dict[str, Trains] = {}
-        self._quantization = plan.model.language_model.quantization
+    def __init__(self, compiled: Compiled, assumptions: Assumptions) -> None:
+        assert compiled.model.outline is not None, "nothing is counted without sizes"
+        self._plan, self._assumptions = compiled.plan, assumptions
+        self._sizes = read_dimensions(compiled.model.outline, compiled.plan.model)
+        names = (stage.name for stage in compiled.plan.stages)
+        self._trains = dict(zip(names, compiled.trains, strict=True))
+        self._quantization = compiled.plan.model.language_model.quantization
 
     @property
     def splits_weights(self) -> bool:
@@ -116,7 +117,7 @@ class Estimator:
         )
 
     def stage(self, stage: StagePlan) -> StageEstimate:
-        tokens, trains = self.tokens(stage), self._trains(stage)
+        tokens, trains = self.tokens(stage), self._trains[stage.name]
         usual, longest = self.memory(stage)
         gpu = self._assumptions.gpu
         trainable = trains.decision.trainable
@@ -144,7 +145,7 @@ class Estimator:
 
     def memory(self, stage: StagePlan) -> tuple[Memory, Memory]:
         """Memory at the usual length and where every sample fills `max_length`."""
-        tokens, trains = self.tokens(stage), self._trains(stage)
+        tokens, trains = self.tokens(stage), self._trains[stage.name]
         model = MemoryModel(
             stage,
             count_parameters(stage, trains, self._quantization),
@@ -192,13 +193,8 @@ class Estimator:
             world_size=self._plan.world_size,
         )
 
-    def _trains(self, stage: StagePlan) -> Trains:
-        if stage.name not in self._trains_of:
-            self._trains_of[stage.name] = what_trains(self._outline.shapes, stage)
-        return self._trains_of[stage.name]
-
     def _trained(self, stage: StagePlan) -> TrainedWeights:
-        trains = self._trains(stage)
+        trains = self._trains[stage.name]
         shapes, trainable = trains.shapes, trains.decision.trainable
         tower, decoder = ActivationModel(self._sizes, stage, trains).graph_starts()
 

@@ -13,12 +13,14 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from llava_recipes.freeze import split_glob
-from llava_recipes.plan.image_tokens import ROOT as IMAGE_TOKENS
+from llava_recipes.plan.families import LANGUAGE_FAMILIES, TOWER_FAMILIES
 from llava_recipes.plan.original import comes_from_original_llava
 from llava_recipes.plan.sizes import vision_part
+from llava_recipes.plan.trainable import IMAGE_TOKENS
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
+from llava_recipes.projectors import STOCK, type_named
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.globs import split_glob
 from llava_recipes.recipe.schema import Recipe
 
 Config = Mapping[str, JsonValue]
@@ -30,8 +32,6 @@ _WAYS_OUT: tuple[Target, ...] = ("hf", "llava")
 Part = Literal["language_model", "tokenizer", "vision_tower", "select_feature", "projector", "pictures"]
 """What of a model the reason is in."""
 
-STOCK_PROJECTOR = "mlp2x_gelu"
-
 SENTENCEPIECE = "sentencepiece"
 """The kind of a tokenizer whose folder has a tokenizer.model; the others are tokenizer.json's own names."""
 
@@ -40,9 +40,6 @@ _NO_JSON_TOKENIZER = frozenset({"gemma", "gemma2", "gemma3_text"})
 
 # convert_image_encoder_to_gguf.py writes whether it's `gelu`; llama.cpp takes all others for quick_gelu.
 _CLIP_ACTIVATIONS = ("quick_gelu", "gelu")
-
-_ORIGINAL_LANGUAGES = ("llama", "mistral", "mpt")
-"""Language models that the original has a class for."""
 
 # Heads that transformers gives more than a matrix; values of keys that a config leaves out.
 _SOFT_CAPS: Mapping[str, float] = MappingProxyType(
@@ -88,7 +85,8 @@ def facts_of(
     """The facts of a planned model; configs and the tokenizer's kind are None where they aren't known."""
     tower = None if vision is None else vision_part(vision)
     tower_type = None if tower is None else str(tower.get("model_type"))
-    usual_activation = "quick_gelu" if tower_type == "clip_vision_model" else "gelu_pytorch_tanh"
+    family = TOWER_FAMILIES.get(str(tower_type))
+    usual_activation = "gelu_pytorch_tanh" if family is None else family.activation
     return ExportFacts(
         language_type=None if language is None else str(language.get("model_type")),
         head=None if language is None else beside_the_head(language),
@@ -139,11 +137,11 @@ def way_out(facts: ExportFacts) -> str:
 
 
 def _hf(facts: ExportFacts) -> Iterator[Refusal]:
-    if facts.projector != STOCK_PROJECTOR:
+    if facts.projector != STOCK:
         yield Refusal(
             "projector",
             f"transformers' LLaVA has no place for a projector of type `{facts.projector}`",
-            "its projector is two linear layers with GELU between them: mlp2x_gelu",
+            f"its projector is two linear layers with GELU between them: {STOCK}",
         )
     if facts.head:
         yield Refusal(
@@ -178,11 +176,11 @@ def _gguf(facts: ExportFacts) -> Iterator[Refusal]:
             "llama.cpp's converter takes the activation of this vision tower for quick GELU",
             f"hidden_act {facts.tower_activation}",
         )
-    if facts.projector != STOCK_PROJECTOR:
+    if facts.projector != STOCK:
         yield Refusal(
             "projector",
             f"llama.cpp has no place for a projector of type `{facts.projector}`",
-            "its own is mlp2x_gelu",
+            f"its own is {STOCK}",
         )
     if facts.select_feature != "patch":
         yield Refusal(
@@ -216,10 +214,13 @@ def _gguf_tokenizer(facts: ExportFacts) -> Iterator[Refusal]:
 def unread_by_original(facts: ExportFacts) -> tuple[str, ...]:
     """Why the original's code can't read a model whatever files it's in; none where it can."""
     reasons = []
-    if facts.language_type not in (None, *_ORIGINAL_LANGUAGES):
+    language = LANGUAGE_FAMILIES.get(str(facts.language_type))
+    if facts.language_type is not None and not (language and language.in_original):
         reasons.append(f"it has no class for {facts.language_type}")
     if facts.tower_type not in (None, "clip_vision_model"):
         reasons.append(f"it loads every vision tower as CLIP, this one is {facts.tower_type}")
+    if not type_named(facts.projector)[0].in_original:
+        reasons.append(f"it has no projector of type `{facts.projector}`")
     return tuple(reasons)
 
 

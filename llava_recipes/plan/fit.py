@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from llava_recipes.deepspeed_presets import PRESETS
 from llava_recipes.plan import deepspeed
-from llava_recipes.plan.activations import zero_stage
 from llava_recipes.plan.batch import divisors
 from llava_recipes.plan.estimate import Estimator, Fit, judge
 from llava_recipes.plan.hardware import GIB, Gpu
@@ -29,7 +29,7 @@ _TOKENS_OF_DELAY = 1500
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run a stage; `engine` is `as it is`, `none`, `zero2`, `zero3` or one with `offload`."""
+    """One way to run a stage; `engine` is `as it is`, `none`, a preset, or one with `offload` behind it."""
 
     micro_batch: int
     checkpoints: bool
@@ -124,10 +124,10 @@ def _choices(stage: StagePlan, *, world_size: int, splits_weights: bool) -> Iter
     checkpoints = bool(train.training_arguments.get("activation_checkpointing"))
     share = train.global_batch_size // world_size
     sizes = [size for size in divisors(share) if size <= _LARGEST_GROWTH * now]
-    engines = ["as it is"]
+    engines, plain = ["as it is"], [name for name, preset in PRESETS.items() if not preset.offloads]
     if train.precision != "fp32" or stage.deepspeed is not None:
-        engines += [name for name in ("zero2", "zero3") if _stage_of(name) != zero_stage(stage)]
-        engines += ["zero2 offload", "zero3 offload"]
+        engines += [name for name in plain if _stage_of(name) != deepspeed.zero_stage(stage.deepspeed)]
+        engines += [f"{name} offload" for name in plain]
     if not splits_weights:
         engines = [name for name in engines if name == "as it is" or _stage_of(name) != 3]
     yield Choice(now, checkpoints, "as it is")

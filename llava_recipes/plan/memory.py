@@ -14,11 +14,11 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue
 
-from llava_recipes.plan.activations import ActivationModel, Activations, ForwardPass, zero_stage
+from llava_recipes.plan.activations import ActivationModel, Activations, ForwardPass
 from llava_recipes.plan.assignment import is_held_in_float32
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.hardware import GIB
-from llava_recipes.plan.quantization import quantized_bytes, quantized_weights
-from llava_recipes.plan.tuning import Trains
+from llava_recipes.plan.trainable import Trains, quantized_bytes, quantized_weights
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.model_schema import Quantization
 
@@ -124,7 +124,7 @@ class MemoryModel:
     ) -> None:
         self._stage, self._counts, self._activations = stage, counts, activations
         self._hidden, self._world_size = hidden, world_size
-        self._zero = zero_stage(stage)
+        self._zero = zero_stage(stage.deepspeed)
         zero = (stage.deepspeed or {}).get("zero_optimization")
         self._options: Mapping[str, JsonValue] = zero if isinstance(zero, dict) else {}
         self._width = 4 if stage.train.precision == "fp32" else 2

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from llava_recipes.plan import catalog
+from llava_recipes.plan.families import LANGUAGE_DEFAULTS, TOWER_FAMILIES, VISION_DEFAULTS
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.sizes import (
-    LANGUAGE_DEFAULTS,
-    VISION_DEFAULTS,
     ConfigValueError,
     ModelOutline,
     Shapes,
@@ -22,6 +21,7 @@ from llava_recipes.plan.sizes import (
     outline_model,
 )
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, ModelSizes
+from llava_recipes.projectors import STOCK, type_named
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.json_file import in_short
 from llava_recipes.recipe.schema import LanguageModel, Model
@@ -162,7 +162,8 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
             found=f"{tower.select_layer}, and the tower has {num_layers} layers",
             hint=f"{-num_layers - 1} to {num_layers}; -2 is the second to last layer",
         )
-    if tower.select_feature == "cls_patch" and outline.vision["model_type"] != "clip_vision_model":
+    has_class_token = TOWER_FAMILIES[str(outline.vision["model_type"])].class_token
+    if tower.select_feature == "cls_patch" and not has_class_token:
         yield Problem(
             "this vision tower has no class token",
             code="no-class-token",
@@ -171,13 +172,14 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
             hint="write `select_feature: patch`",
         )
     widths = sizes.vision_hidden_size, sizes.language_hidden_size
-    if model.projector.type == "identity" and widths[0] != widths[1]:
+    projector = model.projector.type
+    if type_named(projector)[0].keeps_width and widths[0] != widths[1]:
         yield Problem(
-            "an `identity` projector needs a tower and a language model of the same hidden size",
+            f"an `{projector}` projector needs a tower and a language model of the same hidden size",
             code="identity-projector-sizes-differ",
             path=("model", "projector", "type"),
             found=f"{widths[0]} and {widths[1]}",
-            hint="write `type: mlp2x_gelu`",
+            hint=f"write `type: {STOCK}`",
         )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
+from llava_recipes.plan.families import LANGUAGE_FAMILIES
+
 Config = Mapping[str, JsonValue]
 
 HF_TYPES = ("llava", "llava_next")
@@ -14,9 +16,7 @@ HF_TYPES = ("llava", "llava_next")
 _MARKS = ("mm_projector_type", "mm_vision_tower")
 
 _LANGUAGE_TYPES = {
-    "LlavaLlamaForCausalLM": "llama",
-    "LlavaMistralForCausalLM": "mistral",
-    "LlavaQwenForCausalLM": "qwen2",
+    family.llava_class: name for name, family in LANGUAGE_FAMILIES.items() if family.llava_class is not None
 }
 
 

@@ -1,87 +1,28 @@
 """Names and shapes of every parameter, counted from configs: the model's outline without the model.
 
-Names are canonical (`vision_tower`, `projector`, `language_model`, `lm_head`). Defaults of keys that a
-config leaves out are those of transformers 5. A test holds both against the model that transformers builds.
+Names are canonical (`vision_tower`, `projector`, `language_model`, `lm_head`). What differs from family to
+family is in `families.py`. A test holds them against the model that transformers builds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import JsonValue
-
+from llava_recipes.plan.families import (
+    LANGUAGE_DEFAULTS,
+    LANGUAGE_FAMILIES,
+    TOWER_FAMILIES,
+    VISION_DEFAULTS,
+    Config,
+    tower_of,
+)
 from llava_recipes.plan.types import ModelSizes, ModuleSize
+from llava_recipes.projectors import projector_shapes
 from llava_recipes.recipe.globs import ROOTS, Root
 
-Config = Mapping[str, JsonValue]
 Shapes = dict[str, tuple[int, ...]]
-
-LANGUAGE_DEFAULTS: Mapping[str, Config] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": False,
-        "attention_bias": False,
-        "mlp_bias": False,
-    },
-    "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": None,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": False,
-    },
-    "qwen2": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": False,
-    },
-    "qwen3": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "max_position_embeddings": 32768,
-        "tie_word_embeddings": False,
-        "attention_bias": False,
-    },
-}
-
-_VISION: Config = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-}
-VISION_DEFAULTS: Mapping[str, Config] = {
-    "clip_vision_model": {**_VISION, "patch_size": 32},
-    "siglip_vision_model": {**_VISION, "patch_size": 16, "vision_use_head": True},
-}
-_NESTED = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-
 
 MOST_LAYERS, MOST = 1_000, 2**31
 """Bounds that keep the names of a model in memory and its counts in 64 bits."""
@@ -109,10 +50,10 @@ class ModelOutline:
 
 def vision_part(config: Config) -> Config:
     """The vision config itself, also where it is nested in the config of a CLIP or SigLIP pair."""
-    model_type = config.get("model_type")
-    nested = config.get("vision_config")
-    if isinstance(model_type, str) and model_type in _NESTED and isinstance(nested, dict):
-        return {"model_type": _NESTED[model_type], **nested}
+    model_type, nested = config.get("model_type"), config.get("vision_config")
+    tower = tower_of(model_type)
+    if tower not in (None, model_type) and isinstance(nested, dict):
+        return {"model_type": tower, **nested}
     return config
 
 
@@ -138,31 +79,16 @@ def outline_model(
     _count(language, "max_position_embeddings")
     language_shapes = _language_shapes(language)
     shapes = {f"vision_tower.{name}": shape for name, shape in _vision_shapes(vision).items()}
-    shapes |= projector_shapes(
-        projector_type,
-        vision_hidden=_count(vision, "hidden_size"),
-        language_hidden=_count(language, "hidden_size"),
-    )
+    widths = _count(vision, "hidden_size"), _count(language, "hidden_size")
+    shapes |= {
+        f"projector.{name}": shape for name, shape in projector_shapes(projector_type, *widths).items()
+    }
     shapes |= {f"language_model.{name}": shape for name, shape in language_shapes.items()}
     if image_newline:
         shapes["image_newline"] = (_count(language, "hidden_size"),)
     if not _flag(language, "tie_word_embeddings"):
         shapes["lm_head.weight"] = (_count(language, "vocab_size"), _count(language, "hidden_size"))
     return ModelOutline(language, vision, shapes)
-
-
-def projector_shapes(projector_type: str, *, vision_hidden: int, language_hidden: int) -> Shapes:
-    """Shapes of the projector; its layers are numbered with the GELUs between them, as in the original."""
-    if projector_type == "identity":
-        return {}
-    if projector_type == "linear":
-        return _linear("projector", vision_hidden, language_hidden, bias=True)
-    num_layers = int(projector_type.removeprefix("mlp").removesuffix("x_gelu"))
-    shapes: Shapes = {}
-    for layer in range(num_layers):
-        width = vision_hidden if layer == 0 else language_hidden
-        shapes |= _linear(f"projector.{2 * layer}", width, language_hidden, bias=True)
-    return shapes
 
 
 def model_sizes(outline: ModelOutline, *, select_feature: Literal["patch", "cls_patch"]) -> ModelSizes:
@@ -238,7 +164,8 @@ def _head_width(config: Config, hidden: int, num_heads: int) -> int:
 
 
 def _language_shapes(config: Config) -> Shapes:
-    model_type = config["model_type"]
+    family = LANGUAGE_FAMILIES[str(config["model_type"])]
+    known = family.defaults or {}
     hidden, inner = _count(config, "hidden_size"), _count(config, "intermediate_size")
     num_heads = _count(config, "num_attention_heads")
     width = _head_width(config, hidden, num_heads)
@@ -247,9 +174,9 @@ def _language_shapes(config: Config) -> Shapes:
         raise ConfigValueError(
             config, "num_key_value_heads", f"`num_key_value_heads` does not divide the {num_heads} heads"
         )
-    has_bias = model_type in ("llama", "qwen3") and _flag(config, "attention_bias")
-    reads_bias = has_bias or model_type == "qwen2"
-    inner_bias = model_type == "llama" and _flag(config, "mlp_bias")
+    has_bias = "attention_bias" in known and _flag(config, "attention_bias")
+    reads_bias = has_bias or family.reads_with_bias
+    inner_bias = "mlp_bias" in known and _flag(config, "mlp_bias")
     layer = (
         _linear("self_attn.q_proj", hidden, num_heads * width, bias=reads_bias)
         | _linear("self_attn.k_proj", hidden, num_pairs * width, bias=reads_bias)
@@ -260,7 +187,7 @@ def _language_shapes(config: Config) -> Shapes:
         | _linear("mlp.down_proj", inner, hidden, bias=inner_bias)
         | {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
     )
-    if model_type == "qwen3":
+    if family.norms_heads:
         layer |= {"self_attn.q_norm.weight": (width,), "self_attn.k_norm.weight": (width,)}
     shapes: Shapes = {"embed_tokens.weight": (_count(config, "vocab_size"), hidden)}
     for index in range(_count(config, "num_hidden_layers")):
@@ -269,7 +196,7 @@ def _language_shapes(config: Config) -> Shapes:
 
 
 def _vision_shapes(config: Config) -> Shapes:
-    is_clip = config["model_type"] == "clip_vision_model"
+    family = TOWER_FAMILIES[str(config["model_type"])]
     hidden, inner = _count(config, "hidden_size"), _count(config, "intermediate_size")
     patch, channels = _count(config, "patch_size"), _count(config, "num_channels")
     num_patches = (_count(config, "image_size") // patch) ** 2
@@ -278,11 +205,13 @@ def _vision_shapes(config: Config) -> Shapes:
     _head_width(config, hidden, _count(config, "num_attention_heads"))
     shapes: Shapes = {
         "embeddings.patch_embedding.weight": (hidden, channels, patch, patch),
-        "embeddings.position_embedding.weight": (num_patches + is_clip, hidden),
+        "embeddings.position_embedding.weight": (num_patches + family.class_token, hidden),
     }
-    if is_clip:
-        shapes |= {"embeddings.class_embedding": (hidden,)} | _norm("pre_layrnorm", hidden)
-    else:
+    if family.class_token:
+        shapes["embeddings.class_embedding"] = (hidden,)
+    if family.norm_before:
+        shapes |= _norm("pre_layrnorm", hidden)
+    if family.patch_bias:
         shapes["embeddings.patch_embedding.bias"] = (hidden,)
     mlp = _linear("mlp.fc1", hidden, inner, bias=True) | _linear("mlp.fc2", inner, hidden, bias=True)
     layer = _norm("layer_norm1", hidden) | _norm("layer_norm2", hidden) | mlp
@@ -291,7 +220,7 @@ def _vision_shapes(config: Config) -> Shapes:
     for index in range(_count(config, "num_hidden_layers")):
         shapes |= {f"encoder.layers.{index}.{name}": shape for name, shape in layer.items()}
     shapes |= _norm("post_layernorm", hidden)
-    if not is_clip and _flag(config, "vision_use_head"):
+    if family.pooling_head and _flag(config, "vision_use_head"):
         head = _linear("attention.out_proj", hidden, hidden, bias=True) | _norm("layernorm", hidden) | mlp
         head |= {"probe": (1, 1, hidden), "attention.in_proj_weight": (3 * hidden, hidden)}
         head["attention.in_proj_bias"] = (3 * hidden,)

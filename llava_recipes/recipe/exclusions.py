@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from llava_recipes.projectors import PROJECTOR_TYPES
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.language import keys_at
 from llava_recipes.recipe.renames import OTHER_NAMES
@@ -127,14 +128,21 @@ class Idle:
     code: str = "key-has-no-effect"
 
 
+def _is_of_type(name: str) -> Callable[[Mapping, Value], object]:
+    return lambda mapping, _: mapping.get("type") == name
+
+
 IDLE: Final[tuple[Idle, ...]] = (
-    Idle(
-        ("model", "projector"),
-        "init_from",
-        "an `identity` projector has no weights to load",
-        "remove `init_from`",
-        lambda projector, _: projector.get("type") == "identity",
-        code="identity-projector-has-no-weights",
+    *(
+        Idle(
+            ("model", "projector"),
+            "init_from",
+            f"an `{name}` projector has no weights to load",
+            "remove `init_from`",
+            _is_of_type(name),
+            code="identity-projector-has-no-weights",
+        )
+        for name in (kind.name for kind in PROJECTOR_TYPES if not kind.shapes(1, 1, 1))
     ),
     Idle(
         ("model", "language_model"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from llava_recipes.projectors import MOST_LAYERS, PROJECTOR_TYPES
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.keys import unknown_key
 from llava_recipes.recipe.language import choices_at, is_list, is_model, keys_at, shapes_at, wanted_at
@@ -31,7 +32,6 @@ _BOUNDS = {
     "less_than_equal": ("le", "at most"),
 }
 _NAME_RULE = "letters, digits, `.`, `_` and `-`, starting with a letter or digit"
-_PROJECTOR_TYPES = ("linear", "identity", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu")
 _SOURCES = {"vision_tower": "source", "projector": "type"}
 
 
@@ -204,9 +204,11 @@ def _choice(path: KeyPath, value: Value) -> Problem:
 
 def _pattern(path: KeyPath, value: Value) -> Problem:
     if path[-1] == "type" and isinstance(value, str):
-        near = nearest(value, _PROJECTOR_TYPES)
+        names = {kind.numbered(number): None for kind in PROJECTOR_TYPES for number in (1, 2, 3)}
+        near = nearest(value, names)
         hint = f"did you mean `{near}`?" if near else "for example `mlp2x_gelu`: two linear layers"
-        message = "`type` must be `linear`, `identity` or `mlpNx_gelu` with N from 1 to 99"
+        *first, last = (f"`{kind.name}`" for kind in PROJECTOR_TYPES)
+        message = f"`type` must be {', '.join(first)} or {last} with N from 1 to {MOST_LAYERS}"
         return Problem(message, code="unknown-projector-type", path=path, found=spell_value(value), hint=hint)
     if path[-1] == "sampling_strategy" and isinstance(value, str):
         return _sampling(path, value)

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
+from llava_recipes import projectors
 from llava_recipes.recipe.frozen import Frozen, Text
 
-ProjectorType = Annotated[str, Field(pattern=r"^(linear|identity|mlp[1-9][0-9]?x_gelu)$")]
+ProjectorName = Annotated[str, Field(pattern=projectors.pattern())]
 
 
 class Quantization(Frozen):
@@ -94,9 +95,9 @@ class VisionTower(Frozen):
 class Projector(Frozen):
     """The module between vision tower and language model."""
 
-    type: ProjectorType = Field(
-        "mlp2x_gelu",
-        description="`linear`, `identity`, or `mlpNx_gelu`: N linear layers with GELU between them.",
+    type: ProjectorName = Field(
+        projectors.STOCK,
+        description="; ".join(f"`{kind.name}`: {kind.meaning}" for kind in projectors.PROJECTOR_TYPES) + ".",
         examples=["linear", "mlp2x_gelu", "identity"],
     )
     init_from: Text | None = Field(
@@ -127,7 +128,7 @@ class Model(Frozen):
     )
     vision_tower: VisionTower = Field(description="The vision tower and which of its features are used.")
     projector: Projector = Field(
-        default_factory=lambda: Projector.model_construct(type="mlp2x_gelu", init_from=None, seed=0),
+        default_factory=lambda: Projector.model_construct(type=projectors.STOCK, init_from=None, seed=0),
         description="The module between vision tower and language model.",
     )
     image_tokens: ImageTokens = Field(

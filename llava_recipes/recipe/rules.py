@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.layouts import ALIASES, LAYOUTS
 from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
 from llava_recipes.recipe.errors import KeyPath, Problem
@@ -28,7 +29,7 @@ from llava_recipes.recipe.foreign_code import code_problems
 from llava_recipes.recipe.globs import check_glob, check_number_of_globs
 from llava_recipes.recipe.locations import check_hub_id, check_local
 from llava_recipes.recipe.scalars import Value, say_number, spell_value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Stage, Train
+from llava_recipes.recipe.schema import Stage, Train
 from llava_recipes.recipe.secret import check_secret_values, check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys

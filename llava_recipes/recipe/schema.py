@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from llava_recipes.anyres import MergeType
-from llava_recipes.layouts import Alias, Template
+from llava_recipes.deepspeed_presets import PRESETS
+from llava_recipes.layouts import Alias, Template, describe_templates
 from llava_recipes.recipe.data_schema import Source as Source
 from llava_recipes.recipe.data_schema import Validation as Validation
 from llava_recipes.recipe.frozen import Frozen as Frozen
@@ -31,18 +32,13 @@ Pinpoint = Annotated[tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(mi
 Report = Literal["wandb", "tensorboard"]
 TemplateName = Template | Alias
 
-DEEPSPEED_PRESETS = ("zero2", "zero3", "zero3_offload")
-
 
 class Data(Frozen):
     """What a stage trains on and how it is written as tokens."""
 
     template: TemplateName | None = Field(
         None,
-        description="How a conversation becomes text: `plain` (image then caption), `v1` (Vicuna), the other "
-        "names of LLaVA, or the language model's own: `llama_3`, `qwen`, `gemma`, `phi3`. Other names of the "
-        "same: `default` and `llava_v0` for `v0`, `vicuna_v1` for `v1`, `v0_plain` for `plain`, "
-        "`mistral_direct` for `chatml_direct`.",
+        description=describe_templates(),
         examples=["v1"],
     )
     chat_template: Literal["tokenizer"] | None = Field(
@@ -247,8 +243,9 @@ class Stage(Frozen):
     train: Train = Field(description="How the stage trains.")
     deepspeed: DeepSpeedChoice = Field(
         "none",
-        description="`none`, a preset (`zero2`, `zero3`, `zero3_offload`), a DeepSpeed JSON file, or the "
-        "config inline.",
+        description="`none`, a preset ("
+        + ", ".join(f"`{name}`" for name in PRESETS)
+        + "), a DeepSpeed JSON file, or the config inline.",
         examples=["zero2"],
     )
     sample_every: int | None = Field(

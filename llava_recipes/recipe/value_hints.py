@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.layouts import ALIASES, LAYOUTS
 from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.language import field_at
@@ -12,7 +13,6 @@ from llava_recipes.recipe.number_forms import numbers_meant, whole
 from llava_recipes.recipe.rates import usual_rate
 from llava_recipes.recipe.renames import OTHER_TEMPLATES
 from llava_recipes.recipe.scalars import Value, spell_number, spell_value
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS
 from llava_recipes.recipe.spelling import did_you_mean, same_digits
 from llava_recipes.recipe.values import as_mapping, value_at
 

@@ -12,8 +12,7 @@ from llava_recipes.anyres import AnyRes
 from llava_recipes.data.conversation import Record
 from llava_recipes.layouts import LAYOUTS, Template
 from llava_recipes.plan.pictures import any_res
-from llava_recipes.plan.quantization import quantization_problems
-from llava_recipes.plan.tuning import tuning_problems, what_trains
+from llava_recipes.plan.trainable import Trains, tuning_problems, what_trains
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
@@ -76,18 +75,18 @@ def look_deeply(
     is_known = not problems
     image_processor = _image_processor(plan, problems) if is_known else None
     shapes = _model_shapes(plan, problems) if is_known else None
+    quantized = plan.model.language_model.quantization is not None
     findings = []
     for index, stage in enumerate(plan.stages):
         path: KeyPath = ("stages", index)
-        if shapes is not None:
-            problems += tuning_problems(shapes, stage, stage_path=path)
-            if plan.model.language_model.quantization is not None:
-                problems += quantization_problems(shapes, stage, stage_path=path)
+        trains = None if shapes is None else what_trains(shapes, stage)
+        if trains is not None:
+            problems += tuning_problems(trains, stage, quantized=quantized, stage_path=path)
         look = DataLook(
             stage.data, path, _spelling(plan, index, problems), _spread(plan, stage), image_processor
         )
         problems += look.find(every_image=every_image)
-        findings.append(_findings(stage, look, shapes))
+        findings.append(_findings(stage, look, shapes, trains))
     if shapes is not None:
         problems += hand_off_problems(plan, range(len(plan.stages)), lambda: shapes, fetch=False)
     return problems, tuple(findings)
@@ -117,10 +116,9 @@ def _model_shapes(plan: Plan, problems: list[Problem]) -> Shapes | None:
     return shapes
 
 
-def _findings(stage: StagePlan, look: DataLook, shapes: Shapes | None) -> StageFindings:
-    trainable = None
-    if shapes is not None:
-        trainable = what_trains(shapes, stage).count_trainable()
+def _findings(
+    stage: StagePlan, look: DataLook, shapes: Shapes | None, trains: Trains | None
+) -> StageFindings:
     return StageFindings(
         stage=stage.name,
         num_records=look.num_records,
@@ -128,7 +126,7 @@ def _findings(stage: StagePlan, look: DataLook, shapes: Shapes | None) -> StageF
         num_images=look.num_images,
         num_images_opened=look.num_images_opened,
         num_images_decoded=look.num_images_decoded,
-        num_trainable_parameters=trainable,
+        num_trainable_parameters=trains.count_trainable() if trains else None,
         num_parameters=sum(map(math.prod, shapes.values())) if shapes is not None else None,
     )
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.data.model_files import folder_problems
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.files import expanded
 from llava_recipes.plan import catalog
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
-from llava_recipes.plan.sizes import ModelOutline
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, LanguageModel, Model, Recipe, Source
+from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source
 from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.runner.places import place_problems
 from llava_recipes.runner.tokenizer_kind import SENTENCEPIECE_FILE, TOKENIZER_FILE, tokenizer_kind
@@ -59,14 +59,8 @@ def plan_recipe(loaded: LoadedRecipe, *, world_size: int) -> Plan:
     return compile_loaded(loaded, world_size=world_size).plan
 
 
-def plan_with_outline(loaded: LoadedRecipe, *, world_size: int) -> tuple[Plan, ModelOutline | None]:
-    """The plan and the model's outline, None where a config is not at hand. Raises as `plan_recipe` does."""
-    compiled = compile_loaded(loaded, world_size=world_size)
-    return compiled.plan, compiled.model.outline
-
-
 def compile_loaded(loaded: LoadedRecipe, *, world_size: int) -> Compiled:
-    """The plan with the model's outline and with warnings. Raises as `plan_recipe` does."""
+    """The plan with all that was found out on the way. Raises as `plan_recipe` does."""
     try:
         return compile_recipe(loaded.recipe, world_size=world_size, facts=gather_facts(loaded))
     except RecipeError as error:

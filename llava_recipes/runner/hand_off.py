@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.plan.identity import identity, is_same, spell_identity
-from llava_recipes.plan.image_tokens import EMBEDDINGS, NUM_TOKENS
-from llava_recipes.plan.image_tokens import WEIGHT as IMAGE_TOKENS
-from llava_recipes.plan.lora import ADAPTER
+from llava_recipes.plan.trainable import ADAPTER, EMBEDDINGS, NUM_TOKENS
+from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.types import ModelPlan, Plan
+from llava_recipes.projectors import spell_projector
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.runner.artifacts import DONE, PLAN, unfinished
-from llava_recipes.runner.initial_weights import Shapes, spell_projector
+from llava_recipes.runner.initial_weights import Shapes
 
 if TYPE_CHECKING:
     from llava_recipes.model.starts import StartingWeights

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from llava_recipes.files import expanded
-from llava_recipes.plan.image_tokens import EMBEDDINGS
+from llava_recipes.plan.trainable import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan
+from llava_recipes.projectors import spell_projector
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -75,14 +76,3 @@ def _projector_problems(model: ModelPlan, shapes: Callable[[], Shapes]) -> Itera
             yield problem
             return
     yield from value_problems(given.all_tensors(), path=INIT_PATH, found=file)
-
-
-def spell_projector(shapes: Shapes) -> str:
-    """A projector's type and the widths that it goes through: `mlp2x_gelu`, 1024 to 5120 to 5120."""
-    layers = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    if not layers:
-        return "`identity`"
-    kind = "linear" if "projector.weight" in layers else f"mlp{len(layers)}x_gelu"
-    sizes = [*layers.values()]
-    widths = [sizes[0][1], *(shape[0] for shape in sizes)]
-    return f"`{kind}`, {' to '.join(map(str, widths))}"

@@ -253,10 +253,9 @@ def _shapes_of(plan: Plan) -> Callable[[], Shapes]:
 
 def _freezing_problems(plan: Plan, shapes: Shapes) -> Iterator[Problem]:
     """What trains, for models whose parameter names only transformers knows."""
-    from llava_recipes.plan.quantization import quantization_problems
-    from llava_recipes.plan.tuning import tuning_problems
+    from llava_recipes.plan.trainable import tuning_problems, what_trains
 
+    quantized = plan.model.language_model.quantization is not None
     for index, stage in enumerate(plan.stages):
-        yield from tuning_problems(shapes, stage, stage_path=("stages", index))
-        if plan.model.language_model.quantization is not None:
-            yield from quantization_problems(shapes, stage, stage_path=("stages", index))
+        trains = what_trains(shapes, stage)
+        yield from tuning_problems(trains, stage, quantized=quantized, stage_path=("stages", index))

@@ -13,6 +13,7 @@ from llava_recipes.model.configs import tower_origin
 from llava_recipes.model.legacy_config import whole_config
 from llava_recipes.model.names import canonical_parameters, original_name
 from llava_recipes.model.pretrained import CODE, PATTERNS
+from llava_recipes.plan.families import TOWER_FAMILIES
 from llava_recipes.plan.types import ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.runs.checking import Expected, check_logits, expected_of
@@ -82,7 +83,7 @@ def write_tower(run: OpenedRun, folder: Path, *, dtype: torch.dtype) -> None:
     folder.mkdir()
     model = run.assembled.model
     config = model.config.vision_config
-    kind = {"clip_vision_model": "CLIPVisionModel"}.get(config.model_type, "SiglipVisionModel")
+    kind = TOWER_FAMILIES[config.model_type].model_class
     settings = {**config.to_dict(), "architectures": [kind], "dtype": str(dtype).removeprefix("torch.")}
     settings["_name_or_path"] = public_name(config.name_or_path or folder.name)
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")

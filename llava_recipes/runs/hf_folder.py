@@ -13,6 +13,7 @@ from llava_recipes.model.configs import check_stock_projector, has_class_token, 
 from llava_recipes.model.placing import cast_weights
 from llava_recipes.model.read_config import CONFIG, folder_config
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
+from llava_recipes.projectors import STOCK
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.json_file import made_of
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
@@ -35,7 +36,7 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
             vision_tower=VisionTower(
                 source=str(folder), select_layer=layer, select_feature="cls_patch" if full else "patch"
             ),
-            projector=Projector(type="mlp2x_gelu"),
+            projector=Projector(type=STOCK),
             image_tokens=ImageTokens(start_end=False, patch=False),
             image_newline=isinstance(config, LlavaNextConfig),
             sizes=None,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from llava_recipes.layouts import Template
+from llava_recipes.plan.families import LANGUAGE_FAMILIES, usual_template
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.json_file import made_of, read_object
@@ -16,16 +16,6 @@ from llava_recipes.recipe.json_file import made_of, read_object
 NOTE = "llava_recipe.json"
 """The file in which an export says how text and pictures were given to the model."""
 
-_TEMPLATE_OF: Mapping[str, Template] = {
-    "llama": "v1",
-    "mistral": "mistral_instruct",
-    "mpt": "mpt",
-    "qwen2": "qwen",
-    "qwen3": "qwen",
-    "gemma": "gemma",
-    "gemma2": "gemma",
-    "phi3": "phi3",
-}
 _USUAL_LENGTH = 2048
 
 
@@ -67,14 +57,14 @@ def usual_data(
     usual template.
     """
     kind = str(language_config.get("model_type"))
-    template = "llama_3" if kind == "llama" and "<|eot_id|>" in vocabulary else _TEMPLATE_OF.get(kind)
+    template = usual_template(kind, vocabulary)
     if template is None:
         message = f"nothing says how prompts are written for this {kind} model"
         raise RecipeError(
             Problem(
                 message,
                 code="template-not-known",
-                hint=f"known are {', '.join(_TEMPLATE_OF)}",
+                hint=f"known are {', '.join(LANGUAGE_FAMILIES)}",
             )
         )
     lengths = (language_config.get(key) for key in ("tokenizer_model_max_length", "max_position_embeddings"))

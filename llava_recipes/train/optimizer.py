@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llava_recipes.model.names import canonical_name
-from llava_recipes.plan.param_groups import groups_of
+from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import ParamGroupPlan
 
 Group = dict[str, Any]

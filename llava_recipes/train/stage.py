@@ -23,11 +23,10 @@ from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
-from llava_recipes.plan.deepspeed import zero_stage as zero_stage_of
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.evaluation import when_measured
-from llava_recipes.plan.image_tokens import trains_image_tokens
-from llava_recipes.plan.quantization import describe
 from llava_recipes.plan.sampling import describe_sampling
+from llava_recipes.plan.trainable import describe, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
@@ -113,7 +112,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         validation=_validation(plan, stage, assembled, arguments),
         callbacks=[stop],
     )
-    together = zero_stage_of(stage.deepspeed) == 3
+    together = zero_stage(stage.deepspeed) == 3
     if stage.sampling is not None and (first or together):
         answerer = Answerer(assembled, stage.data, start_end=plan.model.image_tokens.start_end)
         held_out = stage.data.for_validation()
@@ -199,8 +198,8 @@ def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
 
 def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     """The model with earlier stages' weights laid over it, frozen as the stage says; and how much trains."""
-    zero_stage = zero_stage_of(stage.deepspeed)
-    assembled = assemble(plan.model, dtype=DTYPES[stage.train.precision], zero3=zero_stage == 3)
+    zero3 = zero_stage(stage.deepspeed) == 3
+    assembled = assemble(plan.model, dtype=DTYPES[stage.train.precision], zero3=zero3)
     for start in stage.starts_from:
         load_start(assembled.model, start, ("stages",))
     if trains_image_tokens(stage):

@@ -78,6 +78,7 @@ def test_so_do_templates_and_schemas(installed: Path, tmp_path: Path) -> None:
     schema = Path(modeline.partition("$schema=")[2])
     assert schema.is_relative_to(installed)
     assert schema.read_bytes() == (ROOT / "schemas" / "recipe.schema.json").read_bytes()
+    assert (installed / "llava_recipes" / "py.typed").is_file()
     page = _run("-m", "llava_recipes", "explain", "train.bf16", folder=tmp_path, installed=installed)
     assert page.startswith("stages[].train.bf16\n")
     script = _run("-m", "llava_recipes", "completion", "bash", folder=tmp_path, installed=installed)

@@ -8,12 +8,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
-from llava_recipes.cli.fold import fold_layers
 from llava_recipes.cli.main import main
 from llava_recipes.cli.plan import plain_lines, show_sections
 from llava_recipes.cli.plan_overview import headline_of, sections_of
-from llava_recipes.freeze import match_glob
 from llava_recipes.plan.types import Plan
+from llava_recipes.recipe.globs import fold_layers, match_glob
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_recipe
 from tests.plan.test_gallery_fits import ONLY_AT_THE_USUAL_LENGTH

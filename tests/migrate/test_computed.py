@@ -10,29 +10,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.migrate.arithmetic import NotComputed, evaluate
-from llava_recipes.migrate.launchers import count_processes
-from llava_recipes.migrate.substitution import answer
+from llava_recipes.migrate.commands import count_processes
+from llava_recipes.migrate.shell_values import NotComputed, Spent, Variables, answer, compute
 from tests.laws import examples
 from tests.processes import run_process
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="compares with bash")
 
 VARIABLES = {"A": "7", "B": "-3", "C": "A + 1", "Z": "0", "E": ""}
-numbers = st.sampled_from(["0", "1", "8", "010", "0x1F", "128", *VARIABLES])
-signs = st.sampled_from(
-    ["+", "-", "*", "/", "%", "**", "<", ">", "<=", ">=", "==", "!=", "&&", "||", "<<", ">>"]
-)
+numbers = st.sampled_from(["0", "1", "8", "128", *VARIABLES])
+signs = st.sampled_from(["+", "-", "*", "/", "%"])
 expressions = st.recursive(
     numbers,
     lambda inner: (
         st.tuples(inner, signs, inner).map(" ".join)
         | st.tuples(st.just("("), inner, st.just(")")).map("".join)
-        | st.tuples(st.sampled_from(["-", "!", "+"]), inner).map(" ".join)
-        | st.tuples(inner, inner, inner).map(lambda parts: "{} ? {} : {}".format(*parts))
+        | st.tuples(st.sampled_from(["-", "+"]), inner).map(" ".join)
     ),
     max_leaves=6,
 )
+
+
+def variables(values: dict[str, str] = VARIABLES, folder: str | None = None) -> Variables:
+    known = values if folder is None else {**values, "PWD": folder}
+    return Variables("run.sh", (), dict(known), frozenset(), Spent())
 
 
 def of_bash(script: str) -> str | None:
@@ -44,30 +45,36 @@ def of_bash(script: str) -> str | None:
 @needs_bash
 @examples(200)
 @given(st.lists(expressions, min_size=1, max_size=8))
-def test_arithmetic_is_that_of_bash_or_refused(found: list[str]) -> None:
+def test_arithmetic_is_that_of_bash(found: list[str]) -> None:
     values = "; ".join(f"{name}='{value}'" for name, value in VARIABLES.items())
     for expression in found:
         try:
-            ours = str(evaluate(expression, VARIABLES.get))
+            ours = str(compute(expression, variables()))
         except NotComputed:
+            # What bash computes is refused only where a number is too large for it.
+            assert of_bash(f"{values}; echo $(({expression}))") is None, expression
             continue
         assert ours == of_bash(f"{values}; echo $(({expression}))"), expression
 
 
 @pytest.mark.parametrize(
     "expression",
-    ["1 / 0", "1 % Z", "RANDOM", "1 +", "(1", "2 ** 64", "2 ** -1", "1 2", "08", "a[0]", "1 = 2"],
+    [
+        *("1 / 0", "1 % Z", "RANDOM", "1 +", "(1", "1 2", "08", "a[0]", "A = 2", "A++", "--A", "1.5"),
+        *("2 ** 3", "1 << 2", "A < 2", "A == 7", "A && 1", "!A", "A ? 1 : 2", "010", "0x1F"),
+        str(2**62) + " * 4",
+    ],
 )
-def test_what_has_no_value_says_why(expression: str) -> None:
+def test_what_has_no_value_or_is_not_read_says_why(expression: str) -> None:
     with pytest.raises(NotComputed, match=r"\w"):
-        evaluate(expression, VARIABLES.get)
+        compute(expression, variables())
 
 
 def test_a_variable_that_means_itself_ends() -> None:
     with pytest.raises(NotComputed, match="deeply"):
-        evaluate("X", {"X": "X + 1"}.get)
+        compute("X", variables({"X": "X + 1"}))
     with pytest.raises(NotComputed, match="deeply"):
-        evaluate("(" * 200 + "1" + ")" * 200, VARIABLES.get)
+        compute("(" * 200 + "1" + ")" * 200, variables())
 
 
 PATHS = ["a", "a/b", "/a/b/", "/", "//", "a//b", "./a", "../a/b.sh", "a b/c d", "", ".", "..", "a/", "b.json"]
@@ -78,10 +85,10 @@ PATHS = ["a", "a/b", "/a/b/", "/", "//", "a//b", "./a", "../a/b.sh", "a b/c d", 
 def test_names_of_files_are_those_of_the_shells_commands(path: str) -> None:
     for command in ("basename", "dirname", "realpath -m"):
         name, *options = command.split()
-        ours = answer([name, *options, path], folder="/")
+        ours = answer([name, *options, path], variables(folder="/"))
         if path or name != "realpath":
             assert ours == of_bash(f"cd / && {command} -- '{path}'"), command
-    assert answer(["basename", path, ".json"], folder=None) == of_bash(f"basename -- '{path}' .json")
+    assert answer(["basename", path, ".json"], variables()) == of_bash(f"basename -- '{path}' .json")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ def test_names_of_files_are_those_of_the_shells_commands(path: str) -> None:
     ],
 )
 def test_other_commands_have_no_answer(words: list[str]) -> None:
-    assert answer(words, folder=None) is None
+    assert answer(words, variables()) is None
 
 
 @pytest.mark.parametrize(

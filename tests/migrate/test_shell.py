@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.migrate.shell import Argument, Untold, walk_commands
+from llava_recipes.migrate.shell import walk_commands
 from llava_recipes.recipe.errors import RecipeError
 from tests.laws import examples
 
@@ -22,13 +23,12 @@ SCRIPTS = dict(section.split("\n", 1) for section in FEATURES.split("==== ")[1:]
 POSITIONAL = ("one", "two words", "three", *"456789", "ten")
 
 
-def ours(script: str, *positional: str) -> list[str]:
+def ours(script: str, *positional: str, variables: Mapping[str, str] | None = None) -> list[str]:
     """The arguments that the training program gets; raises RecipeError where one cannot be told."""
-    for command in walk_commands(script, "script.sh", positional=positional):
-        filled = command.fill()
-        words = [entry.text for entry in filled if isinstance(entry, Argument)]
+    for command in walk_commands(script, "script.sh", positional=positional, variables=variables):
+        words = [word.text for word in command.words]
         if words[:1] == ["deepspeed"] and "train.py" in words:
-            problems = [entry.problem for entry in filled if isinstance(entry, Untold)]
+            problems = [word.problem for word in command.words if word.problem is not None]
             if problems:
                 raise RecipeError(*problems)
             return words[words.index("train.py") + 1 :]
@@ -58,18 +58,30 @@ def test_arguments_are_those_of_bash(name: str) -> None:
     assert ours(SCRIPTS[name], *POSITIONAL) == expected
 
 
-PIECES = r"""
-a|b c|1e-3|$A|${A}|"$B"|$B|'x y'|"p $A q"|\$|\ |${U:-d e}|"${U:-d e}"|${B#a}|${B%%c*}|${B// /_}|${B/b}|'|"|''
-=|#|-2|${E}|${E:-$A}|}|{|/|%|.|${B:+y}|"\\"|*x|"`"|$(|"${B#a *}"
+READ = r"""
+a|1e-3|${A}|"$A"|"$B"|${B}|'x y'|"p $A q"|\$|\ |${U:-d e}|"${U:-d e}"|${B#a}|${B%%c*}|${B// /_}|${B/b}|''
+=|-2|${E}|${E:-$A}|}|{|/|%|.|${B:+y}|"\\"|"${B#a *}"|${#B}|$((A * 2 - (3 + 4) / 2))|$(basename /x/a.b .b)
+"it's"|`dirname "/x/y z"`
 """
-pieces = st.sampled_from([*PIECES.strip().replace("\n", "|").split("|"), "\\\n", "\n"])
+"""Every one of these is read, whatever stands beside it."""
+OTHER = r"""b c|$A|$B|'|"|`|"`"|$(|#|*x|${B^^}|"""
+read_pieces = st.sampled_from(READ.strip().replace("\n", "|").split("|"))
+pieces = read_pieces | st.sampled_from([*OTHER.split("|"), "\\\n", "\n"])
+
+
+@needs_bash
+@examples(150)
+@given(st.lists(read_pieces, max_size=6).map("".join), st.lists(read_pieces, max_size=5).map("".join))
+def test_any_word_is_read_as_bash_reads_it(value: str, word: str) -> None:
+    script = f"A=15\nB='a b c'\nE=\nV=x{value}\ndeepspeed train.py --a {word} --v \"$V\" --w $V\n"
+    assert ours(script) == of_bash(script)
 
 
 @needs_bash
 @examples(150)
 @given(st.lists(pieces, max_size=6).map("".join), st.lists(pieces, max_size=5).map("".join))
-def test_any_word_is_read_as_bash_reads_it_or_refused(value: str, word: str) -> None:
-    script = f"A=1.5\nB='a b c'\nE=\nV={value}\ndeepspeed train.py --a {word} --v \"$V\" --w $V\n"
+def test_any_text_is_read_as_bash_reads_it_or_refused(value: str, word: str) -> None:
+    script = f"A=15\nB='a b c'\nE=\nV={value}\ndeepspeed train.py --a {word} --v \"$V\" --w $V\n"
     try:
         found = ours(script)
     except RecipeError:
@@ -78,6 +90,17 @@ def test_any_word_is_read_as_bash_reads_it_or_refused(value: str, word: str) -> 
         # The command stands inside a substitution that begins in `value`: `migrate` tells that there is none.
         return
     assert found == of_bash(script)
+
+
+@pytest.mark.parametrize("change", ["^^", ",,", "/#a/b", "/%a/b", ":0:2", "@Q", "[i]"])
+def test_what_is_not_evaluated_is_named_and_may_be_given(change: str) -> None:
+    script = f"A=abc\nB=${{A{change}}}\ndeepspeed train.py --a $B\n"
+    with pytest.raises(RecipeError, match="expansion") as caught:
+        ours(script)
+    (problem,) = caught.value.problems
+    assert problem.mark is not None and problem.mark.line == 2
+    assert problem.hint and "--var B=VALUE" in problem.hint
+    assert ours(script, variables={"B": "given"}) == ["--a", "given"]
 
 
 def test_a_name_that_goes_on_in_the_next_line_is_refused() -> None:

@@ -16,7 +16,7 @@ from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.lora import PEFT_KEYS, inject_lora, is_adapter, read_scale, write_adapter
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
-from llava_recipes.plan.tuning import what_trains
+from llava_recipes.plan.trainable import what_trains
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import Lora, Stage
 from tests.model.plans import plan_of

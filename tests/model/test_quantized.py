@@ -16,7 +16,7 @@ from llava_recipes.model.lora import inject_lora, is_adapter, write_adapter
 from llava_recipes.model.names import canonical_name, canonical_parameters
 from llava_recipes.model.quantized import fill_quantized, find_obstacle, is_quantized
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
-from llava_recipes.plan.quantization import quantized_bytes, quantized_weights
+from llava_recipes.plan.trainable import quantized_bytes, quantized_weights
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.schema import Lora

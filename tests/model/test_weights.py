@@ -221,7 +221,7 @@ def test_freezing_splits_the_model() -> None:
 
 def test_a_glob_that_matches_nothing_and_nothing_trainable_are_refused() -> None:
     model = build_skeleton(plan_of())
-    with pytest.raises(RecipeError, match='glob "multi_modal_projector" matches no module'):
+    with pytest.raises(RecipeError, match='glob "multi_modal_projector" in `trainable` matches no module'):
         freeze_model(model, freeze="all", trainable=("multi_modal_projector",))
-    with pytest.raises(RecipeError, match="nothing in the model trains"):
+    with pytest.raises(RecipeError, match="nothing trains in this stage"):
         freeze_model(model, freeze="all", trainable=())

@@ -47,10 +47,8 @@ def estimator_of(
 ) -> tuple[Plan, Estimator]:
     recipe = Recipe.model_validate_json(json.dumps(values))
     compiled = compile_recipe(recipe, world_size=world_size, facts=Facts())
-    plan, model = compiled.plan, compiled.model
-    assert model.outline is not None
     assumptions = Assumptions(gpu=None if gpu is None else find_gpu(gpu), **given)
-    return plan, Estimator(plan, model.outline, assumptions)
+    return compiled.plan, Estimator(compiled, assumptions)
 
 
 def estimated(

@@ -12,7 +12,7 @@ from llava_recipes.model.assemble import build_skeleton
 from llava_recipes.model.names import canonical_parameters
 from llava_recipes.plan.assignment import Assignment, assign, decays
 from llava_recipes.plan.compile import Facts, compile_recipe
-from llava_recipes.plan.tuning import what_trains
+from llava_recipes.plan.trainable import what_trains
 from llava_recipes.recipe.schema import Recipe
 from tests.model.plans import VICUNA
 from tests.plan.recipes import LANGUAGE, TOWER, stage_values

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.freeze import decide
 from llava_recipes.plan.compile import Facts
 from llava_recipes.plan.sizes import outline_model
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.globs import decide
 from tests.plan.recipes import (
     LANGUAGE,
     STAGE,

@@ -12,6 +12,7 @@ from deepspeed.runtime.zero.offload_config import (
     DeepSpeedZeroOffloadParamConfig,
 )
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.plan.batch import BatchSizes
 from llava_recipes.plan.deepspeed import (
     check_config,
@@ -22,7 +23,7 @@ from llava_recipes.plan.deepspeed import (
     zero_stage,
 )
 from llava_recipes.recipe.errors import Problem
-from llava_recipes.recipe.schema import DEEPSPEED_PRESETS, Train
+from llava_recipes.recipe.schema import Train
 
 PATH = ("stages", 0, "deepspeed")
 BATCH = BatchSizes(per_device=4, accumulation=2, in_all=64)

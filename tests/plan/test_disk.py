@@ -8,7 +8,7 @@ import pytest
 
 from llava_recipes.plan.estimate import Assumptions, Estimator
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.facts import plan_with_outline
+from llava_recipes.runner.facts import compile_loaded
 from tests.processes import run_to_end
 from tests.tiny import stage1_values, write_recipe
 
@@ -29,9 +29,8 @@ def test_files_are_as_large_as_planned(tmp_path: Path, engine: str) -> None:
     )
     values["stages"][0] |= {"trainable": ["projector", "language_model", "lm_head"], "deepspeed": engine}
     file = write_recipe(values, tmp_path / "recipe.yaml")
-    plan, outline = plan_with_outline(load_recipe(str(file)), world_size=1)
-    assert outline is not None
-    disk = Estimator(plan, outline, Assumptions()).estimate().stages[0].disk
+    compiled = compile_loaded(load_recipe(str(file)), world_size=1)
+    disk = Estimator(compiled, Assumptions()).estimate().stages[0].disk
     run_to_end(file)
     out = tmp_path / "out"
     (checkpoint,) = out.glob("checkpoint-*")

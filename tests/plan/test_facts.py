@@ -134,7 +134,7 @@ def test_a_config_that_says_nothing_of_clipping_takes_the_recipes(norm: float) -
     ("text", "message", "found"),
     [
         (None, "DeepSpeed config not found", "no file ./ds.json"),
-        ('{\n "a": 1,\n}', "ds.json is not well-formed JSON", "ds.json:3:1: "),
+        ('{\n "a": 1,\nx}', "ds.json is not well-formed JSON", "ds.json:3:1: "),
         ("3", "ds.json must hold a mapping", "ds.json holds a single value"),
     ],
 )

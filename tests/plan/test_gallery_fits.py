@@ -11,7 +11,7 @@ from llava_recipes.authoring.gallery import GalleryRecipe, gallery
 from llava_recipes.plan.estimate import Assumptions, Estimate, Estimator
 from llava_recipes.plan.hardware import GPUS, find_gpu
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.facts import plan_with_outline
+from llava_recipes.runner.facts import compile_loaded
 
 ENTRIES = [entry for entry in gallery() if entry.name != "demo"]
 SMALL = [entry for entry in ENTRIES if entry.family == "Small"]
@@ -30,9 +30,8 @@ OF_24_GB = [name for name, gpu in GPUS.items() if 21 < gpu.memory_gib < 24]
 def estimated(entry: GalleryRecipe, *, gpu: str, world_size: int, num_samples: int | None = None) -> Estimate:
     """The estimate of a recipe; `num_samples` for a file whose records nobody has counted."""
     given = [] if num_samples is None else [f"stages.finetune.data.sources.0.num_samples={num_samples}"]
-    plan, outline = plan_with_outline(load_recipe(str(entry.file), given), world_size=world_size)
-    assert outline is not None
-    return Estimator(plan, outline, Assumptions(gpu=find_gpu(gpu))).estimate()
+    compiled = compile_loaded(load_recipe(str(entry.file), given), world_size=world_size)
+    return Estimator(compiled, Assumptions(gpu=find_gpu(gpu))).estimate()
 
 
 def machine_of(entry: GalleryRecipe) -> tuple[str, int]:

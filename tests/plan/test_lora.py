@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llava_recipes.plan.lora import summarize_adapters
+from llava_recipes.plan.trainable import summarize_adapters
 from tests.plan.recipes import compiled, problems_of, stage_values
 
 LAYERS = [

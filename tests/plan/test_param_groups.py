@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llava_recipes.plan.param_groups import group_of
+from llava_recipes.plan.trainable import groups_of
 from tests.plan.recipes import compiled, problems_of, stage_values
 
 PROJECTOR = {"modules": ["projector"], "learning_rate": 2e-5}
@@ -25,8 +25,8 @@ def test_a_group_takes_what_it_does_not_say_from_train() -> None:
     assert projector.num_parameters == 32 * 64 + 64 + 64 * 64 + 64
     # Four attention matrices, three of the MLP, two norms; two layers of them.
     assert layers.num_parameters == 2 * (4 * 64 * 64 + 3 * 64 * 96 + 2 * 64)
-    assert group_of("projector.0.bias", stage.param_groups) == 0
-    assert group_of("language_model.layers.2.mlp.up_proj.weight", stage.param_groups) is None
+    names = ["projector.0.bias", "language_model.layers.2.mlp.up_proj.weight"]
+    assert groups_of(names, stage.param_groups) == {"projector.0.bias": 0}
 
 
 def test_a_weight_decay_of_zero_is_one() -> None:

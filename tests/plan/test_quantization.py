@@ -10,7 +10,7 @@ from llava_recipes.cli.plan_overview import sections_of
 from llava_recipes.plan.assignment import assign
 from llava_recipes.plan.fit import propose
 from llava_recipes.plan.hardware import GPUS
-from llava_recipes.plan.tuning import what_trains
+from llava_recipes.plan.trainable import what_trains
 from llava_recipes.recipe.model_schema import Quantization
 from tests.plan.estimates import VICUNA_7B, estimator_of, part, stage1_values
 from tests.plan.recipes import compiled, problems_of

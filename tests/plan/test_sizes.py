@@ -8,9 +8,8 @@ import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_recipes.plan.catalog import LANGUAGE_MODELS, VISION_TOWERS
+from llava_recipes.plan.families import LANGUAGE_DEFAULTS, VISION_DEFAULTS
 from llava_recipes.plan.sizes import (
-    LANGUAGE_DEFAULTS,
-    VISION_DEFAULTS,
     ConfigValueError,
     model_sizes,
     outline_model,

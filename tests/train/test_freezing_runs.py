@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_recipes.freeze import decide
+from llava_recipes.recipe.globs import decide
 from tests.tiny import FIXTURES, stage1_values
 from tests.train.in_process import train_all, weights_of
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llava_recipes.freeze import decide, match_glob, split_glob, summarize_modules, tree_of
+from llava_recipes.recipe.globs import decide, match_glob, split_glob, summarize_modules, tree_of
 from tests.laws import examples
 
 SEGMENTS = st.sampled_from(["a", "b", "layers", "0", "1", "29", "30", "39", "40", "weight", "x_y"])

@@ -1,0 +1,82 @@
+"""The DeepSpeed presets: a table of configs, and which file of the original LLaVA each of them is.
+
+It lies below the recipe language, which takes the names from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+Config = Mapping[str, JsonValue]
+
+OFFLOADS = ("offload_optimizer", "offload_param")
+
+_COMMON: Config = {
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "bf16": {"enabled": "auto"},
+    "train_micro_batch_size_per_gpu": "auto",
+    "train_batch_size": "auto",
+    "gradient_accumulation_steps": "auto",
+}
+_ZERO: Config = {
+    "overlap_comm": True,
+    "contiguous_gradients": True,
+    "sub_group_size": 1e9,
+    "reduce_bucket_size": "auto",
+}
+_ZERO_3: Config = {
+    "stage": 3,
+    **_ZERO,
+    "stage3_prefetch_bucket_size": "auto",
+    "stage3_param_persistence_threshold": "auto",
+    "stage3_max_live_parameters": 1e9,
+    "stage3_max_reuse_distance": 1e9,
+    "stage3_gather_16bit_weights_on_model_save": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A config, without what DeepSpeed takes another default for in another version."""
+
+    zero: Config
+    """Its `zero_optimization`."""
+    file: str | None = None
+    """The file of the original's `scripts/` that it is."""
+    blocks: Config = field(default_factory=dict)
+    """What that file has besides, and what would replace the recipe's own keys."""
+
+    @property
+    def config(self) -> dict[str, JsonValue]:
+        """The whole config."""
+        return {**_COMMON, "zero_optimization": {**self.zero}}
+
+    @property
+    def offloads(self) -> bool:
+        """Whether something of the model or its optimizer lies in the CPU's memory."""
+        return any(block in self.zero for block in OFFLOADS)
+
+
+PRESETS: Mapping[str, Preset] = {
+    "zero2": Preset(zero={"stage": 2, **_ZERO}, file="zero2.json"),
+    "zero3": Preset(zero=_ZERO_3, file="zero3.json"),
+    "zero3_offload": Preset(
+        zero={**_ZERO_3, **{block: {"device": "cpu", "pin_memory": True} for block in OFFLOADS}},
+        file="zero3_offload.json",
+        blocks={
+            "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+            "scheduler": {"type": "WarmupLR"},
+        },
+    ),
+}
+DEEPSPEED_PRESETS = tuple(PRESETS)
