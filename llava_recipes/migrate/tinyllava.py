@@ -19,18 +19,12 @@ from llava_recipes.migrate.llava import (
     translate_rest,
     translate_training,
 )
-from llava_recipes.migrate.programs import TINY_FLAGS, Program
+from llava_recipes.migrate.programs import Program
 from llava_recipes.migrate.settings import Flags, Row
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value
 
-FLAGS = (
-    *TINY_FLAGS,
-    *("tune_vision_tower_from_layer", "tune_embed_tokens", "pretrained_model_path", "vision_tower2"),
-    *("tokenizer_name_or_path", "vision_tower_lr", "resampler_hidden_size", "num_queries"),
-    "num_resampler_layers",
-)
-
+_WITHOUT_A_KEY = ("tune_embed_tokens", "resampler_hidden_size", "num_queries", "num_resampler_layers")
 _RECIPE_BITS: Mapping[str, int] = MappingProxyType({"qlora_int4": 4, "qlora_int8": 8})
 """Training recipes that hold the language model in few bits."""
 _TUNE_TYPES: tuple[tuple[str, str, Mapping[str, list[str]]], ...] = (
@@ -72,7 +66,7 @@ def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) 
         remark = "a folder that `llava-recipe run` has written, not TinyLLaVA"
         flags.put("pretrained_model_path", "init_from", start, remark)
     name_draft(flags)
-    translate_rest(flags, FLAGS, program)
+    translate_rest(flags, _WITHOUT_A_KEY, program)
 
 
 def _translate_model(flags: Flags) -> None:
