@@ -596,9 +596,10 @@ class Mix:
     lost: tuple[str, ...] = ()
 
 
-def known_num_samples(annotations: object) -> int | None:
-    """How many records a file of this name holds, None for any other."""
-    return NUM_SAMPLES.get(str(annotations).rpartition("/")[2])
+def with_num_samples(source: dict[str, Value]) -> dict[str, Value]:
+    """A source with the number of its records, where the name of a public file tells it."""
+    count = NUM_SAMPLES.get(str(source.get("annotations")).rpartition("/")[2])
+    return source if count is None else {**source, "num_samples": count}
 
 
 def translate_sources(flags: Flags, read_text: ReadText) -> None:
@@ -616,11 +617,9 @@ def translate_sources(flags: Flags, read_text: ReadText) -> None:
     sources: list[dict[str, Value]] = []
     for number, file in enumerate(files or (None,)):
         images = {"images": folders[number if len(folders) > 1 else 0]} if folders else {}
-        sources += [{**source, **images} for source in _sources_of(file, flags, read_text)]
+        sources += [with_num_samples({**source, **images}) for source in _sources_of(file, flags, read_text)]
     for number, source in enumerate(sources):
-        count = known_num_samples(source.get("annotations"))
-        if count is not None:
-            source["num_samples"] = count
+        if "num_samples" in source:
             comment = "known by the file's name; checked when it is read"
             flags.draft.comments[f"data.sources[{number}].num_samples"] = comment
     flags.draft.put("data.sources", list[Value](sources))
