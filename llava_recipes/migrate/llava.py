@@ -181,7 +181,7 @@ def _translate_model(flags: Flags) -> None:
 def _translate_tower(flags: Flags) -> None:
     """The tower for images, which Video-LLaVA and MoE-LLaVA have beside one for videos."""
     names = [name for name in ("image_tower", "vision_tower") if name in flags]
-    flags.translate([Row(name, "model.vision_tower.source", "text") for name in names[:1]])
+    flags.translate([Row((names or ["vision_tower"])[0], "model.vision_tower.source", "text")])
     for name in names[1:]:
         flags.text(name)
         flags.lost(name, f"`--{names[0]}` is the tower for images")
@@ -548,7 +548,8 @@ def put_total_batch(flags: Flags, num_processes: int | None) -> None:
 
 def translate_rest(flags: Flags, own: Sequence[str], program: Program) -> None:
     """Say of every flag that is left what becomes of it. `own` are flags that this program has besides."""
-    names = (*own, *flags.taken, *_NEEDLESS, *EXTRA_FIELDS)
+    of_training = (*_NEEDLESS, *EXTRA_FIELDS, *_EVAL_DATA, *_EVAL_IMAGES, "evaluate_during_training")
+    names = tuple(dict.fromkeys((*own, *flags.taken, *of_training)))
     for name in flags.left_over():
         kinds = EXTRA_FIELDS.get(name, "").split("|")
         kind = next((kind for word, kind in _KINDS.items() if word in kinds), None)
