@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from llava_recipes.cli.completion import offer
 
-        offer()
+        offer(COMMANDS, module_of)
     guard_streams()
     try:
         code = _obey(sys.argv[1:])
