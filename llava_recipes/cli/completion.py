@@ -155,7 +155,7 @@ def _paths() -> Iterator[str]:
 
 def _values(parsed_args: argparse.Namespace) -> dict[str, Value]:
     """The recipe on the line with its parents; nothing where it cannot be read."""
-    from llava_recipes.recipe.errors import RecipeError
+    from llava_recipes.errors import RecipeError
     from llava_recipes.recipe.extends import extend
     from llava_recipes.recipe.source import parse_source, read_file
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_recipe
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.screen import say_json
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _source_problems(data: DataPlan, path: KeyPath) -> Iterator[Problem]:
 
 def _layout(model: ModelPlan, data: DataPlan) -> ImageLayout:
     from llava_recipes.data.crops import ImageLayout
-    from llava_recipes.plan.pictures import any_res
+    from llava_recipes.plan.image_tokens import any_res
 
     if model.sizes is not None:
         image_px, num_tokens = model.sizes.image_px, model.sizes.num_image_tokens

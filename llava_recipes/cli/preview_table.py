@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from rich.table import Table
 from rich.text import Text
 
-from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+from llava_recipes.data.prompts import IGNORED, IMAGE_ID
 from llava_recipes.screen import cell, console, shown
 
 if TYPE_CHECKING:

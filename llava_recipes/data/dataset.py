@@ -15,14 +15,12 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_recipes.data.conversation import Record
 from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_picture
-from llava_recipes.data.grouping import Grouping
-from llava_recipes.data.images import BadImage
-from llava_recipes.data.pictures import open_pictures
-from llava_recipes.data.prompts import Prompts
+from llava_recipes.data.images import BadImage, open_pictures
+from llava_recipes.data.order import Grouping
+from llava_recipes.data.prompts import IGNORED, Encoded, Prompts
 from llava_recipes.data.records import open_records
-from llava_recipes.data.tokens import IGNORED, Encoded
+from llava_recipes.errors import Problem, SampleError, sample_problem
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.recipe.errors import Problem, SampleError, sample_problem
 
 logger = logging.getLogger(__name__)
 
