@@ -56,7 +56,7 @@ $(READY): pyproject.toml constraints.txt
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(call environment,.venv-oldest,-c constraints-oldest.txt $(call torch_of,constraints-oldest.txt))
 
-demo: $(READY)  ## train and judge a tiny model on drawn pictures: no network, no GPU
+demo: $(READY)  ## train and judge a tiny model on drawn images: no network, no GPU
 	@$(RUN) llava-recipe demo
 
 test: check  ## what CI runs: linters, types, import rules and every test

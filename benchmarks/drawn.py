@@ -1,4 +1,4 @@
-"""Tokenizers, pictures and captions that are drawn, so that a benchmark downloads nothing."""
+"""Tokenizers, images and captions that are drawn, so that a benchmark downloads nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-PICTURE_PX = (640, 480)
+IMAGE_PX = (640, 480)
 _SPECIAL = ("<unk>", "<s>", "</s>", "\n", "<pad>")
 
 
@@ -47,9 +47,9 @@ def draw_data(
     num_answer_words: Sequence[int],
     num_question_words: int = 0,
 ) -> None:
-    """Write `num_samples` JPEG pictures and `captions.json` about them, the same on every machine.
+    """Write `num_samples` JPEG images and `captions.json` about them, the same on every machine.
 
-    The lengths of the answers are drawn from `num_answer_words`; a question follows the picture's tag.
+    The lengths of the answers are drawn from `num_answer_words`; a question follows the image's tag.
     """
     from PIL import Image, ImageDraw
 
@@ -58,12 +58,12 @@ def draw_data(
     records = []
     for number in range(num_samples):
         noise = Image.frombytes("RGB", (40, 30), dice.randbytes(40 * 30 * 3))
-        picture = noise.resize(PICTURE_PX, Image.Resampling.BICUBIC)
-        pen = ImageDraw.Draw(picture)
+        image = noise.resize(IMAGE_PX, Image.Resampling.BICUBIC)
+        pen = ImageDraw.Draw(image)
         for _ in range(20):
             x, y, size = dice.randrange(600), dice.randrange(440), dice.randrange(10, 150)
             pen.ellipse((x, y, x + size, y + size), fill=(dice.randrange(256), dice.randrange(256), 90))
-        picture.save(folder / "images" / f"{number}.jpg", quality=90)
+        image.save(folder / "images" / f"{number}.jpg", quality=90)
         answer = " ".join(dice.choices(words, k=dice.choice(num_answer_words)))
         question = "\n" + " ".join(dice.choices(words, k=num_question_words)) if num_question_words else ""
         turns = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": answer}]

@@ -1,7 +1,7 @@
 """Training steps of LLaVA-1.5 at true shapes with random weights: speed and memory beside what the plan says.
 
 A step is what the Trainer takes: batch to the device, forward pass under autocast, backward pass, clipping,
-optimizer. One batch is prepared beforehand and used in every step: reading pictures is left out.
+optimizer. One batch is prepared beforehand and used in every step: reading images is left out.
 """
 
 from __future__ import annotations

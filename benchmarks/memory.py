@@ -209,7 +209,7 @@ def _dtype(case: Case) -> torch.dtype:
 
 
 def _batch(case: Case, model: nn.Module) -> dict[str, Tensor]:
-    """Samples of one picture each, then text that is all learned."""
+    """Samples of one image each, then text that is all learned."""
     tower = TOWERS[case.tower]
     num_patches = (tower["image_size"] // tower["patch_size"]) ** 2
     shape = (case.num_samples, num_patches + case.num_text_tokens)

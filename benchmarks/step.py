@@ -3,7 +3,7 @@
     python benchmarks/step.py                 # with and without gradient checkpointing, a process each
     python benchmarks/step.py --engine run    # the same through `llava-recipe run`: Trainer, logs, files
 
-Pictures (640×480 JPEG), captions (about 28 tokens) and a tokenizer of 32,000 words are drawn into a temporary
+Images (640×480 JPEG), captions (about 28 tokens) and a tokenizer of 32,000 words are drawn into a temporary
 folder, so that nothing is downloaded. The figures that were seen are in benchmarks/README.md.
 """
 

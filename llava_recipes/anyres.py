@@ -1,6 +1,6 @@
-"""Pictures of any size: which grid a picture is spread over, and in what order its features are read.
+"""Images of any size: which grid an image is spread over, and in what order its features are read.
 
-A picture becomes one crop of the whole and, row by row, the crops of a grid. Sizes are width and height in
+An image becomes one crop of the whole and, row by row, the crops of a grid. Sizes are width and height in
 pixels, as in the original. Follows `process_anyres_image` and `prepare_inputs_labels_for_multimodal` of
 LLaVA-NeXT; what the padding takes away is counted as transformers does, which rounds where the original cuts.
 """
@@ -30,7 +30,7 @@ def usual_pinpoints(image_px: int) -> tuple[Size, ...]:
 
 
 def best_resolution(size: Size, pinpoints: Iterable[Size]) -> Size:
-    """The pinpoint that keeps most of a picture's pixels, and of those the one that wastes least.
+    """The pinpoint that keeps most of an image's pixels, and of those the one that wastes least.
 
     The first of equals: the order of pinpoints counts.
     """
@@ -48,7 +48,7 @@ def best_resolution(size: Size, pinpoints: Iterable[Size]) -> Size:
 
 @dataclass(frozen=True)
 class AnyRes:
-    """How pictures are spread over crops, and their features put in a row.
+    """How images are spread over crops, and their features put in a row.
 
     A crop of `image_px` has `side` × `side` features, and with `class_token` one more before them.
     """
@@ -60,7 +60,7 @@ class AnyRes:
     merge: MergeType
 
     def resolution(self, size: Size) -> Size:
-        """What a picture is resized and padded to."""
+        """What an image is resized and padded to."""
         return best_resolution(size, self.pinpoints)
 
     def grid(self, size: Size) -> Size:
@@ -69,12 +69,12 @@ class AnyRes:
         return across // self.image_px, down // self.image_px
 
     def num_crops(self, size: Size) -> int:
-        """Pictures that the tower sees of one: the whole, and the grid's crops."""
+        """Images that the tower sees of one: the whole, and the grid's crops."""
         columns, rows = self.grid(size)
         return 1 + columns * rows
 
     def num_tokens(self, size: Size) -> int:
-        """Tokens that a picture takes in the sequence."""
+        """Tokens that an image takes in the sequence."""
         if self.merge == "flat":
             return self.num_crops(size) * self._crop_features
         left, top, right, bottom = self._window(size)
@@ -82,7 +82,7 @@ class AnyRes:
         return self._crop_features + (bottom - top) * per_row
 
     def order(self, size: Size) -> tuple[int, ...]:
-        """Places of a picture's tokens among the features of its crops, one crop after another.
+        """Places of an image's tokens among the features of its crops, one crop after another.
 
         NEWLINE where a row ends. `num_tokens(size)` of them.
         """
@@ -92,11 +92,11 @@ class AnyRes:
         return _spatial_order(columns, self.side, self._window(size), self.merge == "spatial_unpad")
 
     def most(self) -> tuple[int, int]:
-        """Tokens and crops of the largest picture there can be: it fills a grid."""
+        """Tokens and crops of the largest image there can be: it fills a grid."""
         return max(map(self.num_tokens, self.pinpoints)), max(map(self.num_crops, self.pinpoints))
 
     def least_tokens(self) -> int:
-        """Tokens that every picture takes: of a very thin one nothing but the whole is left."""
+        """Tokens that every image takes: of a very thin one nothing but the whole is left."""
         if self.merge == "spatial_unpad":
             return self._crop_features
         return min(map(self.num_tokens, self.pinpoints))
@@ -106,7 +106,7 @@ class AnyRes:
         return self.side**2 + self.class_token
 
     def _window(self, size: Size) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what the picture covers of the grid's features."""
+        """Left, top, right and bottom of what the image covers of the grid's features."""
         columns, rows = self.grid(size)
         across, down = columns * self.side, rows * self.side
         if self.merge == "spatial":

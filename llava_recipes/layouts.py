@@ -175,7 +175,7 @@ _QWEN = replace(
 
 LAYOUTS: Mapping[Template, Layout] = MappingProxyType(
     {
-        # `plain` is written by a function of its own: a picture and its caption, nothing around them.
+        # `plain` is written by a function of its own: an image and its caption, nothing around them.
         "plain": Layout(human=("", ""), gpt="", end="\n", in_original=True),
         "v0": _V0,
         "v0_mmtag": replace(_V0, system=_MMTAG_SYSTEM, mmtag=True),

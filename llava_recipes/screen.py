@@ -286,7 +286,7 @@ def _write(text: str, *, to_stderr: bool) -> None:
 def _is_unsafe(letter: str, text: str, place: int) -> bool:
     if letter.isprintable() or unicodedata.category(letter) not in _UNSAFE:
         return False
-    # Persian and Hindi are not written without joiners, nor is a family in one picture.
+    # Persian and Hindi are not written without joiners, nor is a family in one image.
     between = text[place - 1 : place] + text[place + 1 : place + 2]
     return not (letter in _JOINERS and len(between) == 2 and all(map(_takes_joiners, between)))
 

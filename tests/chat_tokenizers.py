@@ -28,7 +28,7 @@ Family = Literal["llama_3", "qwen", "gemma", "phi3"]
 
 TEXTS = (
     "A chat between a curious user and an artificial intelligence assistant. You are a helpful assistant.",
-    "system user assistant model What is in the picture? It is a red square and a blue circle.",
+    "system user assistant model What is in the image? It is a red square and a blue circle.",
     "You are able to understand the visual content that the user provides, using natural language.",
 )
 

@@ -1,4 +1,4 @@
-"""A picture of a folder as the data has it."""
+"""An image of a folder as the data has it."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from llava_recipes.data.images import read_prepared
 
 
 def read_image(folder: str, name: str) -> Image.Image:
-    """The picture in RGB; raises BadImage."""
+    """The image in RGB; raises BadImage."""
     return read_prepared(folder, name, lambda image: image)

@@ -49,7 +49,7 @@ def test_the_first_of_equal_resolutions_is_taken() -> None:
 
 
 @given(SIZES, st.booleans())
-def test_an_unpadded_picture_is_read_as_transformers_reads_it(size: Size, unpads: bool) -> None:
+def test_an_unpadded_image_is_read_as_transformers_reads_it(size: Size, unpads: bool) -> None:
     spread = _spread("spatial_unpad" if unpads else "spatial")
     columns, rows = spread.grid(size)
     # Features that are their own place.
@@ -65,7 +65,7 @@ def test_an_unpadded_picture_is_read_as_transformers_reads_it(size: Size, unpads
 
 
 @given(SIZES, PINPOINTS, st.sampled_from(["flat", "spatial", "spatial_unpad"]))
-def test_no_picture_takes_less_than_the_least_or_more_than_the_most(
+def test_no_image_takes_less_than_the_least_or_more_than_the_most(
     size: Size, pinpoints: tuple[Size, ...], merge: MergeType
 ) -> None:
     spread = _spread(merge, pinpoints=pinpoints)
@@ -91,7 +91,7 @@ def test_flat_keeps_every_feature_and_class_tokens_too() -> None:
         ((5000, 1), (1, 2), 576),
     ],
 )
-def test_tokens_of_pictures(size: Size, grid: Size, tokens: int) -> None:
+def test_tokens_of_images(size: Size, grid: Size, tokens: int) -> None:
     spread = _spread("spatial_unpad")
     assert (spread.grid(size), spread.num_tokens(size)) == (grid, tokens)
     assert prod(spread.resolution(size)) == prod(grid) * PX**2

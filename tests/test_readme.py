@@ -252,7 +252,7 @@ def test_the_demo_scores_what_the_readme_says(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     scores = json.loads((tmp_path / "runs" / "score.json").read_text("utf-8"))
     last = [score["after"]["finetune"] for score in scores]
-    new, unseen = (100 * each["num_both"] / each["num_pictures"] for each in last)
+    new, unseen = (100 * each["num_both"] / each["num_images"] for each in last)
     least, low, high = _claimed_shares()
     assert new > least
     assert low <= unseen <= high

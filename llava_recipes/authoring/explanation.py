@@ -26,7 +26,7 @@ FLAGS: Mapping[str, OriginalFlag] = MappingProxyType(
     {
         "model.language_model": OriginalFlag("model_name_or_path", "facebook/opt-125m"),
         "model.language_model.source": OriginalFlag("model_name_or_path", "facebook/opt-125m"),
-        "model.vision_tower.source": OriginalFlag("vision_tower", "none, a model without pictures"),
+        "model.vision_tower.source": OriginalFlag("vision_tower", "none, a model without images"),
         "model.vision_tower.select_layer": OriginalFlag("mm_vision_select_layer", "-1"),
         "model.vision_tower.select_feature": OriginalFlag("mm_vision_select_feature", "patch"),
         "model.projector.type": OriginalFlag("mm_projector_type", "linear"),

@@ -230,8 +230,8 @@ class _Source:
             return []
         seen = self.seen
         notes = [f"{seen.annotations}: {seen.num_records:,} records; {seen.reason}"]
-        if seen.num_pictures_found:
-            found = f"{seen.num_pictures_found:,} of {seen.num_pictures_tried:,} pictures looked for"
+        if seen.num_images_found:
+            found = f"{seen.num_images_found:,} of {seen.num_images_tried:,} images looked for"
             notes.append(f"{seen.images}: {found} are there")
         return notes
 
@@ -270,7 +270,7 @@ def _sources(wishes: Wishes) -> Iterator[_Source]:
             yield _Source(file, images or _likely_folder(file), None)
             continue
         seen = survey(file, images)
-        if images is None and seen.num_with_image and not seen.holds_pictures:
+        if images is None and seen.num_with_image and not seen.holds_images:
             images = seen.images or _likely_folder(file)
         yield _Source(file, images, seen)
 

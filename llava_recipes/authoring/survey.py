@@ -1,4 +1,4 @@
-"""Look at a data file: how many records, which template they call for, where their pictures lie."""
+"""Look at a data file: how many records, which template they call for, where their images lie."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava_recipes.errors import Problem, RecipeError, SampleError
 from llava_recipes.templates import IMAGE, spoken_turns
 
 NUM_LOOKED_AT = 2000
-NUM_PICTURES_TRIED = 200
+NUM_IMAGES_TRIED = 200
 MAX_MALFORMED = 20
 MAX_FOLDERS_TRIED = 100
 MANY_INSTRUCTIONS = 30
@@ -30,20 +30,20 @@ class Survey:
     num_records: int
     num_looked_at: int
     num_with_image: int
-    holds_pictures: bool
-    """Whether the pictures lie in the file itself."""
+    holds_images: bool
+    """Whether the images lie in the file itself."""
     template: Template | None
     """The layout that the conversations call for; None where either would do."""
     reason: str
     images: str | None
-    """The folder that the records' pictures were found in."""
-    num_pictures_found: int
-    num_pictures_tried: int
+    """The folder that the records' images were found in."""
+    num_images_found: int
+    num_images_tried: int
     warnings: tuple[str, ...]
 
 
 def survey(annotations: str, images: str | None) -> Survey:
-    """Look at a file and, when `images` is None, for its pictures.
+    """Look at a file and, when `images` is None, for its images.
 
     Raises RecipeError when the file cannot be read as records.
     """
@@ -60,22 +60,22 @@ def survey(annotations: str, images: str | None) -> Survey:
     indices = _evenly(len(file), NUM_LOOKED_AT)
     records, malformed = _read(file, indices)
     with_image = [record for record in records if record.images]
-    # Pictures inside the file itself need no folder.
-    named = [] if file.has_pictures else [record.images[0] for record in with_image]
-    tried = [named[index] for index in _evenly(len(named), NUM_PICTURES_TRIED)]
-    folder, num_found = _find_pictures(annotations, images, tried)
+    # Images inside the file itself need no folder.
+    named = [] if file.has_images else [record.images[0] for record in with_image]
+    tried = [named[index] for index in _evenly(len(named), NUM_IMAGES_TRIED)]
+    folder, num_found = _find_images(annotations, images, tried)
     template, reason = _template(records)
     return Survey(
         annotations=annotations,
         num_records=len(file),
         num_looked_at=len(indices),
         num_with_image=len(with_image),
-        holds_pictures=file.has_pictures,
+        holds_images=file.has_images,
         template=template,
         reason=reason,
         images=folder,
-        num_pictures_found=num_found,
-        num_pictures_tried=len(tried),
+        num_images_found=num_found,
+        num_images_tried=len(tried),
         warnings=tuple(_warnings(malformed, tried, images or folder, num_found)),
     )
 
@@ -88,7 +88,7 @@ def _evenly(size: int, most: int) -> list[int]:
 
 def _read(file: RecordFile, indices: Sequence[int]) -> tuple[list[Record], list[str]]:
     """The well-formed records, and what is wrong with the others."""
-    # The folder is not known yet; without one a record with a picture counts as malformed.
+    # The folder is not known yet; without one a record with an image counts as malformed.
     records = Records([OpenedSource(file, ".", range(len(file)))])
     good, malformed = [], []
     for index in indices:
@@ -113,25 +113,25 @@ def _template(records: Sequence[Record]) -> tuple[Template | None, str]:
         return "v1", "some conversations have no answer"
     if not all(record.images for record in records):
         without = sum(not record.images for record in records)
-        return "v1", f"{without:,} of {len(records):,} records looked at have no picture"
+        return "v1", f"{without:,} of {len(records):,} records looked at have no image"
     asked = {turns[0].text.replace(IMAGE, "").strip() for turns in exchanges}
     if asked == {""}:
-        return "plain", "a picture and a caption each, and no question"
+        return "plain", "an image and a caption each, and no question"
     if len(asked) > MANY_INSTRUCTIONS or len(asked) > max(1, len(records) // 2):
         if len(records) < MANY_INSTRUCTIONS:
             return None, "too few records to tell captions from answers"
         return "v1", f"one question each, {len(asked):,} different ones in {len(records):,} records looked at"
     words = "the same instruction" if len(asked) == 1 else f"{len(asked)} instructions"
-    return "plain", f"a picture and a caption each, asked for with {words}"
+    return "plain", f"an image and a caption each, asked for with {words}"
 
 
-def _find_pictures(annotations: str, images: str | None, tried: Sequence[str]) -> tuple[str | None, int]:
-    """The folder under which most of the pictures lie, and how many; None where none does."""
+def _find_images(annotations: str, images: str | None, tried: Sequence[str]) -> tuple[str | None, int]:
+    """The folder under which most of the images lie, and how many; None where none does."""
     best: tuple[str | None, int] = (None, 0)
     if not tried:
         return best
     for folder in (images,) if images is not None else _folders(annotations):
-        num_found = sum(_is_file(folder, picture) for picture in tried)
+        num_found = sum(_is_file(folder, image) for image in tried)
         if num_found > best[1]:
             best = (folder, num_found)
         if num_found == len(tried):
@@ -139,16 +139,16 @@ def _find_pictures(annotations: str, images: str | None, tried: Sequence[str]) -
     return best
 
 
-def _is_file(folder: str, picture: str) -> bool:
-    # A picture's path stays inside its folder in a run, so one that leaves it is not found here.
-    path = os.path.normpath(picture)
+def _is_file(folder: str, image: str) -> bool:
+    # An image's path stays inside its folder in a run, so one that leaves it is not found here.
+    path = os.path.normpath(image)
     if os.path.isabs(path) or path.startswith("..") or "\0" in path:
         return False
     return os.path.isfile(os.path.join(folder, path))
 
 
 def _folders(annotations: str) -> Iterator[str]:
-    """Where pictures usually lie: beside the file, in folders beside it, and the same one level up."""
+    """Where images usually lie: beside the file, in folders beside it, and the same one level up."""
     home = os.path.dirname(annotations) or "."
     above = os.path.join(home, "..") if not os.path.isabs(home) else os.path.dirname(home)
     for folder in (home, os.path.normpath(above)):
@@ -168,8 +168,8 @@ def _warnings(
         more = f" (and at least {len(malformed) - 1} more such records)" if len(malformed) > 1 else ""
         yield f"{malformed[0]}{more}: a run stops at such records"
     if tried and folder is None:
-        yield f"the pictures were not found beside the file: {tried[0]} for one; set `images`"
+        yield f"the images were not found beside the file: {tried[0]} for one; set `images`"
     elif tried and folder is not None and num_found < len(tried):
-        missing = next(picture for picture in tried if not _is_file(folder, picture))
+        missing = next(image for image in tried if not _is_file(folder, image))
         num_missing = len(tried) - num_found
-        yield f"{num_missing:,} of {len(tried):,} pictures looked for are not in {folder}: {missing} for one"
+        yield f"{num_missing:,} of {len(tried):,} images looked for are not in {folder}: {missing} for one"

@@ -1,4 +1,4 @@
-"""`llava-recipe chat RUN`: ask a model about pictures, once or in a conversation."""
+"""`llava-recipe chat RUN`: ask a model about images, once or in a conversation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ EPILOG = """\
 With PROMPT one answer is printed. Without it a conversation begins; when standard input is no terminal, its
 lines are the questions. In a conversation:
 
-  /image FILE   a picture for the next question
+  /image FILE   an image for the next question
   /reset        forget what was said and shown
   /quit         end; so does Ctrl-D. Ctrl-C stops an answer, and ends when nothing is being said
 
-<image> in a question says where its picture goes; without one, pictures come first. A run whose template is
-`plain` has no place for questions: it captions the picture."""
+<image> in a question says where its image goes; without one, images come first. A run whose template is
+`plain` has no place for questions: it captions the image."""
 
 HELP = "/image FILE · /reset · /quit"
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prompt", nargs="?", metavar="PROMPT", help="the question; without it, a conversation"
     )
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times"
+        "--image", action="append", default=[], metavar="FILE", help="an image; may be given several times"
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt, in place of the run's")
     add_decoding(parser, max_new_tokens=512)

@@ -1,4 +1,4 @@
-"""`llava-recipe demo`: draw pictures, run the demo recipe on them, describe pictures that it never saw."""
+"""`llava-recipe demo`: draw images, run the demo recipe on them, describe images that it never saw."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from llava_recipes.plan.types import Plan
 
 NUM_HELD_OUT, NUM_UNSEEN, NUM_NOTES, SEED = 224, 96, 6000, 0
-CHAT_PICTURE, CHAT_TOKENS = 5, 16
-"""Which held-out picture the chat at the end is about, and how long an answer may be."""
+CHAT_IMAGE, CHAT_TOKENS = 5, 16
+"""Which held-out image the chat at the end is about, and how long an answer may be."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", help="the recipe (default: the gallery's demo)")
     parser.add_argument(
-        "--data", type=Path, default=Path("demo/data"), help="folder of the pictures (default: %(default)s)"
+        "--data", type=Path, default=Path("demo/data"), help="folder of the images (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="folder that the stages write into (default: the recipe's)")
     add_set(parser)
     parser.add_argument(
-        "--pictures", type=positive, default=3000, metavar="N", help="to train on (default: %(default)s)"
+        "--images", type=positive, default=3000, metavar="N", help="to train on (default: %(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="continue a demo that was stopped")
     parser.add_argument(
-        "--redraw", action="store_true", help="replace pictures that were drawn with other settings"
+        "--redraw", action="store_true", help="replace images that were drawn with other settings"
     )
 
 
@@ -46,15 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
     # On matrices this small, threads wait for each other longer than they compute.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings = DatasetSettings(
-        num_train=arguments.pictures,
+        num_train=arguments.images,
         num_held_out=NUM_HELD_OUT,
         num_unseen=NUM_UNSEEN,
         num_notes=NUM_NOTES,
         seed=SEED,
     )
     drawn = write_dataset(arguments.data, settings, redraw=arguments.redraw)
-    num_pictures = f"{arguments.pictures:,} pictures to train on, {NUM_HELD_OUT + NUM_UNSEEN} held out"
-    say(f"{num_pictures}: {'drawn' if drawn else 'there already'}, in {arguments.data}")
+    num_images = f"{arguments.images:,} images to train on, {NUM_HELD_OUT + NUM_UNSEEN} held out"
+    say(f"{num_images}: {'drawn' if drawn else 'there already'}, in {arguments.data}")
     overrides = _overrides(arguments)
     code = _train(recipe, overrides, resume=arguments.resume)
     if code == 0:
@@ -92,7 +92,7 @@ def _compile(recipe: str, overrides: Sequence[str]) -> Plan:
 
 
 def _score(plan: Plan, folder: Path) -> None:
-    """Caption the held-out pictures after each stage; print and keep the scores."""
+    """Caption the held-out images after each stage; print and keep the scores."""
     import torch
 
     from llava_recipes.demo.drawn_data import caption_held_out, read_held_out
@@ -113,7 +113,7 @@ def _score(plan: Plan, folder: Path) -> None:
 
 
 def _chat(plan: Plan, folder: Path) -> None:
-    """Show a held-out picture to the finished model, ask about it, and say how to go on."""
+    """Show a held-out image to the finished model, ask about it, and say how to go on."""
     from llava_recipes.demo.drawn_data import read_held_out
     from llava_recipes.demo.vocabulary import PLACE, WHAT
     from llava_recipes.model.generate import Decoding
@@ -122,11 +122,11 @@ def _chat(plan: Plan, folder: Path) -> None:
 
     last = plan.stages[-1].output_dir
     opened = open_to_ask(last, precision="fp32", device="cpu", base=None)
-    picture = read_held_out(folder)[CHAT_PICTURE]
+    image = read_held_out(folder)[CHAT_IMAGE]
     conversation = Chat(opened.answerer, Decoding(max_new_tokens=CHAT_TOKENS), say=say)
-    conversation.show(str(picture.image))
-    say("", f"a chat about {picture.image}, {picture.caption}")
+    conversation.show(str(image.image))
+    say("", f"a chat about {image.image}, {image.caption}")
     for question in (f"<image>\n{WHAT}", PLACE):
         say(f"  you>   {question.partition(chr(10))[2] or question}")
         say(f"  model> {conversation.ask(question)}")
-    say(f"go on with: llava-recipe chat {last} --image {picture.image}")
+    say(f"go on with: llava-recipe chat {last} --image {image.image}")

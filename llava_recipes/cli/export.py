@@ -13,7 +13,7 @@ llava       the original's: its config keys and weight names
 gguf-ready  the pair of folders that llama.cpp's converters take, with the commands in its README.md
 
 Nothing is written over. Before it says done, an export is opened again and its logits on a fixed prompt and
-picture are compared with the run's."""
+image are compared with the run's."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

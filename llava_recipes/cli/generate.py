@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from llava_recipes.use.questions import Question
 
 EPILOG = """\
-A record of FILE (JSONL, or a JSON list) has its pictures in `image` or `images` (a path or a list) and its
+A record of FILE (JSONL, or a JSON list) has its images in `image` or `images` (a path or a list) and its
 question in `prompt`, `question` or `text`, as LLaVA's question.jsonl has it; or `conversations`, whose last
-human turn is asked after the turns before it. <image> says where a picture goes; without one, pictures come
+human turn is asked after the turns before it. <image> says where an image goes; without one, images come
 first.
 
 OUT gets one line per record in the same order: the record with the key `answer`. --format llava writes the
@@ -161,5 +161,5 @@ def _tell(questions: Sequence[Question], num_done: int) -> None:
         say(f"note: {num_done:,} of {len(questions):,} answers are there already", to_stderr=True)
     num_without = sum(question.had_no_tag for question in questions)
     if num_without:
-        what = f"{num_without:,} of {len(questions):,} records have pictures and no tag"
+        what = f"{num_without:,} of {len(questions):,} records have images and no tag"
         say(f"note: {what}; {IMAGE} is put at the front of their first question", to_stderr=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 --format jsonl prints one JSON object per sample: index, id, input_ids (-200 where an image goes; text-only
-samples end at max_length), labels (-100 where nothing is learned), num_image_tokens (of one picture of the
+samples end at max_length), labels (-100 where nothing is learned), num_image_tokens (of one image of the
 tower's size), image_tokens (of each image), grids (crops across and down, of each image with `anyres`),
 length (input_ids with every image expanded) and num_kept (what is left of that at max_length)."""
 
@@ -120,7 +120,7 @@ def json_line(preview: Preview, sample: Sample) -> str:
     """One sample as a line of JSON; its fields are told in the command's help."""
     input_ids, labels = sample.input_ids.tolist(), sample.labels.tolist()
     length = preview.length(sample)
-    if not sample.pictures:
+    if not sample.images:
         # The original's tokenizer cuts text-only samples; those with images are cut once they are expanded.
         input_ids, labels = input_ids[: preview.max_length], labels[: preview.max_length]
         length = len(input_ids)
@@ -131,7 +131,7 @@ def json_line(preview: Preview, sample: Sample) -> str:
         "labels": labels,
         "num_image_tokens": preview.layout.num_crop_tokens,
         "image_tokens": preview.image_tokens(sample),
-        "grids": [grid for picture in sample.pictures if (grid := preview.layout.grid(picture))],
+        "grids": [grid for image in sample.images if (grid := preview.layout.grid(image))],
         "length": length,
         "num_kept": min(length, preview.max_length),
     }

@@ -46,12 +46,12 @@ def facts(preview: Preview, sample: Sample) -> Iterator[str]:
     length = preview.length(sample)
     yield f"index {sample.index}"
     yield f"id {sample.id}"
-    for name, picture in zip(record.images, sample.pictures, strict=True):
-        width, height = picture.size
+    for name, image in zip(record.images, sample.images, strict=True):
+        width, height = image.size
         yield f"{name} {width}×{height}"
-    for picture, num_tokens in zip(sample.pictures, preview.image_tokens(sample), strict=True):
-        height, width = picture.crops.shape[-2:]
-        grid = preview.layout.grid(picture)
+    for image, num_tokens in zip(sample.images, preview.image_tokens(sample), strict=True):
+        height, width = image.crops.shape[-2:]
+        grid = preview.layout.grid(image)
         crops = f", the whole and {grid[0]}×{grid[1]} crops" if grid else ""
         yield f"image {width}×{height}{crops}, {num_tokens} tokens"
     yield f"{length} tokens"

@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deep",
         action="store_true",
-        help="build the model without weights, try every glob on it, read the data and some of its pictures",
+        help="build the model without weights, try every glob on it, read the data and some of its images",
     )
     parser.add_argument(
-        "--all", action="store_true", help="with --deep: decode every picture, not a sample of them"
+        "--all", action="store_true", help="with --deep: decode every image, not a sample of them"
     )
 
 

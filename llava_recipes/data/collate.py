@@ -78,14 +78,14 @@ def expand(
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of samples: B of them, T positions in the longest, M crops of pictures in reading order.
+    """Makes a batch of samples: B of them, T positions in the longest, M crops of images in reading order.
 
     input_ids        int64[B, T]  image positions hold 0, padding holds `pad_token_id`
-    is_image         bool[B, T]   true where a picture's features go
+    is_image         bool[B, T]   true where an image's features go
     labels           int64[B, T]  not shifted; -100 where nothing is learned
     attention_mask   bool[B, T]   false on padding alone
     position_ids     int64[B, T]  0, 1, 2, … on real tokens, 0 on padding
-    pixel_values     float32[M, C, H, W]  only if there are pictures
+    pixel_values     float32[M, C, H, W]  only if there are images
     feature_places   int64[K]     which feature of the M crops each image position takes, in reading order;
                                   -1 for the image newline; likewise
 
@@ -114,11 +114,11 @@ class Collator:
             "attention_mask": padded([torch.ones_like(row.is_image) for row in expanded], False),
             "position_ids": padded([torch.arange(len(row.input_ids)) for row in expanded], 0),
         }
-        pictures = [picture for sample in samples for picture in sample.pictures]
-        if pictures:
+        images = [image for sample in samples for image in sample.images]
+        if images:
             kept = torch.cat([row.num_kept_tokens for row in expanded]).tolist()
-            batch["pixel_values"] = torch.cat([picture.crops for picture in pictures])
-            batch["feature_places"] = self.layout.feature_places(pictures, kept)
+            batch["pixel_values"] = torch.cat([image.crops for image in images])
+            batch["feature_places"] = self.layout.feature_places(images, kept)
         return batch
 
     def check(self, samples: Sequence[Sample], expanded: Sequence[Expanded]) -> None:
@@ -132,7 +132,7 @@ class Collator:
         return expand(
             sample.input_ids,
             sample.labels,
-            num_image_tokens=[self.layout.num_tokens(picture) for picture in sample.pictures],
+            num_image_tokens=[self.layout.num_tokens(image) for image in sample.images],
             max_length=self.max_length,
             dropped_token_id=self.dropped_token_id,
         )

@@ -1,4 +1,4 @@
-"""From the values of one record, as JSON or Parquet holds them, to its turns and pictures."""
+"""From the values of one record, as JSON or Parquet holds them, to its turns and images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OTHER_MESSAGE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant
 class Record:
     """One sample as its owner wrote it.
 
-    `index` counts over all sources, `images` are paths inside `folder`. With `embedded` the pictures
+    `index` counts over all sources, `images` are paths inside `folder`. With `embedded` the images
     themselves may lie in the annotation file, and `images` are names for them.
     """
 
@@ -74,7 +74,7 @@ def has_conversation(values: Mapping[str, object]) -> bool:
 
 
 def word_length(values: Mapping[str, object]) -> int:
-    """The original's measure: words of all turns, negative without a picture. Malformed parts count 0."""
+    """The original's measure: words of all turns, negative without an image. Malformed parts count 0."""
     num_words = sum(len(text.split()) for text in _texts(values))
     has_images = any(values.get(key) not in (None, []) for key in ("image", "images"))
     return num_words if has_images else -num_words
@@ -103,7 +103,7 @@ def _shown(value: object) -> str:
 
 
 def images_of(values: Mapping[str, object], *, embedded: bool = False) -> tuple[str, ...]:
-    """Paths of a record's pictures, names for those that lie in the file. Raises MalformedRecord."""
+    """Paths of a record's images, names for those that lie in the file. Raises MalformedRecord."""
     given, several = values.get("image"), values.get("images")
     if given is not None and several is not None:
         raise MalformedRecord("it has both `image` and `images`", hint="keep one of them")

@@ -1,4 +1,4 @@
-"""A picture as the tower takes it, one of its size or with `anyres` several, and the tokens it becomes."""
+"""An image as the tower takes it, one of its size or with `anyres` several, and the tokens it becomes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _SHARED = (
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A picture as the tower takes it.
+    """An image as the tower takes it.
 
-    crops  float32[M, C, H, W]  the picture as a whole and, with `anyres`, the crops of its grid, row by row
+    crops  float32[M, C, H, W]  the image as a whole and, with `anyres`, the crops of its grid, row by row
     size   width and height as stored, in pixels
     """
 
@@ -42,7 +42,7 @@ class PreparedImage:
 class ImageLayout:
     """How many tokens an image becomes, and which features of its crops they are.
 
-    `num_crop_tokens` are the features of one picture of the tower's size. Without `spread` an image is one.
+    `num_crop_tokens` are the features of one image of the tower's size. Without `spread` an image is one.
     """
 
     num_crop_tokens: int
@@ -50,37 +50,37 @@ class ImageLayout:
 
     @property
     def least_tokens(self) -> int:
-        """Tokens that every picture takes, whatever its shape."""
+        """Tokens that every image takes, whatever its shape."""
         return self.num_crop_tokens if self.spread is None else self.spread.least_tokens()
 
-    def num_tokens(self, picture: PreparedImage) -> int:
-        """Tokens of a picture in the sequence."""
-        num_crops = 1 if self.spread is None else self.spread.num_crops(picture.size)
-        assert len(picture.crops) == num_crops, f"{len(picture.crops)} crops, the layout has {num_crops}"
-        return self.num_crop_tokens if self.spread is None else self.spread.num_tokens(picture.size)
+    def num_tokens(self, image: PreparedImage) -> int:
+        """Tokens of an image in the sequence."""
+        num_crops = 1 if self.spread is None else self.spread.num_crops(image.size)
+        assert len(image.crops) == num_crops, f"{len(image.crops)} crops, the layout has {num_crops}"
+        return self.num_crop_tokens if self.spread is None else self.spread.num_tokens(image.size)
 
-    def grid(self, picture: PreparedImage) -> Size | None:
+    def grid(self, image: PreparedImage) -> Size | None:
         """Crops across and down, the one of the whole aside; None without `anyres`."""
-        return None if self.spread is None else self.spread.grid(picture.size)
+        return None if self.spread is None else self.spread.grid(image.size)
 
-    def places(self, picture: PreparedImage) -> Tensor:
-        """int64[K]: where each of a picture's tokens is among its crops' features; NEWLINE ends a row."""
+    def places(self, image: PreparedImage) -> Tensor:
+        """int64[K]: where each of an image's tokens is among its crops' features; NEWLINE ends a row."""
         if self.spread is None:
             return torch.arange(self.num_crop_tokens)
-        return torch.tensor(self.spread.order(picture.size))
+        return torch.tensor(self.spread.order(image.size))
 
-    def feature_places(self, pictures: Sequence[PreparedImage], num_kept_tokens: Sequence[int]) -> Tensor:
-        """int64[sum of K]: the places of several pictures' first tokens, their crops one after another."""
+    def feature_places(self, images: Sequence[PreparedImage], num_kept_tokens: Sequence[int]) -> Tensor:
+        """int64[sum of K]: the places of several images' first tokens, their crops one after another."""
         kept, start = [torch.empty(0, dtype=torch.int64)], 0
-        for picture, num_kept in zip(pictures, num_kept_tokens, strict=True):
-            places = self.places(picture)[:num_kept]
+        for image, num_kept in zip(images, num_kept_tokens, strict=True):
+            places = self.places(image)[:num_kept]
             kept.append(torch.where(places == NEWLINE, NEWLINE, places + start))
-            start += len(picture.crops) * self.num_crop_tokens
+            start += len(image.crops) * self.num_crop_tokens
         return torch.cat(kept)
 
 
-def prepare_picture(image: Image.Image, processor: BaseImageProcessor, data: DataPlan) -> PreparedImage:
-    """An RGB picture, resized, cut and normalised as a stage says. Raises CannotPrepare as `check_size`."""
+def prepare_image(image: Image.Image, processor: BaseImageProcessor, data: DataPlan) -> PreparedImage:
+    """An RGB image, resized, cut and normalised as a stage says. Raises CannotPrepare as `check_size`."""
     check_size(image.size, processor, data)
     if data.image_aspect_ratio != "anyres":
         ratio = data.image_aspect_ratio
@@ -99,7 +99,7 @@ def prepare_picture(image: Image.Image, processor: BaseImageProcessor, data: Dat
 
 
 def check_size(size: Size, processor: BaseImageProcessor, data: DataPlan) -> None:
-    """Raise CannotPrepare when what a stage makes of a picture of that size is too large."""
+    """Raise CannotPrepare when what a stage makes of an image of that size is too large."""
     if data.image_aspect_ratio != "anyres":
         check_preparation(size, processor, image_aspect_ratio=data.image_aspect_ratio)
         return
@@ -125,14 +125,14 @@ def any_res_processor(processor: BaseImageProcessor) -> LlavaNextImageProcessorP
 
 
 def check_crops(data: DataPlan, processor: BaseImageProcessor, image_px: int) -> None:
-    """Raise RecipeError unless grids consist of pictures of the tower's size, and the processor makes such.
+    """Raise RecipeError unless grids consist of images of the tower's size, and the processor makes such.
 
     A plan has seen to the grids where it knew the tower.
     """
     problems = [*pinpoint_problems(data, image_px=image_px, path=("stages",))]
     made = crop_px(processor)
     if made != image_px:
-        message = "`anyres` needs an image processor that makes pictures of the tower's size"
+        message = "`anyres` needs an image processor that makes images of the tower's size"
         found = f"it makes {made} × {made} pixels, the tower takes {image_px} × {image_px}"
         problems.append(
             Problem(

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_recipes.data.conversation import Record
-from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_picture
-from llava_recipes.data.images import BadImage, open_pictures
+from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_image
+from llava_recipes.data.images import BadImage, open_images
 from llava_recipes.data.order import Grouping
 from llava_recipes.data.prompts import IGNORED, Encoded, Prompts
 from llava_recipes.data.records import open_records
@@ -24,8 +24,8 @@ from llava_recipes.plan.types import DataPlan
 
 logger = logging.getLogger(__name__)
 
-PICTURE_WORDS = 128
-"""What a picture adds to a sample's words with `group_by: length`, as in the original."""
+IMAGE_WORDS = 128
+"""What an image adds to a sample's words with `group_by: length`, as in the original."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,26 @@ class Sample:
 
     input_ids  int64[T]  -200 where an image goes
     labels     int64[T]  -100 where nothing is learned
-    pictures   one for each image, in reading order
+    images   one for each image, in reading order
     """
 
     index: int
     id: str
     input_ids: Tensor
     labels: Tensor
-    pictures: tuple[PreparedImage, ...]
+    images: tuple[PreparedImage, ...]
 
 
 class BadImageError(SampleError):
-    """A sample whose picture cannot be used."""
+    """A sample whose image cannot be used."""
 
 
 class StageDataset(Dataset[Sample]):
     """The samples of a stage, in the order of its sources.
 
     Asking for a sample raises SampleError, with index, id and line, when its record is not well formed, when
-    nothing in it is learned, or, with `on_bad_image: error`, when its picture cannot be used. With `skip` the
-    next sample whose pictures are good takes its place, and `skipped` remembers it.
+    nothing in it is learned, or, with `on_bad_image: error`, when its image cannot be used. With `skip` the
+    next sample whose images are good takes its place, and `skipped` remembers it.
     With `lazy_preprocess: false` every conversation is tokenised here, at once.
     """
 
@@ -83,7 +83,7 @@ class StageDataset(Dataset[Sample]):
         by_modality = self.data.group_by == "modality_length"
         lengths = self.records.lengths()
         if not by_modality:
-            lengths = [length + PICTURE_WORDS if length > 0 else -length for length in lengths]
+            lengths = [length + IMAGE_WORDS if length > 0 else -length for length in lengths]
         return Grouping(lengths, batch_size=batch_size, num_shares=num_shares, by_modality=by_modality)
 
     def __getitem__(self, index: int) -> Sample:
@@ -103,11 +103,11 @@ class StageDataset(Dataset[Sample]):
         )
 
     def read(self, index: int) -> Sample:
-        """The sample itself, whatever `on_bad_image` says: BadImageError where its picture cannot be used."""
+        """The sample itself, whatever `on_bad_image` says: BadImageError where its image cannot be used."""
         record = self.records[index]
         encoded = self._encodings.encoding(index) if self._encodings else self.encoding(record)
         try:
-            pictures = self._pictures(record)
+            images = self._images(record)
         except BadImage as error:
             hint = "repair it (a run goes on with `--resume`), or start a new run with `on_bad_image: skip`"
             problem = self._problem(
@@ -119,7 +119,7 @@ class StageDataset(Dataset[Sample]):
             id=record.id,
             input_ids=torch.tensor(encoded.input_ids),
             labels=torch.tensor(encoded.labels),
-            pictures=pictures,
+            images=images,
         )
 
     @property
@@ -151,9 +151,9 @@ class StageDataset(Dataset[Sample]):
         mark = self.records.mark(record.index)
         return sample_problem(record.index, record.id, message, code=code, mark=mark, found=found, hint=hint)
 
-    def _pictures(self, record: Record) -> tuple[PreparedImage, ...]:
-        prepare = partial(prepare_picture, processor=self.image_processor, data=self.data)
-        return tuple(open_pictures(self.records, record, prepare))
+    def _images(self, record: Record) -> tuple[PreparedImage, ...]:
+        prepare = partial(prepare_image, processor=self.image_processor, data=self.data)
+        return tuple(open_images(self.records, record, prepare))
 
     def _note_skipped(self, index: int, error: BadImageError) -> None:
         if self._skipped[index]:
@@ -197,8 +197,8 @@ class Preview:
 
     def image_tokens(self, sample: Sample) -> list[int]:
         """Tokens of each of a sample's images."""
-        return [self.layout.num_tokens(picture) for picture in sample.pictures]
+        return [self.layout.num_tokens(image) for image in sample.images]
 
     def length(self, sample: Sample) -> int:
         """Tokens of a sample with its images expanded, before the cut at `max_length`."""
-        return len(sample.input_ids) - len(sample.pictures) + sum(self.image_tokens(sample))
+        return len(sample.input_ids) - len(sample.images) + sum(self.image_tokens(sample))

@@ -80,7 +80,7 @@ Taken = TypeVar("Taken")
 
 
 class BadImage(Exception):
-    """A picture that cannot be used: which file, and why."""
+    """An image that cannot be used: which file, and why."""
 
     def __init__(self, file: str, reason: str) -> None:
         super().__init__(f"{file}: {reason}")
@@ -88,7 +88,7 @@ class BadImage(Exception):
 
 
 def read_prepared(folder: str, name: str, prepare: Callable[[Image.Image], Result]) -> Result:
-    """What `prepare` makes of a picture in RGB, as stored.
+    """What `prepare` makes of an image in RGB, as stored.
 
     EXIF rotation is ignored and transparency dropped, as in the original. Raises BadImage when the path
     leaves the folder (also through a link), when the file is missing, truncated or no image of a known
@@ -99,7 +99,7 @@ def read_prepared(folder: str, name: str, prepare: Callable[[Image.Image], Resul
 
 
 def check_image(folder: str, name: str) -> Size:
-    """Width and height as stored, from a picture's first bytes: it is not decoded.
+    """Width and height as stored, from an image's first bytes: it is not decoded.
 
     Raises BadImage as `read_prepared` does, for what they tell.
     """
@@ -107,7 +107,7 @@ def check_image(folder: str, name: str) -> Size:
 
 
 def decode_prepared(data: bytes, name: str, prepare: Callable[[Image.Image], Result]) -> Result:
-    """What `prepare` makes of the picture that these bytes are, as `read_prepared`; `name` is for errors."""
+    """What `prepare` makes of the image that these bytes are, as `read_prepared`; `name` is for errors."""
     return _from_bytes(data, name, lambda image: image.convert("RGB"), prepare)
 
 
@@ -190,11 +190,11 @@ def pixel_values(
     *,
     image_aspect_ratio: Literal["square", "pad"],
 ) -> torch.Tensor:
-    """float32[C, H, W] of an RGB picture.
+    """float32[C, H, W] of an RGB image.
 
-    `square` leaves resizing and cropping to the image processor, `pad` first centres the picture on a square
-    of the processor's mean colour. The picture is always given as height, width, channel: the original reads
-    pictures 3 px high as channel first under `square`.
+    `square` leaves resizing and cropping to the image processor, `pad` first centres the image on a square
+    of the processor's mean colour. The image is always given as height, width, channel: the original reads
+    images 3 px high as channel first under `square`.
     """
     settings = {}
     if image_aspect_ratio == "pad":
@@ -215,7 +215,7 @@ def pixel_values(
 
 
 def mean_colour(processor: BaseImageProcessor) -> tuple[int, int, int]:
-    """The colour around a padded picture, 0 to 255 per channel, rounded down as in the original."""
+    """The colour around a padded image, 0 to 255 per channel, rounded down as in the original."""
     means = processor.to_dict().get("image_mean")
     try:
         red, green, blue = (int(mean * 255) for mean in cast(list[float], means))
@@ -274,7 +274,7 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
                 code="image-processor-missing",
                 path=(*_TOWER, "source"),
                 found=str(folder),
-                hint="its pictures are resized and normalised by it; copy it beside the weights",
+                hint="its images are resized and normalised by it; copy it beside the weights",
             )
         )
     path = (*_TOWER, "source")
@@ -297,9 +297,9 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
 
 
 def _try_out(processor: BaseImageProcessor) -> None:
-    """Prepare a small picture: settings of a wrong kind show when they are used.
+    """Prepare a small image: settings of a wrong kind show when they are used.
 
-    Raises what transformers does, and ValueError where no picture of three channels and finite values comes.
+    Raises what transformers does, and ValueError where no image of three channels and finite values comes.
     """
     settings = processor.to_dict()
     for name in ("size", "crop_size", "pad_size"):
@@ -316,13 +316,13 @@ def _try_out(processor: BaseImageProcessor) -> None:
         raise ValueError(f"`image_mean` is {means}: values are from 0 to 1")
     pixels = _of_grey(processor)
     if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.isfinite().all():
-        raise ValueError(f"a grey picture becomes {list(pixels.shape)}, not three channels of finite values")
+        raise ValueError(f"a grey image becomes {list(pixels.shape)}, not three channels of finite values")
     if is_each:
         _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
 
 
 def prepared_px(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width of what a processor makes of a square picture."""
+    """Height and width of what a processor makes of a square image."""
     height, width = _of_grey(processor).shape[1:]
     return height, width
 
@@ -330,7 +330,7 @@ def prepared_px(processor: BaseImageProcessor) -> tuple[int, int]:
 def _of_grey(processor: BaseImageProcessor) -> torch.Tensor:
     grey = Image.new("RGB", (8, 8), (128, 128, 128))
     pixels = pixel_values(grey, processor, image_aspect_ratio="square")
-    # LLaVA-NeXT's own processor makes several pictures of one, each of the tower's size.
+    # LLaVA-NeXT's own processor makes several images of one, each of the tower's size.
     return pixels[0] if pixels.dim() == 4 else pixels
 
 
@@ -409,16 +409,16 @@ def _path_inside(folder: str, name: str) -> str:
     return path
 
 
-def open_pictures(
+def open_images(
     records: Records,
     record: Record,
     prepare: Callable[[Image.Image], Result],
     *,
     numbers: Iterable[int] | None = None,
 ) -> list[Result]:
-    """What `prepare` makes of every picture of a record in RGB, in reading order, or of those with `numbers`.
+    """What `prepare` makes of every image of a record in RGB, in reading order, or of those with `numbers`.
 
-    The one way from a record to its pictures, for training and for all that looks at data. Raises BadImage.
+    The one way from a record to its images, for training and for all that looks at data. Raises BadImage.
     """
     return _each(
         records,
@@ -430,7 +430,7 @@ def open_pictures(
 
 
 def check_record_image(records: Records, record: Record, number: int) -> Size:
-    """Width and height of a record's picture, from its first bytes: it is not decoded. Raises BadImage."""
+    """Width and height of a record's image, from its first bytes: it is not decoded. Raises BadImage."""
     (size,) = _each(records, record, (number,), from_bytes=check_image_bytes, from_folder=check_image)
     return size
 
@@ -443,7 +443,7 @@ def _each(
     from_bytes: Callable[[bytes, str], Result],
     from_folder: Callable[[str, str], Result],
 ) -> list[Result]:
-    held = records.pictures(record.index) if record.embedded and record.images else ()
+    held = records.images(record.index) if record.embedded and record.images else ()
     found = []
     for number in numbers:
         name = record.images[number]

@@ -20,7 +20,7 @@ class Grouping:
     """What a grouped order is made from.
 
     `num_shares` is processes × accumulation steps: the original spreads a step's samples over as many batches
-    of like length. With `by_modality` samples with and without pictures keep apart.
+    of like length. With `by_modality` samples with and without images keep apart.
     """
 
     lengths: Sequence[int]
@@ -36,12 +36,12 @@ class Grouping:
         """
         if not self.by_modality:
             return self._by_length(self.lengths, between)
-        with_picture = [index for index, length in enumerate(self.lengths) if length > 0]
+        with_image = [index for index, length in enumerate(self.lengths) if length > 0]
         text_only = [index for index, length in enumerate(self.lengths) if length <= 0]
-        if not with_picture or not text_only:
+        if not with_image or not text_only:
             return self._by_length(self.lengths, between)
         kinds = []
-        for members in (with_picture, text_only):
+        for members in (with_image, text_only):
             inner = self._by_length([abs(self.lengths[index]) for index in members], within)
             kinds.append(self._steps([members[index] for index in inner]))
         # What is left over of both kinds makes the last step together, in the order of the data.

@@ -1,4 +1,4 @@
-"""Records and pictures in Parquet files, read a row group at a time."""
+"""Records and images in Parquet files, read a row group at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_GROUP_BYTES: Final = 2**30
 """Largest row group that is read: each process holds one of them at a time."""
 
 _CONVERSATIONS = ("conversations", "messages")
-_PICTURES = ("image", "images")
+_IMAGES = ("image", "images")
 _SHARD = re.compile(r"(.+?)-\d+-of-\d+(-[0-9a-f]+)?\.parquet")
 
 
@@ -41,9 +41,9 @@ class _Group:
 class ParquetFiles:
     """Rows of Parquet files as records: those of a file, a folder, or a pattern such as `train-*.parquet`.
 
-    Columns: `conversations` or `messages`, `image` or `images`, `id`; others are not read. A picture is a
+    Columns: `conversations` or `messages`, `image` or `images`, `id`; others are not read. An image is a
     path, its bytes, or both in a struct `{bytes, path}`. Only where row groups stand is kept; the last one
-    read is held by each process, the pictures apart from the texts. Raises RecipeError when a file is
+    read is held by each process, the images apart from the texts. Raises RecipeError when a file is
     missing, is no Parquet file, lacks its columns, or has row groups of more than MAX_GROUP_BYTES.
     """
 
@@ -58,7 +58,7 @@ class ParquetFiles:
         self._ends = list(accumulate(group.num_rows for group in self._groups))
         if not self._ends or not self._ends[-1]:
             raise RecipeError(_problem(path, "the file holds no records", code="annotations-empty"))
-        self.has_pictures = bool(self._bytes)
+        self.has_images = bool(self._bytes)
         self._lengths = array("q", map(word_length, self._all()) if measure else ())
 
     def __len__(self) -> int:
@@ -69,19 +69,19 @@ class ParquetFiles:
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Words of each record's conversation, negative without a picture; empty unless `measure` was set."""
+        """Words of each record's conversation, negative without an image; empty unless `measure` was set."""
         return self._lengths
 
     def values(self, index: int) -> dict[str, object]:
-        """What one row holds, but for the bytes of its pictures."""
+        """What one row holds, but for the bytes of its images."""
         return _without_bytes(self._row(index, "texts"))
 
-    def pictures(self, index: int) -> tuple[bytes | None, ...]:
-        """The bytes of a row's pictures, None for one that has a path alone."""
+    def images(self, index: int) -> tuple[bytes | None, ...]:
+        """The bytes of a row's images, None for one that has a path alone."""
         if not self._bytes:
             return ()
         (held,) = [value for value in self._row(index, "bytes").values() if value is not None] or [[]]
-        return tuple(_bytes(picture) for picture in (held if isinstance(held, list) else [held]))
+        return tuple(_bytes(image) for image in (held if isinstance(held, list) else [held]))
 
     def mark(self, index: int) -> Mark:
         """The file, and the row in it counted from 0."""
@@ -102,10 +102,10 @@ class ParquetFiles:
                 _problem(file, "cannot be read as a Parquet file", code="parquet-unreadable", found=found)
             ) from None
         leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-        texts, pictures = _columns(file, schema, leaves)
+        texts, images = _columns(file, schema, leaves)
         if is_first:
-            self._texts, self._bytes = texts, pictures
-        elif (texts, pictures) != (self._texts, self._bytes):
+            self._texts, self._bytes = texts, images
+        elif (texts, images) != (self._texts, self._bytes):
             found = f"{self._groups[0].file if self._groups else self.path} has others"
             raise RecipeError(
                 _problem(file, "the files do not have the same columns", code="columns-differ", found=found)
@@ -198,7 +198,7 @@ def _files(path: str) -> list[str]:
 
 
 def _columns(file: str, schema: pa.Schema, leaves: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The leaf columns that hold texts and paths, and those that hold the bytes of pictures."""
+    """The leaf columns that hold texts and paths, and those that hold the bytes of images."""
     names = set(schema.names)
     if not names & set(_CONVERSATIONS):
         hint = "it needs `conversations` (list of {from, value}) or `messages` (list of {role, content})"
@@ -212,7 +212,7 @@ def _columns(file: str, schema: pa.Schema, leaves: Sequence[str]) -> tuple[tuple
                 hint=hint,
             )
         )
-    given = [name for name in _PICTURES if name in names]
+    given = [name for name in _IMAGES if name in names]
     if len(given) == 2:
         raise RecipeError(
             _problem(
@@ -223,24 +223,24 @@ def _columns(file: str, schema: pa.Schema, leaves: Sequence[str]) -> tuple[tuple
             )
         )
     if given:
-        _check_pictures(file, given[0], schema.field(given[0]).type)
+        _check_images(file, given[0], schema.field(given[0]).type)
     wanted = {"id", *_CONVERSATIONS, *given}
-    texts, pictures = [], []
+    texts, images = [], []
     for leaf in leaves:
         root, _, inner = leaf.partition(".")
         if root not in wanted:
             continue
-        if root not in _PICTURES or inner.endswith("path") or not _holds_bytes(schema.field(root).type):
+        if root not in _IMAGES or inner.endswith("path") or not _holds_bytes(schema.field(root).type):
             texts.append(leaf)
         else:
-            pictures.append(leaf)
+            images.append(leaf)
             if not any(other.endswith("path") and other.startswith(f"{root}.") for other in leaves):
-                # Whether there is a picture is told by its bytes alone.
+                # Whether there is an image is told by its bytes alone.
                 texts.append(leaf)
-    return tuple(texts), tuple(pictures)
+    return tuple(texts), tuple(images)
 
 
-def _check_pictures(file: str, name: str, kind: pa.DataType) -> None:
+def _check_images(file: str, name: str, kind: pa.DataType) -> None:
     one = kind.value_type if _is_list(kind) else kind
     if pa.types.is_string(one) or pa.types.is_large_string(one) or _is_binary(one) or pa.types.is_null(one):
         return
@@ -249,11 +249,11 @@ def _check_pictures(file: str, name: str, kind: pa.DataType) -> None:
         "path",
     }:
         return
-    hint = "a picture is a path, its bytes, or a struct {bytes, path}; one of them or a list"
+    hint = "an image is a path, its bytes, or a struct {bytes, path}; one of them or a list"
     raise RecipeError(
         _problem(
             file,
-            f"the column `{name}` holds no pictures",
+            f"the column `{name}` holds no images",
             code="column-without-images",
             found=str(kind),
             hint=hint,
@@ -275,18 +275,18 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _without_bytes(values: dict[str, object]) -> dict[str, object]:
-    """The row with an empty struct for each picture that is bytes alone."""
-    for name in _PICTURES:
-        picture = values.get(name)
-        if isinstance(picture, bytes):
+    """The row with an empty struct for each image that is bytes alone."""
+    for name in _IMAGES:
+        image = values.get(name)
+        if isinstance(image, bytes):
             values[name] = {}
-        elif isinstance(picture, list):
-            values[name] = [{} if isinstance(each, bytes) else each for each in picture]
+        elif isinstance(image, list):
+            values[name] = [{} if isinstance(each, bytes) else each for each in image]
     return values
 
 
-def _bytes(picture: object) -> bytes | None:
-    value = picture.get("bytes") if isinstance(picture, dict) else picture
+def _bytes(image: object) -> bytes | None:
+    value = image.get("bytes") if isinstance(image, dict) else image
     return value if isinstance(value, bytes) else None
 
 

@@ -1,4 +1,4 @@
-"""The records of a stage: who says what about which picture, read one at a time."""
+"""The records of a stage: who says what about which image, read one at a time."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ def _is_text(line: bytes) -> bool:
 class RecordFile(Protocol):
     """Records of a file, by their place in it; what it keeps in memory is small, and shared when forked.
 
-    With `has_pictures` the pictures themselves may lie in the file.
+    With `has_images` the images themselves may lie in the file.
     """
 
     path: str
-    has_pictures: bool
+    has_images: bool
 
     def __len__(self) -> int: ...
 
@@ -127,7 +127,7 @@ class RecordFile(Protocol):
 
     def values(self, index: int) -> dict[str, object]: ...
 
-    def pictures(self, index: int) -> tuple[bytes | None, ...]: ...
+    def images(self, index: int) -> tuple[bytes | None, ...]: ...
 
     def mark(self, index: int) -> Mark: ...
 
@@ -242,7 +242,7 @@ class Records(Sequence[Record]):
         source, position = self._place(index)
         values = source.file.values(position)
         try:
-            return parse_record(values, index=index, folder=source.folder, embedded=source.file.has_pictures)
+            return parse_record(values, index=index, folder=source.folder, embedded=source.file.has_images)
         except MalformedRecord as error:
             mark = source.file.mark(position)
             raise SampleError(
@@ -258,7 +258,7 @@ class Records(Sequence[Record]):
             ) from None
 
     def lengths(self) -> list[int]:
-        """Words of each conversation, negative without a picture; for records opened with `measure`."""
+        """Words of each conversation, negative without an image; for records opened with `measure`."""
         return [
             source.file.lengths[position]
             for source in self._sources
@@ -271,10 +271,10 @@ class Records(Sequence[Record]):
         source, position = self._place(index)
         return source.file.mark(position)
 
-    def pictures(self, index: int) -> tuple[bytes | None, ...]:
-        """The pictures of a record that lie in its annotation file, None for each that lies in the folder."""
+    def images(self, index: int) -> tuple[bytes | None, ...]:
+        """The images of a record that lie in its annotation file, None for each that lies in the folder."""
         source, position = self._place(index)
-        return source.file.pictures(position)
+        return source.file.images(position)
 
     def _place(self, index: int) -> tuple[OpenedSource, int]:
         number = bisect_right(self._ends, index)

@@ -54,7 +54,7 @@ class AnnotationFile:
     def __len__(self) -> int:
         return len(self._starts)
 
-    has_pictures = False
+    has_images = False
 
     def text(self, index: int) -> bytes:
         """One record's JSON text, UTF-8."""
@@ -65,13 +65,13 @@ class AnnotationFile:
         values: dict[str, object] = json.loads(self.text(index))
         return values
 
-    def pictures(self, index: int) -> tuple[bytes | None, ...]:
-        """Nothing: pictures of a JSON file lie in a folder."""
+    def images(self, index: int) -> tuple[bytes | None, ...]:
+        """Nothing: images of a JSON file lie in a folder."""
         return ()
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Words of each record's conversation, negative without a picture; empty unless `measure` was set."""
+        """Words of each record's conversation, negative without an image; empty unless `measure` was set."""
         return self._lengths
 
     def mark(self, index: int) -> Mark:

@@ -1,1 +1,1 @@
-"""A small world of drawn shapes: pictures, captions, the words for them, and a score."""
+"""A small world of drawn shapes: images, captions, the words for them, and a score."""

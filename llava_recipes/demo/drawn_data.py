@@ -1,4 +1,4 @@
-"""Draw one picture of the demo: a coloured shape somewhere on noisy ground."""
+"""Draw one image of the demo: a coloured shape somewhere on noisy ground."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from llava_recipes.demo.vocabulary import (
 )
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.model.assemble import Assembled, open_samples
-from llava_recipes.model.forward import picture_features
-from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
+from llava_recipes.model.forward import image_features
+from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_images, evaluating
 from llava_recipes.plan.types import DataPlan, SourcePlan
 
-PICTURE_PX = 72
+IMAGE_PX = 72
 OVERSAMPLING = 4
 NOISE_SHARE = 0.1
 RGB: dict[str, tuple[int, int, int]] = {
@@ -55,7 +55,7 @@ Combination = tuple[str, str]
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; places and lengths in pixels, the angle in radians."""
+    """What an image shows; places and lengths in pixels, the angle in radians."""
 
     colour: str
     shape: str
@@ -82,7 +82,7 @@ def all_combinations() -> tuple[Combination, ...]:
 
 
 def unseen_combinations() -> tuple[Combination, ...]:
-    """One colour of each shape that no training picture shows, all of different colours."""
+    """One colour of each shape that no training image shows, all of different colours."""
     step = len(COLOURS) // len(SHAPES)
     return tuple((COLOURS[index * step], shape) for index, shape in enumerate(SHAPES))
 
@@ -111,20 +111,20 @@ def make_scene(combination: Combination, *, seed: str) -> Scene:
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """The picture, PICTURE_PX wide and high, RGB; the same scene always gives the same pixels."""
-    edge_px = PICTURE_PX * OVERSAMPLING
-    picture = Image.new("RGB", (edge_px, edge_px), (scene.ground,) * 3)
-    pen = ImageDraw.Draw(picture)
+    """The image, IMAGE_PX wide and high, RGB; the same scene always gives the same pixels."""
+    edge_px = IMAGE_PX * OVERSAMPLING
+    image = Image.new("RGB", (edge_px, edge_px), (scene.ground,) * 3)
+    pen = ImageDraw.Draw(image)
     for outline in _outlines(scene):
         pen.polygon([(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in outline], fill=scene.rgb)
-    picture = picture.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BOX)
-    noise = random.Random(scene.noise_seed).randbytes(PICTURE_PX * PICTURE_PX * 3)
-    return Image.blend(picture, Image.frombytes("RGB", picture.size, noise), NOISE_SHARE)
+    image = image.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BOX)
+    noise = random.Random(scene.noise_seed).randbytes(IMAGE_PX * IMAGE_PX * 3)
+    return Image.blend(image, Image.frombytes("RGB", image.size, noise), NOISE_SHARE)
 
 
 def _centre_px(index: int, num_places: int, draw: random.Random) -> float:
-    """The middle of the index-th of equal parts of the picture's edge, shifted a little."""
-    return (index + 0.5) * PICTURE_PX / num_places + draw.uniform(-SHIFT_PX, SHIFT_PX)
+    """The middle of the index-th of equal parts of the image's edge, shifted a little."""
+    return (index + 0.5) * IMAGE_PX / num_places + draw.uniform(-SHIFT_PX, SHIFT_PX)
 
 
 def _tint(rgb: tuple[int, int, int], draw: random.Random) -> tuple[int, int, int]:
@@ -133,7 +133,7 @@ def _tint(rgb: tuple[int, int, int], draw: random.Random) -> tuple[int, int, int
 
 
 def _outlines(scene: Scene) -> list[list[tuple[float, float]]]:
-    """Polygons that make up the shape, turned by its angle, in picture coordinates.
+    """Polygons that make up the shape, turned by its angle, in image coordinates.
 
     Raises ValueError for a shape that nobody can draw.
     """
@@ -165,7 +165,7 @@ IMAGES, TOKENIZER = "images", "tokenizer"
 DRAWING_VERSION = 2
 """Goes up with every change to what is drawn or written, so that old folders are not taken for new ones."""
 
-PICTURES_PER_NOTES = 3
+IMAGES_PER_NOTES = 3
 
 Record = dict[str, object]
 
@@ -174,8 +174,8 @@ Record = dict[str, object]
 class DatasetSettings:
     """How much is drawn, and from which seed.
 
-    `num_held_out` pictures show combinations of colour and shape that training knows, `num_unseen` pictures
-    show combinations that no training picture has.
+    `num_held_out` images show combinations of colour and shape that training knows, `num_unseen` images
+    show combinations that no training image has.
     """
 
     num_train: int
@@ -187,7 +187,7 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A picture to be captioned, what it shows, and whether training knows the combination."""
+    """An image to be captioned, what it shows, and whether training knows the combination."""
 
     image: Path
     caption: str
@@ -218,7 +218,7 @@ def write_dataset(folder: Path, settings: DatasetSettings, *, redraw: bool) -> b
 
 
 def read_held_out(folder: Path) -> tuple[HeldOut, ...]:
-    """The held-out pictures of a dataset, in file order."""
+    """The held-out images of a dataset, in file order."""
     records = json.loads((folder / HELD_OUT).read_text("utf-8"))
     return tuple(
         HeldOut(
@@ -250,7 +250,7 @@ def _check_replaceable(folder: Path, there: object, *, redraw: bool) -> None:
     if not redraw:
         raise RecipeError(
             Problem(
-                f"{folder}: the folder holds pictures that were drawn with other settings",
+                f"{folder}: the folder holds images that were drawn with other settings",
                 code="demo-data-of-other-settings",
                 found=json.dumps(there),
                 hint="replace them with `--redraw`, or choose another folder with `--data`",
@@ -260,9 +260,9 @@ def _check_replaceable(folder: Path, there: object, *, redraw: bool) -> None:
 
 def _draw_all(folder: Path, settings: DatasetSettings) -> None:
     seen = tuple(pair for pair in all_combinations() if pair not in unseen_combinations())
-    train = _draw_pictures(folder, "train", seen, settings.num_train, settings.seed)
-    held_out = _draw_pictures(folder, "held_out", seen, settings.num_held_out, settings.seed)
-    unseen = _draw_pictures(folder, "unseen", unseen_combinations(), settings.num_unseen, settings.seed)
+    train = _draw_images(folder, "train", seen, settings.num_train, settings.seed)
+    held_out = _draw_images(folder, "held_out", seen, settings.num_held_out, settings.seed)
+    unseen = _draw_images(folder, "unseen", unseen_combinations(), settings.num_unseen, settings.seed)
     marked = [{**record, "unseen_combination": False} for record in held_out]
     marked += [{**record, "unseen_combination": True} for record in unseen]
     _write_records(folder / TRAIN, train)
@@ -272,14 +272,14 @@ def _draw_all(folder: Path, settings: DatasetSettings) -> None:
     write_tokenizer(folder / TOKENIZER)
 
 
-def _draw_pictures(
-    folder: Path, split: str, combinations: Sequence[Combination], num_pictures: int, seed: int
+def _draw_images(
+    folder: Path, split: str, combinations: Sequence[Combination], num_images: int, seed: int
 ) -> list[Record]:
     """Draw a split, every combination equally often; returns its records."""
     place = folder / IMAGES / split
     place.mkdir(parents=True)
     records = []
-    for index in range(num_pictures):
+    for index in range(num_images):
         scene = make_scene(combinations[index % len(combinations)], seed=f"{seed}/{split}/{index}")
         name = f"{split}/{index:05}.png"
         draw_scene(scene).save(folder / IMAGES / name, compress_level=1)
@@ -299,18 +299,18 @@ def _write_notes(settings: DatasetSettings) -> list[Record]:
     return records
 
 
-def _write_talks(pictures: Sequence[Record], settings: DatasetSettings) -> list[Record]:
-    """Conversations of two questions: one about each training picture, one in three about notes instead.
+def _write_talks(images: Sequence[Record], settings: DatasetSettings) -> list[Record]:
+    """Conversations of two questions: one about each training image, one in three about notes instead.
 
     The latter stand for the text-only conversations of LLaVA's own mix, and know every combination.
     """
     records = []
-    for index, record in enumerate(pictures):
+    for index, record in enumerate(images):
         draw = random.Random(f"{settings.seed}/talks/{index}")
         caption = str(_turns(record)[1]["value"])
         talk = _talk(f"talk-{index:05}", "<image>", caption, draw)
         records.append({**talk, "image": record["image"]})
-        if index % PICTURES_PER_NOTES == 0:
+        if index % IMAGES_PER_NOTES == 0:
             colour, shape = draw.choice(all_combinations())
             notes = draw_notes(colour=colour, shape=shape, draw=draw)
             records.append(_talk(f"talk-notes-{index:05}", notes.text, notes.caption, draw))
@@ -350,7 +350,7 @@ MAX_CAPTION_TOKENS = 12
 
 
 def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list[str]:
-    """The first line that the model says to each held-out picture of a dataset, in file order.
+    """The first line that the model says to each held-out image of a dataset, in file order.
 
     The prompt is what the stage's template writes before the answer; the answer itself is not shown.
     """
@@ -362,14 +362,14 @@ def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list
     said: list[str] = []
     for first in range(0, len(dataset), BATCH_SIZE):
         samples = [dataset[index] for index in range(first, min(first + BATCH_SIZE, len(dataset)))]
-        pictures = [picture for sample in samples for picture in sample.pictures]
+        images = [image for sample in samples for image in sample.images]
         with evaluating(model):
-            seen = iter(picture_features(model, pictures, layout))
+            seen = iter(image_features(model, images, layout))
             prompts = [
-                embed_with_pictures(
+                embed_with_images(
                     model,
                     sample.input_ids[sample.labels == IGNORED].tolist(),
-                    [next(seen) for _ in sample.pictures],
+                    [next(seen) for _ in sample.images],
                 )
                 for sample in samples
             ]

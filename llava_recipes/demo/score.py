@@ -1,4 +1,4 @@
-"""How often captions of the held-out pictures name colour and shape, beside chance."""
+"""How often captions of the held-out images name colour and shape, beside chance."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ NUM_EXAMPLES = 4
 class Tally:
     """How many captions name the right colour, the right shape, and both."""
 
-    num_pictures: int
+    num_images: int
     num_colour: int
     num_shape: int
     num_both: int
 
     @property
     def share_both(self) -> float:
-        return self.num_both / self.num_pictures
+        return self.num_both / self.num_images
 
 
 @dataclass(frozen=True)
 class CaptionScore:
-    """Captions of one kind of held-out pictures, after each stage by name.
+    """Captions of one kind of held-out images, after each stage by name.
 
-    `chance` is how often a guess is right: one among the combinations that training shows, or for pictures of
+    `chance` is how often a guess is right: one among the combinations that training shows, or for images of
     the others, one among all.
     """
 
-    pictures: str
+    images: str
     chance: float
     after: dict[str, Tally]
 
@@ -62,7 +62,7 @@ def count_right(said: Sequence[str], true: Sequence[str]) -> Tally:
 def score_captions(
     held_out: Sequence[HeldOut], said: Mapping[str, Sequence[str]]
 ) -> tuple[CaptionScore, CaptionScore]:
-    """Scores of the new pictures with known combinations, and of those with combinations never trained on.
+    """Scores of the new images with known combinations, and of those with combinations never trained on.
 
     `said` holds the captions that the model gave after each stage.
     """
@@ -70,7 +70,7 @@ def score_captions(
     kinds = (("known combinations", False, num_all - num_unseen), ("unseen combinations", True, num_all))
     known, unseen = (
         CaptionScore(
-            pictures=name,
+            images=name,
             chance=1 / num_guesses,
             after={
                 stage: _count_kind(held_out, captions, is_unseen=is_unseen)
@@ -85,9 +85,9 @@ def score_captions(
 def render_scores(scores: Sequence[CaptionScore]) -> str:
     """The scores as a table for a person, a column for each stage."""
     stages = [*scores[0].after]
-    head = f"{'held-out pictures':<28}{'chance':>8}" + "".join(f"{stage:>12}" for stage in stages)
+    head = f"{'held-out images':<28}{'chance':>8}" + "".join(f"{stage:>12}" for stage in stages)
     rows = [
-        f"{score.last.num_pictures:>4} of {score.pictures:<20}{score.chance:>8.1%}"
+        f"{score.last.num_images:>4} of {score.images:<20}{score.chance:>8.1%}"
         + "".join(f"{tally.share_both:>12.1%}" for tally in score.after.values())
         for score in scores
     ]
@@ -95,12 +95,12 @@ def render_scores(scores: Sequence[CaptionScore]) -> str:
 
 
 def render_examples(held_out: Sequence[HeldOut], said: Sequence[str]) -> list[str]:
-    """A few held-out pictures, spread over the file, and what the model says to them."""
+    """A few held-out images, spread over the file, and what the model says to them."""
     lines = []
     for index in range(0, len(held_out), max(1, len(held_out) // NUM_EXAMPLES)):
-        picture = held_out[index]
-        note = "  (a combination that training never showed)" if picture.is_unseen else ""
-        lines += [f"{picture.image}{note}", f"  shows  {picture.caption}", f"  said   {said[index]}"]
+        image = held_out[index]
+        note = "  (a combination that training never showed)" if image.is_unseen else ""
+        lines += [f"{image.image}{note}", f"  shows  {image.caption}", f"  said   {said[index]}"]
     return lines
 
 
@@ -115,4 +115,4 @@ def _named(words: Sequence[str], caption: str) -> set[str]:
 
 def _count_kind(held_out: Sequence[HeldOut], said: Sequence[str], *, is_unseen: bool) -> Tally:
     kept = [pair for pair in zip(said, held_out, strict=True) if pair[1].is_unseen == is_unseen]
-    return count_right([caption for caption, _ in kept], [picture.caption for _, picture in kept])
+    return count_right([caption for caption, _ in kept], [image.caption for _, image in kept])

@@ -50,7 +50,7 @@ REPEAT_SHARE = 0.4
 
 
 def caption_of(*, size: str, colour: str, shape: str, row: str, column: str) -> str:
-    """The one sentence that describes a picture."""
+    """The one sentence that describes an image."""
     return f"a {size} {colour} {shape} at the {row} {column}"
 
 

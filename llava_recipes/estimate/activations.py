@@ -46,7 +46,7 @@ _SHARED_INPUTS = (
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One forward pass: samples, their padded length, label tokens in all, pictures that the tower sees."""
+    """One forward pass: samples, their padded length, label tokens in all, images that the tower sees."""
 
     num_samples: int
     length: int

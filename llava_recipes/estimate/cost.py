@@ -131,11 +131,11 @@ class Tokens:
     image: Annotated[
         int,
         Field(
-            description="Image tokens of one sample; one picture each is assumed, with `anyres` a photograph "
+            description="Image tokens of one sample; one image each is assumed, with `anyres` a photograph "
             "of 640 × 480 pixels."
         ),
     ]
-    crops: Annotated[int, Field(description="Pictures of one sample that the tower sees.")]
+    crops: Annotated[int, Field(description="Images of one sample that the tower sees.")]
     text: Annotated[
         int, Field(description="Text tokens of a usual sample; assumed by template, or as given.")
     ]
@@ -195,7 +195,7 @@ def count_tokens(
     has_images = any(source.may_hold_images for source in stage.data.sources)
     counts = stage.data.image_counts
     image, crops = (counts.usual_tokens, counts.usual_crops) if counts else (sizes.image_tokens, 1)
-    # A picture that is cut at the longest length is seen whole by the tower.
+    # An image that is cut at the longest length is seen whole by the tower.
     image, crops = (min(image, stage.data.max_length), crops) if has_images else (0, 0)
     text, labels = TEXT_TOKENS["plain" if stage.data.template == "plain" else "v1"]
     text = text if text_tokens is None else text_tokens

@@ -1,4 +1,4 @@
-"""Whether an export says what its run says: to the same prompt and picture, computed in float32."""
+"""Whether an export says what its run says: to the same prompt and image, computed in float32."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from llava_recipes.data.crops import prepare_picture
+from llava_recipes.data.crops import prepare_image
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.templates import IMAGE, Turn
 from llava_recipes.use.opened import OpenedRun
 
-QUESTION = "What is in this picture?"
+QUESTION = "What is in this image?"
 TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run makes of the prompt and the picture.
+    """What a run makes of the prompt and the image.
 
-    input_ids     int64[T]  -200 on every position that the picture takes
-    pixel_values  float32[M, C, H, W]  the picture, with `anyres` its crops too
+    input_ids     int64[T]  -200 on every position that the image takes
+    pixel_values  float32[M, C, H, W]  the image, with `anyres` its crops too
     places        int64[K]  which of their features each position takes, -1 for the newline
     logits        float32[T, V]
     """
@@ -39,8 +39,8 @@ class Expected:
     logits: Tensor
 
 
-def drawn_picture() -> Image.Image:
-    """A picture with smooth and sharp parts, wider than high, the same every time."""
+def drawn_image() -> Image.Image:
+    """An image with smooth and sharp parts, wider than high, the same every time."""
     rows, columns = np.mgrid[0:160, 0:240]
     pixels = np.stack([rows, columns, (rows * columns) // 40], axis=-1) % 256
     pixels[40:90, 60:140] = (230, 40, 60)
@@ -54,7 +54,7 @@ def expected_of(run: OpenedRun) -> Expected:
     question = IMAGE if run.data.template == "plain" else f"{IMAGE}\n{QUESTION}"
     prompt_ids = prompts.encode_prompt([Turn("human", question)], has_image=True)
     layout = assembled.image_layout(run.data)
-    prepared = prepare_picture(drawn_picture(), assembled.image_processor, run.data)
+    prepared = prepare_image(drawn_image(), assembled.image_processor, run.data)
     input_ids = expanded(prompt_ids, layout.num_tokens(prepared))
     places = layout.places(prepared)
     logits = own_logits(assembled.model, input_ids, prepared.crops, places)
@@ -71,7 +71,7 @@ def expected_of(run: OpenedRun) -> Expected:
 
 
 def expanded(prompt_ids: Sequence[int], num_image_tokens: int) -> Tensor:
-    """int64[T]: every -200 of a prompt as often as a picture takes positions."""
+    """int64[T]: every -200 of a prompt as often as an image takes positions."""
     return torch.tensor(
         [token for id in prompt_ids for token in [id] * (num_image_tokens if id == IMAGE_ID else 1)]
     )

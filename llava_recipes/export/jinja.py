@@ -145,7 +145,7 @@ def jinja_of(
     end_of_answer  the tokenizer's end-of-sequence text
     system_prompt  in place of the template's own
     start_end      put `<im_start>` and `<im_end>` around every image
-    after_image    written after every `<image>`: a space, for tokenizers that spell the text behind a picture
+    after_image    written after every `<image>`: a space, for tokenizers that spell the text behind an image
                    as the beginning of a text and have to be told
     before_all     written before everything: a space, for llama.cpp where it has to leave out its own
     """
@@ -195,7 +195,7 @@ def wrapped(
     before_all: str = "",
     reader: Reader = "hf",
 ) -> str:
-    """A tokenizer's own chat template, made to take messages with pictures."""
+    """A tokenizer's own chat template, made to take messages with images."""
     before, behind = (IMAGE_START, IMAGE_END) if start_end else ("", after_image)
     message = "" if system_prompt is None else f"{{'role': 'system', 'content': {_literal(system_prompt)}}}"
     constants = _constants({"BEFORE_IMAGE": before, "BEHIND_IMAGE": behind})

@@ -80,8 +80,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 model = LlavaForConditionalGeneration.from_pretrained("PATH", device_map="auto")
 processor = AutoProcessor.from_pretrained("PATH")
 messages = [{"role": "user", "content": [
-    {"type": "image", "image": "picture.jpg"},
-    {"type": "text", "text": "What is in this picture?"},
+    {"type": "image", "image": "image.jpg"},
+    {"type": "text", "text": "What is in this image?"},
 ]}]
 inputs = processor.apply_chat_template(
     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -103,7 +103,7 @@ at its default, false.
 }
 _USE = {
     "hf": _HF_USE,
-    "llava": '```sh\nllava-recipe chat PATH --image picture.jpg "What is in this picture?"\n```\n',
+    "llava": '```sh\nllava-recipe chat PATH --image image.jpg "What is in this image?"\n```\n',
     "gguf-ready": "",
 }
 
@@ -168,14 +168,14 @@ def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float, fo
         ("tower's features", f"layer {plan.vision_tower.select_layer}, {plan.vision_tower.select_feature}"),
         ("projector", plan.projector.type),
         ("prompts", run.data.wording),
-        ("pictures", run.data.image_aspect_ratio),
+        ("images", run.data.image_aspect_ratio),
         ("weights", stored),
         ("made with", f"llava-recipes {__version__}, transformers {version('transformers')}"),
     ]
     table = "\n".join(f"| {name} | {inline(value)} |" for name, value in rows)
     return (
         f"# {inline(_name(run))}\n\nA LLaVA model in {LAYOUTS[layout]}.\n\n| | |\n|---|---|\n{table}\n\n"
-        f"Read back after it was written: on a fixed prompt and picture its logits differ from the run's by "
+        f"Read back after it was written: on a fixed prompt and image its logits differ from the run's by "
         f"{say_number(difference, digits=2)} of the largest, in float32, with weights rounded to {stored} "
         "on both sides.\n"
     )
@@ -228,7 +228,7 @@ def _data(stage: StagePlan) -> str:
     lines = [
         f"- {code(last_part(source.annotations))}"
         + (f", {source.num_samples:,} samples" if source.num_samples is not None else "")
-        + (f", pictures in {code(last_part(source.images))}" if source.images else "")
+        + (f", images in {code(last_part(source.images))}" if source.images else "")
         for source in stage.data.sources
     ]
     return "Data:\n\n" + "\n".join(lines) + "\n"

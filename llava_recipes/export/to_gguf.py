@@ -34,12 +34,12 @@ NEWLINE = original_name(IMAGE_NEWLINE)
 LANGUAGE, VISION, PROJECTOR = "language_model", "vit", "llava.projector"
 
 _RATIOS = {
-    "pad": "llama.cpp resizes pictures and then pads them to a square; this model was trained on pictures "
+    "pad": "llama.cpp resizes images and then pads them to a square; this model was trained on images "
     "padded first, so that those that aren't square look a little different to it there.",
-    "square": "llama.cpp pads pictures to a square; this model was trained on their middle, so that pictures "
+    "square": "llama.cpp pads images to a square; this model was trained on their middle, so that images "
     "that are not square look different to it there.",
-    "anyres": "llama.cpp cuts pictures into the same crops; it keeps the padding and puts no newline behind "
-    "a row, which this model was trained with, so that pictures look a little different to it there.",
+    "anyres": "llama.cpp cuts images into the same crops; it keeps the padding and puts no newline behind "
+    "a row, which this model was trained with, so that images look a little different to it there.",
 }
 _README = Text("""\
 # For llama.cpp
@@ -55,7 +55,7 @@ python tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py -m $$EXPORT/$vi
     --llava-projector $$EXPORT/$vision/$projector --output-dir $$EXPORT/$vision --clip-model-is-vision \\
     --image-mean $mean --image-std $std
 llama-mtmd-cli -m $$EXPORT/$language/model-f16.gguf --mmproj $$EXPORT/$vision/mmproj-model-f16.gguf \\
-    --jinja --temp 0 --image PICTURE -p "What is in this picture?"
+    --jinja --temp 0 --image IMAGE -p "What is in this image?"
 ```
 
 $ratio

@@ -34,7 +34,7 @@ from llava_recipes.data.crops import any_res_processor
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.data.tokenizer import with_mean_rows
 from llava_recipes.errors import Problem, RecipeError
-from llava_recipes.export.checking import QUESTION, Expected, check_logits, drawn_picture, in_float32
+from llava_recipes.export.checking import QUESTION, Expected, check_logits, drawn_image, in_float32
 from llava_recipes.export.jinja import chat_template_of
 from llava_recipes.export.public_names import public_name, without_paths
 from llava_recipes.export.refusing import check_allowed
@@ -72,7 +72,7 @@ def next_config(config: LlavaConfig, spread: AnyRes) -> LlavaNextConfig:
 
 
 def next_image_processor(processor: BaseImageProcessor, spread: AnyRes) -> LlavaNextImageProcessorPil:
-    """transformers' image processor that cuts pictures as `prepare_picture` does."""
+    """transformers' image processor that cuts images as `prepare_image` does."""
     settings = {**any_res_processor(processor).to_dict(), "image_grid_pinpoints": height_first(spread)}
     made: LlavaNextImageProcessorPil = LlavaNextImageProcessorPil.from_dict(settings)
     return made
@@ -111,7 +111,7 @@ class HfExport:
             if parameter is embeddings or parameter is head
             else Piece(hf_name(name), tuple(parameter.shape), lambda parameter=parameter: parameter)  # type: ignore[misc]
             for name, parameter in canonical_parameters(self._model).items()
-            # A model whose last stage takes pictures of one size has no use for the newline.
+            # A model whose last stage takes images of one size has no use for the newline.
             if name != IMAGE_NEWLINE or self._spread is not None
         ]
 
@@ -136,7 +136,7 @@ class HfExport:
         Raises RecipeError when prompt, pixels or logits are not the run's.
         """
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        content = [{"type": "image", "image": drawn_picture()}]
+        content = [{"type": "image", "image": drawn_image()}]
         if self._run.data.template != "plain":
             content.append({"type": "text", "text": QUESTION})
         shown = [_without_image(part) for part in content]
@@ -154,11 +154,11 @@ class HfExport:
         ours = expected.input_ids.masked_fill(expected.input_ids == IMAGE_ID, image_id)
         if theirs.tolist() != ours.tolist():
             raise _other_prompt(self._tokenizer, ours.tolist(), theirs.tolist())
-        # LLaVA-NeXT's processor puts the crops of each picture in a dimension of their own.
+        # LLaVA-NeXT's processor puts the crops of each image in a dimension of their own.
         pixels = inputs["pixel_values"].reshape(expected.pixel_values.shape)
         apart = float((pixels - expected.pixel_values).abs().max())
         if apart > 1e-6:
-            message = "the processor of this layout prepares pictures otherwise than the run"
+            message = "the processor of this layout prepares images otherwise than the run"
             raise RecipeError(
                 Problem(
                     message,
@@ -193,7 +193,7 @@ class HfExport:
     def _write_processor(self, folder: Path, config: LlavaConfig | LlavaNextConfig) -> None:
         tower = vision_half(config)
         kind = LlavaProcessor if self._spread is None else LlavaNextProcessor
-        # Tokenizers that spell the text behind a picture as a beginning need a space to do so here.
+        # Tokenizers that spell the text behind an image as a beginning need a space to do so here.
         for after_image in ("", " "):
             processor = kind(
                 image_processor=_image_processor(self._run, self._spread),
@@ -207,7 +207,7 @@ class HfExport:
                 break
         self._tokenizer.padding_side = "left"
         processor.save_pretrained(folder)
-        # Older versions of transformers, and other programs, look for the picture's settings here.
+        # Older versions of transformers, and other programs, look for the image's settings here.
         processor.image_processor.save_pretrained(folder)
         _name_plain_tokenizer(folder)
 
@@ -274,7 +274,7 @@ def _grown(num_rows: int, num_tokens: int) -> int:
 
 
 def _image_processor(run: OpenedRun, spread: AnyRes | None) -> BaseImageProcessor:
-    """The run's own, one that pads to a square first, or one that cuts pictures into crops."""
+    """The run's own, one that pads to a square first, or one that cuts images into crops."""
     own = run.assembled.image_processor
     if spread is not None:
         return next_image_processor(own, spread)

@@ -112,7 +112,7 @@ _NEEDLESS: Mapping[str, str] = MappingProxyType(
         "local_rank": "`llava-recipe run` starts the processes",
         "attn_implementation": "the fastest attention at hand is used; the numbers are the same",
         "tokenizer_use_fast": "the token ids are those of the slow tokenizer",
-        "is_multimodal": "a source with `images` holds pictures",
+        "is_multimodal": "a source with `images` holds images",
         "save_safetensors": "both forms are written",
         "logging_strategy": "`logging_steps` counts steps",
         "logging_first_step": "with `logging_steps: 1` every step is logged",
@@ -368,13 +368,13 @@ def _tell_order(flags: Flags, *, is_next: bool) -> None:
 
 
 def _has_newline(flags: Flags) -> bool:
-    """Whether the recipe's model has a learned end of a row: with pictures of one part, none is used."""
+    """Whether the recipe's model has a learned end of a row: with images of one part, none is used."""
     is_cut = flags.spell("image_aspect_ratio").startswith("anyres")
     return is_cut and "unpad" in flags.spell("mm_patch_merge_type")
 
 
 def _translate_images(flags: Flags) -> None:
-    """How LLaVA-NeXT cuts pictures and puts their features in a row; `image_aspect_ratio` is read before."""
+    """How LLaVA-NeXT cuts images and puts their features in a row; `image_aspect_ratio` is read before."""
     # Also of the kind that recipes do not have: what becomes `anyres` by hand keeps its grids.
     is_anyres = str(flags.draft.read("data.image_aspect_ratio")).startswith("anyres")
     name = "mm_patch_merge_type"
@@ -386,10 +386,10 @@ def _translate_images(flags: Flags) -> None:
     elif is_anyres:
         flags.put(name, f"data.{name}", merging)
     elif merging == "spatial_unpad":
-        why = "recipes end a row of features in pictures of several parts alone, and here each is one"
+        why = "recipes end a row of features in images of several parts alone, and here each is one"
         flags.lost(name, why)
     else:
-        flags.needless(name, "a picture of one part is put in a row as it is")
+        flags.needless(name, "an image of one part is put in a row as it is")
     name = "image_grid_pinpoints"
     grids = flags.text(name)
     if grids is None:

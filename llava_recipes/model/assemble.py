@@ -50,14 +50,14 @@ class Assembled:
     tokenizer: PreTrainedTokenizerBase
     image_processor: BaseImageProcessor
     num_image_tokens: int
-    """Features of one picture of the tower's size."""
+    """Features of one image of the tower's size."""
     language_config: dict[str, JsonValue]
     """The language model's own config as it was found, its vocabulary size with the added tokens."""
 
     def image_layout(self, data: DataPlan) -> ImageLayout:
         """How many tokens an image becomes under a stage's data settings, and which features they are.
 
-        Raises RecipeError when `anyres` cannot cut pictures into crops of the tower's size.
+        Raises RecipeError when `anyres` cannot cut images into crops of the tower's size.
         """
         image_px = vision_half(self.model.config).image_size
         if data.image_aspect_ratio == "anyres":
@@ -133,13 +133,13 @@ def skeleton_shapes(plan: ModelPlan) -> dict[str, tuple[int, ...]]:
 
 
 def _image_processor(plan: ModelPlan, image_px: int) -> BaseImageProcessor:
-    """The tower's image processor. Raises RecipeError when its pictures are not of the tower's size."""
+    """The tower's image processor. Raises RecipeError when its images are not of the tower's size."""
     processor = load_image_processor(plan.vision_tower)
     made = prepared_px(processor)
     if made != (image_px, image_px):
         raise RecipeError(
             Problem(
-                "the image processor makes pictures of another size than the vision tower takes",
+                "the image processor makes images of another size than the vision tower takes",
                 code="image-processor-other-size",
                 path=TOWER_PATH,
                 found=f"{made[0]} × {made[1]} pixels by preprocessor_config.json or `image_processor`, "

@@ -200,7 +200,7 @@ def _tower_half(config: PreTrainedConfig, path: KeyPath) -> PreTrainedConfig:
                 code="unknown-vision-tower",
                 path=path,
                 found=f"model_type {config.model_type}",
-                hint="siglip2 takes pictures of any size; one of a fixed size is "
+                hint="siglip2 takes images of any size; one of a fixed size is "
                 "google/siglip2-so400m-patch14-384"
                 if any_size
                 else None,

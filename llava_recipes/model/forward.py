@@ -66,7 +66,7 @@ def tower_features(tower: nn.Module, config: LlavaConfig, pixels_NCHW: Tensor) -
 
 
 def crop_features(model: LlavaForConditionalGeneration, pixels_NCHW: Tensor) -> Tensor:
-    """float[N, P, D]: pictures in the language model's space; no graph through a frozen tower."""
+    """float[N, P, D]: images in the language model's space; no graph through a frozen tower."""
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     with contextlib.nullcontext() if trains(tower) else torch.no_grad():
         features_NPV = tower_features(tower, model.config, pixels_NCHW)
@@ -82,21 +82,21 @@ def feature_rows(model: LlavaForConditionalGeneration, pixels_MCHW: Tensor) -> T
     return rows_RD if newline is None else newline(rows_RD)
 
 
-def picture_features(
-    model: LlavaForConditionalGeneration, pictures: Sequence[PreparedImage], layout: ImageLayout
+def image_features(
+    model: LlavaForConditionalGeneration, images: Sequence[PreparedImage], layout: ImageLayout
 ) -> list[Tensor]:
-    """float[K, D] of each picture: what the language model sees of it. The tower runs once for all."""
-    if not pictures:
+    """float[K, D] of each image: what the language model sees of it. The tower runs once for all."""
+    if not images:
         return []
     device = next(model.parameters()).device
-    rows_RD = feature_rows(model, torch.cat([picture.crops for picture in pictures]).to(device))
-    num_tokens = [layout.num_tokens(picture) for picture in pictures]
-    places = layout.feature_places(pictures, num_tokens).to(device)
+    rows_RD = feature_rows(model, torch.cat([image.crops for image in images]).to(device))
+    num_tokens = [layout.num_tokens(image) for image in images]
+    places = layout.feature_places(images, num_tokens).to(device)
     return list(rows_RD[places].split(num_tokens))
 
 
-def zero_pictures(model: LlavaForConditionalGeneration, device: torch.device) -> Tensor:
-    """float[1, C, H, W]: the picture that stands in where a batch has none."""
+def zero_images(model: LlavaForConditionalGeneration, device: torch.device) -> Tensor:
+    """float[1, C, H, W]: the image that stands in where a batch has none."""
     vision = vision_half(model.config)
     return torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size, device=device)
 
@@ -177,7 +177,7 @@ def training_forward(
     is_image         bool[B, T]   true on image placeholders
     labels           int64[B, T]  not shifted; -100 where nothing is learned. None gives float[B, T, V] logits
     attention_mask   bool[B, T]   false on padding
-    pixel_values     float[M, C, H, W]  crops of the pictures, in reading order
+    pixel_values     float[M, C, H, W]  crops of the images, in reading order
     feature_places   int64[K]     which of their features each placeholder takes; see `place_image_features`
 
     The loss is the mean over the label tokens, or their sum over `num_items_in_batch`. Computed in float32.
@@ -209,7 +209,7 @@ def embed_prompt(
     pixel_values: Tensor | None,
     feature_places: Tensor | None,
 ) -> Tensor:
-    """float[B, T, D]: token embeddings with the pictures in their places."""
+    """float[B, T, D]: token embeddings with the images in their places."""
     text_BTD: Tensor = model.get_input_embeddings()(input_ids)
     if pixel_values is None:
         return text_BTD
@@ -229,14 +229,14 @@ def _embed(
     feature_places: Tensor | None,
 ) -> Tensor:
     embeds_BTD = embed_prompt(model, input_ids, is_image, pixel_values, feature_places)
-    if pixel_values is None and _needs_pictures(model):
-        # Every process must run the same modules, and the loss must reach what trains, pictures or not.
-        unused_RD = feature_rows(model, zero_pictures(model, input_ids.device))
+    if pixel_values is None and _needs_images(model):
+        # Every process must run the same modules, and the loss must reach what trains, images or not.
+        unused_RD = feature_rows(model, zero_images(model, input_ids.device))
         embeds_BTD = embeds_BTD + 0.0 * unused_RD.sum().to(embeds_BTD.dtype)
     return embeds_BTD
 
 
-def _needs_pictures(model: LlavaForConditionalGeneration) -> bool:
+def _needs_images(model: LlavaForConditionalGeneration) -> bool:
     parts = (model.model.multi_modal_projector, model.model.vision_tower, image_newline(model))
     some_train = any(part is not None and trains(part) for part in parts)
     return some_train or is_partitioned(next(model.parameters()))

@@ -20,7 +20,7 @@ from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import Problem
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.configs import language_half
-from llava_recipes.model.forward import picture_features
+from llava_recipes.model.forward import image_features
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.templates import IMAGE, Turn
 
@@ -96,23 +96,23 @@ def continue_prompts(
     return [_before(text, end_texts).strip() for text in texts]
 
 
-def embed_with_pictures(
-    model: LlavaForConditionalGeneration, prompt_ids: Sequence[int], pictures: Sequence[Tensor]
+def embed_with_images(
+    model: LlavaForConditionalGeneration, prompt_ids: Sequence[int], images: Sequence[Tensor]
 ) -> Tensor:
-    """float[T, D]: a prompt's embeddings, each picture's features in the place of its -200.
+    """float[T, D]: a prompt's embeddings, each image's features in the place of its -200.
 
-    pictures  float[K, D] each, in reading order; K may differ
+    images  float[K, D] each, in reading order; K may differ
     """
     embeddings = model.get_input_embeddings()
     device = next(model.parameters()).device
     tags = [place for place, id in enumerate(prompt_ids) if id == IMAGE_ID]
-    assert len(tags) == len(pictures), f"{len(tags)} places for {len(pictures)} pictures"
+    assert len(tags) == len(images), f"{len(tags)} places for {len(images)} images"
     text_TD: Tensor = embeddings(
         torch.tensor([0 if id == IMAGE_ID else id for id in prompt_ids], device=device)
     )
     pieces, start = [], 0
-    for place, picture_KD in zip(tags, pictures, strict=True):
-        pieces += [text_TD[start:place], picture_KD.to(text_TD)]
+    for place, image_KD in zip(tags, images, strict=True):
+        pieces += [text_TD[start:place], image_KD.to(text_TD)]
         start = place + 1
     return torch.cat([*pieces, text_TD[start:]])
 
@@ -217,7 +217,7 @@ class _Aloud(BaseStreamer):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class PromptImage:
-    """A picture as the tower takes it, and how many tokens it becomes."""
+    """An image as the tower takes it, and how many tokens it becomes."""
 
     prepared: crops.PreparedImage
     num_tokens: int
@@ -225,18 +225,18 @@ class PromptImage:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation up to the answer, with what the projector made of its pictures.
+    """A conversation up to the answer, with what the projector made of its images.
 
-    input_ids  token ids, -200 where a picture goes
-    pictures   float[K, D] each, in reading order
+    input_ids  token ids, -200 where an image goes
+    images   float[K, D] each, in reading order
     """
 
     input_ids: tuple[int, ...]
-    pictures: tuple[Tensor, ...]
+    images: tuple[Tensor, ...]
 
 
 class Answerer:
-    """Answers as the stage taught: the same template, the same preparation of pictures.
+    """Answers as the stage taught: the same template, the same preparation of images.
 
     Raises RecipeError when the tokenizer does not go with the template.
     """
@@ -255,20 +255,20 @@ class Answerer:
         return found if isinstance(found, int) else None
 
     def prepare(self, image: Image.Image) -> PromptImage:
-        """A picture in RGB, resized and normalised as in training. Raises CannotPrepare."""
-        prepared = crops.prepare_picture(image, self.assembled.image_processor, self.data)
+        """An image in RGB, resized and normalised as in training. Raises CannotPrepare."""
+        prepared = crops.prepare_image(image, self.assembled.image_processor, self.data)
         return PromptImage(prepared, self._layout.num_tokens(prepared))
 
     @property
-    def least_picture_tokens(self) -> int:
-        """Tokens that every picture takes, whatever its shape."""
+    def least_image_tokens(self) -> int:
+        """Tokens that every image takes, whatever its shape."""
         return self._layout.least_tokens
 
-    def look(self, pictures: Sequence[PromptImage]) -> list[Tensor]:
-        """float[K, D] of each picture: what the language model sees of it. The tower runs once for all."""
+    def look(self, images: Sequence[PromptImage]) -> list[Tensor]:
+        """float[K, D] of each image: what the language model sees of it. The tower runs once for all."""
         model = self.assembled.model
         with evaluating(model):
-            return picture_features(model, [each.prepared for each in pictures], self._layout)
+            return image_features(model, [each.prepared for each in images], self._layout)
 
     def prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Token ids of a conversation that ends with a question, up to where the answer begins.
@@ -278,34 +278,34 @@ class Answerer:
         has_image = any(IMAGE in turn.text for turn in turns)
         return tuple(self._prompts.encode_prompt(turns, has_image=has_image))
 
-    def num_tokens(self, input_ids: Sequence[int], num_picture_tokens: Sequence[int]) -> int:
-        """Positions of a prompt with its pictures in it."""
-        return len(input_ids) - len(num_picture_tokens) + sum(num_picture_tokens)
+    def num_tokens(self, input_ids: Sequence[int], num_image_tokens: Sequence[int]) -> int:
+        """Positions of a prompt with its images in it."""
+        return len(input_ids) - len(num_image_tokens) + sum(num_image_tokens)
 
     def does_not_fit(
-        self, num_tokens: int, num_picture_tokens: Sequence[int], decoding: Decoding
+        self, num_tokens: int, num_image_tokens: Sequence[int], decoding: Decoding
     ) -> Problem | None:
         """What is wrong with a prompt of that length, or None when its answer fits into the context too."""
         room = self.max_positions
         max_new_tokens = decoding.max_new_tokens if decoding.must_fit else 1
         if room is None or num_tokens + max_new_tokens <= room:
             return None
-        in_pictures = sum(num_picture_tokens)
-        if in_pictures >= room:
+        in_images = sum(num_image_tokens)
+        if in_images >= room:
             return Problem(
-                "too many pictures for the model's context",
+                "too many images for the model's context",
                 code="context-too-short",
-                found=f"{len(num_picture_tokens)} pictures take {in_pictures:,} tokens, "
+                found=f"{len(num_image_tokens)} images take {in_images:,} tokens, "
                 f"the context has {room:,} (max_position_embeddings)",
-                hint="give fewer pictures",
+                hint="give fewer images",
             )
         if num_tokens >= room:
             return Problem(
                 "the prompt is too long for the model's context",
                 code="context-too-short",
-                found=f"{num_tokens:,} tokens, {in_pictures:,} of them pictures; "
+                found=f"{num_tokens:,} tokens, {in_images:,} of them images; "
                 f"the context has {room:,} (max_position_embeddings)",
-                hint="ask a shorter question or give fewer pictures; in a conversation, /reset begins anew",
+                hint="ask a shorter question or give fewer images; in a conversation, /reset begins anew",
             )
         return Problem(
             "the prompt leaves too little room for the answer",
@@ -326,7 +326,7 @@ class Answerer:
         """The model's answers, in order; see `continue_prompts`."""
         model = self.assembled.model
         with evaluating(model):
-            embedded = [embed_with_pictures(model, each.input_ids, each.pictures) for each in prompts]
+            embedded = [embed_with_images(model, each.input_ids, each.images) for each in prompts]
         return continue_prompts(
             model,
             self.assembled.tokenizer,

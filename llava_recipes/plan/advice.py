@@ -181,7 +181,7 @@ def _check_length(model: ModelPlan, planned: StagePlan, path: KeyPath) -> Iterat
 
 
 def _check_image_length(planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """A longest length that cuts large pictures: what is asked about them is cut off with them."""
+    """A longest length that cuts large images: what is asked about them is cut off with them."""
     data, image = planned.data, planned.data.image_counts
     has_images = any(source.images is not None for source in data.sources)
     if not has_images or image is None or not image.least_tokens < data.max_length <= image.most_tokens:
@@ -250,7 +250,7 @@ def _check_text_only(planned: StagePlan, trains: frozenset[str], path: KeyPath) 
             "no source has `images`, and what trains here learns from images alone",
             code="no-images-to-learn-from",
             path=(*path, "data", "sources"),
-            hint="write `images:` with the folder of the pictures in each source that has them",
+            hint="write `images:` with the folder of the images in each source that has them",
             on_key=True,
         )
 

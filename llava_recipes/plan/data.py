@@ -128,8 +128,8 @@ def plan_sampling(stage: Stage) -> SamplingPlan | None:
 def describe_sampling(sampling: SamplingPlan) -> str:
     """How much is asked, and when."""
     number = len(sampling.images) or sampling.num_records or 0
-    pictures = f"{number} {'picture' if number == 1 else 'pictures'}"
-    return f"about {pictures} every {sampling.every:,} steps and after the last"
+    images = f"{number} {'image' if number == 1 else 'images'}"
+    return f"about {images} every {sampling.every:,} steps and after the last"
 
 
 def when_measured(stage: StagePlan) -> str:

@@ -29,7 +29,7 @@ TARGETS: tuple[Target, ...] = ("hf", "llava", "gguf-ready")
 
 _WAYS_OUT: tuple[Target, ...] = ("hf", "llava")
 
-Part = Literal["language_model", "tokenizer", "vision_tower", "select_feature", "projector", "pictures"]
+Part = Literal["language_model", "tokenizer", "vision_tower", "select_feature", "projector", "images"]
 """What of a model the reason is in."""
 
 SENTENCEPIECE = "sentencepiece"
@@ -151,7 +151,7 @@ def _hf(facts: ExportFacts) -> Iterator[Refusal]:
         )
     if facts.image_aspect_ratio == "anyres" and facts.merge_type != "spatial_unpad":
         yield Refusal(
-            "pictures",
+            "images",
             "Hugging Face's LLaVA-NeXT merges the crops of an image by `spatial_unpad` alone",
             f"mm_patch_merge_type {facts.merge_type}",
         )
@@ -160,7 +160,7 @@ def _hf(facts: ExportFacts) -> Iterator[Refusal]:
 def _gguf(facts: ExportFacts) -> Iterator[Refusal]:
     if facts.image_aspect_ratio == "anyres" and facts.merge_type != "spatial_unpad":
         yield Refusal(
-            "pictures",
+            "images",
             "llama.cpp's converter knows crops merged by `spatial_unpad` alone",
             f"mm_patch_merge_type {facts.merge_type}",
         )
@@ -298,7 +298,7 @@ def export_warnings(
 def _path_of(recipe: Recipe, part: Part, stage: int) -> KeyPath:
     """Where a recipe says what a reason is in."""
     language, tower = recipe.model.language_model, recipe.model.vision_tower
-    if part == "pictures":
+    if part == "images":
         return ("stages", stage, "data", "mm_patch_merge_type")
     if part == "vision_tower":
         return ("model", "vision_tower", "config" if tower.source is None else "source")

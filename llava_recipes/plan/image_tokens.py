@@ -1,4 +1,4 @@
-"""What an image of a stage comes to: sizes it may be spread over, its tokens, the pictures in the tower."""
+"""What an image of a stage comes to: sizes it may be spread over, its tokens, the images in the tower."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LEAST_TEXT = 256
 
 
 def any_res(data: Data | DataPlan, *, image_px: int, num_image_tokens: int) -> AnyRes | None:
-    """How a stage spreads its pictures over crops; None where each is one picture of the tower's size.
+    """How a stage spreads its images over crops; None where each is one image of the tower's size.
 
-    `num_image_tokens` are those of one such picture.
+    `num_image_tokens` are those of one such image.
     """
     if data.image_aspect_ratio != "anyres":
         return None
@@ -40,7 +40,7 @@ def pinpoints_of(data: Data | DataPlan) -> tuple[Size, ...] | None:
 
 @dataclass(frozen=True)
 class ImagesPlan:
-    """What a stage's keys of pictures come to, and what is wrong with them."""
+    """What a stage's keys of images come to, and what is wrong with them."""
 
     pinpoints: tuple[Size, ...] | None
     counts: ImageCounts | None
@@ -49,7 +49,7 @@ class ImagesPlan:
 
 
 def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path: KeyPath) -> ImagesPlan:
-    """The pictures of a stage; `path` is that of its data. Counted where the tower's size is at hand."""
+    """The images of a stage; `path` is that of its data. Counted where the tower's size is at hand."""
     if sizes is None:
         uncounted = "tokens of images follow from the tower's size, and are not counted here"
         notes = (uncounted,) if data.image_aspect_ratio == "anyres" else ()
@@ -57,7 +57,7 @@ def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path:
     spread = any_res(data, image_px=sizes.image_px, num_image_tokens=sizes.num_image_tokens)
     problems = list(pinpoint_problems(data, image_px=sizes.image_px, path=path))
     if problems:
-        # A grid smaller than the tower's picture has no crop that could be counted.
+        # A grid smaller than the tower's image has no crop that could be counted.
         return ImagesPlan(pinpoints_of(data), None, tuple(problems))
     counts = _count(spread, sizes)
     if has_images and data.max_length <= counts.least_tokens:

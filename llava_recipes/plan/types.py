@@ -42,7 +42,7 @@ class ModelSizes(Frozen):
     vision_hidden_size: int
     image_px: int = Field(description="Height and width of the tower's input, pixels.")
     num_image_tokens: int = Field(
-        description="Tokens that one picture of the tower's size becomes; with `anyres` an image is several."
+        description="Tokens that one image of the tower's size becomes; with `anyres` an image is several."
     )
     vocab_size: int
     max_position_embeddings: int | None
@@ -71,8 +71,8 @@ class ImageCounts(Frozen):
     least_tokens: int = Field(description="Tokens that every image takes.")
     usual_tokens: int = Field(description="Tokens of a photograph of 640 × 480 pixels.")
     most_tokens: int = Field(description="Tokens of the largest image there can be.")
-    usual_crops: int = Field(description="Pictures that the tower sees of that photograph.")
-    most_crops: int = Field(description="Pictures that the tower sees of an image at most.")
+    usual_crops: int = Field(description="Images that the tower sees of that photograph.")
+    most_crops: int = Field(description="Images that the tower sees of an image at most.")
 
 
 class SourcePlan(Frozen):
@@ -95,7 +95,7 @@ class SourcePlan(Frozen):
 
     @property
     def may_hold_images(self) -> bool:
-        """Whether its samples may have pictures, for all that the recipe tells."""
+        """Whether its samples may have images, for all that the recipe tells."""
         return self.images is not None or not self.annotations.endswith((".json", ".jsonl"))
 
 
@@ -124,7 +124,7 @@ class DataPlan(Frozen):
     image_aspect_ratio: Literal["square", "pad", "anyres"]
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = Field(
         None,
-        description="Sizes that a picture may be spread over, width and height in pixels. None without "
+        description="Sizes that an image may be spread over, width and height in pixels. None without "
         "`anyres`, and where the tower's size is not at hand: then the usual five of it.",
     )
     mm_patch_merge_type: MergeType = Field(
@@ -198,9 +198,7 @@ class SamplingPlan(Frozen):
     """What the model is asked while it trains, and when."""
 
     every: int = Field(description="Steps between two looks; one more after the last step.")
-    num_records: int | None = Field(
-        description="First records with a picture; None where `images` are asked."
-    )
+    num_records: int | None = Field(description="First records with an image; None where `images` are asked.")
     images: tuple[str, ...]
     prompt: str | None
     max_new_tokens: int

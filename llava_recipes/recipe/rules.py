@@ -348,10 +348,10 @@ def _check_grid(data: Mapping, model: Mapping, path: KeyPath) -> Iterator[Proble
         sides = [side for side in as_list(pinpoint) if isinstance(side, int)]
         if len(sides) == 2 and sides[0] * sides[1] > _MOST_PIXELS:
             yield Problem(
-                "a grid pinpoint is larger than any picture may be",
+                "a grid pinpoint is larger than any image may be",
                 code="invalid-grid-pinpoint",
                 path=place,
-                found=f"{sides[0]} × {sides[1]} pixels, and pictures have {_MOST_PIXELS:,} at most",
+                found=f"{sides[0]} × {sides[1]} pixels, and images have {_MOST_PIXELS:,} at most",
                 hint="a pinpoint is `[width, height]` in pixels, a few times the tower's image size",
             )
     merge = data.get("mm_patch_merge_type")
@@ -384,7 +384,7 @@ def _check_samples(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
         message = "`prompt` goes with `images`: records have questions of their own"
         hint = "add `images:`, or remove it"
     elif "prompt" in given and is_plain:
-        message = "`prompt` has no effect with `template: plain`, which captions pictures"
+        message = "`prompt` has no effect with `template: plain`, which captions images"
         code, hint = "key-has-no-effect", "remove it"
     elif given == ["images"] and not is_plain:
         message, hint = "`images` need a `prompt`", "write what is asked"

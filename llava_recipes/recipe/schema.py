@@ -78,7 +78,7 @@ class Samples(Frozen):
         None,
         gt=0,
         le=100,
-        description="How many records are asked: the first with a picture, of the validation data, or of the "
+        description="How many records are asked: the first with an image, of the validation data, or of the "
         "training data where there is none. Default 4.",
         examples=[4],
     )
@@ -86,13 +86,13 @@ class Samples(Frozen):
         None,
         min_length=1,
         max_length=100,
-        description="Picture files of your own instead, each asked `prompt`.",
-        examples=[["./pictures/cat.jpg"]],
+        description="Image files of your own instead, each asked `prompt`.",
+        examples=[["./images/cat.jpg"]],
     )
     prompt: Text | None = Field(
         None,
         description="What is asked of each of `images`. Not with `template: plain`, which captions.",
-        examples=["What is in this picture?"],
+        examples=["What is in this image?"],
     )
     max_new_tokens: int = Field(64, gt=0, le=4096, description="Longest answer, in tokens.")
 
@@ -118,7 +118,7 @@ class Source(Frozen):
     images: Text | None = Field(
         None,
         description="Folder that the records' `image` paths start from. Leave out for text-only data, and "
-        "for pictures that lie inside a Parquet file.",
+        "for images that lie inside a Parquet file.",
     )
     num_samples: int | None = Field(
         None,
@@ -321,13 +321,13 @@ class Data(Frozen):
     image_aspect_ratio: Literal["square", "pad", "anyres"] = Field(
         "square",
         description="`square` lets the image processor resize and crop; `pad` first pads to a square "
-        "with the mean colour; `anyres` takes the whole picture and the crops of a grid besides, as "
+        "with the mean colour; `anyres` takes the whole image and the crops of a grid besides, as "
         "LLaVA-NeXT does.",
     )
     image_grid_pinpoints: tuple[Pinpoint, ...] | None = Field(
         None,
         min_length=1,
-        description="With `anyres`, the sizes that a picture may be spread over, as `[width, height]` in "
+        description="With `anyres`, the sizes that an image may be spread over, as `[width, height]` in "
         "pixels, multiples of the tower's image size. Default: 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 of it.",
         examples=[[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]],
     )
@@ -353,7 +353,7 @@ class Data(Frozen):
     group_by: Literal["none", "length", "modality_length"] = Field(
         "none",
         description="`length` puts samples of like length in one batch; `modality_length` also keeps samples "
-        "with and without pictures apart. Less padding; the order is still random.",
+        "with and without images apart. Less padding; the order is still random.",
     )
     on_bad_image: Literal["error", "skip"] = Field(
         "error",
@@ -514,11 +514,11 @@ class Stage(Frozen):
     sample_every: int | None = Field(
         None,
         gt=0,
-        description="Steps between looks at what the model says: it answers about a few fixed pictures, and "
+        description="Steps between looks at what the model says: it answers about a few fixed images, and "
         "after the last step too. Written to `samples.jsonl`; training is the same with and without.",
         examples=[500],
     )
-    samples: Samples | None = Field(None, description="Which pictures `sample_every` asks about, and what.")
+    samples: Samples | None = Field(None, description="Which images `sample_every` asks about, and what.")
     output_dir: Text = Field(
         description="Folder for everything the stage writes.",
         examples=["./checkpoints/llava-v1.5-13b-pretrain"],

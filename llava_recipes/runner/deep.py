@@ -1,4 +1,4 @@
-"""`validate --deep`: what only the model's own names, the data and the pictures can tell; without weights."""
+"""`validate --deep`: what only the model's own names, the data and the images can tell; without weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 NUM_OPENED: Final = 500
-"""Pictures that are opened where not all are asked for."""
+"""Images that are opened where not all are asked for."""
 NUM_DECODED: Final = 100
 """Those of them that are also decoded, which takes a hundred times as long."""
 
@@ -94,7 +94,7 @@ class DataLook:
         yield from self._check_images(records, images, path, every_image=every_image)
 
     def _read(self, records: Records, images: list[tuple[int, int]]) -> Iterator[Problem]:
-        """Conversations that the stage's template cannot hold; `images` gets the pictures by record."""
+        """Conversations that the stage's template cannot hold; `images` gets the images by record."""
         first: tuple[Record, ValueError] | None = None
         num_bad = 0
         for record in _well_formed(records):
@@ -134,7 +134,7 @@ class DataLook:
     def _check_images(
         self, records: Records, images: list[tuple[int, int]], path: KeyPath, *, every_image: bool
     ) -> Iterator[Problem]:
-        """Pictures that training cannot use, and those that `anyres` makes too many tokens of."""
+        """Images that training cannot use, and those that `anyres` makes too many tokens of."""
         # Here, since a look without --deep must stay free of torch.
         from llava_recipes.data.images import BadImage
 
@@ -163,21 +163,21 @@ class DataLook:
                     )
         if num_bad > _NUM_SHOWN:
             yield Problem(
-                f"{num_bad:,} of the {len(drawn):,} pictures that were opened cannot be used",
+                f"{num_bad:,} of the {len(drawn):,} images that were opened cannot be used",
                 code="bad-images",
                 path=(*path, "images"),
-                hint=None if len(decoded) == len(images) else "`--all` decodes every picture",
+                hint=None if len(decoded) == len(images) else "`--all` decodes every image",
             )
         yield from self._crowded(records, num_tokens)
 
     def _size(self, records: Records, record: Record, number: int, *, decode: bool) -> Size:
-        """A picture's width and height as stored. Raises BadImage where training would."""
+        """An image's width and height as stored. Raises BadImage where training would."""
         from llava_recipes.data.crops import check_size
         from llava_recipes.data.image_sizes import CannotPrepare
-        from llava_recipes.data.images import BadImage, check_record_image, open_pictures
+        from llava_recipes.data.images import BadImage, check_record_image, open_images
 
         if decode:
-            (size,) = open_pictures(records, record, lambda image: image.size, numbers=[number])
+            (size,) = open_images(records, record, lambda image: image.size, numbers=[number])
         else:
             size = check_record_image(records, record, number)
         if self._image_processor is not None:
@@ -242,14 +242,14 @@ class StageFindings:
         return f"{self.stage}: {', '.join(said)}"
 
     def _looked_at(self) -> Iterator[str]:
-        """What was done to how many pictures: opened, which reads their first bytes, or decoded."""
+        """What was done to how many images: opened, which reads their first bytes, or decoded."""
         if self.num_images_opened > self.num_images_decoded:
             every = self.num_images == self.num_images_opened
             opened = "all" if every else f"{self.num_images_opened:,}"
-            yield f"{opened} of {self.num_images:,} pictures opened"
+            yield f"{opened} of {self.num_images:,} images opened"
             yield f"{self.num_images_decoded:,} decoded"
         else:
-            yield f"all of {self.num_images:,} pictures decoded"
+            yield f"all of {self.num_images:,} images decoded"
 
 
 def look_deeply(
@@ -257,7 +257,7 @@ def look_deeply(
 ) -> tuple[list[Problem], tuple[StageFindings, ...]]:
     """Every problem that a look at the model and the data finds, and what was counted, stage by stage.
 
-    With `every_image` all pictures are decoded. Else a sample of them is opened, and a part of it decoded:
+    With `every_image` all images are decoded. Else a sample of them is opened, and a part of it decoded:
     the same every time.
     """
     problems = [*model_problems(loaded, plan)]
@@ -282,7 +282,7 @@ def look_deeply(
 
 
 def _image_processor(plan: Plan, problems: list[Problem]) -> BaseImageProcessor | None:
-    """What prepares pictures for the tower; None where it cannot be loaded."""
+    """What prepares images for the tower; None where it cannot be loaded."""
     from llava_recipes.data.images import load_image_processor
 
     try:

@@ -124,7 +124,7 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
         yield from _source_problems(weights, source_path, "language model", ("config.json",))
     if model.vision_tower.source is not None:
         tower: KeyPath = ("model", "vision_tower", "source")
-        # A whole model that transformers saved has its pictures' settings in the other file.
+        # A whole model that transformers saved has its images' settings in the other file.
         is_whole = (expanded(model.vision_tower.source) / "processor_config.json").is_file()
         needs = ("config.json", *(() if is_whole else ("preprocessor_config.json",)))
         yield from _source_problems(model.vision_tower.source, tower, "vision tower", needs)
@@ -203,14 +203,14 @@ def _data_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
 
 
 def _samples_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """Pictures that are asked about during training, and are none."""
+    """Images that are asked about during training, and are none."""
     for number, file in enumerate(stage.sampling.images if stage.sampling else ()):
         place = real_path(expanded(file))
         try:
             check_image(str(place.parent), place.name)
         except BadImage as error:
             where = (*path, "samples", "images", number)
-            yield Problem("this picture cannot be used", code="bad-image", path=where, found=error.reason)
+            yield Problem("this image cannot be used", code="bad-image", path=where, found=error.reason)
 
 
 def _source_data_problems(source: SourcePlan, path: KeyPath) -> list[Problem]:

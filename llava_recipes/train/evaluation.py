@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.images import BadImage, open_pictures, read_prepared
+from llava_recipes.data.images import BadImage, open_images, read_prepared
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, real_path, write_text
@@ -133,9 +133,9 @@ class Sampled:
 def choose_subjects(
     plan: SamplingPlan, answerer: Answerer, records: StageDataset, *, stage_path: KeyPath
 ) -> list[Subject]:
-    """The subjects of a stage: the recipe's pictures, or the first records that have one.
+    """The subjects of a stage: the recipe's images, or the first records that have one.
 
-    Raises RecipeError when there is no picture, when one cannot be used, or when a question leaves no room
+    Raises RecipeError when there is no image, when one cannot be used, or when a question leaves no room
     for its answer.
     """
     path = (*stage_path, "samples", "images")
@@ -145,17 +145,17 @@ def choose_subjects(
         else _of_records(answerer, records, plan.num_records or 0)
     )
     if not found:
-        where, hint = (*stage_path, "sample_every"), "give pictures of your own, in `samples.images`"
+        where, hint = (*stage_path, "sample_every"), "give images of your own, in `samples.images`"
         raise RecipeError(
             Problem(
-                "no record has a picture to ask about",
+                "no record has an image to ask about",
                 code="no-image-to-sample",
                 path=where,
                 hint=hint,
             )
         )
     for subject in found:
-        counts = [picture.num_tokens for picture in subject.prepared]
+        counts = [image.num_tokens for image in subject.prepared]
         num_tokens = answerer.num_tokens(subject.input_ids, counts)
         problem = answerer.does_not_fit(num_tokens, counts, Decoding(plan.max_new_tokens))
         if problem is not None:
@@ -205,8 +205,8 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
                 self._show(step, str(sampled.image), answer)
 
     def _answers(self) -> list[str]:
-        pictures = [picture for subject in self._subjects for picture in subject.prepared]
-        seen = iter(self._answerer.look(pictures))
+        images = [image for subject in self._subjects for image in subject.prepared]
+        seen = iter(self._answerer.look(images))
         prompts = [
             Prompt(subject.input_ids, tuple(next(seen) for _ in subject.prepared))
             for subject in self._subjects
@@ -239,10 +239,10 @@ def _own(answerer: Answerer, file: str, prompt: str | None, path: KeyPath) -> Su
     # A link that the recipe names leads where it leads.
     place = real_path(expanded(file))
     try:
-        picture = read_prepared(str(place.parent), place.name, answerer.prepare)
+        image = read_prepared(str(place.parent), place.name, answerer.prepare)
     except BadImage as error:
         raise RecipeError(
-            Problem("this picture cannot be used", code="bad-image", path=path, found=error.reason)
+            Problem("this image cannot be used", code="bad-image", path=path, found=error.reason)
         ) from None
     text = prompt or ""
     question = text if IMAGE in text else f"{IMAGE}\n{text}"
@@ -254,7 +254,7 @@ def _own(answerer: Answerer, file: str, prompt: str | None, path: KeyPath) -> Su
                 f"the question cannot be written: {error}", code="sample-does-not-fit-template", path=path
             )
         ) from None
-    return Subject((file,), question, None, input_ids, (picture,))
+    return Subject((file,), question, None, input_ids, (image,))
 
 
 def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[Subject]:
@@ -270,13 +270,13 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
         who = f"sample {index}, which `sample_every` asks about"
         mark = dataset.records.mark(index)
         try:
-            pictures = open_pictures(dataset.records, record, answerer.prepare)
+            images = open_images(dataset.records, record, answerer.prepare)
             input_ids = answerer.prompt_ids(turns[:1])
         except BadImage as error:
             if dataset.data.on_bad_image == "skip":
                 continue
             problem = Problem(
-                f"{who}: its picture cannot be used", code="bad-image", mark=mark, found=str(error)
+                f"{who}: its image cannot be used", code="bad-image", mark=mark, found=str(error)
             )
             raise RecipeError(problem) from None
         except ValueError as error:
@@ -289,7 +289,7 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
                 question=turns[0].text,
                 reference=turns[1].text if len(turns) > 1 else None,
                 input_ids=input_ids,
-                prepared=tuple(pictures),
+                prepared=tuple(images),
             )
         )
     return found

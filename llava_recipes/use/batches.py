@@ -25,7 +25,7 @@ Line = dict[str, JsonValue]
 
 
 class Asked(Protocol):
-    """A question from a file: where it stands, what was said before, which pictures it is about."""
+    """A question from a file: where it stands, what was said before, which images it is about."""
 
     @property
     def index(self) -> int: ...
@@ -40,7 +40,7 @@ class Asked(Protocol):
     def images(self) -> tuple[str, ...]: ...
 
     def prepared_images(self, answerer: Answerer) -> list[PromptImage]:
-        """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
+        """The images as the tower takes them. Raises RecipeError when one cannot be used."""
         ...
 
 
@@ -55,7 +55,7 @@ def check_questions(answerer: Answerer, questions: Sequence[Asked], decoding: De
                 Problem(f"it cannot be written: {error}", code="output-cannot-be-written", mark=question.mark)
             )
             continue
-        counts = [answerer.least_picture_tokens] * len(question.images)
+        counts = [answerer.least_image_tokens] * len(question.images)
         num_tokens = answerer.num_tokens(input_ids, counts)
         problem = answerer.does_not_fit(num_tokens, counts, decoding)
         if problem is not None:
@@ -69,16 +69,16 @@ def answer_in_batches(
     """The answers of one batch of questions after another.
 
     What is drawn depends on `seed` and the batch's first question alone, so that a part can be made again.
-    Raises RecipeError when a picture cannot be decoded.
+    Raises RecipeError when an image cannot be decoded.
     """
     for first in range(0, len(questions), batch_size):
         batch = questions[first : first + batch_size]
-        pictures = [question.prepared_images(answerer) for question in batch]
-        _check_room(answerer, batch, pictures, decoding)
-        seen = iter(answerer.look([picture for each in pictures for picture in each]))
+        images = [question.prepared_images(answerer) for question in batch]
+        _check_room(answerer, batch, images, decoding)
+        seen = iter(answerer.look([image for each in images for image in each]))
         prompts = [
             Prompt(answerer.prompt_ids(question.turns), tuple(next(seen) for _ in shown))
-            for question, shown in zip(batch, pictures, strict=True)
+            for question, shown in zip(batch, images, strict=True)
         ]
         if decoding.temperature > 0:
             torch.manual_seed(seed + batch[0].index)
@@ -86,12 +86,12 @@ def answer_in_batches(
 
 
 def _check_room(
-    answerer: Answerer, batch: Sequence[Asked], pictures: Sequence[Sequence[PromptImage]], decoding: Decoding
+    answerer: Answerer, batch: Sequence[Asked], images: Sequence[Sequence[PromptImage]], decoding: Decoding
 ) -> None:
-    """Raise RecipeError when a question's own pictures are too many tokens for the context."""
+    """Raise RecipeError when a question's own images are too many tokens for the context."""
     problems = []
-    for question, shown in zip(batch, pictures, strict=True):
-        counts = [picture.num_tokens for picture in shown]
+    for question, shown in zip(batch, images, strict=True):
+        counts = [image.num_tokens for image in shown]
         num_tokens = answerer.num_tokens(answerer.prompt_ids(question.turns), counts)
         problem = answerer.does_not_fit(num_tokens, counts, decoding)
         if problem is not None:

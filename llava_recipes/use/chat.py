@@ -1,4 +1,4 @@
-"""A conversation about pictures: what was said, what was shown, what fits."""
+"""A conversation about images: what was said, what was shown, what fits."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from llava_recipes.templates import IMAGE, Turn
 
 @dataclass(frozen=True)
 class _Shown:
-    """A picture of the conversation, seen once: float[K, D] that every later answer uses again."""
+    """An image of the conversation, seen once: float[K, D] that every later answer uses again."""
 
     features: Tensor
     num_tokens: int
 
 
 class Chat:
-    """Turns and pictures up to now. A question that cannot be asked leaves them as they were.
+    """Turns and images up to now. A question that cannot be asked leaves them as they were.
 
     say  is told what a person should know and did not ask for
     """
@@ -38,19 +38,19 @@ class Chat:
 
     @property
     def num_waiting(self) -> int:
-        """Pictures that the next question is about."""
+        """Images that the next question is about."""
         return len(self._waiting)
 
     def show(self, file: str) -> None:
-        """Add a picture to the next question. Raises RecipeError when it cannot be used."""
+        """Add an image to the next question. Raises RecipeError when it cannot be used."""
         # A link that the person names leads where it leads.
         path = real_path(expanded(file))
         try:
-            picture = read_prepared(str(path.parent), path.name, self._answerer.prepare)
+            image = read_prepared(str(path.parent), path.name, self._answerer.prepare)
         except BadImage as error:
-            message = f"{file}: this picture cannot be used"
+            message = f"{file}: this image cannot be used"
             raise RecipeError(Problem(message, code="bad-image", found=error.reason)) from None
-        self._waiting.append(_Shown(self._answerer.look([picture])[0], picture.num_tokens))
+        self._waiting.append(_Shown(self._answerer.look([image])[0], image.num_tokens))
 
     def reset(self) -> None:
         """Forget everything that was said and shown."""
@@ -59,7 +59,7 @@ class Chat:
     def ask(self, text: str, listen: Callable[[str], None] | None = None) -> str:
         """The answer to a question, also given to `listen` piece by piece.
 
-        Raises RecipeError when tags and pictures differ in number, the prompt does not fit, or the question
+        Raises RecipeError when tags and images differ in number, the prompt does not fit, or the question
         holds bytes that are no text. When the person interrupts, what was said until then is the answer.
         """
         if text != text.encode("utf-8", "replace").decode("utf-8"):
@@ -71,7 +71,7 @@ class Chat:
                 )
             )
         question = self._question(text)
-        # A captioner has no conversation: every picture stands alone.
+        # A captioner has no conversation: every image stands alone.
         turns, shown = ([], []) if self.is_plain else (self._turns, self._shown)
         turns, shown = [*turns, Turn("human", question)], [*shown, *self._waiting]
         prompt = self._prompt(turns, shown)
@@ -94,24 +94,24 @@ class Chat:
         self._turns, self._shown, self._waiting = [*turns, Turn("gpt", answer.replace(IMAGE, ""))], shown, []
 
     def _question(self, text: str) -> str:
-        num_tags, num_pictures = text.count(IMAGE), len(self._waiting)
+        num_tags, num_images = text.count(IMAGE), len(self._waiting)
         if self.is_plain:
-            if not num_pictures:
+            if not num_images:
                 hint = "give one with --image, or /image in a conversation"
-                message = "this run's template is `plain`: it captions pictures, and there is none"
+                message = "this run's template is `plain`: it captions images, and there is none"
                 raise RecipeError(Problem(message, code="plain-needs-an-image", hint=hint))
             words = text.replace(IMAGE, "").strip()
             if words:
-                self._say("the run's template is `plain`: it captions pictures, the question is left out")
-            return IMAGE * num_pictures
-        if num_tags == num_pictures:
+                self._say("the run's template is `plain`: it captions images, the question is left out")
+            return IMAGE * num_images
+        if num_tags == num_images:
             return text
         if num_tags == 0:
             if not self._has_told_of_tag:
                 self._say(f"{IMAGE} is put at the front of the question, which has no tag of its own")
                 self._has_told_of_tag = True
-            return f"{IMAGE}\n" * num_pictures + text
-        raise RecipeError(tags_problem(num_tags, num_pictures))
+            return f"{IMAGE}\n" * num_images + text
+        raise RecipeError(tags_problem(num_tags, num_images))
 
     def _prompt(self, turns: Sequence[Turn], shown: Sequence[_Shown]) -> Prompt:
         try:
@@ -120,27 +120,27 @@ class Chat:
             raise RecipeError(
                 Problem(f"the conversation cannot be written: {error}", code="sample-does-not-fit-template")
             ) from None
-        counts = [picture.num_tokens for picture in shown]
+        counts = [image.num_tokens for image in shown]
         num_tokens = self._answerer.num_tokens(input_ids, counts)
         problem = self._answerer.does_not_fit(num_tokens, counts, self._decoding)
         if problem is not None:
             raise RecipeError(problem)
-        return Prompt(input_ids, tuple(picture.features for picture in shown))
+        return Prompt(input_ids, tuple(image.features for image in shown))
 
 
-def tags_problem(num_tags: int, num_pictures: int) -> Problem:
-    """A question whose `<image>` tags and pictures differ in number."""
-    if num_pictures == 0:
+def tags_problem(num_tags: int, num_images: int) -> Problem:
+    """A question whose `<image>` tags and images differ in number."""
+    if num_images == 0:
         return Problem(
-            f"{IMAGE} is written where no picture is given",
+            f"{IMAGE} is written where no image is given",
             code="images-and-tags-differ",
             found=f"{num_tags} in the question",
-            hint="give a picture with --image FILE (or /image FILE), or leave the tag out",
+            hint="give an image with --image FILE (or /image FILE), or leave the tag out",
         )
-    more = "pictures than tags" if num_pictures > num_tags else "tags than pictures"
+    more = "images than tags" if num_images > num_tags else "tags than images"
     return Problem(
         f"there are more {more}",
         code="images-and-tags-differ",
-        found=f"{num_pictures} pictures, {num_tags} {IMAGE} tags",
-        hint=f"write {IMAGE} once for every picture, or not at all",
+        found=f"{num_images} images, {num_tags} {IMAGE} tags",
+        hint=f"write {IMAGE} once for every image, or not at all",
     )

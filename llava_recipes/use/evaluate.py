@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llava_recipes.data.conversation import Record
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.images import BadImage, open_pictures
+from llava_recipes.data.images import BadImage, open_images
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.data.records import Records, check_records
 from llava_recipes.errors import Mark, Problem, RecipeError
@@ -79,11 +79,11 @@ class Referenced:
         return self.records.mark(self.record.index)
 
     def prepared_images(self, answerer: Answerer) -> list[PromptImage]:
-        """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
+        """The images as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
-            return open_pictures(self.records, self.record, answerer.prepare, numbers=range(len(self.images)))
+            return open_images(self.records, self.record, answerer.prepare, numbers=range(len(self.images)))
         except BadImage as error:
-            message = f"{error.file}: this picture cannot be used"
+            message = f"{error.file}: this image cannot be used"
             raise RecipeError(
                 Problem(message, code="bad-image", mark=self.mark, found=error.reason)
             ) from None
@@ -92,7 +92,7 @@ class Referenced:
 def open_data(opened: Opened, file: str, *, images: str) -> StageDataset:
     """An annotation file as the run's last stage would read it, in file order.
 
-    Raises RecipeError for every source of error that needs no picture: the file, its records.
+    Raises RecipeError for every source of error that needs no image: the file, its records.
     """
     changes = {
         "sources": (SourcePlan(annotations=file, images=images, num_samples=None),),
@@ -158,7 +158,7 @@ def measure_matches(
 ) -> MatchMeasure:
     """How many of the model's answers are the reference: letter by letter, and after `normalised`.
 
-    Raises RecipeError when a question does not fit or a picture cannot be used.
+    Raises RecipeError when a question does not fit or an image cannot be used.
     """
     check_questions(answerer, references, decoding)
     num_exact = num_normalised = 0
@@ -188,13 +188,13 @@ def _references(records: Records, record: Record) -> list[Referenced]:
         if turn.role == "human":
             continue
         before = tuple(turns[:place])
-        num_pictures = sum(said.text.count(IMAGE) for said in before)
+        num_images = sum(said.text.count(IMAGE) for said in before)
         found.append(
             Referenced(
                 record=record,
                 records=records,
                 turns=before,
-                images=record.images[:num_pictures],
+                images=record.images[:num_images],
                 reference=turn.text,
             )
         )

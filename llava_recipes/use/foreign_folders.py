@@ -34,13 +34,13 @@ from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
 from llava_recipes.templates import IMAGE_PATCH, IMAGE_START
 
 NOTE = "llava_recipe.json"
-"""The file in which an export says how text and pictures were given to the model."""
+"""The file in which an export says how text and images were given to the model."""
 
 _USUAL_LENGTH = 2048
 
 
 def noted_data(folder: Path) -> DataPlan | None:
-    """How an export of ours was given text and pictures; None for anybody else's folder."""
+    """How an export of ours was given text and images; None for anybody else's folder."""
     file = folder / NOTE
     if not file.is_file():
         return None
@@ -68,12 +68,12 @@ def write_note(folder: Path, data: DataPlan, *, chat_template: str | None = None
 def usual_data(
     language_config: Mapping[str, JsonValue],
     *,
-    pictures: Mapping[str, JsonValue],
+    images: Mapping[str, JsonValue],
     vocabulary: Mapping[str, int],
 ) -> DataPlan:
     """How LLaVA models of a language model's kind are usually given text, where nothing says it.
 
-    `pictures` are the keys of a plan that say how those are given. Raises RecipeError for a kind that has no
+    `images` are the keys of a plan that say how those are given. Raises RecipeError for a kind that has no
     usual template.
     """
     kind = str(language_config.get("model_type"))
@@ -99,11 +99,11 @@ def usual_data(
         "on_bad_image": "error",
         "lazy_preprocess": True,
     }
-    return DataPlan.model_validate_json(json.dumps({**values, **pictures}))
+    return DataPlan.model_validate_json(json.dumps({**values, **images}))
 
 
-def pictures_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """How a config.json of the original or of LLaVA-NeXT says that pictures are given.
+def images_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """How a config.json of the original or of LLaVA-NeXT says that images are given.
 
     Raises RecipeError for a way that is not known here.
     """
@@ -113,7 +113,7 @@ def pictures_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     merge, pinpoints = str(config.get("mm_patch_merge_type") or "flat"), config.get("image_grid_pinpoints")
     sizes = _sizes(pinpoints)
     if ratio != "anyres" or merge not in ("flat", "spatial", "spatial_unpad") or sizes is None:
-        message = f'pictures are given to this model in a way that is not known here: "{ratio}"'
+        message = f'images are given to this model in a way that is not known here: "{ratio}"'
         found = (
             f"mm_patch_merge_type {merge}, image_grid_pinpoints {pinpoints}" if ratio == "anyres" else None
         )
@@ -172,14 +172,14 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
     with made_of(folder / CONFIG):
         data = noted_data(folder) or usual_data(
             language_half(config).to_dict(),
-            pictures=_pictures(config, assembled),
+            images=_images(config, assembled),
             vocabulary=vocabulary,
         )
     return assembled, plan.model_copy(update={"image_tokens": tokens}), data
 
 
-def _pictures(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> dict[str, JsonValue]:
-    """The keys of a plan that say how pictures are given to the model."""
+def _images(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> dict[str, JsonValue]:
+    """The keys of a plan that say how images are given to the model."""
     if isinstance(config, LlavaNextConfig):
         # transformers has height before width.
         sizes: list[JsonValue] = [[width, height] for height, width in config.image_grid_pinpoints]
@@ -236,7 +236,7 @@ def assemble_llava(
     with made_of(folder / CONFIG):
         data = noted_data(folder) or usual_data(
             {**config, "model_type": language_part(config)["model_type"]},
-            pictures=pictures_of(config),
+            images=images_of(config),
             vocabulary=assembled.tokenizer.get_vocab(),
         )
     whole = {"language_model", "lm_head", "projector"} if needed is None else set()

@@ -35,7 +35,7 @@ class OpenedRun:
     """In evaluation mode, without gradients, on the device that was asked for."""
     plan: ModelPlan
     data: DataPlan
-    """How text and pictures were given to it last: template, aspect ratio, length."""
+    """How text and images were given to it last: template, aspect ratio, length."""
     kind: Kind
     path: Path
     trained: frozenset[str]
@@ -61,7 +61,7 @@ def open_run(
     folder = expanded(path)
     try:
         opened = _open(folder, dtype, base)
-        # A folder's own word on pictures that its tower cannot take is the folder's fault.
+        # A folder's own word on images that its tower cannot take is the folder's fault.
         opened.assembled.image_layout(opened.data)
     except RecipeError as error:
         mark = Mark(str(path), 0, 0)

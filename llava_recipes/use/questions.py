@@ -1,4 +1,4 @@
-"""Questions from a file: what is asked about which pictures, each record as its owner wrote it."""
+"""Questions from a file: what is asked about which images, each record as its owner wrote it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUESTION_KEYS = ("prompt", "question", "text")
 
 @dataclass(frozen=True)
 class Question:
-    """One record: a conversation that ends with a question, and its pictures inside `folder`."""
+    """One record: a conversation that ends with a question, and its images inside `folder`."""
 
     index: int
     values: dict[str, JsonValue]
@@ -30,7 +30,7 @@ class Question:
     folder: str
     file: AnnotationFile
     had_no_tag: bool
-    """The pictures were put at the front, since the record does not say where they go."""
+    """The images were put at the front, since the record does not say where they go."""
 
     @property
     def mark(self) -> Mark:
@@ -43,7 +43,7 @@ class Question:
         return self.turns[-1].text
 
     def prepared_images(self, answerer: Answerer) -> list[PromptImage]:
-        """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
+        """The images as the tower takes them. Raises RecipeError when one cannot be used."""
         try:
             return [read_prepared(self.folder, name, answerer.prepare) for name in self.images]
         except BadImage as error:
@@ -54,7 +54,7 @@ def read_questions(file: str, *, images: str) -> list[Question]:
     """All records of a JSON or JSONL file.
 
     Raises RecipeError that names the line of every record that cannot be asked: no question in it, roles that
-    do not alternate, tags and pictures that differ in number, a picture that is missing or is none.
+    do not alternate, tags and images that differ in number, an image that is missing or is none.
     """
     records = AnnotationFile(file)
     questions: list[Question] = []
@@ -114,9 +114,9 @@ def _question(index: int, values: dict[str, JsonValue], folder: str, file: Annot
         spoken[0] = Turn("human", f"{IMAGE}\n" * len(images) + spoken[0].text)
     elif num_tags != len(images):
         raise MalformedRecord(
-            f"{IMAGE} tags and pictures differ in number",
-            found=f"{num_tags} tags, {len(images)} pictures",
-            hint=f"write {IMAGE} once for every picture, or not at all",
+            f"{IMAGE} tags and images differ in number",
+            found=f"{num_tags} tags, {len(images)} images",
+            hint=f"write {IMAGE} once for every image, or not at all",
         )
     return Question(index, values, tuple(spoken), images, folder, file, had_no_tag)
 
@@ -164,7 +164,7 @@ def _images(values: dict[str, JsonValue]) -> tuple[str, ...]:
 def _bad_image(error: BadImage, mark: Mark) -> Problem:
     hint = "paths start from --images, by default the folder of the input"
     return Problem(
-        f"{error.file}: this picture cannot be used",
+        f"{error.file}: this image cannot be used",
         code="bad-image",
         mark=mark,
         found=error.reason,

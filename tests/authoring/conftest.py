@@ -1,4 +1,4 @@
-"""Annotation files with pictures beside them."""
+"""Annotation files with images beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WriteData = Callable[..., str]
 
 
 def captions(number: int, *, instructions: int = 1) -> list[dict[str, object]]:
-    """Records of a picture and a caption each."""
+    """Records of an image and a caption each."""
     return [
         _record(index, [f"Describe it, way {index % instructions}.\n<image>", "a cat"])
         for index in range(number)
@@ -20,17 +20,17 @@ def captions(number: int, *, instructions: int = 1) -> list[dict[str, object]]:
 
 
 def questions(number: int) -> list[dict[str, object]]:
-    """Records of a picture, a question of its own and an answer."""
+    """Records of an image, a question of its own and an answer."""
     return [_record(index, [f"<image>\nWhat is {index}?", "this"]) for index in range(number)]
 
 
 def talks(number: int) -> list[dict[str, object]]:
-    """Records of a picture and a longer conversation."""
+    """Records of an image and a longer conversation."""
     return [_record(index, ["<image>\nWhat?", "this", "Why?", "so"]) for index in range(number)]
 
 
 def text_only(number: int) -> list[dict[str, object]]:
-    """Records without a picture."""
+    """Records without an image."""
     records = [_record(index, ["Say a word.", "word"]) for index in range(number)]
     for record in records:
         del record["image"]
@@ -44,7 +44,7 @@ def _record(index: int, spoken: list[str]) -> dict[str, object]:
 
 @pytest.fixture
 def write_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteData:
-    """Write records to `data/NAME` in a working folder of its own, and a picture file for each."""
+    """Write records to `data/NAME` in a working folder of its own, and an image file for each."""
     monkeypatch.chdir(tmp_path)
 
     def write(
@@ -55,9 +55,9 @@ def write_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteData:
         file.write_text(json.dumps(records), encoding="utf-8")
         for record in records if images is not None else ():
             if "image" in record:
-                picture = tmp_path / str(images) / str(record["image"])
-                picture.parent.mkdir(exist_ok=True, parents=True)
-                picture.touch()
+                image = tmp_path / str(images) / str(record["image"])
+                image.parent.mkdir(exist_ok=True, parents=True)
+                image.touch()
         return f"data/{name}"
 
     return write

@@ -1,4 +1,4 @@
-"""What a data file is taken for, and where its pictures are found."""
+"""What a data file is taken for, and where its images are found."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def test_the_conversations_decide_the_template(
     assert seen.num_records == len(records)
 
 
-def test_a_bare_picture_asks_for_plain(write_data: WriteData) -> None:
+def test_a_bare_image_asks_for_plain(write_data: WriteData) -> None:
     records = captions(1)
     records[0]["conversations"] = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a cat"}]
     assert survey(write_data(records), None).template == "plain"
 
 
 @pytest.mark.parametrize("folder", ["data/images", "data", "data/train2017", "images", "pictures"])
-def test_pictures_are_found_beside_the_file(write_data: WriteData, folder: str) -> None:
+def test_images_are_found_beside_the_file(write_data: WriteData, folder: str) -> None:
     seen = survey(write_data(captions(5), images=folder), None)
     assert seen.images is not None
     assert Path(seen.images).resolve() == Path(folder).resolve()
-    assert seen.num_pictures_found == seen.num_pictures_tried == 5
+    assert seen.num_images_found == seen.num_images_tried == 5
     assert not seen.warnings
 
 
-def test_the_folder_with_most_pictures_wins(write_data: WriteData) -> None:
+def test_the_folder_with_most_images_wins(write_data: WriteData) -> None:
     file = write_data(captions(5), images="data/whole")
     Path("data/images").mkdir()
     Path("data/images/0.jpg").touch()
@@ -64,24 +64,24 @@ def test_a_given_folder_is_the_only_one_looked_in(write_data: WriteData) -> None
     Path("other").mkdir()
     Path("other/1.jpg").touch()
     seen = survey(file, "other")
-    assert (seen.images, seen.num_pictures_found) == ("other", 1)
-    assert "4 of 5 pictures looked for are not in other: 0.jpg for one" in seen.warnings[0]
+    assert (seen.images, seen.num_images_found) == ("other", 1)
+    assert "4 of 5 images looked for are not in other: 0.jpg for one" in seen.warnings[0]
 
 
-def test_pictures_that_are_nowhere(write_data: WriteData) -> None:
+def test_images_that_are_nowhere(write_data: WriteData) -> None:
     seen = survey(write_data(captions(2), images=None), None)
     assert seen.images is None
     assert "0.jpg" in seen.warnings[0]
 
 
-def test_pictures_outside_their_folder_do_not_count(write_data: WriteData) -> None:
+def test_images_outside_their_folder_do_not_count(write_data: WriteData) -> None:
     """A run refuses such paths, so they must not look fine here."""
     records = captions(1)
     records[0]["image"] = "../secret.jpg"
     file = write_data(records, images=None)
     Path("data/images").mkdir()
     Path("data/secret.jpg").touch()
-    assert survey(file, None).num_pictures_found == 0
+    assert survey(file, None).num_images_found == 0
 
 
 def test_malformed_records_are_told(write_data: WriteData) -> None:
@@ -133,10 +133,10 @@ def test_what_is_no_file(write_data: WriteData) -> None:
         survey("data", None)
 
 
-def test_pictures_inside_a_parquet_file_need_no_folder(write_data: WriteData, tmp_path: Path) -> None:
+def test_images_inside_a_parquet_file_need_no_folder(write_data: WriteData, tmp_path: Path) -> None:
     write_data([])
     file = write_parquet([with_structs(record) for record in records()], tmp_path / "data.parquet")
     seen = survey(str(file), None)
-    assert (seen.num_records, seen.num_with_image, seen.holds_pictures) == (24, 24, True)
-    assert (seen.images, seen.num_pictures_tried, seen.warnings) == (None, 0, ())
+    assert (seen.num_records, seen.num_with_image, seen.holds_images) == (24, 24, True)
+    assert (seen.images, seen.num_images_tried, seen.warnings) == (None, 0, ())
     assert seen.template == "plain"

@@ -41,8 +41,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("hostile")
     data = folder / TEXT
     shutil.copytree(FIXTURES / "images", data / "images")
-    picture = next(path for path in sorted((FIXTURES / "images").iterdir()) if path.is_file())
-    shutil.copy(picture, data / "images" / f"{FILE}.png")
+    image = next(path for path in sorted((FIXTURES / "images").iterdir()) if path.is_file())
+    shutil.copy(image, data / "images" / f"{FILE}.png")
     record = {
         "id": HOSTILE,
         "image": f"{FILE}.png",

@@ -70,7 +70,7 @@ def test_flags_and_data_are_filled_in(elsewhere: Path, capsys: pytest.CaptureFix
         4,
     )
     printed = capsys.readouterr()
-    assert "4 records" in printed.out and "4 of 4 pictures" in printed.out
+    assert "4 records" in printed.out and "4 of 4 images" in printed.out
     assert "wrote    mine.yaml" in printed.out
     # Four samples are less than one step of the template's 256.
     assert stage.train.global_batch_size == 2 and "warning" not in printed.err

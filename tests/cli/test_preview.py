@@ -58,14 +58,14 @@ def test_long_samples_end_as_the_originals_do(tmp_path: Path, capsys: pytest.Cap
     options = ("--samples", "6:8", "--format", "jsonl", "--set", "stages.pretrain.data.max_length=512")
     code, out, _ = preview(capsys, file, *options)
     assert code == 0
-    text, picture = lines(out)
+    text, image = lines(out)
     expected = golden("stage2__v1__se0__tiny_vicuna__slow__512")
-    for sample in (text, picture):
+    for sample in (text, image):
         assert sample["input_ids"] == expected[sample["index"]]["input_ids"]
         assert sample["labels"] == expected[sample["index"]]["labels"]
         assert sample["num_kept"] == 512
     assert text["length"] == 512
-    assert picture["length"] == len(picture["input_ids"]) + 15 == 3232
+    assert image["length"] == len(image["input_ids"]) + 15 == 3232
 
 
 def test_good_samples_are_shown_and_all_bad_ones_named(
@@ -166,7 +166,7 @@ def test_validation_samples_are_those_that_do_not_train(
     assert not trained & measured
 
 
-def test_pictures_of_any_size_show_their_grid_and_their_tokens(
+def test_images_of_any_size_show_their_grid_and_their_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = stage1_values(tmp_path / "out")

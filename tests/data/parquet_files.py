@@ -26,18 +26,18 @@ def write_parquet(rows: list[dict[str, Any]], file: Path, *, group_rows: int = 5
 
 
 def with_structs(record: dict[str, Any]) -> dict[str, Any]:
-    """As `datasets` writes pictures: bytes and path in a struct."""
+    """As `datasets` writes images: bytes and path in a struct."""
     name = record.get("image")
-    picture = {"bytes": (IMAGES / name).read_bytes(), "path": name} if name else None
-    return {"id": record["id"], "image": picture, "conversations": record["conversations"]}
+    image = {"bytes": (IMAGES / name).read_bytes(), "path": name} if name else None
+    return {"id": record["id"], "image": image, "conversations": record["conversations"]}
 
 
 def with_bytes(record: dict[str, Any]) -> dict[str, Any]:
     """A list of bytes, and chat messages."""
     name = record.get("image")
     messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
-    pictures = [(IMAGES / name).read_bytes()] if name else None
-    return {"id": record["id"], "images": pictures, "messages": messages}
+    images = [(IMAGES / name).read_bytes()] if name else None
+    return {"id": record["id"], "images": images, "messages": messages}
 
 
 def with_paths(record: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,8 @@ COMPARED = [
 
 def sample(ids: list[int], labels: list[int], index: int = 0) -> Sample:
     num_images = ids.count(IMAGE_ID)
-    pictures = (PreparedImage(torch.full((1, 3, 2, 2), float(index)), (2, 2)),) * num_images
-    return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), pictures)
+    images = (PreparedImage(torch.full((1, 3, 2, 2), float(index)), (2, 2)),) * num_images
+    return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), images)
 
 
 def golden_batch(case: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ def test_dtypes_and_padding() -> None:
     }
 
 
-def test_a_batch_of_text_has_no_pictures() -> None:
+def test_a_batch_of_text_has_no_images() -> None:
     batch = Collator(ImageLayout(16), 10, 0)([sample([1, 7], [-100, 7])])
     assert not {"pixel_values", "feature_places"} & set(batch)
 
@@ -179,7 +179,7 @@ def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
         id="many",
         input_ids=torch.tensor([1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID, 6]),
         labels=torch.tensor([-100, -100, -100, -100, -100, 6]),
-        pictures=(PreparedImage(torch.zeros(1, 3, 2, 2), (2, 2)),) * 3,
+        images=(PreparedImage(torch.zeros(1, 3, 2, 2), (2, 2)),) * 3,
     )
     collator = Collator(
         ImageLayout(576), max_length=1024, pad_token_id=0, mark_of=lambda index: Mark("a.json", index, 1)

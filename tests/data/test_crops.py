@@ -1,4 +1,4 @@
-"""Pictures cut into crops, against LLaVA-NeXT's way with Pillow, and the places of their features."""
+"""Images cut into crops, against LLaVA-NeXT's way with Pillow, and the places of their features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from llava_recipes.anyres import NEWLINE, AnyRes, MergeType, Size, best_resolution, usual_pinpoints
-from llava_recipes.data.crops import ImageLayout, PreparedImage, check_crops, crop_px, prepare_picture
+from llava_recipes.data.crops import ImageLayout, PreparedImage, check_crops, crop_px, prepare_image
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.images import load_image_processor, pixel_values
 from llava_recipes.data.prompts import IGNORED, IMAGE_ID
@@ -27,7 +27,7 @@ from tests.images import read_image
 from tests.lenient import LenientCollator
 from tests.tiny import FIXTURES, GOLDEN
 
-PICTURES = str(FIXTURES / "images")
+IMAGES = str(FIXTURES / "images")
 
 
 def data_plan(**changes: Any) -> DataPlan:
@@ -53,7 +53,7 @@ def processor_of(config: dict[str, JsonValue] | None) -> BaseImageProcessor:
 def by_pillow(
     image: Image.Image, processor: BaseImageProcessor, pinpoints: tuple[Size, ...], px: int
 ) -> Tensor:
-    """As the original: the whole squeezed to a square, then the crops of the picture on a black page."""
+    """As the original: the whole squeezed to a square, then the crops of the image on a black page."""
     across, down = best_resolution(image.size, pinpoints)
     width, height = image.size
     if across / width < down / height:
@@ -88,8 +88,8 @@ def test_crops_are_the_originals(config: dict[str, JsonValue] | None) -> None:
     names = sorted({sample["image"] for sample in samples_of_golden()})
     grids = set()
     for name in names:
-        image = read_image(PICTURES, name)
-        found = prepare_picture(image, processor, data)
+        image = read_image(IMAGES, name)
+        found = prepare_image(image, processor, data)
         assert found.size == image.size and found.crops.dtype == torch.float32
         torch.testing.assert_close(
             found.crops, by_pillow(image, processor, usual_pinpoints(px), px), rtol=0, atol=1e-6
@@ -98,15 +98,15 @@ def test_crops_are_the_originals(config: dict[str, JsonValue] | None) -> None:
     assert len(grids) >= 3
 
 
-def test_the_whole_of_a_square_picture_has_the_golden_pixels() -> None:
-    """The recorded code takes `anyres` for `square`: for a square picture that is the whole, squeezed."""
+def test_the_whole_of_a_square_image_has_the_golden_pixels() -> None:
+    """The recorded code takes `anyres` for `square`: for a square image that is the whole, squeezed."""
     processor, squares = processor_of(None), 0
     for sample in samples_of_golden():
         width, height = sample["size_wh"]
         if width != height:
             continue
         squares += 1
-        crops = prepare_picture(read_image(PICTURES, sample["image"]), processor, data_plan()).crops
+        crops = prepare_image(read_image(IMAGES, sample["image"]), processor, data_plan()).crops
         assert crops[0].double().sum().item() == pytest.approx(sample["sum"], abs=1e-2)
         assert crops[0].flatten()[:5].tolist() == pytest.approx(sample["first5"], abs=1e-5)
     assert squares >= 2
@@ -114,9 +114,9 @@ def test_the_whole_of_a_square_picture_has_the_golden_pixels() -> None:
 
 def test_pinpoints_of_the_recipe_decide() -> None:
     processor, image = processor_of(None), Image.new("RGB", (60, 60), "white")
-    crops = prepare_picture(image, processor, data_plan(image_grid_pinpoints=((168, 112),))).crops
+    crops = prepare_image(image, processor, data_plan(image_grid_pinpoints=((168, 112),))).crops
     assert list(crops.shape) == [7, 3, 56, 56]
-    square = prepare_picture(image, processor, data_plan(image_aspect_ratio="square"))
+    square = prepare_image(image, processor, data_plan(image_aspect_ratio="square"))
     assert list(square.crops.shape) == [1, 3, 56, 56]
 
 
@@ -130,7 +130,7 @@ def test_grids_and_processors_of_another_size_are_refused() -> None:
         "[100, 56], and the tower takes 56 × 56 pixels",
         "write [112, 56]",
     )
-    with pytest.raises(RecipeError, match="makes pictures of the tower's size"):
+    with pytest.raises(RecipeError, match="makes images of the tower's size"):
         check_crops(data_plan(), processor, 28)
 
 
@@ -144,10 +144,10 @@ TEXT = st.lists(st.integers(1, 9), max_size=4)
     max_length=st.integers(1, 90),
     left=st.booleans(),
 )
-def test_a_batch_holds_each_pictures_own_tokens_cut_where_the_text_is(
+def test_a_batch_holds_each_images_own_tokens_cut_where_the_text_is(
     samples: list[list[tuple[list[int], Size]]], merge: MergeType, max_length: int, left: bool
 ) -> None:
-    """Told by hand: every position of a sample, written out with its picture's order, then cut."""
+    """Told by hand: every position of a sample, written out with its image's order, then cut."""
     px, side = 8, 2
     spread = AnyRes(usual_pinpoints(px), px, side, False, merge)
     layout = ImageLayout(side**2, spread)
@@ -155,16 +155,16 @@ def test_a_batch_holds_each_pictures_own_tokens_cut_where_the_text_is(
     for index, parts in enumerate(samples):
         ids: list[int] = [1]
         spelled: list[tuple[int, int | None]] = [(1, None)]
-        pictures = []
+        images = []
         for text, size in parts:
             ids += [*text, IMAGE_ID]
             spelled += [(token, None) for token in text]
             order = spread.order(size)
             spelled += [(0, place if place == NEWLINE else place + start) for place in order]
-            pictures.append(PreparedImage(torch.zeros(spread.num_crops(size), 3, 1, 1), size))
+            images.append(PreparedImage(torch.zeros(spread.num_crops(size), 3, 1, 1), size))
             start += spread.num_crops(size) * side**2
         labels = torch.tensor([IGNORED if token == IMAGE_ID else token for token in ids])
-        rows.append(Sample(index, "", torch.tensor(ids), labels, tuple(pictures)))
+        rows.append(Sample(index, "", torch.tensor(ids), labels, tuple(images)))
         expected.append(spelled[:max_length])
     batch = LenientCollator(
         layout=layout, max_length=max_length, pad_token_id=0, padding_side="left" if left else "right"

@@ -56,7 +56,7 @@ def dataset(
 
 
 def image_records(tmp_path: Path, *images: str | None, answer: str = "a") -> Path:
-    """Annotations of one conversation per picture, or per None a text-only one."""
+    """Annotations of one conversation per image, or per None a text-only one."""
     file = tmp_path / "data.json"
     records = [
         {
@@ -97,8 +97,8 @@ def test_samples_are_the_originals(tokenizer: PreTrainedTokenizerBase, lazy: boo
         assert sample.input_ids.tolist() == expected["input_ids"]
         assert sample.labels.tolist() == expected["labels"]
         assert sample.input_ids.dtype == sample.labels.dtype == torch.int64
-        (picture,) = sample.pictures
-        assert list(picture.crops.shape) == [1, *expected["image_shape"]]
+        (image,) = sample.images
+        assert list(image.crops.shape) == [1, *expected["image_shape"]]
 
 
 def test_samples_cross_worker_processes(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -110,9 +110,9 @@ def test_samples_cross_worker_processes(tokenizer: PreTrainedTokenizerBase) -> N
         assert all(torch.equal(alone[name], helped[name]) for name in alone)
 
 
-def test_text_only_samples_have_no_pictures(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_text_only_samples_have_no_images(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     sample = dataset(tokenizer, image_records(tmp_path, None), None, template="plain")[0]
-    assert sample.pictures == ()
+    assert sample.images == ()
     assert sample.input_ids.tolist()[0] == tokenizer.bos_token_id
     assert sample.labels.tolist() == [-100, *sample.input_ids.tolist()[1:]]
     assert tokenizer.decode(sample.input_ids[1:]) == "a\n"

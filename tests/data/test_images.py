@@ -1,4 +1,4 @@
-"""Pixel values against the original's, and pictures that must be refused."""
+"""Pixel values against the original's, and images that must be refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from llava_recipes.recipe.schema import VisionTower
 from tests.images import read_image
 from tests.tiny import FIXTURES, GOLDEN
 
-PICTURES = str(FIXTURES / "images")
+IMAGES = str(FIXTURES / "images")
 TOLERANCE = 1e-6
 
 
@@ -59,11 +59,11 @@ def golden(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["square", "pad", "clip336"])
-def test_every_picture_has_the_originals_pixels(name: str) -> None:
+def test_every_image_has_the_originals_pixels(name: str) -> None:
     processor = inline("clip_vision_model", 336) if name == "clip336" else tiny_processor()
     for sample in golden(name):
         ratio = sample.get("image_aspect_ratio", name)
-        pixels = pixel_values(read_image(PICTURES, sample["image"]), processor, image_aspect_ratio=ratio)
+        pixels = pixel_values(read_image(IMAGES, sample["image"]), processor, image_aspect_ratio=ratio)
         assert list(pixels.shape) == sample["shape"]
         assert pixels.dtype == torch.float32
         slack = TOLERANCE * pixels.numel()
@@ -86,7 +86,7 @@ def test_every_picture_has_the_originals_pixels(name: str) -> None:
 )
 def test_whole_arrays_are_the_originals(array: str, ratio: str, index: int) -> None:
     processor = inline("clip_vision_model", 336) if array.startswith("clip336") else tiny_processor()
-    image = read_image(PICTURES, golden("square")[index]["image"])
+    image = read_image(IMAGES, golden("square")[index]["image"])
     pixels = pixel_values(image, processor, image_aspect_ratio="pad" if ratio == "pad" else "square")
     expected = np.load(GOLDEN / f"02_images/{array}.npy")
     assert np.abs(pixels.numpy() - expected).max() <= TOLERANCE
@@ -94,11 +94,11 @@ def test_whole_arrays_are_the_originals(array: str, ratio: str, index: int) -> N
 
 @pytest.mark.parametrize("name", ["h1", "h3", "w1", "w3", "one_pixel", "three"])
 @pytest.mark.parametrize("ratio", ["square", "pad"])
-def test_tiny_pictures_are_read_as_rows_and_columns(name: str, ratio: Any) -> None:
-    image = read_image(PICTURES, f"edge/{name}.png")
+def test_tiny_images_are_read_as_rows_and_columns(name: str, ratio: Any) -> None:
+    image = read_image(IMAGES, f"edge/{name}.png")
     pixels = pixel_values(image, tiny_processor(), image_aspect_ratio=ratio)
     assert pixels.shape == (3, 56, 56)
-    # The same picture enlarged has the same proportions, so it gives about the same mean colour.
+    # The same image enlarged has the same proportions, so it gives about the same mean colour.
     larger = image.resize((image.width * 8, image.height * 8), Image.Resampling.NEAREST)
     same = pixel_values(larger, tiny_processor(), image_aspect_ratio=ratio)
     assert (pixels.mean(dim=(1, 2)) - same.mean(dim=(1, 2))).abs().max() < 0.6
@@ -109,7 +109,7 @@ def test_padding_has_the_mean_colour() -> None:
     assert mean_colour(inline("siglip_vision_model", 32)) == (127, 127, 127)
 
 
-def test_siglip_squeezes_the_picture_into_its_square() -> None:
+def test_siglip_squeezes_the_image_into_its_square() -> None:
     processor = inline("siglip_vision_model", 48)
     image = Image.new("RGB", (90, 30), (255, 0, 0))
     pixels = pixel_values(image, processor, image_aspect_ratio="square")
@@ -160,13 +160,13 @@ def test_a_tower_without_image_processor_is_told(tmp_path: Path) -> None:
 )
 def test_bad_images_say_why(name: str, reason: str) -> None:
     with pytest.raises(BadImage, match=reason) as caught:
-        read_image(PICTURES, name)
+        read_image(IMAGES, name)
     assert caught.value.file.endswith(name)
 
 
 def test_absolute_paths_are_refused() -> None:
     with pytest.raises(BadImage, match="start from the image folder"):
-        read_image(PICTURES, str(FIXTURES / "images/rgb_0.jpg"))
+        read_image(IMAGES, str(FIXTURES / "images/rgb_0.jpg"))
 
 
 def test_links_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
@@ -276,10 +276,10 @@ def test_a_lack_of_memory_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> Non
         raise MemoryError
 
     with pytest.raises(BadImage, match="preparing it takes more memory than there is"):
-        read_prepared(PICTURES, "rgb_0.jpg", fail)
+        read_prepared(IMAGES, "rgb_0.jpg", fail)
     monkeypatch.setattr(Image.Image, "convert", lambda self, mode: fail(self))
     with pytest.raises(BadImage, match="decoding it takes more memory than there is"):
-        read_image(PICTURES, "rgb_0.jpg")
+        read_image(IMAGES, "rgb_0.jpg")
 
 
 def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Parquet files: the records, pictures and samples of the same data in JSON."""
+"""Parquet files: the records, images and samples of the same data in JSON."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_samples_are_those_of_the_json(
         assert (one.index, one.id) == (other.index, other.id)
         assert torch.equal(one.input_ids, other.input_ids)
         assert torch.equal(one.labels, other.labels)
-        for picture, same in zip(one.pictures, other.pictures, strict=True):
-            assert torch.equal(picture.crops, same.crops)
+        for image, same in zip(one.images, other.images, strict=True):
+            assert torch.equal(image.crops, same.crops)
 
 
 def test_forked_workers_read_too(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_forked_workers_read_too(tokenizer: PreTrainedTokenizerBase, tmp_path: P
     )
     for sample, same in zip(loader, wanted, strict=True):
         assert sample.id == same.id
-        assert len(sample.pictures) == len(same.pictures) > 0
-        for picture, other in zip(sample.pictures, same.pictures, strict=True):
-            assert torch.equal(picture.crops, other.crops) and picture.size == other.size
+        assert len(sample.images) == len(same.images) > 0
+        for image, other in zip(sample.images, same.images, strict=True):
+            assert torch.equal(image.crops, other.crops) and image.size == other.size
 
 
 def test_records_travel_to_other_processes(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_records_travel_to_other_processes(tmp_path: Path) -> None:
     assert opened[7].id == "s1_007"
     again = pickle.loads(pickle.dumps(opened))
     assert list(again) == list(opened)
-    assert again.pictures(7) == opened.pictures(7) == ((IMAGES / "rgb_odd.jpg").read_bytes(),)
+    assert again.images(7) == opened.images(7) == ((IMAGES / "rgb_odd.jpg").read_bytes(),)
 
 
 def shards(folder: Path, *names: str) -> Path:
@@ -153,12 +153,12 @@ def test_a_problem_names_file_and_row(tmp_path: Path) -> None:
     ("data", "reason"),
     [
         (b"", "it holds no bytes"),
-        (b"no picture", "not an image of a known format"),
+        (b"no image", "not an image of a known format"),
         (None, "its bytes are not in the file, and the source has no image folder"),
         ((IMAGES / "rgb_0.jpg").read_bytes()[:700], "truncated"),
     ],
 )
-def test_bytes_that_are_no_picture(
+def test_bytes_that_are_no_image(
     data: bytes | None, reason: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     rows = [with_structs(record) for record in records()]
@@ -172,7 +172,7 @@ def test_bytes_that_are_no_picture(
     assert problem.mark is not None and problem.mark.row == 6
 
 
-def test_a_picture_bomb_is_refused(
+def test_a_image_bomb_is_refused(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [with_structs(record) for record in records()]
@@ -188,10 +188,10 @@ def test_paths_without_bytes_lie_in_the_folder(tmp_path: Path) -> None:
     for row in rows[::2]:
         row["image"]["bytes"] = None
     opened = open_records([source(write_parquet(rows, tmp_path / "data.parquet"), IMAGES)])
-    from llava_recipes.data.images import open_pictures
+    from llava_recipes.data.images import open_images
 
     for record, known in zip(opened, records(), strict=True):
-        (opened_image,) = open_pictures(opened, record, lambda image: image)
+        (opened_image,) = open_images(opened, record, lambda image: image)
         assert opened_image.tobytes() == _decoded(known["image"])
 
 
@@ -201,8 +201,8 @@ def _decoded(name: str) -> bytes:
     return read_image(str(IMAGES), name).tobytes()
 
 
-def test_texts_are_read_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking through the conversations of a large file must not read its pictures."""
+def test_texts_are_read_without_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking through the conversations of a large file must not read its images."""
     file = write_parquet([with_structs(record) for record in records()], tmp_path / "data.parquet")
     read: list[str] = []
     whole = parquet._read
@@ -216,17 +216,17 @@ def test_texts_are_read_without_pictures(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(list(opened)) == len(opened.lengths()) == 24
     assert "image.path" in read
     assert "image.bytes" not in read
-    opened.pictures(0)
+    opened.images(0)
     assert "image.bytes" in read
 
 
 def test_one_row_group_is_held(tmp_path: Path) -> None:
-    """Whatever is read and in whatever order, memory grows by one group of texts and one of pictures."""
+    """Whatever is read and in whatever order, memory grows by one group of texts and one of images."""
     rows = [with_structs(record) for record in records()] * 3
     opened = open_records([source(write_parquet(rows, tmp_path / "data.parquet"))])
     for index in (70, 3, 40, 3, 71, 0):
         record = opened[index]
-        opened.pictures(record.index)
+        opened.images(record.index)
     held = opened._sources[0].file
     assert isinstance(held, parquet.ParquetFiles)
     assert {what: table.num_rows for what, (_, table) in held._held.items()} == {"texts": 5, "bytes": 5}
@@ -239,7 +239,7 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: _bytes_in(folder, b"PAR1 and no more"), "cannot be read as a Parquet file"),
     (lambda folder: _table(folder, {"text": ["a"]}), "there is no column with conversations"),
     (lambda folder: _table(folder, {"conversations": []}), "the file holds no records"),
-    (lambda folder: _table(folder, {"messages": [[]], "image": [1]}), "the column `image` holds no pictures"),
+    (lambda folder: _table(folder, {"messages": [[]], "image": [1]}), "the column `image` holds no images"),
     (
         lambda folder: _table(folder, {"messages": [[]], "image": ["a"], "images": [["a"]]}),
         "there are both `image` and `images`",

@@ -18,7 +18,7 @@ from tests.chat_tokenizers import CHAT_TEMPLATES, Family, open_tokenizer, save_t
 from tests.tiny import FIXTURES
 
 TURNS = (
-    Turn("human", f"{IMAGE}\nWhat is in the picture?"),
+    Turn("human", f"{IMAGE}\nWhat is in the image?"),
     Turn("gpt", " A red  square.\n"),
     Turn("human", " And <|im_end|> this? été "),
     Turn("gpt", "A blue circle"),

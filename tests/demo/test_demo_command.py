@@ -13,7 +13,7 @@ from tests.processes import ROOT, llava_recipe
 pytestmark = pytest.mark.slow
 
 STAGES = ("warm-up", "pretrain", "finetune")
-FEW = ["--pictures=42", *(f"--set=stages.{name}.train.max_steps=3" for name in STAGES)]
+FEW = ["--images=42", *(f"--set=stages.{name}.train.max_steps=3" for name in STAGES)]
 
 
 def run_demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -31,11 +31,11 @@ def test_the_demo_trains_captions_and_prints_its_score(tmp_path: Path) -> None:
     assert "224 of known combinations" in done.stdout
     assert "chance" in done.stdout
     scores = json.loads((tmp_path / "runs" / "score.json").read_text("utf-8"))
-    for score, num_pictures in zip(scores, (224, 96), strict=True):
+    for score, num_images in zip(scores, (224, 96), strict=True):
         assert tuple(score["after"]) == STAGES
-        assert {tally["num_pictures"] for tally in score["after"].values()} == {num_pictures}
+        assert {tally["num_images"] for tally in score["after"].values()} == {num_images}
         last = score["after"]["finetune"]
-        assert score["times_chance"] * score["chance"] * num_pictures == pytest.approx(last["num_both"])
+        assert score["times_chance"] * score["chance"] * num_images == pytest.approx(last["num_both"])
     assert "you>   what is this" in done.stdout
     assert f"llava-recipe chat {tmp_path / 'runs' / 'finetune'} --image" in done.stdout
     weights_of = zip(STAGES, ("trained.safetensors", "mm_projector.bin", "trained.safetensors"), strict=True)
@@ -62,7 +62,7 @@ def test_the_demo_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_number_of_pictures_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
-    refused = run_demo(tmp_path, "--pictures=0")
+def test_a_number_of_images_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
+    refused = run_demo(tmp_path, "--images=0")
     assert refused.returncode == 2
     assert "0 is not 1 or more" in refused.stderr

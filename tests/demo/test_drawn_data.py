@@ -25,7 +25,7 @@ def combinations(captions: list[str]) -> set[tuple[str, str]]:
     return {(caption.split()[2], caption.split()[3]) for caption in captions}
 
 
-def test_no_held_out_picture_and_no_unseen_combination_is_in_training(tmp_path: Path) -> None:
+def test_no_held_out_image_and_no_unseen_combination_is_in_training(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_dataset(data, SETTINGS, redraw=False)
     records = json.loads((data / "train.json").read_text("utf-8"))
@@ -33,10 +33,10 @@ def test_no_held_out_picture_and_no_unseen_combination_is_in_training(tmp_path: 
     held_out = read_held_out(data)
     assert len(trained) == SETTINGS.num_train
     assert len(held_out) == SETTINGS.num_held_out + SETTINGS.num_unseen
-    assert trained.isdisjoint(picture.image.read_bytes() for picture in held_out)
+    assert trained.isdisjoint(image.image.read_bytes() for image in held_out)
     trained_combinations = combinations([record["conversations"][1]["value"] for record in records])
-    known = combinations([picture.caption for picture in held_out if not picture.is_unseen])
-    unseen = combinations([picture.caption for picture in held_out if picture.is_unseen])
+    known = combinations([image.caption for image in held_out if not image.is_unseen])
+    unseen = combinations([image.caption for image in held_out if image.is_unseen])
     assert known == trained_combinations
     assert unseen == set(unseen_combinations())
     assert unseen.isdisjoint(trained_combinations)
@@ -59,7 +59,7 @@ def test_its_files_are_sound_training_data(tmp_path: Path) -> None:
             assert all(bool(record.images) == (images is not None) for record in records)
 
 
-def test_conversations_are_about_training_pictures_and_about_notes(tmp_path: Path) -> None:
+def test_conversations_are_about_training_images_and_about_notes(tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_dataset(data, SETTINGS, redraw=False)
     captions = {
@@ -67,10 +67,10 @@ def test_conversations_are_about_training_pictures_and_about_notes(tmp_path: Pat
         for record in json.loads((data / "train.json").read_text("utf-8"))
     }
     records = json.loads((data / "instruct.json").read_text("utf-8"))
-    pictured = [record for record in records if "image" in record]
-    assert len(pictured) == SETTINGS.num_train
-    assert len(records) - len(pictured) == 19
-    for record in pictured:
+    imaged = [record for record in records if "image" in record]
+    assert len(imaged) == SETTINGS.num_train
+    assert len(records) - len(imaged) == 19
+    for record in imaged:
         turns = record["conversations"]
         asked = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
         answered = [turn["value"] for turn in turns[1::2]]

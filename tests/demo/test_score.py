@@ -45,7 +45,7 @@ def test_both_counts_single_captions_where_both_are_right() -> None:
     assert count_right(said, [TRUE] * 4).share_both == 0.5
 
 
-def test_captions_and_pictures_must_be_as_many() -> None:
+def test_captions_and_images_must_be_as_many() -> None:
     with pytest.raises(ValueError, match="zip"):
         count_right(["a red cross"], [TRUE, TRUE])
 

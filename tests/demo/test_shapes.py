@@ -1,4 +1,4 @@
-"""Drawn pictures: the same scene, the same pixels; the shape where and as its caption says."""
+"""Drawn images: the same scene, the same pixels; the shape where and as its caption says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llava_recipes.demo.drawn_data import (
-    PICTURE_PX,
+    IMAGE_PX,
     RGB,
     Scene,
     all_combinations,
@@ -32,7 +32,7 @@ def distance_from_ground(scene: Scene) -> np.ndarray:
 @pytest.mark.parametrize("combination", all_combinations())
 def test_a_scene_is_drawn_the_same_every_time(combination: tuple[str, str]) -> None:
     first, second = (draw_scene(make_scene(combination, seed="5")) for _ in range(2))
-    assert first.size == (PICTURE_PX, PICTURE_PX)
+    assert first.size == (IMAGE_PX, IMAGE_PX)
     assert first.mode == "RGB"
     assert first.tobytes() == second.tobytes()
     assert first.tobytes() != draw_scene(make_scene(combination, seed="6")).tobytes()
@@ -43,7 +43,7 @@ def test_the_shape_stands_where_the_caption_says_in_its_colour(number: int) -> N
     scene = make_scene(all_combinations()[number % 32], seed=f"place/{number}")
     seen = distance_from_ground(scene) > 60
     rows, columns = np.nonzero(seen)
-    third = PICTURE_PX / 3
+    third = IMAGE_PX / 3
     assert ROWS[int(rows.mean() // third)] == scene.row
     assert COLUMNS[int(columns.mean() // third)] == scene.column
     mean = pixels(scene)[seen].mean(axis=0)
@@ -54,10 +54,10 @@ def test_the_shape_stands_where_the_caption_says_in_its_colour(number: int) -> N
 
 def test_shapes_differ_in_more_than_noise() -> None:
     scene = make_scene(("green", "circle"), seed="same")
-    pictures = [pixels(dataclasses.replace(scene, shape=shape)) for shape in SHAPES]
-    for index, picture in enumerate(pictures):
-        for other in pictures[index + 1 :]:
-            assert (np.abs(picture - other).max(axis=2) > 60).sum() >= 20
+    images = [pixels(dataclasses.replace(scene, shape=shape)) for shape in SHAPES]
+    for index, image in enumerate(images):
+        for other in images[index + 1 :]:
+            assert (np.abs(image - other).max(axis=2) > 60).sum() >= 20
 
 
 def test_an_unknown_shape_is_refused() -> None:

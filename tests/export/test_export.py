@@ -17,7 +17,7 @@ from llava_recipes.cli.main import main
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import RecipeError
 from llava_recipes.export import target
-from llava_recipes.export.checking import drawn_picture, expanded, expected_of, largest_difference
+from llava_recipes.export.checking import drawn_image, expanded, expected_of, largest_difference
 from llava_recipes.export.export import Exported, ExportLayout, export_run, import_checkpoint, merge_run
 from llava_recipes.templates import Turn
 from llava_recipes.use.opened import open_run
@@ -94,7 +94,7 @@ def test_transformers_says_what_the_run_says(hf: Path, pipeline: Path) -> None:
     """A conversation of several turns, in a batch with a shorter one, generated greedily."""
     processor = AutoProcessor.from_pretrained(hf)
     model = LlavaForConditionalGeneration.from_pretrained(hf).eval()
-    image = {"type": "image", "image": drawn_picture()}
+    image = {"type": "image", "image": drawn_image()}
     long = [
         {"role": "user", "content": [image, {"type": "text", "text": "What is this?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "A red box."}]},

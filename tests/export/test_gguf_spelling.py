@@ -31,7 +31,7 @@ def run_of(folder: Path, *, start_end: bool, **data: Any) -> OpenedRun:
     """What is read of a run, with the tokenizer in a folder."""
     tokenizer = open_tokenizer(folder, start_end=start_end)
     tokenizer.chat_template = OWN
-    plan = usual_data({"model_type": "llama"}, pictures={"image_aspect_ratio": "pad"}, vocabulary={})
+    plan = usual_data({"model_type": "llama"}, images={"image_aspect_ratio": "pad"}, vocabulary={})
     run = SimpleNamespace(
         assembled=SimpleNamespace(tokenizer=tokenizer),
         plan=SimpleNamespace(image_tokens=SimpleNamespace(start_end=start_end)),

@@ -16,7 +16,7 @@ from tests.export import llama_cpp
 CONVERSATIONS = (
     ("<image>\nWhat is this?", "A box.", " And  this? ", "A hat.\n"),
     ("Compare <image> with <image>.", "The same."),
-    ("No picture here", " Right.", "", "Still none."),
+    ("No image here", " Right.", "", "Still none."),
     ("What is in it? <image>", "Rain."),
 )
 PARTS = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
@@ -70,21 +70,21 @@ def test_a_system_prompt_takes_the_place_of_the_templates(template: Template) ->
     assert rendered(own, asked, open_answer=False) == expected
 
 
-def test_parts_of_a_message_are_a_picture_and_its_question() -> None:
+def test_parts_of_a_message_are_a_image_and_its_question() -> None:
     for template in ("v1", "qwen", "llama_3"):
         text = jinja_of(template, start_end=False, end_of_answer="</s>", system_prompt=None, after_image="")
         as_parts = rendered(text, [{"role": "user", "content": PARTS}], open_answer=True)
         assert as_parts == rendered(text, messages_of(("<image>\nWhat is this?",)), open_answer=True)
 
 
-def test_plain_holds_pictures_and_captions() -> None:
+def test_plain_holds_images_and_captions() -> None:
     text = jinja_of("plain", start_end=False, end_of_answer="</s>", system_prompt=None, after_image="")
     turns = messages_of(("<image>\nDescribe it.", "A box."))
     assert rendered(text, turns, open_answer=False) == "<image>A box.\n"
     assert rendered(text, turns[:1], open_answer=True) == "<image>"
 
 
-def test_a_tokenizers_own_template_takes_pictures_too() -> None:
+def test_a_tokenizers_own_template_takes_images_too() -> None:
     own = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     text = wrapped(own, start_end=False, system_prompt="Be brief.", after_image=" ")
     said = rendered(text, [{"role": "user", "content": PARTS}], open_answer=False)

@@ -69,7 +69,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All trains, the tower too, with tokens around every picture."""
+    """All trains, the tower too, with tokens around every image."""
     folder = tmp_path_factory.mktemp("everything")
     values = run_values(folder / "run", data=conversations(), freeze="none")
     del values["stages"][0]["trainable"]
@@ -229,7 +229,7 @@ def test_weights_of_few_bits_are_computed_with_in_float32(everything: Path) -> N
 
 @pytest.fixture(scope="module")
 def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures spread over grids, their rows ended by a newline that trains."""
+    """Images spread over grids, their rows ended by a newline that trains."""
     folder = tmp_path_factory.mktemp("any_size")
     grids: dict[str, Any] = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
     grids["image_grid_pinpoints"] = [[56, 112], [112, 56], [112, 112]]
@@ -253,7 +253,7 @@ def test_llama_cpp_gets_grids_and_newline(any_size: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("layout", ["hf", "llava"])
-def test_pictures_of_any_size_go_out_and_come_back(
+def test_images_of_any_size_go_out_and_come_back(
     layout: ExportLayout, any_size: Path, tmp_path: Path
 ) -> None:
     done = export_run(any_size, tmp_path / "out", to=layout, dtype=None, max_bytes=10**9)
@@ -263,7 +263,7 @@ def test_pictures_of_any_size_go_out_and_come_back(
         assert config["architectures"] == ["LlavaNextForConditionalGeneration"]
         # Height before width there.
         assert config["image_grid_pinpoints"] == [[112, 56], [56, 112], [112, 112]]
-    # Without our own note, the layout's config says how pictures are given.
+    # Without our own note, the layout's config says how images are given.
     (tmp_path / "out" / "llava_recipe.json").unlink()
     import_checkpoint(tmp_path / "out", tmp_path / "back", dtype=None, max_bytes=10**9, base=None)
     run, back = expected_of(opened(any_size)), expected_of(opened(tmp_path / "back"))
@@ -274,7 +274,7 @@ def test_pictures_of_any_size_go_out_and_come_back(
 
 
 def test_a_tokenizers_own_chat_template_goes_along(tmp_path: Path) -> None:
-    """The layout's takes pictures; what training wrote comes back as it was."""
+    """The layout's takes images; what training wrote comes back as it was."""
     base = tmp_path / "base"
     shutil.copytree(FIXTURES / "tiny_vicuna", base)
     settings = json.loads((base / "tokenizer_config.json").read_text())

@@ -29,7 +29,7 @@ from tests.tiny import FIXTURES
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-QUESTION = "What is in this picture?"
+QUESTION = "What is in this image?"
 
 
 def opened(folder: Path, **options: Any) -> OpenedRun:
@@ -79,7 +79,7 @@ def test_llama_cpp_runs_as_many_layers_as_training(layer: int, pipeline: Path, t
 def test_the_readme_says_how_llama_cpp_treats_images(gguf: Path) -> None:
     """tools/mtmd/mtmd-image.cpp, img_tool::resize: with PAD_CEIL, LLaVA's, it pads what it has resized."""
     text = (gguf / "README.md").read_text()
-    assert "llama.cpp resizes pictures and then pads them to a square" in text
+    assert "llama.cpp resizes images and then pads them to a square" in text
     assert "as this model was trained" not in text
 
 

@@ -528,12 +528,12 @@ def test_llava_next_is_said_in_full() -> None:
         ("--image_aspect_ratio anyres --image_grid_pinpoints '[336, 672]'", "image_grid_pinpoints", "lost"),
     ],
 )
-def test_what_becomes_of_the_flags_of_pictures(flags: str, name: str, kind: str) -> None:
+def test_what_becomes_of_the_flags_of_images(flags: str, name: str, kind: str) -> None:
     (entry,) = (entry for _, told in run(flags).stages for entry in told if entry.name == f"--{name}")
     assert entry.kind == kind
 
 
-def test_no_end_of_a_row_trains_where_pictures_have_one_part() -> None:
+def test_no_end_of_a_row_trains_where_images_have_one_part() -> None:
     migration = run(
         "--image_aspect_ratio pad --mm_patch_merge_type spatial_unpad --mm_tunable_parts mm_language_model"
     )

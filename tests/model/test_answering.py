@@ -132,20 +132,20 @@ def test_what_is_drawn_follows_seed_and_top_p(assembled: Assembled) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "pictures", "message"),
+    ("num_tokens", "images", "message"),
     [
         (2048 - 12, (16,), None),
         (2048 - 11, (16,), "the prompt leaves too little room for the answer"),
         (2048, (16,), "the prompt is too long for the model's context"),
-        (3000, (1024, 1024), "too many pictures for the model's context"),
+        (3000, (1024, 1024), "too many images for the model's context"),
     ],
 )
 def test_what_fits_into_the_context(
-    assembled: Assembled, num_tokens: int, pictures: tuple[int, ...], message: str | None
+    assembled: Assembled, num_tokens: int, images: tuple[int, ...], message: str | None
 ) -> None:
     answerer = Answerer(assembled, data_plan("v1"), start_end=False)
     assert answerer.max_positions == 2048
-    problem = answerer.does_not_fit(num_tokens, pictures, Decoding(12))
+    problem = answerer.does_not_fit(num_tokens, images, Decoding(12))
     assert (problem and problem.message) == message
 
 
@@ -154,9 +154,7 @@ def test_an_answer_may_end_with_the_context(assembled: Assembled, monkeypatch: p
     asked = [prompt(answerer, question) for question in QUESTIONS[:2]]
     long = Decoding(12, must_fit=False)
     whole = answerer.answer(asked, long)
-    lengths = [
-        answerer.num_tokens(each.input_ids, [len(picture) for picture in each.pictures]) for each in asked
-    ]
+    lengths = [answerer.num_tokens(each.input_ids, [len(image) for image in each.images]) for each in asked]
     monkeypatch.setattr(Answerer, "max_positions", max(lengths) + 3)
     assert answerer.does_not_fit(max(lengths), [], Decoding(12)) is not None
     assert answerer.does_not_fit(max(lengths), [], long) is None

@@ -1,4 +1,4 @@
-"""Pictures of any size through the model, against transformers' own LLaVA-NeXT on the same weights."""
+"""Images of any size through the model, against transformers' own LLaVA-NeXT on the same weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration
 
 from llava_recipes.anyres import NEWLINE, MergeType, Size, usual_pinpoints
-from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_picture
+from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_image
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.prompts import IGNORED, IMAGE_ID
 from llava_recipes.errors import RecipeError
 from llava_recipes.export.to_hf import next_config, next_image_processor
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.forward import crop_features, embed_prompt, picture_features, stock_forward
-from llava_recipes.model.generate import Answerer, embed_with_pictures
+from llava_recipes.model.forward import crop_features, embed_prompt, image_features, stock_forward
+from llava_recipes.model.generate import Answerer, embed_with_images
 from llava_recipes.model.learned_rows import ImageNewline, load_newline
 from llava_recipes.model.lora import freeze_model
 from llava_recipes.model.weight_names import (
@@ -81,13 +81,13 @@ def drawn(size: Size, seed: int = 0) -> Image.Image:
 
 
 def prepared(assembled: Assembled, size: Size, data: DataPlan, seed: int = 0) -> PreparedImage:
-    return prepare_picture(drawn(size, seed), assembled.image_processor, data)
+    return prepare_image(drawn(size, seed), assembled.image_processor, data)
 
 
-def sample(index: int, pictures: tuple[PreparedImage, ...]) -> Sample:
-    ids = [1, *(token for number in range(len(pictures)) for token in (IMAGE_ID, 20 + number)), 300, 301, 2]
+def sample(index: int, images: tuple[PreparedImage, ...]) -> Sample:
+    ids = [1, *(token for number in range(len(images)) for token in (IMAGE_ID, 20 + number)), 300, 301, 2]
     labels = [IGNORED] * (len(ids) - 3) + ids[-3:]
-    return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), pictures)
+    return Sample(index, f"id{index}", torch.tensor(ids), torch.tensor(labels), images)
 
 
 def batch_of(
@@ -120,14 +120,14 @@ def hugging_face(assembled: Assembled, data: DataPlan) -> LlavaNextForConditiona
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 @pytest.mark.parametrize("pinpoints", [None, ((2, 2), (1, 1), (4, 1), (3, 2))])
 def test_logits_are_those_of_transformers(tower: str, pinpoints: tuple[Size, ...] | None) -> None:
-    """Every shape of picture, two in one sample, and a sample without any, in one batch."""
+    """Every shape of image, two in one sample, and a sample without any, in one batch."""
     assembled = assembled_of(tower)
     px = int(str(TOWERS[tower]["image_size"]))
     data = data_plan(pinpoints=pinpoints and tuple((x * px, y * px) for x, y in pinpoints))
     layout = assembled.image_layout(data)
     assert layout.spread is not None
     images = [drawn(size, seed) for seed, size in enumerate(SHAPES)]
-    shown = [prepare_picture(image, assembled.image_processor, data) for image in images]
+    shown = [prepare_image(image, assembled.image_processor, data) for image in images]
     samples = [sample(0, (shown[0],)), sample(1, tuple(shown[1:3])), sample(2, ())]
     samples += [sample(index + 3, (each,)) for index, each in enumerate(shown[3:])]
     batch = batch_of(samples, layout)
@@ -146,17 +146,17 @@ def test_logits_are_those_of_transformers(tower: str, pinpoints: tuple[Size, ...
     torch.testing.assert_close(ours[real], expected[real], rtol=0, atol=1e-5)
 
 
-def test_a_picture_alone_has_the_features_that_it_has_in_a_batch() -> None:
+def test_a_image_alone_has_the_features_that_it_has_in_a_batch() -> None:
     assembled, data = assembled_of("clip"), data_plan()
     layout = assembled.image_layout(data)
-    pictures = [prepared(assembled, size, data, seed) for seed, size in enumerate(SHAPES[:4])]
+    images = [prepared(assembled, size, data, seed) for seed, size in enumerate(SHAPES[:4])]
     with torch.no_grad():
-        together = picture_features(assembled.model, pictures, layout)
-        assert [len(each) for each in together] == [layout.num_tokens(each) for each in pictures]
-        for each, features in zip(pictures, together, strict=True):
-            (alone,) = picture_features(assembled.model, [each], layout)
+        together = image_features(assembled.model, images, layout)
+        assert [len(each) for each in together] == [layout.num_tokens(each) for each in images]
+        for each, features in zip(images, together, strict=True):
+            (alone,) = image_features(assembled.model, [each], layout)
             torch.testing.assert_close(alone, features, rtol=0, atol=1e-6)
-        assert picture_features(assembled.model, [], layout) == []
+        assert image_features(assembled.model, [], layout) == []
 
 
 def test_rows_end_with_the_newline_and_the_whole_comes_first() -> None:
@@ -164,7 +164,7 @@ def test_rows_end_with_the_newline_and_the_whole_comes_first() -> None:
     layout = assembled.image_layout(data)
     wide = prepared(assembled, (56, 28), data)
     with torch.no_grad():
-        (features,) = picture_features(assembled.model, [wide], layout)
+        (features,) = image_features(assembled.model, [wide], layout)
         crops = crop_features(assembled.model, wide.crops)
     newline = canonical_parameters(assembled.model)["image_newline"].detach()
     # 2 × 2 features a crop: the whole, then two rows across the two crops.
@@ -178,7 +178,7 @@ def test_without_unpadding_every_feature_is_there_once(merge: MergeType) -> None
     layout = assembled.image_layout(data)
     wide = prepared(assembled, (90, 30), data)
     with torch.no_grad():
-        (features,) = picture_features(assembled.model, [wide], layout)
+        (features,) = image_features(assembled.model, [wide], layout)
         crops = crop_features(assembled.model, wide.crops).flatten(0, 1)
     assert sorted(features.tolist()) == sorted(crops.tolist())
     assert torch.equal(features, crops) == (merge == "flat")
@@ -192,11 +192,11 @@ def test_class_tokens_stay_in_flat_crops() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_truncation_keeps_the_first_tokens_of_each_picture(side: Literal["left", "right"]) -> None:
+def test_truncation_keeps_the_first_tokens_of_each_image(side: Literal["left", "right"]) -> None:
     assembled, data = assembled_of("clip"), data_plan()
     layout = assembled.image_layout(data)
-    pictures = tuple(prepared(assembled, size, data, seed) for seed, size in enumerate(SHAPES[:3]))
-    samples = [sample(0, pictures[:2]), sample(1, pictures[2:])]
+    images = tuple(prepared(assembled, size, data, seed) for seed, size in enumerate(SHAPES[:3]))
+    samples = [sample(0, images[:2]), sample(1, images[2:])]
     whole = batch_of(samples, layout, side=side)
     longest = whole["input_ids"].shape[1]
     model = assembled.model
@@ -220,7 +220,7 @@ def test_gradients_reach_newline_projector_and_tower_as_in_transformers() -> Non
     layout = assembled.image_layout(data)
     assert layout.spread is not None
     images = [drawn(size, seed) for seed, size in enumerate(SHAPES[:3])]
-    shown = [prepare_picture(image, assembled.image_processor, data) for image in images]
+    shown = [prepare_image(image, assembled.image_processor, data) for image in images]
     batch = batch_of([sample(index, (each,)) for index, each in enumerate(shown)], layout)
     freeze_model(assembled.model, freeze="none", trainable=())
     model = hugging_face(assembled, data)
@@ -347,20 +347,20 @@ def test_pinpoints_that_no_recipe_names_are_the_towers_five() -> None:
     assert dataclasses.replace(layout.spread, merge="flat").order((28, 56)) == tuple(range(12))
 
 
-def test_questions_see_a_picture_as_training_did() -> None:
-    """Embeddings of a prompt with its picture, by the answerer and by the collator's batch."""
+def test_questions_see_a_image_as_training_did() -> None:
+    """Embeddings of a prompt with its image, by the answerer and by the collator's batch."""
     assembled, data = assembled_of("clip"), data_plan()
     answerer = Answerer(assembled, data, start_end=False)
     shown = answerer.prepare(drawn((64, 48)))
     prompt = (1, IMAGE_ID, 20)
     (seen,) = answerer.look([shown])
     assert shown.num_tokens == len(seen) == 4 + 4 * 5
-    assert answerer.least_picture_tokens == 4
+    assert answerer.least_image_tokens == 4
     ids = torch.tensor(prompt)
     row = Sample(0, "", ids, ids.masked_fill(ids == IMAGE_ID, IGNORED), (shown.prepared,))
     batch = batch_of([row], assembled.image_layout(data))
     with torch.no_grad():
-        embedded = embed_with_pictures(assembled.model, prompt, [seen])
+        embedded = embed_with_images(assembled.model, prompt, [seen])
         trained = embed_prompt(
             assembled.model,
             batch["input_ids"],

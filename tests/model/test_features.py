@@ -126,8 +126,8 @@ def test_the_vision_half_of_a_siglip_2_folder(tmp_path: object) -> None:
     state, expected = assembled.model.model.vision_tower.state_dict(), pair.vision_model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    picture = np.full((40, 60, 3), 255, dtype=np.uint8)
-    pixels = assembled.image_processor(picture, input_data_format="channels_last", return_tensors="np")
+    image = np.full((40, 60, 3), 255, dtype=np.uint8)
+    pixels = assembled.image_processor(image, input_data_format="channels_last", return_tensors="np")
     assert pixels["pixel_values"][0].shape == (3, 28, 28)
     np.testing.assert_allclose(pixels["pixel_values"][0], 1.0)
 
@@ -141,7 +141,7 @@ def test_a_tower_of_any_size_is_not_taken_for_one_of_a_fixed_size(tmp_path: obje
     with pytest.raises(RecipeError, match="a vision tower is a CLIP or SigLIP model") as caught:
         assemble(plan_of(tower=Path(str(tmp_path))), dtype=torch.float32)
     assert caught.value.problems[0].hint == (
-        "siglip2 takes pictures of any size; one of a fixed size is google/siglip2-so400m-patch14-384"
+        "siglip2 takes images of any size; one of a fixed size is google/siglip2-so400m-patch14-384"
     )
 
 

@@ -129,13 +129,13 @@ def _small(language: dict[str, JsonValue], **kwargs: Any) -> LlavaForConditional
     return assemble(plan, dtype=torch.float32).model
 
 
-def _small_batch(*, padding: Literal["left", "right"] = "right", pictures: bool = True) -> dict[str, Tensor]:
+def _small_batch(*, padding: Literal["left", "right"] = "right", images: bool = True) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
     num_rows, width, lengths = 3, 20, (20, 13, 9)
     ids = torch.randint(3, 1000, (num_rows, width), generator=generator)
     position = torch.arange(width).expand(num_rows, width)
     mask = position < torch.tensor(lengths)[:, None]
-    is_image = (position >= 1) & (position < 5) if pictures else torch.zeros_like(mask)
+    is_image = (position >= 1) & (position < 5) if images else torch.zeros_like(mask)
     labels = ids.masked_fill(~mask | (position < 7), -100)
     batch = {
         "input_ids": ids.masked_fill(is_image | ~mask, 0),
@@ -150,7 +150,7 @@ def _small_batch(*, padding: Literal["left", "right"] = "right", pictures: bool 
             name: torch.stack([row.roll(shift) for row, shift in zip(rows, shifts, strict=True)])
             for name, rows in batch.items()
         }
-    if pictures:
+    if images:
         batch["pixel_values"] = torch.randn(num_rows, 3, 28, 28, generator=generator)
         batch["feature_places"] = torch.arange(4 * num_rows)
     return batch
@@ -223,7 +223,7 @@ def test_unknown_arguments_raise() -> None:
 def test_text_alone_reaches_what_trains_with_zeros(trainable: tuple[str, ...]) -> None:
     model = _small(LLAMA)
     decision = freeze_model(model, freeze="all", trainable=trainable)
-    batch = _small_batch(pictures=False)
+    batch = _small_batch(images=False)
     loss = model(**batch).loss
     loss.backward()
     torch.testing.assert_close(loss, _stock_loss(model, batch))
@@ -237,7 +237,7 @@ def test_text_alone_leaves_the_tower_alone_when_the_language_model_trains() -> N
     freeze_model(model, freeze="all", trainable=("language_model",))
     ran: list[object] = []
     model.model.vision_tower.embeddings.register_forward_hook(lambda *_: ran.append(1))
-    model(**_small_batch(pictures=False)).loss.backward()
+    model(**_small_batch(images=False)).loss.backward()
     assert not ran
 
 
@@ -280,7 +280,7 @@ def test_autocast_and_bfloat16_weights() -> None:
     torch.testing.assert_close(model(**_small_batch()).loss, exact, rtol=2e-2, atol=0)
 
 
-def test_a_picture_cut_in_the_middle_keeps_its_first_tokens() -> None:
+def test_a_image_cut_in_the_middle_keeps_its_first_tokens() -> None:
     model = _small(LLAMA)
     batch = _small_batch()
     kept = torch.tensor([4, 2, 0])
@@ -295,7 +295,7 @@ def test_a_picture_cut_in_the_middle_keeps_its_first_tokens() -> None:
     assert torch.equal(embeds[2], text[2]) and torch.equal(embeds[1, 3:], text[1, 3:])
 
 
-def test_placeholders_and_pictures_that_differ_in_number_raise() -> None:
+def test_placeholders_and_images_that_differ_in_number_raise() -> None:
     batch = _small_batch()
     batch["feature_places"] = torch.arange(11)
     with pytest.raises(ValueError, match="12 image placeholders, 11 image tokens"):

@@ -9,19 +9,19 @@ from torch import Tensor
 
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.forward import crop_features, embed_prompt, stock_forward
-from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
+from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_images, evaluating
 from tests.model.plans import GOLDEN, plan_of
 
 PLAN = plan_of(init_from=GOLDEN / "06_stage1" / "base" / "mm_projector.bin")
 
 
 def caption(
-    assembled: Assembled, pictures: Sequence[Tensor], prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+    assembled: Assembled, images: Sequence[Tensor], prompts: Sequence[Sequence[int]], *, max_new_tokens: int
 ) -> list[str]:
-    """What is said after each prompt, one picture of each that has a place for one."""
-    model, seen = assembled.model, iter(pictures)
+    """What is said after each prompt, one image of each that has a place for one."""
+    model, seen = assembled.model, iter(images)
     with evaluating(model):
-        embedded = [embed_with_pictures(model, ids, [next(seen)] if -200 in ids else []) for ids in prompts]
+        embedded = [embed_with_images(model, ids, [next(seen)] if -200 in ids else []) for ids in prompts]
     return continue_prompts(model, assembled.tokenizer, embedded, decoding=Decoding(max_new_tokens), stops=())
 
 
@@ -33,8 +33,8 @@ def test_captions_are_the_most_likely_tokens_one_by_one() -> None:
     model.train()
     model.model.vision_tower.eval()
     with torch.no_grad():
-        pictures = list(crop_features(model, pixels))
-    said = caption(assembled, pictures, prompts, max_new_tokens=6)
+        images = list(crop_features(model, pixels))
+    said = caption(assembled, images, prompts, max_new_tokens=6)
     assert model.training and not model.model.vision_tower.training
     model.eval()
     for text, pixel, prompt in zip(said, pixels, prompts, strict=True):
@@ -54,7 +54,7 @@ def test_captions_are_the_most_likely_tokens_one_by_one() -> None:
         assert text == tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
-def test_prompts_without_pictures() -> None:
+def test_prompts_without_images() -> None:
     assembled = assemble(PLAN, dtype=torch.float32)
     said = caption(assembled, [], [[1, 300, 301], [1]], max_new_tokens=3)
     assert len(said) == 2

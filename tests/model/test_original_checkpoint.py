@@ -68,7 +68,7 @@ def test_its_tokenizer_and_sizes_are_read_from_it(llava: Path) -> None:
     tokens = ImageTokens.model_validate({})
     own = load_tokenizer(plan, tokens)
     vicuna = load_tokenizer(plan.model_copy(update={"tokenizer": str(VICUNA)}), tokens)
-    text = "A picture of  two cats.</s> And more"
+    text = "An image of  two cats.</s> And more"
     assert own(text)["input_ids"] == vicuna(text)["input_ids"]
     model = Model.model_validate_json(
         json.dumps({"language_model": source, "vision_tower": {"source": str(CLIP)}})

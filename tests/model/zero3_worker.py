@@ -24,19 +24,19 @@ NUM_STEPS = 3
 
 
 def batch_of(plan: ModelPlan, *, num_image_tokens: int, rank: int, step: int) -> dict[str, torch.Tensor]:
-    """A batch that differs by process and step; the second process has no pictures in the second step."""
+    """A batch that differs by process and step; the second process has no images in the second step."""
     generator = torch.Generator().manual_seed(10 * step + rank)
     width = num_image_tokens + 8
     ids = torch.randint(3, 900, (2, width), generator=generator)
     position = torch.arange(width).expand(2, width)
-    pictures = not (rank == 1 and step == 1)
-    is_image = (position >= 1) & (position <= num_image_tokens) & pictures
+    images = not (rank == 1 and step == 1)
+    is_image = (position >= 1) & (position <= num_image_tokens) & images
     batch = {
         "input_ids": ids.masked_fill(is_image, 0),
         "is_image": is_image,
         "labels": ids.masked_fill(position <= num_image_tokens + 1 + rank, -100),
     }
-    if pictures:
+    if images:
         image_px = int(str((plan.vision_tower.config or {"image_size": 56})["image_size"]))
         batch["pixel_values"] = torch.randn(2, 3, image_px, image_px, generator=generator)
         batch["feature_places"] = torch.arange(2 * num_image_tokens)

@@ -1,4 +1,4 @@
-"""Pictures of any size in a plan: the sizes they are spread over, their tokens, what they cost."""
+"""Images of any size in a plan: the sizes they are spread over, their tokens, what they cost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_usual_pinpoints_are_five_grids_of_the_towers_size() -> None:
     )
 
 
-def test_a_square_picture_has_one_size() -> None:
+def test_a_square_image_has_one_size() -> None:
     data = planned(stage_values()).data
     assert (data.image_grid_pinpoints, data.mm_patch_merge_type) == (None, "flat")
     assert data.image_counts == ImageCounts(
@@ -96,13 +96,13 @@ def test_a_length_that_holds_no_image_is_refused() -> None:
     assert problem.found == "16, and one image takes 16 to 88 tokens"
 
 
-def test_a_grid_smaller_than_the_towers_picture_is_told_at_its_place() -> None:
-    pictures = {
+def test_a_grid_smaller_than_the_towers_image_is_told_at_its_place() -> None:
+    images = {
         "data__image_aspect_ratio": "anyres",
         "data__image_grid_pinpoints": [[56, 112], [20, 20]],
         "data__mm_patch_merge_type": "spatial_unpad",
     }
-    (problem,) = problems_of(stage_values(**pictures))
+    (problem,) = problems_of(stage_values(**images))
     assert problem.path == ("stages", 0, "data", "image_grid_pinpoints", 1)
     assert problem.hint == "write [56, 56]"
 

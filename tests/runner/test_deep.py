@@ -1,4 +1,4 @@
-"""`llava-recipe validate --deep`: the model's own names, the data and the pictures; no weights."""
+"""`llava-recipe validate --deep`: the model's own names, the data and the images; no weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_good_recipe_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         f"ok  {tmp_path / 'recipe.yaml'}",
-        "    pretrain: 24 records, all of 24 pictures decoded, 2,112 of 131,904 parameters train",
+        "    pretrain: 24 records, all of 24 images decoded, 2,112 of 131,904 parameters train",
     ]
 
 
@@ -119,7 +119,7 @@ def test_globs_are_tried_in_every_stage_on_a_model_that_only_transformers_knows(
     assert "found: language_model.layers has 0, 1" in err
 
 
-def test_pictures_are_sampled_the_same_way_every_time(
+def test_images_are_sampled_the_same_way_every_time(
     tmp_path: Path,
     records: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
@@ -136,7 +136,7 @@ def test_pictures_are_sampled_the_same_way_every_time(
     code, _, err = _validate(values, tmp_path, capsys, "--all")
     assert code == 1
     assert err.count("the file does not exist") == 5
-    assert "12 of the 24 pictures that were opened cannot be used" in err
+    assert "12 of the 24 images that were opened cannot be used" in err
 
 
 def cut_short(name: str, folder: Path) -> str:
@@ -145,7 +145,7 @@ def cut_short(name: str, folder: Path) -> str:
     return name
 
 
-def test_some_pictures_are_decoded_and_with_all_every_one(
+def test_some_images_are_decoded_and_with_all_every_one(
     tmp_path: Path,
     records: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
@@ -156,8 +156,8 @@ def test_some_pictures_are_decoded_and_with_all_every_one(
     values = _recipe(tmp_path, records)
     code, out, _ = _validate(values, tmp_path, capsys)
     assert code == 0
-    assert "10 of 24 pictures opened, 3 decoded" in out
-    assert "all of 24 pictures decoded" in _validate(values, tmp_path, capsys, "--all")[1]
+    assert "10 of 24 images opened, 3 decoded" in out
+    assert "all of 24 images decoded" in _validate(values, tmp_path, capsys, "--all")[1]
     images = tmp_path / "images"
     images.mkdir()
     for record in records:
@@ -167,11 +167,11 @@ def test_some_pictures_are_decoded_and_with_all_every_one(
     code, _, err = _validate(values, tmp_path, capsys)
     assert (code, err.count("image file is truncated")) == (1, 3)
     code, _, err = _validate(values, tmp_path, capsys, "--all")
-    assert "24 of the 24 pictures that were opened cannot be used" in err
+    assert "24 of the 24 images that were opened cannot be used" in err
 
 
 @pytest.mark.parametrize("num_decoded", [0, 100])
-def test_a_picture_that_is_too_thin_to_prepare_is_found(
+def test_a_image_that_is_too_thin_to_prepare_is_found(
     num_decoded: int,
     tmp_path: Path,
     records: list[dict[str, Any]],
@@ -228,7 +228,7 @@ def test_validation_data_is_looked_at_too(
     data["validation"] = {"split": 0.25}
     code, out, _ = _validate(values, tmp_path, capsys)
     assert code == 0
-    assert "pretrain: 18 records, 6 to validate on, all of 24 pictures decoded" in out
+    assert "pretrain: 18 records, 6 to validate on, all of 24 images decoded" in out
     records[-1]["image"] = "nowhere.jpg"
     records[-2]["conversations"] = []
     (tmp_path / "val.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
@@ -250,7 +250,7 @@ def test_parts_of_a_file_and_weights_are_counted(tmp_path: Path, capsys: pytest.
     values["stages"][0]["data"]["sources"][0] |= {"sampling_strategy": "first:50%", "weight": 2.5}
     code, out, _ = _validate(values, tmp_path, capsys)
     assert code == 0
-    assert "pretrain: 30 records, all of 12 pictures decoded" in out
+    assert "pretrain: 30 records, all of 12 images decoded" in out
 
 
 def test_too_many_images_are_told(
@@ -268,7 +268,7 @@ def test_too_many_images_are_told(
     assert _validate(values, tmp_path, capsys)[0] == 0
 
 
-def test_a_picture_that_anyres_makes_too_long_is_found(
+def test_a_image_that_anyres_makes_too_long_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = _recipe(tmp_path)
@@ -281,11 +281,11 @@ def test_a_picture_that_anyres_makes_too_long_is_found(
     assert _validate(values, tmp_path, capsys)[0] == 0
 
 
-def test_pictures_inside_parquet_are_opened(
+def test_images_inside_parquet_are_opened(
     tmp_path: Path, records: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [with_structs(record) for record in records]
-    rows[7]["image"]["bytes"] = b"no picture"
+    rows[7]["image"]["bytes"] = b"no image"
     values = _recipe(tmp_path)
     file = write_parquet(rows, tmp_path / "data.parquet")
     values["stages"][0]["data"]["sources"] = [{"annotations": str(file)}]

@@ -1,7 +1,7 @@
 """Train a recipe's one stage in this process, taking the samples of stage2.json as the original takes them.
 
 `python -m tests.train.as_the_original RECIPE FACTS [ADAPTERS]`. The original throws away samples 11, 12, 13
-and 19, by a mismatch of its own making, and takes sample 18, which has a picture and no tag for it, as text.
+and 19, by a mismatch of its own making, and takes sample 18, which has an image and no tag for it, as text.
 The package learns the former and refuses the latter. To compare everything else with a recorded run, they are
 treated as there. FACTS receives the indices as they were drawn, the optimizer's groups, and the sum of the
 projector's absolute values before each step; ADAPTERS gives adapters their first weights.

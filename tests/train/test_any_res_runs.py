@@ -121,7 +121,7 @@ def test_a_cut_run_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> 
 
 
 def test_two_processes_under_zero3_train_the_same(runs: Path, tmp_path: Path) -> None:
-    """Pictures of many shapes and text alone on either; newline and tower are split over both."""
+    """Images of many shapes and text alone on either; newline and tower are split over both."""
     values = next_values(tmp_path, processes=2)
     stage = values["stages"].pop()
     stage |= {

@@ -61,7 +61,7 @@ SMALL: dict[str, Any] = {
 
 
 def kind(file: Path) -> str:
-    """What a recipe has of its own: architectures, templates, pictures, what trains and how."""
+    """What a recipe has of its own: architectures, templates, images, what trains and how."""
     model, *rest = _kinds(load_recipe(str(file)).recipe.model_dump(mode="json"))
     return " | ".join([model, *rest])
 

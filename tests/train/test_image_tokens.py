@@ -29,7 +29,7 @@ NEW = (1000, 1001)
 
 
 def token_values(folder: Path, **train: Any) -> dict[str, Any]:
-    """Projector and image tokens on conversations, pictures and text; then all but the tower."""
+    """Projector and image tokens on conversations, images and text; then all but the tower."""
     values = stage1_values(folder / "one", max_steps=3, weight_decay=0.1, warmup_ratio=0.0, **train)
     values["model"]["image_tokens"] = {"start_end": True}
     first = values["stages"][0]

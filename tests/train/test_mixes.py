@@ -1,4 +1,4 @@
-"""A mix of sources, with several pictures and with none, and what is held out of it: what really trains."""
+"""A mix of sources, with several images and with none, and what is held out of it: what really trains."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 pytestmark = pytest.mark.slow
 
 
-def several_pictures(folder: Path) -> str:
-    """Records of none to four pictures, in one turn and in several, as chat messages."""
-    pictures = ["rgb_wide.jpg", "rgb_tall.jpg", "gray_l.png", "pal_p.png"]
+def several_images(folder: Path) -> str:
+    """Records of none to four images, in one turn and in several, as chat messages."""
+    images = ["rgb_wide.jpg", "rgb_tall.jpg", "gray_l.png", "pal_p.png"]
     lines = []
     for number in range(8):
-        shown = pictures[: number % 5]
+        shown = images[: number % 5]
         first, rest = shown[:2], shown[2:]
-        parts = [{"type": "image"}] * len(first) + [{"type": "text", "text": f"What is in picture {number}?"}]
+        parts = [{"type": "image"}] * len(first) + [{"type": "text", "text": f"What is in image {number}?"}]
         messages: list[dict[str, Any]] = [
             {"role": "user", "content": parts},
             {"role": "assistant", "content": f"A shape, number {number}."},
@@ -60,7 +60,7 @@ def mix(folder: Path, *, processes: int, deepspeed: str = "none", **train: Any) 
                 "images": images,
                 "sampling_strategy": "random:12",
             },
-            {"annotations": several_pictures(folder), "images": images, "weight": 2.0},
+            {"annotations": several_images(folder), "images": images, "weight": 2.0},
         ],
         "validation": {"split": 3},
     }

@@ -128,7 +128,7 @@ def test_a_signal_saves_and_stops(processes: int, tmp_path: Path) -> None:
 
 
 def test_a_grouped_order_goes_on_where_it_was_cut(tmp_path: Path) -> None:
-    """Pictures and text in groups, several processes and accumulation; the cut lies in the second epoch."""
+    """Images and text in groups, several processes and accumulation; the cut lies in the second epoch."""
     recipe = write_saving_recipe(tmp_path, processes=2, deepspeed="none")
     values = yaml.safe_load(recipe.read_text())
     stage = values["stages"][0]

@@ -65,12 +65,12 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     # After the last step the model says what the finished run says.
     answerer = open_to_ask(str(sampled), precision="fp32", device="cpu", base=None).answerer
     for line in lines[3:]:
-        picture = answerer.prepare(read_image(str(IMAGES), line["image"]))
-        prompt = Prompt(answerer.prompt_ids([Turn("human", line["prompt"])]), tuple(answerer.look([picture])))
+        image = answerer.prepare(read_image(str(IMAGES), line["image"]))
+        prompt = Prompt(answerer.prompt_ids([Turn("human", line["prompt"])]), tuple(answerer.look([image])))
         assert answerer.answer([prompt], Decoding(5)) == [line["answer"]]
 
 
-def test_pictures_of_ones_own_in_bf16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_ones_own_in_bf16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = run_values(
         tmp_path / "run",
         data=conversations(),
@@ -90,7 +90,7 @@ def test_pictures_of_ones_own_in_bf16(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ({"images": ["none.jpg"], "prompt": "What?"}, "this picture cannot be used"),
+        ({"images": ["none.jpg"], "prompt": "What?"}, "this image cannot be used"),
         ({"max_new_tokens": 2040}, "the prompt leaves too little room for the answer"),
     ],
 )
@@ -104,12 +104,12 @@ def test_what_cannot_be_asked_ends_the_run_before_it_begins(
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
-def test_data_without_a_picture(tmp_path: Path) -> None:
+def test_data_without_a_image(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "hello yourself"}]
     (tmp_path / "text.json").write_text(json.dumps([{"id": "a", "conversations": turns}] * 4))
     data = {**conversations(), "sources": [{"annotations": str(tmp_path / "text.json")}]}
     values = run_values(tmp_path / "run", data=data, sample_every=1, trainable=["language_model.layers.1"])
-    with pytest.raises(RecipeError, match="no record has a picture to ask about"):
+    with pytest.raises(RecipeError, match="no record has an image to ask about"):
         finish(values, tmp_path / "recipe.yaml")
 
 

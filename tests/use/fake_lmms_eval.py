@@ -3,7 +3,7 @@
 The real one fetches every benchmark from the hub, which tests must not. This one takes the options that ours
 passes, no others, opens the model's config as the real one does first, and writes results where and as
 lmms-eval 0.7.3 does (lmms_eval/loggers/evaluation_tracker.py). What it cannot show: that the real one likes
-the model. That was tried by hand with 0.7.3: a tiny exported run, on a task of two pictures on disk.
+the model. That was tried by hand with 0.7.3: a tiny exported run, on a task of two images on disk.
 """
 
 from __future__ import annotations

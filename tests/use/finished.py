@@ -66,7 +66,7 @@ def _train(loaded: LoadedRecipe, plan: Plan) -> None:
 
 @torch.no_grad()
 def logits_of(assembled: Assembled) -> Tensor:
-    """float32[1, T, V]: what a model says to one picture and a few tokens."""
+    """float32[1, T, V]: what a model says to one image and a few tokens."""
     model, num_image_tokens = assembled.model, assembled.num_image_tokens
     return logits_with(model, num_image_tokens)
 

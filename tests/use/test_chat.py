@@ -52,13 +52,13 @@ def test_what_was_said_and_shown_is_remembered(answerer: Answerer) -> None:
     assert notes == ["<image> is put at the front of the question, which has no tag of its own"]
 
 
-def test_a_picture_is_looked_at_once(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_is_looked_at_once(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     look = answerer.look
 
-    def counted(pictures: Sequence[PromptImage]) -> list[Tensor]:
-        looks.append(len(pictures))
-        return look(pictures)
+    def counted(images: Sequence[PromptImage]) -> list[Tensor]:
+        looks.append(len(images))
+        return look(images)
 
     monkeypatch.setattr(answerer, "look", counted)
     talk = conversation(answerer)
@@ -95,10 +95,10 @@ def test_an_interrupted_answer_stays_as_far_as_it_was_said(answerer: Answerer) -
 @pytest.mark.parametrize(
     ("images", "question", "message"),
     [
-        ((), "What is <image>?", "<image> is written where no picture is given"),
-        ((RED,), "<image> or <image>?", "there are more tags than pictures"),
-        ((RED, WIDE), "What is <image>?", "there are more pictures than tags"),
-        ((RED,) * 130, "Which?", "too many pictures for the model's context"),
+        ((), "What is <image>?", "<image> is written where no image is given"),
+        ((RED,), "<image> or <image>?", "there are more tags than images"),
+        ((RED, WIDE), "What is <image>?", "there are more images than tags"),
+        ((RED,) * 130, "Which?", "too many images for the model's context"),
         ((), "why " * 3000, "the prompt is too long for the model's context"),
         ((), "why\udcff", "the question must be UTF-8"),
     ],
@@ -116,11 +116,11 @@ def test_what_cannot_be_asked_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "not_an_image.jpg"])
-def test_a_picture_that_is_not_one(answerer: Answerer, tmp_path: Path, name: str) -> None:
+def test_a_image_that_is_not_one(answerer: Answerer, tmp_path: Path, name: str) -> None:
     (tmp_path / "not_an_image.jpg").write_text("words")
     with pytest.raises(RecipeError) as caught:
         conversation(answerer).show(str(tmp_path / name))
-    assert caught.value.problems[0].message == f"{tmp_path / name}: this picture cannot be used"
+    assert caught.value.problems[0].message == f"{tmp_path / name}: this image cannot be used"
 
 
 def test_a_captioner_has_no_conversation(answerer: Answerer) -> None:
@@ -130,6 +130,6 @@ def test_a_captioner_has_no_conversation(answerer: Answerer) -> None:
     first = talk.ask("What is it?")
     talk.show(RED)
     assert talk.ask("") == first
-    assert notes == ["the run's template is `plain`: it captions pictures, the question is left out"]
-    with pytest.raises(RecipeError, match="it captions pictures, and there is none"):
+    assert notes == ["the run's template is `plain`: it captions images, the question is left out"]
+    with pytest.raises(RecipeError, match="it captions images, and there is none"):
         talk.ask("")

@@ -17,7 +17,7 @@ from llava_recipes.cli.main import main
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.model.forward import crop_features, stock_forward
-from llava_recipes.model.generate import embed_with_pictures
+from llava_recipes.model.generate import embed_with_images
 from llava_recipes.use.evaluate import normalised
 from llava_recipes.use.opened import open_to_ask
 from tests.tiny import FIXTURES
@@ -42,11 +42,11 @@ def count_by_hand(run: Path) -> tuple[float, int, int]:
     total, num_right, num_tokens = 0.0, 0, 0
     for index in range(len(dataset)):
         sample = dataset[index]
-        pictures = [crop_features(model, picture.crops)[0] for picture in sample.pictures]
+        images = [crop_features(model, image.crops)[0] for image in sample.images]
         # An unknown token is lost from the text, as in training: it is the padding too.
         kept = sample.input_ids != assembled.tokenizer.unk_token_id
         input_ids = sample.input_ids[kept]
-        embeds_TD = embed_with_pictures(model, input_ids.tolist(), pictures)
+        embeds_TD = embed_with_images(model, input_ids.tolist(), images)
         widths = torch.where(input_ids < 0, assembled.num_image_tokens, 1)
         labels = sample.labels[kept].repeat_interleave(widths)
         with stock_forward(model):

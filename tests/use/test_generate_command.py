@@ -60,7 +60,7 @@ def test_batches_give_what_one_by_one_gives(
     assert len({line["answer"] for line in lines}) > 1
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == f"6 answers in {four}"
-    assert "note: 2 of 6 records have pictures and no tag; <image> is put at the front" in said.err
+    assert "note: 2 of 6 records have images and no tag; <image> is put at the front" in said.err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "alone.jsonl",
         "four.jsonl",
@@ -151,12 +151,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"id": 1}, "the record asks nothing"),
     ({"text": "a", "prompt": "b"}, "the record says in several keys what is asked"),
     ({"text": 3}, "`text` is not text"),
-    ({"text": "What is <image>?"}, "<image> tags and pictures differ in number"),
-    ({"image": "rgb_0.jpg", "text": "<image> or <image>?"}, "<image> tags and pictures differ in number"),
+    ({"text": "What is <image>?"}, "<image> tags and images differ in number"),
+    ({"image": "rgb_0.jpg", "text": "<image> or <image>?"}, "<image> tags and images differ in number"),
     ({"image": "rgb_0.jpg", "images": [], "text": "a"}, "the record has both `image` and `images`"),
     ({"image": 5, "text": "a"}, "`image` is not a path or a list of paths"),
-    ({"image": "none.jpg", "text": "a"}, "this picture cannot be used"),
-    ({"image": "../stage1.json", "text": "a"}, "this picture cannot be used"),
+    ({"image": "none.jpg", "text": "a"}, "this image cannot be used"),
+    ({"image": "../stage1.json", "text": "a"}, "this image cannot be used"),
     ({"conversations": []}, "`conversations` has no human turn"),
     ({"conversations": [{"from": "user", "value": "a"}]}, "turn 0 is not one"),
     (

@@ -1,5 +1,5 @@
 #!/bin/bash
-# LLaVA-NeXT, Stage 1, with pictures of one part. Paths are filled in.
+# LLaVA-NeXT, Stage 1, with images of one part. Paths are filled in.
 
 LLM="Qwen/Qwen2-7B-Instruct"
 TOWER="openai/clip-vit-large-patch14-336"
