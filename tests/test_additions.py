@@ -122,10 +122,10 @@ INSIDE = """
 import sys
 from pathlib import Path
 from llava_recipes.cli.main import main
+from llava_recipes.model.assemble import skeleton_shapes
 from llava_recipes.model.weights import read_projector_weights
 from llava_recipes.plan.sizes import outline_model
 from llava_recipes.plan.types import Plan
-from llava_recipes.runner.initial_weights import model_shapes
 from llava_recipes.templates import Turn, spell
 
 recipe = Path(sys.argv[1])
@@ -137,7 +137,7 @@ outline = outline_model(
     vision=model.vision_tower.config,
     projector_type=model.projector.type,
 )
-assert outline.shapes == dict(model_shapes(model))
+assert outline.shapes == skeleton_shapes(model)
 assert read_projector_weights(out / "mm_projector.bin").type == "norm_mlp2x_gelu"
 turns = [Turn("human", "<image>\\nWhat?"), Turn("gpt", "A cat.")]
 segments = spell("zephyr", turns, has_image=True, start_end=False)

@@ -80,7 +80,7 @@ def _command_lines() -> list[str]:
     lines += [
         line for recipe in RECIPES for line in recipe.read_text("utf-8").splitlines() if line[:1] == "#"
     ]
-    found = (re.search(r"(?:^|[\s$])(llava-recipe \S.*)$", line) for line in lines)
+    found = (re.search(r"(?:^|[\s$])(llava-recipe \S.*?)(?: > \S+)?$", line) for line in lines)
     return sorted({match[1] for match in found if match})
 
 
