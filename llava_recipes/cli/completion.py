@@ -155,8 +155,7 @@ def _values(parsed_args: argparse.Namespace) -> dict[str, Value]:
     """The recipe on the line with its parents; nothing where it cannot be read."""
     from llava_recipes.recipe.errors import RecipeError
     from llava_recipes.recipe.extends import extend
-    from llava_recipes.recipe.reading import read_file
-    from llava_recipes.recipe.source import parse_source
+    from llava_recipes.recipe.source import parse_source, read_file
 
     given = [getattr(parsed_args, dest, None) for dest in _RECIPE_DESTS]
     file = next((name[0] if isinstance(name, list) else name for name in given if name), "")

@@ -18,7 +18,7 @@ from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.screen import console, is_terminal, say, say_document, say_lines
 
 if TYPE_CHECKING:
-    from llava_recipes.migrate.combine import Migration
+    from llava_recipes.migrate.draft import Migration
 
 MAX_BYTES = 200_000
 _ENDINGS = (".sh", ".bash", ".zsh", ".slurm", ".sbatch", ".py", ".yaml", ".yml", ".json", ".txt", ".args")
@@ -91,7 +91,7 @@ def _report(migration: Migration, file: str) -> None:
 
         show_report(migration, file, console(to_stderr=True))
         return
-    from llava_recipes.migrate.report import report_lines
+    from llava_recipes.migrate.draft import report_lines
 
     say(*report_lines(migration, file), to_stderr=True)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from llava_recipes.migrate.combine import Migration
-from llava_recipes.migrate.report import TITLES, stage_title, value_of
+from llava_recipes.migrate.draft import TITLES, Migration, stage_title, value_of
 from llava_recipes.screen import cell, shown
 
 _STYLES = {"mapped": "green", "default": "yellow", "needless": "dim", "lost": "bold red"}

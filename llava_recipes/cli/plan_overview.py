@@ -11,7 +11,7 @@ from llava_recipes.recipe.globs import fold_layers
 from llava_recipes.recipe.scalars import say_number
 
 if TYPE_CHECKING:
-    from llava_recipes.recipe.model_schema import Quantization
+    from llava_recipes.recipe.schema import Quantization
 
 _NUM_SHOWN_MODULES = 6
 

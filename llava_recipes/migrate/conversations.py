@@ -11,14 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from llava_recipes.layouts import ALIASES, LAYOUTS, V1_SYSTEM
-from llava_recipes.migrate.draft import STAGE, Draft
-from llava_recipes.migrate.flags import Flags
 from llava_recipes.migrate.programs import OLD_TINY, Program
-from llava_recipes.recipe.errors import KeyPath, Mark, Problem
-from llava_recipes.recipe.spelling import did_you_mean
-
-_TEMPLATE: KeyPath = (STAGE, "data", "template")
-_SYSTEM_PROMPT: KeyPath = (STAGE, "data", "system_prompt")
+from llava_recipes.migrate.settings import Flags
 
 
 @dataclass(frozen=True)
@@ -173,54 +167,21 @@ TINYLLAVA: Table = MappingProxyType(
 )
 
 
-def translate_version(flags: Flags, draft: Draft, program: Program) -> None:
-    """Fill in `template`; a conversation that recipes do not have is among the draft's problems."""
-    version = flags.text("version")
-    if version is not None:
-        put_conversation("version", version, flags, draft, program=program, table=_table_of(program))
-    elif "version" in flags:
-        return
-    elif program.kind == "next":
-        draft.default("--version", _TEMPLATE, "v0")
-    elif program.is_known:
-        remark = "the original's default `v0` comes to vicuna_v1"
-        draft.default("--version", _TEMPLATE, "v1", remark=remark)
-    else:
-        draft.put(_TEMPLATE, "v1", "left out there: its default is not known here")
-        why = f"it is left out, and {program.name}'s default is not known here: `v1` is LLaVA's"
-        draft.lost("--version", "", why, path=_TEMPLATE)
-
-
-def put_conversation(
-    name: str, version: str, flags: Flags, draft: Draft, *, program: Program, table: Table
-) -> None:
-    """Our template for the conversation that a flag names, or the problem that there is none."""
-    conversation, flag = table.get(version), flags[name]
-    if conversation is None:
-        draft.problems.append(_unknown(name, version, program, table, flag.value_mark))
-        return
-    prompt = conversation.system_prompt
-    if prompt is not None:
-        draft.put(_SYSTEM_PROMPT, prompt)
-    draft.mapped(
-        f"--{name}", version, _TEMPLATE, conversation.template, remark=conversation.remark, mark=flag.mark
-    )
-
-
-def _table_of(program: Program) -> Table:
+def table_of(program: Program) -> Table:
+    """What a program calls its conversations by `--version`."""
     if program.kind == "next":
         return _NEXT
     return _LLAVA if program.kind == "llava" else _FORKS.get(program.name, _ANY_FORK)
 
 
-def _unknown(name: str, version: str, program: Program, table: Table, mark: Mark) -> Problem:
-    near = did_you_mean(version, table)
-    names = ", ".join(dict.fromkeys(table))
-    hint = f"if a conversation of another name writes the same text, put that name here: {names}"
-    return Problem(
-        f"recipes have no template for the conversation `{version}` of {program.name}",
-        code="unknown-conversation",
-        mark=mark,
-        found=f"--{name} {version}" + (f", and the program is {program.path}" if program.path else ""),
-        hint=f"{near} Or, {hint}" if near else hint,
-    )
+def put_conversation(name: str, version: str, flags: Flags, *, program: Program, table: Table) -> None:
+    """Our template for the conversation that a flag names, or the problem that there is none."""
+    conversation = table.get(version)
+    if conversation is None:
+        found = f"--{name} {version}" + (f", and the program is {program.path}" if program.path else "")
+        what = f"the conversation `{version}` of {program.name}"
+        flags.refuse_conversation(version, table, flags[name].value_mark, what=what, found=found)
+        return
+    if conversation.system_prompt is not None:
+        flags.draft.put("data.system_prompt", conversation.system_prompt)
+    flags.put(name, "data.template", conversation.template, conversation.remark)

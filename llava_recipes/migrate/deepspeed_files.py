@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
 from llava_recipes.deepspeed_presets import PRESETS
-from llava_recipes.migrate.draft import STAGE, Draft, spell_path
+from llava_recipes.migrate.draft import Draft
+from llava_recipes.migrate.settings import Settings
 from llava_recipes.plan.deepspeed import Config, original_file
-from llava_recipes.recipe.errors import KeyPath, Mark
 from llava_recipes.recipe.scalars import Value
 
 ReadText = Callable[[str], tuple[str, str] | None]
@@ -29,7 +29,7 @@ _OLD_OFFLOADS = {
 }
 _TO_MEMORY: Config = {"device": "cpu", "pin_memory": True}
 _CLIPPING = "gradient_clipping"
-_MAX_GRAD_NORM: KeyPath = (STAGE, "train", "max_grad_norm")
+_MAX_GRAD_NORM = "train.max_grad_norm"
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class _Choice:
 
 
 def translate_deepspeed(
-    name: str, path: str, draft: Draft, *, read_text: ReadText, mark: Mark | None, program: DeepSpeedDefaults
+    settings: Settings, path: str, *, read_text: ReadText, program: DeepSpeedDefaults
 ) -> None:
     """Fill in `deepspeed`, and `max_grad_norm` where nothing is clipped; `train` is filled in before."""
-    choice = _choose(path, read_text, program, draft)
-    draft.mapped(name, path, (STAGE, "deepspeed"), choice.value, remark=choice.remark, mark=mark)
-    _tell_blocks(choice.blocks, path.rpartition("/")[2], draft, mark)
+    choice, file = _choose(path, read_text, program, settings.draft), path.rpartition("/")[2]
+    settings.put("deepspeed", "deepspeed", choice.value, choice.remark, shown=path)
+    _tell_blocks(choice.blocks, file, settings)
     if not choice.clips and program.deepspeed is not None:
-        _switch_clipping_off(draft, program.deepspeed, path.rpartition("/")[2])
+        _switch_clipping_off(settings.draft, program.deepspeed, file)
 
 
 def _choose(path: str, read_text: ReadText, program: DeepSpeedDefaults, draft: Draft) -> _Choice:
@@ -88,7 +88,7 @@ def _choose(path: str, read_text: ReadText, program: DeepSpeedDefaults, draft: D
         return _Choice(path, "kept as a file", True)
     clips = config.get(_CLIPPING) is not None
     blocks = {key: config[key] for key in _BLOCKS if config.get(key) is not None}
-    norm = draft.read(*map(str, _MAX_GRAD_NORM))
+    norm = draft.read(_MAX_GRAD_NORM)
     bare = _bare(config, draft)
     same = next((preset for preset in PRESETS if bare == original_file(preset)), None)
     if same is not None and config.get(_CLIPPING) in (None, "auto", norm):
@@ -138,7 +138,7 @@ def _bare(config: Config, draft: Draft) -> Config:
     }
     for key in ("bf16", "fp16"):
         block = bare.get(key)
-        if isinstance(block, dict) and block.get("enabled") == bool(draft.read(STAGE, "train", key)):
+        if isinstance(block, dict) and block.get("enabled") == bool(draft.read(f"train.{key}")):
             bare[key] = {**block, "enabled": "auto"}
     return bare
 
@@ -167,8 +167,9 @@ def _has_plain_keys(value: JsonValue) -> bool:
     )
 
 
-def _tell_blocks(blocks: Config, file: str, draft: Draft, mark: Mark | None) -> None:
+def _tell_blocks(blocks: Config, file: str, settings: Settings) -> None:
     """That DeepSpeed's own optimizer is the recipe's, where it is, and that its schedule is left out."""
+    draft, mark = settings.draft, settings.mark("deepspeed")
     for key, block in blocks.items():
         kind = str(block.get("type")) if isinstance(block, dict) else ""
         if key == "optimizer" and _is_same_optimizer(block, draft):
@@ -176,7 +177,7 @@ def _tell_blocks(blocks: Config, file: str, draft: Draft, mark: Mark | None) -> 
             draft.needless(f"{file}: {key}", kind, why, mark)
             continue
         ours = "optim" if key == "optimizer" else "lr_scheduler_type"
-        value = draft.read(STAGE, "train", ours)
+        value = draft.read(f"train.{ours}")
         why = (
             f"DeepSpeed's own takes the place of `{ours}` there; it is left out, and `{ours}: {value}` holds"
         )
@@ -187,16 +188,11 @@ def _is_same_optimizer(block: JsonValue, draft: Draft) -> bool:
     if not isinstance(block, dict) or str(block.get("type")).lower() not in ("adam", "adamw"):
         return False
     params = block.get("params") or {}
-    optim = draft.read(STAGE, "train", "optim")
-    train = {
-        key: draft.read(STAGE, "train", key) for key in ("learning_rate", "weight_decay", "adam_epsilon")
-    }
+    optim = draft.read("train.optim")
+    ours = {"lr": "learning_rate", "weight_decay": "weight_decay", "eps": "adam_epsilon"}
     same = {
-        "lr": train["learning_rate"],
-        "weight_decay": train["weight_decay"],
-        "eps": train["adam_epsilon"],
-        "torch_adam": True,
-        "adam_w_mode": True,
+        **{name: draft.read(f"train.{key}") for name, key in ours.items()},
+        **{"torch_adam": True, "adam_w_mode": True},
     }
     return (
         isinstance(params, dict)
@@ -207,14 +203,14 @@ def _is_same_optimizer(block: JsonValue, draft: Draft) -> bool:
 
 def _switch_clipping_off(draft: Draft, version: str, file: str) -> None:
     why = f"DeepSpeed {version} doesn't clip without `{_CLIPPING}`, and {file} has none"
-    given = [entry for entry in draft.entries if entry.key == spell_path(_MAX_GRAD_NORM)]
-    if any(entry.kind == "mapped" for entry in given) and draft.read(*map(str, _MAX_GRAD_NORM)) == 0:
+    given = [entry for entry in draft.entries if entry.key == _MAX_GRAD_NORM]
+    mapped = next((entry for entry in given if entry.kind == "mapped"), None)
+    if mapped is not None and draft.read(_MAX_GRAD_NORM) == 0:
         return
     draft.entries = [entry for entry in draft.entries if entry not in given]
     comment = f"not clipped: {file} has no {_CLIPPING}"
-    for entry in given:
-        if entry.kind == "mapped":
-            draft.put(_MAX_GRAD_NORM, 0, comment)
-            draft.tell_mapped(entry.name, entry.value, _MAX_GRAD_NORM, remark=why, mark=entry.mark)
-            return
-    draft.default(_CLIPPING, _MAX_GRAD_NORM, 0, remark=why, comment=comment)
+    if mapped is None:
+        draft.default(_CLIPPING, _MAX_GRAD_NORM, 0, remark=why, comment=comment)
+    else:
+        draft.put(_MAX_GRAD_NORM, 0, comment)
+        draft.entries.append(replace(mapped, remark=why))

@@ -10,9 +10,8 @@ from pydantic import JsonValue
 from llava_recipes.projectors import type_named
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.globs import MODULES
-from llava_recipes.recipe.model_schema import Quantization
 from llava_recipes.recipe.scalars import spell_number
-from llava_recipes.recipe.schema import Model, Stage, Train
+from llava_recipes.recipe.schema import Model, Quantization, Stage, Train
 from llava_recipes.screen import shown
 
 

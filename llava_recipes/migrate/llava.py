@@ -1,224 +1,719 @@
-"""Flags of LLaVA's training program and of LLaVA-NeXT's, which adds to them, as values of a recipe."""
+"""Flags of LLaVA's training program and of LLaVA-NeXT's, which adds to them; TinyLLaVA shares many."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from llava_recipes.migrate.conversations import translate_version
-from llava_recipes.migrate.deepspeed_files import FORK, LLAVA, LLAVA_NEXT, ReadText, translate_deepspeed
-from llava_recipes.migrate.draft import MODEL, STAGE, Draft
-from llava_recipes.migrate.flags import Flags
-from llava_recipes.migrate.llava_freezing import translate_freezing
-from llava_recipes.migrate.llava_pictures import translate_pictures
+from llava_recipes.migrate.commands import UntoldLabel
+from llava_recipes.migrate.conversations import put_conversation, table_of
+from llava_recipes.migrate.deepspeed_files import (
+    FORK,
+    LLAVA,
+    LLAVA_NEXT,
+    DeepSpeedDefaults,
+    ReadText,
+    translate_deepspeed,
+)
 from llava_recipes.migrate.programs import ANYRES_FLAGS, NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
-from llava_recipes.migrate.quantization import translate_quantization
-from llava_recipes.migrate.sources import translate_sources
-from llava_recipes.migrate.train_flags import translate_rest, translate_training
-from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.scalars import Value, say_number
-from llava_recipes.recipe.schema import Data
+from llava_recipes.migrate.settings import Flags, Kind, Row, Settings
+from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
+from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.source import parse_value
+from llava_recipes.recipe.spelling import did_you_mean, nearest
 
+LORA_SIZE = (
+    Row("lora_r", "lora.r", "whole", 64),
+    Row("lora_alpha", "lora.alpha", "whole", 16),
+    Row("lora_dropout", "lora.dropout", "number", 0.05),
+    Row("lora_bias", "lora.bias", "text", "none"),
+)
+"""The adapters' size, which LLaVA and TinyLLaVA call by the same names."""
+TOWER_OUTPUT = (
+    Row("mm_vision_select_layer", "model.vision_tower.select_layer", "whole", -1),
+    Row("mm_vision_select_feature", "model.vision_tower.select_feature", "text", "patch"),
+)
+_TOKENS = (
+    Row("pretrain_mm_mlp_adapter", "model.projector.init_from", "text"),
+    Row("mm_use_im_start_end", "model.image_tokens.start_end", "switch", False),
+    Row("mm_use_im_patch_token", "model.image_tokens.patch", "switch", True),
+)
+QUANTIZATION = "model.language_model.quantization"
+_QUANTIZATION = (
+    Row("quant_type", f"{QUANTIZATION}.type", "text", "nf4"),
+    Row("double_quant", f"{QUANTIZATION}.double_quant", "switch", True),
+)
+_TRAIN_FLAGS: tuple[tuple[str, Kind, Value], ...] = (
+    ("per_device_train_batch_size", "whole", 8),
+    ("per_device_eval_batch_size", "whole", 8),
+    ("gradient_accumulation_steps", "whole", 1),
+    ("learning_rate", "number", 5e-5),
+    ("weight_decay", "number", 0.0),
+    ("adam_beta1", "number", None),
+    ("adam_beta2", "number", None),
+    ("adam_epsilon", "number", None),
+    ("max_grad_norm", "number", 1.0),
+    ("optim", "text", "adamw_torch"),
+    ("lr_scheduler_type", "text", "linear"),
+    ("bf16", "switch", False),
+    ("fp16", "switch", None),
+    ("tf32", "switch", None),
+    ("gradient_checkpointing", "switch", False),
+    ("dataloader_num_workers", "whole", 0),
+    ("logging_steps", "whole", 500),
+    ("save_strategy", "text", "steps"),
+    ("save_steps", "whole", 500),
+    ("save_total_limit", "whole", None),
+    ("seed", "whole", 42),
+)
+"""Flags of TrainingArguments, as transformers 4 had them, that keep their name under `train`."""
+_TRAIN = tuple(Row(name, f"train.{name}", kind, default) for name, kind, default in _TRAIN_FLAGS)
+_NEXT_TRAIN = tuple(
+    row._replace(default=True) if row.name == "gradient_checkpointing" else row for row in _TRAIN
+)
+"""LLaVA-NeXT's own default is another one than Hugging Face's."""
+
+_PARTS = {
+    "mm_mlp_adapter": ["projector"],
+    "mm_vision_tower": ["vision_tower"],
+    "mm_language_model": ["language_model", "lm_head"],
+}
+_SWITCHES = (
+    "tune_mm_mlp_adapter",
+    "freeze_mm_mlp_adapter",
+    "freeze_backbone",
+    "unfreeze_mm_vision_tower",
+    "unfreeze_language_model",
+)
+_ORDER = ("projector", "image_tokens", "language_model", "image_newline", "lm_head", "vision_tower")
+
+_EVAL_DATA = ("eval_data_path", "validation_data_path", "val_data_path")
+_EVAL_IMAGES = ("eval_image_folder", "validation_image_folder", "val_image_folder")
+_EVAL_STRATEGIES = ("evaluation_strategy", "eval_strategy")
+_NO_EVAL_DATA = "the script names no validation data; recipes have `validation:` under `data:`"
+
+_NEEDLESS: Mapping[str, str] = MappingProxyType(
+    {
+        "remove_unused_columns": "the data is read as the recipe says",
+        "do_train": "a stage always trains",
+        "overwrite_output_dir": "a finished run is never overwritten",
+        "logging_dir": "logs go to `output_dir`",
+        "cache_dir": "the variable HF_HOME says where models are kept",
+        "local_rank": "`llava-recipe run` starts the processes",
+        "attn_implementation": "the fastest attention at hand is used; the numbers are the same",
+        "tokenizer_use_fast": "the token ids are those of the slow tokenizer",
+        "is_multimodal": "a source with `images` holds pictures",
+        "save_safetensors": "both forms are written",
+        "logging_strategy": "`logging_steps` counts steps",
+        "logging_first_step": "with `logging_steps: 1` every step is logged",
+        "mpt_attn_impl": "it speaks of another language model",
+        "verbose_logging": "it changes nothing in training",
+        "disable_tqdm": "progress is shown by llava-recipe itself",
+        "resume_from_checkpoint": "run `llava-recipe run FILE --resume`",
+        "tokenizer_padding_side": "sequences are padded at the right",
+    }
+)
+_LABELS: Mapping[str, str] = MappingProxyType({"run_name": "the recipe is named after its folder"})
+_KINDS: Mapping[str, Kind] = MappingProxyType(
+    {"bool": "switch", "int": "whole", "float": "number", "str": "text"}
+)
+"""How a flag of a type is read, the first of a field's types that is here."""
+_LARGEST_BATCH = 10_000_000
+_TRACKERS = ("wandb", "tensorboard")
+
+TRAINING_FLAGS = (
+    *(row.name for row in (*LORA_SIZE, *_TRAIN)),
+    *(*_NEEDLESS, *_EVAL_DATA, *_EVAL_IMAGES, *_EVAL_STRATEGIES, *EXTRA_FIELDS),
+    *("eval_steps", "do_eval", "evaluate_during_training", "model_name_or_path", "data_path"),
+    *("vision_tower", "mm_vision_select_layer", "mm_vision_select_feature", "image_folder"),
+    *("image_aspect_ratio", "lazy_preprocess", "model_max_length", "group_by_modality_length"),
+    *("mm_patch_merge_type", "mm_projector_lr", "bits", "deepspeed", "run_name"),
+)
+"""What LLaVA and TinyLLaVA call by the same names."""
 FLAGS = (
     *dict.fromkeys((*NEXT_FLAGS, *ANYRES_FLAGS, *OF_LLAVA_NEXT_ALONE)),
-    *("model_name_or_path", "version", "freeze_backbone", "tune_mm_mlp_adapter", "vision_tower"),
-    *("mm_vision_select_layer", "mm_vision_select_feature", "pretrain_mm_mlp_adapter", "mm_projector_type"),
-    *("mm_use_im_start_end", "mm_use_im_patch_token", "data_path", "image_folder", "image_aspect_ratio"),
-    *("freeze_mm_mlp_adapter", "model_max_length", "bits", "double_quant", "quant_type", "lora_enable"),
-    *("lora_r", "lora_alpha", "lora_dropout", "lora_weight_path", "lora_bias", "mm_projector_lr"),
-    *("group_by_modality_length", "group_by_length", "lazy_preprocess", "deepspeed", "run_name"),
-    "use_dora",
-    "use_rslora",
+    *(row.name for row in _TOKENS),
+    *("version", "freeze_backbone", "tune_mm_mlp_adapter", "mm_projector_type", "freeze_mm_mlp_adapter"),
+    *("double_quant", "quant_type", "lora_enable", "lora_weight_path", "group_by_length"),
+    *("use_dora", "use_rslora"),
 )
+"""What LLaVA and LLaVA-NeXT have beside them."""
 
-_NEXT_DEFAULTS: Mapping[str, Value] = MappingProxyType({"gradient_checkpointing": True})
-"""Where LLaVA-NeXT's own defaults are other ones than Hugging Face's."""
+NUM_SAMPLES: Mapping[str, int] = MappingProxyType(
+    {
+        "blip_laion_cc_sbu_558k.json": 558_128,
+        "llava_v1_5_mix665k.json": 665_298,
+        "llava_instruct_80k.json": 80_000,
+        "llava_instruct_150k.json": 157_712,
+        # The original's scripts name the same file so.
+        "llava_instruct_158k.json": 157_712,
+        # The train split of ScienceQA, as the original's converter writes it.
+        "llava_train_QCM-LEA.json": 12_726,
+    }
+)
+"""Public annotation files that are recognised by name, and how many records they hold."""
 
 
-def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> Draft:
-    """The draft of one training command. Values of a wrong type are among the draft's problems."""
-    draft = Draft()
+def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> None:
+    """Fill in the draft of one training command."""
     # Open-LLaVA-NeXT is made from LLaVA, and has its defaults.
     is_next = program.name == NEXT
-    _translate_model(flags, draft)
-    lora = _translate_lora(flags, draft)
-    translate_freezing(flags, draft, lora=lora)
-    _translate_rates(flags, draft)
-    _translate_data(flags, draft, program=program, is_next=is_next, read_text=read_text)
-    translate_training(flags, draft, defaults=_NEXT_DEFAULTS if is_next else {})
-    deepspeed = flags.text("deepspeed")
-    if deepspeed is not None:
-        mark = flags["deepspeed"].mark
-        pins = LLAVA_NEXT if is_next else LLAVA if program.is_known else FORK
-        translate_deepspeed("--deepspeed", deepspeed, draft, read_text=read_text, mark=mark, program=pins)
-    name_draft(flags, draft)
-    translate_rest(flags, draft, FLAGS, program)
-    draft.problems += flags.problems
-    return draft
+    _translate_model(flags)
+    is_lora = _translate_lora(flags)
+    _translate_freezing(flags, lora=is_lora)
+    translate_rate("mm_projector_lr", "projector", flags)
+    translate_rate("mm_vision_tower_lr", "vision_tower", flags)
+    _translate_version(flags, program)
+    translate_data(flags, read_text, max_length=4096 if is_next else 512)
+    # Which accelerate a fork has, is not known.
+    if program.is_known:
+        _tell_order(flags, is_next=is_next)
+    _translate_images(flags)
+    pins = LLAVA_NEXT if is_next else LLAVA if program.is_known else FORK
+    translate_training(flags, read_text, pins, rows=_NEXT_TRAIN if is_next else _TRAIN)
+    name_draft(flags)
+    translate_rest(flags, FLAGS, program)
 
 
-def put_text(flags: Flags, draft: Draft, name: str, path: KeyPath, default: str | None = None) -> None:
-    """A flag that is text here and there."""
-    text = flags.text(name)
-    if text is not None:
-        draft.mapped(f"--{name}", text, path, text, mark=flags[name].mark)
-    elif default is not None and name not in flags:
-        draft.default(f"--{name}", path, default)
-
-
-def put_whole(flags: Flags, draft: Draft, name: str, path: KeyPath, default: int) -> None:
-    """A flag that is a whole number here and there."""
-    number = flags.whole(name)
-    if number is not None:
-        draft.mapped(f"--{name}", flags[name].text, path, number, mark=flags[name].mark)
-    elif name not in flags:
-        draft.default(f"--{name}", path, default)
-
-
-def put_switch(flags: Flags, draft: Draft, name: str, path: KeyPath, default: bool) -> None:
-    """A flag that is on or off here and there."""
-    switch = flags.switch(name)
-    if switch is not None:
-        draft.mapped(f"--{name}", flags[name].text or "True", path, switch, mark=flags[name].mark)
-    elif name not in flags:
-        draft.default(f"--{name}", path, default)
-
-
-def name_draft(flags: Flags, draft: Draft) -> None:
+def name_draft(flags: Flags) -> None:
     """Name the recipe after the run, or after its folder."""
-    run_name, folder = flags.text("run_name"), draft.read(STAGE, "output_dir")
+    run_name, folder = flags.text("run_name"), flags.draft.read("output_dir")
     if run_name:
-        draft.name = run_name
-        draft.tell_mapped("--run_name", run_name, ("name",), mark=flags["run_name"].mark)
+        flags.draft.name = run_name
+        flags.tell("run_name", "name")
     elif isinstance(folder, str):
-        draft.name = folder.rstrip("/").rpartition("/")[2]
+        flags.draft.name = folder.rstrip("/").rpartition("/")[2]
 
 
-def _translate_model(flags: Flags, draft: Draft) -> None:
-    tower = (MODEL, "vision_tower")
-    put_text(flags, draft, "model_name_or_path", (MODEL, "language_model"))
-    _translate_tower(flags, draft)
-    put_whole(flags, draft, "mm_vision_select_layer", (*tower, "select_layer"), -1)
-    put_text(flags, draft, "mm_vision_select_feature", (*tower, "select_feature"), "patch")
+def _translate_model(flags: Flags) -> None:
+    flags.translate([Row("model_name_or_path", "model.language_model", "text")])
+    _translate_tower(flags)
     projector = "image_projector_type" if "image_projector_type" in flags else "mm_projector_type"
-    put_text(flags, draft, projector, (MODEL, "projector", "type"), "linear")
-    put_text(flags, draft, "pretrain_mm_mlp_adapter", (MODEL, "projector", "init_from"))
-    put_switch(flags, draft, "mm_use_im_start_end", (MODEL, "image_tokens", "start_end"), False)
-    put_switch(flags, draft, "mm_use_im_patch_token", (MODEL, "image_tokens", "patch"), True)
+    flags.translate((*TOWER_OUTPUT, Row(projector, "model.projector.type", "text", "linear"), *_TOKENS))
 
 
-def _translate_tower(flags: Flags, draft: Draft) -> None:
+def _translate_tower(flags: Flags) -> None:
     """The tower for images, which Video-LLaVA and MoE-LLaVA have beside one for videos."""
     names = [name for name in ("image_tower", "vision_tower") if name in flags]
-    put_text(flags, draft, names[0] if names else "vision_tower", (MODEL, "vision_tower", "source"))
+    flags.translate([Row(name, "model.vision_tower.source", "text") for name in names[:1]])
     for name in names[1:]:
-        flag = flags[name]
-        draft.lost(f"--{name}", flags.text(name) or "", f"`--{names[0]}` is the tower for images", flag.mark)
+        flags.text(name)
+        flags.lost(name, f"`--{names[0]}` is the tower for images")
     if not names and "video_tower" in flags:
-        draft.problems.append(
+        flags.draft.problems.append(
             Problem(
                 "this model has a tower for videos and none for images; recipes train on images alone",
                 code="no-image-tower",
-                mark=flags["video_tower"].mark,
-                found=f"--video_tower {flags['video_tower'].text}",
+                mark=flags.mark("video_tower"),
+                found=f"--video_tower {flags.spell('video_tower')}",
                 hint="migrate a script with `--image_tower`, or name a CLIP or SigLIP model with it here",
             )
         )
 
 
-def _translate_lora(flags: Flags, draft: Draft) -> bool:
-    is_on = flags.switch("lora_enable")
-    lora: KeyPath = (STAGE, "lora")
-    if not is_on:
-        for name in ("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_weight_path"):
-            flag = flags.take(name)
-            if flag is not None:
-                draft.needless(f"--{name}", flag.text, "LoRA is off", flag.mark)
-    else:
+def _translate_lora(flags: Flags) -> bool:
+    is_on = flags.switch("lora_enable") is True
+    if is_on:
         remark = "every linear layer of the language model, as in the original"
-        draft.mapped("--lora_enable", "True", (*lora, "modules"), ["language_model"], remark=remark)
-        translate_lora_numbers(flags, draft)
-        for name in ("use_dora", "use_rslora"):
-            if name in flags:
-                put_switch(flags, draft, name, (*lora, name), False)
-        weights = flags.text("lora_weight_path")
-        if weights:
-            draft.lost("--lora_weight_path", weights, "the original does not read it either")
-    translate_quantization(flags, draft)
-    return bool(is_on)
+        flags.put("lora_enable", "lora.modules", ["language_model"], remark, shown="True")
+        variants = [Row(name, f"lora.{name}", "switch") for name in ("use_dora", "use_rslora")]
+        flags.translate((*LORA_SIZE, *variants))
+        if flags.text("lora_weight_path"):
+            flags.lost("lora_weight_path", "the original does not read it either")
+    else:
+        for name in ("lora_enable", *(row.name for row in LORA_SIZE), "lora_weight_path"):
+            flags.needless(name, "LoRA is off")
+    translate_quantization(flags)
+    return is_on
 
 
-def translate_lora_numbers(flags: Flags, draft: Draft) -> None:
-    """The adapters' size, which LLaVA and TinyLLaVA call by the same names."""
-    lora: KeyPath = (STAGE, "lora")
-    put_whole(flags, draft, "lora_r", (*lora, "r"), 64)
-    put_whole(flags, draft, "lora_alpha", (*lora, "alpha"), 16)
-    dropout = flags.number("lora_dropout")
-    if dropout is not None:
-        mark = flags["lora_dropout"].mark
-        draft.mapped("--lora_dropout", say_number(dropout), (*lora, "dropout"), dropout, mark=mark)
-    elif "lora_dropout" not in flags:
-        draft.default("--lora_dropout", (*lora, "dropout"), 0.05)
-    put_text(flags, draft, "lora_bias", (*lora, "bias"), "none")
+def put_bits(settings: Settings, name: str, bits: int, *, shown: str | None = None) -> None:
+    """The setting that holds the language model's weights in 4 or 8 bits."""
+    source = settings.draft.read("model.language_model")
+    if not isinstance(source, dict):
+        settings.draft.put("model.language_model", {} if source is None else {"source": source})
+    settings.put(name, f"{QUANTIZATION}.bits", bits, shown=shown)
 
 
-def _translate_rates(flags: Flags, draft: Draft) -> None:
-    translate_rate("mm_projector_lr", "projector", flags, draft)
-    translate_rate("mm_vision_tower_lr", "vision_tower", flags, draft)
+def translate_quantization(flags: Flags, *, recipe_bits: int | None = None) -> None:
+    """`--bits` and its flags; `recipe_bits` are those that another flag has set."""
+    bits = flags.whole("bits")
+    if recipe_bits is not None:
+        if bits is not None:
+            tell = flags.needless if bits in (16, recipe_bits) else flags.lost
+            tell("bits", f"`--training_recipe` says {recipe_bits} bits")
+        bits = recipe_bits
+    elif bits in (4, 8):
+        put_bits(flags, "bits", bits)
+    elif bits in (16, 32):
+        flags.needless("bits", "16 and 32 bits are what `bf16` and `fp16` say")
+    elif bits is not None:
+        flags.lost("bits", "recipes know 4, 8, 16 and 32 bits")
+    if bits == 4:
+        flags.translate(_QUANTIZATION)
+        return
+    for row in _QUANTIZATION:
+        if flags.take(row.name) is not None:
+            (flags.needless if bits in (None, 8, 16, 32) else flags.lost)(row.name, "it goes with 4 bits")
 
 
-def translate_rate(name: str, module: str, flags: Flags, draft: Draft) -> None:
+def _translate_freezing(flags: Flags, *, lora: bool) -> None:
+    """`freeze` and `trainable`. With adapters the language model's own weights stay frozen."""
+    draft = flags.draft
+    switches = {name: flags.switch(name) for name in _SWITCHES}
+    parts = flags.text("mm_tunable_parts")
+    trained = _switched(switches, flags, lora=lora) if parts is None else _tunable_parts(parts, flags)
+    if _has_newline(flags) and "language_model" in trained:
+        # To the program it is a parameter like those of the language model.
+        trained.add("image_newline")
+    draft.put("freeze", "all")
+    draft.put("trainable", [name for name in _ORDER if name in trained])
+    if parts is not None:
+        flags.tell("mm_tunable_parts", "trainable")
+    elif not any(switches.values()):
+        remark = "" if lora else "all but the vision tower"
+        draft.default("what trains", "trainable", draft.read("trainable"), remark=remark)
+    for name, value in switches.items():
+        if value is not None and parts is not None:
+            flags.needless(name, "`mm_tunable_parts` goes before it")
+        elif value is not None:
+            flags.tell(name, "trainable")
+    if lora and switches["tune_mm_mlp_adapter"] and parts is None:
+        draft.drop("lora")
+        draft.entries = [entry for entry in draft.entries if not entry.key.startswith("lora.")]
+        why = "`tune_mm_mlp_adapter` freezes the adapters too, so that they never train"
+        flags.needless("lora_enable", why, shown="True")
+
+
+def _switched(switches: Mapping[str, bool | None], flags: Flags, *, lora: bool) -> set[str]:
+    if switches["tune_mm_mlp_adapter"]:
+        trained = {"projector"}
+        if flags.draft.read("model.image_tokens.start_end") is True:
+            # For the sake of these two the original sets all embeddings to train, and keeps the two.
+            trained.add("image_tokens")
+    elif lora:
+        trained = {"projector"}
+    else:
+        # `freeze_backbone` of the original freezes the decoder alone: its head goes on learning.
+        trained = {"projector", "lm_head"} | (set() if switches["freeze_backbone"] else {"language_model"})
+    if switches["freeze_mm_mlp_adapter"]:
+        trained.discard("projector")
+    if switches["unfreeze_mm_vision_tower"]:
+        trained.add("vision_tower")
+    if switches["unfreeze_language_model"]:
+        trained |= {"language_model", "lm_head"}
+    return trained
+
+
+def _tunable_parts(parts: str, flags: Flags) -> set[str]:
+    trained: set[str] = set()
+    for part in (name.strip() for name in parts.split(",")):
+        if part in _PARTS:
+            trained.update(_PARTS[part])
+        else:
+            flags.lost("mm_tunable_parts", "recipes have no such module", shown=part)
+    return trained
+
+
+def translate_rate(name: str, module: str, flags: Flags) -> None:
     """A learning rate of its own for one module."""
     rate = flags.number(name)
     if rate is None:
         return
-    trained = draft.read(STAGE, "trainable")
-    if module not in (trained if isinstance(trained, list) else []):
-        draft.needless(f"--{name}", flags[name].text, f"the {module} does not train", flags[name].mark)
+    trained, groups = (flags.draft.read(path) for path in ("trainable", "param_groups"))
+    if not isinstance(trained, list) or module not in trained:
+        flags.needless(name, f"the {module} does not train")
         return
-    groups = draft.read(STAGE, "param_groups")
-    entries = list(groups) if isinstance(groups, list) else []
-    path = (STAGE, "param_groups")
-    entries.append({"modules": [module], "learning_rate": rate})
-    draft.mapped(f"--{name}", flags[name].text, path, entries, mark=flags[name].mark)
+    before = groups if isinstance(groups, list) else []
+    flags.put(name, "param_groups", [*before, {"modules": [module], "learning_rate": rate}])
 
 
-def _translate_data(
-    flags: Flags, draft: Draft, *, program: Program, is_next: bool, read_text: ReadText
-) -> None:
-    translate_version(flags, draft, program)
-    translate_sources(flags, draft, read_text)
-    put_text(flags, draft, "image_aspect_ratio", (STAGE, "data", "image_aspect_ratio"), "square")
-    put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 4096 if is_next else 512)
-    put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)
-    translate_grouping(flags, draft)
-    # Which accelerate a fork has, is not known.
-    if program.is_known:
-        _translate_order(draft, is_next=is_next)
-    translate_pictures(flags, draft)
+def _translate_version(flags: Flags, program: Program) -> None:
+    version = flags.text("version")
+    if version is not None:
+        put_conversation("version", version, flags, program=program, table=table_of(program))
+    elif "version" in flags:
+        return
+    elif program.kind == "next":
+        flags.default("version", "data.template", "v0")
+    elif program.is_known:
+        flags.default("version", "data.template", "v1", "the original's default `v0` comes to vicuna_v1")
+    else:
+        flags.draft.put("data.template", "v1", "left out there: its default is not known here")
+        why = f"it is left out, and {program.name}'s default is not known here: `v1` is LLaVA's"
+        flags.lost("version", why, path="data.template")
 
 
-def _translate_order(draft: Draft, *, is_next: bool) -> None:
+def translate_data(flags: Flags, read_text: ReadText, *, max_length: int) -> None:
+    """What LLaVA and TinyLLaVA say of their data by the same names."""
+    translate_sources(flags, read_text)
+    flags.translate(
+        [
+            Row("image_aspect_ratio", "data.image_aspect_ratio", "text", "square"),
+            Row("model_max_length", "data.max_length", "whole", max_length),
+            Row("lazy_preprocess", "data.lazy_preprocess", "switch", False),
+        ]
+    )
+    groupings = (("group_by_modality_length", "modality_length"), ("group_by_length", "length"))
+    given = {name: flags.switch(name) for name, _ in groupings}
+    for name, word in groupings:
+        if given[name] is not None:
+            chosen = word if given[name] else flags.draft.read("data.group_by") or "none"
+            sorts = "Hugging Face's sampler, which sorts otherwise" if chosen == "length" else ""
+            flags.put(name, "data.group_by", chosen, sorts)
+    if not any(value is not None for value in given.values()):
+        flags.default("group_by_modality_length", "data.group_by", "none")
+
+
+def _tell_order(flags: Flags, *, is_next: bool) -> None:
     """No flag says in which order samples are drawn; the version of accelerate does."""
     order, remark = "original", "accelerate 0.21, which the original pins, draws its own on several GPUs"
+    comment = "as accelerate 0.21 draws it"
     if is_next:
         order, remark = "seed", "LLaVA-NeXT's, with accelerate 0.29.1 or newer, is another one"
-    comment = "as accelerate 0.21 draws it" if order == "original" else "LLaVA-NeXT's is another one"
-    draft.default("order of samples", (STAGE, "data", "order"), order, remark=remark, comment=comment)
+        comment = "LLaVA-NeXT's is another one"
+    flags.draft.default("order of samples", "data.order", order, remark=remark, comment=comment)
 
 
-def translate_grouping(flags: Flags, draft: Draft) -> None:
-    """`--group_by_modality_length`, and Hugging Face's `--group_by_length`."""
-    path = (STAGE, "data", "group_by")
-    by_modality, by_length = flags.switch("group_by_modality_length"), flags.switch("group_by_length")
-    for name, value, word in (
-        ("group_by_modality_length", by_modality, "modality_length"),
-        ("group_by_length", by_length, "length"),
-    ):
-        if value is not None:
-            flag = flags[name]
-            chosen = word if value else draft.read(*path) or "none"
-            sorts = "Hugging Face's sampler, which sorts otherwise" if chosen == "length" else ""
-            draft.mapped(f"--{name}", flag.text or "True", path, chosen, remark=sorts, mark=flag.mark)
-    if by_modality is None and by_length is None and "group_by" in Data.model_fields:
-        draft.default("--group_by_modality_length", path, "none")
+def _has_newline(flags: Flags) -> bool:
+    """Whether the recipe's model has a learned end of a row: with pictures of one part, none is used."""
+    is_cut = flags.spell("image_aspect_ratio").startswith("anyres")
+    return is_cut and "unpad" in flags.spell("mm_patch_merge_type")
+
+
+def _translate_images(flags: Flags) -> None:
+    """How LLaVA-NeXT cuts pictures and puts their features in a row; `image_aspect_ratio` is read before."""
+    # Also of the kind that recipes do not have: what becomes `anyres` by hand keeps its grids.
+    is_anyres = str(flags.draft.read("data.image_aspect_ratio")).startswith("anyres")
+    name = "mm_patch_merge_type"
+    merging = flags.text(name)
+    if merging is None:
+        pass
+    elif merging not in ("flat", "spatial", "spatial_unpad"):
+        flags.lost(name, "recipes know flat, spatial and spatial_unpad")
+    elif is_anyres:
+        flags.put(name, f"data.{name}", merging)
+    elif merging == "spatial_unpad":
+        why = "recipes end a row of features in pictures of several parts alone, and here each is one"
+        flags.lost(name, why)
+    else:
+        flags.needless(name, "a picture of one part is put in a row as it is")
+    name = "image_grid_pinpoints"
+    grids = flags.text(name)
+    if grids is None:
+        return
+    if not is_anyres:
+        flags.needless(name, "without `anyres` nobody asks for grids")
+    elif (pairs := _read_grids(grids)) is None:
+        flags.lost(name, "recipes name every grid: write them as pairs of pixels")
+    else:
+        flags.put(name, f"data.{name}", pairs)
+
+
+def _read_grids(text: str) -> list[Value] | None:
+    """Pairs written as in Python, `[(336, 672), (672, 336)]`; None for anything else, such as a range."""
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not isinstance(found, list) or not found:
+        return None
+    if any(not isinstance(pair, list | tuple) or [*map(type, pair)] != [int, int] for pair in found):
+        return None
+    return [list(pair) for pair in found]
+
+
+def translate_training(
+    flags: Flags, read_text: ReadText, pins: DeepSpeedDefaults, *, rows: Sequence[Row] = _TRAIN
+) -> None:
+    """Fill in `train`, `output_dir` and `deepspeed`; `rows` have the program's own defaults."""
+    flags.translate(rows)
+    _translate_length(flags)
+    _translate_warmup(flags)
+    _translate_evaluation(flags)
+    _translate_reports(flags)
+    flags.translate([Row("output_dir", "output_dir", "text")])
+    deepspeed = flags.text("deepspeed")
+    if deepspeed is not None:
+        translate_deepspeed(flags, deepspeed, read_text=read_text, program=pins)
+
+
+def _translate_length(flags: Flags) -> None:
+    max_steps, epochs = flags.whole("max_steps"), flags.number("num_train_epochs")
+    if max_steps is not None and max_steps > 0:
+        flags.put("max_steps", "train.max_steps", max_steps)
+        if epochs is not None:
+            flags.needless("num_train_epochs", "`max_steps` goes before it")
+        return
+    flags.needless("max_steps", "training is counted in epochs")
+    if epochs is not None:
+        value = int(epochs) if epochs == int(epochs) else epochs
+        flags.put("num_train_epochs", "train.num_train_epochs", value)
+    elif "num_train_epochs" not in flags:
+        flags.default("num_train_epochs", "train.num_train_epochs", 3)
+
+
+def _translate_warmup(flags: Flags) -> None:
+    given = {"warmup_steps": flags.whole("warmup_steps"), "warmup_ratio": flags.number("warmup_ratio")}
+    asked = [name for name, value in given.items() if value]
+    for name in asked:
+        if flags.draft.read("train.lr_scheduler_type") == "constant":
+            flags.needless(name, "the schedule `constant` does not warm up")
+        elif name != asked[0]:
+            flags.needless(name, "`warmup_steps` goes before it")
+        else:
+            flags.put(name, f"train.{name}", given[name])
+    if not asked:
+        for name in given:
+            flags.needless(name, "no warm-up, as without it")
+
+
+def _translate_reports(flags: Flags) -> None:
+    flag = flags.take("report_to")
+    if flag is None:
+        remark = "the original reports to every tracker that is installed"
+        flags.default("report_to", "train.report_to", "none", remark)
+        return
+    given = [name for value in flag.values for name in value.replace(",", " ").split()]
+    for name in given:
+        if name not in (*_TRACKERS, "none"):
+            flags.lost("report_to", "trackers: wandb, tensorboard", shown=name)
+    names: list[Value] = [name for name in dict.fromkeys(given) if name in _TRACKERS]
+    value = names if len(names) > 1 else names[0] if names else "none"
+    flags.put("report_to", "train.report_to", value, shown=flag.text)
+
+
+def _translate_evaluation(flags: Flags) -> None:
+    """Flags that measure the loss on data of its own; the training data is there already."""
+    has_data = _translate_validation(flags)
+    counts = False
+    for name in _EVAL_STRATEGIES:
+        strategy = flags.text(name)
+        if strategy is None:
+            continue
+        counts = strategy == "steps" and has_data
+        if strategy in ("steps", "epoch") and not has_data:
+            flags.lost(name, _NO_EVAL_DATA)
+        elif strategy in ("no", "steps", "epoch"):
+            flags.put(name, "train.eval_strategy", strategy)
+        else:
+            flags.lost(name, "recipes know no, steps and epoch")
+    _translate_eval_steps(flags, counts=counts)
+    flag = flags.take("do_eval")
+    if flag is not None:
+        asks, shown = flag.text.lower() not in ("false", "no", "0", "f", "n"), flag.text or "True"
+        if asks and not has_data:
+            flags.lost("do_eval", _NO_EVAL_DATA, shown=shown)
+        else:
+            measured = "the loss on `data.validation` is always measured at the end"
+            flags.needless("do_eval", measured if asks else "nothing is asked", shown=shown)
+
+
+def _translate_validation(flags: Flags) -> bool:
+    name = next((name for name in _EVAL_DATA if name in flags), None)
+    folder = next((name for name in _EVAL_IMAGES if name in flags), None)
+    own_images = flags.text(folder) if folder is not None else None
+    if name is None:
+        if folder is not None:
+            flags.needless(folder, "no validation data is named")
+        return False
+    images, remark = own_images, ""
+    if images is None and "image_folder" in flags:
+        images, remark = flags.spell("image_folder"), "its images are those of `--image_folder`"
+    with_images = {} if images is None else {"images": images}
+    sources: list[Value] = [{"annotations": file, **with_images} for file in flags.texts(name)]
+    if sources:
+        flags.put(name, "data.validation.sources", sources, remark, shown=flags.spell(name))
+        if folder is not None and own_images is not None:
+            flags.tell(folder, "data.validation.sources")
+    return bool(sources)
+
+
+def _translate_eval_steps(flags: Flags, *, counts: bool) -> None:
+    if not counts:
+        flags.needless("eval_steps", "nothing is measured in steps")
+        return
+    number = flags.number("eval_steps")
+    if number is not None and (number < 1 or not number.is_integer()):
+        flags.lost("eval_steps", "a share of the run: write the number of steps as `eval_steps`")
+    elif number is not None:
+        flags.put("eval_steps", "train.eval_steps", int(number))
+    elif "eval_steps" not in flags:
+        logging = flags.draft.read("train.logging_steps")
+        steps = logging if isinstance(logging, int) else 500
+        flags.default("eval_steps", "train.eval_steps", steps, "`logging_steps`")
+
+
+def put_total_batch(flags: Flags, num_processes: int | None) -> None:
+    """Say the samples of a step in all where the launcher says how many processes take part."""
+    draft, accumulated = flags.draft, "train.gradient_accumulation_steps"
+    per_device, accumulation = draft.read("train.per_device_train_batch_size"), draft.read(accumulated)
+    if num_processes is None or not isinstance(per_device, int) or not isinstance(accumulation, int):
+        return
+    total = per_device * num_processes * accumulation
+    if total <= 0 or total > _LARGEST_BATCH:
+        return
+    draft.drop(accumulated)
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    draft.put("train.global_batch_size", total, f"{per_device} × {processes} × {accumulation}")
+    product = f"{per_device} per device × {processes} × {accumulation} = {total} samples a step"
+    draft.retell(accumulated, instead="train.global_batch_size", remark=product)
+
+
+def translate_rest(flags: Flags, own: Sequence[str], program: Program) -> None:
+    """Say of every flag that is left what becomes of it. `own` are the flags that this program alone has."""
+    names = (*own, *TRAINING_FLAGS)
+    for name in flags.left_over():
+        kinds = EXTRA_FIELDS.get(name, "").split("|")
+        kind = next((kind for word, kind in _KINDS.items() if word in kinds), None)
+        if kind is not None:
+            flags.translate([Row(name, f"train.extra.{name}", kind)])
+        elif name in _NEEDLESS:
+            flags.needless(name, _NEEDLESS[name])
+        elif name in REFUSED_FIELDS:
+            flags.lost(name, REFUSED_FIELDS[name].removeprefix("remove it: "))
+        else:
+            flags.lost(name, _why_lost(name, names, program))
+
+
+def tell_untold_labels(labels: Sequence[UntoldLabel], flags: Flags) -> None:
+    """Say of labels that only a shell could tell why nothing is lost without them."""
+    for label in labels:
+        instead = _LABELS.get(label.name) or _NEEDLESS.get(label.name) or "nothing depends on it"
+        why = f"{label.problem.message.partition(',')[0]}, and it is a label: {instead}"
+        flags.draft.needless(f"--{label.name}", label.text, why, label.problem.mark)
+
+
+def _why_lost(name: str, names: Sequence[str], program: Program) -> str:
+    if name.startswith("video_"):
+        return "recipes train on images alone"
+    if name in names:
+        return "recipes have no key for it yet"
+    if not program.is_known:
+        # A fork may well have a flag of its own whose name is near one of these.
+        near = nearest(name, names)
+        why = "recipes have no key for it: a flag of the program's own"
+        return why if near is None else f"{why}, or `--{near}` misspelt"
+    near = did_you_mean(name, [f"--{other}" for other in names])
+    return near or f"{program.name} has no such flag: it is a fork's, or misspelt"
+
+
+_BRACES = re.compile(r"(.*)\{(.*)\}\.json", re.DOTALL)
+_KEYS = {"json_path": "annotations", "sampling_strategy": "sampling_strategy"}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The sources that a path stands for, without their images, and keys of the list that have no place."""
+
+    sources: tuple[dict[str, Value], ...]
+    lost: tuple[str, ...] = ()
+
+
+def known_num_samples(annotations: object) -> int | None:
+    """How many records a file of this name holds, None for any other."""
+    return NUM_SAMPLES.get(str(annotations).rpartition("/")[2])
+
+
+def translate_sources(flags: Flags, read_text: ReadText) -> None:
+    """`--data_path` and `--image_folder`, also where one path stands for several files as in LLaVA-NeXT.
+
+    LLaVA takes one of each; forks take several, as words of their own or with commas between them.
+    """
+    files, folders = _values(flags, "data_path"), _values(flags, "image_folder")
+    if len(folders) > 1 and len(folders) != len(files):
+        # A folder may have a comma in its name.
+        folder = flags.text("image_folder")
+        folders = () if folder is None else (folder,)
+    if not files and not folders:
+        return
+    sources: list[dict[str, Value]] = []
+    for number, file in enumerate(files or (None,)):
+        images = {"images": folders[number if len(folders) > 1 else 0]} if folders else {}
+        sources += [{**source, **images} for source in _sources_of(file, flags, read_text)]
+    for number, source in enumerate(sources):
+        count = known_num_samples(source.get("annotations"))
+        if count is not None:
+            source["num_samples"] = count
+            comment = "known by the file's name; checked when it is read"
+            flags.draft.comments[f"data.sources[{number}].num_samples"] = comment
+    flags.draft.put("data.sources", list[Value](sources))
+    for name, values, key in (("data_path", files, "annotations"), ("image_folder", folders, "images")):
+        if values:
+            where = "data.sources" if len(sources) > 1 else f"data.sources[0].{key}"
+            remark = f"{len(values)} files, a source each" if key == "annotations" and len(values) > 1 else ""
+            flags.tell(name, where, remark)
+
+
+def _values(flags: Flags, name: str) -> tuple[str, ...]:
+    """The paths of a flag; a value in several words that are no paths of data is a problem."""
+    flag = flags.take(name)
+    if flag is None:
+        return ()
+    is_data = name == "data_path"
+    listed = [part for value in flag.values for part in _comma_list(value, is_data=is_data)]
+    if len(listed) == 1 or (len(listed) > 1 and (not is_data or all(map(_is_data_file, listed)))):
+        return tuple(listed)
+    text = flags.text(name)
+    return () if text is None else (text,)
+
+
+def _comma_list(text: str, *, is_data: bool) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    is_list = len(parts) > 1 and "{" not in text and (not is_data or all(map(_is_data_file, parts)))
+    return parts if is_list else [text]
+
+
+def _is_data_file(text: str) -> bool:
+    return text.lower().endswith((".json", ".jsonl", ".yaml", ".yml", ".parquet"))
+
+
+def _sources_of(annotations: str | None, flags: Flags, read_text: ReadText) -> Sequence[dict[str, Value]]:
+    """An entry for each file that one value of `--data_path` stands for."""
+    if annotations is None:
+        return [{}]
+    mix = names_in_braces(annotations)
+    is_list = annotations.endswith((".yaml", ".yml"))
+    if is_list:
+        found = read_text(annotations)
+        mix = None if found is None else read_mix(found[1], annotations)
+    if mix is None and (is_list or "{" in annotations or annotations.endswith(".txt")):
+        why = "it stands for several files: write each as an entry of `sources:`"
+        flags.lost("data_path", why, shown=annotations)
+    if mix is None:
+        return [{"annotations": annotations}]
+    for key in mix.lost:
+        flags.lost("data_path", f"`{key}` of its data sets has no place in a source", shown=annotations)
+    return mix.sources
+
+
+def names_in_braces(path: str) -> Mix | None:
+    """The files of `folder/{a,b}.json`, as LLaVA-NeXT takes it apart; None for any other path."""
+    match = _BRACES.fullmatch(path)
+    if match is None:
+        return None
+    before, names = match.groups()
+    return Mix(tuple({"annotations": f"{before}{name}.json"} for name in names.split(",")))
+
+
+def read_mix(text: str, file: str) -> Mix | None:
+    """The data sets that a YAML list of LLaVA-NeXT names; None where it is no such list."""
+    try:
+        root = parse_value(text, file).root
+    except RecipeError:
+        return None
+    datasets = root.get("datasets") if isinstance(root, dict) else None
+    if not isinstance(datasets, list) or not datasets:
+        return None
+    sources: list[dict[str, Value]] = []
+    lost: list[str] = []
+    for dataset in datasets:
+        if not isinstance(dataset, dict) or not isinstance(dataset.get("json_path"), str):
+            return None
+        sources.append({_KEYS[key]: value for key, value in dataset.items() if key in _KEYS})
+        lost += [key for key in dataset if key not in _KEYS and key not in lost]
+    return Mix(tuple(sources), tuple(lost))

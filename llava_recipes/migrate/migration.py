@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from llava_recipes.migrate.combine import IsFolder, Migration
+from llava_recipes.migrate.draft import IsFolder, Migration
 from llava_recipes.migrate.scripts import migrate_script
 from llava_recipes.migrate.shell import ReadScript
 from llava_recipes.migrate.xtuner import migrate_xtuner

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from llava_recipes.migrate.flags import Flags
+from llava_recipes.migrate.settings import Flags
 from llava_recipes.recipe.errors import Mark, Problem
 
 Kind = Literal["llava", "next", "tiny", "fork"]

@@ -33,6 +33,16 @@ PythonValue = (
     bool | int | float | str | None | Symbol | Unknown | list["PythonValue"] | dict[str, "PythonValue"]
 )
 
+
+def spell_python(value: PythonValue) -> str:
+    """A value as it is written about; what is long or holds others is cut."""
+    if isinstance(value, Symbol):
+        return value.name
+    if isinstance(value, list) and len(value) < 8 and not any(isinstance(x, list | dict) for x in value):
+        return "[" + ", ".join(spell_python(entry) for entry in value) + "]"
+    return "…" if isinstance(value, Unknown | list | dict) else str(value)
+
+
 _OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from llava_recipes.migrate.combine import IsFolder, Migration, combine
 from llava_recipes.migrate.commands import TrainingCommand, find_training_commands
 from llava_recipes.migrate.deepspeed_files import ReadText
-from llava_recipes.migrate.draft import Draft
-from llava_recipes.migrate.flags import Flags
-from llava_recipes.migrate.llava import translate_llava
+from llava_recipes.migrate.draft import Draft, IsFolder, Migration, combine
+from llava_recipes.migrate.llava import put_total_batch, tell_untold_labels, translate_llava
 from llava_recipes.migrate.programs import identify, refuse_preferences
+from llava_recipes.migrate.settings import Flags
 from llava_recipes.migrate.shell import ReadScript
 from llava_recipes.migrate.tinyllava import translate_tinyllava
-from llava_recipes.migrate.train_flags import put_total_batch, tell_untold_labels
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -97,10 +95,9 @@ def _problems(command: TrainingCommand) -> Sequence[Problem]:
 def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
     flags = Flags(command.flags)
     program = identify(command.program, flags, command.mark.file)
-    if program.kind == "tiny":
-        draft = translate_tinyllava(flags, program=program, read_text=read_text)
-    else:
-        draft = translate_llava(flags, program=program, read_text=read_text)
+    translate = translate_tinyllava if program.kind == "tiny" else translate_llava
+    translate(flags, program=program, read_text=read_text)
+    draft = flags.draft
     draft.program = program.shown
     if not program.is_known:
         why = (
@@ -110,12 +107,9 @@ def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
         draft.lost("program", program.path, why, command.mark)
     for name, value, why in command.launcher:
         draft.lost(name, value, why, command.mark)
-    put_total_batch(draft, command.num_processes)
-    tell_untold_labels(command.labels, draft)
-    for name, flag in command.flags.items():
-        if not draft.is_told(f"--{name}"):
-            draft.lost(f"--{name}", flag.text, "it is not translated", flag.mark)
-    draft.settle()
+    put_total_batch(flags, command.num_processes)
+    tell_untold_labels(command.labels, flags)
+    flags.finish()
     for flag in command.repeated:
         why = f"`--{flag.name}` stands again further on, and the last one holds"
         draft.needless(f"--{flag.name}", flag.text, why, flag.mark)

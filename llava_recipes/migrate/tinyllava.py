@@ -7,173 +7,140 @@ from types import MappingProxyType
 
 from llava_recipes.migrate.conversations import TINYLLAVA as CONVERSATIONS
 from llava_recipes.migrate.conversations import put_conversation
-from llava_recipes.migrate.deepspeed_files import TINYLLAVA, ReadText, translate_deepspeed
-from llava_recipes.migrate.draft import MODEL, STAGE, Draft
-from llava_recipes.migrate.flags import Flags
+from llava_recipes.migrate.deepspeed_files import TINYLLAVA, ReadText
 from llava_recipes.migrate.llava import (
+    LORA_SIZE,
+    TOWER_OUTPUT,
     name_draft,
-    put_switch,
-    put_text,
-    put_whole,
-    translate_grouping,
-    translate_lora_numbers,
+    put_bits,
+    translate_data,
+    translate_quantization,
     translate_rate,
+    translate_rest,
+    translate_training,
 )
 from llava_recipes.migrate.programs import TINY_FLAGS, Program
-from llava_recipes.migrate.quantization import put_bits, translate_quantization
-from llava_recipes.migrate.sources import translate_sources
-from llava_recipes.migrate.train_flags import translate_rest, translate_training
+from llava_recipes.migrate.settings import Flags, Row
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value
 
 FLAGS = (
     *TINY_FLAGS,
     *("tune_vision_tower_from_layer", "tune_embed_tokens", "pretrained_model_path", "vision_tower2"),
-    *("tokenizer_name_or_path", "vision_tower_lr", "mm_projector_lr", "model_name_or_path", "vision_tower"),
-    *("mm_vision_select_layer", "mm_vision_select_feature", "mm_patch_merge_type", "model_max_length"),
-    *("data_path", "image_folder", "image_aspect_ratio", "lazy_preprocess", "group_by_modality_length"),
-    *("lora_r", "lora_alpha", "lora_dropout", "lora_bias", "bits", "deepspeed", "run_name"),
-    *("resampler_hidden_size", "num_queries", "num_resampler_layers"),
+    *("tokenizer_name_or_path", "vision_tower_lr", "resampler_hidden_size", "num_queries"),
+    "num_resampler_layers",
 )
 
 _RECIPE_BITS: Mapping[str, int] = MappingProxyType({"qlora_int4": 4, "qlora_int8": 8})
 """Training recipes that hold the language model in few bits."""
+_TUNE_TYPES: tuple[tuple[str, str, Mapping[str, list[str]]], ...] = (
+    (
+        "tune_type_llm",
+        "frozen",
+        MappingProxyType({"frozen": [], "full": ["language_model", "lm_head"], "lora": []}),
+    ),
+    ("tune_type_connector", "full", MappingProxyType({"frozen": [], "full": ["projector"]})),
+    (
+        "tune_type_vision_tower",
+        "frozen",
+        MappingProxyType({"frozen": [], "full": ["vision_tower"], "partially-tune": []}),
+    ),
+)
+"""What a part's words set to train, and the word where none is given."""
 
 
-def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) -> Draft:
-    """The draft of one training command. Values of a wrong type are among the draft's problems."""
-    draft = Draft()
-    _translate_model(flags, draft)
-    _translate_freezing(flags, draft)
-    translate_rate("mm_projector_lr", "projector", flags, draft)
-    translate_rate("vision_tower_lr", "vision_tower", flags, draft)
-    _translate_data(flags, draft, program, read_text)
-    translate_training(flags, draft)
-    deepspeed = flags.text("deepspeed")
-    if deepspeed is not None:
-        mark = flags["deepspeed"].mark
-        translate_deepspeed(
-            "--deepspeed", deepspeed, draft, read_text=read_text, mark=mark, program=TINYLLAVA
-        )
+def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) -> None:
+    """Fill in the draft of one training command."""
+    _translate_model(flags)
+    _translate_freezing(flags)
+    translate_rate("mm_projector_lr", "projector", flags)
+    translate_rate("vision_tower_lr", "vision_tower", flags)
+    version = flags.text("conv_version")
+    if version is not None:
+        put_conversation("conv_version", version, flags, program=program, table=CONVERSATIONS)
+    elif "conv_version" not in flags:
+        flags.default("conv_version", "data.template", "plain", "which TinyLLaVA calls `pretrain`")
+    translate_data(flags, read_text, max_length=512)
+    merging = flags.take("mm_patch_merge_type")
+    if merging is not None and merging.text == "flat":
+        flags.needless("mm_patch_merge_type", "features are put one after another")
+    elif merging is not None:
+        flags.lost("mm_patch_merge_type", "recipes have no key for it yet")
+    translate_training(flags, read_text, TINYLLAVA)
     start = flags.text("pretrained_model_path")
     if start is not None:
         remark = "a folder that `llava-recipe run` has written, not TinyLLaVA"
-        mark = flags["pretrained_model_path"].mark
-        draft.mapped("--pretrained_model_path", start, (STAGE, "init_from"), start, remark=remark, mark=mark)
-    name_draft(flags, draft)
-    translate_rest(flags, draft, FLAGS, program)
-    draft.problems += flags.problems
-    return draft
+        flags.put("pretrained_model_path", "init_from", start, remark)
+    name_draft(flags)
+    translate_rest(flags, FLAGS, program)
 
 
-def _translate_model(flags: Flags, draft: Draft) -> None:
-    tower = (MODEL, "vision_tower")
-    put_text(flags, draft, "model_name_or_path", (MODEL, "language_model"))
-    tokenizer, language = flags.text("tokenizer_name_or_path"), draft.read(MODEL, "language_model")
+def _translate_model(flags: Flags) -> None:
+    flags.translate([Row("model_name_or_path", "model.language_model", "text")])
+    tokenizer, language = flags.text("tokenizer_name_or_path"), flags.draft.read("model.language_model")
     if tokenizer is not None and tokenizer != language:
-        draft.put((MODEL, "language_model"), {"source": language})
-        path = (MODEL, "language_model", "tokenizer")
-        draft.mapped("--tokenizer_name_or_path", tokenizer, path, tokenizer)
-    put_text(flags, draft, "vision_tower", (*tower, "source"))
-    second = flags.take("vision_tower2")
-    if second is not None:
-        has_second = second.text.strip() not in ("", "''")
-        why = "a recipe has one vision tower" if has_second else "there is no second tower"
-        (draft.lost if has_second else draft.needless)("--vision_tower2", second.text, why, second.mark)
-    put_whole(flags, draft, "mm_vision_select_layer", (*tower, "select_layer"), -1)
-    put_text(flags, draft, "mm_vision_select_feature", (*tower, "select_feature"), "patch")
-    put_text(flags, draft, "connector_type", (MODEL, "projector", "type"), "linear")
-    draft.put((MODEL, "image_tokens"), {"start_end": False, "patch": False})
+        flags.draft.put("model.language_model", {"source": language})
+        flags.put("tokenizer_name_or_path", "model.language_model.tokenizer", tokenizer)
+    flags.translate([Row("vision_tower", "model.vision_tower.source", "text")])
+    if flags.spell("vision_tower2").strip() not in ("", "''"):
+        flags.lost("vision_tower2", "a recipe has one vision tower")
+    else:
+        flags.needless("vision_tower2", "there is no second tower")
+    flags.translate((*TOWER_OUTPUT, Row("connector_type", "model.projector.type", "text", "linear")))
+    flags.draft.put("model.image_tokens", {"start_end": False, "patch": False})
 
 
-def _translate_freezing(flags: Flags, draft: Draft) -> None:
-    language = (flags.text("tune_type_llm") or "frozen").lower()
-    connector = (flags.text("tune_type_connector") or "full").lower()
-    tower = (flags.text("tune_type_vision_tower") or "frozen").lower()
-    trained: list[str] = []
-    if connector == "full":
-        trained.append("projector")
-    if language == "full":
-        trained += ["language_model", "lm_head"]
-    if tower == "full":
-        trained.append("vision_tower")
-    elif tower == "partially-tune":
-        trained += _upper_layers(flags, draft)
-    elif "tune_vision_tower_from_layer" in flags:
-        flag = flags.take("tune_vision_tower_from_layer")
-        assert flag is not None
-        draft.needless(f"--{flag.name}", flag.text, f"the tower is `{tower}`", flag.mark)
-    draft.put((STAGE, "freeze"), "all")
-    path = (STAGE, "trainable")
-    draft.put(path, list[Value](trained))
-    for name, choice, known in (
-        ("tune_type_llm", language, ("frozen", "full", "lora")),
-        ("tune_type_connector", connector, ("frozen", "full")),
-        ("tune_type_vision_tower", tower, ("frozen", "full", "partially-tune")),
-    ):
-        mark = flags[name].mark if name in flags else None
-        if choice not in known:
-            draft.lost(f"--{name}", choice, f"recipes know {', '.join(known)} here", mark)
+def _translate_freezing(flags: Flags) -> None:
+    words = {name: (flags.text(name) or usual).lower() for name, usual, _ in _TUNE_TYPES}
+    language, connector, tower = (modules.get(words[name], []) for name, _, modules in _TUNE_TYPES)
+    trained = [*connector, *language, *tower]
+    if words["tune_type_vision_tower"] == "partially-tune":
+        trained += _upper_layers(flags)
+    else:
+        flags.needless("tune_vision_tower_from_layer", f"the tower is `{words['tune_type_vision_tower']}`")
+    flags.draft.put("freeze", "all")
+    flags.draft.put("trainable", list[Value](trained))
+    for name, _, known in _TUNE_TYPES:
+        if words[name] not in known:
+            flags.lost(name, f"recipes know {', '.join(known)} here", shown=words[name])
         elif name in flags:
-            draft.tell_mapped(f"--{name}", choice, path, mark=mark)
+            flags.tell(name, "trainable", shown=words[name])
         else:
-            draft.default(f"--{name}", path, draft.read(*path), remark=choice)
-    _translate_adapters(flags, draft, is_on=language == "lora")
+            flags.default(name, "trainable", list[Value](trained), words[name])
+    _translate_adapters(flags, is_on=words["tune_type_llm"] == "lora")
 
 
-def _upper_layers(flags: Flags, draft: Draft) -> list[str]:
-    start = flags.whole("tune_vision_tower_from_layer")
-    start = 10 if start is None else start
-    source = draft.read(MODEL, "vision_tower", "source")
+def _upper_layers(flags: Flags) -> list[str]:
+    name = "tune_vision_tower_from_layer"
+    given = flags.whole(name)
+    start = 10 if given is None else given
+    source = flags.draft.read("model.vision_tower.source")
     config = VISION_TOWERS.get(source) if isinstance(source, str) else None
     num_layers = config.get("num_hidden_layers") if config else None
     if not isinstance(num_layers, int):
         why = "the tower's number of layers is not known here: write vision_tower.encoder.layers.{A..B}"
-        draft.lost("--tune_vision_tower_from_layer", str(start), why)
+        flags.lost(name, why, shown=str(start))
         return []
     if start < 0 or start >= num_layers:
         return []
-    draft.tell_mapped("--tune_vision_tower_from_layer", str(start), (STAGE, "trainable"))
+    flags.tell(name, "trainable", shown=str(start))
     return [f"vision_tower.encoder.layers.{{{start}..{num_layers - 1}}}"]
 
 
-def _translate_adapters(flags: Flags, draft: Draft, *, is_on: bool) -> None:
+def _translate_adapters(flags: Flags, *, is_on: bool) -> None:
     recipe = flags.take("training_recipe")
     bits = _RECIPE_BITS.get(recipe.text) if recipe is not None else None
     if recipe is not None and bits is not None:
-        put_bits(draft, "--training_recipe", recipe.text, bits, mark=recipe.mark)
+        put_bits(flags, "training_recipe", bits)
+    elif recipe is not None and recipe.text in ("common", "lora"):
+        flags.needless("training_recipe", "`lora:` and `trainable:` say it")
     elif recipe is not None:
-        known = recipe.text in ("common", "lora")
-        why = "`lora:` and `trainable:` say it" if known else "recipes have no such way of training"
-        (draft.needless if known else draft.lost)("--training_recipe", recipe.text, why, recipe.mark)
+        flags.lost("training_recipe", "recipes have no such way of training")
     if is_on:
         remark = "every linear layer of the language model"
-        path = (STAGE, "lora", "modules")
-        mark = flags["tune_type_llm"].mark
-        draft.mapped("--tune_type_llm", "lora", path, ["language_model"], remark=remark, mark=mark)
-        translate_lora_numbers(flags, draft)
+        flags.put("tune_type_llm", "lora.modules", ["language_model"], remark, shown="lora")
+        flags.translate(LORA_SIZE)
     else:
-        for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_bias"):
-            flag = flags.take(name)
-            if flag is not None:
-                draft.needless(f"--{name}", flag.text, "LoRA is off", flag.mark)
-    translate_quantization(flags, draft, recipe_bits=bits)
-
-
-def _translate_data(flags: Flags, draft: Draft, program: Program, read_text: ReadText) -> None:
-    path = (STAGE, "data", "template")
-    version = flags.text("conv_version")
-    if version is not None:
-        put_conversation("conv_version", version, flags, draft, program=program, table=CONVERSATIONS)
-    elif "conv_version" not in flags:
-        draft.default("--conv_version", path, "plain", remark="which TinyLLaVA calls `pretrain`")
-    translate_sources(flags, draft, read_text)
-    put_text(flags, draft, "image_aspect_ratio", (STAGE, "data", "image_aspect_ratio"), "square")
-    put_whole(flags, draft, "model_max_length", (STAGE, "data", "max_length"), 512)
-    put_switch(flags, draft, "lazy_preprocess", (STAGE, "data", "lazy_preprocess"), False)
-    translate_grouping(flags, draft)
-    merging = flags.take("mm_patch_merge_type")
-    if merging is not None:
-        is_flat = merging.text == "flat"
-        why = "features are put one after another" if is_flat else "recipes have no key for it yet"
-        (draft.needless if is_flat else draft.lost)("--mm_patch_merge_type", merging.text, why, merging.mark)
+        for row in LORA_SIZE:
+            flags.needless(row.name, "LoRA is off")
+    translate_quantization(flags, recipe_bits=bits)

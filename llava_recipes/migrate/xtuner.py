@@ -3,257 +3,558 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
+from itertools import islice
 
-from llava_recipes.migrate.combine import IsFolder, Migration, combine
-from llava_recipes.migrate.draft import MODEL, STAGE
-from llava_recipes.migrate.python_config import PythonConfig, PythonValue, Symbol, Unknown, read_python_config
-from llava_recipes.migrate.quantization import default_part, put_bits, put_part
-from llava_recipes.migrate.xtuner_data import translate_data
-from llava_recipes.migrate.xtuner_reader import Reader, not_known
-from llava_recipes.migrate.xtuner_rest import spell_python, tell_rest
+from llava_recipes.migrate.draft import IsFolder, Migration, combine
+from llava_recipes.migrate.llava import QUANTIZATION, known_num_samples, put_bits
+from llava_recipes.migrate.python_config import (
+    PythonConfig,
+    PythonValue,
+    Symbol,
+    Unknown,
+    read_python_config,
+    spell_python,
+)
+from llava_recipes.migrate.settings import Kind, Row, Settings
+from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, say_number
 
+_MODEL = (
+    Row("model.llm.pretrained_model_name_or_path", "model.language_model", "text"),
+    Row("model.visual_encoder.pretrained_model_name_or_path", "model.vision_tower.source", "text"),
+    Row("model.visual_select_layer", "model.vision_tower.select_layer", "whole", -2),
+)
+_LORA = (("r", "r", 8), ("lora_alpha", "alpha", 8), ("lora_dropout", "dropout", 0.0))
+_TRAIN = (
+    Row("train_dataloader.batch_size", "train.per_device_train_batch_size", "whole"),
+    Row("optim_wrapper.accumulative_counts", "train.gradient_accumulation_steps", "whole"),
+    Row("optim_wrapper.optimizer.lr", "train.learning_rate", "number"),
+    Row("optim_wrapper.optimizer.weight_decay", "train.weight_decay", "number"),
+    Row("optim_wrapper.optimizer.eps", "train.adam_epsilon", "number"),
+    Row("optim_wrapper.clip_grad.max_norm", "train.max_grad_norm", "number"),
+    Row("train_dataloader.num_workers", "train.dataloader_num_workers", "whole"),
+)
+_HOOKS = (
+    ("default_hooks.logger.interval", "train.logging_steps"),
+    ("default_hooks.checkpoint.interval", "train.save_steps"),
+    ("default_hooks.checkpoint.max_keep_ckpts", "train.save_total_limit"),
+)
+TEMPLATES = {"vicuna": "v1", "llama3_chat": "llama_3", "qwen_chat": "qwen", "phi3_chat": "phi3"}
+_SHARED = (
+    ("template_map_fn.template", "data.template"),
+    ("pad_image_to_square", "data.image_aspect_ratio"),
+    ("max_length", "data.max_length"),
+)
+"""Settings of a data set that recipes have once for a stage."""
+MAX_SETS = 200
+_MAX_DEEP = 6
+_MAX_SETTINGS = 2_000
+_MAX_ALIASES = 20
 _WARM_UP, _COSINE = "LinearLR", "CosineAnnealingLR"
+_USUAL_TYPES = frozenset(
+    {
+        *("LLaVAModel", "from_pretrained", "LLaVADataset", "ConcatDataset", "LoraConfig"),
+        *("BitsAndBytesConfig", "AmpOptimWrapper", "OptimWrapper", "AdamW", "LinearLR"),
+        *("CosineAnnealingLR", "TrainLoop", "EpochBasedTrainLoop", "IterBasedTrainLoop"),
+        *("DefaultSampler", "LengthGroupedSampler", "template_map_fn_factory", "default_collate_fn"),
+        *("mm_collate_fn", "DatasetInfoHook", "EvaluateChatHook", "ThroughputHook", "IterTimerHook"),
+        *("LoggerHook", "ParamSchedulerHook", "CheckpointHook", "DistSamplerSeedHook"),
+    }
+)
+"""Classes whose work a recipe does too, or that only report."""
+
+_NEEDLESS: tuple[tuple[str, str], ...] = (
+    ("model.llm.trust_remote_code", "no code of a model's folder is run"),
+    ("model.llm.torch_dtype", "`fp16` and `bf16` say it"),
+    ("model.llm.quantization_config.bnb_4bit_compute_dtype", "`fp16` and `bf16` say it"),
+    ("model.llm.quantization_config.llm_int8_*", "as bitsandbytes has it"),
+    ("*.task_type", "it says what a language model is for"),
+    ("*tokenizer.trust_remote_code", "no code of a model's folder is run"),
+    ("*tokenizer.padding_side", "sequences are padded at the right"),
+    ("*image_processor.trust_remote_code", "no code of a model's folder is run"),
+    ("train_dataloader.pin_memory", "it changes nothing in training"),
+    ("train_dataloader.persistent_workers", "it changes nothing in training"),
+    ("train_dataloader.prefetch_factor", "it changes nothing in training"),
+    ("train_dataloader.collate_fn.use_varlen_attn", "sequences are padded"),
+    ("train_dataloader.sampler.per_device_batch_size", "it follows from the batch"),
+    ("optim_wrapper.loss_scale", "the loss is scaled as `fp16` needs it"),
+    ("optim_wrapper.clip_grad.error_if_nonfinite", "it changes nothing in training"),
+    ("param_scheduler*.by_epoch", "rates are counted in steps"),
+    ("param_scheduler*.begin", "the schedule follows the warm-up"),
+    ("param_scheduler*.end", "the schedule ends with the run"),
+    ("param_scheduler*.T_max", "the schedule ends with the run"),
+    ("param_scheduler*.convert_to_iter_based", "rates are counted in steps"),
+    ("train_cfg.by_epoch", "the length says it"),
+    ("train_cfg.val_interval", "nothing is measured there"),
+    ("default_hooks.*", "it reports, and changes nothing in training"),
+    ("custom_hooks*", "it reports, and changes nothing in training"),
+    ("evaluation_*", "it changes nothing in training"),
+    ("env_cfg*", "it changes nothing in training"),
+    ("visualizer*", "write `report_to:` for a tracker"),
+    ("log_level", "it changes nothing in training"),
+    ("log_processor*", "it changes nothing in training"),
+    ("default_scope", "it names a library"),
+    ("launcher", "`llava-recipe run` starts the processes"),
+    ("randomness.deterministic", "it changes nothing but the speed"),
+    ("SYSTEM", "it is for the chat while training"),
+)
+_HARMLESS_VALUES: tuple[tuple[str, PythonValue], ...] = (
+    ("*.dataset_map_fn", Symbol("llava_map_fn")),
+    ("train_dataloader.sampler.shuffle", True),
+    ("model.token_merge_ratio", 1),
+    ("param_scheduler*.eta_min", 0),
+    ("param_scheduler*.eta_min", 0.0),
+    ("model.llm.quantization_config.load_in_8bit", False),
+    ("model.llm.quantization_config.load_in_4bit", False),
+    ("resume", False),
+)
+_SAME_MODEL = {
+    "tokenizer.pretrained_model_name_or_path": "model.language_model",
+    "image_processor.pretrained_model_name_or_path": "model.vision_tower.source",
+}
+
+Set = tuple[str, dict[str, PythonValue]]
+"""The name that the config gives a data set, or its place, and its settings."""
 
 
 def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolder) -> Migration:
     """The recipe of one config. Raises RecipeError where it is no LLaVA config."""
-    config = read_python_config(text, file)
-    model = config.values.get("model")
-    if isinstance(model, Unknown):
-        raise RecipeError(not_known("model", model.mark))
+    config = Tree(read_python_config(text, file))
+    model = config.look_up("model")
+    if config.draft.problems:
+        raise RecipeError(*config.draft.problems)
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(kind, Symbol) or not kind.name.endswith("LLaVAModel"):
-        hint = "looked for `model = dict(type=LLaVAModel, …)`"
         raise RecipeError(
             Problem(
                 "this is no LLaVA config of XTuner",
                 code="unknown-config-format",
                 mark=Mark(file, 0, 0),
-                hint=hint,
+                hint="looked for `model = dict(type=LLaVAModel, …)`",
             )
         )
-    translation = _Translation(config, file)
-    translation.translate()
-    return combine([translation.draft], file=file, recipe_file=recipe_file, marks=[None], is_folder=is_folder)
+    _translate_model(config)
+    _translate_freezing(config)
+    _translate_data(config)
+    _translate_optimizer(config)
+    _translate_schedule(config)
+    _translate_runtime(config, re.sub(r"\.py$", "", file.rpartition("/")[2]))
+    config.finish()
+    return combine([config.draft], file=file, recipe_file=recipe_file, is_folder=is_folder)
 
 
-_LORA_NUMBERS = (("r", "r", 8), ("lora_alpha", "alpha", 8), ("lora_dropout", "dropout", 0.0))
+class Tree(Settings):
+    """The settings of a Python config by dotted names; a value that isn't known is a problem."""
 
+    def __init__(self, config: PythonConfig) -> None:
+        super().__init__()
+        self.values, self._marks = config.values, config.marks
 
-class _Translation(Reader):
-    """One config, looked up by dotted names."""
+    def look_up(self, name: str) -> PythonValue:
+        """The value at a dotted name, None where there is none."""
+        return self.known(_value_in(self.values, name), name)
 
-    def __init__(self, config: PythonConfig, file: str) -> None:
-        super().__init__(config)
-        self._file = file
+    def known(self, value: PythonValue, name: str) -> PythonValue:
+        """A value, or None with a problem where only running the config would tell it."""
+        if not isinstance(value, Unknown):
+            return value
+        self.draft.problems.append(
+            Problem(
+                f"the value of `{name}` cannot be told without running the config",
+                code="value-not-computed",
+                mark=value.mark,
+                hint="write the value in its place",
+            )
+        )
+        return None
 
-    def translate(self) -> None:
-        self._model()
-        self._freezing()
-        translate_data(self)
-        self._optimizer()
-        self._schedule()
-        self._runtime()
-        tell_rest(self.config, self.draft)
+    def names(self) -> Collection[str]:
+        return self.values
+
+    def __contains__(self, name: str) -> bool:
+        return _value_in(self.values, name) is not None
+
+    def spell(self, name: str) -> str:
+        return spell_python(_value_in(self.values, name))
+
+    def mark(self, name: str) -> Mark | None:
+        return self._marks.get(re.split(r"[.\[]", name, maxsplit=1)[0])
+
+    def put(self, name: str, path: str, value: Value, remark: str = "", *, shown: str | None = None) -> None:
+        super().put(name, path, value, remark, shown=str(value) if shown is None else shown)
+
+    def read(self, name: str, kind: Kind) -> Value:
+        if kind == "text":
+            return self.text(name)
+        if kind == "switch":
+            value = self.look_up(name)
+            return value if isinstance(value, bool) else None
+        number = self.number(name)
+        return float(number) if number is not None and kind == "number" else number
+
+    def number(self, name: str) -> int | float | None:
+        """A number as the config has it."""
+        value = self.look_up(name)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def text(self, name: str) -> str | None:
+        """A string."""
+        value = self.look_up(name)
+        return value if isinstance(value, str) else None
+
+    def symbol(self, name: str) -> str:
+        """The last part of a class's or function's name, empty for any other value."""
+        value = self.look_up(name)
+        return value.name.rpartition(".")[2] if isinstance(value, Symbol) else ""
+
+    def finish(self) -> None:
+        """Say of each setting that nothing was said about that it is needless, or lost."""
+        told = {entry.name for entry in self.draft.entries}
+        aliases: dict[str, list[str]] = {}
+        for number, (name, value) in enumerate(list(_leaves(self.values, aliases))):
+            names = [name, *_other_names(name, aliases)]
+            if not told.isdisjoint(names):
+                continue
+            if number >= _MAX_SETTINGS:
+                why = f"more than {_MAX_SETTINGS:,} settings; the rest is not looked at"
+                self.draft.lost("…", "", why, self.mark(name))
+                break
+            is_variable = name in self.values
+            reasons = (_why_needless(each, value, self, is_variable=is_variable) for each in names)
+            why = next(filter(None, reasons), "")
+            tell = self.needless if why else self.lost
+            tell(name, why or "recipes have no key for it yet", shown=spell_python(value))
         self.draft.settle()
 
-    def _model(self) -> None:
-        llm, tower = (
-            "model.llm.pretrained_model_name_or_path",
-            "model.visual_encoder.pretrained_model_name_or_path",
-        )
-        self.put(llm, (MODEL, "language_model"), self.text(llm))
-        self.put(tower, (MODEL, "vision_tower", "source"), self.text(tower))
-        layer = self.number("model.visual_select_layer")
-        self.put("model.visual_select_layer", (MODEL, "vision_tower", "select_layer"), layer, default=-2)
-        depth = self.number("model.projector_depth")
-        path = (MODEL, "projector", "type")
-        if depth is None:
-            self.draft.default("model.projector_depth", path, "mlp2x_gelu", remark="depth 2")
+
+def _translate_model(config: Tree) -> None:
+    config.translate(_MODEL)
+    depth = config.number("model.projector_depth")
+    if depth is None:
+        config.default("model.projector_depth", "model.projector.type", "mlp2x_gelu", "depth 2")
+    else:
+        kind = f"mlp{depth}x_gelu"
+        config.put("model.projector_depth", "model.projector.type", kind, shown=str(depth))
+    config.draft.put("model.image_tokens", {"start_end": False, "patch": False})
+    if config.text("model.pretrained_pth") is not None:
+        why = "XTuner's checkpoints cannot be read: name the folder of a recipe's Stage 1 in `init_from:`"
+        config.lost("model.pretrained_pth", why)
+    _translate_quantization(config, "model.llm.quantization_config")
+    checkpoints, path = "model.use_activation_checkpointing", "train.gradient_checkpointing"
+    config.translate([Row(checkpoints, path, "switch", True, "XTuner's own default")])
+
+
+def _translate_quantization(config: Tree, name: str) -> None:
+    """bitsandbytes' own config, whose defaults are other ones than LLaVA's."""
+    if not isinstance(config.look_up(name), dict):
+        return
+    bits = next((bits for bits in (4, 8) if config.look_up(f"{name}.load_in_{bits}bit") is True), None)
+    if bits is None:
+        return
+    put_bits(config, f"{name}.load_in_{bits}bit", bits, shown="True")
+    for key, ours, default in (
+        ("bnb_4bit_quant_type", "type", "fp4"),
+        ("bnb_4bit_use_double_quant", "double_quant", False),
+    ):
+        value = config.look_up(f"{name}.{key}")
+        if bits == 4 and isinstance(value, str | bool):
+            config.put(f"{name}.{key}", f"{QUANTIZATION}.{ours}", value)
+        elif bits == 4:
+            config.default(f"{name}.{key}", f"{QUANTIZATION}.{ours}", default)
+
+
+def _translate_freezing(config: Tree) -> None:
+    trained: list[Value] = ["projector"]
+    # XTuner freezes first and puts the adapters in afterwards, so that they train in either case.
+    adapters, tower_adapters = config.look_up("model.llm_lora"), config.look_up("model.visual_encoder_lora")
+    if config.look_up("model.freeze_llm") is not True and adapters is None:
+        trained += ["language_model", "lm_head"]
+    if config.look_up("model.freeze_visual_encoder") is not True and tower_adapters is None:
+        trained.append("vision_tower")
+    config.draft.put("freeze", "all")
+    config.draft.put("trainable", trained)
+    for name in ("model.freeze_llm", "model.freeze_visual_encoder"):
+        value = config.look_up(name)
+        if value is None:
+            config.default(name, "trainable", trained, "False")
         else:
-            self.draft.mapped("model.projector_depth", str(depth), path, f"mlp{depth}x_gelu")
-        self.draft.put((MODEL, "image_tokens"), {"start_end": False, "patch": False})
-        weights = self.text("model.pretrained_pth")
-        if weights is not None:
-            why = "XTuner's checkpoints cannot be read: name the folder of a recipe's Stage 1 in `init_from:`"
-            self.draft.lost("model.pretrained_pth", weights, why, self.mark("model"))
-        self._quantization("model.llm.quantization_config")
-        checkpoints = self.look_up("model.use_activation_checkpointing")
-        path = (STAGE, "train", "gradient_checkpointing")
-        if isinstance(checkpoints, bool):
-            name = "model.use_activation_checkpointing"
-            self.draft.mapped(name, str(checkpoints), path, checkpoints, mark=self.mark(name))
-        else:
-            remark = "XTuner's own default"
-            self.draft.default("model.use_activation_checkpointing", path, True, remark=remark)
-
-    def _quantization(self, name: str) -> None:
-        """bitsandbytes' own config, whose defaults are other ones than LLaVA's."""
-        if not isinstance(self.look_up(name), dict):
-            return
-        mark = self.mark(name)
-        bits = next((bits for bits in (4, 8) if self.look_up(f"{name}.load_in_{bits}bit") is True), None)
-        if bits is None:
-            return
-        put_bits(self.draft, f"{name}.load_in_{bits}bit", "True", bits, mark=mark)
-        for key, ours, default in (
-            ("bnb_4bit_quant_type", "type", "fp4"),
-            ("bnb_4bit_use_double_quant", "double_quant", False),
-        ):
-            value = self.look_up(f"{name}.{key}")
-            if bits == 4 and isinstance(value, str | bool):
-                put_part(self.draft, f"{name}.{key}", str(value), ours, value, mark=mark)
-            elif bits == 4:
-                default_part(self.draft, f"{name}.{key}", ours, default)
-
-    def _freezing(self) -> None:
-        trained = ["projector"]
-        # XTuner freezes first and puts the adapters in afterwards, so that they train in either case.
-        adapters, tower_adapters = self.look_up("model.llm_lora"), self.look_up("model.visual_encoder_lora")
-        if self.look_up("model.freeze_llm") is not True and adapters is None:
-            trained += ["language_model", "lm_head"]
-        if self.look_up("model.freeze_visual_encoder") is not True and tower_adapters is None:
-            trained.append("vision_tower")
-        self.draft.put((STAGE, "freeze"), "all")
-        path = (STAGE, "trainable")
-        self.draft.put(path, list[Value](trained))
-        for name in ("model.freeze_llm", "model.freeze_visual_encoder"):
-            value = self.look_up(name)
-            if value is None:
-                self.draft.default(name, path, list[Value](trained), remark="False")
-            else:
-                self.draft.tell_mapped(name, str(value is True), path, mark=self.mark("model"))
-        if isinstance(adapters, dict):
-            self._adapters("model.llm_lora", ["language_model"])
-        if isinstance(tower_adapters, dict):
-            self._tower_adapters(adapters, tower_adapters)
-
-    def _adapters(self, name: str, modules: list[Value]) -> None:
-        lora = (STAGE, "lora")
-        self.draft.put((*lora, "modules"), modules)
-        for key, ours, default in _LORA_NUMBERS:
-            self.put(f"{name}.{key}", (*lora, ours), self.number(f"{name}.{key}"), default=default)
-        self.put(f"{name}.bias", (*lora, "bias"), self.text(f"{name}.bias"), default="none")
-
-    def _tower_adapters(self, adapters: PythonValue, tower_adapters: Mapping[str, PythonValue]) -> None:
-        """Adapters of the vision tower, where they have the numbers of the language model's, or are alone."""
-        name, lora = "model.visual_encoder_lora", (STAGE, "lora")
-        if not isinstance(adapters, dict):
-            self._adapters(name, ["vision_tower"])
-            return
-        numbers = [
-            [values.get(key, default) for key, _, default in _LORA_NUMBERS]
-            for values in (adapters, tower_adapters)
-        ]
-        mark = self.mark("model")
-        if numbers[0] == numbers[1]:
-            self.draft.put((*lora, "modules"), ["language_model", "vision_tower"])
-            for key in tower_adapters:
-                if key != "type":
-                    shown = spell_python(tower_adapters[key])
-                    self.draft.tell_mapped(f"{name}.{key}", shown, (*lora, "modules"), mark=mark)
-            return
-        why = "a stage has adapters of one size, and the language model's are others"
-        for key in tower_adapters:
-            self.draft.lost(f"{name}.{key}", spell_python(tower_adapters[key]), why, mark)
-
-    def _optimizer(self) -> None:
-        train = (STAGE, "train")
-        loader, optimizer = "train_dataloader", "optim_wrapper.optimizer"
-        for name, key in (
-            (f"{loader}.batch_size", "per_device_train_batch_size"),
-            ("optim_wrapper.accumulative_counts", "gradient_accumulation_steps"),
-            (f"{optimizer}.lr", "learning_rate"),
-            (f"{optimizer}.weight_decay", "weight_decay"),
-            (f"{optimizer}.eps", "adam_epsilon"),
-            ("optim_wrapper.clip_grad.max_norm", "max_grad_norm"),
-            (f"{loader}.num_workers", "dataloader_num_workers"),
-        ):
-            value = self.number(name)
-            if value is not None and key in (
-                "learning_rate",
-                "weight_decay",
-                "adam_epsilon",
-                "max_grad_norm",
-            ):
-                value = float(value)
-            self.put(name, (*train, key), value)
-        if self.look_up("optim_wrapper.clip_grad") is None:
-            remark = "XTuner clips where its config says so"
-            self.draft.default("optim_wrapper.clip_grad", (*train, "max_grad_norm"), 0, remark=remark)
-        betas = self.look_up(f"{optimizer}.betas")
-        for key, beta in zip(
-            ("adam_beta1", "adam_beta2"), betas if isinstance(betas, list) else [], strict=False
-        ):
-            if isinstance(beta, int | float):
-                self.draft.put((*train, key), float(beta))
-        if isinstance(betas, list):
-            self.draft.tell_mapped(f"{optimizer}.betas", spell_python(betas), (*train, "adam_beta1"))
-        kind = self.symbol(f"{optimizer}.type")
-        if kind == "AdamW":
-            self.draft.mapped(f"{optimizer}.type", kind, (*train, "optim"), "adamw_torch")
-            if self.number(f"{optimizer}.weight_decay") is None:
-                self.draft.default(
-                    f"{optimizer}.weight_decay", (*train, "weight_decay"), 0.01, remark="torch's own"
-                )
-        elif kind:
-            self.draft.lost(f"{optimizer}.type", kind, "write `optim:` with a name of Hugging Face's")
-        dtype = self.text("optim_wrapper.dtype")
-        if dtype in ("float16", "bfloat16"):
-            key = "fp16" if dtype == "float16" else "bf16"
-            self.draft.mapped("optim_wrapper.dtype", dtype, (*train, key), True)
-
-    def _schedule(self) -> None:
-        train = (STAGE, "train")
-        epochs, steps = self.number("train_cfg.max_epochs"), self.number("train_cfg.max_iters")
-        if steps is not None:
-            self.draft.mapped("train_cfg.max_iters", str(steps), (*train, "max_steps"), int(steps))
-        else:
-            self.put("train_cfg.max_epochs", (*train, "num_train_epochs"), epochs)
-        schedule = self.look_up("param_scheduler")
-        kinds: dict[str, tuple[str, Mapping[str, PythonValue]]] = {}
-        for number, entry in enumerate(schedule if isinstance(schedule, list) else [schedule]):
-            if isinstance(entry, dict) and isinstance(kind := entry.get("type"), Symbol):
-                name = f"param_scheduler[{number}]" if isinstance(schedule, list) else "param_scheduler"
-                kinds[kind.name.rpartition(".")[2]] = (name, entry)
-        mark = self.mark("param_scheduler")
-        for kind_name, (name, _) in kinds.items():
-            if kind_name == _COSINE:
-                path = (*train, "lr_scheduler_type")
-                self.draft.mapped(f"{name}.type", kind_name, path, "cosine", mark=mark)
-            elif kind_name != _WARM_UP:
-                self.draft.lost(f"{name}.type", kind_name, "write `lr_scheduler_type:` under `train:`", mark)
-        if schedule is not None and not kinds:
-            self.draft.lost("param_scheduler", "…", "write `lr_scheduler_type:` under `train:`", mark)
-        name, warm_up = kinds.get(_WARM_UP, ("", {}))
-        end = warm_up.get("end")
-        if isinstance(end, int | float) and epochs and end > 0:
-            ratio = round(end / epochs, 6)
-            self.draft.mapped(f"{name}.end", say_number(end), (*train, "warmup_ratio"), ratio, mark=mark)
-            self.draft.tell_mapped(f"{name}.type", _WARM_UP, (*train, "warmup_ratio"), mark=mark)
-
-    def _runtime(self) -> None:
-        train = (STAGE, "train")
-        for name, key in (
-            ("default_hooks.logger.interval", "logging_steps"),
-            ("default_hooks.checkpoint.interval", "save_steps"),
-            ("default_hooks.checkpoint.max_keep_ckpts", "save_total_limit"),
-        ):
-            value = self.number(name)
-            self.put(name, (*train, key), value if value is None or value > 0 else None)
-        seed = self.number("randomness.seed")
-        if seed is not None:
-            self.draft.mapped("randomness.seed", str(seed), (*train, "seed"), int(seed))
-        else:
-            self.draft.needless(
-                "randomness.seed", "None", "XTuner draws one; the recipe has 42 unless it says more"
+            config.tell(name, "trainable", shown=str(value is True))
+    if isinstance(adapters, dict):
+        _translate_adapters(config, "model.llm_lora", "language_model")
+    if not isinstance(tower_adapters, dict):
+        return
+    name = "model.visual_encoder_lora"
+    if not isinstance(adapters, dict):
+        _translate_adapters(config, name, "vision_tower")
+        return
+    is_same = all(adapters.get(key, usual) == tower_adapters.get(key, usual) for key, _, usual in _LORA)
+    if is_same:
+        config.draft.put("lora.modules", ["language_model", "vision_tower"])
+    for key in tower_adapters:
+        if not is_same:
+            config.lost(
+                f"{name}.{key}", "a stage has adapters of one size, and the language model's are others"
             )
-        stem = re.sub(r"\.py$", "", self._file.rpartition("/")[2])
-        folder = self.text("work_dir")
-        self.put("work_dir", (STAGE, "output_dir"), folder, default=f"./work_dirs/{stem}")
-        self.draft.name = stem
-        why = "it is given on XTuner's command line, `--deepspeed deepspeed_zero2`: write `deepspeed: zero2`"
-        self.draft.lost("--deepspeed", "", why)
+        elif key != "type":
+            config.tell(f"{name}.{key}", "lora.modules")
+
+
+def _translate_adapters(config: Tree, name: str, module: str) -> None:
+    config.draft.put("lora.modules", [module])
+    config.translate(Row(f"{name}.{key}", f"lora.{ours}", "whole", usual) for key, ours, usual in _LORA)
+    config.translate([Row(f"{name}.bias", "lora.bias", "text", "none")])
+
+
+def find_sets(config: Tree) -> list[Set]:
+    """What the loader draws from; for a config without one, what it calls `llava_dataset`."""
+    place = "train_dataloader.dataset"
+    if not isinstance(_value_in(config.values, place), dict):
+        place = "llava_dataset"
+    return list(islice(_sets_in(_value_in(config.values, place), place, config.values, 0), MAX_SETS))
+
+
+def _sets_in(value: PythonValue, place: str, values: Mapping[str, PythonValue], depth: int) -> Iterator[Set]:
+    if not isinstance(value, dict) or depth > _MAX_DEEP:
+        return
+    name = next((name for name, other in values.items() if other is value), place)
+    parts = value.get("datasets")
+    kind = value.get("type")
+    if isinstance(parts, list) and isinstance(kind, Symbol) and kind.name.endswith("ConcatDataset"):
+        for number, part in enumerate(parts):
+            yield from _sets_in(part, f"{name}.datasets[{number}]", values, depth + 1)
+        return
+    yield name, value
+
+
+def _translate_data(config: Tree) -> None:
+    """Fill in `data`; the vision tower is filled in before, since images count as tokens."""
+    sets = find_sets(config)
+    sources: list[Value] = []
+    for number, (name, values) in enumerate(sets):
+        source: dict[str, Value] = {}
+        for setting, key in (("data_path", "annotations"), ("image_folder", "images")):
+            value = config.known(values.get(setting), f"{name}.{setting}")
+            if isinstance(value, str):
+                source[key] = value
+                config.tell(f"{name}.{setting}", f"data.sources[{number}].{key}", shown=value)
+        count = known_num_samples(source.get("annotations"))
+        if count is not None:
+            source["num_samples"] = count
+        if source:
+            sources.append(source)
+    if sources:
+        config.draft.put("data.sources", sources)
+    _translate_sampler(config)
+    if not sets:
+        return
+    (name, first), *others = sets
+    _translate_template(
+        config, f"{name}.template_map_fn.template", _value_in(first, "template_map_fn.template")
+    )
+    padding = f"{name}.pad_image_to_square"
+    pads = config.known(first.get("pad_image_to_square"), padding)
+    if pads is None:
+        config.default(padding, "data.image_aspect_ratio", "square")
+    else:
+        shape = "pad" if pads is True else "square"
+        config.put(padding, "data.image_aspect_ratio", shape, shown=str(pads is True))
+    _translate_length(config, f"{name}.max_length", first.get("max_length"))
+    # What a stage has once: the same in each of its sets, or lost.
+    for other, values in others:
+        for key, path in _SHARED:
+            value, usual = _value_in(values, key), _value_in(first, key)
+            if value != usual:
+                has = "leaves it out" if usual is None else f"has {spell_python(usual)}"
+                why = f"a stage has one, and `{name}` {has}"
+                config.lost(f"{other}.{key}", why, shown=spell_python(value), path=path)
+            elif value is not None:
+                config.needless(f"{other}.{key}", f"as `{name}.{key}`", shown=spell_python(value))
+
+
+def _translate_template(config: Tree, name: str, found: PythonValue) -> None:
+    template = config.known(found, name)
+    if template is None:
+        return
+    shown = spell_python(template)
+    word = shown.rpartition(".")[2]
+    ours = TEMPLATES.get(word)
+    if ours is None:
+        config.refuse_conversation(
+            word, TEMPLATES, config.mark(name), what=f"XTuner's `{word}`", found=f"{name} = {shown}"
+        )
+        return
+    config.draft.put("data.template", ours)
+    why = f"XTuner writes no system prompt before the first turn; `{ours}` writes one"
+    config.lost(name, why, shown=shown, path="data.template")
+
+
+def _translate_length(config: Tree, name: str, found: PythonValue) -> None:
+    length = config.known(found, name)
+    if not isinstance(length, int | float) or isinstance(length, bool):
+        return
+    source = config.draft.read("model.vision_tower.source")
+    tower = VISION_TOWERS.get(source) if isinstance(source, str) else None
+    if tower is None:
+        why = "XTuner counts without the image, whose tokens are not known here: add them"
+        config.lost(name, why, shown=str(length), path="data.max_length")
+        config.draft.put("data.max_length", int(length))
+        return
+    side, patch = (
+        size if isinstance(size := tower.get(key), int) else 0 for key in ("image_size", "patch_size")
+    )
+    tokens = (side // max(1, patch)) ** 2
+    remark = f"XTuner counts without the image: {tokens} tokens more"
+    config.put(name, "data.max_length", int(length) + tokens, remark, shown=say_number(length))
+
+
+def _translate_sampler(config: Tree) -> None:
+    name = "train_dataloader.sampler"
+    kind = config.symbol(f"{name}.type")
+    if kind == "LengthGroupedSampler":
+        word = config.text(f"{name}.length_property") or "length"
+        config.put(f"{name}.length_property", "data.group_by", word)
+    elif config.look_up(f"{name}.shuffle") is False:
+        config.put(f"{name}.shuffle", "data.shuffle", False)
+
+
+def _translate_optimizer(config: Tree) -> None:
+    optimizer = "optim_wrapper.optimizer"
+    config.translate(_TRAIN)
+    if config.look_up("optim_wrapper.clip_grad") is None:
+        config.default(
+            "optim_wrapper.clip_grad", "train.max_grad_norm", 0, "XTuner clips where its config says so"
+        )
+    betas = config.look_up(f"{optimizer}.betas")
+    if isinstance(betas, list):
+        for key, beta in zip(("adam_beta1", "adam_beta2"), betas, strict=False):
+            if isinstance(beta, int | float):
+                config.draft.put(f"train.{key}", float(beta))
+        config.tell(f"{optimizer}.betas", "train.adam_beta1")
+    kind = config.symbol(f"{optimizer}.type")
+    if kind == "AdamW":
+        config.put(f"{optimizer}.type", "train.optim", "adamw_torch", shown=kind)
+        if config.number(f"{optimizer}.weight_decay") is None:
+            config.default(f"{optimizer}.weight_decay", "train.weight_decay", 0.01, "torch's own")
+    elif kind:
+        config.lost(f"{optimizer}.type", "write `optim:` with a name of Hugging Face's", shown=kind)
+    dtype = config.text("optim_wrapper.dtype")
+    if dtype in ("float16", "bfloat16"):
+        key = "fp16" if dtype == "float16" else "bf16"
+        config.put("optim_wrapper.dtype", f"train.{key}", True, shown=dtype)
+
+
+def _translate_schedule(config: Tree) -> None:
+    epochs, steps = config.number("train_cfg.max_epochs"), config.number("train_cfg.max_iters")
+    if steps is not None:
+        config.put("train_cfg.max_iters", "train.max_steps", int(steps), shown=str(steps))
+    else:
+        config.translate([Row("train_cfg.max_epochs", "train.num_train_epochs", "whole")])
+    schedule = config.look_up("param_scheduler")
+    kinds: dict[str, tuple[str, Mapping[str, PythonValue]]] = {}
+    for number, entry in enumerate(schedule if isinstance(schedule, list) else [schedule]):
+        if isinstance(entry, dict) and isinstance(kind := entry.get("type"), Symbol):
+            name = f"param_scheduler[{number}]" if isinstance(schedule, list) else "param_scheduler"
+            kinds[kind.name.rpartition(".")[2]] = (name, entry)
+    write = "write `lr_scheduler_type:` under `train:`"
+    for kind_name, (name, _) in kinds.items():
+        if kind_name == _COSINE:
+            config.put(f"{name}.type", "train.lr_scheduler_type", "cosine", shown=kind_name)
+        elif kind_name != _WARM_UP:
+            config.lost(f"{name}.type", write, shown=kind_name)
+    if schedule is not None and not kinds:
+        config.lost("param_scheduler", write, shown="…")
+    name, warm_up = kinds.get(_WARM_UP, ("", {}))
+    end = warm_up.get("end")
+    if isinstance(end, int | float) and epochs and end > 0:
+        config.put(f"{name}.end", "train.warmup_ratio", round(end / epochs, 6), shown=say_number(end))
+        config.tell(f"{name}.type", "train.warmup_ratio", shown=_WARM_UP)
+
+
+def _translate_runtime(config: Tree, stem: str) -> None:
+    for name, path in _HOOKS:
+        if (config.number(name) or 0) > 0:
+            config.translate([Row(name, path, "whole")])
+    seed = config.number("randomness.seed")
+    if seed is not None:
+        config.put("randomness.seed", "train.seed", int(seed), shown=str(seed))
+    else:
+        why = "XTuner draws one; the recipe has 42 unless it says more"
+        config.needless("randomness.seed", why, shown="None")
+    config.translate([Row("work_dir", "output_dir", "text", f"./work_dirs/{stem}")])
+    config.draft.name = stem
+    why = "it is given on XTuner's command line, `--deepspeed deepspeed_zero2`: write `deepspeed: zero2`"
+    config.draft.lost("--deepspeed", "", why)
+
+
+def _value_in(values: Mapping[str, PythonValue], name: str) -> PythonValue:
+    """A value by its dotted name, None where there is none; inside of what is not known, all is not known."""
+    place: PythonValue = dict(values)
+    for key in name.split("."):
+        if not isinstance(place, Unknown):
+            place = place.get(key) if isinstance(place, dict) else None
+    return place
+
+
+def _other_names(name: str, aliases: Mapping[str, list[str]]) -> list[str]:
+    """A setting's places by way of the other names of what it stands in."""
+    return [
+        other + name[len(first) :]
+        for first, others in aliases.items()
+        if name.startswith((f"{first}.", f"{first}["))
+        for other in others
+    ]
+
+
+def _leaves(
+    values: Mapping[str, PythonValue], aliases: dict[str, list[str]]
+) -> Iterator[tuple[str, PythonValue]]:
+    """Every value that holds no others, by its place; `aliases` gets other names of what has several."""
+    seen: dict[int, str] = {}
+
+    def inside(name: str, value: PythonValue, depth: int) -> Iterator[tuple[str, PythonValue]]:
+        holds = isinstance(value, dict | list) and bool(value) and depth <= 50
+        if isinstance(value, list):
+            holds = holds and any(isinstance(entry, dict | list) for entry in value)
+        if not holds:
+            yield name, value
+        elif id(value) in seen:
+            others = aliases.setdefault(seen[id(value)], [])
+            if len(others) < _MAX_ALIASES:
+                others.append(name)
+        elif isinstance(value, dict):
+            seen[id(value)] = name
+            for key, entry in value.items():
+                yield from inside(f"{name}.{key}", entry, depth + 1)
+        elif isinstance(value, list):
+            seen[id(value)] = name
+            for number, entry in enumerate(value):
+                yield from inside(f"{name}[{number}]", entry, depth + 1)
+
+    for name, value in values.items():
+        yield from inside(name, value, 0)
+
+
+def _why_needless(name: str, value: PythonValue, config: Tree, *, is_variable: bool) -> str | None:
+    """Why nothing is lost without a setting; None where something is."""
+    if value is None:
+        return "it is not set"
+    if name.endswith(".type") and isinstance(value, Symbol):
+        usual = value.name.rpartition(".")[2] in _USUAL_TYPES
+        return "its work is a recipe's too, or it only reports" if usual else None
+    for pattern, harmless in _HARMLESS_VALUES:
+        if fnmatchcase(name, pattern) and value == harmless and type(value) is type(harmless):
+            return "as without it"
+    for ending, key in _SAME_MODEL.items():
+        if name.endswith(ending):
+            ours = config.draft.read(key)
+            ours = ours.get("source") if isinstance(ours, dict) else ours
+            return "that of the model" if value == ours else None
+    if fnmatchcase(name, "param_scheduler*.start_factor") and isinstance(value, int | float):
+        return "the rate rises from 0" if value <= 1e-3 else None
+    found = next((why for pattern, why in _NEEDLESS if fnmatchcase(name, pattern)), None)
+    if found is None and is_variable and name not in ("load_from", "resume") and not isinstance(value, dict):
+        return "a variable: what it is given to is told under its own name"
+    return found

@@ -1,29 +1,125 @@
-"""YAML configs of axolotl and LLaMA-Factory as recipes: the keys that mean the same."""
+"""YAML configs of axolotl and LLaMA-Factory as recipes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from llava_recipes.migrate.combine import IsFolder, Migration, combine
 from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_deepspeed
-from llava_recipes.migrate.draft import MODEL, STAGE, Draft
-from llava_recipes.migrate.known_data import known_num_samples
-from llava_recipes.migrate.yaml_config import Config
-from llava_recipes.migrate.yaml_keys import AXOLOTL, LLAMA_FACTORY, NEEDLESS, OFF, TRAIN, WHOLE_MODELS
-from llava_recipes.migrate.yaml_training import (
-    freezing_of_axolotl,
-    freezing_of_llama_factory,
-    put_adapters,
-    put_template,
-    quantization_of_axolotl,
-    quantization_of_llama_factory,
-    refuse_preferences,
-    target_modules,
-)
+from llava_recipes.migrate.draft import IsFolder, Migration, combine
+from llava_recipes.migrate.llava import QUANTIZATION, known_num_samples, put_bits
+from llava_recipes.migrate.settings import Keys
 from llava_recipes.projectors import STOCK
-from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import parse_source
+
+_TRAIN_KEYS = (
+    *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("warmup_ratio", "warmup_steps", "bf16", "fp16", "tf32", "logging_steps", "save_strategy", "save_steps"),
+    *("save_total_limit", "seed", "max_steps", "dataloader_num_workers", "gradient_accumulation_steps"),
+    *("per_device_eval_batch_size", "eval_strategy", "eval_steps", "gradient_checkpointing"),
+)
+_SAME: Mapping[str, str] = {key: f"train.{key}" for key in _TRAIN_KEYS} | {
+    "output_dir": "output_dir",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+}
+AXOLOTL: Mapping[str, str] = {
+    **_SAME,
+    "val_set_size": "data.validation.split",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "eval_batch_size": "train.per_device_eval_batch_size",
+    "num_epochs": "train.num_train_epochs",
+    "optimizer": "train.optim",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "sequence_len": "data.max_length",
+    "lora_r": "lora.r",
+    "peft_use_dora": "lora.use_dora",
+    "peft_use_rslora": "lora.use_rslora",
+    "mm_vision_tower": "model.vision_tower.source",
+    "mm_vision_select_layer": "model.vision_tower.select_layer",
+    "mm_vision_select_feature": "model.vision_tower.select_feature",
+    "mm_projector_type": "model.projector.type",
+    "pretrain_mm_mlp_adapter": "model.projector.init_from",
+    "mm_use_im_start_end": "model.image_tokens.start_end",
+    "mm_use_im_patch_token": "model.image_tokens.patch",
+}
+LLAMA_FACTORY: Mapping[str, str] = {
+    **_SAME,
+    "val_size": "data.validation.split",
+    "per_device_train_batch_size": "train.per_device_train_batch_size",
+    "num_train_epochs": "train.num_train_epochs",
+    "optim": "train.optim",
+    "lr_scheduler_type": "train.lr_scheduler_type",
+    "cutoff_len": "data.max_length",
+    "lora_rank": "lora.r",
+    "use_dora": "lora.use_dora",
+    "use_rslora": "lora.use_rslora",
+}
+OFF = frozenset(
+    {
+        *("load_in_8bit", "load_in_4bit", "sample_packing", "eval_sample_packing", "train_on_inputs"),
+        *("group_by_length", "pad_to_sequence_len", "strict", "debug", "packing", "neat_packing"),
+        *("flash_attention", "xformers_attention", "sdp_attention", "auto_resume_from_checkpoints"),
+        *("resume_from_checkpoint", "overwrite_cache", "overwrite_output_dir", "plot_loss", "do_eval"),
+        *("do_predict", "predict_with_generate", "use_llama_pro", "use_galore", "use_badam", "pure_bf16"),
+        *("disable_shuffling", "streaming", "push_to_hub", "trust_remote_code", "lora_on_cpu"),
+        *("is_llama_derived_model", "tokenizer_legacy", "gptq", "upcast_layernorm", "pissa_init"),
+        *("compute_accuracy", "include_num_input_tokens_seen", "use_adam_mini", "create_new_adapter"),
+    }
+)
+"""Keys without a place whose `false` is what a run without them does."""
+NEEDLESS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("flash_attention", "flash_attn", "sdp_attention", "xformers_attention", "attn_implementation"),
+        "the fastest attention at hand is used; the numbers are the same",
+    ),
+    **dict.fromkeys(
+        ("overwrite_cache", "preprocessing_num_workers", "dataset_prepared_path", "cache_dir"),
+        "data is tokenised as it is drawn",
+    ),
+    **dict.fromkeys(
+        ("do_train", "overwrite_output_dir", "plot_loss", "strict", "debug", "local_rank", "ddp_timeout"),
+        "it changes nothing in training",
+    ),
+    **dict.fromkeys(
+        ("model_type", "tokenizer_type", "processor_type", "trust_remote_code", "multimodal"),
+        "the model's own config says it",
+    ),
+    **dict.fromkeys(
+        ("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "run_name"),
+        "W&B reads its environment variables; the run is named after the recipe",
+    ),
+    **dict.fromkeys(
+        ("skip_prepare_dataset", "remove_unused_columns", "pad_to_sequence_len", "stage"),
+        "the data is read as the recipe says",
+    ),
+}
+WHOLE_MODELS: Mapping[str, tuple[str, str]] = {
+    f"llava-hf/llava-1.5-{size}-hf": (f"liuhaotian/llava-v1.5-{size}", "openai/clip-vit-large-patch14-336")
+    for size in ("7b", "13b")
+}
+"""Whole LLaVA models by hub id: the same weights in the original's form, and their tower."""
+_SAME_TEXT: Mapping[str, str] = MappingProxyType(
+    {"llava": "v1", "vicuna": "v1", "vicuna_v1": "v1", "v1": "v1", "plain": "plain"}
+)
+_BY_NAME: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("llama3", "llama_3"), "llama_3"),
+        **dict.fromkeys(("qwen", "qwen2_vl", "qwen_25"), "qwen"),
+        "gemma": "gemma",
+        **dict.fromkeys(("phi3", "phi_3", "phi_35"), "phi3"),
+    }
+)
+"""Templates of the same models whose text was not compared with ours."""
+_PARTS = (
+    ("freeze_multi_modal_projector", ("projector",), True),
+    ("freeze_vision_tower", ("vision_tower",), True),
+    ("freeze_language_model", ("language_model", "lm_head"), False),
+)
+"""LLaMA-Factory's switches, what they freeze, and whether they do where they are left out."""
+_ORDER = ("projector", "language_model", "lm_head", "vision_tower")
 
 
 def migrate_yaml(
@@ -33,95 +129,104 @@ def migrate_yaml(
     document = parse_source(text, file)
     if document.problems:
         raise RecipeError(*document.problems)
-    assert isinstance(document.root, dict)
-    config = Config(document, dict(document.root), Draft())
-    if "base_model" in config.values:
+    config = Keys(document)
+    if "base_model" in config.names():
         _axolotl(config, read_text)
-    elif (
-        "finetuning_type" in config.values or "cutoff_len" in config.values or "dataset_dir" in config.values
-    ):
+    elif any(key in config.names() for key in ("finetuning_type", "cutoff_len", "dataset_dir")):
         _llama_factory(config, read_text)
     else:
-        hint = "axolotl's have `base_model`, LLaMA-Factory's `finetuning_type`"
         raise RecipeError(
             Problem(
                 "a config of neither axolotl nor LLaMA-Factory",
                 code="unknown-config-format",
                 mark=Mark(file, 0, 0),
-                hint=hint,
+                hint="axolotl's have `base_model`, LLaMA-Factory's `finetuning_type`",
             )
         )
-    folder = config.draft.read(STAGE, "output_dir")
+    config.finish()
+    folder = config.draft.read("output_dir")
     name = folder if isinstance(folder, str) else file
     config.draft.name = name.rstrip("/").rpartition("/")[2].partition(".yaml")[0]
-    return combine([config.draft], file=file, recipe_file=recipe_file, marks=[None], is_folder=is_folder)
+    return combine([config.draft], file=file, recipe_file=recipe_file, is_folder=is_folder)
 
 
-def _axolotl(config: Config, read_text: ReadText) -> None:
-    refuse_preferences(config, "rl", trains=())
+def _axolotl(config: Keys, read_text: ReadText) -> None:
+    _refuse_preferences(config, "rl", trains=())
     _whole_model(config, "base_model")
     lora = config.take("adapter")
     has_adapters = lora in ("lora", "qlora")
     if has_adapters:
-        put_adapters(config, "adapter", lora)
-        target_modules(config, ("lora_target_linear", "lora_target_modules"))
+        _adapters(config, "adapter", ("lora_target_linear", "lora_target_modules"))
     elif lora is not None:
-        config.lost("adapter", lora, "recipes know lora and qlora")
-    quantization_of_axolotl(config, is_qlora=lora == "qlora")
-    freezing_of_axolotl(config, has_adapters=has_adapters)
-    data = (STAGE, "data")
-    put_template(config, "chat_template")
-    images = config.take("mm_image_folder")
-    datasets = config.take("datasets")
+        config.lost("adapter", "recipes know lora and qlora")
+    four, eight = config.take("load_in_4bit"), config.take("load_in_8bit")
+    if four is True or lora == "qlora":
+        put_bits(config, "load_in_4bit" if four is True else "adapter", 4)
+        config.default("bnb_4bit_quant_type", f"{QUANTIZATION}.type", "nf4")
+        config.default("bnb_4bit_use_double_quant", f"{QUANTIZATION}.double_quant", True)
+    elif eight is True:
+        put_bits(config, "load_in_8bit", 8)
+    _axolotl_freezing(config, has_adapters=has_adapters)
+    _template(config, "chat_template")
+    _axolotl_data(config)
+    if config.take("group_by_length") is True:
+        config.put("group_by_length", "data.group_by", "length")
+    if config.take("train_on_inputs") is True:
+        config.lost("train_on_inputs", "answers alone are learned")
+    saves = config.take("saves_per_epoch")
+    if saves == 1:
+        config.put("saves_per_epoch", "train.save_strategy", "epoch")
+    elif saves is not None:
+        config.lost("saves_per_epoch", "write `save_steps:` under `train:`")
+    if config.take("sample_packing") is True:
+        config.lost("sample_packing", "samples are not packed")
+    _rest(config, AXOLOTL, read_text, defaults={"num_epochs": 1, "lr_scheduler": "cosine", "seed": 42})
+
+
+def _axolotl_freezing(config: Keys, *, has_adapters: bool) -> None:
+    """The projector alone, or with it the language model or its adapters."""
+    given = {key: config.take(key) for key in ("tune_mm_mlp_adapter", "mm_freeze_backbone")}
+    alone = given["tune_mm_mlp_adapter"] is True
+    is_frozen = alone or given["mm_freeze_backbone"] is True
+    trained: list[Value] = ["projector"] if is_frozen else ["projector", "language_model", "lm_head"]
+    if has_adapters and not alone:
+        trained = []
+    config.draft.put("freeze", "all")
+    config.draft.put("trainable", trained)
+    for key, value in given.items():
+        if value is not None:
+            config.tell(key, "trainable")
+    if not is_frozen:
+        config.default("what trains", "trainable", trained)
+
+
+def _axolotl_data(config: Keys) -> None:
+    images, datasets = config.take("mm_image_folder"), config.take("datasets")
     for index, entry in enumerate(datasets if isinstance(datasets, list) else []):
-        path = entry.get("path") if isinstance(entry, dict) else entry
-        _source(config, "datasets", path, images, index)
-        for key, value in entry.items() if isinstance(entry, dict) else ():
+        settings = entry if isinstance(entry, dict) else {"path": entry}
+        _source(config, "datasets", settings.get("path"), images, index)
+        for key, value in settings.items():
             if key != "path":
                 is_usual = (key, value) in (("ds_type", "json"), ("split", "train"))
                 why = "as recipes read a file" if is_usual else "the records must be as LLaVA has them"
                 tell = config.draft.needless if is_usual else config.draft.lost
                 tell(f"datasets[{index}].{key}", spell_value(value), why, config.mark("datasets"))
     if images is not None:
-        mark = config.mark("mm_image_folder")
-        config.draft.tell_mapped("mm_image_folder", str(images), (*data, "sources"), mark=mark)
-    if config.take("group_by_length") is True:
-        config.mapped("group_by_length", True, (*data, "group_by"), "length")
-    if config.take("train_on_inputs") is True:
-        config.lost("train_on_inputs", True, "answers alone are learned")
-    saves = config.take("saves_per_epoch")
-    if saves == 1:
-        config.mapped("saves_per_epoch", saves, (*TRAIN, "save_strategy"), "epoch")
-    elif saves is not None:
-        config.lost("saves_per_epoch", saves, "write `save_steps:` under `train:`")
-    if config.take("sample_packing") is True:
-        config.lost("sample_packing", True, "samples are not packed")
-    _rest(config, AXOLOTL, read_text, defaults={"num_epochs": 1, "lr_scheduler": "cosine", "seed": 42})
+        config.tell("mm_image_folder", "data.sources", shown=str(images))
 
 
-def _llama_factory(config: Config, read_text: ReadText) -> None:
-    refuse_preferences(config, "stage", trains=("sft",))
+def _llama_factory(config: Keys, read_text: ReadText) -> None:
+    _refuse_preferences(config, "stage", trains=("sft",))
     _whole_model(config, "model_name_or_path")
     kind = config.take("finetuning_type")
-    kind = "lora" if kind is None else kind
-    is_lora = kind == "lora"
+    is_lora = kind in (None, "lora")
     if is_lora:
-        put_adapters(config, "finetuning_type", kind)
-        target_modules(config, ("lora_target",))
-    quantization_of_llama_factory(config)
-    freezing_of_llama_factory(config, kind)
-    put_template(config, "template")
-    folder = config.take("dataset_dir")
-    given = next((key for key in ("image_dir", "media_dir") if config.values.get(key) is not None), None)
-    images = config.take(given) if given is not None else None
-    whole = folder if folder is not None else "data"
-    _named_sets(config, "dataset", whole, images if images is not None else whole)
-    for key, value in (("dataset_dir", folder), (given or "", images)):
-        if value is not None:
-            path = (STAGE, "data", "sources")
-            config.draft.tell_mapped(key, str(value), path, mark=config.mark(key))
-    _validation_sets(config, whole, images if images is not None else whole)
-    rank = config.values.get("lora_rank")
+        _adapters(config, "finetuning_type", ("lora_target",))
+    _llama_factory_bits(config)
+    _llama_factory_freezing(config, "lora" if is_lora else kind)
+    _template(config, "template")
+    _llama_factory_data(config)
+    rank = config["lora_rank"]
     defaults: dict[str, Value] = {"num_train_epochs": 3, "lr_scheduler_type": "linear", "cutoff_len": 2048}
     defaults |= {"learning_rate": 5e-5, "logging_steps": 500}
     if is_lora:
@@ -130,31 +235,93 @@ def _llama_factory(config: Config, read_text: ReadText) -> None:
     _rest(config, LLAMA_FACTORY, read_text, defaults=defaults)
 
 
-def _named_sets(config: Config, key: str, folder: Value, images: Value) -> None:
+def _llama_factory_bits(config: Keys) -> None:
+    """`quantization_bit` and what belongs to it."""
+    bits = config.take("quantization_bit")
+    if bits is None:
+        return
+    method = config.take("quantization_method")
+    if bits not in (4, 8) or method not in (None, "bitsandbytes", "bnb"):
+        config.lost("quantization_bit", "recipes know 4 and 8 bits, of bitsandbytes")
+        if method is not None:
+            config.lost("quantization_method", "recipes know bitsandbytes")
+        return
+    assert isinstance(bits, int)
+    put_bits(config, "quantization_bit", bits)
+    if method is not None:
+        config.needless("quantization_method", "as recipes do it", shown=str(method))
+    for key, name, default in (
+        ("quantization_type", "type", "nf4"),
+        ("double_quantization", "double_quant", True),
+    ):
+        value = config.take(key)
+        if bits == 8 and value is not None:
+            config.needless(key, "it goes with 4 bits")
+        elif bits == 4 and value is not None:
+            config.put(key, f"{QUANTIZATION}.{name}", value)
+        elif bits == 4:
+            config.default(key, f"{QUANTIZATION}.{name}", default)
+
+
+def _llama_factory_freezing(config: Keys, kind: Value) -> None:
+    """`full` trains the language model alone unless the other parts are set free; `lora` its adapters."""
+    trained = {"language_model", "lm_head"} if kind == "full" else set[str]()
+    alone = config.take("train_mm_proj_only")
+    for key, modules, default in _PARTS:
+        given = config.take(key)
+        freezes = default if given is None else given is True
+        if alone is True:
+            if given is not None:
+                config.needless(key, "`train_mm_proj_only` goes before it")
+            continue
+        if freezes:
+            trained -= set(modules)
+        elif kind == "full":
+            trained |= set(modules)
+        if given is None and default:
+            config.default(key, "trainable", True)
+        elif given is not None and kind == "lora" and freezes != default:
+            config.lost(key, "with adapters it moves them to other parts: write `lora: {modules: […]}`")
+        elif given is not None:
+            config.tell(key, "trainable")
+    if alone is True and kind == "full":
+        trained = {"projector"}
+    config.draft.put("freeze", "all")
+    config.draft.put("trainable", [name for name in _ORDER if name in trained])
+    if alone is True and kind != "full":
+        config.lost("train_mm_proj_only", "LLaMA-Factory takes it with `finetuning_type: full` alone")
+    elif alone is not None:
+        config.tell("train_mm_proj_only", "trainable")
+    if kind == "full":
+        config.tell("finetuning_type", "trainable", shown="full")
+    elif kind != "lora":
+        config.lost("finetuning_type", "write `freeze:` and `trainable:` in the stage")
+
+
+def _llama_factory_data(config: Keys) -> None:
     """Data sets by their names in dataset_info.json, as files of these names."""
-    names = config.take(key)
-    listed = _listed(names)
-    for index, name in enumerate(listed):
-        _source(config, key, f"{folder}/{name}.json", images, index)
-    if listed:
-        config.lost(key, names, f"{folder}/dataset_info.json names the files: put them in `sources:`")
-
-
-def _validation_sets(config: Config, folder: Value, images: Value) -> None:
-    names = config.take("eval_dataset")
-    listed = _listed(names)
-    if listed:
-        path = (STAGE, "data", "validation", "sources")
-        sources: list[Value] = [
-            {
-                "annotations": f"{folder}/{name}.json",
-                **({"images": images} if isinstance(images, str) else {}),
-            }
-            for name in listed
-        ]
+    folder = config.take("dataset_dir")
+    given = next((key for key in ("image_dir", "media_dir") if key in config), "")
+    own_images = config.take(given)
+    whole = "data" if folder is None else folder
+    images = whole if own_images is None else own_images
+    why = f"{whole}/dataset_info.json names the files: put them in"
+    for index, name in enumerate(_listed(config.take("dataset"))):
+        _source(config, "dataset", f"{whole}/{name}.json", images, index)
+    if "dataset" in config and _listed(config["dataset"]):
+        config.lost("dataset", f"{why} `sources:`")
+    for key, value in (("dataset_dir", folder), (given, own_images)):
+        if value is not None:
+            config.tell(key, "data.sources", shown=str(value))
+    with_images = {"images": images} if isinstance(images, str) else {}
+    path = "data.validation.sources"
+    sources: list[Value] = [
+        {"annotations": f"{whole}/{name}.json", **with_images}
+        for name in _listed(config.take("eval_dataset"))
+    ]
+    if sources:
         config.draft.put(path, sources)
-        why = f"{folder}/dataset_info.json names the files: put them in `validation:`"
-        config.draft.lost("eval_dataset", spell_value(names), why, config.mark("eval_dataset"), path=path)
+        config.lost("eval_dataset", f"{why} `validation:`", path=path)
 
 
 def _listed(names: Value) -> list[str]:
@@ -162,102 +329,112 @@ def _listed(names: Value) -> list[str]:
     return [str(name).strip() for name in entries]
 
 
-def _whole_model(config: Config, key: str) -> None:
+def _refuse_preferences(config: Keys, key: str, *, trains: Sequence[str]) -> None:
+    """Raise RecipeError where a key names training on preferences; `trains` are the words that are none."""
+    value = config[key]
+    if value is None or value is False or value in trains:
+        return
+    raise RecipeError(
+        Problem(
+            f"`{key}: {config.spell(key)}` is another kind of training than recipes do",
+            code="preference-training",
+            mark=config.mark(key),
+            found=config.spell(key),
+            hint="a recipe trains on the answers of its records; migrate the config of that stage",
+        )
+    )
+
+
+def _whole_model(config: Keys, key: str) -> None:
     """A language model, or a whole LLaVA model whose parts are known."""
     name = config.take(key)
     if not isinstance(name, str):
         return
-    known = WHOLE_MODELS.get(name)
-    language = known[0] if known else name
-    remark = "the same weights, in the original's form" if known else ""
-    config.mapped(key, name, (MODEL, "language_model"), language, remark)
-    if known:
-        tower = (MODEL, "vision_tower")
-        config.draft.put((*tower, "source"), known[1], "the tower of this model")
-        config.draft.put((*tower, "select_layer"), -2)
-        config.draft.put((MODEL, "projector", "type"), STOCK)
+    if name not in WHOLE_MODELS:
+        config.put(key, "model.language_model", name)
+        return
+    language, tower = WHOLE_MODELS[name]
+    config.put(key, "model.language_model", language, "the same weights, in the original's form")
+    config.draft.put("model.vision_tower.source", tower, "the tower of this model")
+    config.draft.put("model.vision_tower.select_layer", -2)
+    config.draft.put("model.projector.type", STOCK)
 
 
-def _source(config: Config, key: str, path: Value, images: Value, index: int) -> None:
+def _template(config: Keys, key: str) -> None:
+    """Our template for a conversation, or the problem that there is none."""
+    name = config.take(key)
+    word = str(name)
+    if name == "tokenizer_default":
+        config.put(key, "data.chat_template", "tokenizer")
+    elif word in _SAME_TEXT:
+        config.put(key, "data.template", _SAME_TEXT[word])
+    elif word in _BY_NAME:
+        config.draft.put("data.template", _BY_NAME[word])
+        why = "its text was not compared with ours: look at `llava-recipe preview`"
+        config.lost(key, why, shown=word, path="data.template")
+    elif name is not None:
+        names, what = (*_SAME_TEXT, *_BY_NAME), f"the conversation `{word}`"
+        config.refuse_conversation(word, names, config.mark(key), what=what, found=f"{key}: {word}")
+
+
+def _adapters(config: Keys, key: str, targets: Sequence[str]) -> None:
+    """Adapters beside every linear layer of the language model; `targets` may name others."""
+    config.put(key, "lora.modules", ["language_model"], shown=spell_value(config[key] or "lora"))
+    for target in targets:
+        value = config.take(target)
+        if value in (True, "all", "all-linear"):
+            config.needless(target, "adapters go into every linear layer of the language model")
+        elif value is not None:
+            config.lost(target, "write module globs in `lora: {modules: […]}`")
+
+
+def _source(config: Keys, key: str, path: Value, images: Value, index: int) -> None:
     if not isinstance(path, str):
         return
     if not path.endswith((".json", ".jsonl")):
-        config.lost(key, path, "this is no JSON file: write the records to one, as LLaVA has them")
+        config.lost(
+            key, "this is no JSON file: write the records to one, as LLaVA has them", shown=spell_value(path)
+        )
     source: dict[str, Value] = {"annotations": path}
     if isinstance(images, str):
         source["images"] = images
     count = known_num_samples(path)
     if count is not None:
         source["num_samples"] = count
-    place = (STAGE, "data", "sources")
-    sources = config.draft.read(*place)
-    config.draft.put(place, [*(sources if isinstance(sources, list) else []), source])
-    config.draft.tell_mapped(key, path, (*place, index, "annotations"), mark=config.mark(key))
+    sources = config.draft.read("data.sources")
+    config.draft.put("data.sources", [*(sources if isinstance(sources, list) else []), source])
+    config.tell(key, f"data.sources[{index}].annotations", shown=path)
 
 
 def _rest(
-    config: Config, keys: Mapping[str, KeyPath], read_text: ReadText, *, defaults: Mapping[str, Value]
+    config: Keys, keys: Mapping[str, str], read_text: ReadText, *, defaults: Mapping[str, Value]
 ) -> None:
-    draft = config.draft
+    steps = config["max_steps"]
+    counts_steps = isinstance(steps, int) and steps > 0
     for key, default in defaults.items():
-        if config.values.get(key) is None and default is not None and not _is_replaced(config, key):
-            config.values.pop(key, None)
-            draft.default(key, keys[key], default)
+        if key not in config and not (counts_steps and "epochs" in key):
+            config.default(key, keys[key], default)
     deepspeed = config.take("deepspeed")
     if isinstance(deepspeed, str):
-        translate_deepspeed(
-            "deepspeed",
-            deepspeed,
-            draft,
-            read_text=read_text,
-            mark=config.mark("deepspeed"),
-            program=OTHER,
-        )
-    _report_to(config)
-    for key, value in config.values.items():
+        translate_deepspeed(config, deepspeed, read_text=read_text, program=OTHER)
+    report_to = config.take("report_to")
+    if report_to is None:
+        config.default("report_to", "train.report_to", "wandb" if config["wandb_project"] else "none")
+    else:
+        config.put("report_to", "train.report_to", report_to)
+    for key in config.left_over():
+        value = config[key]
         if value is None:
             continue
         if value is False and key in OFF:
-            draft.needless(key, "false", "it is off, as without it", config.mark(key))
+            config.needless(key, "it is off, as without it")
         elif key in ("val_size", "val_set_size", "evals_per_epoch") and not value:
-            draft.needless(key, spell_value(value), "nothing is held out", config.mark(key))
+            config.needless(key, "nothing is held out")
+        elif key in keys and keys[key].startswith("lora.") and config.draft.read("lora") is None:
+            config.needless(key, "LoRA is off")
         elif key in keys:
-            if keys[key][1] != "lora" or draft.read(STAGE, "lora") is not None:
-                config.mapped(key, value, keys[key], True if value == "auto" and key == "bf16" else value)
-            else:
-                draft.needless(key, spell_value(value), "LoRA is off", config.mark(key))
+            config.put(key, keys[key], True if value == "auto" and key == "bf16" else value)
         elif key in NEEDLESS:
-            draft.needless(key, spell_value(value), NEEDLESS[key], config.mark(key))
+            config.needless(key, NEEDLESS[key])
         else:
-            config.lost(key, value, "recipes have no key for it yet")
-    _tell_all(config)
-    draft.settle()
-
-
-def _report_to(config: Config) -> None:
-    given = config.take("report_to")
-    path = (*TRAIN, "report_to")
-    if given is None:
-        value: Value = "wandb" if config.values.get("wandb_project") else "none"
-        config.draft.default("report_to", path, value)
-    else:
-        config.mapped("report_to", given, path, given)
-
-
-def _tell_all(config: Config) -> None:
-    """Say of every key that nothing was said about that it is off, or that it is lost."""
-    assert isinstance(config.document.root, dict)
-    for key, value in config.document.root.items():
-        if config.draft.is_told(key):
-            continue
-        if value is None or value is False:
-            why = "it is not set" if value is None else "it is off, as without it"
-            config.draft.needless(key, spell_value(value), why, config.mark(key))
-        else:
-            config.lost(key, value, "it is not translated")
-
-
-def _is_replaced(config: Config, key: str) -> bool:
-    """Whether training is counted in steps, so that no default number of epochs holds."""
-    steps = config.values.get("max_steps")
-    return "epochs" in key and isinstance(steps, int) and steps > 0
+            config.lost(key, "recipes have no key for it yet")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from llava_recipes.recipe.model_schema import Quantization
+from llava_recipes.recipe.schema import Quantization
 
 ROOT = "model.language_model."
 

@@ -20,7 +20,7 @@ from llava_recipes.plan.trainable import (
 )
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.globs import ROOTS, tree_of
-from llava_recipes.recipe.model_schema import Quantization
+from llava_recipes.recipe.schema import Quantization
 
 DType = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "int8"]
 

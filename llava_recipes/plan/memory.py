@@ -20,7 +20,7 @@ from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.hardware import GIB
 from llava_recipes.plan.trainable import Trains, quantized_bytes, quantized_weights
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.model_schema import Quantization
+from llava_recipes.recipe.schema import Quantization
 
 CONTEXT_BYTES = int(0.6 * GIB)
 """CUDA context, kernels and cuBLAS workspaces of one process. An assumption."""

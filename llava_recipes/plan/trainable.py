@@ -27,9 +27,7 @@ from llava_recipes.recipe.globs import (
     summarize_modules,
     tree_of,
 )
-from llava_recipes.recipe.model_schema import Quantization
-from llava_recipes.recipe.schema import Lora, Stage
-from llava_recipes.recipe.tuning_schema import ParamGroup
+from llava_recipes.recipe.schema import Lora, ParamGroup, Quantization, Stage
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """By canonical name."""

@@ -8,8 +8,7 @@ from pydantic import Field, JsonValue
 
 from llava_recipes.anyres import MergeType
 from llava_recipes.layouts import Template
-from llava_recipes.recipe.model_schema import Quantization
-from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, VisionTower
+from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, Quantization, VisionTower
 
 
 class LanguageModelPlan(Frozen):

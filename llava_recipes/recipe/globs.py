@@ -20,9 +20,8 @@ from typing import Literal, TypeAlias, get_args
 
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.renames import OTHER_MODULES
-from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.scalars import spell_value
 from llava_recipes.recipe.spelling import nearest
-from llava_recipes.recipe.values import Mapping, as_list, as_mapping, value_at
 
 Root: TypeAlias = Literal["vision_tower", "projector", "language_model", "image_newline", "lm_head"]
 
@@ -37,8 +36,6 @@ GLOB_ROOTS = (*ROOTS, "image_tokens")
 
 MAX_CHARACTERS = 500
 """Of one glob. Names of parameters have below 100."""
-MAX_GLOBS = 2_000
-"""In one recipe: a list of every adapted layer of a large model, for each of three stages."""
 
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 _STRANGE = re.compile(r"[^A-Za-z0-9_.*-]")
@@ -370,31 +367,6 @@ def check_glob(glob: str, path: KeyPath) -> Iterator[Problem]:
             found=f"the model has {', '.join(sorted(MODULES))}",
             hint=_root_hint(glob),
         )
-
-
-def check_number_of_globs(recipe: Mapping) -> Iterator[Problem]:
-    """Whether a recipe has more globs than anybody means."""
-    num_globs = 0
-    for path, globs in _lists_of_globs(recipe):
-        num_globs += len(globs)
-        if num_globs > MAX_GLOBS:
-            yield Problem(
-                f"the recipe has more than {MAX_GLOBS:,} globs",
-                code="too-many-globs",
-                path=path,
-                hint="name the modules that hold what is listed, or write ranges: `layers.{0..31}`",
-                on_key=True,
-            )
-            return
-
-
-def _lists_of_globs(recipe: Mapping) -> Iterator[tuple[KeyPath, list[Value]]]:
-    for index, stage in enumerate(as_mapping(each) for each in as_list(recipe.get("stages"))):
-        groups = range(len(as_list(stage.get("param_groups"))))
-        places: list[KeyPath] = [("freeze",), ("trainable",), ("lora", "modules")]
-        for place in (*places, *(("param_groups", number, "modules") for number in groups)):
-            path: KeyPath = ("stages", index, *place)
-            yield path, as_list(value_at(recipe, path))
 
 
 def _root_hint(glob: str) -> str:

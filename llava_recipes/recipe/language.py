@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from llava_recipes.recipe.errors import KeyPath
-from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.schema import Frozen, Recipe
 
 Shape: TypeAlias = object
@@ -147,7 +147,7 @@ class Key:
             return "none; the key is needed"
         if self.default is None or self.default == {} or self.default == []:
             return "not set"
-        return "see its keys" if isinstance(self.default, dict) else _spell(self.default)
+        return "see its keys" if isinstance(self.default, dict) else spell(self.default)
 
 
 @functools.cache
@@ -184,7 +184,7 @@ def _keys(shape: Shape, place: str) -> Iterator[Key]:
 def _type(annotation: object, bounds: tuple[object, ...] = ()) -> str:
     """A type in words: "number ≥ 0 and < 1", "all | none or list of text"."""
     parts = [(shape, inner) for shape, inner in _parts(annotation, bounds) if shape is not NoneType]
-    choices = " | ".join(dict.fromkeys(_spell(word) for word in _choices(shape for shape, _ in parts)))
+    choices = " | ".join(dict.fromkeys(spell(word) for word in _choices(shape for shape, _ in parts)))
     others = (_alternative(shape, inner) for shape, inner in parts if get_origin(shape) is not Literal)
     return " or ".join(filter(None, (choices, *dict.fromkeys(others))))
 
@@ -194,7 +194,7 @@ def _alternative(shape: Shape, bounds: tuple[object, ...]) -> str:
         entry = _type(get_args(shape)[0])
         return f"list of {entry}s" if entry in _COUNTED else f"list of {entry}"
     limits = " and ".join(
-        f"{sign} {_spell(getattr(bound, name))}"
+        f"{sign} {spell(getattr(bound, name))}"
         for name, sign in _BOUNDS
         for bound in bounds
         if hasattr(bound, name) and not _is_huge(getattr(bound, name))
@@ -204,15 +204,6 @@ def _alternative(shape: Shape, bounds: tuple[object, ...]) -> str:
 
 def _is_huge(bound: float) -> bool:
     return isinstance(bound, int) and abs(bound) >= _LARGEST_SHOWN
-
-
-def _spell(value: Value) -> str:
-    # `no` is a truth value for older readers of YAML.
-    if isinstance(value, list):
-        return f"[{', '.join(map(_spell, value))}]"
-    if isinstance(value, float) and value >= 1e6:
-        return f"{value:.0e}".replace("e+0", "e")
-    return value if isinstance(value, str) and value != "no" else spell_value(value)
 
 
 @functools.cache

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 
-from llava_recipes.recipe.reading import ENDINGS
 from llava_recipes.recipe.renames import OTHER_NAMES
 from llava_recipes.recipe.schema import Recipe
+from llava_recipes.recipe.source import ENDINGS
 from llava_recipes.recipe.spelling import nearest
 
 _TOP_KEY = re.compile(r"""^["']?([A-Za-z_][A-Za-z0-9_.-]{0,199})["']?[ ]*:(?=\s|$)""", re.MULTILINE)

@@ -13,12 +13,11 @@ from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.exclusions import misspelt
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.likeness import is_named_as_recipe, looks_like_recipe
-from llava_recipes.recipe.reading import read_file
-from llava_recipes.recipe.resolve import resolve
+from llava_recipes.recipe.override import resolve
 from llava_recipes.recipe.rules import check_rules
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.recipe.source import Document, parse_source
+from llava_recipes.recipe.source import Document, parse_source, read_file
 from llava_recipes.recipe.values import as_mapping, value_at
 from llava_recipes.screen import shown
 

@@ -1,4 +1,4 @@
-"""Where things lie: texts that cannot be a hub id or a local path."""
+"""Where things lie: texts that can be no hub id or path, and secrets, which a shared file must not have."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from llava_recipes.masking import is_secret_name, mask
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
+from llava_recipes.recipe.values import Mapping, texts_in
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # `$(command)`, `$1`, `$NAME`, `%NAME%` and `{name}`; a `${` that is still in a path is meant by the letter.
@@ -24,6 +26,45 @@ _MOST_OF_A_NAME: Final = 255
 _MOST_OF_A_PATH: Final = 4095
 
 
+def check_secrets(value: Value, path: KeyPath) -> Iterator[Problem]:
+    """Refuse keys that would put a secret into a file that is shared; the value itself is never printed."""
+    if isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from check_secrets(entry, (*path, index))
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if is_secret_name(key) and isinstance(inner, str):
+            hint = "remove it and set it in the environment, for example HF_TOKEN or WANDB_API_KEY"
+            message = f"`{key}` looks like a secret; a recipe is shared"
+            yield Problem(
+                message,
+                code="looks-like-a-secret",
+                path=(*path, key),
+                hint=hint,
+                on_key=True,
+                is_secret=True,
+            )
+        yield from check_secrets(inner, (*path, key))
+
+
+def check_secret_values(recipe: Mapping) -> Iterator[Problem]:
+    """Refuse values with a password in a URL or a token of a known kind, wherever they stand.
+
+    A variable's is reported where it is given, and not again where it is used.
+    """
+    given = {path: text for path, text in texts_in(recipe) if mask(text) != text}
+    of_variables = [text for path, text in given.items() if path[:1] == ("vars",)]
+    for path, text in given.items():
+        if path[:1] == ("vars",) or not any(secret in text for secret in of_variables):
+            yield Problem(
+                "this contains a secret; a recipe and its run folder are shared",
+                code="value-contains-secret",
+                path=path,
+                found=spell_value(text),
+                hint="remove it: what a program needs to log in, it reads from the environment itself",
+                is_secret=True,
+            )
+
+
 def is_web_address(text: str) -> bool:
     """Whether a text begins with a scheme such as https://."""
     return _URL.match(text) is not None
@@ -31,22 +72,11 @@ def is_web_address(text: str) -> bool:
 
 def check_hub_id(value: Value, path: KeyPath) -> Iterator[Problem]:
     """What keeps a text from being a hub id or a folder."""
-    if isinstance(value, str) and _URL.match(value):
+    hint = "download it and write its folder"
+    if isinstance(value, str) and value.startswith(("https://huggingface.co/", "https://hf.co/")):
         name = "/".join(value.rstrip("/").split("/")[3:5])
-        hint = (
-            f"write `{name}`"
-            if value.startswith(("https://huggingface.co/", "https://hf.co/")) and name
-            else None
-        )
-        yield Problem(
-            f"`{path[-1]}` is a hub id or a folder, not a web address",
-            code="not-a-local-path",
-            path=path,
-            found=spell_value(value),
-            hint=hint or "download it and write its folder",
-        )
-    else:
-        yield from _check_path(value, path)
+        hint = f"write `{name}`" if name else hint
+    yield from _check_path(value, path, wanted="a hub id or a folder", hint=hint)
 
 
 def check_place(value: str, *, key: str, file: pathlib.Path) -> None:
@@ -68,20 +98,15 @@ def _is_too_long(text: str) -> bool:
 
 def check_local(value: Value, path: KeyPath) -> Iterator[Problem]:
     """What keeps a text from being a path on this machine."""
-    if isinstance(value, str) and _URL.match(value):
-        yield Problem(
-            f"`{path[-1]}` is a local path, not a web address",
-            code="not-a-local-path",
-            path=path,
-            found=spell_value(value),
-            hint="download it and write where it lies",
-        )
-    else:
-        yield from _check_path(value, path)
+    yield from _check_path(value, path, wanted="a local path", hint="download it and write where it lies")
 
 
-def _check_path(value: Value, path: KeyPath) -> Iterator[Problem]:
+def _check_path(value: Value, path: KeyPath, *, wanted: str, hint: str) -> Iterator[Problem]:
     if not isinstance(value, str):
+        return
+    if is_web_address(value):
+        message, found = f"`{path[-1]}` is {wanted}, not a web address", spell_value(value)
+        yield Problem(message, code="not-a-local-path", path=path, found=found, hint=hint)
         return
     if value.startswith("~"):
         hint = "write the whole path, or one from the folder where the command is run"

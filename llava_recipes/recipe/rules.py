@@ -26,11 +26,10 @@ from llava_recipes.recipe.exclusions import (
     values_under,
 )
 from llava_recipes.recipe.foreign_code import code_problems
-from llava_recipes.recipe.globs import check_glob, check_number_of_globs
-from llava_recipes.recipe.locations import check_hub_id, check_local
+from llava_recipes.recipe.globs import check_glob
+from llava_recipes.recipe.locations import check_hub_id, check_local, check_secret_values, check_secrets
 from llava_recipes.recipe.scalars import Value, say_number, spell_value
 from llava_recipes.recipe.schema import Stage, Train
-from llava_recipes.recipe.secret import check_secret_values, check_secrets
 from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys
 
@@ -54,6 +53,8 @@ _GLOBS: Final[tuple[KeyPath, ...]] = tuple(
     (*STAGE, *place, ANY)
     for place in (("freeze",), ("trainable",), ("lora", "modules"), ("param_groups", ANY, "modules"))
 )
+_MOST_GLOBS: Final = 2_000
+"""In one recipe: a list of every adapted layer of a large model, for each of three stages."""
 _MOST_PIXELS: Final = 2**26
 """No image with more is opened; a grid that is larger holds nothing but enlargement."""
 
@@ -72,7 +73,7 @@ def check_rules(root: Value) -> list[Problem]:
         problems += check_local(value, path)
     for path, value in _each(recipe, *_GLOBS):
         problems += check_glob(value, path) if isinstance(value, str) and value else ()
-    problems += check_number_of_globs(recipe)
+    problems += _check_number_of_globs(recipe)
     for path, value in _each(recipe, *_PARTS):
         problems += _check_part(as_mapping(value), path)
     for path, value in _each(recipe, *_SOURCES):
@@ -99,6 +100,22 @@ def check_rules(root: Value) -> list[Problem]:
 
 def _each(recipe: Mapping, *places: KeyPath) -> Iterator[tuple[KeyPath, Value]]:
     return (found for place in places for found in values_under(recipe, place))
+
+
+def _check_number_of_globs(recipe: Mapping) -> Iterator[Problem]:
+    num_globs = 0
+    lists = _each(recipe, *(place[:-1] for place in _GLOBS))
+    for path, globs in sorted(lists, key=lambda found: found[0][1]):
+        num_globs += len(as_list(globs))
+        if num_globs > _MOST_GLOBS:
+            yield Problem(
+                f"the recipe has more than {_MOST_GLOBS:,} globs",
+                code="too-many-globs",
+                path=path,
+                hint="name the modules that hold what is listed, or write ranges: `layers.{0..31}`",
+                on_key=True,
+            )
+            return
 
 
 def _check_version(version: Value) -> Iterator[Problem]:

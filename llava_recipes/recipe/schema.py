@@ -8,23 +8,286 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
+from llava_recipes import projectors
 from llava_recipes.anyres import MergeType
 from llava_recipes.deepspeed_presets import PRESETS
 from llava_recipes.layouts import Alias, Template, describe_templates
-from llava_recipes.recipe.data_schema import Source as Source
-from llava_recipes.recipe.data_schema import Validation as Validation
-from llava_recipes.recipe.frozen import Frozen as Frozen
-from llava_recipes.recipe.frozen import Text as Text
-from llava_recipes.recipe.model_schema import ImageTokens as ImageTokens
-from llava_recipes.recipe.model_schema import LanguageModel as LanguageModel
-from llava_recipes.recipe.model_schema import Model as Model
-from llava_recipes.recipe.model_schema import Projector as Projector
-from llava_recipes.recipe.model_schema import VisionTower as VisionTower
-from llava_recipes.recipe.samples_schema import Samples as Samples
-from llava_recipes.recipe.tuning_schema import Lora as Lora
-from llava_recipes.recipe.tuning_schema import ParamGroup as ParamGroup
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Frozen(BaseModel):
+    """A value that never changes and refuses keys it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), defer_build=True
+    )
+
+
+class ParamGroup(Frozen):
+    """Modules with a learning rate or weight decay of their own."""
+
+    modules: tuple[Text, ...] = Field(
+        min_length=1,
+        description="Globs of modules; of what they match, that which trains makes the group.",
+        examples=[["projector"], ["vision_tower"]],
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Peak learning rate of the group. Default: `train.learning_rate`.",
+        examples=[2e-5],
+    )
+    weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="Weight decay of the group, never applied to biases and norms. "
+        "Default: `train.weight_decay`.",
+    )
+
+
+class Lora(Frozen):
+    """Low-rank adapters beside frozen linear layers."""
+
+    r: int = Field(64, gt=0, description="Rank of the adapters.", examples=[128])
+    alpha: float = Field(
+        16, gt=0, description="Scale: an adapter's output is multiplied by alpha / r.", examples=[256]
+    )
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on what enters an adapter.")
+    modules: tuple[Text, ...] = Field(
+        ("language_model",),
+        min_length=1,
+        description="Globs; the linear layers under them are adapted. vision_tower, projector and lm_head "
+        "only where a glob begins with their name.",
+        examples=[["language_model"], ["language_model.layers.*.self_attn"]],
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        "none",
+        description="Biases that train too: none, all of the adapted parts, or those of the adapted layers.",
+    )
+    use_dora: bool = Field(False, description="DoRA: train the length of each weight row apart.")
+    use_rslora: bool = Field(False, description="rsLoRA: scale by alpha / sqrt(r).")
+
+
+class Samples(Frozen):
+    """What `sample_every` asks the model."""
+
+    num: int | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="How many records are asked: the first with a picture, of the validation data, or of the "
+        "training data where there is none. Default 4.",
+        examples=[4],
+    )
+    images: tuple[Text, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="Picture files of your own instead, each asked `prompt`.",
+        examples=[["./pictures/cat.jpg"]],
+    )
+    prompt: Text | None = Field(
+        None,
+        description="What is asked of each of `images`. Not with `template: plain`, which captions.",
+        examples=["What is in this picture?"],
+    )
+    max_new_tokens: int = Field(64, gt=0, le=4096, description="Longest answer, in tokens.")
+
+
+SamplingStrategy = Annotated[
+    str,
+    Field(
+        pattern=r"^(all|(first|end|random):"
+        r"([1-9][0-9]{0,11}|([1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*|100)%))$",
+        max_length=40,
+    ),
+]
+
+
+class Source(Frozen):
+    """One annotation file, the folder of its images, and how much of it is used."""
+
+    annotations: Text = Field(
+        description="JSON file: a list of records with `id`, `image` and `conversations`; or JSONL; or a "
+        "Parquet file, a folder of them, or a pattern such as `data/train-*.parquet`.",
+        examples=["./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"],
+    )
+    images: Text | None = Field(
+        None,
+        description="Folder that the records' `image` paths start from. Leave out for text-only data, and "
+        "for pictures that lie inside a Parquet file.",
+    )
+    num_samples: int | None = Field(
+        None,
+        gt=0,
+        description="How many records the file holds. Lets `plan` count steps without the file; "
+        "checked when the file is read.",
+        examples=[558128],
+    )
+    sampling_strategy: SamplingStrategy = Field(
+        "all",
+        description="Which records are used: `all`, or the `first`, the `end` or a `random` part of the "
+        "file, as a number or a percentage (rounded up): `first:1000`, `end:5%`, `random:10%`.",
+        examples=["random:10%"],
+    )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="How many times the chosen records count in an epoch. `2.0` uses each of them twice, "
+        "`0.5` a random half; the same records in every epoch.",
+        examples=[2.0],
+    )
+
+
+class Validation(Frozen):
+    """Records that are never trained on, for a loss that is measured during training."""
+
+    sources: tuple[Source, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Annotation files of their own, with the keys of `data.sources`. One of this and `split` "
+        "is needed.",
+    )
+    split: float | None = Field(
+        None,
+        gt=0,
+        description="Part of the training data that is held out: a share below 1 (rounded up) or a whole "
+        "number of records; drawn at random by `train.seed`, from every source in proportion.",
+        examples=[0.01, 500],
+    )
+
+
+ProjectorName = Annotated[str, Field(pattern=projectors.pattern())]
+
+
+class Quantization(Frozen):
+    """Hold the language model's linear layers in few bits while adapters train beside them: QLoRA."""
+
+    bits: Literal[4, 8] = Field(description="Bits of a weight. The head `lm_head` keeps its precision.")
+    type: Literal["nf4", "fp4"] = Field(
+        "nf4",
+        description="What the 16 values stand for: `nf4` fits the spread of weights, `fp4` is a small float. "
+        "4 bits only.",
+    )
+    double_quant: bool = Field(
+        True, description="Quantize the scales of the blocks too: 0.4 bits less per weight. 4 bits only."
+    )
+
+
+class LanguageModel(Frozen):
+    """The language model: `source` for pretrained weights, or `config` for random ones."""
+
+    source: Text | None = Field(
+        None,
+        description="Hub id or local folder of a pretrained causal language model.",
+        examples=["lmsys/vicuna-13b-v1.5"],
+    )
+    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
+    config: dict[str, JsonValue] | None = Field(
+        None,
+        description="Inline Hugging Face config with its `model_type`; the weights are random.",
+        examples=[{"model_type": "llama", "hidden_size": 64}],
+    )
+    tokenizer: Text | None = Field(
+        None,
+        description="Hub id or local folder of the tokenizer. Needed with `config`; default: `source`.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+    quantization: Quantization | None = Field(
+        None,
+        description="Hold the linear layers in 4 or 8 bits; needs `source`, and bitsandbytes. "
+        "Default: in the 16 or 32 bits of the stage.",
+        examples=[{"bits": 4}],
+    )
+
+
+def _language_model_kind(value: object) -> str:
+    return "source" if isinstance(value, str) else "mapping"
+
+
+LanguageModelChoice = Annotated[
+    Annotated[Text, Tag("source")] | Annotated[LanguageModel, Tag("mapping")],
+    Discriminator(_language_model_kind),
+]
+
+
+class VisionTower(Frozen):
+    """The vision tower: `source` for pretrained weights, or `config` for random ones."""
+
+    source: Text | None = Field(
+        None,
+        description="Hub id or local folder of a CLIP or SigLIP model.",
+        examples=["openai/clip-vit-large-patch14-336"],
+    )
+    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
+    config: dict[str, JsonValue] | None = Field(
+        None,
+        description="Inline Hugging Face vision config with its `model_type`; the weights are random.",
+        examples=[{"model_type": "clip_vision_model", "hidden_size": 32}],
+    )
+    image_processor: dict[str, JsonValue] | None = Field(
+        None,
+        description="Image processor settings (size, crop, mean, std), over the defaults for `config`.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+    select_layer: int = Field(
+        -2,
+        description="Which hidden state of the tower is used: -1 the last layer, -2 the second to last. "
+        "Index 0 is the embedding output.",
+    )
+    select_feature: Literal["patch", "cls_patch"] = Field(
+        "patch", description="`patch` drops the class token, `cls_patch` keeps it."
+    )
+
+
+class Projector(Frozen):
+    """The module between vision tower and language model."""
+
+    type: ProjectorName = Field(
+        projectors.STOCK,
+        description="; ".join(f"`{kind.name}`: {kind.meaning}" for kind in projectors.PROJECTOR_TYPES) + ".",
+        examples=["linear", "mlp2x_gelu", "identity"],
+    )
+    init_from: Text | None = Field(
+        None,
+        description="File with initial weights, `.bin` or `.safetensors`, with the original's key names.",
+        examples=["./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin"],
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random initial weights.")
+
+
+class ImageTokens(Frozen):
+    """Extra tokens around the image."""
+
+    start_end: bool = Field(
+        False,
+        description="Put `<im_start>` and `<im_end>` around every image; `plain` does so only where they "
+        "train. Their embeddings begin as the mean of all others.",
+    )
+    patch: bool = Field(False, description="Add the token `<im_patch>` to the tokenizer.")
+
+
+class Model(Frozen):
+    """What is assembled: language model, vision tower, projector."""
+
+    language_model: LanguageModelChoice = Field(
+        description="Hub id or folder of a causal language model, or a mapping.",
+        examples=["lmsys/vicuna-13b-v1.5"],
+    )
+    vision_tower: VisionTower = Field(description="The vision tower and which of its features are used.")
+    projector: Projector = Field(
+        default_factory=lambda: Projector.model_construct(type=projectors.STOCK, init_from=None, seed=0),
+        description="The module between vision tower and language model.",
+    )
+    image_tokens: ImageTokens = Field(
+        default_factory=lambda: ImageTokens.model_construct(start_end=False, patch=False),
+        description="Extra tokens around the image.",
+    )
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]

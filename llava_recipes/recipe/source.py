@@ -6,26 +6,210 @@ on size, depth and aliases hold before anything recurses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import codecs
+import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import yaml
 
+from llava_recipes.files import NotOrdinary, open_ordinary
 from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
-from llava_recipes.recipe.reading import decode
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar
-from llava_recipes.recipe.syntax import explain_syntax, mark_at, split_lines
+from llava_recipes.recipe.spelling import nearest
 
+_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+_LEADING_TAB = re.compile(r" *\t")
+
+_IN_OUR_WORDS = (
+    (
+        "mapping values are not allowed",
+        "a `key: value` cannot start here",
+        "check the indentation of this line and the one above; put text that holds `: ` in quotes",
+    ),
+    (
+        "could not find expected ':'",
+        "a key without a colon",
+        "write `key: value`, with a space",
+    ),
+    (
+        "did not find expected key",
+        "this line does not fit the mapping around it",
+        "line it up with the keys beside it, and close every quote and bracket",
+    ),
+    (
+        "did not find expected '-' indicator",
+        "this line does not fit the list around it",
+        "begin each entry with `- ` in the same column",
+    ),
+    (
+        "did not find expected ',' or ']'",
+        "a list that opens with `[` is not closed",
+        "close it, or put the missing `,`",
+    ),
+    (
+        "did not find expected ',' or '}'",
+        "a mapping that opens with `{` is not closed",
+        "close it, or put the missing `,`",
+    ),
+    ("found unexpected end of stream", "a quote that is never closed", "close the quote"),
+    ("found unexpected document indicator", "a quote that is never closed", "close the quote"),
+    (
+        "unknown escape character",
+        "an escape that YAML does not know",
+        r"double the backslash (`\\`), or use single quotes",
+    ),
+    (
+        "found character that cannot start any token",
+        "this character cannot begin a value",
+        "put the text in quotes",
+    ),
+    ("did not find expected node content", "a value is missing here", "write a value, or close the bracket"),
+    ("found incompatible YAML document", "this version of YAML is not known", "remove the `%YAML` line"),
+)
+
+_POINT_BACK = (
+    "a key without a colon",
+    "a list that opens with `[` is not closed",
+    "a mapping that opens with `{` is not closed",
+    "a quote that is never closed",
+)
+
+MAX_BYTES = 1_000_000
+ENDINGS = (".yaml", ".yml")
+_NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_OTHER_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 MAX_DEPTH = 64
 MAX_VALUES = 10_000
 CHARACTERS_PER_VALUE = 200
 """A longer text counts as several values, since an alias may repeat it."""
-
 MAX_KEY_CHARACTERS = 200
 _SHOWN_CHARACTERS = 80
 """Of a line that a message repeats."""
-
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def split_lines(text: str) -> list[str]:
+    """Split where YAML breaks lines."""
+    return _LINE_BREAK.split(text)
+
+
+def mark_at(file: str, lines: Sequence[str], line: int, column: int, width: int = 1) -> Mark:
+    """Make a mark from a place that counts from 0."""
+    text = lines[line] if line < len(lines) else ""
+    return Mark(file, line + 1, column + 1, max(width, 1), text)
+
+
+def explain_syntax(error: yaml.YAMLError, file: str, lines: Sequence[str]) -> Problem:
+    """Turn YAML's own error into a problem at the place where a person would look."""
+    place = getattr(error, "problem_mark", None)
+    reason = str(getattr(error, "problem", None) or error)
+    line, column = (place.line, place.column) if place is not None else (0, 0)
+    if line < len(lines) and (tab := _LEADING_TAB.match(lines[line])):
+        return Problem(
+            "a tab in the indentation",
+            code="yaml-tab",
+            mark=mark_at(file, lines, line, tab.end() - 1),
+            hint="indent with spaces; YAML forbids tabs there",
+        )
+    for theirs, ours, hint in _IN_OUR_WORDS:
+        if theirs in reason:
+            opened = getattr(error, "context_mark", None)
+            if opened is not None and ours in _POINT_BACK:
+                written = "".join(lines[opened.line : line + 1])
+                line, column = opened.line, opened.column
+                if "${" in written and "opens with" in ours:
+                    hint = f"{hint}; inside brackets, text with `${{…}}` needs quotes"
+            return Problem(
+                f"bad YAML: {ours}", code="yaml-syntax", mark=mark_at(file, lines, line, column), hint=hint
+            )
+    return Problem(f"bad YAML: {reason}", code="yaml-syntax", mark=mark_at(file, lines, line, column))
+
+
+def read_file(file: str) -> bytes:
+    """The bytes of a recipe file; raises RecipeError when it is missing, a folder or too large."""
+    whole = Mark(file, 0, 0)
+    try:
+        with open_ordinary(file) as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        near = nearest_file(file)
+        hint = f'did you mean "{os.path.join(os.path.dirname(file), near)}"?' if near else None
+        raise RecipeError(Problem("no such file", code="no-such-file", mark=whole, hint=hint)) from None
+    except IsADirectoryError:
+        hint = f"name a file in it, or {file.rstrip('/')}/*.yaml"
+        raise RecipeError(
+            Problem("this is a folder; a recipe is a file", code="path-is-a-folder", mark=whole, hint=hint)
+        ) from None
+    except NotOrdinary as error:
+        hint = "save the recipe in a file, and name that"
+        raise RecipeError(
+            Problem(
+                f"this is {error.kind}; a recipe is an ordinary file",
+                code="not-an-ordinary-file",
+                mark=whole,
+                hint=hint,
+            )
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(
+            Problem("the file cannot be read", code="file-cannot-be-read", mark=whole, found=reason)
+        ) from None
+    if len(data) > MAX_BYTES:
+        message = f"the file is larger than {MAX_BYTES:,} bytes; this is no recipe"
+        raise RecipeError(Problem(message, code="file-too-large", mark=whole))
+    return data
+
+
+def nearest_file(file: str) -> str | None:
+    """The name of the YAML file in the same folder that was probably meant."""
+    folder, name = os.path.split(file)
+    try:
+        return nearest(name, [entry for entry in os.listdir(folder or ".") if entry.endswith(ENDINGS)])
+    except (OSError, ValueError):
+        return None
+
+
+def decode(data: bytes, file: str) -> str:
+    """The text of UTF-8 bytes, without a byte order mark; raises RecipeError for anything else."""
+    for signature, encoding in _OTHER_ENCODINGS:
+        if data.startswith(signature):
+            raise _not_utf8(Mark(file, 0, 0), encoding)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        lines = split_lines(data[: error.start].decode("utf-8-sig", "replace"))
+        mark = mark_at(file, lines, len(lines) - 1, len(lines[-1]))
+        raise _not_utf8(mark, f"byte 0x{data[error.start]:02X}") from None
+    strange = _NOT_TEXT.search(text)
+    if strange:
+        line = len(split_lines(text[: strange.start()])) - 1
+        column = len(split_lines(text[: strange.start()])[-1])
+        raise RecipeError(
+            Problem(
+                "a character that YAML text cannot hold",
+                code="invalid-yaml-character",
+                mark=mark_at(file, split_lines(text), line, column),
+                found=f"U+{ord(strange.group()):04X}",
+                hint="remove it; is this a binary file?",
+            )
+        )
+    return text
+
+
+def _not_utf8(mark: Mark, found: str) -> RecipeError:
+    return RecipeError(
+        Problem(
+            "the file is not UTF-8", code="file-not-text", mark=mark, found=found, hint="save it as UTF-8"
+        )
+    )
 
 
 @dataclass(frozen=True)

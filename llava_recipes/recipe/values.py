@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.scalars import Value
 
@@ -33,3 +35,15 @@ def value_at(value: Value, path: KeyPath) -> Value:
         else:
             return None
     return value
+
+
+def texts_in(value: Value, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Every text at any depth of a value, with its path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from texts_in(entry, (*path, index))
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from texts_in(entry, (*path, key))

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.files import odd_kind, system_folder
-from llava_recipes.recipe.data_schema import Source
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Stage
+from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source, Stage
 
 
 def place_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_recipes.migrate.combine import Migration
+from llava_recipes.migrate.draft import Migration
 from llava_recipes.migrate.migration import migrate
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe, load_source

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.migrate.combine import Migration
+from llava_recipes.migrate.draft import Migration
 from llava_recipes.migrate.migration import migrate
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.cli.main import main
-from llava_recipes.migrate.combine import Migration
+from llava_recipes.migrate.draft import Migration
 from llava_recipes.migrate.migration import migrate
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.cli.main import main
-from llava_recipes.migrate.combine import Migration
+from llava_recipes.migrate.draft import Migration
+from llava_recipes.migrate.llava import names_in_braces, read_mix
 from llava_recipes.migrate.migration import migrate
-from llava_recipes.migrate.sources import names_in_braces, read_mix
 from llava_recipes.recipe.load import load_recipe, load_source
 from tests.migrate.test_translation import BARE, at, entries
 

@@ -18,8 +18,7 @@ from llava_recipes.model.quantized import fill_quantized, find_obstacle, is_quan
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
 from llava_recipes.plan.trainable import quantized_bytes, quantized_weights
 from llava_recipes.recipe.errors import RecipeError
-from llava_recipes.recipe.model_schema import Quantization
-from llava_recipes.recipe.schema import Lora
+from llava_recipes.recipe.schema import Lora, Quantization
 from llava_recipes.versions import recompute_activations
 from tests.model.plans import plan_of
 from tests.processes import ROOT, run_process

@@ -11,7 +11,7 @@ from llava_recipes.plan.assignment import assign
 from llava_recipes.plan.fit import propose
 from llava_recipes.plan.hardware import GPUS
 from llava_recipes.plan.trainable import what_trains
-from llava_recipes.recipe.model_schema import Quantization
+from llava_recipes.recipe.schema import Quantization
 from tests.plan.estimates import VICUNA_7B, estimator_of, part, stage1_values
 from tests.plan.recipes import compiled, problems_of
 

@@ -13,8 +13,8 @@ import yaml
 
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import load_source
-from llava_recipes.recipe.reading import MAX_BYTES
 from llava_recipes.recipe.render import render_problems
+from llava_recipes.recipe.source import MAX_BYTES
 from llava_recipes.runner.facts import compile_loaded
 from tests.tiny import stage1_values
 

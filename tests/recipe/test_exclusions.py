@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from llava_recipes.recipe.errors import KeyPath
 from llava_recipes.recipe.exclusions import ANY, EXCLUSIONS, check_exclusions, displaced
+from llava_recipes.recipe.extends import lay_over
 from llava_recipes.recipe.language import field_at
-from llava_recipes.recipe.merge import lay_over
-from llava_recipes.recipe.resolve import resolve
+from llava_recipes.recipe.override import resolve
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.recipe.values import value_at

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from llava_recipes.recipe.errors import KeyPath, RecipeError
-from llava_recipes.recipe.keys import unknown_key
+from llava_recipes.recipe.explain import unknown_key
 from llava_recipes.recipe.language import homes, keys_at
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.renames import OTHER_NAMES
@@ -220,3 +220,9 @@ def test_an_optimizer_that_is_not_known(written: str, meant: str) -> None:
     with pytest.raises(RecipeError) as caught:
         compile_loaded(loaded, world_size=1)
     assert meant in str(caught.value.problems[0].hint)
+
+
+def test_what_is_written_instead_of_another_programs_name_exists() -> None:
+    """Every key that a hint names, such as `seed:`, is one of the language."""
+    named = {key for hint in OTHER_NAMES.values() for key in re.findall(r"`(\w+):", hint)}
+    assert len(named) > 40 and named <= set(homes())

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.json_schema import recipe_schema
-from llava_recipes.recipe.resolve import resolve
+from llava_recipes.recipe.override import resolve
 from llava_recipes.recipe.rules import check_rules
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.schema import Recipe

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.recipe.reading import MAX_BYTES, decode, read_file
-from llava_recipes.recipe.source import MAX_DEPTH, parse_source, parse_value
+from llava_recipes.recipe.source import MAX_BYTES, MAX_DEPTH, decode, parse_source, parse_value, read_file
 
 
 @pytest.mark.parametrize(
