@@ -155,6 +155,15 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
         assert document.parent != ROOT / "docs" or target.parent == document.parent, (document, name)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_a_python_file_in_a_sentence_exists(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.S | re.M)
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text))
+    assert [
+        name for name in named if not any((ROOT / at / name).is_file() for at in ("", "llava_recipes"))
+    ] == []
+
+
 def test_the_site_has_every_page() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
     pages = re.findall(r"[\w-]+\.md", json.dumps(nav))
