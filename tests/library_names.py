@@ -13,16 +13,16 @@ import typing
 from importlib.metadata import version
 from typing import Any
 
+from deepspeed.runtime import config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
 from llava_recipes.recipe.names import FILE
 
 
 def library_names() -> dict[str, Any]:
     """What names.json holds, of the installed versions."""
-    from deepspeed.runtime import config
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from transformers import TrainingArguments
-    from transformers.training_args import OptimizerNames
-
     hints = typing.get_type_hints(TrainingArguments)
     zero = DeepSpeedZeroConfig.model_fields
     return {
@@ -77,11 +77,9 @@ class _Watched(dict[str, Any]):
 
 def _keys_that_deepspeed_reads() -> list[str]:
     """DeepSpeed has no list of its top-level keys: those that it asks a config for."""
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    config = _Watched({"train_batch_size": 1})
-    DeepSpeedConfig.__new__(DeepSpeedConfig)._initialize_params(config)
-    return sorted(config.asked)
+    watched = _Watched({"train_batch_size": 1})
+    config.DeepSpeedConfig.__new__(config.DeepSpeedConfig)._initialize_params(watched)
+    return sorted(watched.asked)
 
 
 if __name__ == "__main__":

@@ -99,8 +99,19 @@ def _is_object(line: str) -> bool:
 
 
 def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise RecipeError when what stands at `path` must not be replaced, or its folder is missing."""
+    """Raise RecipeError when no answers can be written to `path`, or unfinished ones must not be replaced."""
+    check_output(path, overwrite=overwrite)
     unfinished = path.with_name(path.name + UNFINISHED)
+    _check_name(unfinished)
+    if unfinished.exists() and not (resume or overwrite):
+        hint = "continue it with --resume, or begin anew with --overwrite"
+        raise RecipeError(
+            Problem(f"{unfinished}: there are unfinished answers", code="unfinished-answers", hint=hint)
+        )
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Raise RecipeError when no file can be written to `path`, or what stands there must not be replaced."""
     if not os.path.isdir(path.parent):
         raise RecipeError(
             Problem(
@@ -113,21 +124,13 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise RecipeError(
             Problem(f"{path}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
         )
-    for file in (path, unfinished):
-        check_name(file)
-    if overwrite:
-        return
-    if path.exists():
+    _check_name(path)
+    if path.exists() and not overwrite:
         hint = "choose another file, or replace it with --overwrite"
         raise RecipeError(Problem(f"{path}: the file is there already", code="file-exists", hint=hint))
-    if unfinished.exists() and not resume:
-        hint = "continue it with --resume, or begin anew with --overwrite"
-        raise RecipeError(
-            Problem(f"{unfinished}: there are unfinished answers", code="unfinished-answers", hint=hint)
-        )
 
 
-def check_name(file: Path) -> None:
+def _check_name(file: Path) -> None:
     """Raise RecipeError when no ordinary file can be written under this name of -o."""
     fault = name_fault(file)
     if fault is not None:

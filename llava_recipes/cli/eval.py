@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,12 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.answers.answers_file import check_output
+
     if arguments.tasks is not None and arguments.batch_size not in (None, 1):
         say("llava-recipe eval: lmms-eval's llava_hf takes one question at a time", to_stderr=True)
         return 2
     name = "benchmarks.json" if arguments.data is None else "eval.json"
     output = arguments.output if arguments.output is not None else Path(arguments.run) / name
-    _check_output(output, overwrite=arguments.overwrite)
+    check_output(output, overwrite=arguments.overwrite)
     quiet_libraries()
     if arguments.data is None:
         from llava_recipes.cli.eval_tasks import run_tasks
@@ -155,25 +156,6 @@ def _match_values(
         "exact_match_normalised": matches.exact_match_normalised,
         "num_answers": matches.num_answers,
     }
-
-
-def _check_output(output: Path, *, overwrite: bool) -> None:
-    from llava_recipes.answers.answers_file import check_name
-    from llava_recipes.recipe.errors import Problem, RecipeError
-
-    if not os.path.isdir(output.parent):
-        message = f"{output.parent}: there is no such folder"
-        raise RecipeError(
-            Problem(message, code="folder-does-not-exist", hint="check RUN, or choose another -o")
-        )
-    if os.path.isdir(output):
-        raise RecipeError(
-            Problem(f"{output}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
-        )
-    check_name(output)
-    if output.exists() and not overwrite:
-        hint = "choose another file with -o, or replace it with --overwrite"
-        raise RecipeError(Problem(f"{output}: the file is there already", code="file-exists", hint=hint))
 
 
 _WORDS: dict[str, tuple[str, Callable[[float], str]]] = {

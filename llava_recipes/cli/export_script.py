@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava_recipes.authoring.output import write_new
 from llava_recipes.cli.options import add_new_file, add_recipe, positive
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.screen import say_document
 
 
@@ -28,21 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.migrate.export import export_script
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import read_deepspeed_files
+    from llava_recipes.runner.facts import choose_stages, read_deepspeed_files
 
     loaded = load_recipe(arguments.file, arguments.set)
-    names = [stage.name for stage in loaded.recipe.stages]
-    if arguments.stage is not None and arguments.stage not in names:
-        mark = Mark(f"--stage {arguments.stage}", 0, 0)
-        raise RecipeError(
-            Problem(
-                "the recipe has no such stage",
-                code="unknown-stage",
-                mark=mark,
-                hint=f"stages: {', '.join(names)}",
-            )
-        )
-    wanted = range(len(names)) if arguments.stage is None else [names.index(arguments.stage)]
+    stages = choose_stages(loaded, names=() if arguments.stage is None else (arguments.stage,))
     problems: list[Problem] = []
     files = read_deepspeed_files(loaded, problems)
     try:
@@ -51,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         text = export_script(
             loaded.recipe,
             file=arguments.file,
-            stages=wanted,
+            stages=stages,
             world_size=arguments.world_size,
             deepspeed_files=files,
         )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from llava_recipes.authoring.output import write_new
 from llava_recipes.cli.options import add_new_file
-from llava_recipes.files import open_ordinary
 from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.source import read_file
 from llava_recipes.screen import console, is_terminal, say, say_document, say_lines
 
 if TYPE_CHECKING:
@@ -119,23 +119,7 @@ def _variables(assignments: Sequence[str]) -> dict[str, str]:
 def read_script(file: str) -> str:
     """The text of a script or config; raises RecipeError where it is no text file."""
     whole = Mark(file, 0, 0)
-    try:
-        with open_ordinary(file) as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise RecipeError(Problem("no such file", code="no-such-file", mark=whole)) from None
-    except IsADirectoryError:
-        raise RecipeError(
-            Problem("this is a folder; name a script in it", code="path-is-a-folder", mark=whole)
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(
-            Problem("the file cannot be read", code="file-cannot-be-read", mark=whole, found=reason)
-        ) from None
-    if len(data) > MAX_BYTES:
-        message = f"the file is larger than {MAX_BYTES:,} bytes; this is no training script"
-        raise RecipeError(Problem(message, code="file-too-large", mark=whole))
+    data = read_file(file, kind="training script", max_bytes=MAX_BYTES)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

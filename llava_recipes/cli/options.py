@@ -161,11 +161,14 @@ def dtype_of(name: str | None) -> torch.dtype | None:
 
 def report(done: Exported) -> None:
     """Say what was written, and that it was checked."""
+    from llava_recipes.recipe.scalars import say_number
+
+    difference = say_number(done.difference, digits=2)
     dtype = str(done.dtype).removeprefix("torch.")
     rounded = "" if dtype == "float32" else f", both with weights rounded to {dtype}"
     say(
         f"wrote    {done.folder}: {_size(done.num_bytes)} of weights in {dtype}",
-        f"checked  opened again, it gives the run's logits: largest difference {done.difference:.1e} "
+        f"checked  opened again, it gives the run's logits: largest difference {difference} "
         f"in float32{rounded}",
     )
     for note in done.notes:

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         say(f"written: {arguments.html}", to_stderr=True)
     if arguments.json:
-        from llava_recipes.plan.report import PlanReport
+        from llava_recipes.plan.estimate import PlanReport
 
         say_json(PlanReport(**dict(plan), estimate=estimate).model_dump_json(indent=2))
     elif arguments.html is None:

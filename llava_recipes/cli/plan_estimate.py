@@ -35,11 +35,12 @@ def estimate_sections(estimate: Estimate) -> Iterator[Section]:
 
 def config_sections(plan: Plan) -> Iterator[Section]:
     """What TrainingArguments and DeepSpeed are told, stage by stage."""
+    from llava_recipes.plan.arguments import keyword_arguments
     from llava_recipes.plan.effective import effective_deepspeed
 
     hidden = plan.model.sizes.language_hidden_size if plan.model.sizes else None
     for stage in plan.stages:
-        rows = [(key, spell(value)) for key, value in sorted(stage.train.training_arguments.items())]
+        rows = [(key, spell(value)) for key, value in sorted(keyword_arguments(stage.train).items())]
         yield f"stage {stage.name}, TrainingArguments", rows
         config = effective_deepspeed(stage, world_size=plan.world_size, hidden=hidden)
         if config is None:
@@ -142,7 +143,10 @@ def compute_rows(compute: Compute, estimate: Estimate) -> Iterator[Row]:
     if compute.flops is None:
         yield "compute", "not counted"
         return
-    yield "compute", f"{compute.flops:.3g} floating-point operations, recomputation included"
+    yield (
+        "compute",
+        f"{say_number(compute.flops, digits=3)} floating-point operations, recomputation included",
+    )
     if compute.hours is None or compute.efficiency is None or estimate.gpu is None:
         yield "time", "name a GPU with --gpu"
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llava_recipes.plan.sampling import describe_sampling
+from llava_recipes.plan.data import describe_sampling
 from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
 from llava_recipes.recipe.globs import fold_layers
 from llava_recipes.recipe.scalars import say_number
@@ -63,9 +63,9 @@ def _model_rows(model: ModelPlan) -> list[Row]:
 def _quantized(quantization: Quantization | None) -> str:
     if quantization is None:
         return ""
-    from llava_recipes.plan.trainable import describe
+    from llava_recipes.plan.trainable import describe_quantization
 
-    return f", linear layers in {describe(quantization)}"
+    return f", linear layers in {describe_quantization(quantization)}"
 
 
 def _random(config: object, seed: int) -> str:
@@ -128,7 +128,7 @@ def _validation_rows(stage: StagePlan) -> list[Row]:
     validation = stage.data.validation
     if validation is None:
         return []
-    from llava_recipes.plan.evaluation import when_measured
+    from llava_recipes.plan.data import when_measured
 
     counted = "not counted" if validation.num_samples is None else f"{validation.num_samples:,} samples"
     origin = "held out of the data" if validation.split is not None else "of files of their own"

@@ -156,19 +156,16 @@ def json_line(preview: Preview, sample: Sample) -> str:
 
 
 def _stage_number(loaded: LoadedRecipe, name: str | None) -> int:
-    names = [stage.name for stage in loaded.recipe.stages]
-    if name in names:
-        return names.index(name)
-    if name is None and len(names) == 1:
-        return 0
-    message = (
-        f'the recipe has no stage "{name}"' if name else "the recipe has several stages; --stage chooses one"
-    )
-    raise loaded.fail(
-        Problem(
-            message, code="unknown-stage", path=("stages",), on_key=True, hint=f"stages: {', '.join(names)}"
+    from llava_recipes.runner.facts import choose_stages
+
+    first, *others = choose_stages(loaded, names=() if name is None else (name,))
+    if others:
+        names = ", ".join(stage.name for stage in loaded.recipe.stages)
+        message, path = "the recipe has several stages; --stage chooses one", ("stages",)
+        raise loaded.fail(
+            Problem(message, code="unknown-stage", path=path, on_key=True, hint=f"stages: {names}")
         )
-    )
+    return first
 
 
 def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:

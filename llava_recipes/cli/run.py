@@ -42,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.chosen import choose_stages
     from llava_recipes.runner.execute import Run, Stopped, WorkerBug, find_beginnings, run_stages
-    from llava_recipes.runner.facts import plan_recipe
+    from llava_recipes.runner.facts import choose_stages, plan_recipe
     from llava_recipes.runner.launch import Processes, count_local_devices
     from llava_recipes.runner.preflight import check_before_loading
 

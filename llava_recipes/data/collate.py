@@ -12,9 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.dataset import Sample
-from llava_recipes.data.faults import SampleError, images_take, sample_problem
 from llava_recipes.data.tokens import IGNORED, IMAGE_ID
-from llava_recipes.recipe.errors import Mark, Problem
+from llava_recipes.recipe.errors import Mark, Problem, SampleError, sample_problem
 
 
 @dataclass(frozen=True)
@@ -148,3 +147,12 @@ class Collator:
         mark = None if self.mark_of is None else self.mark_of(sample.index)
         found = f"{taken}, max_length is {self.max_length}"
         return sample_problem(sample.index, sample.id, message, code=code, mark=mark, found=found, hint=hint)
+
+
+def images_take(num_images: int, num_tokens: int) -> str:
+    """`3 images take 1,728 tokens`."""
+    return (
+        f"1 image takes {num_tokens:,} tokens"
+        if num_images == 1
+        else (f"{num_images:,} images take {num_tokens:,} tokens")
+    )

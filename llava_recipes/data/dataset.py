@@ -15,7 +15,6 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_recipes.data.conversation import Record
 from llava_recipes.data.crops import PreparedImage, prepare_picture
-from llava_recipes.data.faults import SampleError, sample_problem
 from llava_recipes.data.grouping import Grouping
 from llava_recipes.data.images import BadImage
 from llava_recipes.data.pictures import open_pictures
@@ -23,7 +22,7 @@ from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.records import open_records
 from llava_recipes.data.tokens import IGNORED, Encoded
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.recipe.errors import Problem
+from llava_recipes.recipe.errors import Problem, SampleError, sample_problem
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import random
 from array import array
 from collections.abc import Sequence
 
-from llava_recipes.plan.mix import count_drawn, count_used, overdrawn
+from llava_recipes.plan.data import count_drawn, count_used, overdrawn
 from llava_recipes.plan.types import SourcePlan
 from llava_recipes.recipe.errors import RecipeError
 

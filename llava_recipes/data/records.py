@@ -11,10 +11,9 @@ from typing import overload
 
 from llava_recipes.data.conversation import MalformedRecord, Record, parse_record, record_id
 from llava_recipes.data.draw import positions
-from llava_recipes.data.faults import SampleError, sample_problem
 from llava_recipes.data.formats import RecordFile, open_file
 from llava_recipes.plan.types import SourcePlan
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError, SampleError, sample_problem
 
 NUM_SHOWN_PROBLEMS = 5
 

@@ -18,7 +18,7 @@ from llava_recipes.migrate.deepspeed_files import (
     ReadText,
     translate_deepspeed,
 )
-from llava_recipes.migrate.programs import ANYRES_FLAGS, NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
+from llava_recipes.migrate.programs import NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
 from llava_recipes.migrate.settings import Flags, Kind, Row, Settings
 from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
 from llava_recipes.recipe.errors import Problem, RecipeError
@@ -125,24 +125,6 @@ _KINDS: Mapping[str, Kind] = MappingProxyType(
 _LARGEST_BATCH = 10_000_000
 _TRACKERS = ("wandb", "tensorboard")
 
-TRAINING_FLAGS = (
-    *(row.name for row in (*LORA_SIZE, *_TRAIN)),
-    *(*_NEEDLESS, *_EVAL_DATA, *_EVAL_IMAGES, *_EVAL_STRATEGIES, *EXTRA_FIELDS),
-    *("eval_steps", "do_eval", "evaluate_during_training", "model_name_or_path", "data_path"),
-    *("vision_tower", "mm_vision_select_layer", "mm_vision_select_feature", "image_folder"),
-    *("image_aspect_ratio", "lazy_preprocess", "model_max_length", "group_by_modality_length"),
-    *("mm_patch_merge_type", "mm_projector_lr", "bits", "deepspeed", "run_name"),
-)
-"""What LLaVA and TinyLLaVA call by the same names."""
-FLAGS = (
-    *dict.fromkeys((*NEXT_FLAGS, *ANYRES_FLAGS, *OF_LLAVA_NEXT_ALONE)),
-    *(row.name for row in _TOKENS),
-    *("version", "freeze_backbone", "tune_mm_mlp_adapter", "mm_projector_type", "freeze_mm_mlp_adapter"),
-    *("double_quant", "quant_type", "lora_enable", "lora_weight_path", "group_by_length"),
-    *("use_dora", "use_rslora"),
-)
-"""What LLaVA and LLaVA-NeXT have beside them."""
-
 NUM_SAMPLES: Mapping[str, int] = MappingProxyType(
     {
         "blip_laion_cc_sbu_558k.json": 558_128,
@@ -176,7 +158,7 @@ def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> N
     pins = LLAVA_NEXT if is_next else LLAVA if program.is_known else FORK
     translate_training(flags, read_text, pins, rows=_NEXT_TRAIN if is_next else _TRAIN)
     name_draft(flags)
-    translate_rest(flags, FLAGS, program)
+    translate_rest(flags, (*NEXT_FLAGS, *OF_LLAVA_NEXT_ALONE, "use_dora", "use_rslora"), program)
 
 
 def name_draft(flags: Flags) -> None:
@@ -199,7 +181,7 @@ def _translate_model(flags: Flags) -> None:
 def _translate_tower(flags: Flags) -> None:
     """The tower for images, which Video-LLaVA and MoE-LLaVA have beside one for videos."""
     names = [name for name in ("image_tower", "vision_tower") if name in flags]
-    flags.translate([Row(name, "model.vision_tower.source", "text") for name in names[:1]])
+    flags.translate([Row((names or ["vision_tower"])[0], "model.vision_tower.source", "text")])
     for name in names[1:]:
         flags.text(name)
         flags.lost(name, f"`--{names[0]}` is the tower for images")
@@ -565,8 +547,9 @@ def put_total_batch(flags: Flags, num_processes: int | None) -> None:
 
 
 def translate_rest(flags: Flags, own: Sequence[str], program: Program) -> None:
-    """Say of every flag that is left what becomes of it. `own` are the flags that this program alone has."""
-    names = (*own, *TRAINING_FLAGS)
+    """Say of every flag that is left what becomes of it. `own` are flags that this program has besides."""
+    of_training = (*_NEEDLESS, *EXTRA_FIELDS, *_EVAL_DATA, *_EVAL_IMAGES, "evaluate_during_training")
+    names = tuple(dict.fromkeys((*own, *flags.taken, *of_training)))
     for name in flags.left_over():
         kinds = EXTRA_FIELDS.get(name, "").split("|")
         kind = next((kind for word, kind in _KINDS.items() if word in kinds), None)
@@ -614,9 +597,10 @@ class Mix:
     lost: tuple[str, ...] = ()
 
 
-def known_num_samples(annotations: object) -> int | None:
-    """How many records a file of this name holds, None for any other."""
-    return NUM_SAMPLES.get(str(annotations).rpartition("/")[2])
+def with_num_samples(source: dict[str, Value]) -> dict[str, Value]:
+    """A source with the number of its records, where the name of a public file tells it."""
+    count = NUM_SAMPLES.get(str(source.get("annotations")).rpartition("/")[2])
+    return source if count is None else {**source, "num_samples": count}
 
 
 def translate_sources(flags: Flags, read_text: ReadText) -> None:
@@ -634,11 +618,9 @@ def translate_sources(flags: Flags, read_text: ReadText) -> None:
     sources: list[dict[str, Value]] = []
     for number, file in enumerate(files or (None,)):
         images = {"images": folders[number if len(folders) > 1 else 0]} if folders else {}
-        sources += [{**source, **images} for source in _sources_of(file, flags, read_text)]
+        sources += [with_num_samples({**source, **images}) for source in _sources_of(file, flags, read_text)]
     for number, source in enumerate(sources):
-        count = known_num_samples(source.get("annotations"))
-        if count is not None:
-            source["num_samples"] = count
+        if "num_samples" in source:
             comment = "known by the file's name; checked when it is read"
             flags.draft.comments[f"data.sources[{number}].num_samples"] = comment
     flags.draft.put("data.sources", list[Value](sources))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
-from llava_recipes.migrate.draft import IsFolder, Migration
-from llava_recipes.migrate.scripts import migrate_script
+from llava_recipes.migrate.commands import TrainingCommand, find_training_commands
+from llava_recipes.migrate.deepspeed_files import ReadText
+from llava_recipes.migrate.draft import Draft, IsFolder, Migration, combine
+from llava_recipes.migrate.llava import put_total_batch, tell_untold_labels, translate_llava
+from llava_recipes.migrate.programs import identify, refuse_preferences
+from llava_recipes.migrate.settings import Flags
 from llava_recipes.migrate.shell import ReadScript
+from llava_recipes.migrate.tinyllava import translate_tinyllava
 from llava_recipes.migrate.xtuner import migrate_xtuner
 from llava_recipes.migrate.yaml_configs import migrate_yaml
+from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def migrate(
@@ -25,30 +34,78 @@ def migrate(
 ) -> Migration:
     """The recipe that a file of another program comes to; which program it is, its content tells.
 
+    positional      a script's arguments
+    only            the number of the one training command of a script to take, from 1
     read_beside     finds the files that this one names
     is_folder       whether a path is a folder here
     working_folder  where the script would be started; None where that is not known
 
     Nothing is executed. Raises RecipeError with places in the file where it cannot be read.
     """
+    seen = set(_NAME.findall(text))
 
-    def read_text(path: str) -> tuple[str, str] | None:
-        return read_beside(path, file) if read_beside is not None else None
+    def read_text(path: str, caller: str = file) -> tuple[str, str] | None:
+        found = read_beside(path, caller) if read_beside is not None else None
+        if found is not None:
+            seen.update(_NAME.findall(found[1]))
+        return found
 
     ending = file.lower().rpartition(".")[2]
     if ending == "py":
         return migrate_xtuner(text, file, recipe_file=recipe_file, is_folder=is_folder)
     if ending in ("yaml", "yml"):
         return migrate_yaml(text, file, recipe_file=recipe_file, read_text=read_text, is_folder=is_folder)
-    return migrate_script(
+    commands = find_training_commands(
         text,
         file,
         positional=positional,
         variables=variables,
-        only=only,
-        recipe_file=recipe_file,
-        read_script=read_beside,
-        read_text=read_text,
-        is_folder=is_folder,
+        read_script=read_text if read_beside is not None else None,
         working_folder=working_folder,
     )
+    if only is not None:
+        if not 1 <= only <= len(commands):
+            counted = "1 training command" if len(commands) == 1 else f"{len(commands)} training commands"
+            message = f"the script has {counted}, and no number {only}"
+            raise RecipeError(Problem(message, code="no-such-command", mark=Mark(file, 0, 0)))
+        commands = [commands[only - 1]]
+    problems = [problem for command in commands for problem in _problems(command)]
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
+    unused = {name: value for name, value in (variables or {}).items() if name not in seen}
+    drafts = [_translate(command, read_text) for command in commands]
+    for name, value in unused.items():
+        drafts[0].needless(f"--var {name}", value, "no script that is read has such a variable")
+    marks = [command.mark for command in commands]
+    return combine(drafts, file=file, recipe_file=recipe_file, marks=marks, is_folder=is_folder)
+
+
+def _problems(command: TrainingCommand) -> Sequence[Problem]:
+    """Why a command is no recipe; of a program that is refused, its flags don't matter."""
+    refused = refuse_preferences(command.program, command.mark)
+    return command.problems if refused is None else [refused]
+
+
+def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
+    flags = Flags(command.flags)
+    program = identify(command.program, flags, command.mark.file)
+    translate = translate_tinyllava if program.kind == "tiny" else translate_llava
+    translate(flags, program=program, read_text=read_text)
+    draft = flags.draft
+    draft.program = program.shown
+    if not program.is_known:
+        why = (
+            f"it is {program.name}: its flags are read as another program's, and its model, its data and the "
+            "text of its conversations may differ"
+        )
+        draft.lost("program", program.path, why, command.mark)
+    for name, value, why in command.launcher:
+        draft.lost(name, value, why, command.mark)
+    put_total_batch(flags, command.num_processes)
+    tell_untold_labels(command.labels, flags)
+    flags.finish()
+    for flag in command.repeated:
+        why = f"`--{flag.name}` stands again further on, and the last one holds"
+        draft.needless(f"--{flag.name}", flag.text, why, flag.mark)
+    draft.num_processes = command.num_processes
+    return draft

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import operator
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,6 +14,11 @@ from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 MAX_NUMBER = 1e15
 MAX_CHARACTERS = 10_000
 MAX_ENTRIES = 50_000
+MAX_DEPTH = 50
+
+
+class _NotKnown(Exception):
+    """Only running the file would tell a value."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,12 @@ class _Reader:
                 targets, value = [statement.target], ast.copy_location(sum_of_both, statement)
             elif isinstance(statement, ast.With):
                 # mmengine reads parent configs inside `with read_base():`.
-                mark = self._mark(statement)
-                hint = "write the values of the parent config into one file"
                 raise RecipeError(
                     Problem(
                         "a config over other configs is not followed",
                         code="base-configs-not-followed",
-                        mark=mark,
-                        hint=hint,
+                        mark=self._mark(statement),
+                        hint="write the values of the parent config into one file",
                     )
                 )
             else:
@@ -121,22 +125,19 @@ class _Reader:
 
     def _forget(self, node: ast.AST) -> None:
         """Whatever a condition, a loop, a call or a target of another kind may set is not known any more."""
-        if isinstance(
-            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
-        ):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             return
         for inner in ast.walk(node):
-            is_set = isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store | ast.Del)
-            is_inside = isinstance(inner, ast.Subscript | ast.Attribute) and isinstance(
-                inner.ctx, ast.Store | ast.Del
-            )
+            is_set = isinstance(getattr(inner, "ctx", None), ast.Store | ast.Del)
             is_call = isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute)
-            if not (is_set or is_inside or is_call):
-                continue
-            root: ast.AST = inner.func if isinstance(inner, ast.Call) else inner
+            root = inner
             while isinstance(root, ast.Subscript | ast.Attribute | ast.Call):
                 root = root.func if isinstance(root, ast.Call) else root.value
-            if isinstance(root, ast.Name) and (is_set or root.id in self._values):
+            if (
+                isinstance(root, ast.Name)
+                and (is_set or is_call)
+                and (root is inner or root.id in self._values)
+            ):
                 self._values[root.id] = Unknown(self._mark(root))
                 self.marks[root.id] = self._mark(root)
 
@@ -148,22 +149,13 @@ class _Reader:
         except SyntaxError as error:
             line = max(error.lineno or 1, 1)
             text = self._lines[line - 1] if line <= len(self._lines) else ""
-            column = min(max(error.offset or 1, 1), len(text) + 1)
-            mark = Mark(self._file, line, column, 1, text)
-            raise RecipeError(
-                Problem(f"this is not Python: {error.msg}", code="not-python", mark=mark)
-            ) from None
+            mark = Mark(self._file, line, min(max(error.offset or 1, 1), len(text) + 1), 1, text)
+            problem = Problem(f"this is not Python: {error.msg}", code="not-python", mark=mark)
         except (ValueError, MemoryError, RecursionError) as error:
-            reason = str(error) or "it is nested too deeply"
-            mark = Mark(self._file, 0, 0)
-            raise RecipeError(
-                Problem(
-                    "this is not Python that can be read",
-                    code="not-python",
-                    mark=mark,
-                    found=reason,
-                )
-            ) from None
+            mark, reason = Mark(self._file, 0, 0), str(error) or "it is nested too deeply"
+            message = "this is not Python that can be read"
+            problem = Problem(message, code="not-python", mark=mark, found=reason)
+        raise RecipeError(problem)
 
     def _mark(self, node: ast.stmt | ast.expr) -> Mark:
         text = self._lines[node.lineno - 1] if node.lineno <= len(self._lines) else ""
@@ -173,92 +165,80 @@ class _Reader:
         return Mark(self._file, node.lineno, column + 1, max(1, width), text)
 
     def _value(self, node: ast.expr, depth: int) -> PythonValue:
+        """The value of an expression, `Unknown` where only running the file would tell it."""
         self._num_entries += 1
         if self._num_entries > MAX_ENTRIES:
-            message = f"more than {MAX_ENTRIES:,} values in one config"
-            raise RecipeError(Problem(message, code="script-too-large", mark=self._mark(node)))
-        if depth > 50:
-            raise RecipeError(
-                Problem("nested deeper than 50 levels", code="script-too-large", mark=self._mark(node))
-            )
-        if isinstance(node, ast.Constant):
-            value = node.value
-            return (
-                value
-                if value is None or isinstance(value, bool | int | float | str)
-                else Unknown(self._mark(node))
-            )
-        if isinstance(node, ast.Name):
-            return self._values[node.id] if node.id in self._values else Symbol(node.id)
-        if isinstance(node, ast.Attribute):
-            owner = self._value(node.value, depth + 1)
-            return (
-                Symbol(f"{owner.name}.{node.attr}")
-                if isinstance(owner, Symbol)
-                else Unknown(self._mark(node))
-            )
-        if isinstance(node, ast.List | ast.Tuple):
-            return [self._value(entry, depth + 1) for entry in node.elts]
-        if isinstance(node, ast.Dict):
-            return self._mapping(node, depth)
-        if isinstance(node, ast.Call):
-            return self._call(node, depth)
-        if isinstance(node, ast.BinOp | ast.UnaryOp):
-            return self._sum(node, depth)
-        if isinstance(node, ast.JoinedStr):
-            return self._joined(node, depth)
-        return Unknown(self._mark(node))
-
-    def _mapping(self, node: ast.Dict, depth: int) -> PythonValue:
-        values: dict[str, PythonValue] = {}
-        for key, value in zip(node.keys, node.values, strict=True):
-            if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
-                return Unknown(self._mark(node))
-            values[key.value] = self._value(value, depth + 1)
-        return values
-
-    def _call(self, node: ast.Call, depth: int) -> PythonValue:
-        name = node.func.id if isinstance(node.func, ast.Name) else ""
-        if name == "dict" and not node.args and all(keyword.arg for keyword in node.keywords):
-            return {str(keyword.arg): self._value(keyword.value, depth + 1) for keyword in node.keywords}
-        if name in ("int", "float") and len(node.args) == 1 and not node.keywords:
-            value = self._value(node.args[0], depth + 1)
-            if isinstance(value, int | float) and abs(value) <= MAX_NUMBER:
-                return int(value) if name == "int" else float(value)
-        return Unknown(self._mark(node))
-
-    def _sum(self, node: ast.BinOp | ast.UnaryOp, depth: int) -> PythonValue:
-        if isinstance(node, ast.UnaryOp):
-            value = self._value(node.operand, depth + 1)
-            if isinstance(node.op, ast.USub) and isinstance(value, int | float):
-                return -value
-            return Unknown(self._mark(node))
-        left, right = self._value(node.left, depth + 1), self._value(node.right, depth + 1)
-        if isinstance(left, str) and isinstance(right, str) and isinstance(node.op, ast.Add):
-            return left + right if len(left) + len(right) <= MAX_CHARACTERS else Unknown(self._mark(node))
-        compute = _OPERATORS.get(type(node.op))
-        if compute is None or not isinstance(left, int | float) or not isinstance(right, int | float):
-            return Unknown(self._mark(node))
-        if abs(left) > MAX_NUMBER or abs(right) > MAX_NUMBER:
-            return Unknown(self._mark(node))
-        if isinstance(node.op, ast.Pow) and (abs(right) > 20 or abs(left) > 1e4):
-            return Unknown(self._mark(node))
+            raise self._too_large(f"more than {MAX_ENTRIES:,} values in one config", node)
+        if depth > MAX_DEPTH:
+            raise self._too_large(f"nested deeper than {MAX_DEPTH} levels", node)
         try:
-            result = compute(left, right)
-        except (ArithmeticError, ValueError):
+            return self._computed(node, depth + 1)
+        except _NotKnown:
             return Unknown(self._mark(node))
-        return result if isinstance(result, int | float) else Unknown(self._mark(node))
 
-    def _joined(self, node: ast.JoinedStr, depth: int) -> PythonValue:
+    def _too_large(self, message: str, node: ast.expr) -> RecipeError:
+        return RecipeError(Problem(message, code="script-too-large", mark=self._mark(node)))
+
+    def _computed(self, node: ast.expr, depth: int) -> PythonValue:
+        match node:
+            case ast.Constant(bool() | int() | float() | str() | None as constant):
+                return constant
+            case ast.Name(name):
+                return self._values[name] if name in self._values else Symbol(name)
+            case ast.Attribute(inner, name):
+                owner = self._value(inner, depth)
+                if isinstance(owner, Symbol):
+                    return Symbol(f"{owner.name}.{name}")
+            case ast.List(entries) | ast.Tuple(entries):
+                return [self._value(entry, depth) for entry in entries]
+            case ast.Dict(keys, values):
+                names = [key.value for key in keys if isinstance(key, ast.Constant)]
+                if len(names) == len(values) and all(isinstance(name, str) for name in names):
+                    return {
+                        str(name): self._value(value, depth)
+                        for name, value in zip(names, values, strict=True)
+                    }
+            case ast.Call(ast.Name("dict"), [], keywords) if all(keyword.arg for keyword in keywords):
+                return {str(keyword.arg): self._value(keyword.value, depth) for keyword in keywords}
+            case ast.Call(ast.Name("int" | "float" as name), [argument], []):
+                value = self._value(argument, depth)
+                if isinstance(value, int | float) and abs(value) <= MAX_NUMBER:
+                    return int(value) if name == "int" else float(value)
+            case ast.UnaryOp(ast.USub(), operand):
+                value = self._value(operand, depth)
+                if isinstance(value, int | float):
+                    return -value
+            case ast.BinOp(left, kind, right):
+                return _joined_by(type(kind), self._value(left, depth), self._value(right, depth))
+            case ast.JoinedStr(parts):
+                return self._formatted(parts, depth)
+        raise _NotKnown
+
+    def _formatted(self, parts: list[ast.expr], depth: int) -> str:
+        """An f-string whose parts say no format."""
         text = ""
-        for part in node.values:
-            is_plain = (
-                isinstance(part, ast.FormattedValue) and part.format_spec is None and part.conversion == -1
-            )
-            value = self._value(
-                part.value if is_plain and isinstance(part, ast.FormattedValue) else part, depth + 1
-            )
+        for part in parts:
+            match part:
+                case ast.FormattedValue(inner, conversion=-1, format_spec=None):
+                    value = self._value(inner, depth)
+                case _:
+                    value = self._value(part, depth)
             if not isinstance(value, str | int | float) or len(text) > MAX_CHARACTERS:
-                return Unknown(self._mark(node))
+                raise _NotKnown
             text += str(value)
         return text
+
+
+def _joined_by(kind: type[ast.operator], left: PythonValue, right: PythonValue) -> PythonValue:
+    """A sum of texts or a result of arithmetic; raises _NotKnown for any other, and for what is too large."""
+    if isinstance(left, str) and isinstance(right, str) and kind is ast.Add:
+        if len(left) + len(right) <= MAX_CHARACTERS:
+            return left + right
+    elif kind in _OPERATORS and isinstance(left, int | float) and isinstance(right, int | float):
+        is_small = abs(left) <= MAX_NUMBER and abs(right) <= MAX_NUMBER
+        if is_small and (kind is not ast.Pow or (abs(right) <= 20 and abs(left) <= 1e4)):
+            with contextlib.suppress(ArithmeticError, ValueError):
+                result = _OPERATORS[kind](left, right)
+                if isinstance(result, int | float):
+                    return result
+    raise _NotKnown

@@ -42,7 +42,8 @@ class Settings(ABC):
         self.draft = Draft()
         self.problems: list[Problem] = []
         """Values of a wrong kind."""
-        self.taken: set[str] = set()
+        self.taken: dict[str, None] = {}
+        """What the program's translation has asked for, whether it is set or not, in order."""
 
     @abstractmethod
     def names(self) -> Collection[str]:
@@ -96,14 +97,14 @@ class Settings(ABC):
 
     def needless(self, name: str, why: str, *, shown: str | None = None) -> None:
         """A setting that nothing is lost without; one that is left out needs no word."""
-        self.taken.add(name)
-        if name in self.names() or shown is not None:
+        self.taken[name] = None
+        if name in self or name in self.names() or shown is not None:
             shown = self.spell(name) if shown is None else shown
             self.draft.needless(self.label(name), shown, why, self.mark(name))
 
     def lost(self, name: str, why: str, *, shown: str | None = None, path: str = "") -> None:
         """A setting without which the run differs; `path` says where the nearest that recipes have stands."""
-        self.taken.add(name)
+        self.taken[name] = None
         shown = self.spell(name) if shown is None else shown
         self.draft.lost(self.label(name), shown, why, self.mark(name), path=path)
 
@@ -172,7 +173,7 @@ class Flags(Settings):
 
     def take(self, name: str) -> Flag | None:
         """A flag with whatever values it has."""
-        self.taken.add(name)
+        self.taken[name] = None
         return self._flags.get(name)
 
     def read(self, name: str, kind: Kind) -> Value:
@@ -224,7 +225,7 @@ class Flags(Settings):
     def switch(self, name: str) -> bool | None:
         """`--flag` alone is true, as in Hugging Face's parser."""
         if name in self._flags and not self._flags[name].values:
-            self.taken.add(name)
+            self.taken[name] = None
             return True
         text = self.text(name)
         if text is None:
@@ -275,7 +276,7 @@ class Keys(Settings):
 
     def take(self, name: str) -> Value:
         """The value as it is."""
-        self.taken.add(name)
+        self.taken[name] = None
         return self._values.get(name)
 
     def read(self, name: str, kind: Kind) -> Value:

@@ -5,6 +5,7 @@ Variables are followed; conditions and loops are not, so what stands inside one 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from llava_recipes.migrate.shell_syntax import (
     Parameter,
     Part,
     Plain,
-    Statement,
     Word,
     read_statements,
     written,
@@ -115,23 +115,23 @@ class _Walk:
         for statement in list(read_statements(text, self._variables.file)):
             words = statement.words
             if words[0].plain in _DECLARES:
-                assigned, words = [word for word in words[1:] if _assigned_name(word)], ()
+                assigned, words = list(filter(_assigned_name, words)), ()
             else:
-                first = next((at for at, word in enumerate(words) if not _assigned_name(word)), len(words))
-                assigned, words = list(words[:first]), words[first:]
+                assigned = list(itertools.takewhile(_assigned_name, words))
+                words = words[len(assigned) :]
             if words:
-                yield from self._command(words, statement, before=assigned)
+                yield from self._command(words, statement.block, before=assigned)
             else:
                 for word in assigned:
                     self._assign(word, statement.block)
 
-    def _command(
-        self, words: tuple[Word, ...], statement: Statement, *, before: Sequence[Word]
-    ) -> Iterator[Command]:
-        block = statement.block
+    def _command(self, words: tuple[Word, ...], block: str, *, before: Sequence[Word]) -> Iterator[Command]:
         if self._changes_variables(words, block):
             return
-        called = self._called(words) or self._inner_script(words)
+        try:
+            called = self._called(words) or self._inner_script(words)
+        except UnknownValue as unknown:
+            raise RecipeError(unknown.problem) from None
         if called is not None:
             walk, text = called
             if len(walk._callers) > MAX_CALLS_DEEP or self._variables.spent.calls > MAX_CALLS:
@@ -167,7 +167,7 @@ class _Walk:
         elif name == "shift":
             count = operands[0] if operands else "1"
             # Of a number that is not known, all are dropped.
-            dropped = int(count) if count.isdecimal() else len(variables.positional)
+            dropped = int(count) if count.isdecimal() and len(count) < 9 else len(variables.positional)
             variables.positional = variables.positional[dropped:]
         else:
             return False
@@ -190,39 +190,30 @@ class _Walk:
         return tuple(filled)
 
     def _called(self, words: tuple[Word, ...]) -> tuple[_Walk, str] | None:
-        """A script that this one calls, and its text; None where it is not at hand."""
+        """A script that this one calls, and its text; None where it is not at hand. Raises UnknownValue."""
         name, variables = words[0].plain, self._variables
         options = [word for word in words[1:] if not (word.plain or "").startswith("-")]
         if name not in _RUNS_SCRIPTS or self._read_script is None or not options or words[1].plain == "-c":
             return None
-        try:
-            path = "".join(expand_word(options[0], variables))
-            found = self._read_script(path, variables.file) if path else None
-            arguments = (
-                [text for word in options[1:] for text in expand_word(word, variables)] if found else []
-            )
-        except UnknownValue as unknown:
-            raise RecipeError(unknown.problem) from None
+        path = "".join(expand_word(options[0], variables))
+        found = self._read_script(path, variables.file) if path else None
         if found is None:
             return None
         file, text = found
+        arguments = [argument for word in options[1:] for argument in expand_word(word, variables)]
         if file in self._callers:
-            raise RecipeError(
-                Problem(f"the script {file} calls itself", code="script-circular", mark=words[0].mark)
-            )
+            message = f"the script {file} calls itself"
+            raise RecipeError(Problem(message, code="script-circular", mark=words[0].mark))
         if name in _SHELLS:
             return self._inside(file, arguments), text
         # What a script that is read in with `source` sets is set here too.
         return self._inside(file, arguments or variables.positional, values=variables.values), text
 
     def _inner_script(self, words: tuple[Word, ...]) -> tuple[_Walk, str] | None:
-        """The text of `bash -c '…'`, behind whatever launcher, moved to where it stands in the file."""
+        """The text of `bash -c '…'`, behind any launcher, moved to where it stands. Raises UnknownValue."""
         for shell, option, script in zip(words, words[1:], words[2:], strict=False):
             if shell.plain in _SHELLS and option.plain in ("-c", "-lc", "-ec"):
-                try:
-                    text = " ".join(expand_word(script, self._variables))
-                except UnknownValue as unknown:
-                    raise RecipeError(unknown.problem) from None
+                text = " ".join(expand_word(script, self._variables))
                 moved = "\n" * (script.mark.line - 1) + " " * script.mark.column + text
                 return self._inside(self._variables.file, ()), moved
         return None
@@ -274,11 +265,8 @@ class _Walk:
     def _set_sum(self, word: Word, block: str) -> None:
         """`let NAME=…`, and `((NAME = …))`: the variable's value, or that it is not known."""
         part = word.parts[0] if len(word.parts) == 1 else None
-        try:
-            source = part.source if isinstance(part, Computed) else expand_text(word.parts, self._variables)
-        except UnknownValue:
-            return
-        found = _SETS.match(source)
+        source = part.source if isinstance(part, Computed) else self._told(word.parts)
+        found = _SETS.match(source or "")
         if found is None:
             return
         name, rest = found["name"], f"({found['value']})"
@@ -286,19 +274,18 @@ class _Walk:
         if found["step"]:
             expression = f"{name} {found['step'][0]} 1"
         try:
-            if block:
-                raise NotComputed
-            self._variables.keep(name, str(compute(expression, self._variables)), word.mark)
-        except (NotComputed, UnknownValue):
+            value = None if block else str(compute(expression, self._variables))
+        except (NotComputed, UnknownValue, RecipeError):
+            value = None
+        if value is None:
             self._variables.forget(name, word.mark, "arithmetic sets it, to what is not known")
+        else:
+            self._variables.keep(name, value, word.mark)
 
     def _change_folder(self, words: tuple[Word, ...], block: str) -> None:
-        path = None
-        if words[0].plain == "cd" and len(words) > 1 and not block:
-            try:
-                path = absolute("".join(expand_word(words[1], self._variables)), self._variables.folder)
-            except UnknownValue:
-                path = None
+        is_followed = words[0].plain == "cd" and len(words) > 1 and not block
+        target = self._told(words[1].parts) if is_followed else None
+        path = None if target is None else absolute(target, self._variables.folder)
         if path is None:
             mark, why = words[0].mark, f"`{words[0].plain}` sets it, to what is not known"
             self._variables.forget("PWD", mark, why)
@@ -312,10 +299,14 @@ class _Walk:
         if word is None:
             value = self._variables.values.get(name)
             return value if isinstance(value, str) else None
+        return self._told(_value_parts(word)) or ""
+
+    def _told(self, parts: Sequence[Part]) -> str | None:
+        """The text of a word; None where it is not known."""
         try:
-            return expand_text(_value_parts(word), self._variables)
+            return expand_text(parts, self._variables)
         except UnknownValue:
-            return ""
+            return None
 
 
 def _assigned_name(word: Word) -> str:

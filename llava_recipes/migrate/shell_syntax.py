@@ -15,7 +15,6 @@ from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 MAX_NESTING = 20
 MAX_WORDS = 20_000
 MAX_OPEN_BLOCKS = 100
-MAX_BRACKETED = 2_000
 
 ARITHMETIC, SUBSTITUTION = "arithmetic", "a command substitution"
 
@@ -24,14 +23,16 @@ _NAME_GOES_ON = re.compile(r"(\\\n)+[A-Za-z0-9_]")
 _LIST = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 _BRACES = re.compile(
     r"(?P<count>#(?=[A-Za-z_@*]))?(?P<name>[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#])"
-    r"(?P<entry>\[(?:[@*]|[0-9]{1,4})\])?(?P<change>:[-=?+]|##|%%|//|[^}\n])?"
+    r"(?P<entry>\[(?:[@*]|[0-9]{1,4})\])?(?P<change>:[-=?+]|##|%%|//|[-=?+#%/^,:@[]|(?=}))"
 )
+_OTHER_BRACES = re.compile(r"[^}\n]*}")
 _PLAIN = {
     False: re.compile(r"[^\s\\'\"$`;&|<>()}/]+"),
     True: re.compile(r"[^\\\"$`}/]+"),
 }
 """Text that stands for itself, by whether it stands in quotes."""
-_OPERATOR = re.compile(r"&&|\|\||;;&?|;&|<<-|<<<|<<|>>|>&|<&|&>>|&>|>\||[;&|<>()\n]")
+_REDIRECTION = re.compile(r"[0-9]*(?:<<-|<<<|<<|>>|>&|<&|>\||[<>](?!\())|&>>|&>")
+_OPERATOR = re.compile(rf"{_REDIRECTION.pattern}|&&|\|\||;;&?|;&|[;&|()\n]")
 _BLANK = re.compile(r"(?:[ \t\r]|\\\r?\n|#[^\n]*)+")
 
 _OPENS = {
@@ -43,7 +44,6 @@ _OPENS = {
 _CLOSES = frozenset({"fi", "done", "esac", "}"})
 _BETWEEN = frozenset({"then", "else", "elif", "do", "!"})
 _KEEPS_ITS_WORD = frozenset({"for", "select", "case"})
-_REDIRECTIONS = frozenset({"<", ">", ">>", ">&", "<&", "&>", "&>>", ">|", "<<", "<<-", "<<<"})
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def read_statements(text: str, file: str) -> Iterator[Statement]:
     for number, token in enumerate(_Reader(text, file).tokens()):
         if number >= MAX_WORDS:
             message = f"more than {MAX_WORDS:,} words; this is no training script"
-            raise RecipeError(Problem(message, code="script-too-large", mark=token.mark))
+            raise _refusal(message, "script-too-large", token.mark)
         if isinstance(token, Operator):
             yield from blocks.operator(token)
         else:
@@ -178,19 +178,19 @@ class _Reader:
 
     def _never_closed(self, message: str, start: int, closing: str, width: int = 1) -> RecipeError:
         hint = f"close it with {'a backtick' if closing == '`' else f'`{closing}`'}"
-        return RecipeError(Problem(message, code="never-closed", mark=self._mark(start, width), hint=hint))
+        return _refusal(message, "never-closed", self._mark(start, width), hint)
 
     def tokens(self) -> Iterator[Word | Operator]:
         text, opens_document = self._text, False
         while self._skip_blanks() < len(text):
             start = self._at
             operator = _OPERATOR.match(text, start)
-            if self._is_sum(start):
-                self._at = self._bracket_end(start, start, ARITHMETIC)
-                yield Word((Plain("let", quoted=False),), self._since(start))
-                source = text[start + 2 : self._at - 2]
-                yield Word((Computed(ARITHMETIC, source, True, self._since(start)),), self._since(start))
-            elif operator is None or text.startswith(("<(", ">("), start):
+            end = self._bracket_end(start, start, ARITHMETIC) if text.startswith("((", start) else start
+            if self._is_sum(start, end):
+                self._at, mark = end, self._mark(start, end - start)
+                yield Word((Plain("let", quoted=False),), mark)
+                yield Word((Computed(ARITHMETIC, text[start + 2 : end - 2], True, mark),), mark)
+            elif operator is None:
                 word = self._word()
                 if opens_document:
                     self._documents.append(word)
@@ -216,9 +216,9 @@ class _Reader:
             while line != written(word):
                 if self._at >= len(self._text):
                     raise _open_document(word)
-                line, _, _ = self._text[self._at :].partition("\n")
-                self._at += len(line) + 1
-                line = line.strip("\t\r")
+                end = self._text.find("\n", self._at)
+                end = len(self._text) if end < 0 else end
+                line, self._at = self._text[self._at : end].strip("\t\r"), end + 1
         self._documents.clear()
 
     def _word(self) -> Word:
@@ -242,7 +242,7 @@ class _Reader:
                 raise self._never_closed("a list that opens with `(` is not closed", opened, ")")
             if letter in ";&|<>(":
                 message = f"`{letter}` has no place inside a list"
-                raise RecipeError(Problem(message, code="shell-syntax", mark=self._mark(self._at)))
+                raise _refusal(message, "shell-syntax", self._mark(self._at))
             if letter.isspace():
                 self._at += 1
             else:
@@ -255,7 +255,7 @@ class _Reader:
         self._depth += 1
         if self._depth > MAX_NESTING:
             message = f"nested deeper than {MAX_NESTING} levels"
-            raise RecipeError(Problem(message, code="script-too-large", mark=self._mark(self._at)))
+            raise _refusal(message, "script-too-large", self._mark(self._at))
         while self._at < len(text) and text[self._at] not in stops:
             letter, start = text[self._at], self._at
             if letter == "\\":
@@ -305,11 +305,11 @@ class _Reader:
         if following == "{":
             return self._braces(start, quoted=quoted)
         if following == "(":
-            is_sum = self._is_sum(start + 1)
-            what = ARITHMETIC if is_sum else SUBSTITUTION
-            self._at = self._bracket_end(start + 1, start, what)
-            source = text[start + 3 : self._at - 2] if is_sum else text[start + 2 : self._at - 1]
-            return Computed(what, source, quoted, self._since(start))
+            self._at = self._bracket_end(start + 1, start, SUBSTITUTION)
+            inner = text[start + 2 : self._at - 1]
+            if self._is_sum(start + 1, self._at):
+                return Computed(ARITHMETIC, inner[1:-1], quoted, self._since(start))
+            return Computed(SUBSTITUTION, inner, quoted, self._since(start))
         self._at = start + 1
         if following == "'" and not quoted:
             self._at = self._end("'", start + 1, "a quote")
@@ -323,10 +323,13 @@ class _Reader:
         text = self._text
         found = _BRACES.match(text, start + 2)
         if found is None or (found["change"] and (found["count"] or found["entry"])):
-            self._at = self._end("}", start, "a parameter `${`")
+            other = _OTHER_BRACES.match(text, start + 2)
+            if other is None:
+                raise self._never_closed("`${` is not closed", start, "}", width=2)
+            self._at = other.end()
             return Computed("an expansion of this kind", "", quoted, self._since(start))
         self._at = found.end()
-        name, change = found["name"], found["change"] or ""
+        name, change = found["name"], found["change"]
         first: tuple[Part, ...] = ()
         second: tuple[Part, ...] = ()
         if change:
@@ -344,16 +347,9 @@ class _Reader:
         self._at += 1
         return Parameter(name, change, first, second, quoted, self._since(start))
 
-    def _is_sum(self, opened: int) -> bool:
-        """Whether two brackets open arithmetic: the inner one closes right before the outer one."""
-        if not self._text.startswith("((", opened):
-            return False
-        depth = 0
-        for at in range(opened + 1, min(opened + MAX_BRACKETED, len(self._text))):
-            depth += {"(": 1, ")": -1}.get(self._text[at], 0)
-            if depth in (0, MAX_NESTING):
-                return depth == 0 and self._text.startswith("))", at)
-        return False
+    def _is_sum(self, opened: int, end: int) -> bool:
+        """Whether brackets from one place to another are arithmetic rather than a command."""
+        return self._text.startswith("((", opened) and self._text.endswith("))", opened + 2, end)
 
     def _bracket_end(self, opened: int, start: int, what: str) -> int:
         """The place after the bracket that closes, past quotes and brackets inside."""
@@ -383,7 +379,11 @@ class _Reader:
 
 def _open_document(word: Word) -> RecipeError:
     message, hint = "a here-document that is never closed", "end it with its own word on a line"
-    return RecipeError(Problem(message, code="never-closed", mark=word.mark, hint=hint))
+    return _refusal(message, "never-closed", word.mark, hint)
+
+
+def _refusal(message: str, code: str, mark: Mark, hint: str | None = None) -> RecipeError:
+    return RecipeError(Problem(message, code=code, mark=mark, hint=hint))
 
 
 @dataclass(frozen=True)
@@ -405,9 +405,8 @@ class _Blocks:
     def operator(self, token: Operator) -> Iterator[Statement]:
         if self._in_test and token.text != "\n":
             return
-        if token.text in _REDIRECTIONS:
-            descriptor = self._take_descriptor(token.mark)
-            self._prints = self._prints and (token.text[0] == "<" or descriptor not in ("", "1"))
+        if _REDIRECTION.fullmatch(token.text):
+            self._prints = self._prints and not token.text.startswith((">", "1>", "&"))
             self._skips_next = True
         elif token.text == "(":
             if len(self._words) == 1 and self._words[0].plain not in _OPENS:
@@ -451,9 +450,7 @@ class _Blocks:
             block = self._blocks[-1]
             what = block.kind or f"a `{'(' if block.closing == ')' else '{'}`"
             hint = f"close it with `{block.closing}`"
-            raise RecipeError(
-                Problem(f"{what} that is never closed", code="never-closed", mark=block.mark, hint=hint)
-            )
+            raise _refusal(f"{what} that is never closed", "never-closed", block.mark, hint)
 
     def _end_statement(self, ended_by: str) -> Iterator[Statement]:
         if self._words:
@@ -465,7 +462,7 @@ class _Blocks:
     def _open(self, closing: str, kind: str, mark: Mark) -> None:
         if len(self._blocks) >= MAX_OPEN_BLOCKS:
             message = f"more than {MAX_OPEN_BLOCKS} blocks inside each other"
-            raise RecipeError(Problem(message, code="script-too-large", mark=mark))
+            raise _refusal(message, "script-too-large", mark)
         self._blocks.append(_Block(closing, kind, mark))
 
     def _close(self, closing: str, mark: Mark) -> None:
@@ -476,17 +473,4 @@ class _Blocks:
         if self._blocks:
             block = self._blocks[-1]
             hint = f"line {block.mark.line} opens {block.kind or 'a bracket'}, which `{block.closing}` closes"
-        raise RecipeError(
-            Problem(f"this `{closing}` closes nothing", code="shell-syntax", mark=mark, hint=hint)
-        )
-
-    def _take_descriptor(self, mark: Mark) -> str:
-        """The `2` of `2>file`, which is no word of the command; empty where there is none."""
-        last = self._words[-1] if self._words else None
-        text = last.plain or "" if last is not None else ""
-        if last is None or not text.isdigit() or last.mark.line != mark.line:
-            return ""
-        if last.mark.column + last.mark.width != mark.column:
-            return ""
-        self._words.pop()
-        return text
+        raise _refusal(f"this `{closing}` closes nothing", "shell-syntax", mark, hint)

@@ -110,8 +110,13 @@ class Variables:
 
     def forget(self, name: str, mark: Mark, why: str) -> None:
         message = f"the value of the variable `{name}` is needed and not known: {why}"
-        hint = f"give it: --var {name}=VALUE"
-        self.keep(name, UnknownValue(Problem(message, code="value-not-computed", mark=mark, hint=hint)), mark)
+        self.keep(name, _unknown(message, "value-not-computed", mark, f"give it: --var {name}=VALUE"), mark)
+
+
+def _unknown(
+    message: str, code: str, mark: Mark | None, hint: str | None = None, found: str | None = None
+) -> UnknownValue:
+    return UnknownValue(Problem(message, code=code, mark=mark, found=found, hint=hint))
 
 
 def expand_text(parts: Sequence[Part], variables: Variables) -> str:
@@ -157,7 +162,7 @@ def _bounded(text: str, parts: Sequence[Part]) -> str:
 
 def _too_large(message: str, parts: Sequence[Part]) -> UnknownValue:
     mark = next((part.mark for part in parts if not isinstance(part, Plain)), None)
-    return UnknownValue(Problem(message, code="script-too-large", mark=mark))
+    return _unknown(message, "script-too-large", mark)
 
 
 def _texts(part: Part, variables: Variables) -> Sequence[str]:
@@ -201,40 +206,22 @@ def _parameter(part: Parameter, variables: Variables) -> Sequence[str]:
 def _unset(part: Parameter, variables: Variables) -> UnknownValue:
     if part.name.isdigit():
         number = len(variables.positional)
-        given = f"{number or 'no'} {'argument is' if number < 2 else 'arguments are'} given"
-        return UnknownValue(
-            Problem(
-                f"the script's argument ${part.name} is needed",
-                code="argument-not-given",
-                mark=part.mark,
-                found=given,
-                hint="give the script's arguments in their order, each with `--arg VALUE`",
-            )
-        )
-    hint = f"give it: --var {part.name}=VALUE"
+        found = f"{number or 'no'} {'argument is' if number < 2 else 'arguments are'} given"
+        hint = "give the script's arguments in their order, each with `--arg VALUE`"
+        message = f"the script's argument ${part.name} is needed"
+        return _unknown(message, "argument-not-given", part.mark, hint, found)
     near = did_you_mean(part.name, variables.values)
-    return UnknownValue(
-        Problem(
-            f"nothing in the script sets the variable `{part.name}`",
-            code="variable-not-set",
-            mark=part.mark,
-            hint=f"{near} Or {hint}" if near else hint,
-        )
-    )
+    hint = f"{near} Or give it" if near else "give it"
+    message = f"nothing in the script sets the variable `{part.name}`"
+    return _unknown(message, "variable-not-set", part.mark, f"{hint}: --var {part.name}=VALUE")
 
 
 def _changed(text: str, part: Parameter, variables: Variables) -> str:
     """A value with a pattern cut off its start or end, or replaced in it."""
     change = part.change
     if change not in ("#", "##", "%", "%%", "/", "//") or _is_anchored(part):
-        raise UnknownValue(
-            Problem(
-                f"the expansion `${{{part.name}{change}…}}` is not evaluated, and its value is needed",
-                code="expansion-not-evaluated",
-                mark=part.mark,
-                hint="write the value in its place",
-            )
-        )
+        message = f"the expansion `${{{part.name}{change}…}}` is not evaluated, and its value is needed"
+        raise _unknown(message, "expansion-not-evaluated", part.mark, "write the value in its place")
     if len(text) > MAX_PATTERN_TEXT:
         raise _too_large(f"a pattern on a value longer than {MAX_PATTERN_TEXT:,} characters", (part,))
     pattern = _pattern(part.first, variables)
@@ -294,15 +281,9 @@ def _computed(part: Computed, variables: Variables) -> str:
             raise UnknownValue(replace(unknown.problem, mark=part.mark)) from None
         except RecipeError:
             pass
-    raise UnknownValue(
-        Problem(
-            f"{part.what} is not evaluated, and its value is needed",
-            code="value-not-evaluated",
-            mark=part.mark,
-            found=why or None,
-            hint="write the value in its place; a script is read here, never run",
-        )
-    )
+    message = f"{part.what} is not evaluated, and its value is needed"
+    hint = "write the value in its place; a script is read here, never run"
+    raise _unknown(message, "value-not-evaluated", part.mark, hint, why or None)
 
 
 def compute(source: str, variables: Variables) -> int:

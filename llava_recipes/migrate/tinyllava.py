@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from llava_recipes.migrate.conversations import TINYLLAVA as CONVERSATIONS
 from llava_recipes.migrate.conversations import put_conversation
@@ -19,32 +18,18 @@ from llava_recipes.migrate.llava import (
     translate_rest,
     translate_training,
 )
-from llava_recipes.migrate.programs import TINY_FLAGS, Program
+from llava_recipes.migrate.programs import Program
 from llava_recipes.migrate.settings import Flags, Row
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value
 
-FLAGS = (
-    *TINY_FLAGS,
-    *("tune_vision_tower_from_layer", "tune_embed_tokens", "pretrained_model_path", "vision_tower2"),
-    *("tokenizer_name_or_path", "vision_tower_lr", "resampler_hidden_size", "num_queries"),
-    "num_resampler_layers",
-)
-
-_RECIPE_BITS: Mapping[str, int] = MappingProxyType({"qlora_int4": 4, "qlora_int8": 8})
+_WITHOUT_A_KEY = ("tune_embed_tokens", "resampler_hidden_size", "num_queries", "num_resampler_layers")
+_RECIPE_BITS: Mapping[str, int] = {"qlora_int4": 4, "qlora_int8": 8}
 """Training recipes that hold the language model in few bits."""
-_TUNE_TYPES: tuple[tuple[str, str, Mapping[str, list[str]]], ...] = (
-    (
-        "tune_type_llm",
-        "frozen",
-        MappingProxyType({"frozen": [], "full": ["language_model", "lm_head"], "lora": []}),
-    ),
-    ("tune_type_connector", "full", MappingProxyType({"frozen": [], "full": ["projector"]})),
-    (
-        "tune_type_vision_tower",
-        "frozen",
-        MappingProxyType({"frozen": [], "full": ["vision_tower"], "partially-tune": []}),
-    ),
+_TUNE_TYPES: tuple[tuple[str, str, Mapping[str, tuple[str, ...]]], ...] = (
+    ("tune_type_llm", "frozen", {"frozen": (), "full": ("language_model", "lm_head"), "lora": ()}),
+    ("tune_type_connector", "full", {"frozen": (), "full": ("projector",)}),
+    ("tune_type_vision_tower", "frozen", {"frozen": (), "full": ("vision_tower",), "partially-tune": ()}),
 )
 """What a part's words set to train, and the word where none is given."""
 
@@ -72,7 +57,7 @@ def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) 
         remark = "a folder that `llava-recipe run` has written, not TinyLLaVA"
         flags.put("pretrained_model_path", "init_from", start, remark)
     name_draft(flags)
-    translate_rest(flags, FLAGS, program)
+    translate_rest(flags, _WITHOUT_A_KEY, program)
 
 
 def _translate_model(flags: Flags) -> None:
@@ -92,7 +77,7 @@ def _translate_model(flags: Flags) -> None:
 
 def _translate_freezing(flags: Flags) -> None:
     words = {name: (flags.text(name) or usual).lower() for name, usual, _ in _TUNE_TYPES}
-    language, connector, tower = (modules.get(words[name], []) for name, _, modules in _TUNE_TYPES)
+    language, connector, tower = (modules.get(words[name], ()) for name, _, modules in _TUNE_TYPES)
     trained = [*connector, *language, *tower]
     if words["tune_type_vision_tower"] == "partially-tune":
         trained += _upper_layers(flags)

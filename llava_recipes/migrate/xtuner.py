@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 
 from llava_recipes.migrate.draft import IsFolder, Migration, combine
-from llava_recipes.migrate.llava import QUANTIZATION, known_num_samples, put_bits
+from llava_recipes.migrate.llava import QUANTIZATION, put_bits, with_num_samples
 from llava_recipes.migrate.python_config import (
     PythonConfig,
     PythonValue,
@@ -255,15 +255,10 @@ def _translate_quantization(config: Tree, name: str) -> None:
     if bits is None:
         return
     put_bits(config, f"{name}.load_in_{bits}bit", bits, shown="True")
-    for key, ours, default in (
-        ("bnb_4bit_quant_type", "type", "fp4"),
-        ("bnb_4bit_use_double_quant", "double_quant", False),
-    ):
-        value = config.look_up(f"{name}.{key}")
-        if bits == 4 and isinstance(value, str | bool):
-            config.put(f"{name}.{key}", f"{QUANTIZATION}.{ours}", value)
-        elif bits == 4:
-            config.default(f"{name}.{key}", f"{QUANTIZATION}.{ours}", default)
+    if bits == 4:
+        kind, twice = f"{name}.bnb_4bit_quant_type", f"{name}.bnb_4bit_use_double_quant"
+        config.translate([Row(kind, f"{QUANTIZATION}.type", "text", "fp4")])
+        config.translate([Row(twice, f"{QUANTIZATION}.double_quant", "switch", False)])
 
 
 def _translate_freezing(config: Tree) -> None:
@@ -340,11 +335,8 @@ def _translate_data(config: Tree) -> None:
             if isinstance(value, str):
                 source[key] = value
                 config.tell(f"{name}.{setting}", f"data.sources[{number}].{key}", shown=value)
-        count = known_num_samples(source.get("annotations"))
-        if count is not None:
-            source["num_samples"] = count
         if source:
-            sources.append(source)
+            sources.append(with_num_samples(source))
     if sources:
         config.draft.put("data.sources", sources)
     _translate_sampler(config)

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import IsFolder, Migration, combine
-from llava_recipes.migrate.llava import QUANTIZATION, known_num_samples, put_bits
-from llava_recipes.migrate.settings import Keys
+from llava_recipes.migrate.llava import QUANTIZATION, put_bits, with_num_samples
+from llava_recipes.migrate.settings import Keys, Row
 from llava_recipes.projectors import STOCK
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
@@ -119,6 +119,10 @@ _PARTS = (
     ("freeze_language_model", ("language_model", "lm_head"), False),
 )
 """LLaMA-Factory's switches, what they freeze, and whether they do where they are left out."""
+_FACTORY_QUANTIZATION = (
+    Row("quantization_type", f"{QUANTIZATION}.type", "text", "nf4"),
+    Row("double_quantization", f"{QUANTIZATION}.double_quant", "switch", True),
+)
 _ORDER = ("projector", "language_model", "lm_head", "vision_tower")
 
 
@@ -250,17 +254,11 @@ def _llama_factory_bits(config: Keys) -> None:
     put_bits(config, "quantization_bit", bits)
     if method is not None:
         config.needless("quantization_method", "as recipes do it", shown=str(method))
-    for key, name, default in (
-        ("quantization_type", "type", "nf4"),
-        ("double_quantization", "double_quant", True),
-    ):
-        value = config.take(key)
-        if bits == 8 and value is not None:
-            config.needless(key, "it goes with 4 bits")
-        elif bits == 4 and value is not None:
-            config.put(key, f"{QUANTIZATION}.{name}", value)
-        elif bits == 4:
-            config.default(key, f"{QUANTIZATION}.{name}", default)
+    for row in _FACTORY_QUANTIZATION:
+        if bits == 4:
+            config.translate([row])
+        elif row.name in config:
+            config.needless(row.name, "it goes with 4 bits")
 
 
 def _llama_factory_freezing(config: Keys, kind: Value) -> None:
@@ -392,17 +390,15 @@ def _source(config: Keys, key: str, path: Value, images: Value, index: int) -> N
     if not isinstance(path, str):
         return
     if not path.endswith((".json", ".jsonl")):
-        config.lost(
-            key, "this is no JSON file: write the records to one, as LLaVA has them", shown=spell_value(path)
-        )
-    source: dict[str, Value] = {"annotations": path}
-    if isinstance(images, str):
-        source["images"] = images
-    count = known_num_samples(path)
-    if count is not None:
-        source["num_samples"] = count
-    sources = config.draft.read("data.sources")
-    config.draft.put("data.sources", [*(sources if isinstance(sources, list) else []), source])
+        why = "this is no JSON file: write the records to one, as LLaVA has them"
+        config.lost(key, why, shown=spell_value(path))
+    source: dict[str, Value] = {
+        "annotations": path,
+        **({"images": images} if isinstance(images, str) else {}),
+    }
+    before = config.draft.read("data.sources")
+    sources = [*(before if isinstance(before, list) else []), with_num_samples(source)]
+    config.draft.put("data.sources", sources)
     config.tell(key, f"data.sources[{index}].annotations", shown=path)
 
 

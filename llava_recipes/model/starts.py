@@ -32,7 +32,7 @@ from llava_recipes.model.lora import (
 )
 from llava_recipes.model.pretrained import pretrained_folder
 from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
-from llava_recipes.plan.identity import identity
+from llava_recipes.plan.compare import identity
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 

@@ -108,7 +108,7 @@ class ActivationModel:
             )
         else:
             kept += sum(layers) * text + sum(tower) * patches
-        working = self._working(batch, bool(layers), bool(tower))
+        working = self._working(batch, bool(layers))
         largest = max(max(layers, default=0) * text, max(tower, default=0) * patches)
         return Activations(
             kept=kept,
@@ -212,7 +212,7 @@ class ActivationModel:
         """float32 scores, their softmax and its gradient live together with the half-precision logits."""
         return batch.num_labels * self._sizes.vocab * (2 * _LABEL_BYTES + self._width)
 
-    def _working(self, batch: ForwardPass, in_text: bool, in_tower: bool) -> int:
+    def _working(self, batch: ForwardPass, in_text: bool) -> int:
         """Gradients in flight: two of the inner size and two of the hidden size."""
         sizes, c = self._sizes, self._width
         # Under autocast an adapter's input is float32 on its way to the half-precision product.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from llava_recipes.plan.batch_advice import check_processes, check_size
-from llava_recipes.plan.data_advice import check_order, check_plain, check_validation
+from llava_recipes.layouts import ALIASES
+from llava_recipes.plan.batch import fitting_on_device, suitable_share
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.pictures import roomy_length
 from llava_recipes.plan.trainable import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.projectors import has_weights
 from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.recipe.rates import kind_of_stage, usual_batch
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Recipe, Stage
 
@@ -45,18 +47,18 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         path: KeyPath = ("stages", index)
         trains = _trained_roots(planned)
         found += _check_saving(stage, planned, path)
-        found += check_order(stage, path)
-        found += check_validation(stage, planned, path)
+        found += _check_order(stage, path)
+        found += _check_validation(stage, planned, path)
         found += _check_warm_up(stage, planned, path)
-        found += check_size(stage, planned, path)
+        found += _check_size(stage, planned, path)
         if _pretrained(recipe) and (model.sizes is None or model.sizes.num_parameters >= SMALL_MODEL):
             # Random weights and tiny models are for trying things out, on one process.
-            found += check_processes(stage, planned, path)
+            found += _check_processes(stage, planned, path)
         found += _check_precision(model, planned, path)
         found += _check_length(model, planned, path)
         found += _check_start(recipe, planned, index)
         if "language_model" in _pretrained(recipe):
-            found += check_plain(stage, planned, path)
+            found += _check_plain(stage, planned, path)
         if trains is not None:
             found += _check_sharding(model, planned, trains, path)
             found += _check_text_only(planned, trains, path)
@@ -339,3 +341,126 @@ def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str])
             hint="give its weights with `init_from:`, or add `projector` to `trainable:` of the stage",
             on_key=True,
         )
+
+
+def _check_order(stage: Stage, path: KeyPath) -> Iterator[Problem]:
+    """An order that is asked for and not drawn."""
+    if stage.data.order == "original" and not stage.data.shuffle:
+        yield _warning(
+            "`order: original` has no effect with `shuffle: false`, which takes the order of the files",
+            code="key-has-no-effect",
+            path=(*path, "data", "order"),
+            hint="write `order: seed`, or `shuffle: true`: the original always shuffles",
+        )
+    elif stage.data.order == "original" and stage.data.group_by == "length":
+        yield _warning(
+            "the original has no order for `group_by: length`: there Hugging Face's sampler draws it",
+            code="original-has-no-order",
+            path=(*path, "data", "order"),
+            hint="write `order: seed`, or `group_by: modality_length`",
+        )
+
+
+def _check_validation(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
+    """Evaluations that never come, and validation data that is trained on."""
+    train, last = stage.train, planned.train.max_steps
+    where: KeyPath = (*path, "train", "eval_steps")
+    if "eval_steps" in train.model_fields_set and train.eval_strategy != "steps":
+        yield _warning(
+            f"`eval_steps` has no effect with `eval_strategy: {train.eval_strategy}`",
+            code="key-has-no-effect",
+            path=where,
+            hint="remove it, or write `eval_strategy: steps`",
+        )
+    elif train.eval_strategy == "steps" and last is not None and train.eval_steps > last:
+        yield _warning(
+            f"the validation loss is measured at the end alone: `eval_steps: {train.eval_steps}` is beyond "
+            f"the last of {last} steps",
+            code="validation-only-at-end",
+            path=where if "eval_steps" in train.model_fields_set else (*path, "train", "eval_strategy"),
+            hint=f"write `eval_steps: {max(1, last // 4)}` or so",
+        )
+    validation = stage.data.validation
+    trained = {os.path.normpath(source.annotations): source for source in stage.data.sources}
+    for number, source in enumerate((validation and validation.sources) or ()):
+        other = trained.get(os.path.normpath(source.annotations))
+        words = {each.sampling_strategy.partition(":")[0] for each in (source, other) if each is not None}
+        if other is not None and words != {"first", "end"}:
+            yield _warning(
+                "the validation data is trained on too: its loss tells nothing about new data",
+                code="validation-data-is-trained-on",
+                path=(*path, "data", "validation", "sources", number, "annotations"),
+                hint="write `validation: {split: 0.01}`, or use the `first` part of the file for one and the "
+                "`end` for the other",
+            )
+
+
+def _check_plain(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
+    """A language model that learns answers without what was asked: `plain` writes image and answer alone."""
+    roots = {name.split(".")[0] for name in planned.trainable_modules or ()}
+    name = stage.data.template
+    if roots & {"language_model", "lm_head"} and name is not None and ALIASES.get(name, name) == "plain":
+        yield _warning(
+            f"`template: {name}` leaves out what is asked, and the language model trains",
+            code="plain-template-in-full-training",
+            path=(*path, "data", "template"),
+            hint="write `template: v1`, or the language model's own; `plain` is for aligning a projector",
+        )
+
+
+def _check_processes(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
+    """A batch that grows with the number of processes, while the learning rate stays."""
+    train, config = stage.train, planned.deepspeed or {}
+    if train.global_batch_size is not None or isinstance(config.get("train_batch_size"), int):
+        return
+    per_device, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps or 1
+    key = "per_device_train_batch_size"
+    is_written = key in train.model_fields_set
+    batch = per_device * accumulation
+    kind = kind_of_stage(stage.freeze, stage.trainable, has_lora=stage.lora is not None)
+    usual = usual_batch(kind, train.learning_rate)
+    wanted = "`global_batch_size:` with the batch that the learning rate was made for"
+    if usual is not None and usual % per_device == 0:
+        wanted = f"`global_batch_size: {usual}`, LLaVA's batch at this rate"
+    instead = ", in place of `gradient_accumulation_steps`" if train.gradient_accumulation_steps else ""
+    yield _warning(
+        "the batch of a step depends on the number of processes, and the learning rate doesn't",
+        code="batch-depends-on-processes",
+        path=(*path, "train", key) if is_written else (*path, "train"),
+        found=f"{batch} samples on 1 process, {8 * batch} on 8, at "
+        f"{say_number(train.learning_rate)} on each of them",
+        hint=f"write {wanted}{instead}; the accumulation steps then follow from the number of processes",
+        on_key=True,
+    )
+
+
+def _check_size(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
+    """A batch that an epoch cannot fill: each step takes all samples there are, and an epoch is one step."""
+    train, num_samples, batch = stage.train, planned.data.num_samples, planned.train.global_batch_size
+    if not num_samples or batch <= num_samples:
+        return
+    per_device, accumulation = train.per_device_train_batch_size, planned.train.gradient_accumulation_steps
+    num_processes = batch // (per_device * accumulation)
+    share = suitable_share(max(1, num_samples // num_processes))
+    key = "per_device_train_batch_size"
+    if num_samples < num_processes:
+        hint = f"give it more samples, or run on at most {num_samples} of the {num_processes} processes"
+    elif train.global_batch_size is not None:
+        key, size = "global_batch_size", fitting_on_device(share, per_device)
+        beside = "" if size == per_device else f" with `per_device_train_batch_size: {size}`"
+        hint = f"write `global_batch_size: {share * num_processes}`{beside}"
+    elif accumulation > 1 and per_device * num_processes <= num_samples:
+        key = "gradient_accumulation_steps"
+        hint = "write `gradient_accumulation_steps: 1`"
+    else:
+        beside = " with `gradient_accumulation_steps: 1`" if accumulation > 1 else ""
+        hint = f"write `per_device_train_batch_size: {min(share, per_device)}`{beside}"
+    at = (*path, "train", key) if key in train.model_fields_set else (*path, "train")
+    yield _warning(
+        "the batch of a step is larger than the data of an epoch",
+        code="batch-larger-than-epoch",
+        path=at,
+        found=f"{batch} samples in a step, {num_samples} in an epoch",
+        hint=hint,
+        on_key=at[-1] == "train",
+    )

@@ -1,9 +1,11 @@
-"""From a stage's `train` settings to the keyword arguments of transformers.TrainingArguments (version 5)."""
+"""From a stage's `train` settings to its plan and to transformers.TrainingArguments (version 5)."""
 
 from __future__ import annotations
 
 from pydantic import JsonValue
 
+from llava_recipes.plan.batch import BatchSizes, StepCounts
+from llava_recipes.plan.types import TrainPlan
 from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.names import OPTIMIZERS
 from llava_recipes.recipe.schema import Train
@@ -16,25 +18,56 @@ _ADAM = ("adam", "adamw", "adamw_hf", "adam_w", "torch_adamw")
 """What is meant by AdamW without more words; Hugging Face's own `adamw_hf` is gone."""
 
 
-def training_arguments(train: Train, *, gradient_accumulation_steps: int) -> dict[str, JsonValue]:
-    """Keyword arguments of TrainingArguments, without paths and processes."""
-    wanted: dict[str, JsonValue] = {
+def plan_train(train: Train, batch: BatchSizes, steps: StepCounts) -> TrainPlan:
+    """The plan of a stage's `train`, its batch and steps counted."""
+    return TrainPlan(
+        per_device_train_batch_size=batch.per_device,
+        gradient_accumulation_steps=batch.accumulation,
+        global_batch_size=batch.in_all,
+        num_train_epochs=train.num_train_epochs,
+        steps_per_epoch=steps.per_epoch,
+        max_steps=steps.in_all,
+        warmup_steps=steps.warmup,
+        learning_rate=train.learning_rate,
+        precision="bf16" if train.bf16 else "fp16" if train.fp16 else "fp32",
+        loss_normalization=train.loss_normalization,
+        seed=train.seed,
+        training_arguments=_other_arguments(train, warmup_steps=steps.warmup),
+    )
+
+
+def keyword_arguments(train: TrainPlan) -> dict[str, JsonValue]:
+    """All keyword arguments of TrainingArguments that a plan comes to, without paths and processes."""
+    length = "max_steps" if train.num_train_epochs is None else "num_train_epochs"
+    warmup = {} if train.warmup_steps is None else {"warmup_steps": train.warmup_steps}
+    return {
         "per_device_train_batch_size": train.per_device_train_batch_size,
-        "per_device_eval_batch_size": train.per_device_eval_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        length: getattr(train, length),
+        **warmup,
         "learning_rate": train.learning_rate,
+        "average_tokens_across_devices": train.loss_normalization == "token",
+        "bf16": train.precision == "bf16",
+        "fp16": train.precision == "fp16",
+        "seed": train.seed,
+        **train.training_arguments,
+    }
+
+
+def _other_arguments(train: Train, *, warmup_steps: int | None) -> dict[str, JsonValue]:
+    """Keyword arguments of TrainingArguments that a plan says in no field of its own.
+
+    `warmup_steps` are those of the plan; where it can't count them the recipe's share is an argument.
+    """
+    wanted: dict[str, JsonValue] = {
+        "per_device_eval_batch_size": train.per_device_eval_batch_size,
         "weight_decay": train.weight_decay,
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
         "max_grad_norm": train.max_grad_norm,
         "optim": train.optim,
-        # A share below 1 means ceil(share × steps), as the original's warmup_ratio did.
-        "warmup_steps": train.warmup_steps if train.warmup_steps is not None else train.warmup_ratio or 0,
         "lr_scheduler_type": train.lr_scheduler_type,
-        "average_tokens_across_devices": train.loss_normalization == "token",
-        "bf16": train.bf16,
-        "fp16": train.fp16,
         "activation_checkpointing": train.gradient_checkpointing,
         "dataloader_num_workers": train.dataloader_num_workers,
         "eval_strategy": train.eval_strategy,
@@ -44,12 +77,10 @@ def training_arguments(train: Train, *, gradient_accumulation_steps: int) -> dic
         "save_steps": train.save_steps,
         "save_total_limit": train.save_total_limit,
         "report_to": list(train.report_to) if isinstance(train.report_to, tuple) else train.report_to,
-        "seed": train.seed,
     }
-    if train.max_steps is not None:
-        wanted["max_steps"] = train.max_steps
-    else:
-        wanted["num_train_epochs"] = train.num_train_epochs
+    if warmup_steps is None:
+        # A share below 1 means ceil(share × steps), as the original's warmup_ratio did.
+        wanted["warmup_steps"] = train.warmup_ratio
     if train.tf32:
         wanted["tf32"] = True
     if train.gradient_checkpointing:

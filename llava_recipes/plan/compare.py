@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -70,14 +71,8 @@ def _comparable(a: StagePlan, b: StagePlan) -> tuple[Values, Values]:
         left_out |= {"freeze", "trainable"}
     if a.deepspeed == b.deepspeed:
         left_out.add("deepspeed_source")
-    values = [_without(stage.model_dump(mode="json"), left_out) for stage in (a, b)]
-    if a.train.warmup_steps is not None and b.train.warmup_steps is not None:
-        # The argument may hold a share of the steps; what that comes to is compared.
-        for stage in values:
-            train = stage["train"]
-            assert isinstance(train, dict) and isinstance(train["training_arguments"], dict)
-            train["training_arguments"].pop("warmup_steps", None)
-    return values[0], values[1]
+    one, other = (_without(stage.model_dump(mode="json"), left_out) for stage in (a, b))
+    return one, other
 
 
 def _without(values: Values, keys: set[str]) -> Values:
@@ -115,3 +110,34 @@ def _by_name(value: JsonValue) -> JsonValue:
             return value
         named[name] = _without(entry, {"name"})
     return named if len(named) == len(value) else value
+
+
+def identity(part: Mapping[str, JsonValue]) -> str | None:
+    """What tells one language model or tower of a plan from another: its source, or its config and seed."""
+    source = part.get("source")
+    if isinstance(source, str):
+        return source
+    config = part.get("config")
+    return json.dumps([config, part.get("seed")], sort_keys=True) if config is not None else None
+
+
+def is_same(left: str, right: str | None) -> bool:
+    """Whether two identities are one: the same text, or a folder named like the hub's repository."""
+    if right is None or left == right:
+        return left == right
+    return not left.startswith("[") and last_name(left) == last_name(right)
+
+
+def last_name(source: str) -> str:
+    """`vicuna-7b-v1.5`, of `lmsys/Vicuna-7B-v1.5` or a folder of that name."""
+    return source.rstrip("/").rpartition("/")[2].lower()
+
+
+def spell_identity(identity: str | None) -> str:
+    """An identity for a person: the source, or what kind of random weights."""
+    if identity is None:
+        return "none"
+    if not identity.startswith("["):
+        return identity
+    config, seed = json.loads(identity)
+    return f"random weights of a {config.get('model_type')} config, seed {seed}"

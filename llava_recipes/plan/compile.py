@@ -10,20 +10,18 @@ from pydantic import JsonValue
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
-from llava_recipes.plan.arguments import check_arguments, training_arguments
+from llava_recipes.plan.arguments import check_arguments, plan_train
 from llava_recipes.plan.batch import (
     BatchSizes,
-    StepCounts,
     batch_notes,
     count_evaluations,
     count_steps,
     derive_batch,
     explain_batch,
 )
-from llava_recipes.plan.data import plan_data
+from llava_recipes.plan.data import plan_data, plan_sampling
 from llava_recipes.plan.exports import export_warnings
 from llava_recipes.plan.model import PlannedModel, plan_model
-from llava_recipes.plan.sampling import plan_sampling
 from llava_recipes.plan.trainable import (
     Trains,
     groups_of,
@@ -33,15 +31,15 @@ from llava_recipes.plan.trainable import (
     what_trains,
 )
 from llava_recipes.plan.types import (
+    PLAN_VERSION,
     DataPlan,
     ParamGroupPlan,
     Plan,
     StagePlan,
-    TrainPlan,
 )
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.scalars import say_number
-from llava_recipes.recipe.schema import Recipe, Train
+from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.spelling import did_you_mean
 
 
@@ -128,7 +126,7 @@ def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled
     )
     notes += [warning.message for warning in warnings]
     plan = Plan(
-        plan_version=1,
+        plan_version=PLAN_VERSION,
         recipe=recipe.name,
         world_size=world_size,
         model=model.plan,
@@ -193,7 +191,7 @@ class _StageCompiler:
             lora=stage.lora,
             param_groups=self._plan_groups(trains),
             data=data,
-            train=_plan_train(train, batch, steps),
+            train=plan_train(train, batch, steps),
             deepspeed=config,
             deepspeed_source=source,
             sampling=plan_sampling(stage),
@@ -291,20 +289,3 @@ class _StageCompiler:
                 f"the DeepSpeed config has no `gradient_clipping`; it {clips}, as `max_grad_norm` says"
             )
         return deepspeed.complete(config, max_grad_norm=train.max_grad_norm), source
-
-
-def _plan_train(train: Train, batch: BatchSizes, steps: StepCounts) -> TrainPlan:
-    return TrainPlan(
-        per_device_train_batch_size=batch.per_device,
-        gradient_accumulation_steps=batch.accumulation,
-        global_batch_size=batch.in_all,
-        num_train_epochs=train.num_train_epochs,
-        steps_per_epoch=steps.per_epoch,
-        max_steps=steps.in_all,
-        warmup_steps=steps.warmup,
-        learning_rate=train.learning_rate,
-        precision="bf16" if train.bf16 else "fp16" if train.fp16 else "fp32",
-        loss_normalization=train.loss_normalization,
-        seed=train.seed,
-        training_arguments=training_arguments(train, gradient_accumulation_steps=batch.accumulation),
-    )

@@ -1,17 +1,24 @@
-"""What a stage's `data:` comes to: which records are trained and measured on, and how they are given."""
+"""What a stage's `data:` comes to: how many records train, validate and are asked, and how they are given.
+
+Shares are rounded up, as LLaVA-NeXT rounds its percentages. Which records they are, `data/draw.py` draws.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from llava_recipes.layouts import meaning_of
-from llava_recipes.plan.mix import mix_sources, nothing_left, overdrawn, total_used
 from llava_recipes.plan.pictures import plan_images
 from llava_recipes.plan.trainable import trains_image_tokens
-from llava_recipes.plan.types import DataPlan, ModelSizes, ValidationPlan
+from llava_recipes.plan.types import DataPlan, ModelSizes, SamplingPlan, SourcePlan, StagePlan, ValidationPlan
 from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.schema import Source, Stage
+from llava_recipes.recipe.schema import Samples, Source, Stage
+
+NUM_RECORDS = 4
+"""Asked while the model trains, where a recipe names no number."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +106,146 @@ class _Sources:
             elif (problem := overdrawn(source.sampling_strategy, count)) is not None:
                 self.problems.append(replace(problem, path=(*path, number, *(problem.path or ()))))
         return counts
+
+
+def plan_sampling(stage: Stage) -> SamplingPlan | None:
+    """The plan of `sample_every`, or None where nothing is asked."""
+    if stage.sample_every is None:
+        return None
+    samples = stage.samples or Samples()
+    return SamplingPlan(
+        every=stage.sample_every,
+        num_records=None if samples.images else samples.num or NUM_RECORDS,
+        images=samples.images or (),
+        prompt=samples.prompt,
+        max_new_tokens=samples.max_new_tokens,
+    )
+
+
+def describe_sampling(sampling: SamplingPlan) -> str:
+    """How much is asked, and when."""
+    number = len(sampling.images) or sampling.num_records or 0
+    pictures = f"{number} {'picture' if number == 1 else 'pictures'}"
+    return f"about {pictures} every {sampling.every:,} steps and after the last"
+
+
+def when_measured(stage: StagePlan) -> str:
+    """`every 500 steps and at the end`."""
+    arguments = stage.train.training_arguments
+    every = {"steps": f"every {arguments.get('eval_steps'):,} steps and ", "epoch": "after every epoch and "}
+    return f"{every.get(str(arguments['eval_strategy']), '')}at the end"
+
+
+@dataclass(frozen=True)
+class MixedSources:
+    """The sources that are trained on, and those that are held out; None where nothing is."""
+
+    training: tuple[SourcePlan, ...]
+    held_out: tuple[SourcePlan, ...] | None
+
+
+def mix_sources(
+    sources: Sequence[Source], counts: Sequence[int | None], *, seed: str, split: float | None
+) -> MixedSources:
+    """What is used of each source that holds so many records; None where a file is not at hand.
+
+    `seed` begins the text that every draw by chance is seeded with.
+    """
+    drawn = [
+        None if count is None else count_drawn(source.sampling_strategy, count)
+        for source, count in zip(sources, counts, strict=True)
+    ]
+    held_out = [0] * len(sources) if split is None else count_held_out(split, drawn)
+    training = [
+        SourcePlan(
+            annotations=source.annotations,
+            images=source.images,
+            num_samples=count,
+            sampling_strategy=source.sampling_strategy,
+            weight=source.weight,
+            num_held_out=held,
+            num_used=None if chosen is None or held is None else count_used(source.weight, chosen - held),
+            draw_seed=f"{seed}/{number}" if _by_chance(source, split) else "",
+        )
+        for number, (source, count, chosen, held) in enumerate(
+            zip(sources, counts, drawn, held_out, strict=True)
+        )
+    ]
+    if split is None:
+        return MixedSources(tuple(training), None)
+    changes = ({"part": "held_out", "weight": 1.0, "num_used": source.num_held_out} for source in training)
+    return MixedSources(
+        tuple(training),
+        tuple(source.model_copy(update=change) for source, change in zip(training, changes, strict=True)),
+    )
+
+
+def _by_chance(source: Source, split: float | None) -> bool:
+    return (
+        split is not None or source.sampling_strategy.startswith("random") or not source.weight.is_integer()
+    )
+
+
+def every_record(source: SourcePlan) -> SourcePlan:
+    """The source with each of its chosen records once, to be trained on or held out."""
+    return source.model_copy(update={"weight": 1.0, "num_held_out": 0, "part": "training"})
+
+
+def total_used(sources: Sequence[SourcePlan]) -> int | None:
+    """Samples that an epoch draws; None while a file is not at hand."""
+    counts = [source.num_used for source in sources]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def count_drawn(strategy: str, num_records: int) -> int:
+    """How many of a file's records a sampling strategy chooses; may be more than there are."""
+    word, _, amount = strategy.partition(":")
+    if word == "all":
+        return num_records
+    if amount.endswith("%"):
+        return math.ceil(Fraction(amount[:-1]) * num_records / 100)
+    return int(amount)
+
+
+def overdrawn(strategy: str, num_records: int) -> Problem | None:
+    """The problem of a strategy that asks for more records than there are; its path is the key's name."""
+    if count_drawn(strategy, num_records) <= num_records:
+        return None
+    return Problem(
+        "`sampling_strategy` asks for more records than the file holds",
+        code="too-few-records",
+        path=("sampling_strategy",),
+        found=f"{strategy}, and the file holds {num_records:,}",
+        hint="write `all`",
+    )
+
+
+def nothing_left(held_out: Sequence[SourcePlan], path: KeyPath) -> Problem:
+    """The problem of a `split` that takes every record; `path` is its own."""
+    return Problem(
+        "`split` holds out every record: nothing is left to train on",
+        code="too-few-records",
+        path=path,
+        found=f"{total_used(held_out):,} records, all of them held out",
+        hint="write a share such as `0.01`, or a smaller number",
+    )
+
+
+def count_used(weight: float, num_records: int) -> int:
+    """How many samples an epoch draws from so many records."""
+    return math.ceil(Fraction(repr(weight)) * num_records)
+
+
+def count_held_out(split: float, drawn: Sequence[int | None]) -> list[int | None]:
+    """How many records of each source are held out: its share of the whole, by largest remainder."""
+    known = [count for count in drawn if count is not None]
+    if len(known) < len(drawn):
+        return [None] * len(drawn)
+    in_all = sum(known)
+    wanted = min(in_all, math.ceil(Fraction(repr(split)) * in_all) if split < 1 else int(split))
+    exact = [Fraction(wanted * count, in_all) for count in known]
+    held_out = [int(share) for share in exact]
+    by_remainder = sorted(range(len(known)), key=lambda number: held_out[number] - exact[number])
+    for number in by_remainder[: wanted - sum(held_out)]:
+        held_out[number] += 1
+    return list[int | None](held_out)

@@ -7,6 +7,7 @@ from copy import deepcopy
 
 from pydantic import JsonValue
 
+from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.types import StagePlan
 
 
@@ -38,10 +39,9 @@ def effective_deepspeed(
     return config
 
 
-def _buffer_sizes(config: Mapping[str, JsonValue], hidden: int) -> dict[str, JsonValue]:
+def _buffer_sizes(config: dict[str, JsonValue], hidden: int) -> dict[str, JsonValue]:
     sizes: dict[str, JsonValue] = {"zero_optimization.reduce_bucket_size": hidden * hidden}
-    zero = config.get("zero_optimization")
-    if isinstance(zero, dict) and zero.get("stage") == 3:
+    if zero_stage(config) == 3:
         sizes["zero_optimization.stage3_prefetch_bucket_size"] = int(0.9 * hidden * hidden)
         sizes["zero_optimization.stage3_param_persistence_threshold"] = 10 * hidden
     return sizes

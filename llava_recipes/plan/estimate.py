@@ -27,7 +27,7 @@ from llava_recipes.plan.cost import (
 from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.hardware import GPUS, Gpu
 from llava_recipes.plan.memory import Memory, MemoryModel, count_parameters
-from llava_recipes.plan.types import StagePlan
+from llava_recipes.plan.types import Plan, StagePlan
 
 NOT_MEASURED = "not yet measured on a GPU: counted from the configs; see docs/cost.md for the formulas"
 
@@ -234,3 +234,11 @@ def _caution(gpu: Gpu, stage: StagePlan) -> str | None:
     if stage.train.training_arguments.get("tf32") is True and not gpu.tf32_tflops:
         return f"{gpu.title} has no TF32 units: leave `tf32` out"
     return None
+
+
+class PlanReport(Plan):
+    """A plan with its estimate: what `llava-recipe plan --json` prints."""
+
+    estimate: Estimate | None = Field(
+        None, description="None where a config is not at hand, and in the plan of a run folder."
+    )

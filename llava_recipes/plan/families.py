@@ -40,6 +40,13 @@ class LanguageFamily:
     """Whether queries and keys of each head pass a norm."""
 
 
+_LANGUAGE: Config = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "tie_word_embeddings": False,
+}
 LANGUAGE_FAMILIES: Mapping[str, LanguageFamily] = {
     "llama": LanguageFamily(
         template="v1",
@@ -48,17 +55,9 @@ LANGUAGE_FAMILIES: Mapping[str, LanguageFamily] = {
         llava_type="llama",
         in_original=True,
         defaults={
-            "vocab_size": 32000,
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": None,
-            "head_dim": None,
-            "max_position_embeddings": 2048,
-            "tie_word_embeddings": False,
-            "attention_bias": False,
-            "mlp_bias": False,
+            **_LANGUAGE,
+            **{"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048},
+            **{"num_key_value_heads": None, "head_dim": None, "attention_bias": False, "mlp_bias": False},
         },
     ),
     "mistral": LanguageFamily(
@@ -67,15 +66,9 @@ LANGUAGE_FAMILIES: Mapping[str, LanguageFamily] = {
         llava_type="mistral",
         in_original=True,
         defaults={
-            "vocab_size": 32000,
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": None,
-            "max_position_embeddings": 131072,
-            "tie_word_embeddings": False,
+            **_LANGUAGE,
+            **{"vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072},
+            **{"num_key_value_heads": 8, "head_dim": None},
         },
     ),
     "mpt": LanguageFamily(
@@ -86,30 +79,17 @@ LANGUAGE_FAMILIES: Mapping[str, LanguageFamily] = {
         llava_class="LlavaQwenForCausalLM",
         llava_type="qwen",
         defaults={
-            "vocab_size": 151936,
-            "hidden_size": 4096,
-            "intermediate_size": 22016,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "max_position_embeddings": 32768,
-            "tie_word_embeddings": False,
+            **_LANGUAGE,
+            **{"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768},
         },
         reads_with_bias=True,
     ),
     "qwen3": LanguageFamily(
         template="qwen",
         defaults={
-            "vocab_size": 151936,
-            "hidden_size": 4096,
-            "intermediate_size": 22016,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "head_dim": 128,
-            "max_position_embeddings": 32768,
-            "tie_word_embeddings": False,
-            "attention_bias": False,
+            **_LANGUAGE,
+            **{"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768},
+            **{"head_dim": 128, "attention_bias": False},
         },
         norms_heads=True,
     ),

@@ -80,12 +80,7 @@ def propose(estimator: Estimator, stage: StagePlan, *, gpu: Gpu, world_size: int
 def apply(choice: Choice, stage: StagePlan, *, world_size: int) -> StagePlan:
     """The stage's plan under a choice."""
     accumulation = stage.train.global_batch_size // (choice.micro_batch * world_size)
-    arguments = {
-        **stage.train.training_arguments,
-        "per_device_train_batch_size": choice.micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "activation_checkpointing": choice.checkpoints,
-    }
+    arguments = {**stage.train.training_arguments, "activation_checkpointing": choice.checkpoints}
     train = stage.train.model_copy(
         update={
             "per_device_train_batch_size": choice.micro_batch,

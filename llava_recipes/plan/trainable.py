@@ -193,7 +193,7 @@ def quantized_bytes(quantization: Quantization, shapes: Shapes, names: Collectio
     return int(num_weights / 2 + scales)
 
 
-def describe(quantization: Quantization) -> str:
+def describe_quantization(quantization: Quantization) -> str:
     """In words: `4 bits, nf4, scales quantized too`."""
     if quantization.bits == 8:
         return "8 bits"

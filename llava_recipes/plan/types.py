@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Final, Literal
 
 from pydantic import Field, JsonValue
 
 from llava_recipes.anyres import MergeType
 from llava_recipes.layouts import Template
 from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, Quantization, VisionTower
+from llava_recipes.recipe.values import as_list, as_mapping
 
 
 class LanguageModelPlan(Frozen):
@@ -160,7 +164,7 @@ class DataPlan(Frozen):
 
 
 class TrainPlan(Frozen):
-    """Batch and step arithmetic, and the TrainingArguments it comes to."""
+    """Batch and step arithmetic, and what else TrainingArguments are told."""
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
@@ -176,7 +180,8 @@ class TrainPlan(Frozen):
     loss_normalization: Literal["device_batch", "token"]
     seed: int
     training_arguments: dict[str, JsonValue] = Field(
-        description="Keyword arguments of transformers.TrainingArguments, without paths and processes."
+        description="Keyword arguments of transformers.TrainingArguments that are in no other field, without "
+        "paths and processes."
     )
 
 
@@ -223,10 +228,13 @@ class StagePlan(Frozen):
     output_dir: str
 
 
+PLAN_VERSION: Final = 2
+
+
 class Plan(Frozen):
     """A compiled recipe for a number of processes."""
 
-    plan_version: Literal[1]
+    plan_version: Literal[2]
     recipe: str
     world_size: int = Field(gt=0, description="Processes, one per GPU.")
     model: ModelPlan
@@ -234,3 +242,26 @@ class Plan(Frozen):
     notes: tuple[str, ...] = Field(
         description="What a person should know: values derived, things not yet known."
     )
+
+
+# What version 1 said in a field and again among the arguments.
+_SAID_TWICE = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps"),
+    *("learning_rate", "seed", "bf16", "fp16", "average_tokens_across_devices"),
+)
+
+
+def plan_from_json(values: Mapping[str, JsonValue]) -> Plan:
+    """The plan of a run folder, written by this version or an earlier one.
+
+    Raises ValidationError where it is damaged, or of a later version.
+    """
+    plan = deepcopy(dict(values))
+    if plan.get("plan_version") == 1:
+        plan["plan_version"] = PLAN_VERSION
+        for stage in as_list(plan.get("stages")):
+            train = as_mapping(as_mapping(stage).get("train"))
+            warmup = () if train.get("warmup_steps") is None else ("warmup_steps",)
+            for key in (*_SAID_TWICE, *warmup):
+                as_mapping(train.get("training_arguments")).pop(key, None)
+    return Plan.model_validate_json(json.dumps(plan))

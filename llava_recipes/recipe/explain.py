@@ -237,8 +237,9 @@ def _explain(path: KeyPath, alternatives: list[ErrorDetails], root: Value) -> Pr
     if kind in _BOUNDS:
         limit, word = _BOUNDS[kind]
         bound = details.get("ctx", {}).get(limit, 0)
+        shown = f"{bound:,}" if isinstance(bound, int) else say_number(bound)
         return Problem(
-            f"{name} must be {word} {bound:,g}", code="value-not-allowed", path=path, found=spell_value(value)
+            f"{name} must be {word} {shown}", code="value-not-allowed", path=path, found=spell_value(value)
         )
     if kind == "string_pattern_mismatch":
         return _pattern(path, value)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from llava_recipes.files import odd_kind
-from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.likeness import looks_like_recipe
 from llava_recipes.recipe.locations import foreign_reference, is_web_address
@@ -222,7 +222,7 @@ class _Family:
         for path, name in self.names(document):
             mark = document.locate(path)
             try:
-                parent = self.read(name, mark, real, shown)
+                parent = self.read(name, real, shown)
             except RecipeError as error:
                 self.problems += (replace(problem, mark=problem.mark or mark) for problem in error.problems)
                 continue
@@ -252,7 +252,7 @@ class _Family:
                 )
                 self.problems.append(problem)
 
-    def read(self, name: str, mark: Mark | None, real: tuple[str, ...], shown: tuple[str, ...]) -> Document:
+    def read(self, name: str, real: tuple[str, ...], shown: tuple[str, ...]) -> Document:
         """A parent with its own parents under it; raises RecipeError."""
         _check_name(name)
         file = _beside(shown[-1], name)

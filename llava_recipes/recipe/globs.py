@@ -312,9 +312,7 @@ def fold_layers(modules: Iterable[str]) -> tuple[str, ...]:
         around = (found["owner"], found["rest"]) if found else (name, "")
         layers.setdefault(around, []).extend([int(found["number"])] if found else [])
     return tuple(
-        f"{owner}{numbers}{rest}"
-        for (owner, rest), found in layers.items()
-        for numbers in _runs(found) or [""]
+        f"{owner}{run}{rest}" for (owner, rest), numbers in layers.items() for run in _runs(numbers) or [""]
     )
 
 

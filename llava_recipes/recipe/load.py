@@ -39,10 +39,6 @@ class LoadedRecipe:
         """The place of a value or its key, or of the nearest parent that has one."""
         return self.document.locate(path, on_key=on_key)
 
-    def explain(self, problem: Problem) -> Problem:
-        """The problem with its mark filled in from its path."""
-        return _with_mark(self.document, problem)
-
     def origin(self, path: KeyPath) -> str:
         """The place of a value: `file:line`, `--set …` or `default`, and the variables that it is made of."""
         if value_at(self.values, path) is None:

@@ -84,9 +84,9 @@ def spell_number(number: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def say_number(number: float) -> str:
-    """A number in a sentence: six digits at most, and a whole one without `.0`."""
-    return spell_number(float(f"{number:.6g}")).removesuffix(".0")
+def say_number(number: float, *, digits: int = 6) -> str:
+    """A number in a sentence: so many digits at most, and a whole one without `.0`."""
+    return spell_number(float(f"{number:.{digits}g}")).removesuffix(".0")
 
 
 def spell(value: Value, *, in_brackets: bool = False) -> str:

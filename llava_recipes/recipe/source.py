@@ -132,26 +132,28 @@ def explain_syntax(error: yaml.YAMLError, file: str, lines: Sequence[str]) -> Pr
     return Problem(f"bad YAML: {reason}", code="yaml-syntax", mark=mark_at(file, lines, line, column))
 
 
-def read_file(file: str) -> bytes:
-    """The bytes of a recipe file; raises RecipeError when it is missing, a folder or too large."""
+def read_file(file: str, *, kind: str = "recipe", max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a recipe, or of another `kind` of file; raises RecipeError where it cannot be read.
+
+    That is when it is missing, a folder or no ordinary file, or larger than `max_bytes`.
+    """
     whole = Mark(file, 0, 0)
     try:
         with open_ordinary(file) as stream:
-            data = stream.read(MAX_BYTES + 1)
+            data = stream.read(max_bytes + 1)
     except FileNotFoundError:
         near = nearest_file(file)
         hint = f'did you mean "{os.path.join(os.path.dirname(file), near)}"?' if near else None
         raise RecipeError(Problem("no such file", code="no-such-file", mark=whole, hint=hint)) from None
     except IsADirectoryError:
-        hint = f"name a file in it, or {file.rstrip('/')}/*.yaml"
-        raise RecipeError(
-            Problem("this is a folder; a recipe is a file", code="path-is-a-folder", mark=whole, hint=hint)
-        ) from None
+        hint = f"name a file in it, or {file.rstrip('/')}/*.yaml" if kind == "recipe" else "name a file in it"
+        message = f"this is a folder; a {kind} is a file"
+        raise RecipeError(Problem(message, code="path-is-a-folder", mark=whole, hint=hint)) from None
     except NotOrdinary as error:
-        hint = "save the recipe in a file, and name that"
+        hint = f"save the {kind} in a file, and name that"
         raise RecipeError(
             Problem(
-                f"this is {error.kind}; a recipe is an ordinary file",
+                f"this is {error.kind}; a {kind} is an ordinary file",
                 code="not-an-ordinary-file",
                 mark=whole,
                 hint=hint,
@@ -162,8 +164,8 @@ def read_file(file: str) -> bytes:
         raise RecipeError(
             Problem("the file cannot be read", code="file-cannot-be-read", mark=whole, found=reason)
         ) from None
-    if len(data) > MAX_BYTES:
-        message = f"the file is larger than {MAX_BYTES:,} bytes; this is no recipe"
+    if len(data) > max_bytes:
+        message = f"the file is larger than {max_bytes:,} bytes; this is no {kind}"
         raise RecipeError(Problem(message, code="file-too-large", mark=whole))
     return data
 

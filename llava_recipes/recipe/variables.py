@@ -181,7 +181,7 @@ class Filling:
             filled = self.reference(found["name"].strip(), value, path)
             if path in self.spoiled or found.span() == (0, len(value)):
                 return filled
-            parts.append(filled if isinstance(filled, str) else spell_value(filled))
+            parts.append(filled if isinstance(filled, str) else _in_text(filled))
             if sum(map(len, parts)) > MAX_TEXT_CHARACTERS:
                 message = f"the text grows beyond {MAX_TEXT_CHARACTERS:,} characters"
                 return self.refuse(
@@ -271,3 +271,10 @@ class Filling:
         self.told[Problem(message, code=code, path=path, found=spell_value(value), hint=hint)] = None
         self.spoiled.add(path)
         return value
+
+
+def _in_text(value: Value) -> str:
+    """A value inside a text: `runs/${rate}` keeps naming `runs/0.001`, however the number is written."""
+    return (
+        str(value).replace("e-0", "e-").replace("e+", "e") if isinstance(value, float) else spell_value(value)
+    )

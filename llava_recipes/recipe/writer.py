@@ -142,7 +142,7 @@ def set_value(text: str, path: KeyPath, value: Value) -> str:
     found, node, rest = _walk(text, path)
     if not rest:
         parent = found[-1] if found else None
-        return _replace(text, parent, node, path, value)
+        return _replace(text, parent, node, value)
     if not isinstance(rest[0], str):
         raise LookupError(f"no entry {rest[0]} at {path}")
     for key in reversed(rest[1:]):
@@ -196,7 +196,7 @@ def _step(node: yaml.Node, segment: str | int) -> yaml.Node | None:
     return None
 
 
-def _replace(text: str, parent: yaml.Node | None, node: yaml.Node, path: KeyPath, value: Value) -> str:
+def _replace(text: str, parent: yaml.Node | None, node: yaml.Node, value: Value) -> str:
     end = _last_leaf(node)
     if isinstance(parent, yaml.MappingNode):
         key = next(key for key, inner in parent.value if inner is node)

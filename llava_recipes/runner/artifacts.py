@@ -15,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.files import odd_kind, real_path, replacing, system_folder, write_text
 from llava_recipes.plan.deepspeed import complete
-from llava_recipes.plan.types import Plan
+from llava_recipes.plan.types import Plan, plan_from_json
 from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.json_file import in_short, kind_of, made_of, read_object
 from llava_recipes.recipe.locations import check_place
@@ -67,9 +67,8 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
 def _as_written_now(folder: Path) -> dict[str, JsonValue]:
     """A run folder's plan; what an earlier version left to defaults is written out, so that it goes on."""
     there = _read_object(folder / PLAN)
-    text = json.dumps(there)
     try:
-        plan = Plan.model_validate_json(text)
+        plan = plan_from_json(there)
     except ValidationError:
         # Of another version of the plan: what differs is shown as it stands.
         return there
@@ -94,9 +93,9 @@ def read_plan(folder: Path) -> Plan:
     Raises RecipeError where it is damaged, or of another version.
     """
     file = folder / PLAN
-    text = json.dumps(read_object(file, hint=_OTHER_VERSION))
+    values = read_object(file, hint=_OTHER_VERSION)
     with made_of(file, hint=_OTHER_VERSION):
-        plan = Plan.model_validate_json(text)
+        plan = plan_from_json(values)
     if len(plan.stages) != 1:
         raise _damaged(file, f"`stages` must hold one stage, and holds {len(plan.stages)}")
     for key, place in _places(plan):

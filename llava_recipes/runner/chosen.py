@@ -1,43 +1,13 @@
-"""Which stages of a recipe a command runs, and what must have been run before them."""
+"""What must have been run before the stages that a command runs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.errors import Problem
-from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.runner.artifacts import DONE, FolderState, read_folder_state, stage_plan
-
-
-def choose_stages(
-    loaded: LoadedRecipe, *, names: Sequence[str] = (), first: str | None = None
-) -> tuple[int, ...]:
-    """Numbers of the stages with these names, or of all from `first` on, in the recipe's order.
-
-    All of them where neither is given. Raises RecipeError for a name that no stage has.
-    """
-    known = [stage.name for stage in loaded.recipe.stages]
-    foreign = [name for name in (*names, *((first,) if first else ())) if name not in known]
-    if foreign:
-        raise loaded.fail(
-            *(
-                Problem(
-                    f"the recipe has no stage `{name}`",
-                    code="unknown-stage",
-                    path=("stages",),
-                    on_key=True,
-                    found=f"its stages are {', '.join(f'`{each}`' for each in known)}",
-                    hint=did_you_mean(name, known),
-                )
-                for name in foreign
-            )
-        )
-    if first is not None:
-        return tuple(range(known.index(first), len(known)))
-    return tuple(index for index, name in enumerate(known) if not names or name in names)
 
 
 def waiting_problems(plan: Plan, chosen: Collection[int]) -> Iterator[Problem]:

@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llava_recipes.anyres import AnyRes, Size
+from llava_recipes.data.collate import images_take
 from llava_recipes.data.conversation import Record
-from llava_recipes.data.faults import SampleError, images_take
 from llava_recipes.data.records import Records, at_source, check_records, open_records
 from llava_recipes.data.rendering import TemplateLimit
-from llava_recipes.plan.mix import every_record
+from llava_recipes.plan.data import every_record
 from llava_recipes.plan.types import DataPlan, SourcePlan
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError, SampleError
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor

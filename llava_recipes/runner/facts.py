@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +19,39 @@ from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.json_file import read_object
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source
+from llava_recipes.recipe.spelling import did_you_mean
 from llava_recipes.runner.places import place_problems
 from llava_recipes.runner.tokenizer_kind import SENTENCEPIECE_FILE, TOKENIZER_FILE, tokenizer_kind
 
 Config = dict[str, JsonValue]
+
+
+def choose_stages(
+    loaded: LoadedRecipe, *, names: Sequence[str] = (), first: str | None = None
+) -> tuple[int, ...]:
+    """Numbers of the stages with these names, or of all from `first` on, in the recipe's order.
+
+    All of them where neither is given. Raises RecipeError for a name that no stage has.
+    """
+    known = [stage.name for stage in loaded.recipe.stages]
+    foreign = [name for name in (*names, *((first,) if first else ())) if name not in known]
+    if foreign:
+        raise loaded.fail(
+            *(
+                Problem(
+                    f"the recipe has no stage `{name}`",
+                    code="unknown-stage",
+                    path=("stages",),
+                    on_key=True,
+                    found=f"its stages are {', '.join(f'`{each}`' for each in known)}",
+                    hint=did_you_mean(name, known),
+                )
+                for name in foreign
+            )
+        )
+    if first is not None:
+        return tuple(range(known.index(first), len(known)))
+    return tuple(index for index, name in enumerate(known) if not names or name in names)
 
 
 def plan_recipe(loaded: LoadedRecipe, *, world_size: int) -> Plan:

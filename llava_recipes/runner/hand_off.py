@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.plan.identity import identity, is_same, spell_identity
+from llava_recipes.plan.compare import identity, is_same, spell_identity
 from llava_recipes.plan.trainable import ADAPTER, EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.types import ModelPlan, Plan

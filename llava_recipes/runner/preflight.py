@@ -13,7 +13,7 @@ from pathlib import Path
 from llava_recipes.data.images import BadImage, check_image
 from llava_recipes.data.records import at_source, check_records, open_records
 from llava_recipes.files import expanded, real_path
-from llava_recipes.plan.mix import every_record
+from llava_recipes.plan.data import every_record
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe

@@ -16,6 +16,7 @@ from llava_recipes.data.crops import prepare_picture
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.data.tokens import IMAGE_ID
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.runs.opened import OpenedRun
 from llava_recipes.templates import IMAGE, Turn
 
@@ -113,11 +114,12 @@ def check_logits(expected: Expected, logits: Tensor) -> float:
     difference = largest_difference(expected, logits)
     # Also not for NaN.
     if not difference <= TOLERANCE:
+        found = say_number(difference, digits=2)
         raise RecipeError(
             Problem(
                 "what was written does not say what the run says, so it was thrown away",
                 code="export-answers-otherwise",
-                found=f"logits differ by {difference:.2g}, {TOLERANCE:.0e} is allowed",
+                found=f"logits differ by {found}, {say_number(TOLERANCE)} is allowed",
             )
         )
     return difference

@@ -37,6 +37,7 @@ from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.next_layout import next_config, next_image_processor
 from llava_recipes.model.vocabulary import with_mean_rows
 from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.runs.checking import QUESTION, Expected, check_logits, drawn_picture, in_float32
 from llava_recipes.runs.opened import OpenedRun
 from llava_recipes.runs.public_names import public_name, without_paths
@@ -126,7 +127,7 @@ class HfExport:
                 Problem(
                     message,
                     code="export-prepares-images-otherwise",
-                    found=f"pixel values differ by {apart:.2g}",
+                    found=f"pixel values differ by {say_number(apart, digits=2)}",
                 )
             )
         return check_logits(expected, _stock_logits(folder, inputs))

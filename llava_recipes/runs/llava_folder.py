@@ -20,7 +20,7 @@ from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.read_config import CONFIG
 from llava_recipes.model.starts import open_start
 from llava_recipes.model.weights import PROJECTOR_FILES, lay_over
-from llava_recipes.plan.identity import last_name
+from llava_recipes.plan.compare import last_name
 from llava_recipes.plan.original import language_part
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.errors import Problem, RecipeError

@@ -143,7 +143,8 @@ def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float, fo
     return (
         f"# {inline(_name(run))}\n\nA LLaVA model in {LAYOUTS[layout]}.\n\n| | |\n|---|---|\n{table}\n\n"
         f"Read back after it was written: on a fixed prompt and picture its logits differ from the run's by "
-        f"{difference:.1e} of the largest, in float32, with weights rounded to {stored} on both sides.\n"
+        f"{say_number(difference, digits=2)} of the largest, in float32, with weights rounded to {stored} "
+        "on both sides.\n"
     )
 
 

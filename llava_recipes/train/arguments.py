@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from llava_recipes.plan.arguments import keyword_arguments
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.versions import training_arguments
 
@@ -15,7 +16,7 @@ def build_arguments(
     stage: StagePlan, *, output_dir: Path, run_name: str
 ) -> tuple[TrainingArguments, list[str]]:
     """TrainingArguments of a stage, and what a person should know of how this machine changes them."""
-    wanted = dict(stage.train.training_arguments)
+    wanted = keyword_arguments(stage.train)
     notes: list[str] = []
     on_cpu = not torch.cuda.is_available()
     if on_cpu and wanted.pop("tf32", None):

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from llava_recipes.recipe.scalars import say_number
 from llava_recipes.screen import cell, console, guard_redirected, say, shown
 
 
@@ -63,7 +64,7 @@ class LineReporter(Reporter):
     def step(self, metrics: dict[str, float]) -> None:
         self._print(
             f"step {metrics['step']:,}/{self._num_steps:,}  loss {metrics['loss']:.4f}  "
-            f"lr {metrics['learning_rate']:.3e}  grad {metrics['grad_norm']:.3f}  "
+            f"lr {say_number(metrics['learning_rate'], digits=4)}  grad {metrics['grad_norm']:.3f}  "
             f"{metrics['samples_per_s']:.1f} samples/s"
         )
 
@@ -114,7 +115,7 @@ class BarReporter(Reporter):
             self._task,
             completed=int(metrics["step"]),
             loss=f"{metrics['loss']:.4f}",
-            rate=f"{metrics['learning_rate']:.2e}",
+            rate=say_number(metrics["learning_rate"], digits=3),
             speed=f"{metrics['samples_per_s']:.1f}",
         )
 

@@ -23,10 +23,9 @@ from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.precision import DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
+from llava_recipes.plan.data import describe_sampling, when_measured
 from llava_recipes.plan.deepspeed import zero_stage
-from llava_recipes.plan.evaluation import when_measured
-from llava_recipes.plan.sampling import describe_sampling
-from llava_recipes.plan.trainable import describe, trains_image_tokens
+from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.arguments import build_arguments
 from llava_recipes.train.failures import out_of_memory
@@ -270,6 +269,8 @@ def _describe(
     ]
     quantization = plan.model.language_model.quantization
     if quantization is not None:
-        rows.append(("quantized", f"the language model's linear layers in {describe(quantization)}"))
+        rows.append(
+            ("quantized", f"the language model's linear layers in {describe_quantization(quantization)}")
+        )
     rows += [("note", note) for note in notes]
     return StartPanel(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)

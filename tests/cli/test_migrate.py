@@ -88,7 +88,7 @@ def test_there_and_back_through_files(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Path(__file__).parents[2] / "recipes/pretrain_v15_13b.yaml"
     assert main(["export-script", str(recipe), "--stage", "pretrian"]) == 1
-    assert "stages: pretrain" in capsys.readouterr().err
+    assert "did you mean `pretrain`?" in capsys.readouterr().err
     assert main(["export-script", str(recipe), "--stage", "pretrain"]) == 0
     assert "deepspeed llava/train/train_mem.py" in capsys.readouterr().out
 

@@ -22,7 +22,7 @@ from llava_recipes.data.model_files import check_model_folder
 from llava_recipes.data.records import open_records
 from llava_recipes.model.checkpoint import open_tensor_file
 from llava_recipes.model.starts import open_start
-from llava_recipes.plan.mix import every_record
+from llava_recipes.plan.data import every_record
 from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.artifacts import find_obstacle

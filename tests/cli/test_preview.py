@@ -117,7 +117,7 @@ def test_colour_takes_the_place_of_brackets(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stage", "pretain"], 'the recipe has no stage "pretain"'),
+        (["--stage", "pretain"], "the recipe has no stage `pretain`"),
         (["--samples", "24:30"], "there is no sample 24"),
         (["--set", "stages.0.data.sources.0.num_samples=25"], "does not hold `num_samples` records"),
         (["--set", "stages.0.data.sources.0.images=nowhere"], "the image folder does not exist"),

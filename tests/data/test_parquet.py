@@ -18,12 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_recipes.data import parquet
 from llava_recipes.data.dataset import BadImageError, StageDataset
-from llava_recipes.data.faults import SampleError
 from llava_recipes.data.images import load_image_processor
 from llava_recipes.data.records import Records, count_records, open_records
 from llava_recipes.data.tokenizer import load_tokenizer
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, SourcePlan
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.recipe.errors import RecipeError, SampleError
 from llava_recipes.recipe.render import render_problems
 from llava_recipes.recipe.schema import ImageTokens, VisionTower
 from tests.data.parquet_files import IMAGES, records, with_bytes, with_paths, with_structs, write_parquet

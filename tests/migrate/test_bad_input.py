@@ -43,6 +43,8 @@ BOMBS = {
     + TRAIN
     + "$((A))\n",
     "open sums": TRAIN + "$((" * 60_000,
+    "a here-document": "cat <<END\n" + "a\n" * 95_000,
+    "brackets that may be sums": "((x) " * 99 + "a " * 80_000 + ")" * 99 + TRAIN,
     "substitutions": TRAIN + "$(echo " * 300 + "x" + ")" * 300,
     "arrays": "A=(" + "x " * 9000 + ")\n" + "A=(${A[@]} ${A[@]})\n" * 30 + TRAIN + "${A[@]}\n",
 }

@@ -103,6 +103,14 @@ def test_what_is_not_evaluated_is_named_and_may_be_given(change: str) -> None:
     assert ours(script, variables={"B": "given"}) == ["--a", "given"]
 
 
+def test_what_a_command_prints_elsewhere_is_not_its_value() -> None:
+    prints = "deepspeed train.py --a $(cd /x > /dev/null 2>&1 && pwd 2> /dev/null)\n"
+    assert ours(prints) == ["--a", "/x"]
+    for hidden in ("> f", "1> f", "&> f", ">> f", "| cat"):
+        with pytest.raises(RecipeError, match="not evaluated"):
+            ours(f"deepspeed train.py --a $(echo b {hidden})\n")
+
+
 def test_a_name_that_goes_on_in_the_next_line_is_refused() -> None:
     """Bash joins the lines first: `$A` and `a` are the one name `Aa`."""
     with pytest.raises(RecipeError, match="goes on in the next line"):

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from llava_recipes import versions
 from llava_recipes.plan.arguments import (
     REFUSED_FIELDS,
     check_arguments,
-    training_arguments,
+    keyword_arguments,
+    plan_train,
 )
+from llava_recipes.plan.batch import count_steps, derive_batch
+from llava_recipes.plan.types import TrainPlan
 from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.schema import Train
@@ -23,8 +29,14 @@ def train(**values: Any) -> Train:
     return Train.model_validate({"learning_rate": 1e-3, "num_train_epochs": 1.0, **values})
 
 
+def planned(settings: Train, *, num_samples: int | None = None) -> TrainPlan:
+    batch = derive_batch(settings, world_size=1)
+    assert batch is not None
+    return plan_train(settings, batch, count_steps(settings, batch, num_samples=num_samples, world_size=1))
+
+
 def build(settings: Train, folder: Path) -> TrainingArguments:
-    wanted: dict[str, Any] = training_arguments(settings, gradient_accumulation_steps=2)
+    wanted: dict[str, Any] = keyword_arguments(planned(settings))
     return TrainingArguments(output_dir=str(folder), use_cpu=True, **versions.training_arguments(wanted))
 
 
@@ -32,6 +44,7 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     settings = train(
         num_train_epochs=1.5,
         per_device_train_batch_size=3,
+        gradient_accumulation_steps=2,
         per_device_eval_batch_size=5,
         weight_decay=0.1,
         adam_beta1=0.8,
@@ -56,13 +69,11 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
         "max_steps",
         "report_to",
         "tf32",
-        "gradient_accumulation_steps",
     }
     for name in same - {"warmup_steps", "save_strategy", "lr_scheduler_type", "eval_strategy", "optim"}:
         assert getattr(built, name) == getattr(settings, name), name
     for name in ("save_strategy", "lr_scheduler_type", "eval_strategy", "optim"):
         assert getattr(built, name).value == getattr(settings, name)
-    assert built.gradient_accumulation_steps == 2
     (name,) = versions.training_arguments({"activation_checkpointing_kwargs": None})
     assert getattr(built, name) == {"use_reentrant": False}
     assert built.max_steps == -1
@@ -89,8 +100,24 @@ def test_loss_normalization_chooses_the_average(normalization: str, averages: bo
 
 
 def test_tf32_is_asked_for_only_when_it_is_on() -> None:
-    assert "tf32" not in training_arguments(train(), gradient_accumulation_steps=1)
-    assert training_arguments(train(tf32=True), gradient_accumulation_steps=1)["tf32"] is True
+    assert "tf32" not in keyword_arguments(planned(train()))
+    assert keyword_arguments(planned(train(tf32=True)))["tf32"] is True
+
+
+@given(epochs=st.floats(0.1, 9), ratio=st.floats(0, 0.5), num_samples=st.integers(1, 10**6))
+def test_counted_warmup_is_what_a_share_comes_to(epochs: float, ratio: float, num_samples: int) -> None:
+    settings = train(num_train_epochs=epochs, warmup_ratio=ratio, per_device_train_batch_size=8)
+    plan = planned(settings, num_samples=num_samples)
+    assert plan.max_steps is not None
+    theirs = TrainingArguments.get_warmup_steps
+    counted, share = (SimpleNamespace(warmup_steps=steps) for steps in (plan.warmup_steps, ratio))
+    assert theirs(counted, plan.max_steps) == theirs(share, plan.max_steps)
+
+
+def test_nothing_is_said_twice() -> None:
+    plan = planned(train(warmup_ratio=0.03, bf16=True), num_samples=100)
+    assert not set(plan.training_arguments) & {*TrainPlan.model_fields, "bf16", "fp16"}
+    assert "warmup_steps" in planned(train(warmup_ratio=0.03)).training_arguments
 
 
 def problem_with(**values: Any) -> Problem:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_recipes.plan.arguments import keyword_arguments
 from llava_recipes.plan.compile import Facts
 from llava_recipes.plan.sizes import outline_model
 from llava_recipes.plan.types import Plan
@@ -61,7 +62,7 @@ def test_derived_values_are_shown() -> None:
     train = plan.stages[0].train
     assert (train.global_batch_size, train.gradient_accumulation_steps) == (64, 4)
     assert (train.steps_per_epoch, train.max_steps, train.warmup_steps) == (2, 2, 1)
-    assert train.training_arguments["gradient_accumulation_steps"] == 4
+    assert keyword_arguments(train)["gradient_accumulation_steps"] == 4
     assert "4 accumulation steps: global batch 64 = 4 processes × 4 samples × 4" in plan.notes
 
 

@@ -9,6 +9,7 @@ import pytest
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
+from llava_recipes.plan.arguments import keyword_arguments
 from llava_recipes.plan.effective import effective_deepspeed
 from llava_recipes.versions import training_arguments
 from tests.plan.recipes import compiled, stage_values
@@ -40,7 +41,7 @@ def test_every_auto_is_filled_in_as_transformers_does(
         **precision,
     }
     stage = compiled(stage_values(deepspeed=engine, train=train)).stages[0]
-    wanted = training_arguments({**stage.train.training_arguments, "bf16": False})
+    wanted = training_arguments({**keyword_arguments(stage.train), "bf16": False})
     arguments = TrainingArguments(output_dir="unused", use_cpu=True, **wanted)
     arguments.bf16 = stage.train.precision == "bf16"
     theirs = HfTrainerDeepSpeedConfig(stage.deepspeed)

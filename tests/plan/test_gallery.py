@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llava_recipes.plan.arguments import keyword_arguments
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_recipe
@@ -41,8 +43,8 @@ def flags(command: str) -> dict[str, str]:
 def said_by(plan: Plan) -> dict[str, Any]:
     """What a plan says of each flag of the original's command."""
     model, stage = plan.model, plan.stages[0]
-    data, train, arguments = stage.data, stage.train, stage.train.training_arguments
-    assert stage.deepspeed is not None
+    data, train, arguments = stage.data, stage.train, keyword_arguments(stage.train)
+    assert stage.deepspeed is not None and train.max_steps is not None
     only_projector = stage.trainable_modules == ("projector",)
     return {
         # DeepSpeed 0.12.6 doesn't clip where the file says nothing; later versions do.
@@ -71,8 +73,7 @@ def said_by(plan: Plan) -> dict[str, Any]:
         "save_total_limit": arguments["save_total_limit"],
         "learning_rate": arguments["learning_rate"],
         "weight_decay": arguments["weight_decay"],
-        # transformers 5 takes a share below 1 as `warmup_steps`.
-        "warmup_ratio": arguments["warmup_steps"],
+        "warmup_ratio": 0.03 if train.warmup_steps == math.ceil(0.03 * train.max_steps) else None,
         "lr_scheduler_type": arguments["lr_scheduler_type"],
         "logging_steps": arguments["logging_steps"],
         "tf32": arguments["tf32"],

@@ -10,8 +10,7 @@ import re
 import pytest
 
 import llava_recipes
-from llava_recipes.data.faults import SampleError
-from llava_recipes.recipe.errors import Mark, Problem
+from llava_recipes.recipe.errors import Mark, Problem, SampleError
 
 PACKAGE = pathlib.Path(llava_recipes.__file__).parent
 WHOLE = Problem(

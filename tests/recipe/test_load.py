@@ -191,3 +191,13 @@ def test_thousands_of_faults_are_told_by_a_few() -> None:
     )
     assert len(messages) == 201
     assert messages[-1] == "3,800 more problems are not shown"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("0.001", "runs/0.001"), ("1e-3", "runs/0.001"), ("2e-05", "runs/2e-5"), ("3", "runs/3")],
+)
+def test_a_number_in_a_folders_name_keeps_its_spelling(written: str, name: str) -> None:
+    """A finished run is found again by its folder, whichever way messages spell numbers."""
+    text = GOOD.replace("rate: 1e-3", f"rate: {written}").replace("runs/pretrain", '"runs/${rate}"')
+    assert _load(text, "stages.0.train.learning_rate=1e-3").recipe.stages[0].output_dir == name

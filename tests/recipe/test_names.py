@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import typing
 
+from transformers import SchedulerType
+
 from llava_recipes import versions
 from llava_recipes.recipe.names import (
     DEEPSPEED_KEYS,
@@ -30,8 +32,6 @@ def test_training_arguments_are_those_of_every_allowed_version() -> None:
 
 
 def test_every_schedule_of_a_recipe_is_one_of_transformers() -> None:
-    from transformers import SchedulerType
-
     schedules = typing.get_args(Train.model_fields["lr_scheduler_type"].annotation)
     assert set(schedules) <= {kind.value for kind in SchedulerType}
 

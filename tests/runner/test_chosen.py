@@ -14,8 +14,7 @@ from llava_recipes.cli.main import main
 from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.artifacts import stage_plan, write_done, write_opening
-from llava_recipes.runner.chosen import choose_stages
-from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.facts import choose_stages, plan_recipe
 from llava_recipes.train.checkpoints import list_checkpoints
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe

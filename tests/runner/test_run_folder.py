@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.artifacts import read_folder_state
+from llava_recipes.runner.artifacts import read_folder_state, read_plan, stage_plan
 from llava_recipes.runner.facts import plan_recipe
-from tests.processes import run_recipe, run_to_end
-from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.processes import llava_recipe, run_recipe, run_to_end
+from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
+from tests.train.cutting import cut_after
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +120,49 @@ def test_a_run_of_an_earlier_version_goes_on(norm: float, tmp_path: Path) -> Non
     (tmp_path / "run" / "plan.json").write_text(json.dumps(there))
     state = read_folder_state(tmp_path / "run", plan)
     assert (state.kind, state.differences) == ("started", ())
+
+
+def values_of_version_1(folder: Path) -> dict[str, Any]:
+    return stage1_values(folder / "run", save_strategy="steps", save_steps=2)
+
+
+def write_plan_of_version_1(run: Path) -> None:
+    """What the version before 2 wrote for these values; it said rates and sizes twice."""
+    text = Path(__file__).with_name("plan_version_1.json").read_text("utf-8")
+    (run / "plan.json").write_text(text.replace("@GOLDEN@", str(GOLDEN)).replace("@RUN@", str(run)), "utf-8")
+
+
+def test_a_plan_of_version_1_is_that_of_now(tmp_path: Path) -> None:
+    file = write_recipe(values_of_version_1(tmp_path), tmp_path / "recipe.yaml")
+    plan = stage_plan(plan_recipe(load_recipe(str(file)), world_size=1), 0)
+    (tmp_path / "run").mkdir()
+    write_plan_of_version_1(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["plan_version"] == 1
+    assert read_plan(tmp_path / "run") == plan
+    state = read_folder_state(tmp_path / "run", plan)
+    assert (state.kind, state.differences) == ("started", ())
+
+
+def test_a_run_folder_of_version_1_is_resumed_and_used(tmp_path: Path) -> None:
+    file = write_recipe(values_of_version_1(tmp_path), tmp_path / "recipe.yaml")
+    run_to_end(file)
+    run = tmp_path / "run"
+    losses = [line["loss"] for line in read_metrics(run)]
+    write_plan_of_version_1(run)
+    assert "done already" in run_to_end(file)
+    exported = llava_recipe("export", run, "--to", "llava", "-o", "exported", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    cut_after(run, 16)
+    assert "goes on from" in run_to_end(file, "--resume")
+    assert [line["loss"] for line in read_metrics(run)] == losses
+    assert json.loads((run / "plan.json").read_text())["plan_version"] == 2
+
+
+@pytest.mark.parametrize("stages", [None, 1, [1, {}, {"train": 1}, {"train": {"training_arguments": 2}}]])
+def test_a_damaged_plan_of_version_1_is_refused(stages: object, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"plan_version": 1, "stages": stages}))
+    with pytest.raises(RecipeError, match=r"plan\.json cannot be read"):
+        read_plan(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["plan.json", "DONE"])
