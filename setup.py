@@ -11,7 +11,7 @@ SHIPPED = {"recipes": "gallery", "schemas": "schemas"}
 
 
 class BuildWithGallery(build_py):
-    """Copy what `llava_recipes/authoring/shipped.py` looks for in an installed package."""
+    """Copy what `llava_recipes/authoring/gallery.py` looks for in an installed package."""
 
     def run(self) -> None:
         super().run()

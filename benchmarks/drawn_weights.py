@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llava_recipes.errors import KeyPath
 from llava_recipes.model import base_weights
 from llava_recipes.model.configs import Origin
-from llava_recipes.recipe.errors import KeyPath
 
 _SPREAD = 0.02
 

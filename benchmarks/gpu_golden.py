@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from llava_recipes.model.precision import usual_device
+from llava_recipes.model.placing import usual_device
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_source
-from llava_recipes.runner.artifacts import stage_plan, write_opening, write_results
 from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.run_folder import stage_plan, write_opening, write_results
 from llava_recipes.train.stage import train_stage
 from tests.golden_runs import (
     STAGE1_RUNS,

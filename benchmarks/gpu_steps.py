@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from benchmarks.drawn_weights import weights_drawn_on
 from benchmarks.gpu_shapes import draw_sample_data, recipe_values
 from benchmarks.stage_model import build_stage, trained_parameters
-from llava_recipes.model.assemble import Assembled
-from llava_recipes.model.feeding import collator_of, open_samples
-from llava_recipes.model.precision import DTYPES, usual_device
+from llava_recipes.estimate.cost import GIB
+from llava_recipes.estimate.estimate import Assumptions, Estimator
+from llava_recipes.model.assemble import Assembled, collator_of, open_samples
+from llava_recipes.model.placing import DTYPES, usual_device
 from llava_recipes.plan.compile import Compiled
-from llava_recipes.plan.estimate import Assumptions, Estimator
-from llava_recipes.plan.hardware import GIB
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_source
 from llava_recipes.runner.facts import compile_loaded

@@ -31,10 +31,10 @@ if __name__ == "__main__":
 
 from benchmarks.drawn import draw_tokenizer
 from benchmarks.stage_model import build_stage
-from llava_recipes.plan.activations import ActivationModel, Activations, ForwardPass
+from llava_recipes.estimate.activations import ActivationModel, Activations, ForwardPass
 from llava_recipes.plan.compile import Facts, compile_recipe
-from llava_recipes.plan.dimensions import read_dimensions
 from llava_recipes.plan.model import plan_model
+from llava_recipes.plan.outline import read_dimensions
 from llava_recipes.plan.trainable import what_trains
 from llava_recipes.recipe.schema import Recipe
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.lora import inject_lora
-from llava_recipes.model.placing import cast_weights
-from llava_recipes.model.precision import DTYPES
+from llava_recipes.model.lora import freeze_model, inject_lora
+from llava_recipes.model.placing import DTYPES, cast_weights
 from llava_recipes.plan.types import Plan
 from llava_recipes.versions import recompute_activations
 

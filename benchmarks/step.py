@@ -160,7 +160,7 @@ def _prepare(setting: Setting) -> tuple[Step, int]:
     from torch.utils.data import DataLoader
 
     from benchmarks.stage_model import build_stage, trained_parameters
-    from llava_recipes.model.feeding import collator_of, open_samples
+    from llava_recipes.model.assemble import collator_of, open_samples
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.facts import plan_recipe
 

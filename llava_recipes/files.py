@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+from llava_recipes.errors import Problem, RecipeError
+
 MAX_SETTINGS_BYTES = 2**26
 """Largest file of settings that is read; the largest that models come with have some megabytes."""
 
@@ -203,3 +205,34 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def write_new(path: Path, text: str, *, force: bool) -> None:
+    """Write a text file, whole or not at all; raises RecipeError when it is there or cannot be made."""
+    try:
+        if force:
+            write_text(path, text)
+            return
+        # The name is taken first, so that nothing can appear under it between looking and writing.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            write_text(path, text)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    except FileExistsError:
+        hint = "choose another with `-o FILE`, or add `--force` to replace it"
+        raise RecipeError(Problem(f"{path} is there already", code="file-exists", hint=hint)) from None
+    except FileNotFoundError:
+        raise RecipeError(
+            Problem(
+                f"{path}: the folder {path.parent} does not exist",
+                code="folder-does-not-exist",
+                hint="make it first",
+            )
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(
+            Problem(f"{path} cannot be written", code="output-cannot-be-written", found=reason)
+        ) from None

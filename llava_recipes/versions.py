@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,7 +19,7 @@ import yaml
 
 from llava_recipes.cli.demo import NUM_HELD_OUT, NUM_UNSEEN
 from llava_recipes.cli.main import COMMANDS, main, module_of
-from llava_recipes.demo.shapes import all_combinations, unseen_combinations
+from llava_recipes.demo.drawn_data import all_combinations, unseen_combinations
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Recipe, Stage
 from tests.laws import LONG

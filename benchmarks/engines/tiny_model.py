@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.engines.compare import NUM_QUESTIONS, Refused
-from llava_recipes.demo.shapes import Scene, all_combinations, draw_scene, make_scene
+from llava_recipes.demo.drawn_data import Scene, all_combinations, draw_scene, make_scene
 from llava_recipes.demo.vocabulary import QUESTIONS, WHAT, answer_to
 
 Record = dict[str, object]

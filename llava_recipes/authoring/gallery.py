@@ -2,14 +2,85 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_recipes.authoring.shipped import gallery_folder
-from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.recipe.spelling import nearest
+from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.recipe.extends import extend
+from llava_recipes.recipe.renames import nearest
+from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.source import Document, parse_source, parse_value
+from llava_recipes.recipe.variables import references_in
+from llava_recipes.recipe.writer import add_remarks, block_lines, in_order
+from llava_recipes.screen import shown
+
+_PACKAGE = Path(__file__).parent.parent
+_NOT_IN_A_RECIPE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+
+
+def gallery_folder() -> Path:
+    """The folder of the shipped recipes."""
+    return _shipped("gallery", "recipes")
+
+
+def schema_file() -> Path:
+    """The JSON Schema of recipes, as committed."""
+    return _shipped("schemas", "schemas") / "recipe.schema.json"
+
+
+def templates_folder() -> Path:
+    """The folder of the templates of `llava-recipe new`."""
+    return _PACKAGE / "authoring" / "templates"
+
+
+def _shipped(in_package: str, in_checkout: str) -> Path:
+    packaged = _PACKAGE / in_package
+    return packaged if packaged.is_dir() else _PACKAGE.parent / in_checkout
+
+
+@functools.cache
+def readdress(text: str, old: str, output: Path) -> str:
+    """A recipe's text for its new place: schema of the editor, and `output` for `old` in its comments.
+
+    Raises RecipeError when the name of `output` cannot stand in a recipe.
+    """
+    check_words(str(output))
+    quoted = shown(shlex.quote(str(output)))
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if line.startswith("# yaml-language-server"):
+            lines[number] = modeline(output) + "\n"
+        elif line.startswith("#"):
+            lines[number] = re.sub(rf"(?<![\w/]){re.escape(old)}(?!\w)", lambda _: quoted, line)
+    return "".join(lines)
+
+
+def check_words(*words: str) -> None:
+    """Raise RecipeError for a name or value that holds what YAML text cannot, such as half a character."""
+    for word in words:
+        found = _NOT_IN_A_RECIPE.search(word)
+        if found:
+            message = f"{word!a} holds the character U+{ord(found.group()):04X}, which no recipe can hold"
+            raise RecipeError(Problem(message, code="invalid-yaml-character", hint="rename it"))
+
+
+def modeline(output: Path) -> str:
+    """The comment by which an editor finds the schema from `output`.
+
+    It is relative where both lie in one checkout, so that the file can be committed; else it names the
+    installed schema.
+    """
+    schema = schema_file().resolve()
+    folder = output.parent.resolve()
+    checkout = schema.parent.parent
+    place = os.path.relpath(schema, folder) if folder.is_relative_to(checkout) else str(schema)
+    return f"# yaml-language-server: $schema={Path(place).as_posix()}"
+
 
 _LABEL = re.compile(r"#\s(?P<label>[A-Z][a-z]+)\s{2,}(?P<text>\S.*)")
 _AMOUNT = r"(?:\d+(?:\.\d+)?|one|two|three|four|five|ten)"
@@ -152,3 +223,75 @@ def _entry(name: str, file: Path, head: dict[str, str]) -> GalleryRecipe:
         data=head.get("Data", ""),
         source=head.get("Source", ""),
     )
+
+
+_LINE_REMARK = re.compile(r"\s+# ?(.*)")
+_KEY_REMARK = re.compile(r":\s+# ?(.*)")
+_REMARK_COLUMN = 47
+
+
+def copied_text(entry: GalleryRecipe, output: Path) -> str:
+    """The text of a copy of a gallery recipe, written for `output`.
+
+    A recipe that extends nothing is copied as it stands, comments included. One that extends others is
+    flattened: the values after all its files are put together, variables still in them, with the head of the
+    recipe and the remarks that stood behind the values.
+    """
+    text = entry.file.read_text(encoding="utf-8")
+    document = parse_source(text, str(entry.file))
+    assert isinstance(document.root, dict)
+    if "extends" in document.root:
+        text = _head(text) + _flat(extend(document))
+    return readdress(text, f"recipes/{entry.name}.yaml", output)
+
+
+def _head(text: str) -> str:
+    """The comment at the top of a recipe."""
+    lines = text.splitlines(keepends=True)
+    end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "".join(lines[:end])
+
+
+def _flat(document: Document) -> str:
+    """The values of a document that is put together, in block style and with their remarks."""
+    root = in_order(_without_unused(document.root))
+    return _spaced(_with_remarks("\n".join(block_lines(root)), document))
+
+
+def _without_unused(root: Value) -> Value:
+    """The values without variables that only other children of the parents use: alone they are an error."""
+    assert isinstance(root, dict)
+    variables, environment = root.get("vars"), root.get("env")
+    used = references_in(root)
+    kept: dict[str, Value] = dict(root)
+    if isinstance(variables, dict):
+        kept["vars"] = {name: value for name, value in variables.items() if name in used}
+    if isinstance(environment, list):
+        kept["env"] = [name for name in environment if name in used]
+    kept = {key: value for key, value in kept.items() if key not in ("vars", "env") or value}
+    # A variable that is gone may have been the only one to use another.
+    return kept if kept == root else _without_unused(kept)
+
+
+def _with_remarks(text: str, document: Document) -> str:
+    """The text with what stood behind its values and keys in the files they come from."""
+    places = parse_value(text, "")
+    remarks: dict[int, str] = {}
+    for marks, written in (
+        (places.value_marks, document.value_marks),
+        (places.key_marks, document.key_marks),
+    ):
+        pattern = _LINE_REMARK if marks is places.value_marks else _KEY_REMARK
+        for path, mark in marks.items():
+            source = written.get(path)
+            found = source and pattern.fullmatch((source.text or "")[source.column + source.width - 1 :])
+            if found:
+                remarks.setdefault(mark.line, found.group(1))
+    return add_remarks(text, remarks, column=_REMARK_COLUMN)
+
+
+def _spaced(text: str) -> str:
+    """The text with an empty line before `model`, `stages` and every stage but the first."""
+    text = re.sub(r"^(?=model:|stages:)", "\n", text, flags=re.MULTILINE)
+    first, *others = re.split(r"^(?=  - name:)", text, flags=re.MULTILINE)
+    return first + "\n".join(others)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from llava_recipes.authoring.explanation import example_lines
-from llava_recipes.authoring.origins import origin
+from llava_recipes.authoring.explanation import example_lines, origin
 from llava_recipes.recipe.language import Key, all_keys
 from llava_recipes.screen import say_document
 

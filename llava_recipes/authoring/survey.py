@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llava_recipes.data.conversation import Record
-from llava_recipes.data.formats import RecordFile, open_file
-from llava_recipes.data.records import OpenedSource, Records
-from llava_recipes.recipe.errors import Problem, RecipeError, SampleError
+from llava_recipes.data.records import OpenedSource, RecordFile, Records, open_file
+from llava_recipes.errors import Problem, RecipeError, SampleError
 from llava_recipes.templates import IMAGE, spoken_turns
 
 NUM_LOOKED_AT = 2000

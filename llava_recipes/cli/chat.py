@@ -12,7 +12,7 @@ from llava_recipes.cli.options import add_decoding, add_opening, add_run, decodi
 from llava_recipes.screen import Spoken, cell, console, is_terminal, say, say_lines
 
 if TYPE_CHECKING:
-    from llava_recipes.answers.conversation import Chat
+    from llava_recipes.use.chat import Chat
 
 EPILOG = """\
 With PROMPT one answer is printed. Without it a conversation begins; when standard input is no terminal, its
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from llava_recipes.answers.conversation import Chat
-    from llava_recipes.answers.opening import open_to_ask
+    from llava_recipes.use.chat import Chat
+    from llava_recipes.use.opened import open_to_ask
 
     decoding = decoding_of(arguments)
     quiet_libraries()
@@ -71,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _converse(conversation: Chat, greeting: str) -> None:
     """Ask for questions until there are no more."""
-    from llava_recipes.recipe.errors import RecipeError
-    from llava_recipes.recipe.render import render_problems
+    from llava_recipes.errors import RecipeError
+    from llava_recipes.render import render_problems
 
     at_terminal = is_terminal(sys.stdin)
     if at_terminal:
@@ -94,7 +94,7 @@ def _converse(conversation: Chat, greeting: str) -> None:
 
 def _obey(conversation: Chat, line: str) -> bool:
     """Do what a line says; false when it ends the conversation."""
-    from llava_recipes.recipe.errors import Problem, RecipeError
+    from llava_recipes.errors import Problem, RecipeError
 
     command, _, rest = line.strip().partition(" ")
     if not command.startswith("/"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def offer() -> None:
-    """Answer a tab of the shell, and end the process. Imports nothing heavy, and runs nothing."""
-    from argcomplete import autocomplete
+def offer(purposes: Mapping[str, str], module_of: Callable[[str], str]) -> None:
+    """Answer a tab of the shell, and end the process. Imports nothing heavy, and runs nothing.
 
-    from llava_recipes.cli.main import COMMANDS, module_of
+    purposes   what each command is for, by its name
+    module_of  the module of a command
+    """
+    from argcomplete import autocomplete
 
     parser = argparse.ArgumentParser(PROGRAM)
     before_cursor = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
@@ -57,9 +59,9 @@ def offer() -> None:
     if not words:
         parser.add_argument("--version", action="version", help="print the version", version="")
         commands = parser.add_subparsers()
-        for name, purpose in COMMANDS.items():
+        for name, purpose in purposes.items():
             commands.add_parser(name, help=purpose)
-    elif words[0] in COMMANDS:
+    elif words[0] in purposes:
         importlib.import_module(module_of(words[0])).add_arguments(parser)
         for action in parser._actions:
             action.completer = _completer(words[0], action)  # type: ignore[attr-defined]
@@ -153,7 +155,7 @@ def _paths() -> Iterator[str]:
 
 def _values(parsed_args: argparse.Namespace) -> dict[str, Value]:
     """The recipe on the line with its parents; nothing where it cannot be read."""
-    from llava_recipes.recipe.errors import RecipeError
+    from llava_recipes.errors import RecipeError
     from llava_recipes.recipe.extends import extend
     from llava_recipes.recipe.source import parse_source, read_file
 

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.authoring.shipped import gallery_folder
-    from llava_recipes.demo.dataset import DatasetSettings, write_dataset
+    from llava_recipes.authoring.gallery import gallery_folder
+    from llava_recipes.demo.drawn_data import DatasetSettings, write_dataset
 
     recipe = arguments.recipe or os.path.relpath(gallery_folder() / "demo.yaml")
     started_s = time.monotonic()
@@ -95,11 +95,10 @@ def _score(plan: Plan, folder: Path) -> None:
     """Caption the held-out pictures after each stage; print and keep the scores."""
     import torch
 
-    from llava_recipes.demo.captions import caption_held_out
-    from llava_recipes.demo.dataset import read_held_out
+    from llava_recipes.demo.drawn_data import caption_held_out, read_held_out
     from llava_recipes.demo.score import render_examples, render_scores, score_captions, scores_as_json
     from llava_recipes.files import write_text
-    from llava_recipes.runs.opened import open_run
+    from llava_recipes.use.opened import open_run
 
     held_out = read_held_out(folder)
     said = {}
@@ -115,11 +114,11 @@ def _score(plan: Plan, folder: Path) -> None:
 
 def _chat(plan: Plan, folder: Path) -> None:
     """Show a held-out picture to the finished model, ask about it, and say how to go on."""
-    from llava_recipes.answers.conversation import Chat
-    from llava_recipes.answers.opening import open_to_ask
-    from llava_recipes.demo.dataset import read_held_out
+    from llava_recipes.demo.drawn_data import read_held_out
     from llava_recipes.demo.vocabulary import PLACE, WHAT
     from llava_recipes.model.generate import Decoding
+    from llava_recipes.use.chat import Chat
+    from llava_recipes.use.opened import open_to_ask
 
     last = plan.stages[-1].output_dir
     opened = open_to_ask(last, precision="fp32", device="cpu", base=None)

@@ -22,8 +22,8 @@ from llava_recipes.screen import console, escape_json, say
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from llava_recipes.answers.opening import Opened
     from llava_recipes.data.dataset import StageDataset
+    from llava_recipes.use.opened import Opened
 
 EPILOG = """\
 --data measures on FILE (a training file's format), offline:
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.answers.answers_file import check_output
+    from llava_recipes.use.batches import check_output
 
     if arguments.tasks is not None and arguments.batch_size not in (None, 1):
         say("llava-recipe eval: lmms-eval's llava_hf takes one question at a time", to_stderr=True)
@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace, output: Path) -> int:
-    from llava_recipes.answers.evaluate import open_data
-    from llava_recipes.answers.opening import open_to_ask
     from llava_recipes.files import write_text
+    from llava_recipes.use.evaluate import open_data
+    from llava_recipes.use.opened import open_to_ask
 
     opened = open_to_ask(
         arguments.run, precision=arguments.dtype, device=arguments.device, base=arguments.base
@@ -121,7 +121,7 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
 def _token_values(
     opened: Opened, dataset: StageDataset, num_samples: int, batch_size: int
 ) -> dict[str, JsonValue]:
-    from llava_recipes.answers.evaluate import measure_tokens
+    from llava_recipes.use.evaluate import measure_tokens
 
     with progress("loss", total=num_samples) as bar:
         tokens = measure_tokens(
@@ -138,8 +138,8 @@ def _token_values(
 def _match_values(
     opened: Opened, dataset: StageDataset, num_samples: int, arguments: argparse.Namespace
 ) -> dict[str, JsonValue]:
-    from llava_recipes.answers.evaluate import measure_matches, read_references
     from llava_recipes.model.generate import Decoding
+    from llava_recipes.use.evaluate import measure_matches, read_references
 
     max_new_tokens, must_fit = length_of(arguments)
     references = read_references(dataset.records, num_samples=num_samples)

@@ -17,21 +17,21 @@ from llava_recipes.screen import console, say
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from llava_recipes.answers.benchmarks import BenchmarkScore, PublishedScores
+    from llava_recipes.use.benchmarks import BenchmarkScore, PublishedScores
 
 
 def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
     """Export where needed, start lmms-eval, print and keep its figures."""
-    from llava_recipes.answers.benchmarks import (
+    from llava_recipes.estimate.assignment import DTYPES
+    from llava_recipes.files import write_text
+    from llava_recipes.model.placing import usual_device
+    from llava_recipes.use.benchmarks import (
         check_lmms_eval,
         command,
         read_published,
         run_benchmarks,
         scores_of,
     )
-    from llava_recipes.files import write_text
-    from llava_recipes.model.precision import usual_device
-    from llava_recipes.plan.assignment import DTYPES
 
     check_lmms_eval()
     published = read_published()
@@ -57,8 +57,8 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
 @contextmanager
 def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
     """The folder that lmms-eval loads: RUN, what `export` left in it, or an export that passes."""
-    from llava_recipes.answers.benchmarks import is_exported
-    from llava_recipes.data.model_files import check_model_folder
+    from llava_recipes.recipe.foreign import check_model_folder
+    from llava_recipes.use.benchmarks import is_exported
 
     folder = expanded(arguments.run)
     for place in (folder, folder / "export-hf"):
@@ -67,8 +67,8 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
             say(f"model: {place}")
             yield real_path(place)
             return
-    from llava_recipes.runs.export import export_run
-    from llava_recipes.runs.shards import parse_size
+    from llava_recipes.export.export import export_run
+    from llava_recipes.export.target import parse_size
 
     with tempfile.TemporaryDirectory(prefix="llava-recipe-") as parent:
         target = Path(parent) / real_path(folder).name

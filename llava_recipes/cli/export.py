@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.recipe.errors import Problem, RecipeError
+    from llava_recipes.errors import Problem, RecipeError
 
     if arguments.with_tower is not None and arguments.to != "llava":
         word = "--with-tower" if arguments.with_tower else "--without-tower"
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
                 code="option-has-no-effect",
             )
         )
-    from llava_recipes.runs.export import export_run
-    from llava_recipes.runs.shards import parse_size
+    from llava_recipes.export.export import export_run
+    from llava_recipes.export.target import parse_size
 
     quiet_libraries()
     target = Path(arguments.output or Path(arguments.run) / f"export-{arguments.to}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava_recipes.authoring.output import write_new
 from llava_recipes.cli.options import add_new_file, add_recipe, positive
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.files import write_new
 from llava_recipes.screen import say_document
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.migrate.export import export_script
+    from llava_recipes.migrate.export_script import export_script
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.facts import choose_stages, read_deepspeed_files
 

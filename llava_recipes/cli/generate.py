@@ -22,7 +22,7 @@ from llava_recipes.screen import say
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from llava_recipes.answers.questions import Question
+    from llava_recipes.use.questions import Question
 
 EPILOG = """\
 A record of FILE (JSONL, or a JSON list) has its pictures in `image` or `images` (a path or a list) and its
@@ -69,16 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.answers.answers_file import AnswersFile, check_place
-    from llava_recipes.answers.batches import (
+    from llava_recipes.use.batches import (
+        AnswersFile,
         answer_in_batches,
         check_answer_key,
+        check_place,
         check_questions,
         llava_line,
         model_name,
         plain_line,
     )
-    from llava_recipes.answers.questions import read_questions
+    from llava_recipes.use.questions import read_questions
 
     decoding = decoding_of(arguments)
     if arguments.resume and arguments.overwrite:
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_place(arguments.output, resume=arguments.resume, overwrite=arguments.overwrite)
 
-    from llava_recipes.answers.opening import open_to_ask
+    from llava_recipes.use.opened import open_to_ask
 
     answerer = open_to_ask(
         arguments.run, precision=arguments.dtype, device=arguments.device, base=arguments.base

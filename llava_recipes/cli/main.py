@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from llava_recipes.cli.completion import offer
 
-        offer()
+        offer(COMMANDS, module_of)
     guard_streams()
     try:
         code = _obey(sys.argv[1:])
@@ -139,7 +139,7 @@ def _obey(words: Sequence[str]) -> int:
         say(f"llava-recipe {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        from llava_recipes.recipe.spelling import did_you_mean
+        from llava_recipes.recipe.renames import did_you_mean
 
         advice = did_you_mean(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}"
         say(f"llava-recipe: unknown command {words[0]!r}; {advice}", to_stderr=True)
@@ -170,7 +170,7 @@ def _tidy_when_told_to_end() -> Iterator[None]:
 
 
 def _run(name: str, words: Sequence[str]) -> int:
-    from llava_recipes.recipe.errors import RecipeError
+    from llava_recipes.errors import RecipeError
 
     try:
         command = cast(CommandModule, importlib.import_module(module_of(name)))
@@ -184,7 +184,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             check_versions()
         return command.run(arguments)
     except RecipeError as error:
-        from llava_recipes.recipe.render import render_problems
+        from llava_recipes.render import render_problems
 
         say_lines(render_problems(error.problems), to_stderr=True)
         return USER_ERROR

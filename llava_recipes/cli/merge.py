@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.runs.export import merge_run
-    from llava_recipes.runs.shards import parse_size
+    from llava_recipes.export.export import merge_run
+    from llava_recipes.export.target import parse_size
 
     quiet_libraries()
     report(

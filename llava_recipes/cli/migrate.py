@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.authoring.output import write_new
 from llava_recipes.cli.options import add_new_file
+from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.files import write_new
 from llava_recipes.masking import mask_assignment
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.source import read_file
 from llava_recipes.screen import console, is_terminal, say, say_document, say_lines
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     _report(migration, arguments.file)
     problems = _check(migration.text, arguments.output or "recipe.yaml")
     if problems:
-        from llava_recipes.recipe.render import render_problems
+        from llava_recipes.render import render_problems
 
         say("The recipe is not complete yet; this is to be mended in it:", "", to_stderr=True)
         say_lines(render_problems(problems), to_stderr=True)

@@ -12,13 +12,13 @@ from llava_recipes.cli.options import add_new_file, add_set
 from llava_recipes.screen import is_terminal, say, say_document, say_lines
 
 if TYPE_CHECKING:
-    from llava_recipes.authoring.draft import NewRecipe, Wishes
+    from llava_recipes.authoring.new_recipe import NewRecipe, Wishes
 
 LARGE_FILE_BYTES = 50_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from llava_recipes.authoring.draft import TEMPLATES
+    from llava_recipes.authoring.new_recipe import TEMPLATES
 
     rows = "\n".join(f"  {name:<10} {purpose}" for name, purpose in TEMPLATES.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.authoring.draft import TEMPLATES, draft_recipe
+    from llava_recipes.authoring.new_recipe import TEMPLATES, draft_recipe
 
     asking = not arguments.yes and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if arguments.template is None and not asking:
@@ -70,11 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _wishes(arguments: argparse.Namespace, *, asking: bool) -> tuple[Wishes, str]:
     """What to write, and into which file; asks for what is open when `asking`."""
-    from llava_recipes.authoring.draft import Wishes
+    from llava_recipes.authoring.new_recipe import Wishes
 
     template = arguments.template
     if template is None:
-        from llava_recipes.authoring.questions import ask_template
+        from llava_recipes.authoring.asking import ask_template
 
         template = ask_template()
     wishes = Wishes(
@@ -88,7 +88,7 @@ def _wishes(arguments: argparse.Namespace, *, asking: bool) -> tuple[Wishes, str
     )
     file: str = arguments.output or f"{template}.yaml"
     if asking:
-        from llava_recipes.authoring.questions import ask_output, ask_wishes
+        from llava_recipes.authoring.asking import ask_output, ask_wishes
 
         wishes = ask_wishes(wishes)
         file = arguments.output or ask_output(file)
@@ -105,7 +105,7 @@ def _announce_large_files(wishes: Wishes) -> None:
 def _check(text: str, file: str) -> str:
     """The warnings about the recipe as it will be written; raises RecipeError when it cannot run."""
     from llava_recipes.recipe.load import load_source
-    from llava_recipes.recipe.render import render_problems
+    from llava_recipes.render import render_problems
     from llava_recipes.runner.facts import compile_loaded
 
     loaded = load_source(text, file)
@@ -114,7 +114,7 @@ def _check(text: str, file: str) -> str:
 
 
 def _deliver(draft: NewRecipe, output: Path, *, to_stdout: bool, force: bool) -> int:
-    from llava_recipes.authoring.output import write_new
+    from llava_recipes.files import write_new
 
     if to_stdout:
         say_document(draft.text)

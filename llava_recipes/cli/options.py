@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from rich.progress import Progress, TaskID
 
+    from llava_recipes.export.export import Exported
     from llava_recipes.model.generate import Decoding
-    from llava_recipes.runs.export import Exported
 
 
 def positive(text: str) -> int:
@@ -124,8 +124,8 @@ def add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> Non
 
 def decoding_of(arguments: argparse.Namespace) -> Decoding:
     """The options as one value. Raises RecipeError when --top-p could have no effect."""
+    from llava_recipes.errors import Problem, RecipeError
     from llava_recipes.model.generate import Decoding
-    from llava_recipes.recipe.errors import Problem, RecipeError
 
     if arguments.top_p < 1 and arguments.temperature == 0:
         hint = "add --temperature, for example 0.2"
@@ -154,7 +154,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
 
 def dtype_of(name: str | None) -> torch.dtype | None:
     """The dtype that an option names."""
-    from llava_recipes.model.precision import DTYPES
+    from llava_recipes.model.placing import DTYPES
 
     return None if name is None else DTYPES[name]
 

@@ -15,9 +15,9 @@ from llava_recipes.screen import cell, console, is_terminal, say, say_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llava_recipes.estimate.cost import Gpu
+    from llava_recipes.estimate.estimate import Estimate, Estimator
     from llava_recipes.plan.compile import Compiled
-    from llava_recipes.plan.estimate import Estimate, Estimator
-    from llava_recipes.plan.hardware import Gpu
 
 USAGE_ERROR = 2
 
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         say(f"written: {arguments.html}", to_stderr=True)
     if arguments.json:
-        from llava_recipes.plan.estimate import PlanReport
+        from llava_recipes.estimate.estimate import PlanReport
 
         say_json(PlanReport(**dict(plan), estimate=estimate).model_dump_json(indent=2))
     elif arguments.html is None:
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _estimator(compiled: Compiled, arguments: argparse.Namespace) -> Estimator | None:
     if compiled.model.outline is None:
         return None
-    from llava_recipes.plan.estimate import Assumptions, Estimator
+    from llava_recipes.estimate.estimate import Assumptions, Estimator
 
     given = Assumptions(arguments.gpu, arguments.text_tokens, arguments.label_tokens)
     return Estimator(compiled, given)
@@ -109,7 +109,7 @@ def _estimate_sections(estimate: Estimate | None) -> Iterator[Section]:
 
 def _proposals(plan: Plan, estimator: Estimator, gpu: Gpu) -> Iterator[Section]:
     from llava_recipes.cli.plan_estimate import proposal_sections
-    from llava_recipes.plan.fit import propose
+    from llava_recipes.estimate.fit import propose
 
     found = [(stage, propose(estimator, stage, gpu=gpu, world_size=plan.world_size)) for stage in plan.stages]
     yield from proposal_sections(found, gpu.name)
@@ -154,7 +154,7 @@ def show_sections(headline: str, sections: Iterable[Section], console: Console) 
 
 
 def _gpu(text: str) -> Gpu:
-    from llava_recipes.plan.hardware import UnknownGpuError, find_gpu
+    from llava_recipes.estimate.cost import UnknownGpuError, find_gpu
 
     try:
         return find_gpu(text)

@@ -7,18 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.plan_overview import Row, Section
-from llava_recipes.plan.assignment import Assignment
-from llava_recipes.plan.cost import Compute, Disk, Tokens
-from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
-from llava_recipes.plan.hardware import GIB, GPUS
-from llava_recipes.plan.memory import Memory
+from llava_recipes.estimate.assignment import Assignment
+from llava_recipes.estimate.cost import GIB, GPUS, Compute, Disk, Tokens
+from llava_recipes.estimate.estimate import Estimate, Fit, StageEstimate
+from llava_recipes.estimate.memory import Memory
 from llava_recipes.plan.trainable import ADAPTER
 from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.recipe.globs import fold_layers
 from llava_recipes.recipe.scalars import say_number, spell
 
 if TYPE_CHECKING:
-    from llava_recipes.plan.fit import Proposal
+    from llava_recipes.estimate.fit import Proposal
 
 
 _NUM_SHOWN_MODULES = 4
@@ -36,7 +35,7 @@ def estimate_sections(estimate: Estimate) -> Iterator[Section]:
 def config_sections(plan: Plan) -> Iterator[Section]:
     """What TrainingArguments and DeepSpeed are told, stage by stage."""
     from llava_recipes.plan.arguments import keyword_arguments
-    from llava_recipes.plan.effective import effective_deepspeed
+    from llava_recipes.plan.deepspeed import effective_deepspeed
 
     hidden = plan.model.sizes.language_hidden_size if plan.model.sizes else None
     for stage in plan.stages:

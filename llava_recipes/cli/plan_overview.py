@@ -83,7 +83,7 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
     samples = "not counted" if data.num_samples is None else f"{data.num_samples:,}"
     rows.append(("samples", f"{samples}, {data.wording}, at most {data.max_length:,} tokens each"))
     if data.image_aspect_ratio == "anyres":
-        from llava_recipes.plan.pictures import describe_images
+        from llava_recipes.plan.image_tokens import describe_images
 
         rows.append(("images", describe_images(data)))
     rows += _validation_rows(stage)

@@ -19,13 +19,13 @@ from llava_recipes.cli.plan_estimate import (
     verdict_words,
 )
 from llava_recipes.cli.plan_overview import Section
+from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.estimate.assignment import Assignment
+from llava_recipes.estimate.cost import GPUS
+from llava_recipes.estimate.estimate import Estimate, Fit, StageEstimate
+from llava_recipes.estimate.memory import Memory
 from llava_recipes.files import open_ordinary, replacing
-from llava_recipes.plan.assignment import Assignment
-from llava_recipes.plan.estimate import Estimate, Fit, StageEstimate
-from llava_recipes.plan.hardware import GPUS
-from llava_recipes.plan.memory import Memory
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.screen import shown
 

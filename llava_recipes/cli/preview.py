@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_recipe
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.screen import say_json
 
 if TYPE_CHECKING:
     from llava_recipes.data.crops import ImageLayout
-    from llava_recipes.data.dataset import Sample, StageDataset
+    from llava_recipes.data.dataset import Preview, Sample
     from llava_recipes.plan.types import DataPlan, ModelPlan, Plan
     from llava_recipes.recipe.load import LoadedRecipe
 
@@ -23,23 +23,6 @@ EPILOG = """\
 samples end at max_length), labels (-100 where nothing is learned), num_image_tokens (of one picture of the
 tower's size), image_tokens (of each image), grids (crops across and down, of each image with `anyres`),
 length (input_ids with every image expanded) and num_kept (what is left of that at max_length)."""
-
-
-@dataclass(frozen=True)
-class Preview:
-    """A stage's data, opened to be looked at."""
-
-    dataset: StageDataset
-    layout: ImageLayout
-    max_length: int
-
-    def image_tokens(self, sample: Sample) -> list[int]:
-        """Tokens of each of a sample's images."""
-        return [self.layout.num_tokens(picture) for picture in sample.pictures]
-
-    def length(self, sample: Sample) -> int:
-        """Tokens of a sample with its images expanded, before the cut at `max_length`."""
-        return len(sample.input_ids) - len(sample.pictures) + sum(self.image_tokens(sample))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +73,7 @@ def open_preview(plan: Plan, number: int, *, validation: bool = False) -> Previe
 
     With `validation` it is the data that the loss is measured on.
     """
-    from llava_recipes.data.dataset import StageDataset
+    from llava_recipes.data.dataset import Preview, StageDataset
     from llava_recipes.data.images import load_image_processor
     from llava_recipes.data.tokenizer import load_tokenizer
 
@@ -208,7 +191,7 @@ def _source_problems(data: DataPlan, path: KeyPath) -> Iterator[Problem]:
 
 def _layout(model: ModelPlan, data: DataPlan) -> ImageLayout:
     from llava_recipes.data.crops import ImageLayout
-    from llava_recipes.plan.pictures import any_res
+    from llava_recipes.plan.image_tokens import any_res
 
     if model.sizes is not None:
         image_px, num_tokens = model.sizes.image_px, model.sizes.num_image_tokens

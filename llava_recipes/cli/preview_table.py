@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, cast
 from rich.table import Table
 from rich.text import Text
 
-from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+from llava_recipes.data.prompts import IGNORED, IMAGE_ID
 from llava_recipes.screen import cell, console, shown
 
 if TYPE_CHECKING:
-    from llava_recipes.cli.preview import Preview
-    from llava_recipes.data.dataset import Sample
+    from llava_recipes.data.dataset import Preview, Sample
 
 STYLES = {"learned": "bold green", "ignored": "dim", "image": "cyan"}
 CUT = "red"

@@ -27,7 +27,7 @@ def schema_text(kind: str) -> str:
     elif kind == "base":
         schema = base_schema()
     else:
-        from llava_recipes.plan.estimate import PlanReport
+        from llava_recipes.estimate.estimate import PlanReport
 
         schema = value_schema(PlanReport, title="llava_recipes plan")
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

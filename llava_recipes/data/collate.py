@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.dataset import Sample
-from llava_recipes.data.tokens import IGNORED, IMAGE_ID
-from llava_recipes.recipe.errors import Mark, Problem, SampleError, sample_problem
+from llava_recipes.data.prompts import IGNORED, IMAGE_ID
+from llava_recipes.errors import Mark, Problem, SampleError, sample_problem
 
 
 @dataclass(frozen=True)

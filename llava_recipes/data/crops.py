@@ -16,9 +16,9 @@ from transformers import BaseImageProcessor, LlavaNextImageProcessorPil
 from llava_recipes.anyres import NEWLINE, AnyRes, Size, best_resolution, usual_pinpoints
 from llava_recipes.data.image_sizes import check_preparation
 from llava_recipes.data.images import pixel_values
-from llava_recipes.plan.pictures import pinpoint_problems, pinpoints_of
+from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.plan.image_tokens import pinpoint_problems, pinpoints_of
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.recipe.errors import Problem, RecipeError
 
 _SHARED = (
     *("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),

@@ -14,15 +14,13 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_recipes.data.conversation import Record
-from llava_recipes.data.crops import PreparedImage, prepare_picture
-from llava_recipes.data.grouping import Grouping
-from llava_recipes.data.images import BadImage
-from llava_recipes.data.pictures import open_pictures
-from llava_recipes.data.prompts import Prompts
+from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_picture
+from llava_recipes.data.images import BadImage, open_pictures
+from llava_recipes.data.order import Grouping
+from llava_recipes.data.prompts import IGNORED, Encoded, Prompts
 from llava_recipes.data.records import open_records
-from llava_recipes.data.tokens import IGNORED, Encoded
+from llava_recipes.errors import Problem, SampleError, sample_problem
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.recipe.errors import Problem, SampleError, sample_problem
 
 logger = logging.getLogger(__name__)
 
@@ -187,3 +185,20 @@ class _Encodings:
     def encoding(self, index: int) -> Encoded:
         span = slice(self._ends[index], self._ends[index + 1])
         return Encoded(self._input_ids[span].tolist(), self._labels[span].tolist())
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A stage's data, opened to be looked at."""
+
+    dataset: StageDataset
+    layout: ImageLayout
+    max_length: int
+
+    def image_tokens(self, sample: Sample) -> list[int]:
+        """Tokens of each of a sample's images."""
+        return [self.layout.num_tokens(picture) for picture in sample.pictures]
+
+    def length(self, sample: Sample) -> int:
+        """Tokens of a sample with its images expanded, before the cut at `max_length`."""
+        return len(sample.input_ids) - len(sample.pictures) + sum(self.image_tokens(sample))

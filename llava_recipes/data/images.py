@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import BinaryIO, Final, Literal, TypeVar, cast
 
 import numpy as np
@@ -19,20 +20,44 @@ from transformers import (
 )
 
 from llava_recipes.anyres import Size
-from llava_recipes.data.image_sizes import (
-    MAX_PIXELS,
-    CannotPrepare,
-    can_shrink,
-    steps_of,
-)
-from llava_recipes.data.model_files import check_model_folder, check_settings
-from llava_recipes.data.watched_file import WatchedFile
+from llava_recipes.data.conversation import Record
+from llava_recipes.data.image_sizes import MAX_PIXELS, CannotPrepare, can_shrink, steps_of
+from llava_recipes.data.records import Records
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.files import NotOrdinary, expanded, open_ordinary
 from llava_recipes.plan.families import tower_of
-from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.recipe.foreign import read_by_library
+from llava_recipes.recipe.foreign import check_model_folder, check_settings, read_by_library
 from llava_recipes.recipe.schema import VisionTower
 from llava_recipes.versions import auto_image_processor
+
+MAX_DECODE_S: Final = 5.0
+"""Processor time that decoding an image may take; the largest one there can be takes about one second."""
+
+
+class TooSlow(Exception):
+    """A decoder that has had its time."""
+
+
+class WatchedFile:
+    """What Pillow needs of a file; each read asks how long the decoder has computed since it was opened.
+
+    A decoder of Pillow takes the file in pieces, so that one which a small file keeps busy (a JPEG of
+    thousands of passes, a PNG of millions of chunks) ends at its next piece. Processor time of this thread is
+    counted, since a busy machine makes no image worse.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._ends_s = time.thread_time() + MAX_DECODE_S
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+        # libtiff reads a file on disk by itself, instead of taking all of it into memory.
+        self.fileno = file.fileno
+
+    def read(self, size: int = -1) -> bytes:
+        if time.thread_time() > self._ends_s:
+            raise TooSlow(f"decoding it takes more than {MAX_DECODE_S:g} s of processor time")
+        return self._file.read(size)
+
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_FILE_BYTES: Final = 2**30
@@ -382,3 +407,51 @@ def _path_inside(folder: str, name: str) -> str:
     if os.path.commonpath([root, real]) != root:
         raise BadImage(path, f"it is a link that leads out of the image folder, to {real}")
     return path
+
+
+def open_pictures(
+    records: Records,
+    record: Record,
+    prepare: Callable[[Image.Image], Result],
+    *,
+    numbers: Iterable[int] | None = None,
+) -> list[Result]:
+    """What `prepare` makes of every picture of a record in RGB, in reading order, or of those with `numbers`.
+
+    The one way from a record to its pictures, for training and for all that looks at data. Raises BadImage.
+    """
+    return _each(
+        records,
+        record,
+        range(len(record.images)) if numbers is None else numbers,
+        from_bytes=lambda data, name: decode_prepared(data, name, prepare),
+        from_folder=lambda folder, name: read_prepared(folder, name, prepare),
+    )
+
+
+def check_record_image(records: Records, record: Record, number: int) -> Size:
+    """Width and height of a record's picture, from its first bytes: it is not decoded. Raises BadImage."""
+    (size,) = _each(records, record, (number,), from_bytes=check_image_bytes, from_folder=check_image)
+    return size
+
+
+def _each(
+    records: Records,
+    record: Record,
+    numbers: Iterable[int],
+    *,
+    from_bytes: Callable[[bytes, str], Result],
+    from_folder: Callable[[str, str], Result],
+) -> list[Result]:
+    held = records.pictures(record.index) if record.embedded and record.images else ()
+    found = []
+    for number in numbers:
+        name = record.images[number]
+        data = held[number] if number < len(held) else None
+        if data is not None:
+            found.append(from_bytes(data, name))
+        elif record.folder is not None:
+            found.append(from_folder(record.folder, name))
+        else:
+            raise BadImage(name, "its bytes are not in the file, and the source has no image folder")
+    return found

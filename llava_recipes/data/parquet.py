@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_recipes.data.conversation import word_length
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.files import odd_kind
-from llava_recipes.recipe.annotation_kinds import wrong_kind
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.recipe.foreign import wrong_kind
 
 MAX_GROUP_BYTES: Final = 2**30
 """Largest row group that is read: each process holds one of them at a time."""

@@ -2,18 +2,206 @@
 
 from __future__ import annotations
 
+import os
+import random
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import overload
+from typing import Final, Protocol, overload
 
 from llava_recipes.data.conversation import MalformedRecord, Record, parse_record, record_id
-from llava_recipes.data.draw import positions
-from llava_recipes.data.formats import RecordFile, open_file
+from llava_recipes.data.scan import AnnotationFile
+from llava_recipes.errors import Mark, Problem, RecipeError, SampleError, sample_problem
+from llava_recipes.files import open_ordinary
+from llava_recipes.plan.data import count_drawn, count_used, overdrawn
 from llava_recipes.plan.types import SourcePlan
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError, SampleError, sample_problem
+from llava_recipes.recipe.foreign import wrong_kind
+
+_READ_BYTES: Final = 4096
+_TAR_MARK: Final = slice(257, 262)
+
+_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"ARROW1", "arrow"),
+    (b"\xff\xff\xff\xff", "arrow"),
+    (b"FEA1", "feather"),
+    (b"PAR1", "parquet"),
+    (b"\x93NUMPY", "numpy"),
+    (b"\x89HDF", "hdf5"),
+    (b"SQLite format 3\x00", "sqlite"),
+    (b"\xd0\xcf\x11\xe0", "excel"),
+    (b"\x89PNG", "image"),
+    (b"\xff\xd8\xff", "image"),
+    (b"GIF8", "image"),
+    (b"%PDF", "pdf"),
+    (b"version https://git-lfs", "lfs"),
+)
+# Where a zip file's first entry tells what it is.
+_ZIP: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"[Content_Types].xml", "excel"),
+    (b".npy", "numpy"),
+    (b"data.pkl", "torch"),
+)
+
+
+def refuse_other_kinds(path: str) -> None:
+    """Raise RecipeError where a file is neither JSON nor JSONL but something that can be named.
+
+    What begins like JSON, or cannot be told, is left to the reader of JSON.
+    """
+    # Nothing but an ordinary file is opened: reading from another may wait for ever.
+    if not os.path.isfile(path):
+        return
+    try:
+        with open_ordinary(path) as file:
+            start = file.read(_READ_BYTES)
+    except OSError:
+        # Why it cannot be read is reported by what reads all of it.
+        return
+    kind = kind_of_bytes(start)
+    if kind is not None:
+        raise RecipeError(wrong_kind(kind, path, path=None))
+
+
+def kind_of_bytes(start: bytes) -> str | None:
+    """The kind of a file that begins so; None for what may be JSON."""
+    for magic, kind in _MAGIC:
+        if start.startswith(magic):
+            return kind
+    if start.startswith(b"PK\x03\x04"):
+        return next((kind for mark, kind in _ZIP if mark in start), "zip")
+    if start[_TAR_MARK] == b"ustar":
+        return "tar"
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "pickle"
+    return _kind_of_text(start)
+
+
+def _kind_of_text(start: bytes) -> str | None:
+    """A page, a document or a table; text of another kind may be JSON with a fault in it."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    lower = text[:100].lower()
+    if lower.startswith((b"<!doctype html", b"<html")):
+        return "html"
+    if lower.startswith(b"<"):
+        return "xml"
+    first = text.split(b"\n", 1)[0].strip()
+    if not first or first[:1] in b'[{"' or b"\x00" in text or not _is_text(first):
+        return None
+    if first.count(b"\t") and all(first.split(b"\t")):
+        return "tsv"
+    # The head of a table: names alone, without the spaces of a sentence after its commas.
+    names = first.split(b",")
+    if len(names) > 1 and all(name.strip(b'"').replace(b"_", b"").isalnum() for name in names):
+        return "csv"
+    return None
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return line.decode("utf-8").isprintable() or b"\t" in line
+    except UnicodeDecodeError:
+        return False
+
+
+class RecordFile(Protocol):
+    """Records of a file, by their place in it; what it keeps in memory is small, and shared when forked.
+
+    With `has_pictures` the pictures themselves may lie in the file.
+    """
+
+    path: str
+    has_pictures: bool
+
+    def __len__(self) -> int: ...
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
+
+    def values(self, index: int) -> dict[str, object]: ...
+
+    def pictures(self, index: int) -> tuple[bytes | None, ...]: ...
+
+    def mark(self, index: int) -> Mark: ...
+
+
+def open_file(path: str, *, measure: bool = False) -> RecordFile:
+    """The records of a JSON, JSONL or Parquet file, of a folder of Parquet files, or of a pattern of them.
+
+    With `measure` the length of each record is taken. Raises RecipeError when it cannot be read as records.
+    """
+    if not is_parquet(path):
+        refuse_other_kinds(path)
+        return AnnotationFile(path, measure=measure)
+    # Here, since it takes a while to import and few runs need it.
+    from llava_recipes.data.parquet import ParquetFiles
+
+    return ParquetFiles(path, measure=measure)
+
+
+def is_parquet(path: str) -> bool:
+    """Whether `annotations` means Parquet."""
+    return path.lower().endswith(".parquet") or os.path.isdir(path)
+
+
+def is_there(path: str) -> bool:
+    """Whether there is anything to open."""
+    place = Path(path)
+    return os.path.exists(path) or ("*" in place.name and any(place.parent.glob(place.name)))
+
+
+def positions(source: SourcePlan, num_records: int) -> Sequence[int]:
+    """Places in the file of the samples that an epoch draws from it, in file order.
+
+    With a weight above 1 they come again, pass after pass. Raises RecipeError when the source asks for more
+    records than the file holds.
+    """
+    problem = overdrawn(source.sampling_strategy, num_records)
+    if problem is not None:
+        raise RecipeError(problem)
+    chosen = _chosen(source, num_records)
+    if source.num_held_out:
+        held_out = by_chance(chosen, source.num_held_out, f"{source.draw_seed}/held out")
+        if source.part == "held_out":
+            return held_out
+        apart = set(held_out)
+        chosen = array("Q", (position for position in chosen if position not in apart))
+    elif source.part == "held_out":
+        return ()
+    if source.weight == 1 or not chosen:
+        return chosen
+    whole_passes, rest = divmod(count_used(source.weight, len(chosen)), len(chosen))
+    return array("Q", chosen) * whole_passes + by_chance(chosen, rest, f"{source.draw_seed}/weight")
+
+
+def _chosen(source: SourcePlan, num_records: int) -> Sequence[int]:
+    word = source.sampling_strategy.partition(":")[0]
+    count = count_drawn(source.sampling_strategy, num_records)
+    if word == "end":
+        return range(num_records - count, num_records)
+    if word == "random":
+        return by_chance(range(num_records), count, f"{source.draw_seed}/random")
+    return range(count)
+
+
+def by_chance(among: Sequence[int], count: int, seed: str) -> array[int]:
+    """`count` of these numbers, in the order they stand in.
+
+    Each gets a random number, and those with the smallest are taken, so that a larger share holds a smaller
+    one. Only Python's `random()` is used, whose numbers for a seed stay the same in every version.
+    """
+    generator = random.Random(seed)
+    keys = array("d", (generator.random() for _ in among))
+    first = sorted(range(len(among)), key=keys.__getitem__)[:count]
+    return array("Q", (among[place] for place in sorted(first)))
+
 
 NUM_SHOWN_PROBLEMS = 5
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llava_recipes.data.conversation import has_conversation, word_length
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.files import NotOrdinary, open_ordinary
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 WINDOW_BYTES: Final = 4 * 2**20
 SHOWN_LINE_BYTES: Final = 10_000

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from llava_recipes.demo.dataset import HeldOut
-from llava_recipes.demo.shapes import all_combinations, unseen_combinations
+from llava_recipes.demo.drawn_data import HeldOut, all_combinations, unseen_combinations
 from llava_recipes.demo.vocabulary import COLOURS, SHAPES
 
 NUM_EXAMPLES = 4

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.migrate.shell import Argument, Command, ReadScript, walk_commands
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMANDS = 20
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
+from llava_recipes.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.masking import HIDDEN, is_secret_name
-from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.writer import write_recipe
 from llava_recipes.screen import shown

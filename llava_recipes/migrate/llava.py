@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.migrate.commands import UntoldLabel
-from llava_recipes.migrate.conversations import put_conversation, table_of
 from llava_recipes.migrate.deepspeed_files import (
     FORK,
     LLAVA,
@@ -18,13 +18,19 @@ from llava_recipes.migrate.deepspeed_files import (
     ReadText,
     translate_deepspeed,
 )
-from llava_recipes.migrate.programs import NEXT, NEXT_FLAGS, OF_LLAVA_NEXT_ALONE, Program
+from llava_recipes.migrate.programs import (
+    NEXT,
+    NEXT_FLAGS,
+    OF_LLAVA_NEXT_ALONE,
+    Program,
+    put_conversation,
+    table_of,
+)
 from llava_recipes.migrate.settings import Flags, Kind, Row, Settings
 from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.renames import did_you_mean, nearest
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_value
-from llava_recipes.recipe.spelling import did_you_mean, nearest
 
 LORA_SIZE = (
     Row("lora_r", "lora.r", "whole", 64),

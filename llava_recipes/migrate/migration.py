@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.migrate.commands import TrainingCommand, find_training_commands
 from llava_recipes.migrate.deepspeed_files import ReadText
 from llava_recipes.migrate.draft import Draft, IsFolder, Migration, combine
@@ -15,7 +16,6 @@ from llava_recipes.migrate.shell import ReadScript
 from llava_recipes.migrate.tinyllava import translate_tinyllava
 from llava_recipes.migrate.xtuner import migrate_xtuner
 from llava_recipes.migrate.yaml_configs import migrate_yaml
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

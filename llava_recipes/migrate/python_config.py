@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, Problem, RecipeError
 
 MAX_NUMBER = 1e15
 MAX_CHARACTERS = 10_000

@@ -11,12 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
+from llava_recipes.errors import Mark, Problem
 from llava_recipes.migrate.commands import Flag
 from llava_recipes.migrate.draft import Draft, Entry
-from llava_recipes.recipe.errors import Mark, Problem
+from llava_recipes.recipe.renames import did_you_mean
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import Document
-from llava_recipes.recipe.spelling import did_you_mean
 
 Kind = Literal["text", "number", "whole", "switch"]
 

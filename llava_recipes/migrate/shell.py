@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.migrate.shell_syntax import (
     Computed,
     Parameter,
@@ -30,7 +31,6 @@ from llava_recipes.migrate.shell_values import (
     expand_text,
     expand_word,
 )
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 MAX_COMMAND_CHARACTERS = 100_000
 MAX_CALLS_DEEP = 8

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, Problem, RecipeError
 
 MAX_NESTING = 20
 MAX_WORDS = 20_000

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.migrate.shell_syntax import (
     ARITHMETIC,
     Computed,
@@ -21,8 +22,7 @@ from llava_recipes.migrate.shell_syntax import (
     read_quoted,
     read_statements,
 )
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
-from llava_recipes.recipe.spelling import did_you_mean
+from llava_recipes.recipe.renames import did_you_mean
 
 MAX_CHARACTERS = 20_000
 MAX_KEPT_CHARACTERS = 2_000_000

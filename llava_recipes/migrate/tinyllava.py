@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llava_recipes.migrate.conversations import TINYLLAVA as CONVERSATIONS
-from llava_recipes.migrate.conversations import put_conversation
 from llava_recipes.migrate.deepspeed_files import TINYLLAVA, ReadText
 from llava_recipes.migrate.llava import (
     LORA_SIZE,
@@ -18,7 +16,8 @@ from llava_recipes.migrate.llava import (
     translate_rest,
     translate_training,
 )
-from llava_recipes.migrate.programs import Program
+from llava_recipes.migrate.programs import TINYLLAVA as CONVERSATIONS
+from llava_recipes.migrate.programs import Program, put_conversation
 from llava_recipes.migrate.settings import Flags, Row
 from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import islice
 
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.migrate.draft import IsFolder, Migration, combine
 from llava_recipes.migrate.llava import QUANTIZATION, put_bits, with_num_samples
 from llava_recipes.migrate.python_config import (
@@ -19,7 +20,6 @@ from llava_recipes.migrate.python_config import (
 )
 from llava_recipes.migrate.settings import Kind, Row, Settings
 from llava_recipes.plan.catalog import VISION_TOWERS
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, say_number
 
 _MODEL = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import IsFolder, Migration, combine
 from llava_recipes.migrate.llava import QUANTIZATION, put_bits, with_num_samples
 from llava_recipes.migrate.settings import Keys, Row
 from llava_recipes.projectors import STOCK
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.scalars import Value, spell_value
 from llava_recipes.recipe.source import parse_source
 

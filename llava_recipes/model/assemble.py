@@ -12,8 +12,12 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.initialization import no_init_weights
 
+from llava_recipes.data.collate import Collator
 from llava_recipes.data.crops import ImageLayout, check_crops
+from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.images import load_image_processor, prepared_px
+from llava_recipes.data.tokenizer import Vocabulary, plan_vocabulary
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
     TOWER_PATH,
@@ -25,21 +29,16 @@ from llava_recipes.model.configs import (
     tower_origin,
     vision_half,
 )
-from llava_recipes.model.forward import adapt_forward
+from llava_recipes.model.forward import adapt_forward, keep_angles_exact
 from llava_recipes.model.head import Head, body_class, causal_skeleton, head_like
-from llava_recipes.model.image_tokens import remember_image_tokens
-from llava_recipes.model.names import canonical_parameters
-from llava_recipes.model.newline import ImageNewline, load_newline
-from llava_recipes.model.placing import Placement
+from llava_recipes.model.learned_rows import ImageNewline, load_newline, remember_image_tokens
+from llava_recipes.model.placing import Placement, quantize_layers
 from llava_recipes.model.projector import build_projector
-from llava_recipes.model.quantized import quantize_layers
 from llava_recipes.model.read_config import try_out
-from llava_recipes.model.rotary import keep_angles_exact
-from llava_recipes.model.vocabulary import Vocabulary, plan_vocabulary
+from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.model.weights import load_projector
-from llava_recipes.plan.pictures import any_res
+from llava_recipes.plan.image_tokens import any_res
 from llava_recipes.plan.types import DataPlan, ModelPlan
-from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.versions import keep_rotary_frequencies
 
 
@@ -201,3 +200,24 @@ def _partitioned_model(plan: ModelPlan, parts: Parts, dtype: torch.dtype) -> Lla
         model = stock_model(plan, parts, dtype, partitioned=True)
     keep_rotary_frequencies(model)
     return model
+
+
+def open_samples(assembled: Assembled, data: DataPlan, *, start_end: bool) -> StageDataset:
+    """The samples of a stage's data. Raises RecipeError as StageDataset does."""
+    return StageDataset(
+        data, tokenizer=assembled.tokenizer, image_processor=assembled.image_processor, start_end=start_end
+    )
+
+
+def collator_of(assembled: Assembled, dataset: StageDataset) -> Collator:
+    """What puts these samples into batches, as long as the stage allows."""
+    tokenizer = assembled.tokenizer
+    pad_id: int = tokenizer.pad_token_id
+    return Collator(
+        layout=assembled.image_layout(dataset.data),
+        max_length=dataset.data.max_length,
+        pad_token_id=pad_id,
+        # Where the unknown token is also the padding, the original loses it from the text.
+        dropped_token_id=pad_id if pad_id == tokenizer.unk_token_id else None,
+        mark_of=dataset.records.mark,
+    )

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from llava_recipes.data.tokenizer import Vocabulary, with_new_rows
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.model.checkpoint import TensorsInMemory, TensorSource, open_checkpoint
-from llava_recipes.model.checkpoint_names import Layout, Renamed, canonical_in
 from llava_recipes.model.configs import LANGUAGE_PATH, TOWER_PATH, Origin
 from llava_recipes.model.head import body_class, causal_class, causal_skeleton
 from llava_recipes.model.placing import Placement, check_names, check_shape
-from llava_recipes.model.vocabulary import Vocabulary, with_new_rows
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.model.weight_names import Layout, Renamed, canonical_in
 
 # Values that older transformers versions saved and newer ones compute.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias)$")

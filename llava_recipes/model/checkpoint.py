@@ -2,21 +2,102 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import odd_kind
-from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.foreign import read_by_library
-from llava_recipes.recipe.json_file import read_object
+from llava_recipes.recipe.foreign import read_by_library, read_object
 from llava_recipes.recipe.locations import check_place
+
+SafeGlobal = tuple[Callable[..., Any], str]
+"""What stands for a name in a file, and the name: `numpy.dtype`."""
+
+_NAMED = re.compile(r"GLOBAL (\S{1,80})|got <(?:class|function) '?([^'> ]{1,80})")
+_PROTOCOL = b"\x80"
+"""What a pickle begins with; what is torch's own begins otherwise, or says what it names."""
+_DETAIL = "WeightsUnpickler error: "
+_FORCED, _FORCED_OFF = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+class BadPickle(Exception):
+    """A file that is not read. Says why, as what follows the file's name."""
+
+
+class HoldsCode(BadPickle):
+    """A file that asks for more than tensors and plain values."""
+
+
+def load_plain(file: pathlib.Path, safe: Collection[SafeGlobal] = ()) -> object:
+    """Tensors and plain values of a file of torch.save, on the CPU; tensors are mapped where they can be.
+
+    Raises BadPickle when the file is damaged or isn't one, HoldsCode when it names what isn't in `safe`.
+    """
+    try:
+        with torch.serialization.safe_globals([*safe]), warnings.catch_warnings():
+            # Of a foreign pickle's protocol, and of TorchScript: what follows is an error of ours.
+            warnings.simplefilter("ignore")
+            return _load(file)
+    except MemoryError:
+        raise
+    # A damaged pickle makes the unpickler fail in whatever way its bytes ask for.
+    except Exception as error:
+        raise _explained(error, file) from error
+
+
+def _explained(error: Exception, file: pathlib.Path) -> BadPickle:
+    text = str(error).strip()
+    if isinstance(error, pickle.UnpicklingError):
+        named = _NAMED.search(text.rpartition(_DETAIL)[2])
+        if named:
+            return HoldsCode(f"names {named.group(1) or named.group(2)}, which could run code")
+        with file.open("rb") as opened:
+            if opened.read(1) == _PROTOCOL:
+                return HoldsCode("is a pickle of more than tensors and plain values, which could run code")
+    elif isinstance(error, RuntimeError) and "weights_only=True" in text:
+        # TorchScript's archives, and the tar files of the first versions.
+        return HoldsCode("is in a format that can run code")
+    elif isinstance(error, OSError | RuntimeError) and text:
+        # torch's own words; its advice comes behind the first sentence.
+        return BadPickle(f"cannot be read: {text.splitlines()[0].partition('. ')[0]}")
+    return BadPickle("cannot be read: it is not a file of torch.save, or it is damaged")
+
+
+def _load(file: pathlib.Path) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        # The format before torch 1.6 cannot be mapped.
+        if "mmap can only be used" not in str(error):
+            raise
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def only_plain(safe: Collection[SafeGlobal] = ()) -> Iterator[None]:
+    """Let every torch.load of the block read tensors, plain values and `safe` alone, whatever it asks for."""
+    before = {name: os.environ.pop(name, None) for name in (_FORCED, _FORCED_OFF)}
+    # torch's own switch reaches the loads of other libraries, which cannot be passed an argument.
+    os.environ[_FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals([*safe]):
+            yield
+    finally:
+        del os.environ[_FORCED]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
 
 _CUT_SHORT = "the file is cut short or not a weight file; fetch it again"
 
@@ -216,3 +297,74 @@ def _sharded(index: pathlib.Path, path: KeyPath) -> Iterator[tuple[str, pathlib.
             )
         )
     yield from shards.items()
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST = torch.finfo(torch.float32).max
+_NUM_SHOWN = 4
+
+
+def check_values(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, found: str) -> None:
+    """Raise RecipeError unless all of these weights can be trained on; `found` names their file.
+
+    Every value is read, mapped ones page by page: a gigabyte takes half a second of one CPU core.
+    """
+    problems = [*value_problems(tensors, path=path, found=found)]
+    if problems:
+        raise RecipeError(*problems)
+
+
+def value_problems(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, found: str) -> Iterator[Problem]:
+    """One problem for weights of another type, and one for values that are not finite."""
+    others, odd = [], []
+    for name, tensor in tensors:
+        kind = _other_kind(tensor)
+        if kind is not None:
+            others.append(f"{name} is {kind}")
+        elif (trouble := not_finite(tensor)) is not None:
+            odd.append(f"{name} has {trouble}")
+    if others:
+        yield Problem(
+            f"{len(others)} weight(s) are not floating point",
+            code="weights-not-floating-point",
+            path=path,
+            found=f"{found}: {_shortened(others)}",
+            hint="give the weights in float16, bfloat16 or float32; quantized ones are not read",
+        )
+    if odd:
+        yield Problem(
+            f"{len(odd)} weight(s) hold values that are NaN or infinite",
+            code="weights-not-finite",
+            path=path,
+            found=f"{found}: {_shortened(odd)}",
+            hint="the run that wrote them went wrong, or the file is damaged; start from other weights",
+        )
+
+
+def _other_kind(tensor: Tensor) -> str | None:
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        return "no plain tensor"
+    return None if tensor.dtype in DTYPES else str(tensor.dtype).removeprefix("torch.")
+
+
+@torch.no_grad()
+def not_finite(tensor: Tensor) -> str | None:
+    """How many of a tensor's values are NaN or infinite in float32, in words; None where all are finite."""
+    if tensor.numel() == 0:
+        return None
+    # One pass without a copy; NaN in any place makes both ends NaN.
+    lowest, highest = torch.aminmax(tensor)
+    if lowest.item() >= -_LARGEST and highest.item() <= _LARGEST:
+        return None
+    num_nan = int(torch.isnan(tensor).sum())
+    beyond = tensor.isinf()
+    if tensor.dtype == torch.float64:
+        beyond |= tensor.abs() > _LARGEST
+    num_infinite = int(beyond.sum())
+    counts = [f"{num:,} {what}" for num, what in ((num_nan, "NaN"), (num_infinite, "infinite")) if num]
+    return f"{' and '.join(counts)} of {tensor.numel():,} values"
+
+
+def _shortened(words: list[str]) -> str:
+    more = len(words) - _NUM_SHOWN
+    return "; ".join(islice(words, _NUM_SHOWN)) + (f"; and {more} more" if more > 0 else "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from transformers import LlavaConfig, LlavaNextConfig, PreTrainedConfig
 
-from llava_recipes.model.checkpoint_names import Layout, layout_of
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.model.read_config import (
     CONFIG,
@@ -19,10 +19,10 @@ from llava_recipes.model.read_config import (
     known_keys,
     raw_config,
 )
+from llava_recipes.model.weight_names import Layout, layout_of
+from llava_recipes.plan.data import HF_TYPES, language_part
 from llava_recipes.plan.families import TOWER_FAMILIES, tower_titles
-from llava_recipes.plan.original import HF_TYPES, language_part
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.schema import VisionTower
 
 LANGUAGE_PATH: KeyPath = ("model", "language_model")

@@ -15,9 +15,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.model.configs import LANGUAGE_PATH, language_half
 from llava_recipes.model.read_config import try_out
-from llava_recipes.recipe.errors import Problem, RecipeError
 
 
 class Head(nn.Linear):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from pydantic import JsonValue
 
+from llava_recipes.estimate.assignment import DTYPES
 from llava_recipes.model.assemble import Assembled
-from llava_recipes.plan.assignment import DTYPES
+from llava_recipes.plan.data import language_type
 from llava_recipes.plan.families import LANGUAGE_FAMILIES
-from llava_recipes.plan.original import language_type
 from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 
@@ -146,6 +146,6 @@ def _projector_rate(stage: StagePlan) -> float | None:
 
 
 def _trained_modules(assembled: Assembled) -> set[str]:
-    from llava_recipes.model.names import canonical_parameters
+    from llava_recipes.model.weight_names import canonical_parameters
 
     return {name for name, value in canonical_parameters(assembled.model).items() if value.requires_grad}

@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import replacing, write_text
 from llava_recipes.model.base_weights import private_randomness
-from llava_recipes.model.names import canonical_name, canonical_parameters, original_name
-from llava_recipes.model.placing import full_shape, overwrite
-from llava_recipes.model.quantized import is_quantized, marked_quantized
-from llava_recipes.plan.trainable import ADAPTER, lora_targets
+from llava_recipes.model.placing import full_shape, is_quantized, marked_quantized, overwrite
+from llava_recipes.model.weight_names import canonical_name, canonical_parameters, original_name
+from llava_recipes.plan.trainable import ADAPTER, decide_with_lora, freezing_problems, lora_targets
 from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.json_file import in_short, read_object
+from llava_recipes.recipe.foreign import in_short, read_object
+from llava_recipes.recipe.globs import Decision, Freeze, decide
 from llava_recipes.recipe.schema import Lora
 
 STAGES_PATH: KeyPath = ("stages",)
@@ -257,3 +257,41 @@ def read_scale(config: pathlib.Path, path: KeyPath) -> float:
 
 def _is_number(value: JsonValue) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
+
+
+def freeze_model(
+    model: nn.Module,
+    *,
+    freeze: Freeze,
+    trainable: tuple[str, ...],
+    lora: Lora | None = None,
+    targets: tuple[str, ...] = (),
+) -> Decision:
+    """Set `requires_grad` on every parameter by the stage's globs, and say what was decided.
+
+    With `lora` the model holds adapters beside the weights `targets`.
+    Raises RecipeError when a glob matches nothing, or nothing is left to train.
+    """
+    parameters = canonical_parameters(model)
+    adapters = [name for name in parameters if ADAPTER.search(name)]
+    base = [name for name in parameters if not ADAPTER.search(name)]
+    decision = decide(base, freeze=freeze, trainable=trainable)
+    if lora is not None:
+        decision = decide_with_lora(decision, targets=targets, adapters=adapters, lora=lora)
+    problems = tuple(
+        freezing_problems(
+            decision,
+            base,
+            freeze=freeze,
+            trainable=trainable,
+            has_lora=lora is not None,
+            stage_path=("stages", 0),
+        )
+    )
+    if problems:
+        raise RecipeError(*problems)
+    for name in decision.trainable:
+        parameters[name].requires_grad_(True)
+    for name in decision.frozen:
+        parameters[name].requires_grad_(False)
+    return decision

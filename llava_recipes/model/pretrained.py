@@ -21,9 +21,9 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
-from llava_recipes.data.model_files import check_model_folder
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.recipe.foreign import check_model_folder
 
 Part = Literal["config", "tokenizer", "image_processor", "weights", "start"]
 

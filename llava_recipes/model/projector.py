@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.projectors import PROJECTOR_TYPES, STOCK, type_named
-from llava_recipes.recipe.errors import Problem, RecipeError
 
 PATH = ("model", "projector", "type")
 

@@ -11,10 +11,9 @@ import torch
 from pydantic import JsonValue
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from llava_recipes.plan.sizes import MOST, MOST_LAYERS
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.foreign import read_by_library
-from llava_recipes.recipe.json_file import in_short, read_object
+from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.plan.outline import MOST, MOST_LAYERS
+from llava_recipes.recipe.foreign import in_short, read_by_library, read_object
 from llava_recipes.versions import unnamed_config_keys
 
 CONFIG = "config.json"

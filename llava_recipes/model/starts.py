@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from llava_recipes.data.model_files import check_model_folder
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, odd_kind
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import (
@@ -21,7 +21,6 @@ from llava_recipes.model.checkpoint import (
     open_checkpoint,
     open_tensor_file,
 )
-from llava_recipes.model.checkpoint_names import canonical_in, layout_of
 from llava_recipes.model.lora import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -31,10 +30,10 @@ from llava_recipes.model.lora import (
     read_scale,
 )
 from llava_recipes.model.pretrained import pretrained_folder
+from llava_recipes.model.weight_names import canonical_in, layout_of
 from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE, lay_over, read_projector_weights
 from llava_recipes.plan.compare import identity
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.json_file import read_object
+from llava_recipes.recipe.foreign import check_model_folder, read_object
 
 Kind = Literal["run", "adapters", "checkpoint", "projector"]
 Values = Mapping[str, JsonValue]

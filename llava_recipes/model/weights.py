@@ -12,19 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, replacing
-from llava_recipes.model.checkpoint import open_checkpoint, open_tensor_file
-from llava_recipes.model.checkpoint_names import canonical_in
-from llava_recipes.model.image_tokens import ORIGINAL_KEY, write_image_tokens
+from llava_recipes.model.checkpoint import check_values, open_checkpoint, open_tensor_file
+from llava_recipes.model.learned_rows import CANONICAL_NAME as IMAGE_NEWLINE
+from llava_recipes.model.learned_rows import ORIGINAL_KEY, write_image_tokens
 from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
-from llava_recipes.model.names import canonical_parameters
-from llava_recipes.model.newline import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
-from llava_recipes.model.values import check_values
+from llava_recipes.model.weight_names import canonical_in, canonical_parameters
 from llava_recipes.plan.trainable import EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
 from llava_recipes.projectors import projector_shapes, recognize
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 
 NEWLINE_HINT = "write `mm_patch_merge_type: spatial_unpad` under `data:`"
 INIT_PATH: KeyPath = ("model", "projector", "init_from")

@@ -6,17 +6,17 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.layouts import ALIASES
 from llava_recipes.plan.batch import fitting_on_device, suitable_share
 from llava_recipes.plan.deepspeed import zero_stage
-from llava_recipes.plan.pictures import roomy_length
+from llava_recipes.plan.image_tokens import roomy_length
 from llava_recipes.plan.trainable import EMBEDDINGS
 from llava_recipes.plan.types import ModelPlan, StagePlan
 from llava_recipes.projectors import has_weights
-from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.rates import kind_of_stage, usual_batch
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Recipe, Stage
+from llava_recipes.recipe.value_hints import kind_of_stage, usual_batch
 
 LARGE_MODEL: Final = 1_000_000_000
 """Parameters from which float32 is hardly ever meant."""

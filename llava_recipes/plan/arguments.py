@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.plan.batch import BatchSizes, StepCounts
 from llava_recipes.plan.types import TrainPlan
-from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.names import OPTIMIZERS
+from llava_recipes.recipe.names import EXTRA_FIELDS as EXTRA_FIELDS
+from llava_recipes.recipe.names import INSTEAD, OPTIMIZERS
+from llava_recipes.recipe.names import REFUSED_FIELDS as REFUSED_FIELDS
+from llava_recipes.recipe.renames import did_you_mean, nearest, same_digits
 from llava_recipes.recipe.schema import Train
-from llava_recipes.recipe.spelling import did_you_mean, nearest, same_digits
-from llava_recipes.recipe.training_fields import EXTRA_FIELDS as EXTRA_FIELDS
-from llava_recipes.recipe.training_fields import INSTEAD
-from llava_recipes.recipe.training_fields import REFUSED_FIELDS as REFUSED_FIELDS
 
 _ADAM = ("adam", "adamw", "adamw_hf", "adam_w", "torch_adamw")
 """What is meant by AdamW without more words; Hugging Face's own `adamw_hf` is gone."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from llava_recipes.recipe.errors import KeyPath, Problem
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Train
 
 MOST_TRIED = 100_000

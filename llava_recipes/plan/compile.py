@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.plan import deepspeed
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.arguments import check_arguments, plan_train
@@ -30,17 +31,10 @@ from llava_recipes.plan.trainable import (
     tuning_problems,
     what_trains,
 )
-from llava_recipes.plan.types import (
-    PLAN_VERSION,
-    DataPlan,
-    ParamGroupPlan,
-    Plan,
-    StagePlan,
-)
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.plan.types import PLAN_VERSION, DataPlan, ParamGroupPlan, Plan, StagePlan
+from llava_recipes.recipe.renames import did_you_mean
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.recipe.spelling import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,13 @@ from copy import deepcopy
 from pydantic import JsonValue
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS, OFFLOADS, PRESETS
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.plan.batch import BatchSizes
-from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.names import (
-    DEEPSPEED_KEYS,
-    DEEPSPEED_REMOVED_KEYS,
-    ZERO_KEYS,
-    ZERO_REMOVED_KEYS,
-)
+from llava_recipes.plan.types import StagePlan
+from llava_recipes.recipe.names import DEEPSPEED_KEYS, DEEPSPEED_REMOVED_KEYS, ZERO_KEYS, ZERO_REMOVED_KEYS
+from llava_recipes.recipe.renames import did_you_mean, nearest
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.schema import Train
-from llava_recipes.recipe.spelling import did_you_mean, nearest
 
 Config = dict[str, JsonValue]
 
@@ -333,3 +329,47 @@ def _check_offload(config: Config, train: Train, report: _Report) -> None:
         hint='write `optim: adamw_torch` under `train:`, or add "zero_force_ds_cpu_optimizer": false',
         on_key=True,
     )
+
+
+def effective_deepspeed(
+    stage: StagePlan, *, world_size: int, hidden: int | None
+) -> dict[str, JsonValue] | None:
+    """A stage's DeepSpeed config with its "auto" values filled in; None without DeepSpeed.
+
+    `hidden` is the language model's hidden size, which the sizes of buffers follow; what needs it stays
+    "auto" where it is None.
+    """
+    if stage.deepspeed is None:
+        return None
+    config = deepcopy(stage.deepspeed)
+    train, arguments = stage.train, stage.train.training_arguments
+    values: dict[str, JsonValue] = {
+        "train_micro_batch_size_per_gpu": train.per_device_train_batch_size,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "train_batch_size": train.per_device_train_batch_size
+        * train.gradient_accumulation_steps
+        * world_size,
+        "gradient_clipping": arguments.get("max_grad_norm"),
+        "bf16.enabled": train.precision == "bf16",
+        "fp16.enabled": train.precision == "fp16",
+    }
+    if hidden is not None:
+        values |= _buffer_sizes(config, hidden)
+    _fill(config, values)
+    return config
+
+
+def _buffer_sizes(config: dict[str, JsonValue], hidden: int) -> dict[str, JsonValue]:
+    sizes: dict[str, JsonValue] = {"zero_optimization.reduce_bucket_size": hidden * hidden}
+    if zero_stage(config) == 3:
+        sizes["zero_optimization.stage3_prefetch_bucket_size"] = int(0.9 * hidden * hidden)
+        sizes["zero_optimization.stage3_param_persistence_threshold"] = 10 * hidden
+    return sizes
+
+
+def _fill(config: dict[str, JsonValue], values: Mapping[str, JsonValue]) -> None:
+    for path, value in values.items():
+        block, _, key = path.rpartition(".")
+        place = config.get(block) if block else config
+        if isinstance(place, dict) and place.get(key) == "auto":
+            place[key] = value

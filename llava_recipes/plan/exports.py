@@ -13,13 +13,13 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from llava_recipes.errors import KeyPath, Problem
+from llava_recipes.plan.data import comes_from_original_llava
 from llava_recipes.plan.families import LANGUAGE_FAMILIES, TOWER_FAMILIES
-from llava_recipes.plan.original import comes_from_original_llava
-from llava_recipes.plan.sizes import vision_part
+from llava_recipes.plan.outline import vision_part
 from llava_recipes.plan.trainable import IMAGE_TOKENS
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 from llava_recipes.projectors import STOCK, type_named
-from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.globs import split_glob
 from llava_recipes.recipe.schema import Recipe
 

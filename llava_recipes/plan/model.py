@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.plan import catalog
+from llava_recipes.plan.data import language_part
 from llava_recipes.plan.families import LANGUAGE_DEFAULTS, TOWER_FAMILIES, VISION_DEFAULTS
-from llava_recipes.plan.original import language_part
-from llava_recipes.plan.sizes import (
+from llava_recipes.plan.outline import (
     ConfigValueError,
     ModelOutline,
     Shapes,
@@ -22,10 +23,9 @@ from llava_recipes.plan.sizes import (
 )
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, ModelSizes
 from llava_recipes.projectors import STOCK, type_named
-from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.json_file import in_short
+from llava_recipes.recipe.foreign import in_short
+from llava_recipes.recipe.renames import nearest
 from llava_recipes.recipe.schema import LanguageModel, Model
-from llava_recipes.recipe.spelling import nearest
 
 Config = Mapping[str, JsonValue]
 

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.types import ParamGroupPlan, StagePlan
-from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.globs import (
     Decision,
     Freeze,

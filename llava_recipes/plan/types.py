@@ -11,8 +11,8 @@ from pydantic import Field, JsonValue
 
 from llava_recipes.anyres import MergeType
 from llava_recipes.layouts import Template
+from llava_recipes.recipe.scalars import as_list, as_mapping
 from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, Quantization, VisionTower
-from llava_recipes.recipe.values import as_list, as_mapping
 
 
 class LanguageModelPlan(Frozen):

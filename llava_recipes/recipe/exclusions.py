@@ -9,13 +9,11 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.projectors import PROJECTOR_TYPES
-from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.language import keys_at
-from llava_recipes.recipe.renames import OTHER_NAMES
-from llava_recipes.recipe.scalars import Value
-from llava_recipes.recipe.spelling import nearest
-from llava_recipes.recipe.values import Mapping, as_list, given_keys
+from llava_recipes.recipe.renames import OTHER_NAMES, nearest
+from llava_recipes.recipe.scalars import Mapping, Value, as_list, given_keys
 
 ANY: Final = "*"
 """Stands for one segment of a path: an entry of a list, by its number or by its name."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.projectors import MOST_LAYERS, PROJECTOR_TYPES
-from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.language import (
     choices_at,
     homes,
@@ -19,11 +19,19 @@ from llava_recipes.recipe.language import (
     spell_path,
     wanted_at,
 )
-from llava_recipes.recipe.number_forms import numbers_meant, whole
-from llava_recipes.recipe.renames import OTHER_NAMES
-from llava_recipes.recipe.scalars import ScalarError, Value, kind_of, resolve_scalar, say_number, spell_value
-from llava_recipes.recipe.spelling import bare, did_you_mean, nearest, nearest_all, ranked
-from llava_recipes.recipe.training_fields import EXTRA_FIELDS, INSTEAD
+from llava_recipes.recipe.names import EXTRA_FIELDS, INSTEAD
+from llava_recipes.recipe.renames import OTHER_NAMES, bare, did_you_mean, nearest, nearest_all, ranked
+from llava_recipes.recipe.scalars import (
+    ScalarError,
+    Value,
+    kind_of,
+    numbers_meant,
+    resolve_scalar,
+    say_number,
+    spell_value,
+    value_at,
+    whole,
+)
 from llava_recipes.recipe.value_hints import (
     choice_hint,
     deepspeed_hint,
@@ -31,7 +39,6 @@ from llava_recipes.recipe.value_hints import (
     missing_hint,
     number_hint,
 )
-from llava_recipes.recipe.values import value_at
 
 _LETTERS_A_SLIP = 8
 """A key that belongs elsewhere is suggested for one slip in as many letters: short words are near to much."""

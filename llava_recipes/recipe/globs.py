@@ -18,10 +18,9 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Literal, TypeAlias, get_args
 
-from llava_recipes.recipe.errors import KeyPath, Problem
-from llava_recipes.recipe.renames import OTHER_MODULES
+from llava_recipes.errors import KeyPath, Problem
+from llava_recipes.recipe.renames import OTHER_MODULES, nearest
 from llava_recipes.recipe.scalars import spell_value
-from llava_recipes.recipe.spelling import nearest
 
 Root: TypeAlias = Literal["vision_tower", "projector", "language_model", "image_newline", "lm_head"]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias, TypeGuard, Union, get_args, ge
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.errors import KeyPath
 from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.schema import Frozen, Recipe
 

@@ -9,16 +9,14 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
-from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
+from llava_recipes.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.exclusions import misspelt
-from llava_recipes.recipe.extends import extend
-from llava_recipes.recipe.likeness import is_named_as_recipe, looks_like_recipe
+from llava_recipes.recipe.extends import extend, is_named_as_recipe, looks_like_recipe
 from llava_recipes.recipe.override import resolve
 from llava_recipes.recipe.rules import check_rules
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, as_mapping, value_at
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import Document, parse_source, read_file
-from llava_recipes.recipe.values import as_mapping, value_at
 from llava_recipes.screen import shown
 
 MAX_PROBLEMS = 300

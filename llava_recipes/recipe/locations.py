@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.masking import is_secret_name, mask
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.scalars import Value, spell_value
-from llava_recipes.recipe.values import Mapping, texts_in
+from llava_recipes.recipe.scalars import Mapping, Value, spell_value, texts_in
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # `$(command)`, `$1`, `$NAME`, `%NAME%` and `{name}`; a `${` that is still in a path is meant by the letter.

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias, get_origin
 
+from llava_recipes.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.masking import mask_assignment
-from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.language import is_free, is_list, keys_at, shapes_at, spell_path, wanted_at
-from llava_recipes.recipe.scalars import Value, kind_of
+from llava_recipes.recipe.renames import did_you_mean, nearest
+from llava_recipes.recipe.scalars import Value, as_mapping, kind_of, value_at
 from llava_recipes.recipe.source import Document, parse_value
-from llava_recipes.recipe.spelling import did_you_mean, nearest
-from llava_recipes.recipe.values import as_mapping, value_at
 from llava_recipes.recipe.variables import MAX_ADVISED, Filling, check_declarations, declared, references_in
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})

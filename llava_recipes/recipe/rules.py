@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
+from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.layouts import ALIASES, LAYOUTS
-from llava_recipes.recipe.annotation_kinds import kind_of_name, wrong_kind
-from llava_recipes.recipe.errors import KeyPath, Problem
 from llava_recipes.recipe.exclusions import (
     ANY,
     DATA,
@@ -25,13 +24,20 @@ from llava_recipes.recipe.exclusions import (
     misspelt,
     values_under,
 )
-from llava_recipes.recipe.foreign_code import code_problems
+from llava_recipes.recipe.foreign import code_problems, kind_of_name, wrong_kind
 from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local, check_secret_values, check_secrets
-from llava_recipes.recipe.scalars import Value, say_number, spell_value
+from llava_recipes.recipe.renames import did_you_mean
+from llava_recipes.recipe.scalars import (
+    Mapping,
+    Value,
+    as_list,
+    as_mapping,
+    given_keys,
+    say_number,
+    spell_value,
+)
 from llava_recipes.recipe.schema import Stage, Train
-from llava_recipes.recipe.spelling import did_you_mean
-from llava_recipes.recipe.values import Mapping, as_list, as_mapping, given_keys
 
 _PARTS: Final[tuple[KeyPath, ...]] = (("model", "language_model"), ("model", "vision_tower"))
 _SOURCES: Final[tuple[KeyPath, ...]] = ((*DATA, "sources", ANY), (*DATA, "validation", "sources", ANY))

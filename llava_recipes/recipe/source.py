@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
+from llava_recipes.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.files import NotOrdinary, open_ordinary
-from llava_recipes.recipe.errors import KeyPath, Mark, Problem, RecipeError
+from llava_recipes.recipe.renames import nearest
 from llava_recipes.recipe.scalars import ScalarError, Value, check_text, resolve_scalar
-from llava_recipes.recipe.spelling import nearest
 
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _LEADING_TAB = re.compile(r" *\t")

@@ -2,19 +2,70 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Literal
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
+from llava_recipes.errors import KeyPath
 from llava_recipes.layouts import ALIASES, LAYOUTS
-from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.recipe.globs import MODULES
 from llava_recipes.recipe.language import field_at
-from llava_recipes.recipe.number_forms import numbers_meant, whole
-from llava_recipes.recipe.rates import usual_rate
-from llava_recipes.recipe.renames import OTHER_TEMPLATES
-from llava_recipes.recipe.scalars import Value, spell_number, spell_value
-from llava_recipes.recipe.spelling import did_you_mean, same_digits
-from llava_recipes.recipe.values import as_mapping, value_at
+from llava_recipes.recipe.renames import OTHER_TEMPLATES, did_you_mean, same_digits
+from llava_recipes.recipe.scalars import (
+    Mapping,
+    Value,
+    as_list,
+    as_mapping,
+    numbers_meant,
+    spell_number,
+    spell_value,
+    value_at,
+    whole,
+)
+
+Kind = Literal["projector", "full", "tower", "adapters"]
+"""What trains: the projector (with the few rows beside it), more than it, the tower alone, LoRA adapters."""
+
+USUAL_RATES: Final[dict[Kind, float]] = {"projector": 1e-3, "full": 2e-5, "tower": 2e-6, "adapters": 2e-4}
+
+_BATCHES: Final[dict[tuple[Kind, float], int]] = {
+    ("projector", 1e-3): 256,
+    ("projector", 2e-3): 128,
+    ("full", 2e-5): 128,
+    ("adapters", 2e-4): 128,
+}
+_BESIDE_A_PROJECTOR: Final = {"projector", "image_newline", "image_tokens"}
+
+
+def kind_of_stage(freeze: object, trainable: Sequence[object], *, has_lora: bool) -> Kind | None:
+    """What kind of stage the keys describe; None where nothing trains by them."""
+    if has_lora:
+        return "adapters"
+    firsts = [glob.partition(".")[0] for glob in trainable if isinstance(glob, str)]
+    # A glob that begins with a wildcard may stand for several.
+    roots = {root for first in firsts for root in fnmatch.filter(MODULES, first) or [first]}
+    if freeze != "all":
+        return "full"
+    if not roots:
+        return None
+    if roots <= _BESIDE_A_PROJECTOR:
+        return "projector"
+    return "tower" if roots == {"vision_tower"} else "full"
+
+
+def usual_rate(stage: Mapping) -> float | None:
+    """The rate for a stage, as it is written in a recipe; None where nothing says what trains."""
+    has_lora = stage.get("lora") is not None
+    kind = kind_of_stage(stage.get("freeze", "all"), as_list(stage.get("trainable")), has_lora=has_lora)
+    return None if kind is None else USUAL_RATES[kind]
+
+
+def usual_batch(kind: Kind | None, rate: float) -> int | None:
+    """The samples of a step that LLaVA's runs take for such a stage at this rate."""
+    return None if kind is None else _BATCHES.get((kind, rate))
+
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RATES: Final = "1e-3 for a projector alone, 2e-5 for a language model, 2e-4 for LoRA adapters"

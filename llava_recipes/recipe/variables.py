@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.masking import is_secret_name, is_secret_value
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.language import shapes_at
-from llava_recipes.recipe.scalars import ScalarError, Value, check_text, kind_of, resolve_scalar, spell_value
+from llava_recipes.recipe.renames import did_you_mean
+from llava_recipes.recipe.scalars import (
+    ScalarError,
+    Value,
+    check_text,
+    kind_of,
+    resolve_scalar,
+    spell_value,
+    texts_in,
+)
 from llava_recipes.recipe.source import Document
-from llava_recipes.recipe.spelling import did_you_mean
-from llava_recipes.recipe.values import texts_in
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import yaml
 
-from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.errors import KeyPath
 from llava_recipes.recipe.language import keys_at
 from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.schema import Recipe

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
-from llava_recipes.runner.artifacts import (
+from llava_recipes.runner.launch import Processes, run_processes
+from llava_recipes.runner.preflight import waiting_problems
+from llava_recipes.runner.run_folder import (
     DONE,
     FolderState,
+    describe_environment,
     read_finish_times,
     read_folder_state,
     stage_plan,
@@ -23,10 +26,7 @@ from llava_recipes.runner.artifacts import (
     write_done,
     write_opening,
 )
-from llava_recipes.runner.chosen import waiting_problems
-from llava_recipes.runner.environment import describe_environment
-from llava_recipes.runner.launch import Processes, run_processes
-from llava_recipes.runner.messages import Request, Result, read_bug, read_problems
+from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
 from llava_recipes.screen import say
 from llava_recipes.train.checkpoints import UNUSABLE, find_damage, list_checkpoints
 from llava_recipes.train.metrics import check_logs
@@ -131,7 +131,7 @@ def _newest_sound(run: Run, index: int, passed_over: Mapping[Path, str]) -> Begi
 
     `passed_over` are those that were looked at before.
     """
-    from llava_recipes.train.states import find_unreadable
+    from llava_recipes.train.checkpoints import find_unreadable
 
     damages = dict(passed_over)
     stage = run.plan.stages[index]

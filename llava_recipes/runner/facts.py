@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,19 +10,37 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from llava_recipes.data.model_files import folder_problems
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded
 from llava_recipes.plan import catalog
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
+from llava_recipes.plan.exports import SENTENCEPIECE
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.recipe.json_file import read_object
+from llava_recipes.recipe.foreign import folder_problems, read_object
 from llava_recipes.recipe.load import LoadedRecipe
+from llava_recipes.recipe.renames import did_you_mean
 from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source
-from llava_recipes.recipe.spelling import did_you_mean
-from llava_recipes.runner.places import place_problems
-from llava_recipes.runner.tokenizer_kind import SENTENCEPIECE_FILE, TOKENIZER_FILE, tokenizer_kind
+from llava_recipes.runner.preflight import place_problems
+from llava_recipes.runner.run_folder import PLAN, started_in
+
+SENTENCEPIECE_FILE, TOKENIZER_FILE = "tokenizer.model", "tokenizer.json"
+
+
+def tokenizer_kind(folder: Path) -> str | None:
+    """`sentencepiece`, or the type that tokenizer.json gives its model: `BPE`, `WordLevel`, ….
+
+    None where the folder has neither file, or one that cannot be read.
+    """
+    if (folder / SENTENCEPIECE_FILE).is_file():
+        return SENTENCEPIECE
+    try:
+        model = json.loads((folder / TOKENIZER_FILE).read_text("utf-8"))["model"]
+        # Files of the first versions leave it out, and only byte pair encoding was written by them.
+        return str(model.get("type") or "BPE")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
 
 Config = dict[str, JsonValue]
 
@@ -95,7 +114,6 @@ def _read_earlier(recipe: Recipe) -> dict[str, Earlier]:
     if not folders:
         return {}
     # Here, since most recipes start from nothing and are read at once.
-    from llava_recipes.runner.earlier import read_earlier
 
     return {folder: read_earlier(Path(folder)) for folder in folders}
 
@@ -194,8 +212,7 @@ def _count_samples(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, i
         file = source.annotations
         if source.num_samples is not None or file in counts:
             continue
-        from llava_recipes.data.formats import is_there
-        from llava_recipes.data.records import count_records
+        from llava_recipes.data.records import count_records, is_there
 
         if not is_there(file):
             continue
@@ -234,3 +251,34 @@ def read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> dict[
         if config is not None:
             found[choice] = config
     return found
+
+
+ALL_BUT_THE_TOWER = frozenset({"projector", "language_model", "lm_head"})
+
+
+def read_earlier(folder: Path) -> Earlier:
+    """The folders whose weights lie under those of a run, the oldest first, as seen from here.
+
+    Empty for what is no run of ours; its plan is checked when its weights are looked at.
+    """
+    try:
+        plan = json.loads((folder / PLAN).read_text("utf-8"))
+        (stage,) = plan["stages"]
+        started = [str(each) for each in stage["starts_from"]]
+        output_dir, trained = str(stage["output_dir"]), set(stage["trainable_modules"] or ())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Earlier((), ())
+    found: list[str] = []
+    missing: list[str] = []
+    for each in started:
+        place = _seen_from_here(Path(each), folder, output_dir)
+        # A run that trained all of it itself stands alone, whatever became of the folder before it.
+        gone = not place.exists() and trained >= ALL_BUT_THE_TOWER
+        (missing if gone else found).append(str(place))
+    return Earlier(tuple(found), tuple(missing))
+
+
+def _seen_from_here(path: Path, folder: Path, output_dir: str) -> Path:
+    """A path of a run's plan, which starts where the run was started: told by the run's own path."""
+    start = None if path.is_absolute() or path.exists() else started_in(folder, output_dir)
+    return start / path if start is not None and (start / path).exists() else path

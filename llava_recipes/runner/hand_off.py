@@ -2,22 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.files import expanded
 from llava_recipes.plan.compare import identity, is_same, spell_identity
 from llava_recipes.plan.trainable import ADAPTER, EMBEDDINGS, NUM_TOKENS
 from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
 from llava_recipes.plan.types import ModelPlan, Plan
 from llava_recipes.projectors import spell_projector
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
-from llava_recipes.runner.artifacts import DONE, PLAN, unfinished
-from llava_recipes.runner.initial_weights import Shapes
+from llava_recipes.runner.run_folder import DONE, PLAN, unfinished
 
 if TYPE_CHECKING:
     from llava_recipes.model.starts import StartingWeights
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def base_weights_problems(model: ModelPlan) -> Iterator[Problem]:
+    """Base weights in folders of this machine that cannot be opened. Headers are read, and no value."""
+    from llava_recipes.model.checkpoint import open_checkpoint
+    from llava_recipes.model.configs import LANGUAGE_PATH, TOWER_PATH
+
+    places: tuple[tuple[str | None, KeyPath], ...] = (
+        (model.language_model.source, LANGUAGE_PATH),
+        (model.vision_tower.source, TOWER_PATH),
+    )
+    for source, path in places:
+        folder = None if source is None else expanded(source)
+        # What only the hub has is downloaded, and checked, by the first stage.
+        if folder is None or not folder.is_dir():
+            continue
+        try:
+            open_checkpoint(folder, path).open_all()
+        except RecipeError as error:
+            yield from error.problems
+
+
+def projector_problems(model: ModelPlan, shapes: Callable[[], Shapes]) -> Iterator[Problem]:
+    """Given projector weights that belong to another projector, or that cannot be trained on.
+
+    `shapes` gives the model's, by canonical name.
+    """
+    try:
+        yield from _projector_problems(model, shapes)
+    except RecipeError as error:
+        yield from error.problems
+
+
+def _projector_problems(model: ModelPlan, shapes: Callable[[], Shapes]) -> Iterator[Problem]:
+    from llava_recipes.model.checkpoint import value_problems
+    from llava_recipes.model.learned_rows import rows_problem
+    from llava_recipes.model.weights import INIT_PATH, read_projector_weights
+
+    file = model.projector.init_from
+    if file is None:
+        return
+    given, ours = read_projector_weights(file), shapes()
+    wanted = {name: shape for name, shape in ours.items() if name.startswith("projector.")}
+    if given.shapes() != wanted:
+        yield Problem(
+            "these projector weights do not fit the recipe's model",
+            code="weights-do-not-fit",
+            path=INIT_PATH,
+            found=f"the file holds {spell_projector(given.shapes())}; "
+            f"the recipe says {spell_projector(wanted)}",
+            hint="give the weights of this projector, or leave `init_from` out",
+        )
+        return
+    if given.image_tokens is not None:
+        problem = rows_problem(
+            tuple(given.image_tokens.shape),
+            embeddings=ours.get(EMBEDDINGS, (0, 0)),
+            has_tokens=model.image_tokens.start_end,
+            path=INIT_PATH,
+            found=file,
+        )
+        if problem is not None:
+            yield problem
+            return
+    yield from value_problems(given.all_tensors(), path=INIT_PATH, found=file)
+
 
 _LANGUAGE = ("language_model.", "lm_head.")
 _BY_FILE = "to take its projector all the same, give its mm_projector.bin in `model.projector.init_from`"
@@ -32,7 +100,7 @@ def hand_off_problems(
     not finite; what stages of this recipe will leave fits by itself. `shapes` gives the model's.
     With `fetch` hub ids are downloaded, without it a warning says that they were not looked at.
     """
-    from llava_recipes.model.values import value_problems
+    from llava_recipes.model.checkpoint import value_problems
 
     own = {stage.output_dir for stage in plan.stages}
     told: set[str] = set()

@@ -7,22 +7,66 @@ import importlib.util
 import netrc
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_recipes.data.images import BadImage, check_image
 from llava_recipes.data.records import at_source, check_records, open_records
-from llava_recipes.files import expanded, real_path
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
+from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.files import expanded, odd_kind, real_path, system_folder
+from llava_recipes.layouts import LAYOUTS
 from llava_recipes.plan.data import every_record
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.schema import LanguageModel
-from llava_recipes.runner.artifacts import find_obstacle, read_folder_state, stage_plan
-from llava_recipes.runner.hand_off import hand_off_problems
-from llava_recipes.runner.initial_weights import Shapes, base_weights_problems, projector_problems
-from llava_recipes.runner.wording import wording_problems
+from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source, Stage
+from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
+from llava_recipes.runner.run_folder import DONE, FolderState, find_obstacle, read_folder_state, stage_plan
 from llava_recipes.versions import check_versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from llava_recipes.data.prompts import Prompts
+
+
+def wording_problems(plan: Plan, stages: Iterable[int]) -> Iterator[Problem]:
+    """A tokenizer that cannot be loaded; tokens that a stage's template needs and it has not; chat templates
+    that cannot be learned from."""
+    from llava_recipes.data.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(plan.model.language_model, plan.model.image_tokens)
+    except RecipeError as error:
+        yield from error.problems
+        return
+    for index in stages:
+        template = plan.stages[index].data.template
+        if template is None or LAYOUTS[template].tokens:
+            try:
+                _prompts(plan, index, tokenizer)
+            except RecipeError as error:
+                yield from error.problems
+
+
+def open_prompts(plan: Plan, index: int) -> Prompts:
+    """What writes the conversations of a stage. Raises RecipeError at its place in the recipe."""
+    from llava_recipes.data.tokenizer import load_tokenizer
+
+    return _prompts(plan, index, load_tokenizer(plan.model.language_model, plan.model.image_tokens))
+
+
+def _prompts(plan: Plan, index: int, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    from llava_recipes.data.prompts import Prompts
+
+    try:
+        return Prompts(plan.stages[index].data, tokenizer, start_end=plan.model.image_tokens.start_end)
+    except RecipeError as error:
+        problems = (replace(found, path=("stages", index, *(found.path or ()))) for found in error.problems)
+        raise RecipeError(*problems) from None
+
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -135,7 +179,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
         yield Problem("bitsandbytes is not installed", code="library-not-installed", path=path, hint=hint)
         return
     check_versions("quantized")
-    from llava_recipes.model.quantized import find_obstacle
+    from llava_recipes.model.placing import find_obstacle
 
     obstacle = find_obstacle(quantization)
     if obstacle is not None:
@@ -259,3 +303,100 @@ def _freezing_problems(plan: Plan, shapes: Shapes) -> Iterator[Problem]:
     for index, stage in enumerate(plan.stages):
         trains = what_trains(shapes, stage)
         yield from tuning_problems(trains, stage, quantized=quantized, stage_path=("stages", index))
+
+
+def waiting_problems(plan: Plan, chosen: Collection[int]) -> Iterator[Problem]:
+    """Stages that a chosen one starts from, that are not chosen themselves, and that are not finished."""
+    numbers = {stage.output_dir: index for index, stage in enumerate(plan.stages)}
+    for index in sorted(chosen):
+        stage = plan.stages[index]
+        for folder in stage.starts_from:
+            earlier = numbers.get(folder)
+            if earlier is None or earlier in chosen:
+                continue
+            lack = _lack(Path(folder), read_folder_state(Path(folder), stage_plan(plan, earlier)))
+            if lack is not None:
+                name = plan.stages[earlier].name
+                yield Problem(
+                    f"stage `{stage.name}` starts from `{name}`, which is not finished",
+                    code="run-not-finished",
+                    path=("stages", index, "init_from"),
+                    on_key=True,
+                    found=lack,
+                    hint=f"run it first, or both with `--from-stage {name}`; `init_from:` with a folder "
+                    "starts from another run",
+                )
+
+
+def _lack(folder: Path, state: FolderState) -> str | None:
+    """Why a stage's folder is no beginning for another stage, or None."""
+    if state.kind == "done" and not state.differences:
+        return None
+    if state.kind == "done":
+        return f"{folder} was trained by another plan: {state.differences[0]}"
+    if state.kind == "new":
+        return f"{folder} is empty" if folder.exists() else f"there is no folder {folder}"
+    return f"{folder} has no {DONE}"
+
+
+def place_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Pipes, sockets, devices and files of the system where a recipe names a file or a folder."""
+    for path, place in (*_places_of_model(recipe.model), *_places_of_stages(recipe)):
+        kind = odd_kind(place)
+        if kind is not None:
+            yield _problem(path, place, kind)
+    for index, stage in enumerate(recipe.stages):
+        folder = system_folder(stage.output_dir)
+        if folder is not None and odd_kind(stage.output_dir) is None:
+            yield _problem(("stages", index, "output_dir"), stage.output_dir, f"a place in {folder}")
+
+
+def _problem(path: KeyPath, place: str, kind: str) -> Problem:
+    key = next(segment for segment in reversed(path) if isinstance(segment, str))
+    return Problem(
+        f"`{key}` leads to {kind}, not to an ordinary file or folder",
+        code="not-an-ordinary-file",
+        path=path,
+        found=place,
+        hint="name an ordinary file or folder; pipes and devices are not read",
+    )
+
+
+def _places_of_model(model: Model) -> Iterator[tuple[KeyPath, str]]:
+    language = model.language_model
+    if isinstance(language, LanguageModel):
+        yield from _given(("model", "language_model", "source"), language.source)
+        yield from _given(("model", "language_model", "tokenizer"), language.tokenizer)
+    else:
+        yield ("model", "language_model"), language
+    yield from _given(("model", "vision_tower", "source"), model.vision_tower.source)
+    yield from _given(("model", "projector", "init_from"), model.projector.init_from)
+
+
+def _places_of_stages(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    names = {"base", *(stage.name for stage in recipe.stages)}
+    for index, stage in enumerate(recipe.stages):
+        path: KeyPath = ("stages", index)
+        for where, source in _sources(stage, path):
+            yield (*where, "annotations"), source.annotations
+            yield from _given((*where, "images"), source.images)
+        if stage.init_from not in names:
+            yield from _given((*path, "init_from"), stage.init_from)
+        if isinstance(stage.deepspeed, str) and stage.deepspeed not in ("none", *DEEPSPEED_PRESETS):
+            yield (*path, "deepspeed"), stage.deepspeed
+        for number, file in enumerate((stage.samples and stage.samples.images) or ()):
+            yield (*path, "samples", "images", number), file
+        yield (*path, "output_dir"), stage.output_dir
+
+
+def _sources(stage: Stage, path: KeyPath) -> Iterator[tuple[KeyPath, Source]]:
+    for number, source in enumerate(stage.data.sources):
+        yield (*path, "data", "sources", number), source
+    validation = stage.data.validation
+    for number, source in enumerate((validation and validation.sources) or ()):
+        yield (*path, "data", "validation", "sources", number), source
+
+
+def _given(path: KeyPath, place: str | None) -> Iterator[tuple[KeyPath, str]]:
+    if place is not None:
+        yield path, place

@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
-from llava_recipes.runner.orphans import stop_with_parent
+from llava_recipes.runner.launch import stop_with_parent
 from llava_recipes.screen import guard_streams
 
 

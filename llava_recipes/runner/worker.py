@@ -2,17 +2,79 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import traceback
 import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava_recipes.recipe.errors import Problem, RecipeError
-from llava_recipes.runner.messages import Request, Result, write_bug, write_problems
-from llava_recipes.runner.orphans import stop_with_parent
+from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.files import write_text
+from llava_recipes.runner.launch import stop_with_parent
 from llava_recipes.screen import OutputLost, drop_rest, guard_streams
+
+
+@dataclass(frozen=True)
+class Request:
+    """One stage to train. Paths are absolute; the plan is read from `output_dir`."""
+
+    output_dir: str
+    plan_file: str
+    resume_from: str | None
+    answers_dir: str
+
+    def write(self, path: Path) -> None:
+        write_text(path, json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> Request:
+        return cls(**json.loads(path.read_text("utf-8")))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the first process reports at the end."""
+
+    num_steps: int
+    stopped_early: bool
+    last_loss: float | None
+    seconds: float
+    eval_loss: float | None
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / "result.json", json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, folder: Path) -> Result | None:
+        path = folder / "result.json"
+        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def write_problems(folder: Path, rank: int, error: RecipeError) -> None:
+    """Leave the user's problems for the parent, which knows the lines of the recipe."""
+    problems = [problem.to_json() for problem in error.problems]
+    write_text(folder / f"problems-{rank}.json", json.dumps(problems))
+
+
+def write_bug(folder: Path, rank: int, traceback_text: str) -> None:
+    """Leave the traceback of our own mistake for the parent."""
+    write_text(folder / f"bug-{rank}.txt", traceback_text)
+
+
+def read_problems(folder: Path) -> list[Problem]:
+    """The problems of all processes; what several of them report alike, once."""
+    files = sorted(folder.glob("problems-*.json"))
+    problems = [Problem.from_json(values) for file in files for values in json.loads(file.read_text("utf-8"))]
+    return list(dict.fromkeys(problems))
+
+
+def read_bug(folder: Path) -> str | None:
+    """The first process's traceback, if any process left one."""
+    paths = sorted(folder.glob("bug-*.txt"))
+    return paths[0].read_text("utf-8") if paths else None
 
 
 def main(request_file: str) -> int:
@@ -45,7 +107,7 @@ def main(request_file: str) -> int:
 def _train(request: Request) -> Result | None:
     _quiet_libraries(is_first_process=os.environ.get("RANK", "0") == "0")
     from llava_recipes.plan.types import Plan
-    from llava_recipes.runner.artifacts import write_results
+    from llava_recipes.runner.run_folder import write_results
     from llava_recipes.train.stage import train_stage
 
     plan = Plan.model_validate_json(Path(request.plan_file).read_text("utf-8"))

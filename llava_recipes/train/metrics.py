@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.files import open_ordinary, write_text
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
 
 METRICS, SUPERSEDED, SAMPLES = "metrics.jsonl", "metrics.superseded.jsonl", "samples.jsonl"
 

@@ -13,30 +13,54 @@ from transformers import PrinterCallback, TrainingArguments
 
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
-from llava_recipes.model.answering import Answerer
-from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.features import trains_in_vain
-from llava_recipes.model.feeding import collator_of, open_samples
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.image_tokens import free_image_tokens, read_image_tokens
-from llava_recipes.model.lora import inject_lora
-from llava_recipes.model.precision import DTYPES
+from llava_recipes.model.assemble import Assembled, assemble, collator_of, open_samples
+from llava_recipes.model.forward import trains_in_vain
+from llava_recipes.model.generate import Answerer
+from llava_recipes.model.learned_rows import free_image_tokens, read_image_tokens
+from llava_recipes.model.lora import freeze_model, inject_lora
+from llava_recipes.model.placing import DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
+from llava_recipes.plan.arguments import keyword_arguments
 from llava_recipes.plan.data import describe_sampling, when_measured
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
-from llava_recipes.train.arguments import build_arguments
-from llava_recipes.train.failures import out_of_memory
+from llava_recipes.train.checkpoints import check_state
+from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
-from llava_recipes.train.progress import Reporter, StartPanel, choose_reporter
-from llava_recipes.train.sampling import SamplesLog, SampleWhileTraining, choose_subjects
-from llava_recipes.train.states import check_state
-from llava_recipes.train.stop import StopOnSignal
-from llava_recipes.train.trainer import StageTrainer
-from llava_recipes.train.validation import ValidationSet
-from llava_recipes.versions import load_to_numbered_cpu
+from llava_recipes.train.progress import Reporter, StartPanel, StopOnSignal, choose_reporter
+from llava_recipes.train.trainer import StageTrainer, out_of_memory
+from llava_recipes.versions import load_to_numbered_cpu, training_arguments
+
+
+def build_arguments(
+    stage: StagePlan, *, output_dir: Path, run_name: str
+) -> tuple[TrainingArguments, list[str]]:
+    """TrainingArguments of a stage, and what a person should know of how this machine changes them."""
+    wanted = keyword_arguments(stage.train)
+    notes: list[str] = []
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu and wanted.pop("tf32", None):
+        notes.append("tf32 has no meaning on a CPU: off")
+    if on_cpu:
+        # Pinned memory exists for copies to a GPU.
+        wanted.setdefault("dataloader_pin_memory", False)
+    arguments = TrainingArguments(
+        **{
+            **training_arguments(wanted),
+            "output_dir": str(output_dir),
+            "run_name": run_name,
+            "use_cpu": on_cpu,
+            "deepspeed": stage.deepspeed and dict(stage.deepspeed),
+            # Ours: checkpoints are rotated after they are sealed; a loss that is not finite ends the run.
+            "save_total_limit": None,
+            "logging_nan_inf_filter": False,
+            "remove_unused_columns": False,
+            "disable_tqdm": True,
+        }
+    )
+    return arguments, notes
 
 
 @dataclass(frozen=True)

@@ -9,25 +9,109 @@ is over all label tokens, however they are spread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from transformers import Trainer, TrainerControl
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 
 from llava_recipes.data.order import EpochSampler
+from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.model.checkpoint import not_finite
+from llava_recipes.model.weight_names import canonical_name
 from llava_recipes.model.weights import TRAINED_FILE, load_trained, trainable_state, write_trained
+from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import ParamGroupPlan
-from llava_recipes.recipe.errors import KeyPath
-from llava_recipes.train.checkpoints import TRAINER_STATE, make_room, remove_old, seal
-from llava_recipes.train.failures import check_finite, nonfinite_loss
-from llava_recipes.train.optimizer import split_groups
-from llava_recipes.train.states import check_moments, loading
-from llava_recipes.train.validation import MeasureAtTheEnd, Measured, ValidationSet
+from llava_recipes.train.checkpoints import TRAINER_STATE, check_moments, loading, make_room, remove_old, seal
+from llava_recipes.train.evaluation import MeasureAtTheEnd, Measured, ValidationSet
+
+Group = dict[str, Any]
+"""As torch's optimizers hold them: `params`, `lr`, `weight_decay` and what else the optimizer knows."""
+
+
+def split_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module, groups: Sequence[ParamGroupPlan]
+) -> None:
+    """Part the Trainer's two groups, with weight decay and without, by the plan's groups.
+
+    Must run before the first step. What no group claims comes first and keeps its values: its learning rate
+    is the one that is reported. Biases and norms stay without weight decay in every group.
+    """
+    assert not optimizer.state, "an optimizer that has stepped cannot be regrouped"
+    decayed, plain = optimizer.param_groups
+    named = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+    index_of = groups_of(named, groups)
+    membership = {id(parameter): index_of.get(name) for name, parameter in named.items()}
+    rest = [_part(group, membership, None) for group in (decayed, plain)]
+    parted = [*rest, *_claimed(decayed, plain, membership, groups)]
+    optimizer.param_groups[:] = [group for group in parted if group["params"]]
+
+
+def _claimed(
+    decayed: Group, plain: Group, membership: dict[int, int | None], groups: Sequence[ParamGroupPlan]
+) -> Iterator[Group]:
+    for index, wanted in enumerate(groups):
+        rate = wanted.learning_rate
+        yield _part(decayed, membership, index) | {"lr": rate, "weight_decay": wanted.weight_decay}
+        yield _part(plain, membership, index) | {"lr": rate}
+
+
+def _part(group: Group, membership: dict[int, int | None], index: int | None) -> Group:
+    members = [parameter for parameter in group["params"] if membership[id(parameter)] == index]
+    return {**group, "params": members}
+
+
+def nonfinite_loss(*, step: int, value: float, stage: KeyPath, what: str = "the loss") -> RecipeError:
+    """The loss became NaN or infinite: nothing learned after it is worth keeping."""
+    return RecipeError(
+        Problem(
+            f"{what} is {value} at step {step:,}; training stopped and nothing was saved after it",
+            code="loss-or-gradient-not-finite",
+            path=(*stage, "train", "learning_rate"),
+            hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
+            "`--resume` continues from the last checkpoint",
+        )
+    )
+
+
+def nonfinite_weights(*, step: int, name: str, stage: KeyPath) -> RecipeError:
+    """A trained weight became NaN or infinite before it could be saved."""
+    return RecipeError(
+        Problem(
+            f"{name} holds NaN or infinite values at step {step:,}; they were not saved",
+            code="weights-not-finite",
+            path=(*stage, "train", "learning_rate"),
+            hint="lower the learning rate or lengthen the warm-up; "
+            "`--resume` continues from the last checkpoint",
+        )
+    )
+
+
+def check_finite(state: Mapping[str, Tensor], *, step: int, stage: KeyPath) -> None:
+    """Raise RecipeError when a trained weight is NaN or infinite: nobody can go on from it."""
+    for name, tensor in state.items():
+        if not_finite(tensor) is not None:
+            raise nonfinite_weights(step=step, name=name, stage=stage)
+
+
+def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
+    """The device ran out of memory."""
+    return RecipeError(
+        Problem(
+            "the device ran out of memory",
+            code="out-of-memory",
+            path=(*stage, "train", "per_device_train_batch_size"),
+            found=detail,
+            hint="halve per_device_train_batch_size (and double gradient_accumulation_steps, unless "
+            "global_batch_size is given), turn on gradient_checkpointing, or use deepspeed: zero3",
+        )
+    )
+
 
 Metrics = dict[str, float]
 

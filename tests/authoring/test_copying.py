@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.authoring.copying import copied_text
-from llava_recipes.authoring.gallery import GalleryRecipe, find, gallery
+from llava_recipes.authoring.gallery import GalleryRecipe, copied_text, find, gallery
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe
 from llava_recipes.runner.facts import plan_recipe
 

@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from llava_recipes.authoring.explanation import example_lines, explain_key, find_keys
-from llava_recipes.authoring.origins import FLAGS, origin
+from llava_recipes.authoring.explanation import FLAGS, example_lines, explain_key, find_keys, origin
+from llava_recipes.authoring.gallery import schema_file
 from llava_recipes.authoring.reference import HOW_TO, reference
-from llava_recipes.authoring.shipped import schema_file
-from llava_recipes.recipe.errors import KeyPath, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
 from llava_recipes.recipe.language import Key, all_keys, keys_at, spell_path
 from llava_recipes.recipe.names import TRAINING_ARGUMENTS

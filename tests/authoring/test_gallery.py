@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.authoring.gallery import GalleryRecipe, families, find, find_all, gallery, read_head
-from llava_recipes.authoring.shipped import gallery_folder, modeline, schema_file
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.authoring.gallery import (
+    GalleryRecipe,
+    families,
+    find,
+    find_all,
+    gallery,
+    gallery_folder,
+    modeline,
+    read_head,
+    schema_file,
+)
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 
 ENTRIES = gallery()

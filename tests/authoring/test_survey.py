@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.authoring.survey import NUM_LOOKED_AT, survey
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from tests.data.parquet_files import records, with_structs, write_parquet
 
 from .conftest import WriteData, captions, questions, talks, text_only

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.authoring.draft import TEMPLATES
 from llava_recipes.authoring.gallery import gallery
+from llava_recipes.authoring.new_recipe import TEMPLATES
 from llava_recipes.cli.main import COMMANDS, WITHOUT_TORCH, main
 from tests.processes import run_process
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.authoring.draft import TEMPLATES
+from llava_recipes.authoring.new_recipe import TEMPLATES
 from llava_recipes.cli.main import main
 from llava_recipes.recipe.load import load_recipe
 

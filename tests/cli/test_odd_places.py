@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from llava_recipes.answers.answers_file import check_place
-from llava_recipes.answers.questions import read_questions
 from llava_recipes.cli.main import main
 from llava_recipes.data.images import BadImage, check_image
-from llava_recipes.data.model_files import check_model_folder
 from llava_recipes.data.records import open_records
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.model.checkpoint import open_tensor_file
 from llava_recipes.model.starts import open_start
 from llava_recipes.plan.data import every_record
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.recipe.foreign import check_model_folder
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.artifacts import find_obstacle
 from llava_recipes.runner.facts import compile_loaded
+from llava_recipes.runner.run_folder import find_obstacle
+from llava_recipes.use.batches import check_place
+from llava_recipes.use.questions import read_questions
 from tests.images import read_image
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 

@@ -15,7 +15,7 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.globs import fold_layers, match_glob
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_recipe
-from tests.plan.test_gallery_fits import ONLY_AT_THE_USUAL_LENGTH
+from tests.estimate.test_gallery_fits import ONLY_AT_THE_USUAL_LENGTH
 
 RECIPE = str(Path(__file__).parents[2] / "recipes/pretrain_v15_13b.yaml")
 

@@ -12,7 +12,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from llava_recipes.cli.main import main
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.json_schema import value_schema
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_source

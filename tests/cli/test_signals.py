@@ -12,7 +12,7 @@ import pytest
 
 from llava_recipes.cli import show
 from llava_recipes.cli.main import INTERRUPTED, main
-from llava_recipes.runs.target import new_folder
+from llava_recipes.export.target import new_folder
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does(

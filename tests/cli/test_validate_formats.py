@@ -11,8 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from llava_recipes.cli.main import main
-from llava_recipes.cli.validate_formats import FileReport, github_report, sarif_report
-from llava_recipes.recipe.errors import Mark, Problem
+from llava_recipes.cli.validate import FileReport, github_report, sarif_report
+from llava_recipes.errors import Mark, Problem
 
 ROOT = Path(__file__).parent.parent.parent
 GALLERY = sorted((ROOT / "tests" / "errors").glob("*.yaml"))

@@ -15,11 +15,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
-from llava_recipes.answers.answers_file import AnswersFile
+from llava_recipes.use.batches import AnswersFile
 from tests.damage.readers import GENERATE
 from tests.data.parquet_files import records, with_paths, with_structs, write_parquet
-from tests.runs.finished import conversations, finish, run_values
 from tests.tiny import FIXTURES, write_recipe
+from tests.use.finished import conversations, finish, run_values
 
 _CHAT_TEMPLATE = """\
 {% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}

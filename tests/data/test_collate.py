@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from llava_recipes.data.collate import Collator
 from llava_recipes.data.crops import ImageLayout, PreparedImage
 from llava_recipes.data.dataset import Sample
-from llava_recipes.data.tokens import IGNORED, IMAGE_ID
-from llava_recipes.recipe.errors import Mark, SampleError
+from llava_recipes.data.prompts import IGNORED, IMAGE_ID
+from llava_recipes.errors import Mark, SampleError
 from tests.lenient import LenientCollator
 from tests.tiny import FIXTURES, GOLDEN
 

@@ -19,9 +19,9 @@ from llava_recipes.anyres import NEWLINE, AnyRes, MergeType, Size, best_resoluti
 from llava_recipes.data.crops import ImageLayout, PreparedImage, check_crops, crop_px, prepare_picture
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.images import load_image_processor, pixel_values
-from llava_recipes.data.tokens import IGNORED, IMAGE_ID
+from llava_recipes.data.prompts import IGNORED, IMAGE_ID
+from llava_recipes.errors import RecipeError
 from llava_recipes.plan.types import DataPlan, SourcePlan
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import VisionTower
 from tests.images import read_image
 from tests.lenient import LenientCollator

@@ -18,8 +18,8 @@ from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.dataset import BadImageError, StageDataset
 from llava_recipes.data.images import load_image_processor
 from llava_recipes.data.tokenizer import load_tokenizer
+from llava_recipes.errors import Problem, SampleError
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, SourcePlan
-from llava_recipes.recipe.errors import Problem, SampleError
 from llava_recipes.recipe.schema import ImageTokens, VisionTower
 from tests.tiny import FIXTURES, GOLDEN
 

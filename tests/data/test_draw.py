@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.data.draw import by_chance, positions
-from llava_recipes.data.records import open_records
+from llava_recipes.data.records import by_chance, open_records, positions
+from llava_recipes.errors import RecipeError, SampleError
 from llava_recipes.plan.data import count_used, mix_sources
 from llava_recipes.plan.types import SourcePlan
-from llava_recipes.recipe.errors import RecipeError, SampleError
 from llava_recipes.recipe.schema import Source
 from tests.laws import examples
 from tests.tiny import FIXTURES

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.data.grouping import Grouping, deal_evenly
-from llava_recipes.data.order import EpochSampler, epoch_order, grouped_order
+from llava_recipes.data.order import EpochSampler, Grouping, deal_evenly, epoch_order, grouped_order
 from llava_recipes.data.records import open_records
 from llava_recipes.plan.types import SourcePlan
 from tests.golden_runs import STAGE2_RUNS, recorded_run

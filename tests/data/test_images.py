@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import JsonValue
 from transformers import BaseImageProcessor
 
-from llava_recipes.data import watched_file
+from llava_recipes.data import images
 from llava_recipes.data.image_sizes import MAX_PIXELS
 from llava_recipes.data.images import (
     MAX_FILE_BYTES,
@@ -31,7 +31,7 @@ from llava_recipes.data.images import (
     pixel_values,
     read_prepared,
 )
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.schema import VisionTower
 from tests.images import read_image
 from tests.tiny import FIXTURES, GOLDEN
@@ -236,7 +236,7 @@ def rle_bitmap(side: int, data: bytes) -> bytes:
 def test_decoding_has_an_end(
     make: Callable[[], bytes], in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watched_file, "MAX_DECODE_S", 0.2)
+    monkeypatch.setattr(images, "MAX_DECODE_S", 0.2)
     data = make()
     begin_s = time.thread_time()
     with pytest.raises(BadImage, match=r"decoding it takes more than 0\.2 s of processor time"):

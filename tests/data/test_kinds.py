@@ -20,10 +20,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from llava_recipes.data.formats import open_file
-from llava_recipes.data.kinds import kind_of_bytes
-from llava_recipes.recipe.annotation_kinds import KINDS, kind_of_name
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.data.records import kind_of_bytes, open_file
+from llava_recipes.errors import RecipeError
+from llava_recipes.recipe.foreign import KINDS, kind_of_name
 
 RECORDS = [{"id": "a", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]
 TEXT = json.dumps(RECORDS).encode()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.data.model_files import check_model_folder, folder_problems
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
+from llava_recipes.recipe.foreign import check_model_folder, folder_problems
 
 CODE = json.dumps({"inside": [{"auto_map": {"AutoConfig": "evil.Config"}}]})
 FILES = (

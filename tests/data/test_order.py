@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from llava_recipes.data.grouping import Grouping
-from llava_recipes.data.order import EpochSampler, Order, epoch_order, grouped_order
+from llava_recipes.data.order import EpochSampler, Grouping, Order, epoch_order, grouped_order
 from llava_recipes.data.records import open_records
 from llava_recipes.plan.types import SourcePlan
 from tests.golden_runs import runs_of_several_processes

@@ -21,10 +21,10 @@ from llava_recipes.data.dataset import BadImageError, StageDataset
 from llava_recipes.data.images import load_image_processor
 from llava_recipes.data.records import Records, count_records, open_records
 from llava_recipes.data.tokenizer import load_tokenizer
+from llava_recipes.errors import RecipeError, SampleError
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, SourcePlan
-from llava_recipes.recipe.errors import RecipeError, SampleError
-from llava_recipes.recipe.render import render_problems
 from llava_recipes.recipe.schema import ImageTokens, VisionTower
+from llava_recipes.render import render_problems
 from tests.data.parquet_files import IMAGES, records, with_bytes, with_paths, with_structs, write_parquet
 from tests.processes import ROOT, run_process
 from tests.tiny import FIXTURES
@@ -188,7 +188,7 @@ def test_paths_without_bytes_lie_in_the_folder(tmp_path: Path) -> None:
     for row in rows[::2]:
         row["image"]["bytes"] = None
     opened = open_records([source(write_parquet(rows, tmp_path / "data.parquet"), IMAGES)])
-    from llava_recipes.data.pictures import open_pictures
+    from llava_recipes.data.images import open_pictures
 
     for record, known in zip(opened, records(), strict=True):
         (opened_image,) = open_pictures(opened, record, lambda image: image)

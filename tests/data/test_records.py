@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llava_recipes.data import scan
 from llava_recipes.data.records import Records, check_records, count_records, open_records
+from llava_recipes.errors import Mark, RecipeError, SampleError, sample_problem
 from llava_recipes.plan.types import SourcePlan
-from llava_recipes.recipe.errors import Mark, RecipeError, SampleError, sample_problem
 from llava_recipes.templates import Turn
 from tests.laws import examples
 from tests.tiny import FIXTURES

@@ -17,11 +17,10 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llava_recipes.data import chat_template, rendering
-from llava_recipes.data.chat_template import ChatTemplate
+from llava_recipes.data import chat_template
+from llava_recipes.data.chat_template import ChatTemplate, Rendered, TemplateLimit, render
 from llava_recipes.data.prompts import Prompts
-from llava_recipes.data.rendering import Rendered, TemplateLimit, render
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.templates import Turn
 from tests.chat_tokenizers import CHAT_TEMPLATES, open_tokenizer, save_tokenizer
 from tests.data.test_chat_template import GENERATION, THINKING
@@ -62,10 +61,10 @@ BOMBS = {
 def short() -> Iterator[Any]:
     """A process with lower limits, for this file alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rendering, "MAX_RENDER_S", 0.5)
-        patch.setattr(rendering, "MAX_RENDER_BYTES", 2**27)
-        renderer = rendering._Renderer()
-        patch.setattr(rendering, "_RENDERER", renderer)
+        patch.setattr(chat_template, "MAX_RENDER_S", 0.5)
+        patch.setattr(chat_template, "MAX_RENDER_BYTES", 2**27)
+        renderer = chat_template._Renderer()
+        patch.setattr(chat_template, "_RENDERER", renderer)
         yield renderer
         renderer.end()
 
@@ -136,7 +135,7 @@ def test_it_sees_no_secrets_and_no_file_of_the_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SECRET_TOKEN", "hidden")
     assert rendered("x").text == "x"
-    process = rendering._RENDERER._process
+    process = chat_template._RENDERER._process
     assert process is not None
     assert b"hidden" not in Path(f"/proc/{process.pid}/environ").read_bytes()
 
@@ -184,14 +183,14 @@ def test_after_an_interrupt_answers_belong_to_their_questions(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(rendering, "_receive", interrupt)
+        patch.setattr(chat_template, "_receive", interrupt)
         with pytest.raises(KeyboardInterrupt):
             rendered("first")
     assert rendered("second").text == "second"
 
 
 def _in_worker(index: int) -> list[Any]:
-    return [index, rendered(f"{index}").text, rendering._RENDERER._process.pid]  # type: ignore[union-attr]
+    return [index, rendered(f"{index}").text, chat_template._RENDERER._process.pid]  # type: ignore[union-attr]
 
 
 class Asking(Dataset[list[Any]]):

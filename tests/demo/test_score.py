@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.demo.dataset import HeldOut
+from llava_recipes.demo.drawn_data import HeldOut
 from llava_recipes.demo.score import (
     Tally,
     count_right,

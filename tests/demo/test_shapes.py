@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from llava_recipes.demo.shapes import (
+from llava_recipes.demo.drawn_data import (
     PICTURE_PX,
     RGB,
     Scene,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from llava_recipes.demo.shapes import all_combinations
+from llava_recipes.demo.drawn_data import all_combinations
 from llava_recipes.demo.vocabulary import (
     COLOUR,
     FILLER,

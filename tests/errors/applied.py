@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_recipes.recipe.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.language import is_free, keys_at, shapes_at

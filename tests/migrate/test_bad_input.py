@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llava_recipes.cli.main import main
+from llava_recipes.errors import RecipeError
 from llava_recipes.migrate.migration import migrate
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
 from tests.laws import examples
 from tests.measured import run_measured

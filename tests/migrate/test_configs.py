@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.migrate.draft import Migration
 from llava_recipes.migrate.migration import migrate
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
 from tests.migrate.plans import plan_of_text
 from tests.migrate.test_translation import at, entries

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.cli.main import main
-from llava_recipes.migrate.export import export_script
+from llava_recipes.errors import RecipeError
+from llava_recipes.migrate.export_script import export_script
 from llava_recipes.migrate.migration import migrate
 from llava_recipes.plan.deepspeed import original_file
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe, load_source
 from llava_recipes.recipe.schema import Recipe
 from tests.migrate.plans import ROOT, WORLD_SIZE, plan_of_recipe, plan_of_text

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_recipes.errors import Mark
 from llava_recipes.migrate.commands import Flag
 from llava_recipes.migrate.python_config import read_python_config
 from llava_recipes.migrate.settings import Flags, Keys, Row, Settings
 from llava_recipes.migrate.xtuner import Tree
-from llava_recipes.recipe.errors import Mark
 from llava_recipes.recipe.source import parse_source
 from tests.laws import examples
 

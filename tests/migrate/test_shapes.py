@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.cli.main import main
+from llava_recipes.errors import RecipeError
 from llava_recipes.migrate.draft import Migration
 from llava_recipes.migrate.migration import migrate
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
 from tests.laws import examples
 from tests.migrate.shapes import SHAPES, Shape, script

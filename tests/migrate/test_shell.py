@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.migrate.shell import walk_commands
-from llava_recipes.recipe.errors import RecipeError
 from tests.laws import examples
 
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="compares with bash")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.cli.migrate import read_beside
+from llava_recipes.errors import RecipeError
 from llava_recipes.migrate.draft import Entry, Migration, report_lines
 from llava_recipes.migrate.migration import migrate
 from llava_recipes.plan.deepspeed import Config, original_file
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_value

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.tokens import IGNORED
-from llava_recipes.model.answering import Answerer, Prompt
+from llava_recipes.data.prompts import IGNORED
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.generate import Decoding
+from llava_recipes.model.generate import Answerer, Decoding, Prompt
 from llava_recipes.plan.types import DataPlan, SourcePlan
 from llava_recipes.templates import Turn
 from tests.images import read_image

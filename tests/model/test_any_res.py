@@ -19,19 +19,22 @@ from transformers import LlavaNextForConditionalGeneration
 from llava_recipes.anyres import NEWLINE, MergeType, Size, usual_pinpoints
 from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_picture
 from llava_recipes.data.dataset import Sample
-from llava_recipes.data.tokens import IGNORED, IMAGE_ID
-from llava_recipes.model.answering import Answerer
+from llava_recipes.data.prompts import IGNORED, IMAGE_ID
+from llava_recipes.errors import RecipeError
+from llava_recipes.export.to_hf import next_config, next_image_processor
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.features import crop_features, picture_features
-from llava_recipes.model.forward import embed_prompt, stock_forward
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.generate import embed_with_pictures
-from llava_recipes.model.names import canonical_name, canonical_parameters, original_name, transformers_name
-from llava_recipes.model.newline import ImageNewline, load_newline
-from llava_recipes.model.next_layout import next_config, next_image_processor
+from llava_recipes.model.forward import crop_features, embed_prompt, picture_features, stock_forward
+from llava_recipes.model.generate import Answerer, embed_with_pictures
+from llava_recipes.model.learned_rows import ImageNewline, load_newline
+from llava_recipes.model.lora import freeze_model
+from llava_recipes.model.weight_names import (
+    canonical_name,
+    canonical_parameters,
+    original_name,
+    transformers_name,
+)
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
 from llava_recipes.plan.types import DataPlan, SourcePlan
-from llava_recipes.recipe.errors import RecipeError
 from tests.lenient import LenientCollator
 from tests.model.plans import INLINE_CLIP, plan_of
 

@@ -13,9 +13,9 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedModel
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble, build_skeleton
 from llava_recipes.model.forward import stock_forward
-from llava_recipes.recipe.errors import RecipeError
 from tests.model.plans import CLIP, INLINE_CLIP, VICUNA, plan_of
 
 SIZES: dict[str, JsonValue] = {

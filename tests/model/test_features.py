@@ -10,10 +10,10 @@ import torch
 from pydantic import JsonValue
 from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig, SiglipVisionModel
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.features import tower_features, trains_in_vain
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.model.forward import tower_features, trains_in_vain
+from llava_recipes.model.lora import freeze_model
 from tests.model.plans import CLIP, GOLDEN, INLINE_CLIP, plan_of
 
 FOLDER = GOLDEN / "05_vision"

@@ -17,11 +17,11 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.data.crops import ImageLayout
 from llava_recipes.data.dataset import StageDataset
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.forward import embed_prompt, stock_forward, training_forward
-from llava_recipes.model.freezing import freeze_model
+from llava_recipes.model.lora import freeze_model
 from llava_recipes.plan.types import DataPlan, SourcePlan
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.versions import recompute_activations
 from tests.lenient import LenientCollator
 from tests.model.plans import GOLDEN, INLINE_CLIP, plan_of

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.features import crop_features
-from llava_recipes.model.forward import embed_prompt, stock_forward
+from llava_recipes.model.forward import crop_features, embed_prompt, stock_forward
 from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
 from tests.model.plans import GOLDEN, plan_of
 

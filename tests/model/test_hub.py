@@ -32,7 +32,7 @@ REPOSITORIES = {"owner/safe": FILES, "owner/bins": BIN_FILES}
 CLIENT = """
 import json, pathlib, sys
 from llava_recipes.model.pretrained import pretrained_folder
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 for source, revision, parts in json.loads(sys.argv[1]):
     try:
         folder = pretrained_folder(source, revision, parts=parts, path=("model",))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.freezing import freeze_model
 from llava_recipes.model.legacy_config import original_config
+from llava_recipes.model.lora import freeze_model
 from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.schema import Recipe

@@ -11,13 +11,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.lora import PEFT_KEYS, inject_lora, is_adapter, read_scale, write_adapter
-from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.lora import (
+    PEFT_KEYS,
+    freeze_model,
+    inject_lora,
+    is_adapter,
+    read_scale,
+    write_adapter,
+)
+from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
 from llava_recipes.plan.trainable import what_trains
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import Lora, Stage
 from tests.model.plans import plan_of
 from tests.plan.recipes import STAGE

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_recipes.data.tokenizer import load_tokenizer
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.weight_names import canonical_parameters
+from llava_recipes.plan.data import is_original_llava, language_part
 from llava_recipes.plan.model import plan_model
-from llava_recipes.plan.original import is_original_llava, language_part
 from llava_recipes.plan.types import LanguageModelPlan
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import ImageTokens, Model
 from tests.golden_runs import ours_for, run_folder
 from tests.model.plans import CLIP, GOLDEN, VICUNA, plan_of

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.model.pickles import BadPickle, HoldsCode, load_plain, only_plain
+from llava_recipes.model.checkpoint import BadPickle, HoldsCode, load_plain, only_plain
 from tests.laws import examples
 from tests.model.poison import poisoned
 

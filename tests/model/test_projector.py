@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.projector import build_projector
 from llava_recipes.projectors import projector_shapes
-from llava_recipes.recipe.errors import RecipeError
 from tests.model.plans import GOLDEN
 
 FOLDER = GOLDEN / "04_projector"

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.lora import inject_lora, is_adapter, write_adapter
-from llava_recipes.model.names import canonical_name, canonical_parameters
-from llava_recipes.model.quantized import fill_quantized, find_obstacle, is_quantized
+from llava_recipes.model.lora import freeze_model, inject_lora, is_adapter, write_adapter
+from llava_recipes.model.placing import fill_quantized, find_obstacle, is_quantized
+from llava_recipes.model.weight_names import canonical_name, canonical_parameters
 from llava_recipes.model.weights import load_trained, trainable_state, write_trained
 from llava_recipes.plan.trainable import quantized_bytes, quantized_weights
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.schema import Lora, Quantization
 from llava_recipes.versions import recompute_activations
 from tests.model.plans import plan_of

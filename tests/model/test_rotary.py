@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.rotary import keep_angles_exact
+from llava_recipes.model.forward import keep_angles_exact
 from tests.model.plans import GOLDEN, plan_of
 
 MATMUL = torch.backends.cuda.matmul

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.values import DTYPES, value_problems
+from llava_recipes.model.checkpoint import DTYPES, value_problems
 from llava_recipes.model.weights import lay_over, load_projector, read_projector_weights
-from llava_recipes.recipe.errors import RecipeError
 from tests.golden_runs import stage1_folder
 from tests.model.plans import plan_of
 

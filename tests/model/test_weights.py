@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble, build_skeleton
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.names import canonical_name, canonical_parameters, transformers_name
+from llava_recipes.model.lora import freeze_model
+from llava_recipes.model.weight_names import canonical_name, canonical_parameters, transformers_name
 from llava_recipes.model.weights import (
     load_projector,
     load_trained,
@@ -20,7 +21,6 @@ from llava_recipes.model.weights import (
     write_projector,
     write_trained,
 )
-from llava_recipes.recipe.errors import RecipeError
 from tests.model.plans import GOLDEN, INLINE_CLIP, plan_of
 
 STAGE1 = GOLDEN / "06_stage1"

@@ -11,8 +11,8 @@ from pydantic import JsonValue
 from safetensors.torch import load_file
 
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.lora import freeze_model
+from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.plan.types import ModelPlan
 from tests.model.plans import GOLDEN, INLINE_CLIP, plan_of
 from tests.model.zero3_worker import LEARNING_RATE, NUM_STEPS, batch_of

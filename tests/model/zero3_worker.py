@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from transformers.integrations import HfDeepSpeedConfig
 
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.freezing import freeze_model
-from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.lora import freeze_model
+from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.model.weights import load_trained, trainable_state, write_projector, write_trained
 from llava_recipes.plan.types import ModelPlan
 

@@ -6,9 +6,9 @@ import copy
 import json
 from typing import Any
 
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import Problem, RecipeError
 from llava_recipes.recipe.schema import Recipe
 
 LANGUAGE: dict[str, Any] = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from llava_recipes.errors import Problem
 from llava_recipes.plan.advice import advise
 from llava_recipes.plan.compile import Facts, compile_recipe
-from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.runner.facts import plan_recipe

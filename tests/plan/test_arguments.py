@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from llava_recipes import versions
-from llava_recipes.plan.arguments import (
-    REFUSED_FIELDS,
-    check_arguments,
-    keyword_arguments,
-    plan_train,
-)
+from llava_recipes.errors import Problem
+from llava_recipes.plan.arguments import REFUSED_FIELDS, check_arguments, keyword_arguments, plan_train
 from llava_recipes.plan.batch import count_steps, derive_batch
 from llava_recipes.plan.types import TrainPlan
-from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.schema import Train
 

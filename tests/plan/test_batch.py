@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, SequentialSampler
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.plan.batch import count_steps, derive_batch, explain_batch
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Train
 from llava_recipes.runner.facts import plan_recipe

@@ -7,21 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_recipes.errors import Problem
 from llava_recipes.plan.arguments import keyword_arguments
 from llava_recipes.plan.compile import Facts
-from llava_recipes.plan.sizes import outline_model
+from llava_recipes.plan.outline import outline_model
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.globs import decide
-from tests.plan.recipes import (
-    LANGUAGE,
-    STAGE,
-    TOWER,
-    compiled,
-    problems_of,
-    recipe_values,
-    stage_values,
-)
+from tests.plan.recipes import LANGUAGE, STAGE, TOWER, compiled, problems_of, recipe_values, stage_values
 
 
 def only_problem(values: dict[str, Any], **given: Any) -> Problem:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.data import count_drawn, count_held_out, count_used
 from llava_recipes.plan.types import StagePlan
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 from tests.tiny import stage1_values, write_recipe
 

@@ -13,6 +13,7 @@ from deepspeed.runtime.zero.offload_config import (
 )
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
+from llava_recipes.errors import Problem
 from llava_recipes.plan.batch import BatchSizes
 from llava_recipes.plan.deepspeed import (
     check_config,
@@ -22,7 +23,6 @@ from llava_recipes.plan.deepspeed import (
     unknown_choice,
     zero_stage,
 )
-from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.schema import Train
 
 PATH = ("stages", 0, "deepspeed")

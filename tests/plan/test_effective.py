@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from llava_recipes.plan.arguments import keyword_arguments
-from llava_recipes.plan.effective import effective_deepspeed
+from llava_recipes.plan.deepspeed import effective_deepspeed
 from llava_recipes.versions import training_arguments
 from tests.plan.recipes import compiled, stage_values
 

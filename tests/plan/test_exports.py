@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llava_recipes.errors import Problem
 from llava_recipes.plan.compile import Facts, compile_recipe
 from llava_recipes.plan.exports import (
     TARGETS,
@@ -19,7 +20,6 @@ from llava_recipes.plan.exports import (
     unread_by_original,
     way_out,
 )
-from llava_recipes.recipe.errors import Problem
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.writer import write_resolved
@@ -111,8 +111,8 @@ def test_a_config_says_what_stands_beside_the_head(config: dict[str, Any], found
 def test_heads_are_those_that_transformers_builds(kind: str) -> None:
     from transformers import AutoConfig
 
+    from llava_recipes.errors import RecipeError
     from llava_recipes.model.head import causal_skeleton
-    from llava_recipes.recipe.errors import RecipeError
 
     try:
         config = AutoConfig.for_model(kind, num_hidden_layers=1, vocab_size=40, pad_token_id=0)

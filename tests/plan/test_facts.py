@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe
 from llava_recipes.runner.facts import gather_facts, plan_recipe
 from tests.plan.recipes import LANGUAGE, TOWER, recipe_values, stage_values

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from llava_recipes.cli.plan_overview import sections_of
-from llava_recipes.plan.assignment import assign
-from llava_recipes.plan.fit import propose
-from llava_recipes.plan.hardware import GPUS
+from llava_recipes.estimate.assignment import assign
+from llava_recipes.estimate.cost import GPUS
+from llava_recipes.estimate.fit import propose
 from llava_recipes.plan.trainable import what_trains
 from llava_recipes.recipe.schema import Quantization
-from tests.plan.estimates import VICUNA_7B, estimator_of, part, stage1_values
+from tests.estimate.estimates import VICUNA_7B, estimator_of, part, stage1_values
 from tests.plan.recipes import compiled, problems_of
 
 LINEAR = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)

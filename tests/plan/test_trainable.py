@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from llava_recipes.estimate.estimate import Assumptions, Estimator
 from llava_recipes.plan import trainable
-from llava_recipes.plan.estimate import Assumptions, Estimator
 from llava_recipes.recipe.globs import Decision, decide
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import compile_loaded

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.recipe.load import load_source
-from llava_recipes.recipe.render import render_problems
 from llava_recipes.recipe.source import MAX_BYTES
+from llava_recipes.render import render_problems
 from llava_recipes.runner.facts import compile_loaded
 from tests.tiny import stage1_values
 

@@ -9,14 +9,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.errors import KeyPath
 from llava_recipes.recipe.exclusions import ANY, EXCLUSIONS, check_exclusions, displaced
 from llava_recipes.recipe.extends import lay_over
 from llava_recipes.recipe.language import field_at
 from llava_recipes.recipe.override import resolve
-from llava_recipes.recipe.scalars import Value
+from llava_recipes.recipe.scalars import Value, value_at
 from llava_recipes.recipe.source import parse_source
-from llava_recipes.recipe.values import value_at
 from tests.laws import examples
 
 KEYS = sorted({key for exclusion in EXCLUSIONS for key in (exclusion.winner, exclusion.loser)})

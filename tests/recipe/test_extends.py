@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.recipe.extends import MAX_FILES, MAX_LEVELS, extend, lay_over
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe
 from llava_recipes.recipe.source import MAX_VALUES, Document, parse_source

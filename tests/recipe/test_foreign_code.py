@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.foreign_code import code_problems
+from llava_recipes.recipe.foreign import code_problems
 
 names = st.text("abc_", min_size=1, max_size=4)
 values = st.recursive(

@@ -15,14 +15,14 @@ import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.errors import KeyPath, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.language import keys_at
 from llava_recipes.recipe.load import load_source
 from llava_recipes.recipe.names import DEEPSPEED_KEYS, ZERO_KEYS
-from llava_recipes.recipe.render import render_problems
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
+from llava_recipes.render import render_problems
 from llava_recipes.runner.facts import plan_recipe
 from tests.laws import examples
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.recipe.errors import RecipeError
-from llava_recipes.recipe.foreign import read_by_library
-from llava_recipes.recipe.json_file import MOST_CHARACTERS, read_object
+from llava_recipes.errors import RecipeError
+from llava_recipes.recipe.foreign import MOST_CHARACTERS, read_by_library, read_object
 
 
 @pytest.mark.parametrize(

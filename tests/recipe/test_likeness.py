@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.cli.main import main
-from llava_recipes.recipe.likeness import looks_like_recipe
+from llava_recipes.recipe.extends import looks_like_recipe
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2"
@@ -56,8 +56,8 @@ def test_what_is_no_annotation_and_no_script_is_not_quoted(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from llava_recipes.data.scan import AnnotationFile
-    from llava_recipes.recipe.errors import RecipeError
-    from llava_recipes.recipe.render import render_problems
+    from llava_recipes.errors import RecipeError
+    from llava_recipes.render import render_problems
 
     Path("other").write_text(OTHERS[kind])
     with pytest.raises(RecipeError) as caught:
@@ -69,8 +69,8 @@ def test_what_is_no_annotation_and_no_script_is_not_quoted(
 
 def test_a_list_of_other_records_is_not_quoted() -> None:
     from llava_recipes.data.scan import AnnotationFile
-    from llava_recipes.recipe.errors import RecipeError
-    from llava_recipes.recipe.render import render_problems
+    from llava_recipes.errors import RecipeError
+    from llava_recipes.render import render_problems
 
     for text in (f'[{{"password": "{SECRET}"}}, {SECRET}]', f'["{SECRET}"]', f'{{"password": "{SECRET}"}}'):
         Path("other.json").write_text(text)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from llava_recipes.recipe.errors import Problem, RecipeError
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.recipe.language import homes, keys_at, wanted_at
 from llava_recipes.recipe.load import LoadedRecipe, load_recipe, load_source
+from llava_recipes.recipe.renames import distance, nearest
 from llava_recipes.recipe.rules import check_rules
 from llava_recipes.recipe.schema import Recipe
-from llava_recipes.recipe.spelling import distance, nearest
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from llava_recipes.cli.main import main
-from llava_recipes.runner.environment import describe_environment
+from llava_recipes.runner.run_folder import describe_environment
 
 URL = "https://user:hunter2@host/data"
 PLACES: dict[str, dict[str, object]] = {

@@ -11,14 +11,15 @@ from llava_recipes import versions
 from llava_recipes.recipe.names import (
     DEEPSPEED_KEYS,
     DEEPSPEED_REMOVED_KEYS,
+    EXTRA_FIELDS,
     FILE,
     OPTIMIZERS,
+    REFUSED_FIELDS,
     TRAINING_ARGUMENTS,
     ZERO_KEYS,
     ZERO_REMOVED_KEYS,
 )
 from llava_recipes.recipe.schema import Train
-from llava_recipes.recipe.training_fields import EXTRA_FIELDS, REFUSED_FIELDS
 from tests.installed import only_with_the_tested
 from tests.library_names import library_names
 

@@ -7,12 +7,12 @@ import re
 
 import pytest
 
-from llava_recipes.recipe.errors import KeyPath, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.recipe.explain import unknown_key
 from llava_recipes.recipe.language import homes, keys_at
 from llava_recipes.recipe.load import load_source
+from llava_recipes.recipe.names import EXTRA_FIELDS, GONE_FIELDS, REFUSED_FIELDS
 from llava_recipes.recipe.renames import OTHER_NAMES
-from llava_recipes.recipe.training_fields import EXTRA_FIELDS, GONE_FIELDS, REFUSED_FIELDS
 from llava_recipes.recipe.value_hints import deepspeed_hint
 from llava_recipes.runner.facts import compile_loaded
 

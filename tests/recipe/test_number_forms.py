@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.number_forms import numbers_meant
-from llava_recipes.recipe.scalars import resolve_scalar
+from llava_recipes.recipe.scalars import numbers_meant, resolve_scalar
 from llava_recipes.recipe.value_hints import number_hint
 from tests.laws import examples
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.override import resolve
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import Document, parse_source

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.validators import extend as extend_validator
 from pydantic import ValidationError
 
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.json_schema import recipe_schema
 from llava_recipes.recipe.override import resolve

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.source import MAX_BYTES, MAX_DEPTH, decode, parse_source, parse_value, read_file
 

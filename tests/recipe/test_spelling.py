@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.spelling import did_you_mean, distance, nearest
+from llava_recipes.recipe.renames import did_you_mean, distance, nearest
 
 WORDS = st.text(alphabet="abcde_-", max_size=9)
 TRAIN = ("learning_rate", "warmup_ratio", "warmup_steps", "bf16", "fp16", "tf32", "seed", "optim")

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.errors import KeyPath
 from llava_recipes.recipe.scalars import Value, say_number, spell, spell_number, spell_value
 from llava_recipes.recipe.source import parse_value
 from llava_recipes.recipe.writer import block_lines, write_recipe, write_values

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.authoring.draft import TEMPLATES, template_text
-from llava_recipes.recipe.errors import KeyPath
+from llava_recipes.authoring.new_recipe import TEMPLATES, template_text
+from llava_recipes.errors import KeyPath
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.recipe.writer import remove_key, set_value, value_text

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file
 
 from llava_recipes.cli.main import main
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.artifacts import stage_plan, write_done, write_opening
 from llava_recipes.runner.facts import choose_stages, plan_recipe
+from llava_recipes.runner.run_folder import stage_plan, write_done, write_opening
 from llava_recipes.train.checkpoints import list_checkpoints
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe

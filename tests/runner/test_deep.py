@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from llava_recipes.cli.main import main
-from llava_recipes.runner import deep_data
+from llava_recipes.runner import deep
 from tests.data.parquet_files import with_structs, write_parquet
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 
@@ -125,7 +125,7 @@ def test_pictures_are_sampled_the_same_way_every_time(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deep_data, "NUM_OPENED", 5)
+    monkeypatch.setattr(deep, "NUM_OPENED", 5)
     for record in records[::2]:
         record["image"] = "nowhere.jpg"
     values = _recipe(tmp_path, records)
@@ -151,8 +151,8 @@ def test_some_pictures_are_decoded_and_with_all_every_one(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deep_data, "NUM_OPENED", 10)
-    monkeypatch.setattr(deep_data, "NUM_DECODED", 3)
+    monkeypatch.setattr(deep, "NUM_OPENED", 10)
+    monkeypatch.setattr(deep, "NUM_DECODED", 3)
     values = _recipe(tmp_path, records)
     code, out, _ = _validate(values, tmp_path, capsys)
     assert code == 0
@@ -178,7 +178,7 @@ def test_a_picture_that_is_too_thin_to_prepare_is_found(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deep_data, "NUM_DECODED", num_decoded)
+    monkeypatch.setattr(deep, "NUM_DECODED", num_decoded)
     shutil.copytree(FIXTURES / "images", tmp_path / "images")
     Image.new("RGB", (1, 60_000)).save(tmp_path / "images/thin.png")
     records[3]["image"] = "thin.png"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_recipes.cli.main import main
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from tests.golden_runs import run_folder
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 from tests.train.in_process import train_all

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llava_recipes.recipe.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.runner.execute import at_stage
-from llava_recipes.runner.messages import read_problems, write_problems
+from llava_recipes.runner.worker import read_problems, write_problems
 
 
 def test_a_sample_keeps_its_place(tmp_path: Path) -> None:

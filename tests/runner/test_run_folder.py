@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.artifacts import read_folder_state, read_plan, stage_plan
 from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.run_folder import read_folder_state, read_plan, stage_plan
 from tests.processes import llava_recipe, run_recipe, run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import cut_after

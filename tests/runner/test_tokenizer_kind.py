@@ -9,8 +9,7 @@ import pytest
 
 from llava_recipes.demo.vocabulary import write_tokenizer
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.facts import compile_loaded
-from llava_recipes.runner.tokenizer_kind import tokenizer_kind
+from llava_recipes.runner.facts import compile_loaded, tokenizer_kind
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llava_recipes.cli.main import main
-from llava_recipes.data.tokens import IGNORED
-from llava_recipes.recipe.errors import RecipeError
+from llava_recipes.data.prompts import IGNORED
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.preflight import check_before_loading

@@ -23,15 +23,15 @@ from transformers import LlavaForConditionalGeneration
 from llava_recipes.data import dataset as datasets
 from llava_recipes.data import records
 from llava_recipes.data.conversation import Record, parse_record
-from llava_recipes.data.tokens import IGNORED, Encoded
-from llava_recipes.model import feeding
+from llava_recipes.data.prompts import IGNORED, Encoded
+from llava_recipes.model import assemble
 from llava_recipes.model.lora import inject_lora, is_adapter
-from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Lora
-from llava_recipes.runner.artifacts import write_results
 from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.run_folder import write_results
 from llava_recipes.templates import IMAGE
 from llava_recipes.train import stage as stages
 from llava_recipes.train.trainer import StageTrainer
@@ -108,8 +108,8 @@ def train_alike(plan: Plan, adapters: Path | None) -> dict[str, object]:
     This process is left changed, for a plain run too.
     """
     vars(stages)["inject_lora"] = inject_lora if adapters is None else partial(inject_recorded, file=adapters)
-    vars(feeding)["StageDataset"] = MaskedDataset
-    vars(feeding)["Collator"] = LenientCollator
+    vars(assemble)["StageDataset"] = MaskedDataset
+    vars(assemble)["Collator"] = LenientCollator
     vars(stages)["StageTrainer"] = SummingTrainer
     SummingTrainer.sums = []
     vars(records)["parse_record"] = partial(parse_leniently, parse=parse_record)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.names import canonical_parameters
+from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.model.weights import load_trained
 from llava_recipes.recipe.load import load_source
-from llava_recipes.runner.artifacts import stage_plan, write_done, write_opening, write_results
 from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.run_folder import stage_plan, write_done, write_opening, write_results
 from llava_recipes.train.stage import train_stage
 from tests.tiny import yaml_text
 

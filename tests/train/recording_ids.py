@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from llava_recipes.data.dataset import Sample, StageDataset
-from llava_recipes.model import feeding
+from llava_recipes.model import assemble
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.artifacts import write_results
 from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.run_folder import write_results
 from llava_recipes.train import stage as stages
 
 
@@ -30,7 +30,7 @@ class RecordingDataset(StageDataset):
 
 
 def main(recipe: str, record: str) -> None:
-    vars(feeding)["StageDataset"] = RecordingDataset
+    vars(assemble)["StageDataset"] = RecordingDataset
     RecordingDataset.drawn = {"trained": [], "measured": []}
     plan = plan_recipe(load_recipe(recipe), world_size=1)
     output_dir = Path(plan.stages[0].output_dir)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_recipes.model.newline import ImageNewline
+from llava_recipes.model.learned_rows import ImageNewline
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.runner.artifacts import stage_plan, write_done, write_results
 from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.run_folder import stage_plan, write_done, write_results
 from llava_recipes.train.stage import train_stage
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe

@@ -16,10 +16,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.weights import write_trained
-from llava_recipes.recipe.errors import RecipeError
-from llava_recipes.train.checkpoints import SEAL, UNUSABLE, find_damage, make_room, seal
-from llava_recipes.train.states import check_moments, check_state, find_unreadable, loading
+from llava_recipes.train.checkpoints import (
+    SEAL,
+    UNUSABLE,
+    check_moments,
+    check_state,
+    find_damage,
+    find_unreadable,
+    loading,
+    make_room,
+    seal,
+)
 from tests.laws import examples
 from tests.model.poison import poisoned
 

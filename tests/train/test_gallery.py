@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llava_recipes.plan.catalog import LANGUAGE_MODELS, VISION_TOWERS
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe, load_source
-from llava_recipes.runner.artifacts import stage_plan, write_results
 from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.run_folder import stage_plan, write_results
 from llava_recipes.train.stage import train_stage
 from tests.chat_tokenizers import save_tokenizer
 from tests.plan.test_gallery import RECIPES, golden_name

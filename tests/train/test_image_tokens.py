@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_recipes.data.prompts import Prompts
+from llava_recipes.data.prompts import IGNORED, Prompts
 from llava_recipes.data.tokenizer import load_tokenizer
-from llava_recipes.data.tokens import IGNORED
-from llava_recipes.model.image_tokens import ORIGINAL_KEY
+from llava_recipes.model.learned_rows import ORIGINAL_KEY
 from llava_recipes.recipe.load import load_source
 from llava_recipes.runner.facts import plan_recipe
-from llava_recipes.runs.opened import open_run
 from llava_recipes.templates import Turn
+from llava_recipes.use.opened import open_run
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
 from tests.train.in_process import train_all, weights_of

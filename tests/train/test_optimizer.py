@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from llava_recipes.plan.types import ParamGroupPlan
-from llava_recipes.train.optimizer import split_groups
+from llava_recipes.train.trainer import split_groups
 
 
 class Model(nn.Module):

@@ -10,17 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_recipes.answers.opening import open_to_ask
 from llava_recipes.data.records import open_records
-from llava_recipes.model.answering import Prompt
-from llava_recipes.model.generate import Decoding
+from llava_recipes.errors import RecipeError
+from llava_recipes.model.generate import Decoding, Prompt
 from llava_recipes.plan.types import Plan
-from llava_recipes.recipe.errors import RecipeError
 from llava_recipes.templates import Turn
-from llava_recipes.train.sampling import Sampled, SamplesLog
+from llava_recipes.train.evaluation import Sampled, SamplesLog
+from llava_recipes.use.opened import open_to_ask
 from tests.images import read_image
-from tests.runs.finished import conversations, finish, run_values
 from tests.tiny import FIXTURES, read_metrics
+from tests.use.finished import conversations, finish, run_values
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from llava_recipes.train.stop import StopOnSignal
+from llava_recipes.train.progress import StopOnSignal
 from tests.train.in_process import like_a_worker
 
 

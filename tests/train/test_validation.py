@@ -18,8 +18,8 @@ from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Lora
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.train.checkpoints import list_checkpoints
+from llava_recipes.train.evaluation import ValidationSet
 from llava_recipes.train.metrics import MetricsLog
-from llava_recipes.train.validation import ValidationSet
 from tests.data.parquet_files import records, with_structs, write_parquet
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe

@@ -131,8 +131,8 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_our_answers_are_those_of_generate(warm: None, tmp_path: Path) -> None:
-    from tests.runs.finished import conversations, finish, run_values
     from tests.tiny import FIXTURES
+    from tests.use.finished import conversations, finish, run_values
 
     values = run_values(tmp_path / "run", freeze=["vision_tower"], data=conversations())
     del values["stages"][0]["trainable"]

@@ -1,1 +1,0 @@
-"""Use what was trained: talk with it, ask it many questions at once, measure its answers."""

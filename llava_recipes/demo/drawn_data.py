@@ -1,0 +1,377 @@
+"""Draw one picture of the demo: a coloured shape somewhere on noisy ground."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from llava_recipes.data.prompts import IGNORED
+from llava_recipes.demo.vocabulary import (
+    COLOURS,
+    COLUMNS,
+    QUESTIONS,
+    ROWS,
+    SHAPES,
+    SIZES,
+    WHAT,
+    answer_to,
+    caption_of,
+    draw_notes,
+    write_tokenizer,
+)
+from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.model.assemble import Assembled, open_samples
+from llava_recipes.model.forward import picture_features
+from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_pictures, evaluating
+from llava_recipes.plan.types import DataPlan, SourcePlan
+
+PICTURE_PX = 72
+OVERSAMPLING = 4
+NOISE_SHARE = 0.1
+RGB: dict[str, tuple[int, int, int]] = {
+    "red": (208, 32, 40),
+    "orange": (240, 140, 20),
+    "yellow": (240, 224, 40),
+    "green": (40, 160, 60),
+    "blue": (36, 70, 208),
+    "purple": (124, 40, 160),
+    "pink": (244, 140, 190),
+    "white": (244, 244, 244),
+}
+RADIUS_PX = {"small": (7.5, 8.5), "large": (10.5, 11.5)}
+SHIFT_PX = 2.0
+TURN = 0.12
+
+Combination = tuple[str, str]
+"""A colour and a shape."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows; places and lengths in pixels, the angle in radians."""
+
+    colour: str
+    shape: str
+    size: str
+    row: str
+    column: str
+    centre_x_px: float
+    centre_y_px: float
+    radius_px: float
+    angle: float
+    rgb: tuple[int, int, int]
+    ground: int
+    noise_seed: str
+
+    @property
+    def caption(self) -> str:
+        return caption_of(
+            size=self.size, colour=self.colour, shape=self.shape, row=self.row, column=self.column
+        )
+
+
+def all_combinations() -> tuple[Combination, ...]:
+    return tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+
+
+def unseen_combinations() -> tuple[Combination, ...]:
+    """One colour of each shape that no training picture shows, all of different colours."""
+    step = len(COLOURS) // len(SHAPES)
+    return tuple((COLOURS[index * step], shape) for index, shape in enumerate(SHAPES))
+
+
+def make_scene(combination: Combination, *, seed: str) -> Scene:
+    """A scene with this colour and shape; all else is drawn from the seed."""
+    draw = random.Random(seed)
+    size = draw.choice(SIZES)
+    radius = draw.uniform(*RADIUS_PX[size])
+    row, column = draw.randrange(len(ROWS)), draw.randrange(len(COLUMNS))
+    colour, shape = combination
+    return Scene(
+        colour=colour,
+        shape=shape,
+        size=size,
+        row=ROWS[row],
+        column=COLUMNS[column],
+        centre_x_px=_centre_px(column, len(COLUMNS), draw),
+        centre_y_px=_centre_px(row, len(ROWS), draw),
+        radius_px=radius,
+        angle=draw.uniform(-TURN, TURN),
+        rgb=_tint(RGB[colour], draw),
+        ground=draw.randint(20, 110),
+        noise_seed=f"{seed}/noise",
+    )
+
+
+def draw_scene(scene: Scene) -> Image.Image:
+    """The picture, PICTURE_PX wide and high, RGB; the same scene always gives the same pixels."""
+    edge_px = PICTURE_PX * OVERSAMPLING
+    picture = Image.new("RGB", (edge_px, edge_px), (scene.ground,) * 3)
+    pen = ImageDraw.Draw(picture)
+    for outline in _outlines(scene):
+        pen.polygon([(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in outline], fill=scene.rgb)
+    picture = picture.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BOX)
+    noise = random.Random(scene.noise_seed).randbytes(PICTURE_PX * PICTURE_PX * 3)
+    return Image.blend(picture, Image.frombytes("RGB", picture.size, noise), NOISE_SHARE)
+
+
+def _centre_px(index: int, num_places: int, draw: random.Random) -> float:
+    """The middle of the index-th of equal parts of the picture's edge, shifted a little."""
+    return (index + 0.5) * PICTURE_PX / num_places + draw.uniform(-SHIFT_PX, SHIFT_PX)
+
+
+def _tint(rgb: tuple[int, int, int], draw: random.Random) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, part + draw.randint(-14, 14))) for part in rgb)
+    return red, green, blue
+
+
+def _outlines(scene: Scene) -> list[list[tuple[float, float]]]:
+    """Polygons that make up the shape, turned by its angle, in picture coordinates.
+
+    Raises ValueError for a shape that nobody can draw.
+    """
+    arm = 0.34
+    unit: list[list[tuple[float, float]]]
+    if scene.shape == "circle":
+        unit = [[(math.cos(turn * math.tau / 48), math.sin(turn * math.tau / 48)) for turn in range(48)]]
+    elif scene.shape == "square":
+        unit = [[(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)]]
+    elif scene.shape == "triangle":
+        unit = [[(0.0, -1.0), (0.95, 0.8), (-0.95, 0.8)]]
+    elif scene.shape == "cross":
+        unit = [
+            [(-arm, -1.0), (arm, -1.0), (arm, 1.0), (-arm, 1.0)],
+            [(-1.0, -arm), (1.0, -arm), (1.0, arm), (-1.0, arm)],
+        ]
+    else:
+        raise ValueError(f"no drawing for the shape {scene.shape!r}")
+    cos, sin = math.cos(scene.angle) * scene.radius_px, math.sin(scene.angle) * scene.radius_px
+    return [
+        [(scene.centre_x_px + x * cos - y * sin, scene.centre_y_px + x * sin + y * cos) for x, y in outline]
+        for outline in unit
+    ]
+
+
+DATASET, TRAIN, HELD_OUT, NOTES = "dataset.json", "train.json", "held_out.json", "captions.json"
+TALKS = "instruct.json"
+IMAGES, TOKENIZER = "images", "tokenizer"
+DRAWING_VERSION = 2
+"""Goes up with every change to what is drawn or written, so that old folders are not taken for new ones."""
+
+PICTURES_PER_NOTES = 3
+
+Record = dict[str, object]
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """How much is drawn, and from which seed.
+
+    `num_held_out` pictures show combinations of colour and shape that training knows, `num_unseen` pictures
+    show combinations that no training picture has.
+    """
+
+    num_train: int
+    num_held_out: int
+    num_unseen: int
+    num_notes: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A picture to be captioned, what it shows, and whether training knows the combination."""
+
+    image: Path
+    caption: str
+    is_unseen: bool
+
+
+def write_dataset(folder: Path, settings: DatasetSettings, *, redraw: bool) -> bool:
+    """Draw the dataset, or keep the one that is there with the same settings; true when it was drawn.
+
+    The folder appears whole, by one rename. Raises RecipeError when something else stands there; with
+    `redraw` an older dataset of the demo is replaced, anything else never.
+    """
+    wanted = {"drawing_version": DRAWING_VERSION, **asdict(settings)}
+    there = _read_settings(folder)
+    if there == wanted:
+        return False
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        _check_replaceable(folder, there, redraw=redraw)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as parent:
+        fresh = Path(parent) / "fresh"
+        _draw_all(fresh, settings)
+        (fresh / DATASET).write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
+        if folder.exists():
+            folder.replace(Path(parent) / "old")
+        fresh.replace(folder)
+    return True
+
+
+def read_held_out(folder: Path) -> tuple[HeldOut, ...]:
+    """The held-out pictures of a dataset, in file order."""
+    records = json.loads((folder / HELD_OUT).read_text("utf-8"))
+    return tuple(
+        HeldOut(
+            image=folder / IMAGES / record["image"],
+            caption=record["conversations"][1]["value"],
+            is_unseen=record["unseen_combination"],
+        )
+        for record in records
+    )
+
+
+def _read_settings(folder: Path) -> object:
+    """What the folder says it holds; None when it is not a dataset of the demo."""
+    try:
+        return json.loads((folder / DATASET).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _check_replaceable(folder: Path, there: object, *, redraw: bool) -> None:
+    if there is None:
+        raise RecipeError(
+            Problem(
+                f"{folder}: the folder holds something that the demo did not draw",
+                code="demo-folder-in-use",
+                hint="choose an empty or a new folder with `--data`",
+            )
+        )
+    if not redraw:
+        raise RecipeError(
+            Problem(
+                f"{folder}: the folder holds pictures that were drawn with other settings",
+                code="demo-data-of-other-settings",
+                found=json.dumps(there),
+                hint="replace them with `--redraw`, or choose another folder with `--data`",
+            )
+        )
+
+
+def _draw_all(folder: Path, settings: DatasetSettings) -> None:
+    seen = tuple(pair for pair in all_combinations() if pair not in unseen_combinations())
+    train = _draw_pictures(folder, "train", seen, settings.num_train, settings.seed)
+    held_out = _draw_pictures(folder, "held_out", seen, settings.num_held_out, settings.seed)
+    unseen = _draw_pictures(folder, "unseen", unseen_combinations(), settings.num_unseen, settings.seed)
+    marked = [{**record, "unseen_combination": False} for record in held_out]
+    marked += [{**record, "unseen_combination": True} for record in unseen]
+    _write_records(folder / TRAIN, train)
+    _write_records(folder / HELD_OUT, marked)
+    _write_records(folder / NOTES, _write_notes(settings))
+    _write_records(folder / TALKS, _write_talks(train, settings))
+    write_tokenizer(folder / TOKENIZER)
+
+
+def _draw_pictures(
+    folder: Path, split: str, combinations: Sequence[Combination], num_pictures: int, seed: int
+) -> list[Record]:
+    """Draw a split, every combination equally often; returns its records."""
+    place = folder / IMAGES / split
+    place.mkdir(parents=True)
+    records = []
+    for index in range(num_pictures):
+        scene = make_scene(combinations[index % len(combinations)], seed=f"{seed}/{split}/{index}")
+        name = f"{split}/{index:05}.png"
+        draw_scene(scene).save(folder / IMAGES / name, compress_level=1)
+        records.append(_record(f"{split}-{index:05}", f"<image>\n{WHAT}", scene.caption, image=name))
+    return records
+
+
+def _write_notes(settings: DatasetSettings) -> list[Record]:
+    """Text-only records: notes and their captions, over all combinations."""
+    combinations = all_combinations()
+    records = []
+    for index in range(settings.num_notes):
+        colour, shape = combinations[index % len(combinations)]
+        draw = random.Random(f"{settings.seed}/notes/{index}")
+        notes = draw_notes(colour=colour, shape=shape, draw=draw)
+        records.append(_record(f"notes-{index:05}", "", f"{notes.text} {notes.caption}"))
+    return records
+
+
+def _write_talks(pictures: Sequence[Record], settings: DatasetSettings) -> list[Record]:
+    """Conversations of two questions: one about each training picture, one in three about notes instead.
+
+    The latter stand for the text-only conversations of LLaVA's own mix, and know every combination.
+    """
+    records = []
+    for index, record in enumerate(pictures):
+        draw = random.Random(f"{settings.seed}/talks/{index}")
+        caption = str(_turns(record)[1]["value"])
+        talk = _talk(f"talk-{index:05}", "<image>", caption, draw)
+        records.append({**talk, "image": record["image"]})
+        if index % PICTURES_PER_NOTES == 0:
+            colour, shape = draw.choice(all_combinations())
+            notes = draw_notes(colour=colour, shape=shape, draw=draw)
+            records.append(_talk(f"talk-notes-{index:05}", notes.text, notes.caption, draw))
+    return records
+
+
+def _talk(name: str, shown: str, caption: str, draw: random.Random) -> Record:
+    """Two questions about what is shown, the first below it; one of them asks for the whole caption."""
+    questions = [WHAT, draw.choice([question for question in QUESTIONS if question != WHAT])]
+    draw.shuffle(questions)
+    turns = []
+    for position, question in enumerate(questions):
+        said = f"{shown}\n{question}" if position == 0 else question
+        turns += [{"from": "human", "value": said}, {"from": "gpt", "value": answer_to(question, caption)}]
+    return {"id": name, "conversations": turns}
+
+
+def _turns(record: Record) -> list[dict[str, str]]:
+    turns = record["conversations"]
+    assert isinstance(turns, list)
+    return turns
+
+
+def _record(name: str, question: str, answer: str, *, image: str | None = None) -> Record:
+    named: Record = {} if image is None else {"image": image}
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": name, **named, "conversations": turns}
+
+
+def _write_records(file: Path, records: Sequence[Record]) -> None:
+    lines = ",\n".join(json.dumps(record) for record in records)
+    file.write_text(f"[\n{lines}\n]\n", "utf-8")
+
+
+BATCH_SIZE = 32
+MAX_CAPTION_TOKENS = 12
+
+
+def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list[str]:
+    """The first line that the model says to each held-out picture of a dataset, in file order.
+
+    The prompt is what the stage's template writes before the answer; the answer itself is not shown.
+    """
+    source = SourcePlan(annotations=str(folder / HELD_OUT), images=str(folder / IMAGES), num_samples=None)
+    data = data.model_copy(update={"sources": (source,), "num_samples": None})
+    dataset = open_samples(assembled, data, start_end=False)
+    model, layout = assembled.model, assembled.image_layout(data)
+    decoding = Decoding(MAX_CAPTION_TOKENS)
+    said: list[str] = []
+    for first in range(0, len(dataset), BATCH_SIZE):
+        samples = [dataset[index] for index in range(first, min(first + BATCH_SIZE, len(dataset)))]
+        pictures = [picture for sample in samples for picture in sample.pictures]
+        with evaluating(model):
+            seen = iter(picture_features(model, pictures, layout))
+            prompts = [
+                embed_with_pictures(
+                    model,
+                    sample.input_ids[sample.labels == IGNORED].tolist(),
+                    [next(seen) for _ in sample.pictures],
+                )
+                for sample in samples
+            ]
+        said += continue_prompts(model, assembled.tokenizer, prompts, decoding=decoding, stops=())
+    return [text.partition("\n")[0].strip() for text in said]

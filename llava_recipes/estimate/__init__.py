@@ -1,0 +1,1 @@
+"""What a plan costs: memory, hours and disk; no torch."""

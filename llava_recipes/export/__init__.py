@@ -1,0 +1,1 @@
+"""Trained models in layouts that other programs read."""

@@ -1,0 +1,176 @@
+"""Whether an export says what its run says: to the same prompt and picture, computed in float32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from llava_recipes.data.crops import prepare_picture
+from llava_recipes.data.prompts import IMAGE_ID, Prompts
+from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.recipe.scalars import say_number
+from llava_recipes.templates import IMAGE, Turn
+from llava_recipes.use.opened import OpenedRun
+
+QUESTION = "What is in this picture?"
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run makes of the prompt and the picture.
+
+    input_ids     int64[T]  -200 on every position that the picture takes
+    pixel_values  float32[M, C, H, W]  the picture, with `anyres` its crops too
+    places        int64[K]  which of their features each position takes, -1 for the newline
+    logits        float32[T, V]
+    """
+
+    input_ids: Tensor
+    pixel_values: Tensor
+    places: Tensor
+    logits: Tensor
+
+
+def drawn_picture() -> Image.Image:
+    """A picture with smooth and sharp parts, wider than high, the same every time."""
+    rows, columns = np.mgrid[0:160, 0:240]
+    pixels = np.stack([rows, columns, (rows * columns) // 40], axis=-1) % 256
+    pixels[40:90, 60:140] = (230, 40, 60)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def expected_of(run: OpenedRun) -> Expected:
+    """Logits of the run's own forward, in float32 whatever its weights have."""
+    assembled = run.assembled
+    prompts = Prompts(run.data, assembled.tokenizer, start_end=run.plan.image_tokens.start_end)
+    question = IMAGE if run.data.template == "plain" else f"{IMAGE}\n{QUESTION}"
+    prompt_ids = prompts.encode_prompt([Turn("human", question)], has_image=True)
+    layout = assembled.image_layout(run.data)
+    prepared = prepare_picture(drawn_picture(), assembled.image_processor, run.data)
+    input_ids = expanded(prompt_ids, layout.num_tokens(prepared))
+    places = layout.places(prepared)
+    logits = own_logits(assembled.model, input_ids, prepared.crops, places)
+    if not logits.isfinite().all():
+        raise RecipeError(
+            Problem(
+                "the model computes no finite numbers, so there is nothing to compare an export with",
+                code="logits-not-finite",
+                found=f"{run.path}: NaN or infinity in the logits of a test prompt",
+                hint="its weights, or those it stands on, are damaged: fetch or train them again",
+            )
+        )
+    return Expected(input_ids, prepared.crops, places, logits)
+
+
+def expanded(prompt_ids: Sequence[int], num_image_tokens: int) -> Tensor:
+    """int64[T]: every -200 of a prompt as often as a picture takes positions."""
+    return torch.tensor(
+        [token for id in prompt_ids for token in [id] * (num_image_tokens if id == IMAGE_ID else 1)]
+    )
+
+
+@torch.no_grad()
+def own_logits(
+    model: LlavaForConditionalGeneration,
+    input_ids: Tensor,
+    pixel_values: Tensor,
+    feature_places: Tensor | None = None,
+) -> Tensor:
+    """float32[T, V] by training's forward."""
+    is_image = (input_ids == IMAGE_ID)[None]
+    with in_float32(model):
+        output = model(
+            input_ids=input_ids[None].masked_fill(is_image, 0),
+            is_image=is_image,
+            pixel_values=pixel_values,
+            feature_places=feature_places,
+        )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+def largest_difference(expected: Expected, logits: Tensor) -> float:
+    """The largest difference of two models' logits, over the largest logit where that is above 1.
+
+    Rows that an export added to the vocabulary are left aside.
+    """
+    ours, theirs = expected.logits, logits[:, : expected.logits.shape[1]]
+    assert ours.shape == theirs.shape, f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
+    scale = max(1.0, float(ours.abs().max()))
+    return float((ours - theirs).abs().max()) / scale
+
+
+def check_logits(expected: Expected, logits: Tensor) -> float:
+    """The difference, when it is small enough; raises RecipeError when it is not."""
+    difference = largest_difference(expected, logits)
+    # Also not for NaN.
+    if not difference <= TOLERANCE:
+        found = say_number(difference, digits=2)
+        raise RecipeError(
+            Problem(
+                "what was written does not say what the run says, so it was thrown away",
+                code="export-answers-otherwise",
+                found=f"logits differ by {found}, {say_number(TOLERANCE)} is allowed",
+            )
+        )
+    return difference
+
+
+@contextlib.contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Compute in float32 with weights of fewer bits: each layer's are widened while it runs, then let go."""
+    handles = []
+    # Whoever calls the projector looks at its dtype first.
+    projector = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith("model.multi_modal_projector.")
+    ]
+    kept = [parameter.data for parameter in projector]
+    for parameter in projector:
+        parameter.data = parameter.data.float()
+    for unit in _units(model):
+        narrow = [parameter for parameter in unit.parameters() if parameter.dtype != torch.float32]
+        if not narrow:
+            continue
+        stored = [parameter.data for parameter in narrow]
+
+        def widen(*_: object, narrow: list[nn.Parameter] = narrow) -> None:
+            for parameter in narrow:
+                parameter.data = parameter.data.float()
+
+        def restore(*_: object, narrow: list[nn.Parameter] = narrow, stored: list[Tensor] = stored) -> None:
+            for parameter, data in zip(narrow, stored, strict=True):
+                parameter.data = data
+
+        handles += [
+            unit.register_forward_pre_hook(widen),
+            unit.register_forward_hook(restore, always_call=True),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, data in zip(projector, kept, strict=True):
+            parameter.data = data
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    """The model in parts that run one after another: layers of a stack, and what is beside the stacks."""
+    if not any(isinstance(each, nn.ModuleList) for each in module.modules()):
+        yield module
+        return
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _units(child)

@@ -1,0 +1,160 @@
+"""A new folder that is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.files import give_usual_mode
+
+
+def check_target(target: Path) -> None:
+    """Raise RecipeError unless `target` is absent or an empty folder, in a place that can be written to."""
+    hint = "choose another with `-o DIR`"
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise RecipeError(
+            Problem(f"{target} is there already, and is no folder", code="output-is-not-a-folder", hint=hint)
+        )
+    if target.is_dir() and any(target.iterdir()):
+        names = sorted(entry.name for entry in target.iterdir())
+        found = ", ".join(names[:5]) + (f", and {len(names) - 5} more" if len(names) > 5 else "")
+        raise RecipeError(
+            Problem(f"the folder {target} is not empty", code="output-not-empty", found=found, hint=hint)
+        )
+    nearest = target.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise RecipeError(
+            Problem(
+                f"{target} cannot be made",
+                code="output-cannot-be-made",
+                found=f"{nearest} is not writable",
+                hint=hint,
+            )
+        )
+
+
+@contextmanager
+def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
+    """Give a folder beside `target` to write into; when the block ends well, it takes the name `target`.
+
+    When the block raises, what was written goes. Raises RecipeError when `target` holds something, or when
+    the disk has no room for `num_bytes`.
+    """
+    check_target(target)
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.absolute().parent).free
+        if free < num_bytes:
+            found = f"{free / 2**30:,.1f} GiB free, {num_bytes / 2**30:,.1f} GiB needed"
+            raise RecipeError(Problem(f"the disk of {target} has no room", code="disk-full", found=found))
+        temporary = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise RecipeError(
+            Problem(f"{target} cannot be made", code="output-cannot-be-made", found=error.strerror)
+        ) from None
+    try:
+        yield temporary
+        give_usual_mode(temporary)
+        # Takes the place of an empty folder, and fails over one that is not.
+        try:
+            temporary.rename(target)
+        except OSError as error:
+            message = f"something was put into {target} meanwhile"
+            raise RecipeError(
+                Problem(message, code="output-changed-meanwhile", found=error.strerror)
+            ) from None
+    # The second is what safetensors makes of a disk that is full.
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(
+            Problem(f"{target} cannot be written", code="output-cannot-be-written", found=str(error))
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor to be written: its shape is known before it is read, its dtype is the writer's."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def piece_of(name: str, tensor: Tensor) -> Piece:
+    """A tensor as it is."""
+    return Piece(name, tuple(tensor.shape), lambda: tensor)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `5GB`, `500MB`, `2GiB`; raises RecipeError for another spelling."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = None if match is None else _UNITS.get(match.group(2).upper())
+    if match is None or unit is None or float(match.group(1)) * unit < 1:
+        raise RecipeError(
+            Problem(
+                f'"{text}" is no size of a file',
+                code="invalid-file-size",
+                hint="write it as 5GB, 500MB or 2GiB",
+            )
+        )
+    return int(float(match.group(1)) * unit)
+
+
+def num_bytes(pieces: list[Piece], dtype: torch.dtype) -> int:
+    """Bytes that the pieces take in files."""
+    return sum(_bytes_of(piece, dtype) for piece in pieces)
+
+
+def write_shards(pieces: list[Piece], folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
+    """Write `model.safetensors`, or numbered shards with their index where that would be too large."""
+    shards: list[list[Piece]] = [[]]
+    filled = 0
+    for piece in pieces:
+        size = _bytes_of(piece, dtype)
+        if shards[-1] and filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(piece)
+        filled += size
+    names = (
+        ["model.safetensors"]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
+    for name, shard in zip(names, shards, strict=True):
+        tensors = {piece.name: _as_stored(piece, dtype) for piece in shard}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
+        index = {"metadata": {"total_size": num_bytes(pieces, dtype)}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def _as_stored(piece: Piece, dtype: torch.dtype) -> Tensor:
+    tensor = piece.read().detach().to("cpu", dtype).contiguous()
+    assert tuple(tensor.shape) == piece.shape, f"{piece.name}: {tuple(tensor.shape)} for {piece.shape}"
+    return tensor
+
+
+def _bytes_of(piece: Piece, dtype: torch.dtype) -> int:
+    return int(torch.Size(piece.shape).numel()) * dtype.itemsize

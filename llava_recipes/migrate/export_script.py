@@ -1,0 +1,372 @@
+"""A recipe's stages as commands of the original LLaVA, where it can say the same."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from pydantic import JsonValue
+
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS, PRESETS
+from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.layouts import LAYOUTS, meaning_of
+from llava_recipes.plan.batch import derive_batch
+from llava_recipes.projectors import type_named
+from llava_recipes.recipe.globs import MODULES
+from llava_recipes.recipe.scalars import say_number, spell_number
+from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Stage, Train
+from llava_recipes.screen import shown
+
+DEEPSPEED_FILES: Mapping[str, str] = {
+    name: f"./scripts/{preset.file}" for name, preset in PRESETS.items() if preset.file and not preset.blocks
+}
+_SAME_NAME = (
+    *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim"),
+    *("warmup_ratio", "warmup_steps", "lr_scheduler_type", "gradient_checkpointing"),
+    *("dataloader_num_workers", "logging_steps", "save_strategy", "save_steps", "save_total_limit", "seed"),
+)
+"""Keys of `train` that are flags of the same name."""
+
+
+@dataclass
+class _Export:
+    """The flags of one stage's command so far, and what the original cannot say of the stage."""
+
+    path: KeyPath
+    flags: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, **values: JsonValue) -> None:
+        """Flags with their values as Hugging Face's parser reads them; None for one that is left out."""
+        self.flags += [(name, _spell(value)) for name, value in values.items() if value is not None]
+
+    def refuse(
+        self, message: str, *keys: str | int, found: str | None = None, hint: str | None = None
+    ) -> None:
+        """Something that the original cannot say, at keys of the stage."""
+        self.refuse_at(message, (*self.path, *keys), found=found, hint=hint)
+
+    def refuse_at(
+        self, message: str, path: KeyPath, *, found: str | None = None, hint: str | None = None
+    ) -> None:
+        """Something that the original cannot say."""
+        self.problems.append(Problem(message, code="original-cannot-say", path=path, found=found, hint=hint))
+
+
+def export_script(
+    recipe: Recipe,
+    *,
+    file: str,
+    stages: Sequence[int],
+    world_size: int | None,
+    deepspeed_files: Mapping[str, Mapping[str, JsonValue]] = MappingProxyType({}),
+) -> str:
+    """A shell script with the original's command for each of the stages, by their place in the recipe.
+
+    deepspeed_files  what is in the DeepSpeed files that the recipe names, of those that are here
+
+    Raises RecipeError, with paths of the recipe, for everything that the original cannot say.
+    """
+    problems: list[Problem] = []
+    commands: list[str] = []
+    for index in stages:
+        export = _export_stage(recipe, index, world_size, deepspeed_files)
+        problems += export.problems
+        title = shown(f"# Stage {recipe.stages[index].name} of {recipe.name}")
+        meant = _processes_meant(recipe.stages[index].train)
+        if meant is not None and world_size is None:
+            batch = recipe.stages[index].train.global_batch_size
+            title += f"; its batch of {batch} needs {meant} GPUs (for others: --world-size)"
+        commands.append("\n".join([title, *_command_lines(export.flags)]))
+    if problems:
+        raise RecipeError(*dict.fromkeys(problems))
+    header = [
+        "#!/bin/bash",
+        f"# Written by `llava-recipe export-script` from {shown(os.path.basename(file))}.",
+        "# Run it in a checkout of the original, with one process on each of the GPUs that the recipe means.",
+    ]
+    # A stage starts from what the one before it leaves.
+    return "\n".join([*header, "set -e"]) + "\n\n" + "\n\n".join(commands) + "\n"
+
+
+def _command_lines(flags: Sequence[tuple[str, str]]) -> Iterator[str]:
+    yield "deepspeed llava/train/train_mem.py \\"
+    for number, (name, value) in enumerate(flags, 1):
+        end = " \\" if number < len(flags) else ""
+        yield f"    --{name} {value}{end}"
+
+
+def _spell(value: JsonValue) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list):
+        return " ".join(_spell(entry) for entry in value)
+    return spell_number(value) if isinstance(value, float) else _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    """A word of a shell; one that a terminal should not be shown raw in bash's own escapes."""
+    if shown(text) == text:
+        return shlex.quote(text)
+    letters = map(chr, text.encode())
+    spelled = "".join(
+        letter if letter.isascii() and letter.isalnum() else f"\\x{ord(letter):02x}" for letter in letters
+    )
+    return f"$'{spelled}'"
+
+
+def _export_stage(
+    recipe: Recipe,
+    index: int,
+    world_size: int | None,
+    deepspeed_files: Mapping[str, Mapping[str, JsonValue]],
+) -> _Export:
+    stage = recipe.stages[index]
+    export = _Export(("stages", index))
+    trained = _trained_modules(stage, export)
+    _adapter_flags(stage, trained, export)
+    _group_flags(stage, export)
+    _deepspeed_flag(stage, export, deepspeed_files)
+    _model_flags(recipe.model, export)
+    _start_flags(recipe, index, export)
+    _freezing_flags(stage, trained, recipe.model.image_tokens.start_end, export)
+    _data_flags(stage, export, world_size=world_size)
+    if stage.sample_every is not None:
+        hint = "remove it from a copy of the recipe; training is the same without"
+        export.refuse("the original asks nothing while it trains", "sample_every", hint=hint)
+    export.add(output_dir=stage.output_dir)
+    last_folder = recipe.stages[-1].output_dir.rstrip("/").rpartition("/")[2]
+    if recipe.name != last_folder:
+        export.add(run_name=recipe.name)
+    processes = world_size or _processes_meant(stage.train)
+    batch = derive_batch(stage.train, world_size=processes or 1)
+    if stage.train.global_batch_size is not None and (processes is None or batch is None):
+        message = "the original takes accumulation steps, which follow from the number of processes"
+        hint = "give --world-size N, with a number that divides the batch"
+        export.refuse(message, "train", "global_batch_size", hint=hint)
+    _training_flags(stage.train, export, accumulation=batch.accumulation if batch else 1)
+    return export
+
+
+def _processes_meant(train: Train) -> int | None:
+    """The processes that a batch was written for: those that reach it with one pass of what each is given."""
+    in_all, per_device = train.global_batch_size, train.per_device_train_batch_size
+    is_given = in_all is not None and "per_device_train_batch_size" in train.model_fields_set
+    return in_all // per_device if in_all is not None and is_given and in_all % per_device == 0 else None
+
+
+def _trained_modules(stage: Stage, export: _Export) -> frozenset[str]:
+    """The root modules that train; anything finer is refused."""
+    frozen = () if isinstance(stage.freeze, str) else stage.freeze
+    for glob in (*stage.trainable, *frozen):
+        if glob not in (*MODULES, "image_tokens"):
+            export.refuse("the original freezes and trains whole modules alone", "trainable", found=glob)
+    trained = set() if stage.freeze == "all" else set(MODULES)
+    return frozenset(trained - set(frozen) | set(stage.trainable))
+
+
+def _adapter_flags(stage: Stage, trained: frozenset[str], export: _Export) -> None:
+    lora = stage.lora
+    if lora is None:
+        return
+    if not float(lora.alpha).is_integer():
+        export.refuse("the original takes a whole number here", "lora", "alpha")
+    export.add(lora_enable=True, lora_r=lora.r, lora_alpha=int(lora.alpha), lora_dropout=lora.dropout)
+    if lora.bias != "none":
+        export.add(lora_bias=lora.bias)
+    if tuple(lora.modules) != ("language_model",):
+        export.refuse("the original's adapters go into the whole language model", "lora", "modules")
+    for key in ("use_dora", "use_rslora"):
+        if getattr(lora, key):
+            export.refuse(f"the original has no `{key}`", "lora", key)
+    if trained - {"projector"}:
+        export.refuse("beside adapters, the original trains the projector alone", "trainable")
+
+
+def _group_flags(stage: Stage, export: _Export) -> None:
+    for number, group in enumerate(stage.param_groups):
+        where = ("param_groups", number)
+        if tuple(group.modules) != ("projector",) or group.learning_rate is None:
+            export.refuse("the original gives the projector alone a learning rate of its own", *where)
+        elif group.weight_decay is not None and group.weight_decay != stage.train.weight_decay:
+            export.refuse("the original has one weight decay", *where, "weight_decay")
+        else:
+            export.add(mm_projector_lr=group.learning_rate)
+
+
+def _deepspeed_flag(stage: Stage, export: _Export, files: Mapping[str, Mapping[str, JsonValue]]) -> None:
+    choice = stage.deepspeed
+    if choice == "none":
+        return
+    if isinstance(choice, dict):
+        hint = "write it to a JSON file, and name that file"
+        export.refuse("the original takes a DeepSpeed file, not a config inline", "deepspeed", hint=hint)
+        return
+    is_originals = choice in DEEPSPEED_FILES
+    if choice in DEEPSPEED_PRESETS and not is_originals:
+        message = "the original has no file for this preset"
+        if PRESETS[choice].blocks:
+            whose = f"the original's {PRESETS[choice].file}"
+            message = f"{whose} has a schedule of its own, which replaces `lr_scheduler_type`"
+        hint = "write the preset's config to a JSON file, as `llava-recipe plan` shows it, and name that file"
+        export.refuse(message, "deepspeed", hint=hint)
+        return
+    export.add(deepspeed=DEEPSPEED_FILES.get(choice, choice))
+    norm, key = stage.train.max_grad_norm, "gradient_clipping"
+    clipping = ({} if is_originals else files.get(choice, {key: "auto"})).get(key)
+    if clipping is None and norm != 0:
+        whose = "its files have" if is_originals else "the file has"
+        message = f"under DeepSpeed 0.12.6 the original doesn't clip: {whose} no `{key}`"
+        hint = f"name a DeepSpeed file with `{key}`, or write `max_grad_norm: 0`, another training"
+        export.refuse(message, "train", "max_grad_norm", hint=hint)
+    elif clipping not in (None, "auto", norm):
+        said = f"`{key}: {clipping}`, the recipe `max_grad_norm: {say_number(norm)}`"
+        hint = 'write "auto" there, or make the two agree'
+        export.refuse(f"the DeepSpeed file says {said}", "deepspeed", hint=hint)
+
+
+def _model_flags(model: Model, export: _Export) -> None:
+    """What is assembled."""
+    given, tower, projector = model.language_model, model.vision_tower, model.projector
+    language = LanguageModel(source=given) if isinstance(given, str) else given
+    if language.source is None:
+        export.refuse_at("the original cannot make a random model", ("model", "language_model", "config"))
+    else:
+        export.add(model_name_or_path=language.source)
+        for key, value in (("revision", language.revision), ("tokenizer", language.tokenizer)):
+            if value is not None and value != language.source:
+                export.refuse_at(f"the original has no `{key}`", ("model", "language_model", key))
+        if language.quantization is not None:
+            export.add(bits=language.quantization.bits)
+        if language.quantization is not None and language.quantization.bits == 4:
+            export.add(quant_type=language.quantization.type, double_quant=language.quantization.double_quant)
+    if tower.source is None:
+        export.refuse_at("the original cannot make a random model", ("model", "vision_tower", "config"))
+    export.add(vision_tower=tower.source)
+    if tower.revision is not None:
+        export.refuse_at("the original has no `revision`", ("model", "vision_tower", "revision"))
+    if projector.seed != 0:
+        export.refuse_at("the original has no seed of the projector's own", ("model", "projector", "seed"))
+    if not type_named(projector.type)[0].in_original:
+        export.refuse_at("the original has no projector of this type", ("model", "projector", "type"))
+    export.add(
+        mm_vision_select_layer=tower.select_layer,
+        mm_vision_select_feature=tower.select_feature,
+        mm_projector_type=projector.type,
+        mm_use_im_start_end=model.image_tokens.start_end,
+        mm_use_im_patch_token=model.image_tokens.patch,
+    )
+
+
+def _start_flags(recipe: Recipe, index: int, export: _Export) -> None:
+    stages = recipe.stages
+    start = stages[index].init_from or (stages[index - 1].name if index else "base")
+    if start == "base":
+        export.add(pretrain_mm_mlp_adapter=recipe.model.projector.init_from)
+        return
+    before = next((stage for stage in stages[:index] if stage.name == start), None)
+    is_alone = before is not None and _trained_modules(before, _Export(())) == {"projector"}
+    if before is not None and is_alone and before.lora is None:
+        export.add(pretrain_mm_mlp_adapter=f"{before.output_dir.rstrip('/')}/mm_projector.bin")
+        return
+    message = "the original can start from a stage that trained the projector alone, not from this one"
+    export.refuse(message, "init_from" if stages[index].init_from else "name", found=start)
+
+
+def _freezing_flags(stage: Stage, trained: frozenset[str], start_end: bool, export: _Export) -> None:
+    flags: dict[frozenset[str], str] = {
+        frozenset({"projector", "language_model", "lm_head"}): "",
+        frozenset({"language_model", "lm_head"}): "freeze_mm_mlp_adapter",
+        frozenset({"projector", "lm_head"}): "freeze_backbone",
+        frozenset({"projector"}): "tune_mm_mlp_adapter",
+    }
+    if stage.lora is not None:
+        flags = {frozenset({"projector"}): "", frozenset(): "freeze_mm_mlp_adapter"}
+    elif start_end and trained - {"image_tokens"} == {"projector"}:
+        export.refuse(
+            "the original stops at the first batch of a stage with start and end tokens that trains the "
+            "projector alone",
+            "trainable",
+        )
+        return
+    if flags.get(trained):
+        export.add(**{flags[trained]: True})
+    elif trained not in flags and not export.problems:
+        export.refuse(
+            "the original cannot train just these modules",
+            "trainable" if stage.trainable else "freeze",
+            found=", ".join(sorted(trained)) or "nothing",
+            hint="it trains the projector alone, or language model and projector, or adapters",
+        )
+
+
+def _data_flags(stage: Stage, export: _Export, *, world_size: int | None) -> None:
+    data, source = stage.data, stage.data.sources[0]
+    if len(data.sources) > 1:
+        export.refuse("the original takes one annotation file", "data", "sources", 1)
+    if data.system_prompt is not None:
+        export.refuse("the original's system prompts cannot be changed", "data", "system_prompt")
+    template = "" if data.template is None else meaning_of(data.template)
+    if not template:
+        export.refuse("the original uses no chat templates", "data", "chat_template")
+    elif not LAYOUTS[template].in_original:
+        export.refuse("the original has no template of this name", "data", "template")
+    if data.group_by == "length":
+        message = "the original's grouping by length is Hugging Face's, which sorts otherwise"
+        export.refuse(message, "data", "group_by", hint="write `group_by: modality_length`, or `none`")
+    if not data.shuffle:
+        export.refuse("the original always shuffles", "data", "shuffle")
+    elif data.order != "original" and world_size != 1:
+        message = "with several processes the original draws an order of its own"
+        export.refuse(message, "data", "order", hint="write `order: original`, or give --world-size 1")
+    if data.on_bad_image != "error":
+        export.refuse("the original stops at a bad image", "data", "on_bad_image")
+    if data.image_aspect_ratio not in ("square", "pad"):
+        export.refuse("the original knows `square` and `pad`", "data", "image_aspect_ratio")
+    if source.sampling_strategy != "all" or source.weight != 1:
+        key = "weight" if source.weight != 1 else "sampling_strategy"
+        export.refuse("the original takes the whole file, once", "data", "sources", 0, key)
+    if source.annotations.endswith((".jsonl", ".parquet")):
+        export.refuse("the original reads JSON lists", "data", "sources", 0, "annotations")
+    if data.validation is not None:
+        export.refuse("the original measures no loss on other data", "data", "validation")
+    export.add(
+        # What the original calls `v0` is another template.
+        version="default" if template == "v0" else template,
+        data_path=source.annotations,
+        image_folder=source.images,
+        image_aspect_ratio=data.image_aspect_ratio,
+        model_max_length=data.max_length,
+        group_by_modality_length=True if data.group_by == "modality_length" else None,
+        lazy_preprocess=data.lazy_preprocess,
+    )
+
+
+def _training_flags(train: Train, export: _Export, *, accumulation: int) -> None:
+    """How the stage trains, in the names of transformers 4."""
+    if train.loss_normalization != "device_batch":
+        message = "the original averages the loss over each device batch"
+        export.refuse(message, "train", "loss_normalization")
+    epochs = train.num_train_epochs
+    if train.max_steps is not None:
+        export.add(max_steps=train.max_steps)
+    else:
+        export.add(num_train_epochs=int(epochs) if epochs is not None and epochs.is_integer() else epochs)
+    reports = train.report_to
+    export.add(
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=accumulation,
+        evaluation_strategy=train.eval_strategy,
+        **{name: getattr(train, name) for name in _SAME_NAME},
+        **{name: getattr(train, name) or None for name in ("bf16", "fp16", "tf32")},
+        report_to=reports if isinstance(reports, str) else list(reports),
+    )
+    for name, value in train.extra.items():
+        if isinstance(value, dict | list):
+            export.refuse("a value of this kind has no flag", "train", "extra", name)
+        else:
+            export.add(**{name: value})

@@ -1,0 +1,312 @@
+"""The files of a run folder: which there are, who wrote them, when they may be written again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import JsonValue, ValidationError
+
+from llava_recipes import __version__
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
+from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.files import odd_kind, real_path, replacing, system_folder, write_text
+from llava_recipes.masking import mask_command
+from llava_recipes.plan.deepspeed import complete
+from llava_recipes.plan.types import Plan, plan_from_json
+from llava_recipes.recipe.foreign import in_short, kind_of, made_of, read_object
+from llava_recipes.recipe.locations import check_place
+from llava_recipes.train.checkpoints import list_checkpoints
+
+if TYPE_CHECKING:
+    from llava_recipes.train.stage import TrainedStage
+
+PLAN, RECIPE, ENVIRONMENT, DONE = "plan.json", "recipe.resolved.yaml", "environment.json", "DONE"
+
+_OTHER_VERSION = (
+    "it is damaged, or written by another version of llava-recipes: run the recipe again, or use that version"
+)
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """What a run folder holds before a run.
+
+    `differences` compare the plan that is there with the one wanted, one line each.
+    """
+
+    kind: Literal["new", "foreign", "started", "done"]
+    differences: tuple[str, ...] = ()
+    has_checkpoint: bool = False
+
+
+def stage_plan(plan: Plan, index: int) -> Plan:
+    """The part of a plan that one stage folder answers for."""
+    return plan.model_copy(update={"stages": (plan.stages[index],), "notes": ()})
+
+
+def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
+    """Look at a stage's output folder. Reads only."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    # A plan that another node is about to put there, or that a kill kept from it, doesn't count yet.
+    if all(name.startswith(f".{PLAN}.") for name in names):
+        return FolderState("new")
+    if not (folder / PLAN).is_file():
+        return FolderState("foreign")
+    there = _as_written_now(folder)
+    # A stage is what it does: a recipe of another name may hold it too.
+    plan = wanted.model_dump(mode="json") | {"recipe": there.get("recipe")}
+    differences = tuple(_differences(there, plan, ""))
+    kind: Literal["done", "started"] = "done" if (folder / DONE).is_file() else "started"
+    return FolderState(kind, differences, bool(list_checkpoints(folder)))
+
+
+def _as_written_now(folder: Path) -> dict[str, JsonValue]:
+    """A run folder's plan; what an earlier version left to defaults is written out, so that it goes on."""
+    there = _read_object(folder / PLAN)
+    try:
+        plan = plan_from_json(there)
+    except ValidationError:
+        # Of another version of the plan: what differs is shown as it stands.
+        return there
+    stages = []
+    for stage in plan.stages:
+        if not stage.data.shuffle:
+            stage = stage.model_copy(update={"data": stage.data.model_copy(update={"order": "file"})})
+        norm = stage.train.training_arguments.get("max_grad_norm")
+        if stage.deepspeed is not None and isinstance(norm, int | float):
+            given = dict(stage.deepspeed)
+            if stage.deepspeed_source in DEEPSPEED_PRESETS and given.get("gradient_clipping") == "auto":
+                del given["gradient_clipping"]
+            stage = stage.model_copy(update={"deepspeed": complete(given, max_grad_norm=norm)})
+        stages.append(stage)
+    written: dict[str, JsonValue] = plan.model_copy(update={"stages": tuple(stages)}).model_dump(mode="json")
+    return written
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan that a run folder answers for.
+
+    Raises RecipeError where it is damaged, or of another version.
+    """
+    file = folder / PLAN
+    values = read_object(file, hint=_OTHER_VERSION)
+    with made_of(file, hint=_OTHER_VERSION):
+        plan = plan_from_json(values)
+    if len(plan.stages) != 1:
+        raise _damaged(file, f"`stages` must hold one stage, and holds {len(plan.stages)}")
+    for key, place in _places(plan):
+        check_place(place, key=key, file=file)
+    return plan
+
+
+def _places(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The files and folders that a run's plan names, each with its key."""
+    language, tower, stage = plan.model.language_model, plan.model.vision_tower, plan.stages[0]
+    yield "tokenizer", language.tokenizer
+    yield "output_dir", stage.output_dir
+    yield from (("source", source) for source in (language.source, tower.source) if source is not None)
+    yield from (("starts_from", start) for start in stage.starts_from)
+    if plan.model.projector.init_from is not None:
+        yield "init_from", plan.model.projector.init_from
+
+
+def unfinished(folder: Path) -> Problem:
+    """What to say of a run folder that has no DONE."""
+    names = [checkpoint.folder.name for checkpoint in list_checkpoints(folder)]
+    return Problem(
+        "this run is not finished",
+        code="run-not-finished",
+        found=f"no {DONE}; checkpoints: {', '.join(names) or 'none'}",
+        hint=f"`llava-recipe run {folder / RECIPE} --resume` goes on with it",
+    )
+
+
+def started_in(folder: Path, output_dir: str) -> Path | None:
+    """Where the run was started, from which relative paths of its plan are seen; None where nothing tells.
+
+    The end of the folder's own path is the plan's `output_dir`, and what stands before it is the place.
+    """
+    wanted = [part for part in Path(output_dir).parts if part != "."]
+    here = real_path(folder)
+    if Path(output_dir).is_absolute() or ".." in wanted or list(here.parts[-len(wanted) :]) != wanted:
+        return None
+    return here.parents[len(wanted) - 1]
+
+
+def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: dict[str, object]) -> None:
+    """Write what is known before training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # First what says that the folder is ours: another node may look at it meanwhile.
+    write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+    write_text(folder / RECIPE, recipe_yaml)
+    write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+
+
+def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
+    """Write what training made: weights, config.json, trainer_state.json. On the first process only.
+
+    Raises RecipeError, and writes nothing, when the last step made a weight that is not finite.
+    """
+    from llava_recipes.model.configs import language_half
+    from llava_recipes.model.legacy_config import original_config
+    from llava_recipes.model.lora import write_adapter
+    from llava_recipes.model.weights import write_projector, write_trained
+    from llava_recipes.train.trainer import check_finite
+
+    check_finite(trained.state, step=trained.num_steps, stage=("stages", 0))
+    if any(name.startswith("projector.") for name in trained.state):
+        write_projector(trained.state, folder, image_tokens=trained.image_tokens)
+    if any(not name.startswith("projector.") for name in trained.state):
+        write_trained(trained.state, folder)
+    lora = plan.stages[0].lora
+    if lora is not None:
+        num_layers = language_half(trained.assembled.model.config).num_hidden_layers
+        base = plan.model.language_model.source or ""
+        write_adapter(trained.state, folder, lora, base=base, num_layers=num_layers)
+    config = original_config(plan.model, stage=plan.stages[0], assembled=trained.assembled)
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with replacing(folder / "trainer_state.json") as temporary:
+        trained.trainer.state.save_to_json(str(temporary))
+
+
+def read_finish_times(folders: tuple[str, ...]) -> dict[str, str | None]:
+    """When the stages that another one starts from were finished; None for folders without a DONE."""
+    return {folder: _finished(Path(folder) / DONE) for folder in folders}
+
+
+def write_done(
+    folder: Path,
+    *,
+    num_steps: int,
+    last_loss: float | None,
+    starts_from: tuple[str, ...],
+    eval_loss: float | None = None,
+) -> None:
+    """Mark the stage as finished; the last file of a run. `eval_loss` is there where one was measured."""
+    facts = {
+        "finished": datetime.now(UTC).isoformat(),
+        "steps": num_steps,
+        "loss": last_loss,
+        **({} if eval_loss is None else {"eval_loss": eval_loss}),
+        "started_from": read_finish_times(starts_from),
+    }
+    write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
+
+
+def starts_from_then(folder: Path, num_starts: int | None = None) -> dict[str, JsonValue]:
+    """What a finished stage was started from, as its DONE recorded it.
+
+    Raises RecipeError where DONE is damaged, or records another number than `num_starts`.
+    """
+    file = folder / DONE
+    recorded = _read_object(file, needs="started_from")["started_from"]
+    if not isinstance(recorded, dict):
+        raise _damaged(file, f"`started_from` is {kind_of(recorded)}, not a mapping")
+    if num_starts not in (None, len(recorded)):
+        raise _damaged(file, f"`started_from` names {len(recorded)} folders, {PLAN} {num_starts}")
+    return recorded
+
+
+def find_obstacle(folder: Path) -> str | None:
+    """Why nothing can be written to a folder, or None. Makes nothing."""
+    try:
+        return _obstacle(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _obstacle(folder: Path) -> str | None:
+    system = system_folder(folder)
+    if system is not None:
+        return f"it lies in {system}, a folder of the system's own"
+    nearest = folder
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    what = "it" if nearest == folder else str(nearest)
+    if not nearest.exists():
+        return f"{what} is a link that leads nowhere, to {os.readlink(nearest)}"
+    if not nearest.is_dir():
+        return f"{what} is {odd_kind(nearest) or 'a file'}"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{nearest} is not writable"
+    return None
+
+
+def _read_object(file: Path, *, needs: str | None = None) -> dict[str, JsonValue]:
+    """A JSON file of a run folder. Raises RecipeError where it is damaged, or has no key `needs`."""
+    try:
+        value = read_object(file)
+    except RecipeError as error:
+        raise _damaged(file, str(error.problems[0].found)) from None
+    if needs is not None and needs not in value:
+        raise _damaged(file, f"no `{needs}`")
+    return value
+
+
+def _damaged(file: Path, found: str) -> RecipeError:
+    hint = (
+        "move it away; `run --resume` then goes on from the last checkpoint"
+        if file.name == DONE
+        else "move the folder away, or choose another `output_dir`"
+    )
+    message = f"{file.name} of the run folder is damaged"
+    return RecipeError(
+        Problem(message, code="run-folder-damaged", mark=Mark(str(file), 0, 0), found=found, hint=hint)
+    )
+
+
+def _finished(done: Path) -> str | None:
+    if not done.is_file():
+        return None
+    return str(_read_object(done, needs="finished")["finished"])
+
+
+def _differences(there: object, wanted: object, path: str) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        for key in [*there, *(key for key in wanted if key not in there)]:
+            yield from _differences(there.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
+        for index, pair in enumerate(zip(there, wanted, strict=True)):
+            yield from _differences(*pair, f"{path}.{index}")
+    elif there != wanted:
+        yield f"{path}: {in_short(there)} there, {in_short(wanted)} in the recipe"
+
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "deepspeed",
+    "safetensors",
+    "pydantic",
+    "pillow",
+    "numpy",
+)
+
+
+def describe_environment(argv: list[str]) -> dict[str, object]:
+    """Versions, platform and the command line, without secrets, as JSON."""
+    return {
+        "llava_recipes": __version__,
+        "command": mask_command(argv),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

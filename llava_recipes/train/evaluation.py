@@ -1,0 +1,308 @@
+"""What a stage is judged by while it trains: the loss on its validation data, and sample answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llava_recipes.data.dataset import StageDataset
+from llava_recipes.data.images import BadImage, open_pictures, read_prepared
+from llava_recipes.data.prompts import IGNORED
+from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.files import expanded, real_path, write_text
+from llava_recipes.model.base_weights import private_randomness
+from llava_recipes.model.generate import Answerer, Decoding, Prompt, PromptImage, evaluating
+from llava_recipes.model.placing import DTYPES
+from llava_recipes.plan.types import SamplingPlan, StagePlan
+from llava_recipes.screen import escape_json
+from llava_recipes.templates import IMAGE, Turn
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A loss over all label tokens of the validation samples, and what it took."""
+
+    loss: float
+    num_samples: int
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Validation samples, and how they are put into batches."""
+
+    dataset: StageDataset
+    collator: Callable[[list[Any]], dict[str, Tensor]]
+    batch_size: int
+    num_workers: int
+
+    def measure(
+        self,
+        model: nn.Module,
+        prepare: Callable[[dict[str, Tensor]], Mapping[str, Any]],
+        device: torch.device,
+    ) -> Measured:
+        """The sum of all label tokens' losses over their number: in eval mode, without dropout and gradient.
+
+        Every process must call it. Each takes its share of the samples, and runs as many batches as the
+        others, since ZeRO-3 gathers weights from all of them: one that has run out repeats a sample that
+        does not count. `prepare` moves a batch to the device. No global random number is drawn.
+        """
+        started_s = time.monotonic()
+        total = torch.zeros(2, dtype=torch.float64, device=device)
+        with evaluating(model):
+            for batch in self._batches():
+                output = model(**prepare(batch), num_items_in_batch=1)
+                total[0] += output.loss.double()
+                total[1] += output.num_label_tokens
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        sum_of_losses, num_tokens = total.tolist()
+        return Measured(
+            loss=sum_of_losses / num_tokens,
+            num_samples=len(self.dataset),
+            num_tokens=int(num_tokens),
+            seconds=time.monotonic() - started_s,
+        )
+
+    def _batches(self) -> Any:
+        several = dist.is_initialized()
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        own = range(rank, len(self.dataset), world_size)
+        num_rows = -(-len(self.dataset) // world_size)
+        loader = DataLoader(
+            self.dataset,
+            batch_size=self.batch_size,
+            sampler=[*own, *[0] * (num_rows - len(own))],
+            collate_fn=self.collator,
+            num_workers=self.num_workers,
+            # Without one of its own a loader draws from the generator that training's dropout uses.
+            generator=torch.Generator(),
+        )
+        for number, batch in enumerate(loader):
+            num_counted = max(0, len(own) - number * self.batch_size)
+            batch["labels"][num_counted:] = IGNORED
+            yield batch
+
+
+class MeasureAtTheEnd(TrainerCallback):  # type: ignore[misc]
+    """Asks for an evaluation after the last step, whatever the strategy."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+        return control
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is asked every time, prepared once; `reference` is the record's own answer."""
+
+    images: tuple[str, ...]
+    question: str
+    reference: str | None
+    input_ids: tuple[int, ...]
+    prepared: tuple[PromptImage, ...]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One answer, as a line of samples.jsonl."""
+
+    step: int
+    image: str | list[str]
+    prompt: str
+    answer: str
+    reference: str | None
+
+
+def choose_subjects(
+    plan: SamplingPlan, answerer: Answerer, records: StageDataset, *, stage_path: KeyPath
+) -> list[Subject]:
+    """The subjects of a stage: the recipe's pictures, or the first records that have one.
+
+    Raises RecipeError when there is no picture, when one cannot be used, or when a question leaves no room
+    for its answer.
+    """
+    path = (*stage_path, "samples", "images")
+    found = (
+        [_own(answerer, file, plan.prompt, (*path, number)) for number, file in enumerate(plan.images)]
+        if plan.images
+        else _of_records(answerer, records, plan.num_records or 0)
+    )
+    if not found:
+        where, hint = (*stage_path, "sample_every"), "give pictures of your own, in `samples.images`"
+        raise RecipeError(
+            Problem(
+                "no record has a picture to ask about",
+                code="no-image-to-sample",
+                path=where,
+                hint=hint,
+            )
+        )
+    for subject in found:
+        counts = [picture.num_tokens for picture in subject.prepared]
+        num_tokens = answerer.num_tokens(subject.input_ids, counts)
+        problem = answerer.does_not_fit(num_tokens, counts, Decoding(plan.max_new_tokens))
+        if problem is not None:
+            hint = "lower `samples.max_new_tokens`, or give `samples.images`"
+            where = (*stage_path, "sample_every")
+            raise RecipeError(replace(problem, path=where, hint=hint))
+    return found
+
+
+class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
+    """Asks after every `every` steps and after the last.
+
+    log       where answers go; None on all processes but the first
+    together  under ZeRO-3 no process has whole weights, so all of them ask the same
+    """
+
+    def __init__(
+        self,
+        stage: StagePlan,
+        answerer: Answerer,
+        subjects: Sequence[Subject],
+        *,
+        log: SamplesLog | None,
+        show: Callable[[int, str, str], None],
+        together: bool,
+    ) -> None:
+        assert stage.sampling is not None
+        self._plan, self._answerer, self._subjects = stage.sampling, answerer, tuple(subjects)
+        self._log, self._show, self._together = log, show, together
+        # DeepSpeed casts the weights themselves; without it, some are float32 beside others that are not.
+        dtype = torch.float32 if stage.deepspeed is not None else DTYPES[stage.train.precision]
+        self._autocast = None if dtype == torch.float32 else dtype
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        step = state.global_step
+        if step % self._plan.every and step != state.max_steps:
+            return
+        # Greedy answers draw nothing; whoever changes that must not change training.
+        with private_randomness(), self._precision(args.device):
+            answers = self._answers()
+        for subject, answer in zip(self._subjects, answers, strict=True):
+            if self._log is not None:
+                sampled = _sampled(step, subject, answer)
+                self._log.append(sampled)
+                self._show(step, str(sampled.image), answer)
+
+    def _answers(self) -> list[str]:
+        pictures = [picture for subject in self._subjects for picture in subject.prepared]
+        seen = iter(self._answerer.look(pictures))
+        prompts = [
+            Prompt(subject.input_ids, tuple(next(seen) for _ in subject.prepared))
+            for subject in self._subjects
+        ]
+        decoding = Decoding(self._plan.max_new_tokens)
+        return self._answerer.answer(prompts, decoding, synced_gpus=self._together)
+
+    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self._autocast)
+
+
+class SamplesLog:
+    """Appends answers to samples.jsonl. A resumed run continues it after the step it resumes from."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
+        kept = [line for line in lines if _step(line) <= resumed_step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self._path = path
+
+    def append(self, sampled: Sampled) -> None:
+        """Write one line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(escape_json(json.dumps(vars(sampled), ensure_ascii=False)) + "\n")
+
+
+def _own(answerer: Answerer, file: str, prompt: str | None, path: KeyPath) -> Subject:
+    # A link that the recipe names leads where it leads.
+    place = real_path(expanded(file))
+    try:
+        picture = read_prepared(str(place.parent), place.name, answerer.prepare)
+    except BadImage as error:
+        raise RecipeError(
+            Problem("this picture cannot be used", code="bad-image", path=path, found=error.reason)
+        ) from None
+    text = prompt or ""
+    question = text if IMAGE in text else f"{IMAGE}\n{text}"
+    try:
+        input_ids = answerer.prompt_ids([Turn("human", question)])
+    except ValueError as error:
+        raise RecipeError(
+            Problem(
+                f"the question cannot be written: {error}", code="sample-does-not-fit-template", path=path
+            )
+        ) from None
+    return Subject((file,), question, None, input_ids, (picture,))
+
+
+def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[Subject]:
+    found: list[Subject] = []
+    for index in range(len(dataset)):
+        if len(found) == number:
+            break
+        record = dataset.records[index]
+        human = next((place for place, turn in enumerate(record.turns) if turn.role == "human"), 0)
+        turns = record.turns[human : human + 2]
+        if not record.images or turns[0].text.count(IMAGE) != len(record.images):
+            continue
+        who = f"sample {index}, which `sample_every` asks about"
+        mark = dataset.records.mark(index)
+        try:
+            pictures = open_pictures(dataset.records, record, answerer.prepare)
+            input_ids = answerer.prompt_ids(turns[:1])
+        except BadImage as error:
+            if dataset.data.on_bad_image == "skip":
+                continue
+            problem = Problem(
+                f"{who}: its picture cannot be used", code="bad-image", mark=mark, found=str(error)
+            )
+            raise RecipeError(problem) from None
+        except ValueError as error:
+            raise RecipeError(
+                Problem(f"{who}: it cannot be written: {error}", code="output-cannot-be-written", mark=mark)
+            ) from None
+        found.append(
+            Subject(
+                images=record.images,
+                question=turns[0].text,
+                reference=turns[1].text if len(turns) > 1 else None,
+                input_ids=input_ids,
+                prepared=tuple(pictures),
+            )
+        )
+    return found
+
+
+def _sampled(step: int, subject: Subject, answer: str) -> Sampled:
+    image = subject.images[0] if len(subject.images) == 1 else list(subject.images)
+    return Sampled(step, image, subject.question, answer, subject.reference)
+
+
+def _step(line: str) -> float:
+    """The step of a line; never reached for one that is not whole, which is left out so."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return float("inf")

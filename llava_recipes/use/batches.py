@@ -1,0 +1,281 @@
+"""Answers to many questions, several at a time, in the order of the questions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import torch
+from pydantic import JsonValue
+
+from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.files import kind_of_target, name_fault, real_path, replacing
+from llava_recipes.model.generate import Answerer, Decoding, Prompt, PromptImage
+from llava_recipes.recipe.foreign import unreadable
+from llava_recipes.templates import Turn
+from llava_recipes.use.questions import Question, raise_first
+
+Line = dict[str, JsonValue]
+
+
+class Asked(Protocol):
+    """A question from a file: where it stands, what was said before, which pictures it is about."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def mark(self) -> Mark: ...
+
+    @property
+    def turns(self) -> tuple[Turn, ...]: ...
+
+    @property
+    def images(self) -> tuple[str, ...]: ...
+
+    def prepared_images(self, answerer: Answerer) -> list[PromptImage]:
+        """The pictures as the tower takes them. Raises RecipeError when one cannot be used."""
+        ...
+
+
+def check_questions(answerer: Answerer, questions: Sequence[Asked], decoding: Decoding) -> None:
+    """Raise RecipeError when the template cannot hold a question, or the context its answer."""
+    problems = []
+    for question in questions:
+        try:
+            input_ids = answerer.prompt_ids(question.turns)
+        except ValueError as error:
+            problems.append(
+                Problem(f"it cannot be written: {error}", code="output-cannot-be-written", mark=question.mark)
+            )
+            continue
+        counts = [answerer.least_picture_tokens] * len(question.images)
+        num_tokens = answerer.num_tokens(input_ids, counts)
+        problem = answerer.does_not_fit(num_tokens, counts, decoding)
+        if problem is not None:
+            problems.append(replace(problem, mark=question.mark))
+    raise_first(problems, of=len(questions))
+
+
+def answer_in_batches(
+    answerer: Answerer, questions: Sequence[Asked], decoding: Decoding, *, batch_size: int, seed: int
+) -> Iterator[list[str]]:
+    """The answers of one batch of questions after another.
+
+    What is drawn depends on `seed` and the batch's first question alone, so that a part can be made again.
+    Raises RecipeError when a picture cannot be decoded.
+    """
+    for first in range(0, len(questions), batch_size):
+        batch = questions[first : first + batch_size]
+        pictures = [question.prepared_images(answerer) for question in batch]
+        _check_room(answerer, batch, pictures, decoding)
+        seen = iter(answerer.look([picture for each in pictures for picture in each]))
+        prompts = [
+            Prompt(answerer.prompt_ids(question.turns), tuple(next(seen) for _ in shown))
+            for question, shown in zip(batch, pictures, strict=True)
+        ]
+        if decoding.temperature > 0:
+            torch.manual_seed(seed + batch[0].index)
+        yield answerer.answer(prompts, decoding)
+
+
+def _check_room(
+    answerer: Answerer, batch: Sequence[Asked], pictures: Sequence[Sequence[PromptImage]], decoding: Decoding
+) -> None:
+    """Raise RecipeError when a question's own pictures are too many tokens for the context."""
+    problems = []
+    for question, shown in zip(batch, pictures, strict=True):
+        counts = [picture.num_tokens for picture in shown]
+        num_tokens = answerer.num_tokens(answerer.prompt_ids(question.turns), counts)
+        problem = answerer.does_not_fit(num_tokens, counts, decoding)
+        if problem is not None:
+            problems.append(replace(problem, mark=question.mark))
+    raise_first(problems, of=len(batch))
+
+
+def plain_line(question: Question, answer: str, *, key: str) -> Line:
+    """The record as it came, with the answer."""
+    return {**question.values, key: answer}
+
+
+def llava_line(question: Question, answer: str, *, model_id: str) -> Line:
+    """The original's form of an answer (llava/eval/model_vqa.py); `answer_id` is a digest, not drawn."""
+    given = question.values.get("question_id", question.values.get("id", question.index))
+    name = f"{model_id}\n{given}\n{answer}"
+    return {
+        "question_id": given,
+        "prompt": question.text,
+        "text": answer,
+        "answer_id": hashlib.sha256(name.encode()).hexdigest()[:22],
+        "model_id": model_id,
+        "metadata": {},
+    }
+
+
+def check_answer_key(questions: Sequence[Question], key: str) -> None:
+    """Raise RecipeError when the answer would take the place of something in a record."""
+    taken = [question for question in questions if key in question.values]
+    if taken:
+        raise RecipeError(
+            Problem(
+                f"records have the key `{key}` already, which the answers would replace",
+                code="key-exists-in-records",
+                mark=taken[0].mark,
+                found=f"{len(taken)} of {len(questions)} records",
+                hint="choose another with --answer-key",
+            )
+        )
+
+
+def model_name(path: Path) -> str:
+    """What the original calls `model_id`: the folder's name."""
+    return real_path(path).name
+
+
+UNFINISHED = ".unfinished"
+_BEGIN_ANEW = "begin anew with --overwrite instead of --resume"
+
+
+class AnswersFile:
+    """Answers on their way to `path`.
+
+    They are kept in `path.unfinished` (its first line says how they are made) and come to `path` at the end,
+    so that what stands at `path` is always whole. `num_done` counts what an earlier call answered.
+
+    Raises RecipeError as `check_place` does, and when the unfinished answers were made in another way.
+    """
+
+    def __init__(
+        self, path: Path, *, settings: dict[str, JsonValue], batch_size: int, resume: bool, overwrite: bool
+    ) -> None:
+        self.path = path
+        self.unfinished = path.with_name(path.name + UNFINISHED)
+        self._settings = json.dumps(settings, ensure_ascii=False)
+        check_place(path, resume=resume, overwrite=overwrite)
+        lines = self._lines_before() if resume else []
+        # Answers of a batch that was cut short are made again, in the same company.
+        self.num_done = len(lines) - len(lines) % batch_size
+        with replacing(self.unfinished) as temporary:
+            text = "".join(f"{line}\n" for line in [self._settings, *lines[: self.num_done]])
+            temporary.write_text(text, encoding="utf-8")
+        self._file = self.unfinished.open("a", encoding="utf-8")
+
+    def __enter__(self) -> AnswersFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, lines: list[dict[str, JsonValue]]) -> None:
+        """Add one batch of answers, and leave them to the disk."""
+        self._file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        """Put the answers in their place."""
+        self._file.close()
+        with replacing(self.path) as temporary, self.unfinished.open("rb") as source:
+            source.readline()
+            with temporary.open("wb") as target:
+                while block := source.read(1 << 20):
+                    target.write(block)
+        self.unfinished.unlink()
+
+    def _lines_before(self) -> list[str]:
+        if not self.unfinished.exists():
+            return []
+        try:
+            text = self.unfinished.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise unreadable(self.unfinished, error, hint=_BEGIN_ANEW) from error
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        if whole and whole[0] != self._settings:
+            raise RecipeError(
+                Problem(
+                    "these answers were begun in another way",
+                    code="answers-of-other-settings",
+                    mark=Mark(str(self.unfinished), 0, 0),
+                    found="\n       ".join(_differences(whole[0], self._settings)),
+                    hint="ask as then, or begin anew with --overwrite instead of --resume",
+                )
+            )
+        for number, line in enumerate(whole[1:], start=2):
+            if not _is_object(line):
+                mark = Mark(str(self.unfinished), number, 1)
+                message = "this line is no answer: the file is damaged"
+                raise RecipeError(Problem(message, code="answer-damaged", mark=mark, hint=_BEGIN_ANEW))
+        return whole[1:]
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise RecipeError when no answers can be written to `path`, or unfinished ones must not be replaced."""
+    check_output(path, overwrite=overwrite)
+    unfinished = path.with_name(path.name + UNFINISHED)
+    _check_name(unfinished)
+    if unfinished.exists() and not (resume or overwrite):
+        hint = "continue it with --resume, or begin anew with --overwrite"
+        raise RecipeError(
+            Problem(f"{unfinished}: there are unfinished answers", code="unfinished-answers", hint=hint)
+        )
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Raise RecipeError when no file can be written to `path`, or what stands there must not be replaced."""
+    if not os.path.isdir(path.parent):
+        raise RecipeError(
+            Problem(
+                f"{path}: its folder does not exist",
+                code="folder-does-not-exist",
+                hint="make it, or choose another -o",
+            )
+        )
+    if os.path.isdir(path):
+        raise RecipeError(
+            Problem(f"{path}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
+        )
+    _check_name(path)
+    if path.exists() and not overwrite:
+        hint = "choose another file, or replace it with --overwrite"
+        raise RecipeError(Problem(f"{path}: the file is there already", code="file-exists", hint=hint))
+
+
+def _check_name(file: Path) -> None:
+    """Raise RecipeError when no ordinary file can be written under this name of -o."""
+    fault = name_fault(file)
+    if fault is not None:
+        raise RecipeError(Problem(f"{file}: {fault}", code="output-cannot-be-written"))
+    kind = kind_of_target(file)
+    if kind is not None:
+        message = f"{file}: this is {kind}, not an ordinary file"
+        raise RecipeError(Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file"))
+
+
+def _differences(then: str, now: str) -> list[str]:
+    try:
+        before = json.loads(then)
+    except (ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict):
+        return ["the first line does not say how"]
+    after: dict[str, JsonValue] = json.loads(now)
+    return [
+        f"{key}: {json.dumps(before.get(key))} then, {json.dumps(after.get(key))} now"
+        for key in {**after, **before}
+        if before.get(key) != after.get(key)
+    ]

@@ -1,0 +1,146 @@
+"""A conversation about pictures: what was said, what was shown, what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llava_recipes.data.images import BadImage, read_prepared
+from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.files import expanded, real_path
+from llava_recipes.model.generate import Answerer, Decoding, Prompt
+from llava_recipes.templates import IMAGE, Turn
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture of the conversation, seen once: float[K, D] that every later answer uses again."""
+
+    features: Tensor
+    num_tokens: int
+
+
+class Chat:
+    """Turns and pictures up to now. A question that cannot be asked leaves them as they were.
+
+    say  is told what a person should know and did not ask for
+    """
+
+    def __init__(self, answerer: Answerer, decoding: Decoding, *, say: Callable[[str], None]) -> None:
+        self._answerer, self._decoding, self._say = answerer, decoding, say
+        self._turns: list[Turn] = []
+        self._shown: list[_Shown] = []
+        self._waiting: list[_Shown] = []
+        self._has_told_of_tag = False
+        self.is_plain = answerer.data.template == "plain"
+
+    @property
+    def num_waiting(self) -> int:
+        """Pictures that the next question is about."""
+        return len(self._waiting)
+
+    def show(self, file: str) -> None:
+        """Add a picture to the next question. Raises RecipeError when it cannot be used."""
+        # A link that the person names leads where it leads.
+        path = real_path(expanded(file))
+        try:
+            picture = read_prepared(str(path.parent), path.name, self._answerer.prepare)
+        except BadImage as error:
+            message = f"{file}: this picture cannot be used"
+            raise RecipeError(Problem(message, code="bad-image", found=error.reason)) from None
+        self._waiting.append(_Shown(self._answerer.look([picture])[0], picture.num_tokens))
+
+    def reset(self) -> None:
+        """Forget everything that was said and shown."""
+        self._turns, self._shown, self._waiting = [], [], []
+
+    def ask(self, text: str, listen: Callable[[str], None] | None = None) -> str:
+        """The answer to a question, also given to `listen` piece by piece.
+
+        Raises RecipeError when tags and pictures differ in number, the prompt does not fit, or the question
+        holds bytes that are no text. When the person interrupts, what was said until then is the answer.
+        """
+        if text != text.encode("utf-8", "replace").decode("utf-8"):
+            raise RecipeError(
+                Problem(
+                    "the question must be UTF-8",
+                    code="not-utf-8",
+                    hint="set the terminal to UTF-8",
+                )
+            )
+        question = self._question(text)
+        # A captioner has no conversation: every picture stands alone.
+        turns, shown = ([], []) if self.is_plain else (self._turns, self._shown)
+        turns, shown = [*turns, Turn("human", question)], [*shown, *self._waiting]
+        prompt = self._prompt(turns, shown)
+        said: list[str] = []
+
+        def note(piece: str) -> None:
+            said.append(piece)
+            if listen is not None:
+                listen(piece)
+
+        try:
+            answer = self._answerer.answer([prompt], self._decoding, listen=note)[0]
+        except KeyboardInterrupt:
+            self._keep(turns, shown, "".join(said))
+            raise
+        self._keep(turns, shown, answer)
+        return answer
+
+    def _keep(self, turns: list[Turn], shown: list[_Shown], answer: str) -> None:
+        self._turns, self._shown, self._waiting = [*turns, Turn("gpt", answer.replace(IMAGE, ""))], shown, []
+
+    def _question(self, text: str) -> str:
+        num_tags, num_pictures = text.count(IMAGE), len(self._waiting)
+        if self.is_plain:
+            if not num_pictures:
+                hint = "give one with --image, or /image in a conversation"
+                message = "this run's template is `plain`: it captions pictures, and there is none"
+                raise RecipeError(Problem(message, code="plain-needs-an-image", hint=hint))
+            words = text.replace(IMAGE, "").strip()
+            if words:
+                self._say("the run's template is `plain`: it captions pictures, the question is left out")
+            return IMAGE * num_pictures
+        if num_tags == num_pictures:
+            return text
+        if num_tags == 0:
+            if not self._has_told_of_tag:
+                self._say(f"{IMAGE} is put at the front of the question, which has no tag of its own")
+                self._has_told_of_tag = True
+            return f"{IMAGE}\n" * num_pictures + text
+        raise RecipeError(tags_problem(num_tags, num_pictures))
+
+    def _prompt(self, turns: Sequence[Turn], shown: Sequence[_Shown]) -> Prompt:
+        try:
+            input_ids = self._answerer.prompt_ids(turns)
+        except ValueError as error:
+            raise RecipeError(
+                Problem(f"the conversation cannot be written: {error}", code="sample-does-not-fit-template")
+            ) from None
+        counts = [picture.num_tokens for picture in shown]
+        num_tokens = self._answerer.num_tokens(input_ids, counts)
+        problem = self._answerer.does_not_fit(num_tokens, counts, self._decoding)
+        if problem is not None:
+            raise RecipeError(problem)
+        return Prompt(input_ids, tuple(picture.features for picture in shown))
+
+
+def tags_problem(num_tags: int, num_pictures: int) -> Problem:
+    """A question whose `<image>` tags and pictures differ in number."""
+    if num_pictures == 0:
+        return Problem(
+            f"{IMAGE} is written where no picture is given",
+            code="images-and-tags-differ",
+            found=f"{num_tags} in the question",
+            hint="give a picture with --image FILE (or /image FILE), or leave the tag out",
+        )
+    more = "pictures than tags" if num_pictures > num_tags else "tags than pictures"
+    return Problem(
+        f"there are more {more}",
+        code="images-and-tags-differ",
+        found=f"{num_pictures} pictures, {num_tags} {IMAGE} tags",
+        hint=f"write {IMAGE} once for every picture, or not at all",
+    )

@@ -1,0 +1,128 @@
+"""The drawn dataset: held out means held out, drawing again changes nothing, other people's files stay."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.data.records import check_records, open_records
+from llava_recipes.demo.drawn_data import DatasetSettings, read_held_out, unseen_combinations, write_dataset
+from llava_recipes.demo.vocabulary import WHAT, answer_to
+from llava_recipes.errors import RecipeError
+from llava_recipes.plan.types import SourcePlan
+
+SETTINGS = DatasetSettings(num_train=56, num_held_out=28, num_unseen=8, num_notes=40, seed=0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def combinations(captions: list[str]) -> set[tuple[str, str]]:
+    return {(caption.split()[2], caption.split()[3]) for caption in captions}
+
+
+def test_no_held_out_picture_and_no_unseen_combination_is_in_training(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_dataset(data, SETTINGS, redraw=False)
+    records = json.loads((data / "train.json").read_text("utf-8"))
+    trained = {(data / "images" / record["image"]).read_bytes() for record in records}
+    held_out = read_held_out(data)
+    assert len(trained) == SETTINGS.num_train
+    assert len(held_out) == SETTINGS.num_held_out + SETTINGS.num_unseen
+    assert trained.isdisjoint(picture.image.read_bytes() for picture in held_out)
+    trained_combinations = combinations([record["conversations"][1]["value"] for record in records])
+    known = combinations([picture.caption for picture in held_out if not picture.is_unseen])
+    unseen = combinations([picture.caption for picture in held_out if picture.is_unseen])
+    assert known == trained_combinations
+    assert unseen == set(unseen_combinations())
+    assert unseen.isdisjoint(trained_combinations)
+
+
+def test_its_files_are_sound_training_data(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_dataset(data, SETTINGS, redraw=False)
+    for name, images, num_records in (
+        ("train.json", str(data / "images"), 56),
+        ("held_out.json", str(data / "images"), 36),
+        ("captions.json", None, 40),
+        ("instruct.json", str(data / "images"), 75),
+    ):
+        records = open_records(
+            [SourcePlan(annotations=str(data / name), images=images, num_samples=num_records)]
+        )
+        assert check_records(records) == []
+        if name != "instruct.json":
+            assert all(bool(record.images) == (images is not None) for record in records)
+
+
+def test_conversations_are_about_training_pictures_and_about_notes(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_dataset(data, SETTINGS, redraw=False)
+    captions = {
+        record["image"]: record["conversations"][1]["value"]
+        for record in json.loads((data / "train.json").read_text("utf-8"))
+    }
+    records = json.loads((data / "instruct.json").read_text("utf-8"))
+    pictured = [record for record in records if "image" in record]
+    assert len(pictured) == SETTINGS.num_train
+    assert len(records) - len(pictured) == 19
+    for record in pictured:
+        turns = record["conversations"]
+        asked = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
+        answered = [turn["value"] for turn in turns[1::2]]
+        assert answered == [answer_to(question, captions[record["image"]]) for question in asked]
+        assert turns[0]["value"].startswith("<image>\n")
+        assert WHAT in asked
+
+
+def test_two_drawings_are_the_same_and_another_seed_is_another(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        assert write_dataset(tmp_path / name, dataclasses.replace(SETTINGS, seed=seed), redraw=False)
+    one, two, other = (contents(tmp_path / name) for name in ("one", "two", "other"))
+    assert one == two
+    assert one.keys() == other.keys()
+    assert one["images/train/00000.png"] != other["images/train/00000.png"]
+
+
+def test_a_complete_dataset_is_kept_untouched(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_dataset(data, SETTINGS, redraw=False)
+    times = {file: file.stat().st_mtime_ns for file in data.rglob("*")}
+    assert not write_dataset(data, SETTINGS, redraw=True)
+    assert times == {file: file.stat().st_mtime_ns for file in data.rglob("*")}
+
+
+def test_other_settings_need_redraw(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_dataset(data, SETTINGS, redraw=False)
+    before = contents(data)
+    fewer = dataclasses.replace(SETTINGS, num_train=28)
+    with pytest.raises(RecipeError) as refused:
+        write_dataset(data, fewer, redraw=False)
+    assert "--redraw" in (refused.value.problems[0].hint or "")
+    assert contents(data) == before
+    assert write_dataset(data, fewer, redraw=True)
+    assert len(json.loads((data / "train.json").read_text("utf-8"))) == 28
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", "utf-8")
+    for redraw in (False, True):
+        with pytest.raises(RecipeError, match="did not draw"):
+            write_dataset(tmp_path, SETTINGS, redraw=redraw)
+    assert contents(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+def test_a_drawing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("llava_recipes.demo.drawn_data.write_tokenizer", fail)
+    with pytest.raises(OSError, match="disk"):
+        write_dataset(tmp_path / "data", SETTINGS, redraw=False)
+    assert list(tmp_path.iterdir()) == []

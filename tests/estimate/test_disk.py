@@ -1,0 +1,41 @@
+"""Sizes on disk, against a run that really writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava_recipes.estimate.estimate import Assumptions, Estimator
+from llava_recipes.recipe.load import load_recipe
+from llava_recipes.runner.facts import compile_loaded
+from tests.processes import run_to_end
+from tests.tiny import stage1_values, write_recipe
+
+pytestmark = pytest.mark.slow
+
+_WEIGHTS = ("trained.safetensors", "mm_projector.safetensors", "mm_projector.bin")
+_OPTIMIZER = ("optimizer.pt", "*model_states.pt", "*optim_states.pt")
+
+
+def size_of(folder: Path, *patterns: str) -> int:
+    return sum(file.stat().st_size for pattern in patterns for file in folder.rglob(pattern))
+
+
+@pytest.mark.parametrize("engine", ["none", "zero2"])
+def test_files_are_as_large_as_planned(tmp_path: Path, engine: str) -> None:
+    values = stage1_values(
+        tmp_path / "out", num_train_epochs=1, save_strategy="steps", save_steps=4, save_total_limit=1
+    )
+    values["stages"][0] |= {"trainable": ["projector", "language_model", "lm_head"], "deepspeed": engine}
+    file = write_recipe(values, tmp_path / "recipe.yaml")
+    compiled = compile_loaded(load_recipe(str(file)), world_size=1)
+    disk = Estimator(compiled, Assumptions()).estimate().stages[0].disk
+    run_to_end(file)
+    out = tmp_path / "out"
+    (checkpoint,) = out.glob("checkpoint-*")
+    written = [file for file in out.iterdir() if file.name in _WEIGHTS]
+    assert sum(file.stat().st_size for file in written) == pytest.approx(disk.final_bytes, rel=0.05)
+    found = size_of(checkpoint, "trained.safetensors", *_OPTIMIZER)
+    assert found == pytest.approx(disk.checkpoint_bytes, rel=0.05)
+    assert (disk.num_checkpoints, disk.num_kept) == (2, 1)
