@@ -80,7 +80,7 @@ def _command_lines() -> list[str]:
     lines += [
         line for recipe in RECIPES for line in recipe.read_text("utf-8").splitlines() if line[:1] == "#"
     ]
-    found = (re.search(r"(?:^|[\s$])(llava-recipe \S.*)$", line) for line in lines)
+    found = (re.search(r"(?:^|[\s$])(llava-recipe \S.*?)(?: > \S+)?$", line) for line in lines)
     return sorted({match[1] for match in found if match})
 
 
@@ -153,6 +153,15 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
         assert not anchor or anchor in _headings(target), (document, name, anchor)
         # The site is made of docs/ alone.
         assert document.parent != ROOT / "docs" or target.parent == document.parent, (document, name)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_a_python_file_in_a_sentence_exists(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.S | re.M)
+    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text))
+    assert [
+        name for name in named if not any((ROOT / at / name).is_file() for at in ("", "llava_recipes"))
+    ] == []
 
 
 def test_the_site_has_every_page() -> None:

@@ -24,7 +24,7 @@ from llava_recipes.files import real_path
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.foreign import in_short, read_by_library, read_object
 from llava_recipes.recipe.scalars import say_number
-from llava_recipes.recipe.source import parse_value
+from llava_recipes.recipe.source import parse_source
 from llava_recipes.recipe.writer import write_values
 from llava_recipes.runner.run_folder import DONE, ENVIRONMENT, RECIPE, read_plan
 from llava_recipes.screen import shown
@@ -214,7 +214,7 @@ def _recipe(folder: Path, folders: frozenset[str]) -> str:
     file = folder / RECIPE
     with read_by_library(f"{RECIPE} cannot be read", code="file-cannot-be-read", files=[file]):
         text = file.read_text("utf-8")
-    return write_values(public_values(parse_value(text, str(file)).root, folders=folders))
+    return write_values(public_values(parse_source(text, str(file)).root, folders=folders))
 
 
 def _source(source: str | None, folders: frozenset[str]) -> str:
