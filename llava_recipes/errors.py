@@ -70,6 +70,22 @@ class RecipeError(Exception):
         super().__init__("\n".join(problem.message for problem in problems))
         self.problems = problems
 
+    @classmethod
+    def of(
+        cls,
+        message: str,
+        *,
+        code: str,
+        path: KeyPath | None = None,
+        mark: Mark | None = None,
+        found: str | None = None,
+        hint: str | None = None,
+        on_key: bool = False,
+        is_secret: bool = False,
+    ) -> RecipeError:
+        """The error of one problem, whose fields these are."""
+        return cls(Problem(message, path, mark, found, hint, on_key, is_secret, code=code))
+
 
 class SampleError(RecipeError):
     """One or more samples that their owner must mend.

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 
 MAX_SETTINGS_BYTES = 2**26
 """Largest file of settings that is read; the largest that models come with have some megabytes."""
@@ -222,17 +222,15 @@ def write_new(path: Path, text: str, *, force: bool) -> None:
             raise
     except FileExistsError:
         hint = "choose another with `-o FILE`, or add `--force` to replace it"
-        raise RecipeError(Problem(f"{path} is there already", code="file-exists", hint=hint)) from None
+        raise RecipeError.of(f"{path} is there already", code="file-exists", hint=hint) from None
     except FileNotFoundError:
-        raise RecipeError(
-            Problem(
-                f"{path}: the folder {path.parent} does not exist",
-                code="folder-does-not-exist",
-                hint="make it first",
-            )
+        raise RecipeError.of(
+            f"{path}: the folder {path.parent} does not exist",
+            code="folder-does-not-exist",
+            hint="make it first",
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(
-            Problem(f"{path} cannot be written", code="output-cannot-be-written", found=reason)
+        raise RecipeError.of(
+            f"{path} cannot be written", code="output-cannot-be-written", found=reason
         ) from None

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ def check_versions(extra: str = "") -> None:
     """
     found = version_problem(extra)
     if found is not None:
-        raise RecipeError(Problem(found, code="library-version"))
+        raise RecipeError.of(found, code="library-version")
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def find_keys(query: str) -> tuple[Key, ...]:
     """
     if len(query) > _MAX_QUERY_CHARACTERS:
         hint = "llava-recipe explain train.learning_rate"
-        raise RecipeError(Problem("this is too long for a key", code="key-too-long", hint=hint))
+        raise RecipeError.of("this is too long for a key", code="key-too-long", hint=hint)
     words, keys = _words(query), all_keys()
     for candidate in _candidates(words):
         exact = [key for key in keys if key.names == candidate and len(candidate) > 1]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.extends import extend
 from llava_recipes.recipe.renames import nearest
 from llava_recipes.recipe.scalars import Value
@@ -66,7 +66,7 @@ def check_words(*words: str) -> None:
         found = _NOT_IN_A_RECIPE.search(word)
         if found:
             message = f"{word!a} holds the character U+{ord(found.group()):04X}, which no recipe can hold"
-            raise RecipeError(Problem(message, code="invalid-yaml-character", hint="rename it"))
+            raise RecipeError.of(message, code="invalid-yaml-character", hint="rename it")
 
 
 def modeline(output: Path) -> str:
@@ -177,7 +177,7 @@ def find(name: str) -> GalleryRecipe:
         return same_stem[0]
     near = nearest(wanted, [entry.name for entry in entries])
     hint = f"did you mean `{near}`?" if near else "`llava-recipe list` shows what there is"
-    raise RecipeError(Problem(f"no recipe `{name}` in the gallery", code="unknown-gallery-recipe", hint=hint))
+    raise RecipeError.of(f"no recipe `{name}` in the gallery", code="unknown-gallery-recipe", hint=hint)
 
 
 def read_head(text: str) -> dict[str, str]:

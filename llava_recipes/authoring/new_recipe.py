@@ -188,12 +188,10 @@ def _set_data(draft: NewRecipe, wishes: Wishes) -> None:
     """Give every stage the data files that fit it."""
     if not wishes.data:
         if wishes.images:
-            raise RecipeError(
-                Problem(
-                    "`--images` goes with `--data`",
-                    code="option-needs-another",
-                    hint="name the annotation file too",
-                )
+            raise RecipeError.of(
+                "`--images` goes with `--data`",
+                code="option-needs-another",
+                hint="name the annotation file too",
             )
         return
     stages = _stages(draft.text)
@@ -256,13 +254,8 @@ def _sources(wishes: Wishes) -> Iterator[_Source]:
     if len(wishes.images) not in (0, 1, len(wishes.data)):
         given = f"{len(wishes.data)} data files, {len(wishes.images)} image folders"
         hint = "give `--images` once for all, or once for each `--data`, in order"
-        raise RecipeError(
-            Problem(
-                "`--data` and `--images` differ in number",
-                code="data-and-images-differ",
-                found=given,
-                hint=hint,
-            )
+        raise RecipeError.of(
+            "`--data` and `--images` differ in number", code="data-and-images-differ", found=given, hint=hint
         )
     for index, file in enumerate(wishes.data):
         images = wishes.images[min(index, len(wishes.images) - 1)] if wishes.images else None

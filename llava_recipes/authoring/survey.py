@@ -9,7 +9,7 @@ from typing import Literal
 
 from llava_recipes.data.conversation import Record
 from llava_recipes.data.records import OpenedSource, RecordFile, Records, open_file
-from llava_recipes.errors import Problem, RecipeError, SampleError
+from llava_recipes.errors import RecipeError, SampleError
 from llava_recipes.templates import IMAGE, spoken_turns
 
 NUM_LOOKED_AT = 2000
@@ -49,12 +49,8 @@ def survey(annotations: str, images: str | None) -> Survey:
     """
     if os.path.exists(annotations) and not (os.path.isfile(annotations) or os.path.isdir(annotations)):
         # Opening a pipe would wait for ever.
-        raise RecipeError(
-            Problem(
-                f"{annotations} is no ordinary file",
-                code="no-ordinary-file",
-                hint="`--data` names a JSON file",
-            )
+        raise RecipeError.of(
+            f"{annotations} is no ordinary file", code="no-ordinary-file", hint="`--data` names a JSON file"
         )
     file = open_file(annotations)
     indices = _evenly(len(file), NUM_LOOKED_AT)

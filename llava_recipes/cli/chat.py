@@ -94,7 +94,7 @@ def _converse(conversation: Chat, greeting: str) -> None:
 
 def _obey(conversation: Chat, line: str) -> bool:
     """Do what a line says; false when it ends the conversation."""
-    from llava_recipes.errors import Problem, RecipeError
+    from llava_recipes.errors import RecipeError
 
     command, _, rest = line.strip().partition(" ")
     if not command.startswith("/"):
@@ -109,9 +109,7 @@ def _obey(conversation: Chat, line: str) -> bool:
         if conversation.is_plain:
             _answer(conversation, "")
     else:
-        raise RecipeError(
-            Problem(f"there is no command {line.strip()!r}", code="unknown-chat-command", hint=HELP)
-        )
+        raise RecipeError.of(f"there is no command {line.strip()!r}", code="unknown-chat-command", hint=HELP)
     return True
 
 

@@ -37,15 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.errors import Problem, RecipeError
+    from llava_recipes.errors import RecipeError
 
     if arguments.with_tower is not None and arguments.to != "llava":
         word = "--with-tower" if arguments.with_tower else "--without-tower"
-        raise RecipeError(
-            Problem(
-                f"{word} goes with `--to llava`; `{arguments.to}` always has the tower",
-                code="option-has-no-effect",
-            )
+        raise RecipeError.of(
+            f"{word} goes with `--to llava`; `{arguments.to}` always has the tower",
+            code="option-has-no-effect",
         )
     from llava_recipes.export.export import export_run
     from llava_recipes.export.target import parse_size

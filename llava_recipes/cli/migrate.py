@@ -109,9 +109,7 @@ def _variables(assignments: Sequence[str]) -> dict[str, str]:
         name, has_value, value = assignment.partition("=")
         if not has_value or not name.isidentifier():
             mark = Mark(f"--var {mask_assignment(assignment)}", 0, 0)
-            raise RecipeError(
-                Problem("a variable is given as NAME=VALUE", code="invalid-var-option", mark=mark)
-            )
+            raise RecipeError.of("a variable is given as NAME=VALUE", code="invalid-var-option", mark=mark)
         variables[name] = value
     return variables
 
@@ -124,22 +122,14 @@ def read_script(file: str) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02X} at position {error.start}"
-        raise RecipeError(
-            Problem(
-                "the file is not UTF-8",
-                code="file-not-text",
-                mark=whole,
-                found=found,
-                hint="save it as UTF-8",
-            )
+        raise RecipeError.of(
+            "the file is not UTF-8", code="file-not-text", mark=whole, found=found, hint="save it as UTF-8"
         ) from None
     if not _looks_like_script(text, file):
         hint = "`migrate` reads the script or the config of a training"
-        raise RecipeError(Problem("this is no training script", code="no-script", mark=whole, hint=hint))
+        raise RecipeError.of("this is no training script", code="no-script", mark=whole, hint=hint)
     if "\0" in text:
-        raise RecipeError(
-            Problem("the file holds NUL bytes: it is not text", code="file-not-text", mark=whole)
-        )
+        raise RecipeError.of("the file holds NUL bytes: it is not text", code="file-not-text", mark=whole)
     return text
 
 

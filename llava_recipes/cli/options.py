@@ -124,13 +124,13 @@ def add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> Non
 
 def decoding_of(arguments: argparse.Namespace) -> Decoding:
     """The options as one value. Raises RecipeError when --top-p could have no effect."""
-    from llava_recipes.errors import Problem, RecipeError
+    from llava_recipes.errors import RecipeError
     from llava_recipes.model.generate import Decoding
 
     if arguments.top_p < 1 and arguments.temperature == 0:
         hint = "add --temperature, for example 0.2"
-        raise RecipeError(
-            Problem("--top-p has no effect with temperature 0", code="option-has-no-effect", hint=hint)
+        raise RecipeError.of(
+            "--top-p has no effect with temperature 0", code="option-has-no-effect", hint=hint
         )
     max_new_tokens, must_fit = length_of(arguments)
     return Decoding(max_new_tokens, arguments.temperature, arguments.top_p, must_fit)

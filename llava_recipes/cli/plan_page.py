@@ -19,7 +19,7 @@ from llava_recipes.cli.plan_estimate import (
     verdict_words,
 )
 from llava_recipes.cli.plan_overview import Section
-from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, RecipeError
 from llava_recipes.estimate.assignment import Assignment
 from llava_recipes.estimate.cost import GPUS
 from llava_recipes.estimate.estimate import Estimate, Fit, StageEstimate
@@ -111,14 +111,8 @@ def _check_ours(file: Path) -> None:
 
 def _refused(file: Path, message: str, *, found: str) -> RecipeError:
     hint = "give another name, or --force to replace it" if "not written by" in message else None
-    return RecipeError(
-        Problem(
-            message,
-            code="output-cannot-be-written",
-            mark=Mark(f"--html {file}", 0, 0),
-            found=found,
-            hint=hint,
-        )
+    return RecipeError.of(
+        message, code="output-cannot-be-written", mark=Mark(f"--html {file}", 0, 0), found=found, hint=hint
     )
 
 

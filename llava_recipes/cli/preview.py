@@ -159,14 +159,8 @@ def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:
     if measured is None:
         where: KeyPath = ("stages", number, "data")
         hint = "write `validation: {split: 0.01}` under `data:`"
-        raise RecipeError(
-            Problem(
-                "the stage has no validation data",
-                code="no-validation-data",
-                path=where,
-                hint=hint,
-                on_key=True,
-            )
+        raise RecipeError.of(
+            "the stage has no validation data", code="no-validation-data", path=where, hint=hint, on_key=True
         )
     return measured
 

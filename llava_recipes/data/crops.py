@@ -135,12 +135,7 @@ def check_crops(data: DataPlan, processor: BaseImageProcessor, image_px: int) ->
         message = "`anyres` needs an image processor that makes images of the tower's size"
         found = f"it makes {made} × {made} pixels, the tower takes {image_px} × {image_px}"
         problems.append(
-            Problem(
-                message,
-                code="image-processor-other-size",
-                path=("model", "vision_tower"),
-                found=found,
-            )
+            Problem(message, code="image-processor-other-size", path=("model", "vision_tower"), found=found)
         )
     if problems:
         raise RecipeError(*problems)

@@ -220,13 +220,11 @@ def mean_colour(processor: BaseImageProcessor) -> tuple[int, int, int]:
     try:
         red, green, blue = (int(mean * 255) for mean in cast(list[float], means))
     except (TypeError, ValueError, OverflowError):
-        raise RecipeError(
-            Problem(
-                "`pad` fills with the image processor's mean colour, which its settings do not have",
-                code="image-processor-no-mean-colour",
-                path=_TOWER,
-                found=f"image_mean: {means}",
-            )
+        raise RecipeError.of(
+            "`pad` fills with the image processor's mean colour, which its settings do not have",
+            code="image-processor-no-mean-colour",
+            path=_TOWER,
+            found=f"image_mean: {means}",
         ) from None
     return red, green, blue
 
@@ -268,14 +266,12 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
     folder = expanded(str(plan.source))
     files = [folder / name for name in SETTINGS_FILES if (folder / name).exists()]
     if folder.is_dir() and not files:
-        raise RecipeError(
-            Problem(
-                "the vision tower's folder has no preprocessor_config.json",
-                code="image-processor-missing",
-                path=(*_TOWER, "source"),
-                found=str(folder),
-                hint="its images are resized and normalised by it; copy it beside the weights",
-            )
+        raise RecipeError.of(
+            "the vision tower's folder has no preprocessor_config.json",
+            code="image-processor-missing",
+            path=(*_TOWER, "source"),
+            found=str(folder),
+            hint="its images are resized and normalised by it; copy it beside the weights",
         )
     path = (*_TOWER, "source")
     check_model_folder(folder, path)
@@ -339,13 +335,11 @@ def _usual_processor(config: dict[str, JsonValue]) -> BaseImageProcessor:
     inner = config.get("vision_config", config)
     image_px = inner.get("image_size", 224) if isinstance(inner, dict) else 224
     if kind is None or kind not in _PROCESSORS:
-        raise RecipeError(
-            Problem(
-                f'no image processor is known for the vision model type "{config.get("model_type")}"',
-                code="unknown-vision-tower",
-                path=(*_TOWER, "config"),
-                hint=f"use {' or '.join(_PROCESSORS)}",
-            )
+        raise RecipeError.of(
+            f'no image processor is known for the vision model type "{config.get("model_type")}"',
+            code="unknown-vision-tower",
+            path=(*_TOWER, "config"),
+            hint=f"use {' or '.join(_PROCESSORS)}",
         )
     made_by, settings = _PROCESSORS[kind]
     processor: BaseImageProcessor = made_by.from_dict(settings(image_px))

@@ -11,7 +11,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from llava_recipes.data.chat_template import ChatTemplate, TemplateLimit, template_place
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.plan.types import DataPlan
 from llava_recipes.templates import (
@@ -111,14 +111,12 @@ class Prompts:
                 raise RecipeError(*(replace(problem, path=where) for problem in error.problems)) from None
             except ValueError as error:
                 hint = "write `template:` in place of `chat_template:`, with the name of one of ours"
-                raise RecipeError(
-                    Problem(
-                        str(error),
-                        code="chat-template-not-usable",
-                        path=("data", "chat_template"),
-                        found=str(template_place(tokenizer)),
-                        hint=hint,
-                    )
+                raise RecipeError.of(
+                    str(error),
+                    code="chat-template-not-usable",
+                    path=("data", "chat_template"),
+                    found=str(template_place(tokenizer)),
+                    hint=hint,
                 ) from None
             self.stop = self._chat_template.stop
 
@@ -184,15 +182,13 @@ def _check_tokens(data: DataPlan, tokenizer: PreTrainedTokenizerBase, *, end_of_
     for token in needed:
         pieces = _ids_of(token, tokenizer)
         if len(pieces) != 1:
-            raise RecipeError(
-                Problem(
-                    f"template `{data.template}` needs the token {token}, which this tokenizer has not",
-                    code="template-token-missing",
-                    path=("data", "template"),
-                    found=f"{tokenizer.name_or_path} spells it in {len(pieces)} pieces",
-                    hint="choose the template of this language model"
-                    + (", or `chat_template: tokenizer`" if tokenizer.chat_template else ""),
-                )
+            raise RecipeError.of(
+                f"template `{data.template}` needs the token {token}, which this tokenizer has not",
+                code="template-token-missing",
+                path=("data", "template"),
+                found=f"{tokenizer.name_or_path} spells it in {len(pieces)} pieces",
+                hint="choose the template of this language model"
+                + (", or `chat_template: tokenizer`" if tokenizer.chat_template else ""),
             )
 
 

@@ -147,7 +147,7 @@ class _Reader:
     ) -> RecipeError:
         offset = self.window.byte(self.window.at) if byte is None else byte
         mark = _mark(self.data, self.path, offset)
-        return RecipeError(Problem(message, code=code, mark=mark, found=found, hint=_HINT))
+        return RecipeError.of(message, code=code, mark=mark, found=found, hint=_HINT)
 
     def _malformed(self, error: json.JSONDecodeError) -> RecipeError:
         begins, stops = (
@@ -172,8 +172,8 @@ class _Reader:
             text, _ = codecs.utf_8_decode(self.data[start : start + size], "strict", last)
         except UnicodeDecodeError as error:
             mark = _mark(self.data, self.path, start + error.start)
-            raise RecipeError(
-                Problem("the file is not UTF-8", code="file-not-text", mark=mark, hint="save it as UTF-8")
+            raise RecipeError.of(
+                "the file is not UTF-8", code="file-not-text", mark=mark, hint="save it as UTF-8"
             ) from None
         return _Window(text, start, last)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded
 from llava_recipes.plan.data import is_original_llava, language_type
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
@@ -77,15 +77,13 @@ def _check_vocabulary(folder: Path, path: KeyPath) -> None:
     found = {file.name for pattern in _VOCABULARIES for file in folder.glob(pattern)}
     if found - {"tokenizer_config.json"}:
         return
-    raise RecipeError(
-        Problem(
-            f'the folder "{folder}" holds no tokenizer',
-            code="tokenizer-not-usable",
-            path=path,
-            found=f"neither tokenizer.json nor tokenizer.model in {folder}",
-            hint="copy the tokenizer's files there, or name the hub id or the folder that has them: "
-            "`language_model: {source: …, tokenizer: …}`",
-        )
+    raise RecipeError.of(
+        f'the folder "{folder}" holds no tokenizer',
+        code="tokenizer-not-usable",
+        path=path,
+        found=f"neither tokenizer.json nor tokenizer.model in {folder}",
+        hint="copy the tokenizer's files there, or name the hub id or the folder that has them: "
+        "`language_model: {source: …, tokenizer: …}`",
     )
 
 
@@ -155,13 +153,11 @@ def _pad_with_another(tokenizer: PreTrainedTokenizerBase, plan: LanguageModelPla
     """Pad with the unknown token as the original does, else with the end of text."""
     tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
-        raise RecipeError(
-            Problem(
-                f'tokenizer "{plan.tokenizer}" has neither a padding, an unknown nor an end token',
-                code="tokenizer-not-usable",
-                path=_PATH,
-                hint="set `pad_token` in its tokenizer_config.json",
-            )
+        raise RecipeError.of(
+            f'tokenizer "{plan.tokenizer}" has neither a padding, an unknown nor an end token',
+            code="tokenizer-not-usable",
+            path=_PATH,
+            hint="set `pad_token` in its tokenizer_config.json",
         )
 
 

@@ -26,7 +26,7 @@ from llava_recipes.demo.vocabulary import (
     draw_notes,
     write_tokenizer,
 )
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import Assembled, open_samples
 from llava_recipes.model.forward import image_features
 from llava_recipes.model.generate import Decoding, continue_prompts, embed_with_images, evaluating
@@ -240,21 +240,17 @@ def _read_settings(folder: Path) -> object:
 
 def _check_replaceable(folder: Path, there: object, *, redraw: bool) -> None:
     if there is None:
-        raise RecipeError(
-            Problem(
-                f"{folder}: the folder holds something that the demo did not draw",
-                code="demo-folder-in-use",
-                hint="choose an empty or a new folder with `--data`",
-            )
+        raise RecipeError.of(
+            f"{folder}: the folder holds something that the demo did not draw",
+            code="demo-folder-in-use",
+            hint="choose an empty or a new folder with `--data`",
         )
     if not redraw:
-        raise RecipeError(
-            Problem(
-                f"{folder}: the folder holds images that were drawn with other settings",
-                code="demo-data-of-other-settings",
-                found=json.dumps(there),
-                hint="replace them with `--redraw`, or choose another folder with `--data`",
-            )
+        raise RecipeError.of(
+            f"{folder}: the folder holds images that were drawn with other settings",
+            code="demo-data-of-other-settings",
+            found=json.dumps(there),
+            hint="replace them with `--redraw`, or choose another folder with `--data`",
         )
 
 

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.data.crops import prepare_image
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.templates import IMAGE, Turn
 from llava_recipes.use.opened import OpenedRun
@@ -59,13 +59,11 @@ def expected_of(run: OpenedRun) -> Expected:
     places = layout.places(prepared)
     logits = own_logits(assembled.model, input_ids, prepared.crops, places)
     if not logits.isfinite().all():
-        raise RecipeError(
-            Problem(
-                "the model computes no finite numbers, so there is nothing to compare an export with",
-                code="logits-not-finite",
-                found=f"{run.path}: NaN or infinity in the logits of a test prompt",
-                hint="its weights, or those it stands on, are damaged: fetch or train them again",
-            )
+        raise RecipeError.of(
+            "the model computes no finite numbers, so there is nothing to compare an export with",
+            code="logits-not-finite",
+            found=f"{run.path}: NaN or infinity in the logits of a test prompt",
+            hint="its weights, or those it stands on, are damaged: fetch or train them again",
         )
     return Expected(input_ids, prepared.crops, places, logits)
 
@@ -114,12 +112,10 @@ def check_logits(expected: Expected, logits: Tensor) -> float:
     # Also not for NaN.
     if not difference <= TOLERANCE:
         found = say_number(difference, digits=2)
-        raise RecipeError(
-            Problem(
-                "what was written does not say what the run says, so it was thrown away",
-                code="export-answers-otherwise",
-                found=f"logits differ by {found}, {say_number(TOLERANCE)} is allowed",
-            )
+        raise RecipeError.of(
+            "what was written does not say what the run says, so it was thrown away",
+            code="export-answers-otherwise",
+            found=f"logits differ by {found}, {say_number(TOLERANCE)} is allowed",
         )
     return difference
 

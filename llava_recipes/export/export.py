@@ -110,10 +110,7 @@ def merge_run(
     if not (expanded(path) / ADAPTER_CONFIG).is_file():
         hint = "`llava-recipe export` writes any run"
         problem = Problem(
-            "there are no adapters to merge",
-            code="no-adapters",
-            found=f"no {ADAPTER_CONFIG}",
-            hint=hint,
+            "there are no adapters to merge", code="no-adapters", found=f"no {ADAPTER_CONFIG}", hint=hint
         )
         # What is no run at all says so itself.
         open_run(path, dtype=dtype, device=torch.device("cpu"), base=base)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from llava_recipes import __version__
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.export.jinja import writes_first_token
 from llava_recipes.export.public_names import (
     is_hub_id,
@@ -238,13 +238,11 @@ def _versions(folder: Path) -> str:
     found = read_object(folder / ENVIRONMENT)
     given = found.get("packages")
     if not isinstance(given, dict):
-        raise RecipeError(
-            Problem(
-                f"{ENVIRONMENT} has no mapping `packages`",
-                code="file-cannot-be-read",
-                found=f"{folder / ENVIRONMENT}: {in_short(given)}",
-                hint="the run wrote it; bring it back, or write it as an earlier run has it",
-            )
+        raise RecipeError.of(
+            f"{ENVIRONMENT} has no mapping `packages`",
+            code="file-cannot-be-read",
+            found=f"{folder / ENVIRONMENT}: {in_short(given)}",
+            hint="the run wrote it; bring it back, or write it as an earlier run has it",
         )
     packages = ", ".join(f"{name} {number}" for name, number in given.items() if number)
     versions = f"llava-recipes {found.get('llava_recipes')}, Python {found.get('python')}, {packages}"

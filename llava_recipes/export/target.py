@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.files import give_usual_mode
 
 
@@ -25,26 +25,24 @@ def check_target(target: Path) -> None:
     """Raise RecipeError unless `target` is absent or an empty folder, in a place that can be written to."""
     hint = "choose another with `-o DIR`"
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise RecipeError(
-            Problem(f"{target} is there already, and is no folder", code="output-is-not-a-folder", hint=hint)
+        raise RecipeError.of(
+            f"{target} is there already, and is no folder", code="output-is-not-a-folder", hint=hint
         )
     if target.is_dir() and any(target.iterdir()):
         names = sorted(entry.name for entry in target.iterdir())
         found = ", ".join(names[:5]) + (f", and {len(names) - 5} more" if len(names) > 5 else "")
-        raise RecipeError(
-            Problem(f"the folder {target} is not empty", code="output-not-empty", found=found, hint=hint)
+        raise RecipeError.of(
+            f"the folder {target} is not empty", code="output-not-empty", found=found, hint=hint
         )
     nearest = target.absolute()
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise RecipeError(
-            Problem(
-                f"{target} cannot be made",
-                code="output-cannot-be-made",
-                found=f"{nearest} is not writable",
-                hint=hint,
-            )
+        raise RecipeError.of(
+            f"{target} cannot be made",
+            code="output-cannot-be-made",
+            found=f"{nearest} is not writable",
+            hint=hint,
         )
 
 
@@ -61,11 +59,11 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(target.absolute().parent).free
         if free < num_bytes:
             found = f"{free / 2**30:,.1f} GiB free, {num_bytes / 2**30:,.1f} GiB needed"
-            raise RecipeError(Problem(f"the disk of {target} has no room", code="disk-full", found=found))
+            raise RecipeError.of(f"the disk of {target} has no room", code="disk-full", found=found)
         temporary = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
     except OSError as error:
-        raise RecipeError(
-            Problem(f"{target} cannot be made", code="output-cannot-be-made", found=error.strerror)
+        raise RecipeError.of(
+            f"{target} cannot be made", code="output-cannot-be-made", found=error.strerror
         ) from None
     try:
         yield temporary
@@ -75,13 +73,11 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
             temporary.rename(target)
         except OSError as error:
             message = f"something was put into {target} meanwhile"
-            raise RecipeError(
-                Problem(message, code="output-changed-meanwhile", found=error.strerror)
-            ) from None
+            raise RecipeError.of(message, code="output-changed-meanwhile", found=error.strerror) from None
     # The second is what safetensors makes of a disk that is full.
     except (OSError, SafetensorError) as error:
-        raise RecipeError(
-            Problem(f"{target} cannot be written", code="output-cannot-be-written", found=str(error))
+        raise RecipeError.of(
+            f"{target} cannot be written", code="output-cannot-be-written", found=str(error)
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,12 +106,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     unit = None if match is None else _UNITS.get(match.group(2).upper())
     if match is None or unit is None or float(match.group(1)) * unit < 1:
-        raise RecipeError(
-            Problem(
-                f'"{text}" is no size of a file',
-                code="invalid-file-size",
-                hint="write it as 5GB, 500MB or 2GiB",
-            )
+        raise RecipeError.of(
+            f'"{text}" is no size of a file', code="invalid-file-size", hint="write it as 5GB, 500MB or 2GiB"
         )
     return int(float(match.group(1)) * unit)
 

@@ -33,7 +33,7 @@ from llava_recipes.data.chat_template import TemplateLimit, render, template_pla
 from llava_recipes.data.crops import any_res_processor
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.data.tokenizer import with_mean_rows
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.export.checking import QUESTION, Expected, check_logits, drawn_image, in_float32
 from llava_recipes.export.jinja import chat_template_of
 from llava_recipes.export.public_names import public_name, without_paths
@@ -159,12 +159,10 @@ class HfExport:
         apart = float((pixels - expected.pixel_values).abs().max())
         if apart > 1e-6:
             message = "the processor of this layout prepares images otherwise than the run"
-            raise RecipeError(
-                Problem(
-                    message,
-                    code="export-prepares-images-otherwise",
-                    found=f"pixel values differ by {say_number(apart, digits=2)}",
-                )
+            raise RecipeError.of(
+                message,
+                code="export-prepares-images-otherwise",
+                found=f"pixel values differ by {say_number(apart, digits=2)}",
             )
         return check_logits(expected, _stock_logits(folder, inputs))
 
@@ -328,10 +326,8 @@ def _other_prompt(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: l
         f"from token {place} on: {tokenizer.convert_ids_to_tokens(ours[place : place + 4])} in training, "
         f"{tokenizer.convert_ids_to_tokens(theirs[place : place + 4])} there"
     )
-    return RecipeError(
-        Problem(
-            "the processor of this layout cannot spell the run's prompts",
-            code="export-spells-otherwise",
-            found=found,
-        )
+    return RecipeError.of(
+        "the processor of this layout cannot spell the run's prompts",
+        code="export-spells-otherwise",
+        found=found,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.export.checking import Expected, check_logits, expected_of
 from llava_recipes.export.public_names import public_name, without_paths
 from llava_recipes.export.refusing import tokenizer_folder
@@ -68,11 +68,8 @@ class LlavaExport:
         """Open the folder again; the difference of its logits. Raises RecipeError when it is not small."""
         found = expected_of(open_run(folder, device=torch.device("cpu")))
         if found.input_ids.tolist() != expected.input_ids.tolist():
-            raise RecipeError(
-                Problem(
-                    "what was written spells prompts otherwise than the run",
-                    code="export-spells-otherwise",
-                )
+            raise RecipeError.of(
+                "what was written spells prompts otherwise than the run", code="export-spells-otherwise"
             )
         return check_logits(expected, found.logits)
 

@@ -111,7 +111,7 @@ def find_training_commands(
             found.append(_training_command(command, place))
         if len(found) > MAX_COMMANDS:
             message = f"more than {MAX_COMMANDS} training commands in one script"
-            raise RecipeError(Problem(message, code="script-too-large", mark=command.mark))
+            raise RecipeError.of(message, code="script-too-large", mark=command.mark)
     if loose and is_flag_file:
         mark = loose[0].mark
         return [_training_command(Command((Argument("", mark), *loose), mark, "", None), 0)]

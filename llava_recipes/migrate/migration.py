@@ -67,7 +67,7 @@ def migrate(
         if not 1 <= only <= len(commands):
             counted = "1 training command" if len(commands) == 1 else f"{len(commands)} training commands"
             message = f"the script has {counted}, and no number {only}"
-            raise RecipeError(Problem(message, code="no-such-command", mark=Mark(file, 0, 0)))
+            raise RecipeError.of(message, code="no-such-command", mark=Mark(file, 0, 0))
         commands = [commands[only - 1]]
     problems = [problem for command in commands for problem in _problems(command)]
     if problems:

@@ -93,13 +93,11 @@ class _Reader:
                 targets, value = [statement.target], ast.copy_location(sum_of_both, statement)
             elif isinstance(statement, ast.With):
                 # mmengine reads parent configs inside `with read_base():`.
-                raise RecipeError(
-                    Problem(
-                        "a config over other configs is not followed",
-                        code="base-configs-not-followed",
-                        mark=self._mark(statement),
-                        hint="write the values of the parent config into one file",
-                    )
+                raise RecipeError.of(
+                    "a config over other configs is not followed",
+                    code="base-configs-not-followed",
+                    mark=self._mark(statement),
+                    hint="write the values of the parent config into one file",
                 )
             else:
                 self._forget(statement)
@@ -177,7 +175,7 @@ class _Reader:
             return Unknown(self._mark(node))
 
     def _too_large(self, message: str, node: ast.expr) -> RecipeError:
-        return RecipeError(Problem(message, code="script-too-large", mark=self._mark(node)))
+        return RecipeError.of(message, code="script-too-large", mark=self._mark(node))
 
     def _computed(self, node: ast.expr, depth: int) -> PythonValue:
         match node:

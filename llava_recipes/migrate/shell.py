@@ -138,7 +138,7 @@ class _Walk:
                 message = (
                     f"more than {MAX_CALLS_DEEP} scripts call each other, or more than {MAX_CALLS} are called"
                 )
-                raise RecipeError(Problem(message, code="script-too-large", mark=words[0].mark))
+                raise RecipeError.of(message, code="script-too-large", mark=words[0].mark)
             for command in walk.commands(text):
                 yield replace(command, block=command.block or block)
             return
@@ -185,7 +185,7 @@ class _Walk:
             num_characters += sum(map(len, texts))
             if num_characters > MAX_COMMAND_CHARACTERS:
                 message = f"a command longer than {MAX_COMMAND_CHARACTERS:,} characters"
-                raise RecipeError(Problem(message, code="script-too-large", mark=word.mark))
+                raise RecipeError.of(message, code="script-too-large", mark=word.mark)
             filled += [Argument(text, word.mark) for text in texts]
         return tuple(filled)
 
@@ -203,7 +203,7 @@ class _Walk:
         arguments = [argument for word in options[1:] for argument in expand_word(word, variables)]
         if file in self._callers:
             message = f"the script {file} calls itself"
-            raise RecipeError(Problem(message, code="script-circular", mark=words[0].mark))
+            raise RecipeError.of(message, code="script-circular", mark=words[0].mark)
         if name in _SHELLS:
             return self._inside(file, arguments), text
         # What a script that is read in with `source` sets is set here too.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, RecipeError
 
 MAX_NESTING = 20
 MAX_WORDS = 20_000
@@ -383,7 +383,7 @@ def _open_document(word: Word) -> RecipeError:
 
 
 def _refusal(message: str, code: str, mark: Mark, hint: str | None = None) -> RecipeError:
-    return RecipeError(Problem(message, code=code, mark=mark, hint=hint))
+    return RecipeError.of(message, code=code, mark=mark, hint=hint)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Variables:
             self.spent.kept_characters += len(value) if isinstance(value, str) else sum(map(len, value))
         if self.spent.kept_characters > MAX_KEPT_CHARACTERS:
             message = f"the variables hold more than {MAX_KEPT_CHARACTERS:,} characters"
-            raise RecipeError(Problem(message, code="script-too-large", mark=mark))
+            raise RecipeError.of(message, code="script-too-large", mark=mark)
         self.values[name] = value
 
     def forget(self, name: str, mark: Mark, why: str) -> None:

@@ -128,13 +128,11 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolde
         raise RecipeError(*config.draft.problems)
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(kind, Symbol) or not kind.name.endswith("LLaVAModel"):
-        raise RecipeError(
-            Problem(
-                "this is no LLaVA config of XTuner",
-                code="unknown-config-format",
-                mark=Mark(file, 0, 0),
-                hint="looked for `model = dict(type=LLaVAModel, …)`",
-            )
+        raise RecipeError.of(
+            "this is no LLaVA config of XTuner",
+            code="unknown-config-format",
+            mark=Mark(file, 0, 0),
+            hint="looked for `model = dict(type=LLaVAModel, …)`",
         )
     _translate_model(config)
     _translate_freezing(config)

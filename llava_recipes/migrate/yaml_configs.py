@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, RecipeError
 from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_deepspeed
 from llava_recipes.migrate.draft import IsFolder, Migration, combine
 from llava_recipes.migrate.llava import QUANTIZATION, put_bits, with_num_samples
@@ -139,13 +139,11 @@ def migrate_yaml(
     elif any(key in config.names() for key in ("finetuning_type", "cutoff_len", "dataset_dir")):
         _llama_factory(config, read_text)
     else:
-        raise RecipeError(
-            Problem(
-                "a config of neither axolotl nor LLaMA-Factory",
-                code="unknown-config-format",
-                mark=Mark(file, 0, 0),
-                hint="axolotl's have `base_model`, LLaMA-Factory's `finetuning_type`",
-            )
+        raise RecipeError.of(
+            "a config of neither axolotl nor LLaMA-Factory",
+            code="unknown-config-format",
+            mark=Mark(file, 0, 0),
+            hint="axolotl's have `base_model`, LLaMA-Factory's `finetuning_type`",
         )
     config.finish()
     folder = config.draft.read("output_dir")
@@ -332,14 +330,12 @@ def _refuse_preferences(config: Keys, key: str, *, trains: Sequence[str]) -> Non
     value = config[key]
     if value is None or value is False or value in trains:
         return
-    raise RecipeError(
-        Problem(
-            f"`{key}: {config.spell(key)}` is another kind of training than recipes do",
-            code="preference-training",
-            mark=config.mark(key),
-            found=config.spell(key),
-            hint="a recipe trains on the answers of its records; migrate the config of that stage",
-        )
+    raise RecipeError.of(
+        f"`{key}: {config.spell(key)}` is another kind of training than recipes do",
+        code="preference-training",
+        mark=config.mark(key),
+        found=config.spell(key),
+        hint="a recipe trains on the answers of its records; migrate the config of that stage",
     )
 
 

@@ -17,7 +17,7 @@ from llava_recipes.data.crops import ImageLayout, check_crops
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.images import load_image_processor, prepared_px
 from llava_recipes.data.tokenizer import Vocabulary, plan_vocabulary
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.base_weights import place_language_model, place_tower, private_randomness
 from llava_recipes.model.configs import (
     TOWER_PATH,
@@ -137,14 +137,12 @@ def _image_processor(plan: ModelPlan, image_px: int) -> BaseImageProcessor:
     processor = load_image_processor(plan.vision_tower)
     made = prepared_px(processor)
     if made != (image_px, image_px):
-        raise RecipeError(
-            Problem(
-                "the image processor makes images of another size than the vision tower takes",
-                code="image-processor-other-size",
-                path=TOWER_PATH,
-                found=f"{made[0]} × {made[1]} pixels by preprocessor_config.json or `image_processor`, "
-                f"{image_px} × {image_px} by the tower's config ({plan.vision_tower.source or 'inline'})",
-            )
+        raise RecipeError.of(
+            "the image processor makes images of another size than the vision tower takes",
+            code="image-processor-other-size",
+            path=TOWER_PATH,
+            found=f"{made[0]} × {made[1]} pixels by preprocessor_config.json or `image_processor`, "
+            f"{image_px} × {image_px} by the tower's config ({plan.vision_tower.source or 'inline'})",
         )
     return processor
 

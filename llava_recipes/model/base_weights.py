@@ -73,14 +73,12 @@ def _check_tie(source: TensorSource, given: dict[str, str], head: str, embedding
         and embedding in given
         and not torch.equal(source.read(given[head]), source.read(given[embedding]))
     ):
-        raise RecipeError(
-            Problem(
-                "the language model's config ties embeddings and head, but its files hold two different ones",
-                code="tied-embeddings-differ",
-                path=LANGUAGE_PATH,
-                found=f"{embedding} and {head} differ",
-                hint="set tie_word_embeddings to false in its config.json",
-            )
+        raise RecipeError.of(
+            "the language model's config ties embeddings and head, but its files hold two different ones",
+            code="tied-embeddings-differ",
+            path=LANGUAGE_PATH,
+            found=f"{embedding} and {head} differ",
+            hint="set tie_word_embeddings to false in its config.json",
         )
 
 

@@ -147,14 +147,12 @@ class WeightFiles:
         if file not in self._open:
             self._open[file] = open_tensor_file(file, self._path)
         if name not in self._open[file].names():
-            raise RecipeError(
-                Problem(
-                    "this folder's weights are not whole",
-                    code="weights-not-whole",
-                    path=self._path,
-                    found=f"{file} has no {name}",
-                    hint="its index names another file; fetch the model again",
-                )
+            raise RecipeError.of(
+                "this folder's weights are not whole",
+                code="weights-not-whole",
+                path=self._path,
+                found=f"{file} has no {name}",
+                hint="its index names another file; fetch the model again",
             )
         return self._open[file]
 
@@ -182,9 +180,9 @@ def open_tensor_file(file: pathlib.Path, path: KeyPath) -> TensorSource:
     kind = odd_kind(file)
     if kind is not None:
         message = f"this is {kind}; weights are an ordinary file"
-        raise RecipeError(Problem(message, code="not-an-ordinary-file", path=path, found=str(file)))
+        raise RecipeError.of(message, code="not-an-ordinary-file", path=path, found=str(file))
     if not os.path.isfile(file):
-        raise RecipeError(Problem("no such weight file", code="weights-missing", path=path, found=str(file)))
+        raise RecipeError.of("no such weight file", code="weights-missing", path=path, found=str(file))
     if file.suffix == ".safetensors":
         with _reading(file, path):
             return _Safetensors(file, path)
@@ -192,24 +190,20 @@ def open_tensor_file(file: pathlib.Path, path: KeyPath) -> TensorSource:
         return TensorsInMemory(_only_tensors(load_plain(file), file, path))
     except HoldsCode as error:
         hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
-        raise RecipeError(
-            Problem(
-                "this file holds more than tensors",
-                code="weights-contain-code",
-                path=path,
-                found=f"{file} {error}",
-                hint=hint,
-            )
+        raise RecipeError.of(
+            "this file holds more than tensors",
+            code="weights-contain-code",
+            path=path,
+            found=f"{file} {error}",
+            hint=hint,
         ) from error
     except BadPickle as error:
-        raise RecipeError(
-            Problem(
-                "cannot read weights",
-                code="weights-unreadable",
-                path=path,
-                found=f"{file}: {str(error).removeprefix('cannot be read: ')}",
-                hint=_CUT_SHORT,
-            )
+        raise RecipeError.of(
+            "cannot read weights",
+            code="weights-unreadable",
+            path=path,
+            found=f"{file}: {str(error).removeprefix('cannot be read: ')}",
+            hint=_CUT_SHORT,
         ) from error
 
 
@@ -229,14 +223,12 @@ def _only_tensors(loaded: object, file: pathlib.Path, path: KeyPath) -> dict[str
         }
         if len(tensors) == len(loaded):
             return tensors
-    raise RecipeError(
-        Problem(
-            "this file is not a mapping of names to tensors",
-            code="weights-not-a-state-dict",
-            path=path,
-            found=str(file),
-            hint="give a state dict",
-        )
+    raise RecipeError.of(
+        "this file is not a mapping of names to tensors",
+        code="weights-not-a-state-dict",
+        path=path,
+        found=str(file),
+        hint="give a state dict",
     )
 
 
@@ -252,14 +244,12 @@ def open_checkpoint(folder: pathlib.Path, path: KeyPath) -> WeightFiles:
         if single.is_file():
             names = open_tensor_file(single, path).names()
             return WeightFiles(dict.fromkeys(names, single), path)
-    raise RecipeError(
-        Problem(
-            "this folder holds no weights",
-            code="weights-missing",
-            path=path,
-            found=str(folder),
-            hint="expected model.safetensors, pytorch_model.bin, or shards with their .index.json",
-        )
+    raise RecipeError.of(
+        "this folder holds no weights",
+        code="weights-missing",
+        path=path,
+        found=str(folder),
+        hint="expected model.safetensors, pytorch_model.bin, or shards with their .index.json",
     )
 
 
@@ -274,27 +264,20 @@ def _sharded(index: pathlib.Path, path: KeyPath) -> Iterator[tuple[str, pathlib.
     weight_map = read_object(index, path=path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         found = f"{index}: `weight_map` must name the file of each weight"
-        raise RecipeError(
-            Problem(
-                "this index of weight files is broken",
-                code="weights-index-damaged",
-                path=path,
-                found=found,
-            )
+        raise RecipeError.of(
+            "this index of weight files is broken", code="weights-index-damaged", path=path, found=found
         )
     for file in weight_map.values():
         check_place(str(file), key="weight_map", file=index)
     shards = {name: index.parent / pathlib.PurePath(str(file)).name for name, file in weight_map.items()}
     missing = sorted({str(file) for file in shards.values() if not file.is_file()})
     if missing:
-        raise RecipeError(
-            Problem(
-                f"{len(missing)} weight file(s) named by {index.name} are missing",
-                code="weights-missing",
-                path=path,
-                found=", ".join(missing[:3]),
-                hint="the download is not complete; fetch the model again",
-            )
+        raise RecipeError.of(
+            f"{len(missing)} weight file(s) named by {index.name} are missing",
+            code="weights-missing",
+            path=path,
+            found=", ".join(missing[:3]),
+            hint="the download is not complete; fetch the model again",
         )
     yield from shards.items()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 from transformers import LlavaConfig, LlavaNextConfig, PreTrainedConfig
 
-from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.model.read_config import (
     CONFIG,
@@ -58,15 +58,13 @@ def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
         inner = dict(language_part(raw))
         return Origin(_language_half_of(inner, str(folder / CONFIG)), inner, folder, layout)
     if layout == "language_model" and str(raw.get("model_type", "")).startswith("llava"):
-        raise RecipeError(
-            Problem(
-                "this whole LLaVA model is of a kind that is not known here",
-                code="unknown-llava-model",
-                path=LANGUAGE_PATH,
-                found=f"{plan.source} (model_type {raw.get('model_type')})",
-                hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, in llava-hf's, "
-                "or the language model it was built on",
-            )
+        raise RecipeError.of(
+            "this whole LLaVA model is of a kind that is not known here",
+            code="unknown-llava-model",
+            path=LANGUAGE_PATH,
+            found=f"{plan.source} (model_type {raw.get('model_type')})",
+            hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, in llava-hf's, "
+            "or the language model it was built on",
         )
     config = folder_config(folder, LANGUAGE_PATH)
     if layout == "language_model":
@@ -101,14 +99,12 @@ def count_image_tokens(tower: VisionTower, tower_config: PreTrainedConfig) -> in
     if tower.select_feature == "patch":
         return num_patches
     if not has_class_token(tower_config):
-        raise RecipeError(
-            Problem(
-                "this tower has no class token",
-                code="no-class-token",
-                path=(*TOWER_PATH, "select_feature"),
-                found=f"{tower.select_feature} with {tower_config.model_type}",
-                hint="use `patch`",
-            )
+        raise RecipeError.of(
+            "this tower has no class token",
+            code="no-class-token",
+            path=(*TOWER_PATH, "select_feature"),
+            found=f"{tower.select_feature} with {tower_config.model_type}",
+            hint="use `patch`",
         )
     return num_patches + 1
 
@@ -124,14 +120,12 @@ def llava_config(
     num_layers: int = tower.num_hidden_layers
     layer = plan.vision_tower.select_layer
     if not -num_layers - 1 <= layer <= num_layers:
-        raise RecipeError(
-            Problem(
-                "the tower has no such hidden state",
-                code="no-such-hidden-state",
-                path=(*TOWER_PATH, "select_layer"),
-                found=str(layer),
-                hint=f"its {num_layers} layers give {-num_layers - 1} to {num_layers}; 0 is what enters them",
-            )
+        raise RecipeError.of(
+            "the tower has no such hidden state",
+            code="no-such-hidden-state",
+            path=(*TOWER_PATH, "select_layer"),
+            found=str(layer),
+            hint=f"its {num_layers} layers give {-num_layers - 1} to {num_layers}; 0 is what enters them",
         )
     drop_class_token = has_class_token(tower) and plan.vision_tower.select_feature == "patch"
     return LlavaConfig(
@@ -161,13 +155,8 @@ def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib
         odd.append(f"vision_feature_layer: {config.vision_feature_layer}")
     if odd:
         message = "this LLaVA model's projector is of a kind that is not known here"
-        raise RecipeError(
-            Problem(
-                message,
-                code="unknown-llava-model",
-                path=path,
-                found=f"{folder}: {', '.join(odd)}",
-            )
+        raise RecipeError.of(
+            message, code="unknown-llava-model", path=path, found=f"{folder}: {', '.join(odd)}"
         )
 
 
@@ -194,16 +183,13 @@ def _tower_half(config: PreTrainedConfig, path: KeyPath) -> PreTrainedConfig:
     if half.model_type not in TOWER_FAMILIES:
         # Google's NaFlex checkpoints are of this type, those at fixed sizes are plain SigLIP.
         any_size = config.model_type.startswith("siglip2")
-        raise RecipeError(
-            Problem(
-                f"a vision tower is a {tower_titles()} model",
-                code="unknown-vision-tower",
-                path=path,
-                found=f"model_type {config.model_type}",
-                hint="siglip2 takes images of any size; one of a fixed size is "
-                "google/siglip2-so400m-patch14-384"
-                if any_size
-                else None,
-            )
+        raise RecipeError.of(
+            f"a vision tower is a {tower_titles()} model",
+            code="unknown-vision-tower",
+            path=path,
+            found=f"model_type {config.model_type}",
+            hint="siglip2 takes images of any size; one of a fixed size is google/siglip2-so400m-patch14-384"
+            if any_size
+            else None,
         )
     return half

@@ -20,7 +20,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils.generic import ModelOutput
 
 from llava_recipes.data.crops import ImageLayout, PreparedImage
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.configs import vision_half
 from llava_recipes.model.learned_rows import image_newline
 from llava_recipes.model.placing import is_partitioned
@@ -248,13 +248,11 @@ def _padded_right(attention_mask: Tensor) -> bool:
 
 
 def _nothing_learned() -> RecipeError:
-    return RecipeError(
-        Problem(
-            "a batch has no label tokens: nothing in it can be learned",
-            code="no-labels-in-batch",
-            found="every label of the batch is masked, or was cut off at max_length",
-            hint="look at the samples with `llava-recipe preview`; raise `max_length`, or the batch size",
-        )
+    return RecipeError.of(
+        "a batch has no label tokens: nothing in it can be learned",
+        code="no-labels-in-batch",
+        found="every label of the batch is masked, or was cut off at max_length",
+        hint="look at the samples with `llava-recipe preview`; raise `max_length`, or the batch size",
     )
 
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.configs import LANGUAGE_PATH, language_half
 from llava_recipes.model.read_config import try_out
 
@@ -74,13 +74,11 @@ def causal_skeleton(config: PreTrainedConfig, *, place: str = "its config") -> P
     cannot build it.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_MAPPING:
-        raise RecipeError(
-            Problem(
-                "this is not a causal language model that transformers knows",
-                code="unknown-language-model",
-                path=LANGUAGE_PATH,
-                found=f"{place}: model_type {config.model_type}",
-            )
+        raise RecipeError.of(
+            "this is not a causal language model that transformers knows",
+            code="unknown-language-model",
+            path=LANGUAGE_PATH,
+            found=f"{place}: model_type {config.model_type}",
         )
     return try_out(causal_class(config), config, place=place, path=LANGUAGE_PATH)
 
@@ -131,12 +129,10 @@ def _agrees(causal: PreTrainedModel, head: Head) -> bool:
 
 
 def _unsupported(causal: PreTrainedModel, found: str) -> RecipeError:
-    return RecipeError(
-        Problem(
-            f"the head of {type(causal).__name__} does more than this code can repeat exactly",
-            code="head-not-supported",
-            path=LANGUAGE_PATH,
-            found=found,
-            hint="use a language model with a plain linear head, such as llama, mistral, qwen2, qwen3 or phi",
-        )
+    return RecipeError.of(
+        f"the head of {type(causal).__name__} does more than this code can repeat exactly",
+        code="head-not-supported",
+        path=LANGUAGE_PATH,
+        found=found,
+        hint="use a language model with a plain linear head, such as llama, mistral, qwen2, qwen3 or phi",
     )

@@ -179,5 +179,5 @@ def load_newline(model: LlavaForConditionalGeneration, folder: pathlib.Path) -> 
     if tuple(given.shape) != full_shape(parameter):
         found = f"{name} in {folder} has shape {list(given.shape)}"
         message = f"the image newline of a checkpoint does not fit; {list(full_shape(parameter))} is needed"
-        raise RecipeError(Problem(message, code="weights-do-not-fit", path=path, found=found))
+        raise RecipeError.of(message, code="weights-do-not-fit", path=path, found=found)
     overwrite(parameter, lambda: given)

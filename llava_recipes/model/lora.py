@@ -183,27 +183,19 @@ def merge_adapters(model: nn.Module, adapters: Mapping[str, Tensor], config: pat
     foreign = [name for name in names if name not in parameters]
     if foreign:
         message = f"adapters do not fit this model: it has no {foreign[0]}"
-        raise RecipeError(
-            Problem(message, code="weights-do-not-fit", path=STAGES_PATH, found=str(config.parent))
-        )
+        raise RecipeError.of(message, code="weights-do-not-fit", path=STAGES_PATH, found=str(config.parent))
     small = [name for name in names if not parameters[name].is_floating_point()]
     if small:
         message = f"adapters cannot be merged into a quantized language model: {small[0]} is in few bits"
         hint = "start from a run that trained the projector, or remove `quantization`"
-        raise RecipeError(
-            Problem(
-                message,
-                code="merge-into-quantized-model",
-                path=STAGES_PATH,
-                found=str(config.parent),
-                hint=hint,
-            )
+        raise RecipeError.of(
+            message, code="merge-into-quantized-model", path=STAGES_PATH, found=str(config.parent), hint=hint
         )
     for name in names:
         trouble = _misfit(name.removesuffix(".weight"), adapters, full_shape(parameters[name]))
         if trouble is not None:
-            raise RecipeError(
-                Problem(trouble, code="weights-do-not-fit", path=STAGES_PATH, found=str(config.parent))
+            raise RecipeError.of(
+                trouble, code="weights-do-not-fit", path=STAGES_PATH, found=str(config.parent)
             )
     for name in names:
         weight, module = parameters[name], name.removesuffix(".weight")
@@ -244,14 +236,12 @@ def read_scale(config: pathlib.Path, path: KeyPath) -> float:
     rank, alpha, is_root = (settings.get(key) for key in ("r", "lora_alpha", "use_rslora"))
     if _is_number(rank) and _is_number(alpha) and rank > 0:
         return float(alpha / (math.sqrt(rank) if is_root else rank))
-    raise RecipeError(
-        Problem(
-            "the adapters' settings cannot be read",
-            code="adapter-config-unreadable",
-            path=path,
-            found=f"{config}: `r` is {in_short(rank)}, `lora_alpha` is {in_short(alpha)}: not above 0",
-            hint=hint,
-        )
+    raise RecipeError.of(
+        "the adapters' settings cannot be read",
+        code="adapter-config-unreadable",
+        path=path,
+        found=f"{config}: `r` is {in_short(rank)}, `lora_alpha` is {in_short(alpha)}: not above 0",
+        hint=hint,
     )
 
 

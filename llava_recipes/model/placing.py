@@ -176,7 +176,7 @@ def check_shape(wanted: tuple[int, ...], given: Tensor, *, what: str, found: str
     """Raise RecipeError unless a tensor has the parameter's shape."""
     if tuple(given.shape) != wanted:
         message = f"{what} has shape {list(given.shape)}, the config says {list(wanted)}"
-        raise RecipeError(Problem(message, code="weight-shape-differs-from-config", path=path, found=found))
+        raise RecipeError.of(message, code="weight-shape-differs-from-config", path=path, found=found)
 
 
 class Placement:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
-from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded
 from llava_recipes.recipe.foreign import check_model_folder
 
@@ -163,4 +163,4 @@ def _in_plain_words(error: Exception, revision: str | None) -> tuple[str, str]:
 
 
 def _refusal(source: str, path: KeyPath, message: str, hint: str, *, code: str) -> RecipeError:
-    return RecipeError(Problem(message, code=code, path=path, found=source, hint=hint))
+    return RecipeError.of(message, code=code, path=path, found=source, hint=hint)

@@ -29,14 +29,12 @@ def build_projector(name: str, vision_hidden: int, language_hidden: int, *, seed
         )
         raise RecipeError(problem) from None
     if kind.keeps_width and vision_hidden != language_hidden:
-        raise RecipeError(
-            Problem(
-                f"projector `{name}` needs a vision tower and a language model of one hidden size",
-                code="identity-projector-sizes-differ",
-                path=PATH,
-                found=f"vision tower {vision_hidden}, language model {language_hidden}",
-                hint=f"use `linear` or `{STOCK}`",
-            )
+        raise RecipeError.of(
+            f"projector `{name}` needs a vision tower and a language model of one hidden size",
+            code="identity-projector-sizes-differ",
+            path=PATH,
+            found=f"vision tower {vision_hidden}, language model {language_hidden}",
+            hint=f"use `linear` or `{STOCK}`",
         )
     generator = torch.Generator().manual_seed(seed)
     return _BUILDERS[kind.name](num_layers, vision_hidden, language_hidden, generator)

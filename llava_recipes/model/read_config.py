@@ -33,14 +33,12 @@ def raw_config(folder: pathlib.Path, path: KeyPath) -> dict[str, JsonValue]:
     """What the config.json of a folder says; raises RecipeError where there is none, or a damaged one."""
     file = folder / CONFIG
     if not file.exists():
-        raise RecipeError(
-            Problem(
-                "this folder holds no config.json",
-                code="config-missing",
-                path=path,
-                found=str(folder),
-                hint="is it a model folder?",
-            )
+        raise RecipeError.of(
+            "this folder holds no config.json",
+            code="config-missing",
+            path=path,
+            found=str(folder),
+            hint="is it a model folder?",
         )
     return read_object(file, path=path)
 
@@ -63,13 +61,11 @@ def inline_config(values: Mapping[str, JsonValue], path: KeyPath) -> PreTrainedC
     """A config that is written in the recipe. Raises RecipeError at each key that its type does not have."""
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
-        raise RecipeError(
-            Problem(
-                "an inline config needs its `model_type`",
-                code="model-type-missing",
-                path=path,
-                hint="e.g. model_type: llama",
-            )
+        raise RecipeError.of(
+            "an inline config needs its `model_type`",
+            code="model-type-missing",
+            path=path,
+            hint="e.g. model_type: llama",
         )
     known = known_keys(model_type, place=model_type, path=path)
     config = config_of(values, place=model_type, path=path)
@@ -119,13 +115,11 @@ def check_values(config: PreTrainedConfig, *, place: str, path: KeyPath) -> None
         if isinstance(half, PreTrainedConfig):
             wrong += [f"{name}.{each}" for each in _wrong_values(half)]
     if wrong:
-        raise RecipeError(
-            Problem(
-                "no model can be built from this config",
-                code="config-not-usable",
-                path=path,
-                found=f"{place}: {'; '.join(wrong)}",
-            )
+        raise RecipeError.of(
+            "no model can be built from this config",
+            code="config-not-usable",
+            path=path,
+            found=f"{place}: {'; '.join(wrong)}",
         )
 
 

@@ -147,7 +147,7 @@ def _in_layout(
             found[ours] = (source, name)
     if foreign:
         message = f"{len(foreign)} weight(s) have no place in a LLaVA model: {', '.join(foreign[:4])}"
-        raise RecipeError(Problem(message, code="weights-have-no-place", path=path, found=str(place)))
+        raise RecipeError.of(message, code="weights-have-no-place", path=path, found=str(place))
     return found
 
 

@@ -209,14 +209,8 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
             tensors = dict(read_projector_weights(file).all_tensors())
     if not tensors:
         hint = f"a finished run leaves {TRAINED_FILE} or mm_projector.safetensors there"
-        raise RecipeError(
-            Problem(
-                "no trained weights here",
-                code="weights-missing",
-                path=STAGES_PATH,
-                found=str(path),
-                hint=hint,
-            )
+        raise RecipeError.of(
+            "no trained weights here", code="weights-missing", path=STAGES_PATH, found=str(path), hint=hint
         )
     return lay_over(model, tensors, adapter_config=files[0].with_name(ADAPTER_CONFIG), found=str(files[0]))
 
@@ -291,4 +285,4 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _misfit(message: str, found: str, hint: str, *, code: str) -> RecipeError:
-    return RecipeError(Problem(message, code=code, path=INIT_PATH, found=found, hint=hint))
+    return RecipeError.of(message, code=code, path=INIT_PATH, found=found, hint=hint)

@@ -150,10 +150,7 @@ def _lost_stages(under: Value, over: Value) -> Iterator[Problem]:
         elif (near := nearest(name, below)) is not None:
             message = f"what is extended has no stage `{name}`, and this is not a whole one"
             yield Problem(
-                message,
-                code="stage-is-incomplete",
-                path=(*path, "name"),
-                hint=f"did you mean `{near}`?",
+                message, code="stage-is-incomplete", path=(*path, "name"), hint=f"did you mean `{near}`?"
             )
 
 
@@ -344,7 +341,7 @@ def _real(file: str) -> str:
 
 
 def _refusal(message: str, *, code: str, found: str | None = None, hint: str | None = None) -> RecipeError:
-    return RecipeError(Problem(message, code=code, found=found, hint=hint))
+    return RecipeError.of(message, code=code, found=found, hint=hint)
 
 
 def _check_name(name: str) -> None:

@@ -48,15 +48,15 @@ def parse_object(
     except json.JSONDecodeError as error:
         place = f"{file}:{error.lineno}:{error.colno}: {error.msg}"
         message = f"{file.name} is not well-formed JSON"
-        raise RecipeError(
-            Problem(message, code="not-well-formed-json", path=path, found=place, hint=hint)
+        raise RecipeError.of(
+            message, code="not-well-formed-json", path=path, found=place, hint=hint
         ) from error
     except (ValueError, RecursionError) as error:
         raise unreadable(file, error, path=path, hint=hint) from error
     if not isinstance(value, dict):
         message = f"{file.name} must hold a mapping"
         found = f"{file} holds {kind_of(value)}"
-        raise RecipeError(Problem(message, code="file-is-not-a-mapping", path=path, found=found, hint=hint))
+        raise RecipeError.of(message, code="file-is-not-a-mapping", path=path, found=found, hint=hint)
     return value
 
 
@@ -81,7 +81,7 @@ def unreadable(
 
 def _refusal(file: Path, found: str, *, path: KeyPath | None = None, hint: str | None = None) -> RecipeError:
     message = f"{file.name} cannot be read"
-    return RecipeError(Problem(message, code="file-cannot-be-read", path=path, found=found, hint=hint))
+    return RecipeError.of(message, code="file-cannot-be-read", path=path, found=found, hint=hint)
 
 
 def reason_of(error: Exception) -> str:
@@ -139,7 +139,7 @@ def read_by_library(
         raise
     except Exception as error:
         found = _damage_of(files) or f"{place or _spell(files)}: {reason_of(error)}"
-        raise RecipeError(Problem(message, code=code, path=path, found=found, hint=hint)) from error
+        raise RecipeError.of(message, code=code, path=path, found=found, hint=hint) from error
 
 
 def _damage_of(files: Sequence[Path]) -> str | None:

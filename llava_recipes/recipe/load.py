@@ -67,7 +67,7 @@ def load_recipe(file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     data = read_file(file)
     if not is_named_as_recipe(file) and not looks_like_recipe(data):
         hint = "a recipe is a YAML file with keys such as `model:` and `stages:`"
-        raise RecipeError(Problem("this is no recipe", code="no-recipe", mark=Mark(file, 0, 0), hint=hint))
+        raise RecipeError.of("this is no recipe", code="no-recipe", mark=Mark(file, 0, 0), hint=hint)
     return load_source(data, file, overrides)
 
 

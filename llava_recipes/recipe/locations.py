@@ -35,12 +35,7 @@ def check_secrets(value: Value, path: KeyPath) -> Iterator[Problem]:
             hint = "remove it and set it in the environment, for example HF_TOKEN or WANDB_API_KEY"
             message = f"`{key}` looks like a secret; a recipe is shared"
             yield Problem(
-                message,
-                code="looks-like-a-secret",
-                path=(*path, key),
-                hint=hint,
-                on_key=True,
-                is_secret=True,
+                message, code="looks-like-a-secret", path=(*path, key), hint=hint, on_key=True, is_secret=True
             )
         yield from check_secrets(inner, (*path, key))
 
@@ -87,7 +82,7 @@ def check_place(value: str, *, key: str, file: pathlib.Path) -> None:
         found = spell_value(value, limit=40)
     if found is not None:
         message = f"`{key}` in {file.name} can be no path"
-        raise RecipeError(Problem(message, code="place-can-be-no-path", found=f"{file}: {found}"))
+        raise RecipeError.of(message, code="place-can-be-no-path", found=f"{file}: {found}")
 
 
 def _is_too_long(text: str) -> bool:

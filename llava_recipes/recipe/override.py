@@ -37,30 +37,21 @@ def read_override(text: str, root: Value) -> Override:
     mark = Mark(f"--set {mask_assignment(text)}", 0, 0)
     if not text.isascii() and text != text.encode("utf-8", "replace").decode("utf-8"):
         # Bytes that are no text come from the shell as half characters.
-        raise RecipeError(
-            Problem(
-                "an override must be UTF-8",
-                code="not-utf-8",
-                mark=mark,
-                hint="set the terminal to UTF-8",
-            )
+        raise RecipeError.of(
+            "an override must be UTF-8", code="not-utf-8", mark=mark, hint="set the terminal to UTF-8"
         )
     written, equals, value = text.partition("=")
     if not equals or not written.strip():
         hint = "for example --set stages.0.train.max_steps=5"
-        raise RecipeError(
-            Problem("an override needs `path=value`", code="invalid-override", mark=mark, hint=hint)
-        )
+        raise RecipeError.of("an override needs `path=value`", code="invalid-override", mark=mark, hint=hint)
     path = _path(written.strip(), root, mark)
     if path[0] == "extends":
         hint = "write it in a recipe of its own; `--set` changes single values"
-        raise RecipeError(
-            Problem(
-                "`extends` cannot be set on the command line",
-                code="extends-on-command-line",
-                mark=mark,
-                hint=hint,
-            )
+        raise RecipeError.of(
+            "`extends` cannot be set on the command line",
+            code="extends-on-command-line",
+            mark=mark,
+            hint=hint,
         )
     document = _value(value, mark)
     problems = tuple(
@@ -115,10 +106,8 @@ def _entry(words: list[str], entries: list[Value], path: KeyPath, mark: Mark) ->
     stages = ", ".join(f"`{name}`" for name in names)
     hint = did_you_mean(word, names) or (f"stages: {stages}" if names else None)
     number = f"`{place}` has {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, counted from 0"
-    raise RecipeError(
-        Problem(
-            f"`{place}` has no entry `{word}`", code="list-has-no-entry", mark=mark, found=number, hint=hint
-        )
+    raise RecipeError.of(
+        f"`{place}` has no entry `{word}`", code="list-has-no-entry", mark=mark, found=number, hint=hint
     )
 
 
@@ -126,19 +115,17 @@ def _check_key(key: str, path: KeyPath, value: Value, mark: Mark) -> None:
     place = f"`{spell_path(path)}`" if path else "the recipe"
     if value is not None and not isinstance(value, dict):
         message = f"{place} is {kind_of(value)} and holds no key `{key}`"
-        raise RecipeError(
-            Problem(message, code="value-holds-no-key", mark=mark, hint=f"set {place} as a whole")
-        )
+        raise RecipeError.of(message, code="value-holds-no-key", mark=mark, hint=f"set {place} as a whole")
     shapes = shapes_at(path)
     if any(is_free(shape) or get_origin(shape) is dict for shape in shapes) and key:
         return
     known = keys_at(path)
     if not known:
         message = f"{place} takes {wanted_at(path)} and holds no key `{key}`"
-        raise RecipeError(Problem(message, code="value-holds-no-key", mark=mark))
+        raise RecipeError.of(message, code="value-holds-no-key", mark=mark)
     if key not in known:
         hint = did_you_mean(key, known) or f"keys: {', '.join(known)}"
-        raise RecipeError(Problem(f"{place} has no key `{key}`", code="unknown-key", mark=mark, hint=hint))
+        raise RecipeError.of(f"{place} has no key `{key}`", code="unknown-key", mark=mark, hint=hint)
 
 
 def resolve(

@@ -144,29 +144,27 @@ def read_file(file: str, *, kind: str = "recipe", max_bytes: int = MAX_BYTES) ->
     except FileNotFoundError:
         near = nearest_file(file)
         hint = f'did you mean "{os.path.join(os.path.dirname(file), near)}"?' if near else None
-        raise RecipeError(Problem("no such file", code="no-such-file", mark=whole, hint=hint)) from None
+        raise RecipeError.of("no such file", code="no-such-file", mark=whole, hint=hint) from None
     except IsADirectoryError:
         hint = f"name a file in it, or {file.rstrip('/')}/*.yaml" if kind == "recipe" else "name a file in it"
         message = f"this is a folder; a {kind} is a file"
-        raise RecipeError(Problem(message, code="path-is-a-folder", mark=whole, hint=hint)) from None
+        raise RecipeError.of(message, code="path-is-a-folder", mark=whole, hint=hint) from None
     except NotOrdinary as error:
         hint = f"save the {kind} in a file, and name that"
-        raise RecipeError(
-            Problem(
-                f"this is {error.kind}; a {kind} is an ordinary file",
-                code="not-an-ordinary-file",
-                mark=whole,
-                hint=hint,
-            )
+        raise RecipeError.of(
+            f"this is {error.kind}; a {kind} is an ordinary file",
+            code="not-an-ordinary-file",
+            mark=whole,
+            hint=hint,
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(
-            Problem("the file cannot be read", code="file-cannot-be-read", mark=whole, found=reason)
+        raise RecipeError.of(
+            "the file cannot be read", code="file-cannot-be-read", mark=whole, found=reason
         ) from None
     if len(data) > max_bytes:
         message = f"the file is larger than {max_bytes:,} bytes; this is no {kind}"
-        raise RecipeError(Problem(message, code="file-too-large", mark=whole))
+        raise RecipeError.of(message, code="file-too-large", mark=whole)
     return data
 
 
@@ -194,23 +192,19 @@ def decode(data: bytes, file: str) -> str:
     if strange:
         line = len(split_lines(text[: strange.start()])) - 1
         column = len(split_lines(text[: strange.start()])[-1])
-        raise RecipeError(
-            Problem(
-                "a character that YAML text cannot hold",
-                code="invalid-yaml-character",
-                mark=mark_at(file, split_lines(text), line, column),
-                found=f"U+{ord(strange.group()):04X}",
-                hint="remove it; is this a binary file?",
-            )
+        raise RecipeError.of(
+            "a character that YAML text cannot hold",
+            code="invalid-yaml-character",
+            mark=mark_at(file, split_lines(text), line, column),
+            found=f"U+{ord(strange.group()):04X}",
+            hint="remove it; is this a binary file?",
         )
     return text
 
 
 def _not_utf8(mark: Mark, found: str) -> RecipeError:
-    return RecipeError(
-        Problem(
-            "the file is not UTF-8", code="file-not-text", mark=mark, found=found, hint="save it as UTF-8"
-        )
+    return RecipeError.of(
+        "the file is not UTF-8", code="file-not-text", mark=mark, found=found, hint="save it as UTF-8"
     )
 
 
@@ -264,13 +258,11 @@ def parse_source(source: str | bytes, file: str) -> Document:
     if not isinstance(document.root, dict):
         mark = document.value_marks.get(())
         empty = document.root is None
-        raise RecipeError(
-            Problem(
-                "the file holds no recipe" if empty else "a recipe is a mapping of keys to values",
-                code="recipe-empty",
-                mark=Mark(file, 0, 0) if empty else mark,
-                hint="start with `version: 1`",
-            )
+        raise RecipeError.of(
+            "the file holds no recipe" if empty else "a recipe is a mapping of keys to values",
+            code="recipe-empty",
+            mark=Mark(file, 0, 0) if empty else mark,
+            hint="start with `version: 1`",
         )
     return document
 
@@ -329,7 +321,7 @@ class _Composer:
         return self.root or _Node(Mark(self.file, 0, 0))
 
     def refuse(self, event: yaml.Event, message: str, hint: str | None = None, *, code: str) -> RecipeError:
-        return RecipeError(Problem(message, code=code, mark=self.mark(event), hint=hint))
+        return RecipeError.of(message, code=code, mark=self.mark(event), hint=hint)
 
     def mark(self, event: yaml.Event) -> Mark:
         start, end = event.start_mark, event.end_mark
@@ -371,13 +363,11 @@ class _Composer:
             inside = any(anchor == event.anchor for _, _, anchor in self.open)
             fault = "stands inside itself" if inside else f"needs an anchor `&{event.anchor}` above it"
             message = f"`*{event.anchor}` {fault}"
-            raise RecipeError(
-                Problem(
-                    message,
-                    code="alias-without-anchor",
-                    mark=mark,
-                    hint="put text that starts with `*` in quotes",
-                )
+            raise RecipeError.of(
+                message,
+                code="alias-without-anchor",
+                mark=mark,
+                hint="put text that starts with `*` in quotes",
             )
         return replace(node, mark=mark, on_key_line=False)
 
@@ -416,21 +406,15 @@ class _Composer:
             num_values = parent.size
         if num_values > MAX_VALUES:
             message = f"more than {MAX_VALUES:,} values in one file"
-            raise RecipeError(
-                Problem(
-                    message,
-                    code="recipe-too-large",
-                    mark=node.mark,
-                    hint="an alias counts as all that it stands for",
-                )
+            raise RecipeError.of(
+                message,
+                code="recipe-too-large",
+                mark=node.mark,
+                hint="an alias counts as all that it stands for",
             )
         if len(self.open) + node.height > MAX_DEPTH + 1:
-            raise RecipeError(
-                Problem(
-                    f"values are nested deeper than {MAX_DEPTH} levels",
-                    code="recipe-too-large",
-                    mark=node.mark,
-                )
+            raise RecipeError.of(
+                f"values are nested deeper than {MAX_DEPTH} levels", code="recipe-too-large", mark=node.mark
             )
         if anchor is not None:
             self.anchors[anchor] = node
@@ -486,10 +470,7 @@ def _key_fault(key: _Node) -> Problem | None:
     if isinstance(key.value, str) and key.entries is None and key.pairs is None:
         return _long_key_fault(key.value, key.mark)
     return Problem(
-        "a key must be text",
-        code="key-not-text",
-        mark=key.mark,
-        hint="put the key in quotes, or remove it",
+        "a key must be text", code="key-not-text", mark=key.mark, hint="put the key in quotes, or remove it"
     )
 
 

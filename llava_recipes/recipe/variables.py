@@ -160,14 +160,8 @@ class Filling:
         if self.num_filled_characters > MAX_FILLED_CHARACTERS:
             message = f"the texts of the recipe grow beyond {MAX_FILLED_CHARACTERS:,} characters"
             hint = "use shorter variables, or fewer"
-            raise RecipeError(
-                Problem(
-                    message,
-                    code="recipe-too-large",
-                    path=path,
-                    mark=self.document.locate(path),
-                    hint=hint,
-                )
+            raise RecipeError.of(
+                message, code="recipe-too-large", path=path, mark=self.document.locate(path), hint=hint
             )
         return filled
 

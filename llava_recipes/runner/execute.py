@@ -114,14 +114,12 @@ def _decide(run: Run, index: int) -> Beginning | None:
             run.say(f"{stage.name}: no checkpoint in {folder}, so it starts at step 0")
         return Beginning(None)
     if not run.resume:
-        raise RecipeError(
-            Problem(
-                "output_dir holds an unfinished run",
-                code="output-dir-holds-unfinished-run",
-                path=("stages", index, "output_dir"),
-                found=f"{folder} has checkpoints and no {DONE}",
-                hint="continue it with `--resume`, or choose another folder",
-            )
+        raise RecipeError.of(
+            "output_dir holds an unfinished run",
+            code="output-dir-holds-unfinished-run",
+            path=("stages", index, "output_dir"),
+            found=f"{folder} has checkpoints and no {DONE}",
+            hint="continue it with `--resume`, or choose another folder",
         )
     return _newest_sound(run, index, {})
 
@@ -145,14 +143,12 @@ def _newest_sound(run: Run, index: int, passed_over: Mapping[Path, str]) -> Begi
             return Beginning(folder, damages)
         damages[folder] = damage
         run.say(f"{folder} is passed over: {damage}")
-    raise RecipeError(
-        Problem(
-            "no checkpoint can be resumed from",
-            code="no-usable-checkpoint",
-            path=("stages", index, "output_dir"),
-            found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
-            hint="remove the checkpoint folders to start from the beginning",
-        )
+    raise RecipeError.of(
+        "no checkpoint can be resumed from",
+        code="no-usable-checkpoint",
+        path=("stages", index, "output_dir"),
+        found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
+        hint="remove the checkpoint folders to start from the beginning",
     )
 
 

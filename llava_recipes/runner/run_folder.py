@@ -259,8 +259,8 @@ def _damaged(file: Path, found: str) -> RecipeError:
         else "move the folder away, or choose another `output_dir`"
     )
     message = f"{file.name} of the run folder is damaged"
-    return RecipeError(
-        Problem(message, code="run-folder-damaged", mark=Mark(str(file), 0, 0), found=found, hint=hint)
+    return RecipeError.of(
+        message, code="run-folder-damaged", mark=Mark(str(file), 0, 0), found=found, hint=hint
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import torch
 import torch.distributed as dist
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.files import open_ordinary, write_text
 from llava_recipes.model.checkpoint import BadPickle, SafeGlobal, load_plain, not_finite, only_plain
 
@@ -256,14 +256,12 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _unusable(checkpoint: Path, why: str) -> RecipeError:
-    return RecipeError(
-        Problem(
-            f"{checkpoint.name} cannot be loaded",
-            code=UNUSABLE,
-            path=("stages", 0, "output_dir"),
-            found=why,
-            hint=f"remove {checkpoint}; `--resume` then continues from the one before",
-        )
+    return RecipeError.of(
+        f"{checkpoint.name} cannot be loaded",
+        code=UNUSABLE,
+        path=("stages", 0, "output_dir"),
+        found=why,
+        hint=f"remove {checkpoint}; `--resume` then continues from the one before",
     )
 
 

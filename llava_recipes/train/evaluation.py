@@ -146,13 +146,8 @@ def choose_subjects(
     )
     if not found:
         where, hint = (*stage_path, "sample_every"), "give images of your own, in `samples.images`"
-        raise RecipeError(
-            Problem(
-                "no record has an image to ask about",
-                code="no-image-to-sample",
-                path=where,
-                hint=hint,
-            )
+        raise RecipeError.of(
+            "no record has an image to ask about", code="no-image-to-sample", path=where, hint=hint
         )
     for subject in found:
         counts = [image.num_tokens for image in subject.prepared]
@@ -241,18 +236,16 @@ def _own(answerer: Answerer, file: str, prompt: str | None, path: KeyPath) -> Su
     try:
         image = read_prepared(str(place.parent), place.name, answerer.prepare)
     except BadImage as error:
-        raise RecipeError(
-            Problem("this image cannot be used", code="bad-image", path=path, found=error.reason)
+        raise RecipeError.of(
+            "this image cannot be used", code="bad-image", path=path, found=error.reason
         ) from None
     text = prompt or ""
     question = text if IMAGE in text else f"{IMAGE}\n{text}"
     try:
         input_ids = answerer.prompt_ids([Turn("human", question)])
     except ValueError as error:
-        raise RecipeError(
-            Problem(
-                f"the question cannot be written: {error}", code="sample-does-not-fit-template", path=path
-            )
+        raise RecipeError.of(
+            f"the question cannot be written: {error}", code="sample-does-not-fit-template", path=path
         ) from None
     return Subject((file,), question, None, input_ids, (image,))
 
@@ -280,8 +273,8 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
             )
             raise RecipeError(problem) from None
         except ValueError as error:
-            raise RecipeError(
-                Problem(f"{who}: it cannot be written: {error}", code="output-cannot-be-written", mark=mark)
+            raise RecipeError.of(
+                f"{who}: it cannot be written: {error}", code="output-cannot-be-written", mark=mark
             ) from None
         found.append(
             Subject(

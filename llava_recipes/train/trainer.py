@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerControl
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 
 from llava_recipes.data.order import EpochSampler
-from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.checkpoint import not_finite
 from llava_recipes.model.weight_names import canonical_name
 from llava_recipes.model.weights import TRAINED_FILE, load_trained, trainable_state, write_trained
@@ -68,27 +68,22 @@ def _part(group: Group, membership: dict[int, int | None], index: int | None) ->
 
 def nonfinite_loss(*, step: int, value: float, stage: KeyPath, what: str = "the loss") -> RecipeError:
     """The loss became NaN or infinite: nothing learned after it is worth keeping."""
-    return RecipeError(
-        Problem(
-            f"{what} is {value} at step {step:,}; training stopped and nothing was saved after it",
-            code="loss-or-gradient-not-finite",
-            path=(*stage, "train", "learning_rate"),
-            hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
-            "`--resume` continues from the last checkpoint",
-        )
+    return RecipeError.of(
+        f"{what} is {value} at step {step:,}; training stopped and nothing was saved after it",
+        code="loss-or-gradient-not-finite",
+        path=(*stage, "train", "learning_rate"),
+        hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
+        "`--resume` continues from the last checkpoint",
     )
 
 
 def nonfinite_weights(*, step: int, name: str, stage: KeyPath) -> RecipeError:
     """A trained weight became NaN or infinite before it could be saved."""
-    return RecipeError(
-        Problem(
-            f"{name} holds NaN or infinite values at step {step:,}; they were not saved",
-            code="weights-not-finite",
-            path=(*stage, "train", "learning_rate"),
-            hint="lower the learning rate or lengthen the warm-up; "
-            "`--resume` continues from the last checkpoint",
-        )
+    return RecipeError.of(
+        f"{name} holds NaN or infinite values at step {step:,}; they were not saved",
+        code="weights-not-finite",
+        path=(*stage, "train", "learning_rate"),
+        hint="lower the learning rate or lengthen the warm-up; `--resume` continues from the last checkpoint",
     )
 
 
@@ -101,15 +96,13 @@ def check_finite(state: Mapping[str, Tensor], *, step: int, stage: KeyPath) -> N
 
 def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
     """The device ran out of memory."""
-    return RecipeError(
-        Problem(
-            "the device ran out of memory",
-            code="out-of-memory",
-            path=(*stage, "train", "per_device_train_batch_size"),
-            found=detail,
-            hint="halve per_device_train_batch_size (and double gradient_accumulation_steps, unless "
-            "global_batch_size is given), turn on gradient_checkpointing, or use deepspeed: zero3",
-        )
+    return RecipeError.of(
+        "the device ran out of memory",
+        code="out-of-memory",
+        path=(*stage, "train", "per_device_train_batch_size"),
+        found=detail,
+        hint="halve per_device_train_batch_size (and double gradient_accumulation_steps, unless "
+        "global_batch_size is given), turn on gradient_checkpointing, or use deepspeed: zero3",
     )
 
 

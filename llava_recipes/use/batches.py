@@ -122,14 +122,12 @@ def check_answer_key(questions: Sequence[Question], key: str) -> None:
     """Raise RecipeError when the answer would take the place of something in a record."""
     taken = [question for question in questions if key in question.values]
     if taken:
-        raise RecipeError(
-            Problem(
-                f"records have the key `{key}` already, which the answers would replace",
-                code="key-exists-in-records",
-                mark=taken[0].mark,
-                found=f"{len(taken)} of {len(questions)} records",
-                hint="choose another with --answer-key",
-            )
+        raise RecipeError.of(
+            f"records have the key `{key}` already, which the answers would replace",
+            code="key-exists-in-records",
+            mark=taken[0].mark,
+            found=f"{len(taken)} of {len(questions)} records",
+            hint="choose another with --answer-key",
         )
 
 
@@ -199,20 +197,18 @@ class AnswersFile:
             raise unreadable(self.unfinished, error, hint=_BEGIN_ANEW) from error
         whole = text[: text.rfind("\n") + 1].splitlines()
         if whole and whole[0] != self._settings:
-            raise RecipeError(
-                Problem(
-                    "these answers were begun in another way",
-                    code="answers-of-other-settings",
-                    mark=Mark(str(self.unfinished), 0, 0),
-                    found="\n       ".join(_differences(whole[0], self._settings)),
-                    hint="ask as then, or begin anew with --overwrite instead of --resume",
-                )
+            raise RecipeError.of(
+                "these answers were begun in another way",
+                code="answers-of-other-settings",
+                mark=Mark(str(self.unfinished), 0, 0),
+                found="\n       ".join(_differences(whole[0], self._settings)),
+                hint="ask as then, or begin anew with --overwrite instead of --resume",
             )
         for number, line in enumerate(whole[1:], start=2):
             if not _is_object(line):
                 mark = Mark(str(self.unfinished), number, 1)
                 message = "this line is no answer: the file is damaged"
-                raise RecipeError(Problem(message, code="answer-damaged", mark=mark, hint=_BEGIN_ANEW))
+                raise RecipeError.of(message, code="answer-damaged", mark=mark, hint=_BEGIN_ANEW)
         return whole[1:]
 
 
@@ -230,40 +226,38 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
     _check_name(unfinished)
     if unfinished.exists() and not (resume or overwrite):
         hint = "continue it with --resume, or begin anew with --overwrite"
-        raise RecipeError(
-            Problem(f"{unfinished}: there are unfinished answers", code="unfinished-answers", hint=hint)
+        raise RecipeError.of(
+            f"{unfinished}: there are unfinished answers", code="unfinished-answers", hint=hint
         )
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
     """Raise RecipeError when no file can be written to `path`, or what stands there must not be replaced."""
     if not os.path.isdir(path.parent):
-        raise RecipeError(
-            Problem(
-                f"{path}: its folder does not exist",
-                code="folder-does-not-exist",
-                hint="make it, or choose another -o",
-            )
+        raise RecipeError.of(
+            f"{path}: its folder does not exist",
+            code="folder-does-not-exist",
+            hint="make it, or choose another -o",
         )
     if os.path.isdir(path):
-        raise RecipeError(
-            Problem(f"{path}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file")
+        raise RecipeError.of(
+            f"{path}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file"
         )
     _check_name(path)
     if path.exists() and not overwrite:
         hint = "choose another file, or replace it with --overwrite"
-        raise RecipeError(Problem(f"{path}: the file is there already", code="file-exists", hint=hint))
+        raise RecipeError.of(f"{path}: the file is there already", code="file-exists", hint=hint)
 
 
 def _check_name(file: Path) -> None:
     """Raise RecipeError when no ordinary file can be written under this name of -o."""
     fault = name_fault(file)
     if fault is not None:
-        raise RecipeError(Problem(f"{file}: {fault}", code="output-cannot-be-written"))
+        raise RecipeError.of(f"{file}: {fault}", code="output-cannot-be-written")
     kind = kind_of_target(file)
     if kind is not None:
         message = f"{file}: this is {kind}, not an ordinary file"
-        raise RecipeError(Problem(message, code="not-an-ordinary-file", hint="give -o the name of a file"))
+        raise RecipeError.of(message, code="not-an-ordinary-file", hint="give -o the name of a file")
 
 
 def _differences(then: str, now: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.interpreter import python_environment, python_words
 from llava_recipes.recipe.foreign import read_object
 from llava_recipes.versions import check_versions
@@ -63,13 +63,11 @@ def check_lmms_eval() -> None:
     """Raise RecipeError when lmms-eval cannot be started."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise RecipeError(
-            Problem(
-                "--tasks needs lmms-eval, which is not installed",
-                code="library-not-installed",
-                found=f"no module {', '.join(missing)}",
-                hint="pip install 'llava-recipes[eval]'; `--data FILE` measures without it",
-            )
+        raise RecipeError.of(
+            "--tasks needs lmms-eval, which is not installed",
+            code="library-not-installed",
+            found=f"no module {', '.join(missing)}",
+            hint="pip install 'llava-recipes[eval]'; `--data FILE` measures without it",
         )
     check_versions("eval")
 
@@ -98,13 +96,11 @@ def command(
 ) -> list[str]:
     """The words that start lmms-eval. Raises RecipeError for a folder whose name it would take apart."""
     if any(letter in str(model) for letter in ",='\"{}"):
-        raise RecipeError(
-            Problem(
-                "lmms-eval cannot be given a folder with this name",
-                code="lmms-eval-folder-name",
-                found=str(model),
-                hint="use a path without commas, quotes, braces and equals signs",
-            )
+        raise RecipeError.of(
+            "lmms-eval cannot be given a folder with this name",
+            code="lmms-eval-folder-name",
+            found=str(model),
+            hint="use a path without commas, quotes, braces and equals signs",
         )
     # Without a device map it passes an empty one on, which transformers 5 refuses.
     arguments = f"pretrained={model},device_map={device},trust_remote_code=False"
@@ -127,13 +123,11 @@ def run_benchmarks(words: list[str], output: Path) -> dict[str, JsonValue]:
     code = subprocess.run(words, check=False, env=python_environment(), stdin=subprocess.DEVNULL).returncode
     written = sorted(set(output.rglob(f"*{_RESULTS}")) - before, key=lambda file: file.stat().st_mtime)
     if code != 0 or not written:
-        raise RecipeError(
-            Problem(
-                "lmms-eval ended without results",
-                code="lmms-eval-failed",
-                found=f"exit code {code}; nothing new in {output}" if not written else f"exit code {code}",
-                hint="its own words above say why; benchmarks are fetched from the hub",
-            )
+        raise RecipeError.of(
+            "lmms-eval ended without results",
+            code="lmms-eval-failed",
+            found=f"exit code {code}; nothing new in {output}" if not written else f"exit code {code}",
+            hint="its own words above say why; benchmarks are fetched from the hub",
         )
     return read_results(written[-1])
 
@@ -144,9 +138,9 @@ def read_results(file: Path) -> dict[str, JsonValue]:
         values = read_object(file)
     except RecipeError as error:
         message, found = f"{file}: these results cannot be read", error.problems[0].found
-        raise RecipeError(Problem(message, code="results-unreadable", found=found)) from None
+        raise RecipeError.of(message, code="results-unreadable", found=found) from None
     if not isinstance(values.get("results"), dict):
-        raise RecipeError(Problem(f"{file}: there are no `results` in it", code="results-are-missing"))
+        raise RecipeError.of(f"{file}: there are no `results` in it", code="results-are-missing")
     return values
 
 

@@ -49,7 +49,7 @@ class Chat:
             image = read_prepared(str(path.parent), path.name, self._answerer.prepare)
         except BadImage as error:
             message = f"{file}: this image cannot be used"
-            raise RecipeError(Problem(message, code="bad-image", found=error.reason)) from None
+            raise RecipeError.of(message, code="bad-image", found=error.reason) from None
         self._waiting.append(_Shown(self._answerer.look([image])[0], image.num_tokens))
 
     def reset(self) -> None:
@@ -63,12 +63,8 @@ class Chat:
         holds bytes that are no text. When the person interrupts, what was said until then is the answer.
         """
         if text != text.encode("utf-8", "replace").decode("utf-8"):
-            raise RecipeError(
-                Problem(
-                    "the question must be UTF-8",
-                    code="not-utf-8",
-                    hint="set the terminal to UTF-8",
-                )
+            raise RecipeError.of(
+                "the question must be UTF-8", code="not-utf-8", hint="set the terminal to UTF-8"
             )
         question = self._question(text)
         # A captioner has no conversation: every image stands alone.
@@ -99,7 +95,7 @@ class Chat:
             if not num_images:
                 hint = "give one with --image, or /image in a conversation"
                 message = "this run's template is `plain`: it captions images, and there is none"
-                raise RecipeError(Problem(message, code="plain-needs-an-image", hint=hint))
+                raise RecipeError.of(message, code="plain-needs-an-image", hint=hint)
             words = text.replace(IMAGE, "").strip()
             if words:
                 self._say("the run's template is `plain`: it captions images, the question is left out")
@@ -117,8 +113,8 @@ class Chat:
         try:
             input_ids = self._answerer.prompt_ids(turns)
         except ValueError as error:
-            raise RecipeError(
-                Problem(f"the conversation cannot be written: {error}", code="sample-does-not-fit-template")
+            raise RecipeError.of(
+                f"the conversation cannot be written: {error}", code="sample-does-not-fit-template"
             ) from None
         counts = [image.num_tokens for image in shown]
         num_tokens = self._answerer.num_tokens(input_ids, counts)

@@ -12,7 +12,7 @@ from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.images import BadImage, open_images
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.data.records import Records, check_records
-from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, RecipeError
 from llava_recipes.model.assemble import collator_of, open_samples
 from llava_recipes.model.generate import Answerer, Decoding, PromptImage, evaluating
 from llava_recipes.plan.types import SourcePlan
@@ -84,9 +84,7 @@ class Referenced:
             return open_images(self.records, self.record, answerer.prepare, numbers=range(len(self.images)))
         except BadImage as error:
             message = f"{error.file}: this image cannot be used"
-            raise RecipeError(
-                Problem(message, code="bad-image", mark=self.mark, found=error.reason)
-            ) from None
+            raise RecipeError.of(message, code="bad-image", mark=self.mark, found=error.reason) from None
 
 
 def open_data(opened: Opened, file: str, *, images: str) -> StageDataset:

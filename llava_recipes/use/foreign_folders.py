@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from torch import Tensor
 from transformers import LlavaConfig, LlavaNextConfig
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.files import expanded
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.base_weights import COMPUTED
@@ -80,12 +80,8 @@ def usual_data(
     template = usual_template(kind, vocabulary)
     if template is None:
         message = f"nothing says how prompts are written for this {kind} model"
-        raise RecipeError(
-            Problem(
-                message,
-                code="template-not-known",
-                hint=f"known are {', '.join(LANGUAGE_FAMILIES)}",
-            )
+        raise RecipeError.of(
+            message, code="template-not-known", hint=f"known are {', '.join(LANGUAGE_FAMILIES)}"
         )
     lengths = (language_config.get(key) for key in ("tokenizer_model_max_length", "max_position_embeddings"))
     values: dict[str, JsonValue] = {
@@ -117,12 +113,8 @@ def images_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         found = (
             f"mm_patch_merge_type {merge}, image_grid_pinpoints {pinpoints}" if ratio == "anyres" else None
         )
-        raise RecipeError(
-            Problem(
-                message,
-                code="unknown-llava-model",
-                found=found or "image_aspect_ratio in config.json",
-            )
+        raise RecipeError.of(
+            message, code="unknown-llava-model", found=found or "image_aspect_ratio in config.json"
         )
     return {"image_aspect_ratio": ratio, "mm_patch_merge_type": merge, "image_grid_pinpoints": sizes}
 
@@ -195,12 +187,10 @@ def _images(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> dict
 def _config(folder: Path) -> LlavaConfig | LlavaNextConfig:
     config = folder_config(folder, ())
     if not isinstance(config, LlavaConfig | LlavaNextConfig):
-        raise RecipeError(
-            Problem(
-                "this kind of LLaVA model is not opened here",
-                code="unknown-llava-model",
-                found=f"{folder / CONFIG}: model_type {config.model_type}",
-            )
+        raise RecipeError.of(
+            "this kind of LLaVA model is not opened here",
+            code="unknown-llava-model",
+            found=f"{folder / CONFIG}: model_type {config.model_type}",
         )
     return config
 
@@ -249,12 +239,8 @@ def _base_of(folder: Path, base: str | None) -> str | None:
     if (folder / ADAPTER_CONFIG).is_file():
         if not (folder / OTHER_WEIGHTS).is_file():
             hint = "the projector is in it; fetch the folder again"
-            raise RecipeError(
-                Problem(
-                    f"beside these adapters {OTHER_WEIGHTS} is missing",
-                    code="adapter-file-missing",
-                    hint=hint,
-                )
+            raise RecipeError.of(
+                f"beside these adapters {OTHER_WEIGHTS} is missing", code="adapter-file-missing", hint=hint
             )
         return _adapter_base(folder / ADAPTER_CONFIG, base)
     if has_weights(folder):
@@ -262,21 +248,15 @@ def _base_of(folder: Path, base: str | None) -> str | None:
     if projector:
         if base is None:
             hint = "name it with `--base`: hub id or folder"
-            raise RecipeError(
-                Problem(
-                    "a projector alone needs its language model",
-                    code="base-model-needed",
-                    hint=hint,
-                )
+            raise RecipeError.of(
+                "a projector alone needs its language model", code="base-model-needed", hint=hint
             )
         return base
-    raise RecipeError(
-        Problem(
-            "this folder has a config.json and no weights",
-            code="weights-missing",
-            hint="expected model.safetensors, pytorch_model.bin or shards of them, adapter_config.json with "
-            "its adapters, or mm_projector.bin",
-        )
+    raise RecipeError.of(
+        "this folder has a config.json and no weights",
+        code="weights-missing",
+        hint="expected model.safetensors, pytorch_model.bin or shards of them, adapter_config.json with "
+        "its adapters, or mm_projector.bin",
     )
 
 
@@ -287,22 +267,18 @@ def _adapter_base(file: Path, given: str | None) -> str:
     if given is None:
         if not recorded:
             hint = "name it with `--base`: hub id or folder"
-            raise RecipeError(
-                Problem(
-                    "adapters need the language model they were trained beside",
-                    code="base-model-needed",
-                    hint=hint,
-                )
+            raise RecipeError.of(
+                "adapters need the language model they were trained beside",
+                code="base-model-needed",
+                hint=hint,
             )
         return recorded
     if recorded and last_name(recorded) not in (last_name(given), last_name(_name_inside(given))):
-        raise RecipeError(
-            Problem(
-                "these adapters are for another language model",
-                code="adapters-of-another-language-model",
-                found=f"{file.name} names {recorded}, `--base` is {given}",
-                hint="give the model they were trained beside",
-            )
+        raise RecipeError.of(
+            "these adapters are for another language model",
+            code="adapters-of-another-language-model",
+            found=f"{file.name} names {recorded}, `--base` is {given}",
+            hint="give the model they were trained beside",
         )
     return given
 
@@ -319,16 +295,12 @@ def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | N
     is_whole = needed is None
     if is_whole and not has_tokenizer and base is None:
         hint = "name the language model it was made from with `--base`, for its tokenizer"
-        raise RecipeError(Problem("this checkpoint has no tokenizer", code="tokenizer-missing", hint=hint))
+        raise RecipeError.of("this checkpoint has no tokenizer", code="tokenizer-missing", hint=hint)
     layer, feature = config.get("mm_vision_select_layer", -2), config.get("mm_vision_select_feature", "patch")
     if not isinstance(layer, int) or feature not in ("patch", "cls_patch"):
         found = f"mm_vision_select_layer {layer}, mm_vision_select_feature {feature}"
-        raise RecipeError(
-            Problem(
-                "config.json selects features that are not known here",
-                code="unknown-select-feature",
-                found=found,
-            )
+        raise RecipeError.of(
+            "config.json selects features that are not known here", code="unknown-select-feature", found=found
         )
     return ModelPlan(
         language_model=LanguageModelPlan(
@@ -365,12 +337,10 @@ def _tower(folder: Path, config: _Config) -> str:
     if own.is_dir() and not expanded(named).is_dir():
         return str(own)
     if not named:
-        raise RecipeError(
-            Problem(
-                "config.json names no vision tower",
-                code="vision-tower-not-named",
-                found="no mm_vision_tower in it",
-            )
+        raise RecipeError.of(
+            "config.json names no vision tower",
+            code="vision-tower-not-named",
+            found="no mm_vision_tower in it",
         )
     return named
 

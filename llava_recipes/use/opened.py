@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, RecipeError
 from llava_recipes.files import expanded
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.model.assemble import Assembled
@@ -78,11 +78,8 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         folder = pretrained_folder(str(folder), None, parts=_PARTS, path=())
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
-        raise RecipeError(
-            Problem(
-                f"this {what}; a folder of a run or a checkpoint is needed",
-                code="not-a-model-folder",
-            )
+        raise RecipeError.of(
+            f"this {what}; a folder of a run or a checkpoint is needed", code="not-a-model-folder"
         )
     check_model_folder(folder, ())
     if (folder / PLAN).is_file():
@@ -100,7 +97,7 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
         return OpenedRun(assembled, model_plan, data, "llava", folder, trained)
     hint = "a LLaVA model has a projector, and a vision tower named or inside"
     found = f"model_type {config.get('model_type')}"
-    raise RecipeError(Problem("this is no LLaVA model", code="not-a-model-folder", found=found, hint=hint))
+    raise RecipeError.of("this is no LLaVA model", code="not-a-model-folder", found=found, hint=hint)
 
 
 def _is_hub_id(path: Path) -> bool:
@@ -114,23 +111,17 @@ def no_model(folder: Path) -> RecipeError:
     runs = sorted(file.parent.name for file in folder.glob(f"*/{PLAN}"))
     if runs:
         hint = f"open one of them, the last for the finished model: {', '.join(runs)}"
-        return RecipeError(
-            Problem(
-                "this folder holds stages of a run, not a model",
-                code="run-folder-of-stages",
-                hint=hint,
-            )
+        return RecipeError.of(
+            "this folder holds stages of a run, not a model", code="run-folder-of-stages", hint=hint
         )
     names = sorted(entry.name for entry in folder.iterdir())
-    return RecipeError(
-        Problem(
-            "this is no model folder",
-            code="not-a-model-folder",
-            found=", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
-            if names
-            else "nothing in it",
-            hint=f"a run of ours has {PLAN}, a checkpoint config.json",
-        )
+    return RecipeError.of(
+        "this is no model folder",
+        code="not-a-model-folder",
+        found=", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
+        if names
+        else "nothing in it",
+        hint=f"a run of ours has {PLAN}, a checkpoint config.json",
     )
 
 
@@ -173,12 +164,10 @@ def open_to_ask(
 
 def _with_system(data: DataPlan, text: str) -> DataPlan:
     if data.template is not None and LAYOUTS[data.template].system is None:
-        raise RecipeError(
-            Problem(
-                f"template `{data.template}` has no place for a system prompt",
-                code="no-place-for-system-prompt",
-                hint="leave out --system",
-            )
+        raise RecipeError.of(
+            f"template `{data.template}` has no place for a system prompt",
+            code="no-place-for-system-prompt",
+            hint="leave out --system",
         )
     return data.model_copy(update={"system_prompt": text})
 
@@ -191,12 +180,10 @@ def _device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         lines = str(error).splitlines()
-        raise RecipeError(
-            Problem(
-                f'there is no device "{name}" here',
-                code="unknown-device",
-                found=lines[0] if lines else type(error).__name__,
-                hint="`cpu`, or `cuda` where there is a GPU",
-            )
+        raise RecipeError.of(
+            f'there is no device "{name}" here',
+            code="unknown-device",
+            found=lines[0] if lines else type(error).__name__,
+            hint="`cpu`, or `cuda` where there is a GPU",
         ) from None
     return device

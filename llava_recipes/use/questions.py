@@ -164,9 +164,5 @@ def _images(values: dict[str, JsonValue]) -> tuple[str, ...]:
 def _bad_image(error: BadImage, mark: Mark) -> Problem:
     hint = "paths start from --images, by default the folder of the input"
     return Problem(
-        f"{error.file}: this image cannot be used",
-        code="bad-image",
-        mark=mark,
-        found=error.reason,
-        hint=hint,
+        f"{error.file}: this image cannot be used", code="bad-image", mark=mark, found=error.reason, hint=hint
     )

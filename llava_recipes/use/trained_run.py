@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.files import expanded, real_path
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.placing import DTYPES, cast_weights
@@ -64,25 +64,21 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
             continue
         if is_gone:
             hint = "its weights lie under this run's: bring it back to where it was"
-            raise RecipeError(
-                Problem(
-                    "the run that this one was started from is gone",
-                    code="base-run-missing",
-                    found=start,
-                    hint=hint,
-                )
+            raise RecipeError.of(
+                "the run that this one was started from is gone",
+                code="base-run-missing",
+                found=start,
+                hint=hint,
             )
         names = load_start(model, start, ("stages",))
         yield from names
         now = read_finish_times((start,))[start]
         if now != finished and not {name.partition(".")[0] for name in names} <= trained:
-            raise RecipeError(
-                Problem(
-                    "the run that this one was started from was trained again, and its weights lie under it",
-                    code="base-run-changed",
-                    found=f"{start} was finished {finished}, and now {now or 'is not'}",
-                    hint="run this stage again",
-                )
+            raise RecipeError.of(
+                "the run that this one was started from was trained again, and its weights lie under it",
+                code="base-run-changed",
+                found=f"{start} was finished {finished}, and now {now or 'is not'}",
+                hint="run this stage again",
             )
 
 

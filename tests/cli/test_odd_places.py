@@ -17,7 +17,7 @@ import pytest
 from llava_recipes.cli.main import main
 from llava_recipes.data.images import BadImage, check_image
 from llava_recipes.data.records import open_records
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.model.checkpoint import open_tensor_file
 from llava_recipes.model.starts import open_start
 from llava_recipes.plan.data import every_record
@@ -146,7 +146,7 @@ def _image(path: str) -> None:
         try:
             read(str(Path(target).parent), Path(target).name)
         except BadImage as error:
-            raise RecipeError(Problem(error.reason, code="bad-image")) from error
+            raise RecipeError.of(error.reason, code="bad-image") from error
 
 
 def _folder(path: str) -> None:
@@ -160,7 +160,7 @@ def _folder(path: str) -> None:
 def _obstacle(path: str) -> None:
     obstacle = find_obstacle(Path(path))
     if obstacle is not None:
-        raise RecipeError(Problem(obstacle, code="no-output"))
+        raise RecipeError.of(obstacle, code="no-output")
 
 
 def _command(*words: str) -> Callable[[str], None]:
@@ -169,7 +169,7 @@ def _command(*words: str) -> Callable[[str], None]:
         Path("script.sh").write_text(f"deepspeed llava/train/train_mem.py --deepspeed {path} --bf16 True\n")
         code = main([word.replace("PATH", path) for word in words])
         assert code == 1, code
-        raise RecipeError(Problem("said by the command", code="by-command"))
+        raise RecipeError.of("said by the command", code="by-command")
 
     return try_out
 
