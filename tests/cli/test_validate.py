@@ -73,12 +73,12 @@ def test_an_override_that_fits(good: Path, override: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.0.train.max_steps=many", "`max_steps` needs a whole number; text is given"),
+        ("stages.0.train.max_steps=many", "`max_steps` needs a whole number, not a string"),
         ("stages.0.train.max_step=5", "has no key `max_step`"),
         ("stages.pretrain.v2.train.max_steps=5", "`stages` has no entry `pretrain`"),
         ("stages.7.name=x", "`stages` has no entry `7`"),
-        ("name.first=x", "`name` is text and holds no key `first`"),
-        ("model.language_model.source=x", "`model.language_model` is text"),
+        ("name.first=x", "`name` is a string and holds no key `first`"),
+        ("model.language_model.source=x", "`model.language_model` is a string"),
         ("stages.0.train.seed.x=1", "`stages[0].train.seed` takes a whole number"),
         ("stages..name=x", "`stages` has no entry ``"),
         ("max_steps", "an override needs `path=value`"),
