@@ -181,7 +181,7 @@ def test_half_of_a_character_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     file = tmp_path / "questions.jsonl"
     file.write_text('{"text": "a \\ud83d"}\n')
     assert generate(tmp_path / "no run is opened", file, tmp_path / "out.jsonl") == 1
-    assert "the text of turn 0 holds half of a character" in capsys.readouterr().err
+    assert "the text of turn 0 contains an unpaired surrogate" in capsys.readouterr().err
 
 
 def test_a_key_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
