@@ -148,7 +148,7 @@ def _assignments(*, parsed_args: argparse.Namespace, **_: object) -> Iterator[st
 
 
 def _paths() -> Iterator[str]:
-    from llava_recipes.recipe.language import all_keys
+    from llava_recipes.recipe.keys import all_keys
 
     return (key.path for key in all_keys())
 

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     import shutil
 
     from llava_recipes.authoring.explanation import explain_key, find_keys, overview
-    from llava_recipes.recipe.language import all_keys
+    from llava_recipes.recipe.keys import all_keys
 
     width = max(60, min(110, shutil.get_terminal_size().columns))
     if not arguments.keys:
