@@ -32,7 +32,7 @@ def good(tmp_path: Path) -> Path:
     return file
 
 
-def test_good_and_bad_files_are_told_apart(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_good_and_bad_files_are_distinguished(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = good.with_name("bad.yaml")
     bad.write_text(GOOD.replace("trainable", "trainabel"), encoding="utf-8")
     assert main(["validate", str(good), str(bad), str(good.parent / "none.yaml")]) == 1
@@ -110,7 +110,7 @@ def test_a_secret_is_not_printed(good: Path, capsys: pytest.CaptureFixture[str])
     assert "hf_abcdefgh" not in capsys.readouterr().err
 
 
-def test_a_missing_deepspeed_file_is_told(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_deepspeed_file_is_reported(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Data may come later; the DeepSpeed file is part of the recipe."""
     assert main(["validate", str(good), "--set", "stages.0.deepspeed=./none/zero2.json"]) == 1
     assert "--set stages.0.deepspeed=./none/zero2.json" in capsys.readouterr().err
