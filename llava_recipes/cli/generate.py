@@ -155,7 +155,7 @@ def _settings(arguments: argparse.Namespace, questions: Sequence[Question]) -> d
 
 
 def _tell(questions: Sequence[Question], num_done: int) -> None:
-    from llava_recipes.templates import IMAGE
+    from llava_recipes.layouts import IMAGE
 
     if num_done:
         say(f"note: {num_done:,} of {len(questions):,} answers are there already", to_stderr=True)
