@@ -121,7 +121,7 @@ def _unknown(query: str, words: tuple[str, ...]) -> Problem:
     elif near is not None:
         hint = f"did you mean `{near}`?"
     else:
-        from llava_recipes.plan.arguments import EXTRA_FIELDS
+        from llava_recipes.recipe.names import EXTRA_FIELDS
 
         hint = "`llava-recipe explain` without a key shows the top level"
         if last in EXTRA_FIELDS:

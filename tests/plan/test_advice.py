@@ -276,7 +276,10 @@ def test_an_order_that_is_not_drawn() -> None:
 @pytest.mark.parametrize(
     ("batch", "hint"),
     [
-        ({"per_device_train_batch_size": 32}, "write `global_batch_size: 256`, LLaVA's batch at this rate"),
+        (
+            {"per_device_train_batch_size": 32},
+            "write `global_batch_size: 256`, LLaVA's batch at this",
+        ),
         ({"per_device_train_batch_size": 24}, "write `global_batch_size:` with the batch that the learning"),
         ({"gradient_accumulation_steps": 2}, "in place of `gradient_accumulation_steps`"),
         ({"per_device_train_batch_size": 32, "global_batch_size": 256}, None),
@@ -313,7 +316,7 @@ def test_plain_leaves_the_prompts_out(template: str, stage: dict[str, Any], is_t
     values = pretrained()
     values["stages"][0] |= stage
     values["stages"][0]["data"]["template"] = template
-    found = [each for each in warnings_of(values) if "leaves out what is asked" in each.message]
+    found = [each for each in warnings_of(values) if "leaves out the questions" in each.message]
     assert [each.path for each in found] == ([("stages", 0, "data", "template")] if is_told else [])
     values["stages"][0]["data"]["template"] = "v1"
     assert not [each for each in warnings_of(values) if "leaves out" in each.message]

@@ -15,7 +15,7 @@ from llava_recipes.plan.exports import (
     TARGETS,
     ExportFacts,
     Target,
-    beside_the_head,
+    besides_the_head,
     refusals,
     unread_by_original,
     way_out,
@@ -96,8 +96,8 @@ def test_what_the_original_has_no_class_for() -> None:
     ],
     ids=str,
 )
-def test_a_config_says_what_stands_beside_the_head(config: dict[str, Any], found: str) -> None:
-    assert beside_the_head(config) == found
+def test_a_config_says_what_stands_besides_the_head(config: dict[str, Any], found: str) -> None:
+    assert besides_the_head(config) == found
 
 
 @pytest.mark.slow
@@ -119,8 +119,8 @@ def test_heads_are_those_that_transformers_builds(kind: str) -> None:
         causal = causal_skeleton(config)
     except (ValueError, RecipeError):
         pytest.skip(f"this transformers has no {kind}")
-    said = beside_the_head({"model_type": kind})
-    assert said == beside_the_head(config.to_dict())
+    said = besides_the_head({"model_type": kind})
+    assert said == besides_the_head(config.to_dict())
     assert (getattr(causal.get_output_embeddings(), "bias", None) is not None) == ("bias" in said)
     cap = getattr(config, "final_logit_softcapping", None)
     assert (cap is not None) == ("soft cap" in said)

@@ -53,9 +53,9 @@ def test_layers_that_do_not_follow_each_other_are_named_apart() -> None:
         (
             ["lm_head", "language_model.norm"],
             {},
-            'glob "language_model.norm" in `modules` reaches no linear layer',
+            'glob "language_model.norm" in `modules` matches no linear layer',
         ),
-        (["language_model", "**.lm_head"], {}, 'glob "**.lm_head" in `modules` reaches no linear layer'),
+        (["language_model", "**.lm_head"], {}, 'glob "**.lm_head" in `modules` matches no linear layer'),
         (["language_model", "projector"], {}, 'glob "projector" in `modules` adapts what trains in full'),
         (
             ["lm_head", "language_model"],

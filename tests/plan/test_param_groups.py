@@ -46,7 +46,7 @@ def test_a_weight_decay_of_zero_is_one() -> None:
         (
             [PROJECTOR, {"modules": ["lm_head", "vision_tower"], "learning_rate": 1e-4}],
             (1, "modules", 1),
-            'glob "vision_tower" in `modules` matches only what is frozen',
+            'glob "vision_tower" in `modules` matches only frozen modules',
         ),
         (
             [PROJECTOR, {"modules": ["**.bias"], "weight_decay": 0.1}],

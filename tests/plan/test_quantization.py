@@ -129,7 +129,7 @@ def test_zero3_is_refused(deepspeed: Any) -> None:
 def test_dora_in_8_bits_is_refused() -> None:
     lora = {"lora": {"use_dora": True}}
     (problem,) = problems_of(values({"bits": 8}, **lora))
-    assert problem.message == "DoRA goes with 4 bits, and not with 8"
+    assert problem.message == "DoRA supports 4 bits, not 8"
     assert problem.path == ("stages", 0, "lora", "use_dora")
     assert compiled(values({"bits": 4}, **lora))
 
