@@ -116,7 +116,7 @@ def test_a_world_size_that_is_none_is_a_usage_error(size: str) -> None:
     assert caught.value.code == 2
 
 
-def test_a_recipe_that_does_not_compile_is_told_at_its_line(
+def test_a_recipe_that_does_not_compile_is_reported_at_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "bad.yaml"

@@ -185,7 +185,7 @@ def test_a_config_value_that_builds_no_model_is_at_its_key() -> None:
     assert problem.path == ("model", "language_model", "config", "hidden_size")
 
 
-def test_a_misspelt_config_key_is_told() -> None:
+def test_a_misspelt_config_key_is_reported() -> None:
     config = {key: value for key, value in LANGUAGE.items() if key != "hidden_size"} | {"hiden_size": 64}
     problem = only_problem(recipe_values(model__language_model__config=config))
     assert problem.path == ("model", "language_model", "config", "hiden_size")
@@ -223,7 +223,7 @@ def test_unknown_models_are_planned_without_sizes(language: str, facts: Facts, n
     assert note in "\n".join(plan.notes)
 
 
-def test_uncounted_samples_are_told() -> None:
+def test_uncounted_samples_are_reported() -> None:
     values = stage_values()
     del values["stages"][0]["data"]["sources"][0]["num_samples"]
     plan = compiled(values)
@@ -238,7 +238,7 @@ def test_uncounted_samples_are_told() -> None:
     )
 
 
-def test_a_long_max_length_is_told() -> None:
+def test_a_long_max_length_is_reported() -> None:
     assert any("512 positions" in note for note in compiled(stage_values(data__max_length=1024)).notes)
 
 
@@ -267,7 +267,7 @@ def test_a_deepspeed_file_is_checked() -> None:
     assert "`train_batch_size: 7`, the recipe results in 4" in problem.message
 
 
-def test_everything_wrong_is_told_at_once() -> None:
+def test_everything_wrong_is_reported_at_once() -> None:
     values = stage_values(
         trainable=["projectr"],
         train__global_batch_size=7,
@@ -298,7 +298,7 @@ def test_everything_wrong_is_told_at_once() -> None:
     )
 
 
-def test_a_file_that_cannot_be_read_is_told_once() -> None:
+def test_a_file_that_cannot_be_read_is_reported_once() -> None:
     unreadable = Problem("ds.json is not well-formed JSON", code="test", path=("stages", 0, "deepspeed"))
     assert problems_of(stage_values(deepspeed="ds.json"), facts=Facts(problems=(unreadable,))) == [unreadable]
 

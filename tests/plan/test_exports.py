@@ -1,4 +1,4 @@
-"""What exports refuse is one rule: told before the training, and only where it's true."""
+"""What exports refuse is one rule: reported before the training, and only where it's true."""
 
 from __future__ import annotations
 
@@ -225,11 +225,11 @@ def test_shipped_recipes_warn_of_two_targets_at_most(
     from llava_recipes.recipe.load import load_recipe
 
     compiled = compile_loaded(load_recipe(str(file)), world_size=1)
-    told = {message.split("`")[1] for message in compiled.plan.notes if "cannot be exported" in message}
+    reported = {message.split("`")[1] for message in compiled.plan.notes if "cannot be exported" in message}
     model = compiled.plan.model
     if model.projector.type != "mlp2x_gelu":
-        assert told == {"hf", "gguf-ready"}
+        assert reported == {"hf", "gguf-ready"}
     elif "siglip" in str(model.vision_tower.source):
-        assert told == {"gguf-ready"}
+        assert reported == {"gguf-ready"}
     else:
-        assert told == set()
+        assert reported == set()

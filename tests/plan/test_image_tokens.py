@@ -96,7 +96,7 @@ def test_a_length_that_holds_no_image_is_refused() -> None:
     assert problem.found == "16, but one image takes 16 to 88 tokens"
 
 
-def test_a_grid_smaller_than_the_towers_image_is_told_at_its_place() -> None:
+def test_a_grid_smaller_than_the_towers_image_is_reported_at_its_place() -> None:
     images = {
         "data__image_aspect_ratio": "anyres",
         "data__image_grid_pinpoints": [[56, 112], [20, 20]],
