@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from llava_recipes.errors import Problem, RecipeError
-from llava_recipes.recipe.language import Key, all_keys
+from llava_recipes.recipe.keys import Key, all_keys
 from llava_recipes.recipe.renames import OTHER_NAMES, nearest
 from llava_recipes.recipe.scalars import Value, spell
 

@@ -223,7 +223,7 @@ def test_an_unknown_model_has_no_estimate(capsys: pytest.CaptureFixture[str]) ->
     text = "\n".join(
         lines_of(capsys, "--gpu", "h100", "--fit", "--set", "model.language_model=some/unknown-model")
     )
-    assert "a config is not at hand, so that nothing can be counted" in text
+    assert "a config isn't available, so nothing can be counted" in text
 
 
 RECIPES = sorted(file for file in Path(RECIPE).parent.glob("*.yaml"))
