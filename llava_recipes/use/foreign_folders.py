@@ -24,8 +24,7 @@ from llava_recipes.model.starts import open_start
 from llava_recipes.model.weight_names import Renamed
 from llava_recipes.model.weights import PROJECTOR_FILES, lay_over
 from llava_recipes.plan.compare import last_name
-from llava_recipes.plan.data import language_part
-from llava_recipes.plan.families import LANGUAGE_FAMILIES, usual_template
+from llava_recipes.plan.families import LANGUAGE_FAMILIES, language_part, usual_template
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.projectors import STOCK
 from llava_recipes.recipe.foreign import made_of, read_object
