@@ -138,7 +138,7 @@ def test_a_tower_of_any_size_is_not_taken_for_one_of_a_fixed_size(tmp_path: obje
     from transformers import Siglip2Config
 
     Siglip2Config().save_pretrained(str(tmp_path))
-    with pytest.raises(RecipeError, match="a vision tower is a CLIP or SigLIP model") as caught:
+    with pytest.raises(RecipeError, match="a vision tower must be a CLIP or SigLIP model") as caught:
         assemble(plan_of(tower=Path(str(tmp_path))), dtype=torch.float32)
     assert caught.value.problems[0].hint == (
         "siglip2 takes images of any size; one of a fixed size is google/siglip2-so400m-patch14-384"

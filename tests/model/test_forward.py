@@ -298,7 +298,7 @@ def test_a_image_cut_in_the_middle_keeps_its_first_tokens() -> None:
 def test_placeholders_and_images_that_differ_in_number_raise() -> None:
     batch = _small_batch()
     batch["feature_places"] = torch.arange(11)
-    with pytest.raises(ValueError, match="12 image placeholders, 11 image tokens"):
+    with pytest.raises(ValueError, match="12 image placeholders, but 11 image tokens"):
         _small(LLAMA)(**batch)
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.model.checkpoint import BadPickle, HoldsCode, load_plain, only_plain
+from llava_recipes.model.checkpoint import BadPickle, ContainsCode, load_plain, only_plain
 from tests.laws import examples
 from tests.model.poison import poisoned
 
@@ -24,7 +24,7 @@ FORMATS = ("zip", "legacy", "pickle", "newest pickle", "tar", "torchscript", "mo
 def test_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
     made, file = tmp_path / "PWNED", tmp_path / "optimizer.pt"
     file.write_bytes(poisoned(made)[kind])
-    with pytest.raises(HoldsCode, match="run code"):
+    with pytest.raises(ContainsCode, match="run code"):
         load_plain(file)
     with only_plain(), warnings.catch_warnings(), pytest.raises((pickle.UnpicklingError, RuntimeError)):
         warnings.simplefilter("ignore")

@@ -51,7 +51,7 @@ def test_what_is_not_floating_point_is_refused(dtype: torch.dtype) -> None:
 
 
 def test_what_is_no_plain_tensor_is_refused() -> None:
-    assert _problem(torch.ones(2, 2).to_sparse()) == "f.bin: w is no plain tensor"
+    assert _problem(torch.ones(2, 2).to_sparse()) == "f.bin: w is not a plain tensor"
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
