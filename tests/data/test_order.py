@@ -207,7 +207,7 @@ def test_every_sample_comes_once(
     assert sorted(grouped_order(grouping, 7, 1, "seed")) == list(range(len(lengths)))
 
 
-def test_a_malformed_record_is_measured_and_told_when_it_is_read(tmp_path: Path) -> None:
+def test_a_malformed_record_is_measured_and_reported_when_it_is_read(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text('[{"id": 1}, {"conversations": [3, {"value": 4}, {"value": "two words"}]}]')
     records = open_records([SourcePlan(annotations=str(file), images=None, num_samples=None)], measure=True)

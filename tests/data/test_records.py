@@ -143,7 +143,7 @@ def test_any_window_finds_the_same_records(
         ('{"id": 1}\n{"id" 2}', (2, 7), None),
     ],
 )
-def test_a_cut_record_is_told_with_its_beginning(
+def test_a_cut_record_is_reported_with_its_beginning(
     tmp_path: Path, text: str, place: tuple[int, int], found: str | None
 ) -> None:
     file = tmp_path / "cut.jsonl"
@@ -177,7 +177,7 @@ def test_a_cut_record_is_told_with_its_beginning(
         ("[" * 100_000, (1, 2), ""),
     ],
 )
-def test_malformed_files_are_told_at_their_place(
+def test_malformed_files_are_reported_at_their_place(
     tmp_path: Path, text: str | bytes, place: tuple[int, int] | None, message: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -188,7 +188,7 @@ def test_malformed_files_are_told_at_their_place(
     assert (None if mark is None else (mark.line, mark.column)) == place
 
 
-def test_an_error_far_into_a_large_file_is_told_at_its_line(tmp_path: Path) -> None:
+def test_an_error_far_into_a_large_file_is_reported_at_its_line(tmp_path: Path) -> None:
     good = json.dumps(record(id="é"), ensure_ascii=False)
     text = "[\n" + f"{good},\n" * 50_000 + '{"id": }\n]'
     assert len(text) > 1.2 * scan.WINDOW_BYTES
@@ -199,7 +199,7 @@ def test_an_error_far_into_a_large_file_is_told_at_its_line(tmp_path: Path) -> N
     assert (mark.line, mark.column, mark.text) == (50_002, 8, '{"id": }')
 
 
-def test_every_source_is_told_at_once(tmp_path: Path) -> None:
+def test_every_source_is_reported_at_once(tmp_path: Path) -> None:
     stage1 = FIXTURES / "stage1.json"
     with pytest.raises(RecipeError) as caught:
         open_records(
@@ -210,8 +210,8 @@ def test_every_source_is_told_at_once(tmp_path: Path) -> None:
                 source(stage1, num_samples=25),
             ]
         )
-    told = [(problem.message.split(": ", 1)[1], problem.path) for problem in caught.value.problems]
-    assert told == [
+    reported = [(problem.message.split(": ", 1)[1], problem.path) for problem in caught.value.problems]
+    assert reported == [
         ("cannot read the annotation file", ("annotations",)),
         ("the image folder does not exist", ("images",)),
         ("the image folder is not a folder", ("images",)),
@@ -247,7 +247,7 @@ def test_every_source_is_told_at_once(tmp_path: Path) -> None:
         ({"image": ""}, "`image` is not a path", '""'),
     ],
 )
-def test_malformed_records_are_told(
+def test_malformed_records_are_reported(
     tmp_path: Path, changes: dict[str, Any], message: str, found: str | None
 ) -> None:
     good = record(id="good")
@@ -506,7 +506,7 @@ def test_records_are_read_whatever_the_file_is_called(text: bytes, name: str, tm
 
 
 @pytest.mark.parametrize("text", ["", "null", "hello", "Hello, world, and more", "{broken", "12", "a: b"])
-def test_what_cannot_be_told_is_left_to_the_reader_of_json(text: str, tmp_path: Path) -> None:
+def test_what_cannot_be_reported_is_left_to_the_reader_of_json(text: str, tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text(text)
     with pytest.raises(RecipeError) as caught:

@@ -104,7 +104,7 @@ def hugging_face(assembled: Assembled, data: DataPlan) -> LlavaNextForConditiona
     spread = assembled.image_layout(data).spread
     assert spread is not None
     config = next_config(assembled.model.config, spread)
-    # An id that no prompt here holds: training never looks ours up.
+    # An id that no prompt here contains: training never looks ours up.
     config.image_token_index = 999
     model = LlavaNextForConditionalGeneration(config)
     theirs = {

@@ -1,4 +1,4 @@
-"""Adapters: counted as they are built, only beside what is named, merged without a change in the numbers."""
+"""Adapters: counted as they are built, only for the layers named, merged without a change in the numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A language model in few bits: the numbers it computes, what stays whole, and what trains beside it."""
+"""A quantized language model: the numbers it computes, what stays whole, and the adapters it trains."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_it_works_here(choice: Quantization) -> None:
     assert find_obstacle(choice) is None
 
 
-def test_a_library_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_work_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert find_obstacle(CHOICES[0]) is not None
 

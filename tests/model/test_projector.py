@@ -1,4 +1,4 @@
-"""Projectors hold the original's numbers under the original's names."""
+"""Projectors have the original's numbers under the original's names."""
 
 from __future__ import annotations
 
