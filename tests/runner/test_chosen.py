@@ -117,7 +117,7 @@ def test_a_stage_before_that_another_plan_trained(recipe: Path, capsys: pytest.C
     pretend_done(recipe, 0)
     assert dry_run(recipe, "--stage", "finetune", "--set", "stages.pretrain.train.learning_rate=2e-3") == 1
     printed = capsys.readouterr().err
-    assert "was trained with another plan: stages.0.train.learning_rate: 0.001 in plan.json, 0.002 in" in printed
+    assert "was trained with another plan: stages.0.train.learning_rate: 0.001 in plan.json" in printed
 
 
 def test_what_is_done_needs_no_look_at_its_beginning(
@@ -188,7 +188,7 @@ def test_a_stage_alone_and_a_pipeline_that_goes_on_in_its_middle(tmp_path: Path)
         (two / name).unlink()
     assert main(["run", str(recipe), "--processes", "1"]) == 1
     said = run_to_end(recipe, "--resume")
-    assert "pretrain: already done" in said and "resumed after 2" in said
+    assert "pretrain: already done" in said and "resumed after step 2" in said
     assert [line["loss"] for line in read_metrics(two)] == pytest.approx(losses, rel=1e-6)
     again = load_file(two / "trained.safetensors")
     assert again.keys() == trained.keys()

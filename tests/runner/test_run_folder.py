@@ -35,7 +35,7 @@ ARTIFACTS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 3 steps; its recipe lies beside the run folder."""
+    """A finished run of 3 steps; its recipe is next to the run folder."""
     folder = tmp_path_factory.mktemp("finished")
     values = stage1_values(folder / "run", max_steps=3)
     del values["stages"][0]["train"]["num_train_epochs"]
