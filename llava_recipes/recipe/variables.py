@@ -16,7 +16,7 @@ from llava_recipes.recipe.scalars import (
     kind_of,
     resolve_scalar,
     spell_value,
-    texts_in,
+    strings_in,
 )
 from llava_recipes.recipe.source import Document
 
@@ -127,7 +127,7 @@ def read_variable(
 
 def references_in(value: Value) -> set[str]:
     """Every name that a text anywhere inside a value refers to."""
-    found = (reference for _, text in texts_in(value) for reference in _REFERENCE.finditer(text))
+    found = (reference for _, text in strings_in(value) for reference in _REFERENCE.finditer(text))
     return {reference["name"].strip() for reference in found if not reference.group().startswith("$$")}
 
 

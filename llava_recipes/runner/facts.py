@@ -248,12 +248,12 @@ def _count_samples(recipe: Recipe, problems: list[Problem]) -> dict[str, int]:
         file = source.annotations
         if source.num_samples is not None or file in counts:
             continue
-        from llava_recipes.data.records import count_records, is_there
+        from llava_recipes.data.records import annotations_exist, open_file
 
-        if not is_there(file):
+        if not annotations_exist(file):
             continue
         try:
-            counts[file] = count_records(file)
+            counts[file] = len(open_file(file))
         except RecipeError as error:
             problems += [
                 problem if problem.mark else replace(problem, path=(*path, "annotations"))

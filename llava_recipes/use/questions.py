@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from llava_recipes.data.conversation import MalformedRecord, check_letters, images_of
+from llava_recipes.data.conversation import MalformedRecord, check_characters, images_of
 from llava_recipes.data.images import BadImage, check_image, read_prepared
 from llava_recipes.data.records import NUM_SHOWN_PROBLEMS
 from llava_recipes.data.scan import AnnotationFile
@@ -90,7 +90,7 @@ def raise_first(problems: Sequence[Problem], *, of: int) -> None:
 
 def _question(index: int, values: dict[str, JsonValue], folder: str, file: AnnotationFile) -> Question:
     turns, images = _turns(values), _images(values)
-    check_letters(turns)
+    check_characters(turns)
     try:
         # The whole record is written with its answer.
         json.dumps(values, ensure_ascii=False).encode()

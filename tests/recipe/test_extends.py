@@ -241,7 +241,7 @@ def test_every_parent_that_cannot_be_read_is_told_and_the_rest_with_it() -> None
         "`extends` names a file that is not there",
         "`extends` names a file on this machine, not a web address",
         "unknown key `nam` in the recipe",
-        "`vars` needs a mapping; a list is given",
+        "`vars` needs a mapping, not a list",
     ]
 
 

@@ -437,7 +437,10 @@ def test_a_hub_id_is_read_from_the_cache(
 def test_a_deep_look_downloads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(next_values(tmp_path, "owner/never"), tmp_path / "recipe.yaml")
     assert main(["validate", "--deep", str(recipe)]) == 0
-    assert "warning: `init_from` isn't a folder here, and was not looked up" in capsys.readouterr().err
+    assert (
+        "warning: `init_from` isn't a folder here, and was not looked up on the hub"
+        in capsys.readouterr().err
+    )
     values = next_values(tmp_path, FIXTURES)
     capsys.readouterr()
     assert main(["validate", "--deep", str(write_recipe(values, recipe))]) == 1

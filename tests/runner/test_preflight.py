@@ -65,7 +65,7 @@ def test_preview_and_deep_look_tell_it_at_its_line_too(
         assert main(list(words)) == 1
         printed = capsys.readouterr().err
         assert f"{file}:" in printed.splitlines()[0]
-        assert "template `qwen` needs the token <|im_start|>, which this tokenizer has not" in printed
+        assert "template `qwen` needs the token <|im_start|>, which this tokenizer doesn't have" in printed
 
 
 @pytest.mark.parametrize("data", [{"template": "qwen"}, {"chat_template": "tokenizer"}])
@@ -97,7 +97,7 @@ def test_a_deep_look_tries_a_chat_template_on_every_record(
     file = recipe(tmp_path, tokenizer=tokenizer, chat_template="tokenizer", sources=sources)
     assert main(["validate", "--deep", str(file)]) == 1
     printed = capsys.readouterr().err
-    assert "the tokenizer's chat template changes the text of the turns" in printed
+    assert "the tokenizer's chat template changes the turns' text" in printed
     assert "of 3 records; this is the first" in printed
 
 
@@ -111,7 +111,7 @@ def test_a_folder_without_tokenizer_is_reported_before_loading(tmp_path: Path, t
     with pytest.raises(RecipeError) as caught:
         check(recipe(tmp_path, tokenizer=folder, template=template))
     (problem,) = caught.value.problems
-    assert problem.message == f'the folder "{folder}" holds no tokenizer'
+    assert problem.message == f'the folder "{folder}" contains no tokenizer'
     assert problem.found == f"neither tokenizer.json nor tokenizer.model in {folder}"
     assert problem.mark is not None and problem.mark.text is not None
     assert "language_model:" in problem.mark.text

@@ -76,7 +76,7 @@ def test_at_a_terminal_one_may_try_again(
     assert code == 0 and said.strip()
     assert [line for line in printed.splitlines() if line] == [
         f"{runs / 'v1'} · template v1 · /image FILE · /reset · /quit",
-        "there is no command '/show a.jpg'",
+        "unknown command '/show a.jpg'",
         "hint:  /image FILE · /reset · /quit",
         "the image none.jpg cannot be used",
         "found: the file does not exist",
@@ -119,7 +119,7 @@ def test_what_cannot_be_done_is_reported(
     assert chat(capsys, run) == (
         1,
         "",
-        "there is no command '/show a.jpg'\nhint:  /image FILE · /reset · /quit\n",
+        "unknown command '/show a.jpg'\nhint:  /image FILE · /reset · /quit\n",
     )
     assert chat(capsys, run, "hello", "--top-p=0.5") == (
         1,

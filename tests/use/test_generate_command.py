@@ -60,7 +60,7 @@ def test_batches_give_what_one_by_one_gives(
     assert len({line["answer"] for line in lines}) > 1
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == f"6 answers in {four}"
-    assert "note: 2 of 6 records have images and no tag; <image> is put at the front" in said.err
+    assert "note: 2 of 6 records have images but no <image>: their images come first" in said.err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "alone.jsonl",
         "four.jsonl",
@@ -128,7 +128,7 @@ def test_what_was_cut_short_goes_on(
     assert generate(runs / "v1", file, out, "--batch-size=3", "--resume", *options) == 1
     assert "batch_size: 2 then, 3 now" in capsys.readouterr().err
     assert generate(runs / "v1", file, out, "--batch-size=2", "--resume", *options) == 0
-    assert "note: 2 of 6 answers are there already" in capsys.readouterr().err
+    assert "note: 2 of 6 answers exist already" in capsys.readouterr().err
     assert out.read_bytes() == whole.read_bytes()
     assert not unfinished.exists()
 
@@ -181,7 +181,7 @@ def test_half_of_a_character_is_reported(tmp_path: Path, capsys: pytest.CaptureF
     file = tmp_path / "questions.jsonl"
     file.write_text('{"text": "a \\ud83d"}\n')
     assert generate(tmp_path / "no run is opened", file, tmp_path / "out.jsonl") == 1
-    assert "the text of turn 0 holds half of a character" in capsys.readouterr().err
+    assert "the text of turn 0 contains an unpaired surrogate" in capsys.readouterr().err
 
 
 def test_a_key_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
