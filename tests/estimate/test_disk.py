@@ -12,8 +12,6 @@ from llava_recipes.runner.facts import compile_loaded
 from tests.processes import run_to_end
 from tests.tiny import stage1_values, write_recipe
 
-pytestmark = pytest.mark.slow
-
 _WEIGHTS = ("trained.safetensors", "mm_projector.safetensors", "mm_projector.bin")
 _OPTIMIZER = ("optimizer.pt", "*model_states.pt", "*optim_states.pt")
 
