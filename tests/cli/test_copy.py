@@ -16,7 +16,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_every_recipe_of_the_gallery_can_be_copied(elsewhere: Path) -> None:
     for entry in gallery():
         assert main(["copy", entry.name, "-o", f"{entry.file.stem}-mine.yaml"]) == 0

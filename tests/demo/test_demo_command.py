@@ -10,8 +10,6 @@ import pytest
 
 from tests.processes import ROOT, llava_recipe
 
-pytestmark = pytest.mark.slow
-
 STAGES = ("warm-up", "pretrain", "finetune")
 FEW = ["--images=42", *(f"--set=stages.{name}.train.max_steps=3" for name in STAGES)]
 

@@ -24,8 +24,6 @@ from llava_recipes.use.opened import open_run
 from tests.golden_runs import run_folder
 from tests.use.finished import finish, logits_of, run_values
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 LAYOUTS: tuple[ExportLayout, ...] = ("hf", "llava", "gguf-ready")
 

@@ -32,8 +32,6 @@ from tests.model.plans import INLINE_CLIP
 from tests.tiny import FIXTURES
 from tests.use.finished import conversations, finish, run_values
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 CLIP = FIXTURES / "tiny_clip"
 SIGLIP = {**INLINE_CLIP, "model_type": "siglip_vision_model"}

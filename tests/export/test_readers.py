@@ -26,8 +26,6 @@ from llava_recipes.use.opened import OpenedRun, open_run
 from tests.export import llama_cpp
 from tests.tiny import FIXTURES
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 QUESTION = "What is in this image?"
 

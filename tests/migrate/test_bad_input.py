@@ -60,13 +60,12 @@ XTUNER_BOMB = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [*BOMBS, "XTuner"])
 def test_a_bomb_does_not_go_off(name: str, tmp_path: Path) -> None:
     file = tmp_path / ("bomb.sh" if name in BOMBS else "bomb.py")
     file.write_text(BOMBS.get(name, XTUNER_BOMB), encoding="utf-8")
     started = _children_s()
-    done = run_measured("migrate", str(file), folder=tmp_path, timeout_s=60)
+    done = run_measured("migrate", str(file), folder=tmp_path)
     assert done.code == 1, done.err[-1000:]
     assert "bug in llava-recipe" not in done.err
     assert done.memory_kb is not None

@@ -22,8 +22,6 @@ from llava_recipes.versions import recompute_activations
 from tests.model.plans import plan_of
 from tests.processes import ROOT, run_process
 
-pytestmark = pytest.mark.slow
-
 bnb = pytest.importorskip("bitsandbytes")
 
 CHOICES = [

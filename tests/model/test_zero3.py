@@ -18,8 +18,6 @@ from tests.model.plans import GOLDEN, INLINE_CLIP, plan_of
 from tests.model.zero3_worker import LEARNING_RATE, NUM_STEPS, batch_of
 from tests.processes import ROOT, python, run_process
 
-pytestmark = pytest.mark.slow
-
 PHI: dict[str, JsonValue] = {
     "model_type": "phi",
     "vocab_size": 1000,

@@ -169,7 +169,6 @@ def test_every_folder_is_looked_at_before_the_first_stage(
     assert "output_dir contains a finished run of another plan" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_stage_alone_and_a_pipeline_that_goes_on_in_its_middle(tmp_path: Path) -> None:
     """The second stage alone; then cut in its middle, and the whole pipeline resumed."""
     values = pipeline_values(tmp_path, save_strategy="steps", save_steps=2)

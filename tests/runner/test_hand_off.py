@@ -17,8 +17,6 @@ from tests.golden_runs import run_folder
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 from tests.train.in_process import train_all, weights_of
 
-pytestmark = pytest.mark.slow
-
 Change = Callable[[dict[str, Any], Path], None]
 
 

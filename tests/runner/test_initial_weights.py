@@ -19,8 +19,6 @@ from tests.golden_runs import run_folder
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 from tests.train.in_process import train_all
 
-pytestmark = pytest.mark.slow
-
 Tensors = dict[str, Tensor]
 
 

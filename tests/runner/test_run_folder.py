@@ -18,8 +18,6 @@ from tests.processes import llava_recipe, run_recipe, run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import cut_after
 
-pytestmark = pytest.mark.slow
-
 ARTIFACTS = {
     "DONE",
     "config.json",

@@ -22,8 +22,6 @@ from tests.processes import TIMEOUT_S, python, run_recipe, run_to_end, started
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import copy_cut, cut_after
 
-pytestmark = pytest.mark.slow
-
 MODES = [(1, "none"), (2, "none"), (1, "zero2"), (2, "zero3")]
 
 

@@ -53,7 +53,6 @@ def test_scores_stand_beside_the_published_ones(model: Path, capfd: pytest.Captu
     }
 
 
-@pytest.mark.slow
 def test_a_run_is_exported_for_the_while(model: Path, runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = model / "results.json"
     assert main(["eval", str(runs / "v1"), "--tasks=gqa", "--device=cpu", f"-o={out}"]) == 0

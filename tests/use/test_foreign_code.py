@@ -14,8 +14,6 @@ import pytest
 from llava_recipes.cli.main import main
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 
-pytestmark = pytest.mark.slow
-
 QUESTIONS, IMAGES = str(FIXTURES / "stage1.json"), str(FIXTURES / "images")
 IMAGE = f"{IMAGES}/rgb_wide.jpg"
 REFUSED = "asks for foreign code; this program never runs code that comes with a model"

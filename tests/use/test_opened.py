@@ -18,8 +18,6 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.use.opened import OpenedRun, open_run
 from tests.use.finished import logits_of
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 
 
