@@ -88,7 +88,7 @@ def test_brackets_are_no_markup(width: int) -> None:
 def test_unknown_sizes_are_said_to_be_unknown() -> None:
     text = "\n".join(plain(planned("model.language_model=some/unknown-model")))
     assert "freeze all, trainable [projector]; not counted" in text
-    assert "the config of language model some/unknown-model is not here" in text
+    assert "the config of language model some/unknown-model does not exist here" in text
 
 
 def test_layers_are_folded_into_ranges() -> None:

@@ -119,7 +119,7 @@ def test_colour_takes_the_place_of_brackets(
     [
         (["--stage", "pretain"], "the recipe has no stage `pretain`"),
         (["--samples", "24:30"], "sample 24 doesn't exist"),
-        (["--set", "stages.0.data.sources.0.num_samples=25"], "does not hold `num_samples` records"),
+        (["--set", "stages.0.data.sources.0.num_samples=25"], "does not contain `num_samples` records"),
         (["--set", "stages.0.data.sources.0.images=nowhere"], "the image folder does not exist"),
         (["--set", "stages.0.data.sources.0.annotations=nowhere.json"], "nowhere.json"),
         (
