@@ -61,8 +61,8 @@ def test_a_link_to_nowhere_is_not_followed(elsewhere: Path) -> None:
         (["copy", "base/v15"], "no recipe `base/v15`"),
         (["copy", "demo", "-o", "no/such/folder/x.yaml"], "no/such/folder does not exist"),
         (["copy", "demo", "-o", ".", "--force"], "cannot be written"),
-        (["copy", "demo", "-o", "x\0.yaml"], "which no recipe can hold"),
-        (["copy", "demo", "-o", "x\udcff.yaml"], "which no recipe can hold"),
+        (["copy", "demo", "-o", "x\0.yaml"], "which a recipe can't contain"),
+        (["copy", "demo", "-o", "x\udcff.yaml"], "which a recipe can't contain"),
         (["copy", "demo", "-o", "x" * 300], "cannot be written"),
     ],
 )

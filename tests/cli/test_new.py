@@ -105,7 +105,7 @@ def test_nothing_is_written_over(elsewhere: Path, capsys: pytest.CaptureFixture[
         (["--set", "stages.0.trainable=[projektor]"], "projektor"),
         (["--data", "pictures"], "pictures"),
         (["--data", "pictures/0.jpg"], "the annotation file is empty"),
-        (["--images", "pictures"], "`--images` goes with `--data`"),
+        (["--images", "pictures"], "`--images` needs `--data`"),
         (["--llm", "http://example.com/model"], "x.yaml:"),
     ],
 )
