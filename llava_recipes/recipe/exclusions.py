@@ -13,7 +13,7 @@ from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.projectors import PROJECTOR_TYPES
 from llava_recipes.recipe.language import keys_at
 from llava_recipes.recipe.renames import OTHER_NAMES, nearest
-from llava_recipes.recipe.scalars import Mapping, Value, as_list, given_keys
+from llava_recipes.recipe.scalars import Value, Values, as_list, given_keys
 
 ANY: Final = "*"
 """Stands for one segment of a path: an entry of a list, by its number or by its name."""
@@ -122,7 +122,7 @@ class Idle:
     key: str
     message: str
     hint: str
-    when: Callable[[Mapping, Value], object]
+    when: Callable[[Values, Value], object]
     """Whether it has no effect, given the mapping and the key's value."""
     code: str = "key-has-no-effect"
 
@@ -246,7 +246,7 @@ def check_idle(root: Value) -> Iterator[Problem]:
                 yield Problem(idle.message, code=idle.code, path=path, hint=idle.hint, on_key=True)
 
 
-def misspelt(mapping: Mapping, place: KeyPath, *names: str) -> bool:
+def misspelt(mapping: Values, place: KeyPath, *names: str) -> bool:
     """Whether a key is another spelling of one of the names; then only the spelling is reported."""
     known = keys_at(place)
     return any(
@@ -262,7 +262,7 @@ def _matches(path: KeyPath, place: KeyPath) -> bool:
     )
 
 
-def _mappings(root: Value, place: KeyPath) -> Iterator[tuple[KeyPath, Mapping]]:
+def _mappings(root: Value, place: KeyPath) -> Iterator[tuple[KeyPath, Values]]:
     return ((path, value) for path, value in values_under(root, place) if isinstance(value, dict))
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.masking import is_secret_name, mask
-from llava_recipes.recipe.scalars import Mapping, Value, spell_value, texts_in
+from llava_recipes.recipe.scalars import Value, Values, spell_value, strings_in
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # `$(command)`, `$1`, `$NAME`, `%NAME%` and `{name}`; a `${` that is left in a path is meant literally.
@@ -41,12 +41,12 @@ def check_secrets(value: Value, path: KeyPath) -> Iterator[Problem]:
         yield from check_secrets(inner, place)
 
 
-def check_secret_values(recipe: Mapping) -> Iterator[Problem]:
+def check_secret_values(recipe: Values) -> Iterator[Problem]:
     """Refuse values with a password in a URL or a token of a known kind, wherever they are.
 
     A variable's is reported where it is given, and not again where it is used.
     """
-    given = {path: text for path, text in texts_in(recipe) if mask(text) != text}
+    given = {path: text for path, text in strings_in(recipe) if mask(text) != text}
     of_variables = [text for path, text in given.items() if path[:1] == ("vars",)]
     message = "this contains a secret; a recipe and its run folder are shared"
     for path, text in given.items():

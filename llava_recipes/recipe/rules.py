@@ -29,8 +29,8 @@ from llava_recipes.recipe.globs import check_glob
 from llava_recipes.recipe.locations import check_hub_id, check_local, check_secret_values, check_secrets
 from llava_recipes.recipe.renames import did_you_mean
 from llava_recipes.recipe.scalars import (
-    Mapping,
     Value,
+    Values,
     as_list,
     as_mapping,
     given_keys,
@@ -105,11 +105,11 @@ def check_rules(root: Value) -> list[Problem]:
     return problems
 
 
-def _each(recipe: Mapping, *places: KeyPath) -> Iterator[tuple[KeyPath, Value]]:
+def _each(recipe: Values, *places: KeyPath) -> Iterator[tuple[KeyPath, Value]]:
     return (found for place in places for found in values_under(recipe, place))
 
 
-def _check_number_of_globs(recipe: Mapping) -> Iterator[Problem]:
+def _check_number_of_globs(recipe: Values) -> Iterator[Problem]:
     num_globs = 0
     lists = _each(recipe, *(place[:-1] for place in _GLOBS))
     for path, globs in sorted(lists, key=lambda found: found[0][1]):
@@ -132,7 +132,7 @@ def _check_version(version: Value) -> Iterator[Problem]:
         yield Problem(message, code="unknown-version", path=("version",), found=found, hint=hint)
 
 
-def _check_part(part: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_part(part: Values, path: KeyPath) -> Iterator[Problem]:
     """The config of a model with random weights, and code that any of its settings names."""
     config = part.get("config") if not given_keys(part, "source") else None
     is_language_model = path[-1] == "language_model"
@@ -148,7 +148,7 @@ def _check_part(part: Mapping, path: KeyPath) -> Iterator[Problem]:
         yield from code_problems(part.get(key), (*path, key))
 
 
-def _check_source(source: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_source(source: Values, path: KeyPath) -> Iterator[Problem]:
     file, path = source.get("annotations"), (*path, "annotations")
     if not isinstance(file, str):
         return
@@ -177,7 +177,7 @@ def _as_folders(values: list[Value]) -> list[Value]:
     return [os.path.normpath(value) if isinstance(value, str) and value else None for value in values]
 
 
-def _check_names(stages: list[Mapping]) -> Iterator[Problem]:
+def _check_names(stages: list[Values]) -> Iterator[Problem]:
     names = [stage.get("name") for stage in stages]
     for index, first, name in _repeated(names):
         message, found = f"two stages have the name `{name}`", f"stages[{first}] has the same name"
@@ -198,7 +198,7 @@ def _check_names(stages: list[Mapping]) -> Iterator[Problem]:
         )
 
 
-def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
+def _check_init_from(stages: list[Values], index: int) -> Iterator[Problem]:
     start = stages[index].get("init_from")
     path: KeyPath = ("stages", index, "init_from")
     names = [name if isinstance(name := stage.get("name"), str) else "" for stage in stages]
@@ -221,7 +221,7 @@ def _check_init_from(stages: list[Mapping], index: int) -> Iterator[Problem]:
     yield Problem(message, code=code, path=path, found=spell_value(start), hint=hint)
 
 
-def _check_trainable(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_trainable(stage: Values, path: KeyPath) -> Iterator[Problem]:
     freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
     absent = "trainable" not in stage and not misspelt(stage, path, "trainable", "freeze")
     if freeze == "all" and (stage.get("trainable") == [] or absent) and stage.get("lora") is None:
@@ -234,7 +234,7 @@ def _check_trainable(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
         yield Problem(message, code="list-is-empty", path=(*path, "freeze"), hint=hint)
 
 
-def _check_image_tokens(stage: Mapping, model: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_image_tokens(stage: Values, model: Values, path: KeyPath) -> Iterator[Problem]:
     if as_mapping(model.get("image_tokens")).get("start_end") is True:
         return
     for number, glob in enumerate(as_list(stage.get("trainable"))):
@@ -259,7 +259,7 @@ def _check_deepspeed(choice: Value, path: KeyPath) -> Iterator[Problem]:
     yield Problem(message, code="unknown-deepspeed-preset", path=path, hint=deepspeed_hint(choice))
 
 
-def _check_data(data: Mapping, stage: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_data(data: Values, stage: Values, path: KeyPath) -> Iterator[Problem]:
     validation = data.get("validation")
     strategy = as_mapping(stage.get("train")).get("eval_strategy")
     if isinstance(validation, dict) and validation.get("sources") is None:
@@ -285,7 +285,7 @@ def _check_data(data: Mapping, stage: Mapping, path: KeyPath) -> Iterator[Proble
         yield Problem(message, code="no-place-for-system-prompt", path=place, hint=hint, on_key=True)
 
 
-def _later(mapping: Mapping, *keys: str) -> str:
+def _later(mapping: Values, *keys: str) -> str:
     return max(keys, key=list(mapping).index)
 
 
@@ -310,7 +310,7 @@ def _check_split(split: Value, sources: list[Value], path: KeyPath) -> Iterator[
         )
 
 
-def _check_grid(data: Mapping, model: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_grid(data: Values, model: Values, path: KeyPath) -> Iterator[Problem]:
     """The crops of large images, and the rows in which their features are arranged."""
     pinpoints = as_list(data.get("image_grid_pinpoints"))
     for index, pinpoint in enumerate(pinpoints):
@@ -336,14 +336,14 @@ def _check_grid(data: Mapping, model: Mapping, path: KeyPath) -> Iterator[Proble
         )
 
 
-def _check_group(group: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_group(group: Values, path: KeyPath) -> Iterator[Problem]:
     if set(group) == {"modules"}:
         message = "a parameter group sets nothing for its modules"
         hint = "set its `learning_rate` or `weight_decay`, or remove it"
         yield Problem(message, code="parameter-group-without-settings", path=path, hint=hint)
 
 
-def _check_samples(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_samples(stage: Values, path: KeyPath) -> Iterator[Problem]:
     given = given_keys(as_mapping(stage.get("samples")), "images", "prompt")
     is_plain = as_mapping(stage.get("data")).get("template") == "plain"
     code = "key-needs-another"
@@ -360,7 +360,7 @@ def _check_samples(stage: Mapping, path: KeyPath) -> Iterator[Problem]:
     yield Problem(message, code=code, path=(*path, given[-1]), hint=hint, on_key=True)
 
 
-def _check_train(train: Mapping, path: KeyPath) -> Iterator[Problem]:
+def _check_train(train: Values, path: KeyPath) -> Iterator[Problem]:
     if train.get("bf16") is True and train.get("fp16") is True:
         place, hint = (*path, _later(train, "bf16", "fp16")), "keep one; bf16 if the GPU supports it"
         yield Problem("`bf16` and `fp16` are both on", code="keys-exclude-each-other", path=place, hint=hint)

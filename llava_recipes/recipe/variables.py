@@ -19,7 +19,7 @@ from llava_recipes.recipe.scalars import (
     kind_of,
     resolve_scalar,
     spell_value,
-    texts_in,
+    strings_in,
 )
 from llava_recipes.recipe.source import Document
 
@@ -65,7 +65,7 @@ def fill_variables(document: Document, environment: Mapping[str, str], *, used: 
 
 def references_in(value: Value) -> set[str]:
     """Every name that a string anywhere inside a value refers to."""
-    found = (reference for _, text in texts_in(value) for reference in _REFERENCE.finditer(text))
+    found = (reference for _, text in strings_in(value) for reference in _REFERENCE.finditer(text))
     return {reference["name"].strip() for reference in found if not reference.group().startswith("$$")}
 
 

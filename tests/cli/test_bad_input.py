@@ -95,7 +95,7 @@ CASES: dict[str, tuple[str | bytes, str]] = {
     "an exponent of 10,000 digits": (GOOD.replace("1e-3", f"1e{DIGITS}"), "a number of 10,002 characters"),
     "10,000 digits of base 16": (GOOD.replace("1e-3", f"0x{'f' * 10_000}"), "a number of 10,002 characters"),
     "10,000 digits as a key": (f"{GOOD}{DIGITS}: 1\n", "a key without a colon"),
-    "a date": (GOOD.replace("1e-3", "2026-11-23"), "needs a number; text is given"),
+    "a date": (GOOD.replace("1e-3", "2026-11-23"), "needs a number, not a string"),
     "no date": (GOOD.replace("example", "2026-13-45T99:99:99Z"), "`name` must hold letters"),
     "a Python tag": (GOOD.replace("example", '!!python/object/apply:os.system ["true"]'), "is not allowed"),
     "a binary tag": (GOOD.replace("example", "!!binary aGk="), "the tag `!!binary` is not allowed"),

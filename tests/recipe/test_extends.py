@@ -241,7 +241,7 @@ def test_every_parent_that_cannot_be_read_is_reported_with_the_rest() -> None:
         "`extends` names a file that doesn't exist",
         "`extends` needs a file on this machine, not a web address",
         "unknown key `nam` in the recipe",
-        "`vars` needs a mapping; a list is given",
+        "`vars` needs a mapping, not a list",
     ]
 
 

@@ -145,7 +145,7 @@ def test_the_schema_answers_for_every_key() -> None:
     assert keys_at(()) == tuple(Recipe.model_fields)
     assert "max_steps" in keys_at(("stages", 4, "train"))
     assert keys_at(("stages", 0, "deepspeed")) == ()
-    assert wanted_at(("model", "language_model")) == "text or a mapping"
+    assert wanted_at(("model", "language_model")) == "a string or a mapping"
     assert wanted_at(("stages", 0, "train", "max_steps")) == "a whole number"
     assert homes()["template"] == ("stages[].data",)
 
