@@ -182,7 +182,7 @@ def test_a_taken_name_is_asked_for_again(elsewhere: Path) -> None:
     (elsewhere / "tiny.yaml").write_text("mine", encoding="utf-8")
     code, screen = _on_a_terminal(elsewhere, ["tiny"], b"\n\n\n\nother.yaml\n")
     assert code == 0, screen
-    assert "is there already" in screen
+    assert "already exists" in screen
     assert (elsewhere / "tiny.yaml").read_text(encoding="utf-8") == "mine"
     assert (elsewhere / "other.yaml").is_file()
 

@@ -167,7 +167,7 @@ def test_llama_factory_adapters_have_its_own_defaults() -> None:
         ("- 1\n", "mapping"),
         ("base_model: !!python/object:os.system x\n", "tag"),
         ("base_model: [\n", "bad YAML"),
-        ("", "holds no recipe"),
+        ("", "contains no recipe"),
     ],
 )
 def test_yaml_that_is_no_such_config(text: str, message: str) -> None:
