@@ -157,7 +157,7 @@ def _settings(arguments: argparse.Namespace, questions: Sequence[Question]) -> d
 
 
 def _note(questions: Sequence[Question], num_done: int) -> None:
-    from llava_recipes.templates import IMAGE
+    from llava_recipes.layouts import IMAGE
 
     if num_done:
         say(f"note: {num_done:,} of {len(questions):,} answers exist already", to_stderr=True)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_recipes.templates import IMAGE, Turn, spoken_turns
+from llava_recipes.layouts import IMAGE
+from llava_recipes.templates import Turn, spoken_turns
 
 _ROLES: dict[str, Literal["human", "gpt"]] = {"human": "human", "gpt": "gpt"}
 _MESSAGE_ROLES: dict[str, Literal["human", "gpt"]] = {"user": "human", "assistant": "gpt"}

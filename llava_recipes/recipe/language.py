@@ -19,6 +19,7 @@ Shape: TypeAlias = object
 """A type of the schema without its Annotated, and not a union: `str`, `tuple[Source, ...]`, `Train`."""
 
 _WORDS: dict[object, str] = {str: "string", int: "whole number", float: "number", bool: "true or false"}
+_COUNTED = ("string", "mapping", "list", "whole number", "number")
 _BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 _LARGEST_SHOWN = 2**31
 
@@ -106,10 +107,7 @@ def wanted_at(path: KeyPath) -> str:
         for shape in shapes_at(path)
         if shape is not NoneType
     )
-    return " or ".join(dict.fromkeys(f"a {word}" if word in ("list", *_COUNTED) else word for word in words))
-
-
-_COUNTED = ("string", "mapping", "whole number", "number")
+    return " or ".join(dict.fromkeys(f"a {word}" if word in _COUNTED else word for word in words))
 
 
 def _kind(shape: Shape) -> str | None:
@@ -160,7 +158,8 @@ def _type(annotation: object, bounds: tuple[object, ...] = ()) -> str:
 def _alternative(shape: Shape, bounds: tuple[object, ...]) -> str:
     if is_list(shape):
         entry = _type(get_args(shape)[0])
-        return f"list of {entry}s" if entry in _COUNTED else f"list of {entry}"
+        kind = next((kind for kind in _COUNTED if entry.startswith(kind)), "")
+        return f"list of {kind}s{entry.removeprefix(kind)}" if kind else f"list of {entry}"
     limits = " and ".join(
         f"{sign} {spell(getattr(bound, name))}"
         for name, sign in _BOUNDS

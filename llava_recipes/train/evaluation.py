@@ -20,12 +20,13 @@ from llava_recipes.data.images import BadImage, open_images, read_prepared
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded, real_path, write_text
+from llava_recipes.layouts import IMAGE
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Answerer, Decoding, Prompt, PromptImage, evaluating
 from llava_recipes.model.placing import DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.screen import escape_json
-from llava_recipes.templates import IMAGE, Turn
+from llava_recipes.templates import Turn
 
 
 @dataclass(frozen=True)

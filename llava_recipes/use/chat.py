@@ -10,8 +10,9 @@ from torch import Tensor
 from llava_recipes.data.images import BadImage, read_prepared
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.files import expanded, real_path
+from llava_recipes.layouts import IMAGE
 from llava_recipes.model.generate import Answerer, Decoding, Prompt
-from llava_recipes.templates import IMAGE, Turn
+from llava_recipes.templates import Turn
 
 
 @dataclass(frozen=True)

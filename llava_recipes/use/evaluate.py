@@ -13,10 +13,11 @@ from llava_recipes.data.images import BadImage, open_images
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.data.records import Records, check_records
 from llava_recipes.errors import Mark, RecipeError
+from llava_recipes.layouts import IMAGE
 from llava_recipes.model.assemble import collator_of, open_samples
 from llava_recipes.model.generate import Answerer, Decoding, PromptImage, evaluating
 from llava_recipes.plan.types import SourcePlan
-from llava_recipes.templates import IMAGE, Turn, spoken_turns
+from llava_recipes.templates import Turn, spoken_turns
 from llava_recipes.use.batches import answer_in_batches, check_questions
 from llava_recipes.use.opened import Opened
 

@@ -13,8 +13,9 @@ from llava_recipes.data.images import BadImage, check_image, read_prepared
 from llava_recipes.data.records import NUM_SHOWN_PROBLEMS
 from llava_recipes.data.scan import AnnotationFile
 from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.layouts import IMAGE
 from llava_recipes.model.generate import Answerer, PromptImage
-from llava_recipes.templates import IMAGE, Turn, spoken_turns
+from llava_recipes.templates import Turn, spoken_turns
 
 QUESTION_KEYS = ("prompt", "question", "text")
 

@@ -85,7 +85,7 @@ def test_words_are_counted(values: dict[str, Any], length: int) -> None:
         ),
         (
             {"messages": [message("assistant", "<image>"), message("user", "a")]},
-            "an answer holds the tag",
+            "an answer contains the tag",
             None,
         ),
         (

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_recipes.data.prompts import IGNORED, IMAGE_ID, Prompts
 from llava_recipes.errors import RecipeError
-from llava_recipes.layouts import LAYOUTS, Template
+from llava_recipes.layouts import IMAGE, LAYOUTS, Template
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.templates import IMAGE, Turn
+from llava_recipes.templates import Turn
 from tests.chat_tokenizers import CHAT_TEMPLATES, Family, open_tokenizer, save_tokenizer
 from tests.tiny import FIXTURES
 

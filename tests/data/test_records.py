@@ -214,7 +214,7 @@ def test_every_source_is_told_at_once(tmp_path: Path) -> None:
         ),
         ({"conversations": conversation("<image>", "a", "b")[1:2]}, "no human turn", None),
         ({"conversations": conversation("<image>", "a")[:1] * 2}, "two human turns", None),
-        ({"conversations": conversation("<image>", "an <image>")}, "an answer holds the tag", None),
+        ({"conversations": conversation("<image>", "an <image>")}, "an answer contains the tag", None),
         ({"conversations": conversation("No tag.", "a")}, "differ in number", "0 tags, 1 image"),
         ({"conversations": conversation("<image> <image>", "a")}, "differ in number", "2 tags, 1 image"),
         ({"image": "absent"}, "differ in number", "1 tag, 0 images"),

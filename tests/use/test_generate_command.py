@@ -199,5 +199,5 @@ def test_a_question_that_does_not_fit(runs: Path, tmp_path: Path, capsys: pytest
     assert printed.startswith(f"{file}:2:1: the prompt is too long for the model's context")
     records = [RECORDS[3]]
     assert generate(runs / "plain", questions(tmp_path, records), tmp_path / "new.jsonl") == 1
-    assert "template `plain` holds one human turn and one answer, not 3 turns" in capsys.readouterr().err
+    assert "template `plain` takes one human turn and one answer, not 3 turns" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["questions.jsonl"]
