@@ -18,7 +18,8 @@ from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import RecipeError
 from llava_recipes.export import target
 from llava_recipes.export.checking import drawn_image, expanded, expected_of, largest_difference
-from llava_recipes.export.export import Exported, ExportLayout, export_run, import_checkpoint, merge_run
+from llava_recipes.export.export import Exported, export_run, import_checkpoint, merge_run
+from llava_recipes.plan.exports import Target
 from llava_recipes.templates import Turn
 from llava_recipes.use.opened import open_run
 from tests.golden_runs import run_folder
@@ -27,10 +28,10 @@ from tests.use.finished import finish, logits_of, run_values
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-LAYOUTS: tuple[ExportLayout, ...] = ("hf", "llava", "gguf-ready")
+LAYOUTS: tuple[Target, ...] = ("hf", "llava", "gguf-ready")
 
 
-def export(run: Path, target: Path, to: ExportLayout, **options: Any) -> Exported:
+def export(run: Path, target: Path, to: Target, **options: Any) -> Exported:
     return export_run(run, target, to=to, **{"dtype": None, "max_bytes": 10**9, **options})
 
 
@@ -42,9 +43,7 @@ def difference(one: Path, other: Path) -> float:
 
 @pytest.mark.parametrize("layout", ["hf", "llava"])
 @pytest.mark.parametrize("name", ["projector", "full", "dora"])
-def test_a_round_trip_keeps_the_logits(
-    name: str, layout: ExportLayout, pipeline: Path, tmp_path: Path
-) -> None:
+def test_a_round_trip_keeps_the_logits(name: str, layout: Target, pipeline: Path, tmp_path: Path) -> None:
     done = export(pipeline / name, tmp_path / "out", layout)
     assert done.difference <= 1e-5
     done, tower = import_checkpoint(
@@ -198,7 +197,7 @@ def test_nothing_is_written_over(pipeline: Path, tmp_path: Path) -> None:
             export(pipeline / "full", tmp_path, layout)
     with pytest.raises(RecipeError, match="is not empty"):
         merge_run(pipeline / "lora", tmp_path, dtype=None, max_bytes=10**9, base=None)
-    with pytest.raises(RecipeError, match="is no folder"):
+    with pytest.raises(RecipeError, match="isn't a folder"):
         export(pipeline / "full", tmp_path / "thesis.txt", "hf")
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
@@ -208,7 +207,7 @@ def test_nothing_is_written_over(pipeline: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_export_that_says_something_else_is_thrown_away(
-    layout: ExportLayout, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: Target, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = target._as_stored
 
