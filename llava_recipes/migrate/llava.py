@@ -28,7 +28,7 @@ from llava_recipes.migrate.programs import (
     table_of,
 )
 from llava_recipes.migrate.settings import Flags, Kind, Row, Settings
-from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
+from llava_recipes.recipe.names import EXTRA_FIELDS, REFUSED_FIELDS
 from llava_recipes.recipe.renames import did_you_mean, nearest
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_value

@@ -83,7 +83,7 @@ def _children_s() -> float:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\xff\xfe\x00d", "the file is not UTF-8"),
+        (b"\xff\xfe\x00d", "the file isn't UTF-8"),
         (b"deepspeed\x00", "NUL bytes"),
         (b"x" * 300_000, "larger than 200,000 bytes"),
         (b"", "no training command"),

@@ -74,7 +74,7 @@ def test_the_last_sentence_and_strict_say_whether_all_is_there(
     code = main(["migrate", shape.file, "-o", "recipe.yaml", "--strict", *variables])
     reported = capsys.readouterr().err
     assert code == (1 if shape.lost else 0), reported
-    assert ("says all that the script says" in reported) == (not shape.lost)
+    assert ("contains every setting of the script" in reported) == (not shape.lost)
 
 
 def sections_of(migration: Migration, name: str) -> set[str]:

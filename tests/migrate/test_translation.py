@@ -75,7 +75,7 @@ def test_a_flag_left_out_is_the_original_s_default_stated(path: str, value: Valu
 
 
 def test_the_default_length_leaves_no_room_beside_an_image() -> None:
-    with pytest.raises(RecipeError, match="leaves no room for text beside an image"):
+    with pytest.raises(RecipeError, match="leaves no room for text after an image"):
         plan_of_text(run().text)
 
 
