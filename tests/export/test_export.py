@@ -182,7 +182,7 @@ def test_what_the_original_cannot_read_is_said(
     assert main(["export", str(pipeline / "dora"), "--to", "llava", "-o", str(tmp_path / "dora")]) == 0
     said = capsys.readouterr().out
     folder = pipeline / "dora"
-    assert f"note     the original LLaVA reads this model, but not the adapters in {folder}: " in said
+    assert f"note     the original LLaVA can read this model, but not the adapters in {folder}: " in said
     assert "its peft 0.8.2 does not know DoRA" in said
     for layout, name in (("llava", "lora"), ("hf", "dora")):
         words = ["export", str(pipeline / name), "--to", layout, "-o", str(tmp_path / f"{layout}-{name}")]
@@ -206,7 +206,7 @@ def test_nothing_is_written_over(pipeline: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_export_that_says_something_else_is_thrown_away(
+def test_an_export_with_other_logits_is_removed(
     layout: Target, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = target._as_stored
@@ -216,7 +216,7 @@ def test_an_export_that_says_something_else_is_thrown_away(
         return tensor * 1.001 if piece.name.endswith("layers.1.mlp.up_proj.weight") else tensor
 
     monkeypatch.setattr(target, "_as_stored", spoilt)
-    with pytest.raises(RecipeError, match="does not say what the run says"):
+    with pytest.raises(RecipeError, match="other logits than the run"):
         export(pipeline / "full", tmp_path / "out", layout)
     assert list(tmp_path.iterdir()) == []
 
@@ -253,7 +253,7 @@ def test_sizes_of_files_are_read(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "5 apples", "-1GB", "0.1"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(RecipeError, match="no size of a file"):
+    with pytest.raises(RecipeError, match="isn't a file size"):
         target.parse_size(text)
 
 
@@ -268,7 +268,7 @@ def test_the_commands(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads((back / "config.json").read_text())["torch_dtype"] == "bfloat16"
     refusals = (
         (["merge", str(pipeline / "full"), "-o", str(tmp_path / "no")], "no adapters to merge"),
-        (["import", str(pipeline / "full"), "-o", str(tmp_path / "no")], "a run of llava-recipes already"),
+        (["import", str(pipeline / "full"), "-o", str(tmp_path / "no")], "already a run of llava-recipes"),
         (["export", str(merged), "--to", "hf", "--with-tower"], "--with-tower has no effect with `--to hf`"),
         (["export", str(tmp_path / "nothing"), "--to", "hf"], "does not exist"),
         (["export", str(merged), "--to", "hf"], "is not empty"),
