@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -137,7 +138,12 @@ def write_shards(pieces: list[Piece], folder: Path, *, dtype: torch.dtype, max_b
     if len(shards) > 1:
         weight_map = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
         index = {"metadata": {"total_size": num_bytes(pieces, dtype)}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        write_json(index, folder / "model.safetensors.index.json")
+
+
+def write_json(values: Mapping[str, Any], file: Path, *, sort_keys: bool = False) -> None:
+    """Write a JSON file for people and programs to read."""
+    file.write_text(json.dumps(values, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _as_stored(piece: Piece, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ from llava_recipes.export.checking import Expected, check_logits, in_float32
 from llava_recipes.export.jinja import chat_template_of
 from llava_recipes.export.public_names import public_name
 from llava_recipes.export.refusing import check_allowed, spelling_for
-from llava_recipes.export.target import Piece, piece_of, write_shards
+from llava_recipes.export.target import Piece, piece_of, write_json, write_shards
 from llava_recipes.export.to_llava import CHAT_TEMPLATE, write_tokenizer, write_tower
 from llava_recipes.model.configs import language_half
 from llava_recipes.model.forward import num_layers_run, place_image_features
@@ -95,7 +95,7 @@ class GgufExport:
             config["image_aspect_ratio"] = "anyres"
             config["mm_patch_merge_type"] = self._spread.merge
             config["image_grid_pinpoints"] = [list(size) for size in self._spread.pinpoints]
-        (vision / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        write_json(config, vision / "config.json", sort_keys=True)
         projector = {
             original_name(name): parameter.detach().float().cpu().clone()
             for name, parameter in canonical_parameters(self._model).items()
@@ -189,4 +189,4 @@ def write_chat_template(run: OpenedRun, folder: Path) -> None:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer"
     if not spelling.adds_spaces:
         settings["add_prefix_space"] = False
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(settings, file)

@@ -34,7 +34,7 @@ from llava_recipes.export.checking import QUESTION, Expected, check_logits, draw
 from llava_recipes.export.jinja import chat_template_of
 from llava_recipes.export.public_names import public_name, without_paths
 from llava_recipes.export.refusing import check_allowed
-from llava_recipes.export.target import Piece, write_shards
+from llava_recipes.export.target import Piece, write_json, write_shards
 from llava_recipes.layouts import IMAGE
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
 from llava_recipes.model.generate import ends_of
@@ -294,7 +294,7 @@ def _name_plain_tokenizer(folder: Path) -> None:
     for key in ("is_local", "local_files_only", "backend", "vocab_file", "add_prefix_space"):
         settings.pop(key, None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(settings, file)
 
 
 @torch.no_grad()

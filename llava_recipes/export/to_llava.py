@@ -12,7 +12,7 @@ from llava_recipes.errors import RecipeError
 from llava_recipes.export.checking import Expected, check_logits, expected_of
 from llava_recipes.export.public_names import public_name, without_paths
 from llava_recipes.export.refusing import tokenizer_folder
-from llava_recipes.export.target import Piece, piece_of, write_shards
+from llava_recipes.export.target import Piece, piece_of, write_json, write_shards
 from llava_recipes.files import expanded, real_path
 from llava_recipes.model.configs import tower_origin
 from llava_recipes.model.legacy_config import whole_config
@@ -57,7 +57,7 @@ class LlavaExport:
             run.plan, run.data, run.assembled, dtype=dtype, tower=tower, holds_tower=self._with_tower
         )
         config["_name_or_path"] = public_name(source) if source else ""
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        write_json(config, folder / "config.json", sort_keys=True)
         write_tokenizer(run, folder)
         write_note(folder, run.data)
         if self._keeps_tower:
@@ -80,7 +80,7 @@ def write_tower(run: OpenedRun, folder: Path, *, dtype: torch.dtype) -> None:
     kind = TOWER_FAMILIES[config.model_type].model_class
     settings = {**config.to_dict(), "architectures": [kind], "dtype": str(dtype).removeprefix("torch.")}
     settings["_name_or_path"] = public_name(config.name_or_path or folder.name)
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_json(settings, folder / "config.json", sort_keys=True)
     pieces = [
         piece_of("vision_model." + name.removeprefix(_TOWER), parameter)
         for name, parameter in canonical_parameters(model).items()
@@ -118,7 +118,7 @@ def write_tokenizer(run: OpenedRun, folder: Path) -> None:
         if name.endswith(".model"):
             shutil.copyfile(file, folder / name)
     # Slow tokenizers such as the original's read added tokens here.
-    (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", "utf-8")
+    write_json(added, folder / "added_tokens.json")
 
 
 def _make_special(tokens: list[str], file: Path) -> None:
@@ -129,7 +129,7 @@ def _make_special(tokens: list[str], file: Path) -> None:
     settings = json.loads(file.read_text("utf-8"))
     key = "additional_special_tokens"
     settings[key] = list(dict.fromkeys([*settings.get(key, ()), *tokens]))
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(settings, file)
 
 
 def _drop_paths(file: Path) -> None:
@@ -137,7 +137,7 @@ def _drop_paths(file: Path) -> None:
     settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     public = without_paths(settings)
     if public != settings:
-        file.write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(public, file)
 
 
 def _needs_own_tower(run: OpenedRun) -> bool:

@@ -1,4 +1,4 @@
-"""What is exported says what the run says, in every layout and back; and nothing is written over."""
+"""An export computes what the run computes, in every layout and back, and replaces no files."""
 
 from __future__ import annotations
 

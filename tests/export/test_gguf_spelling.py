@@ -1,4 +1,4 @@
-"""llama.cpp gives the ids of the training for what the chat template writes."""
+"""For the text of the chat template, llama.cpp computes the ids of the training."""
 
 from __future__ import annotations
 

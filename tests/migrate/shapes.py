@@ -34,19 +34,19 @@ COMMON: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A script or config, and what must come of it: a refusal, or values and what is lost."""
+    """A script or config, and its expected result: a refusal, or values and what is lost."""
 
     name: str
     text: str
     file: str = "run.sh"
     values: Mapping[str, Value] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
-    """All that is lost; nothing else is."""
+    """Everything that is lost."""
     refused: str = ""
     """A part of the error's first message."""
     variables: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
-    """Files that lie there, by their paths."""
+    """Files next to it, by path."""
 
 
 def script(launcher: str, *, before: str = "", extra: str = "", without: str = "", **changes: str) -> str:

@@ -1,4 +1,4 @@
-"""Whatever is given to `migrate` ends in a recipe or in an error of the user's, soon and in little memory."""
+"""Any input of `migrate` results in a recipe or an error for the user, soon and with little memory."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ),
     ],
 )
-def test_what_the_original_cannot_say_is_refused(old: str, new: str, message: str) -> None:
+def test_what_the_original_cannot_do_is_refused(old: str, new: str, message: str) -> None:
     assert old in BASE
     with pytest.raises(RecipeError, match=message):
         exported(load_source(BASE.replace(old, new), "x.yaml").recipe)
