@@ -62,7 +62,7 @@ def test_variables_come_from_the_command_line_alone(
     script.write_text(text, encoding="utf-8")
     monkeypatch.setenv("SIZE", "7b")
     assert main(["migrate", str(script)]) == 1
-    assert "give it: --var SIZE=VALUE" in capsys.readouterr().err
+    assert "add --var SIZE=VALUE" in capsys.readouterr().err
     assert main(["migrate", str(script), "--var", "SIZE=7b"]) == 0
     assert "vicuna-7b" in capsys.readouterr().out
     assert main(["migrate", str(script), "--var", "SIZE"]) == 1
