@@ -1,7 +1,7 @@
 """A model with `spatial_unpad` as transformers' LlavaNextForConditionalGeneration: its config and processor.
 
 Both read sizes height before width, where recipes have width before height. Its weights are called as in
-`checkpoint_names.hf_name`; the newline is `image_newline` there.
+`weight_names.hf_name`; the newline is `image_newline` there.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def test_it_sees_no_secrets_and_no_file_of_the_folder(
 @pytest.mark.slow
 def test_it_ends_with_the_process_that_asks(tmp_path: Path) -> None:
     code = (
-        "import os, signal; from llava_recipes.data import rendering as r; "
+        "import os, signal; from llava_recipes.data import chat_template as r; "
         "r.render('x', [], names={}, add_generation_prompt=False); "
         "print(r._RENDERER._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
