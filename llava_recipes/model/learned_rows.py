@@ -123,7 +123,7 @@ def rows_problem(
             code="image-tokens-do-not-fit",
             path=path,
             found=f"{found} contains {list(rows)}",
-            hint=f"use {list(few)}, or {list(embeddings)} for the whole vocabulary",
+            hint=f"the shape must be {list(few)}, or {list(embeddings)} for the whole vocabulary",
         )
     return None
 
