@@ -129,7 +129,7 @@ def test_what_is_no_file(write_data: WriteData) -> None:
     for name in ("pipe", "/dev/zero"):
         with pytest.raises(RecipeError, match="isn't an ordinary file"):
             survey(name, None)
-    with pytest.raises(RecipeError, match=r"the folder holds no `\.parquet` files"):
+    with pytest.raises(RecipeError, match=r"the folder contains no `\.parquet` files"):
         survey("data", None)
 
 

@@ -96,7 +96,7 @@ def test_a_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_on_a_terminal_the_report_fits_its_width() -> None:
     from rich.console import Console
 
-    from llava_recipes.cli.migrate_table import show_report
+    from llava_recipes.cli.migrate import show_report
 
     migration = migrate(SCRIPT.read_text(encoding="utf-8"), "pretrain.sh")
     console = Console(width=80, record=True, file=io.StringIO())
