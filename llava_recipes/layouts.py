@@ -1,8 +1,8 @@
-"""How each conversation template writes its text: a table of strings, and what every name means.
+"""The conversation templates: their names, and a table of the strings that each of them writes.
 
-The layouts up to `mistral_instruct` are those of LLaVA (haotian-liu/LLaVA, conversation.py and train.py at
-c121f04). `qwen`, `llama_3` and `gemma` are LLaVA-NeXT's, whose contents are the models' own chat templates;
-`phi3` is Phi-3's own with the system prompt that LLaVA-pp trained with.
+Those marked `in_original` are LLaVA's (haotian-liu/LLaVA, conversation.py and train.py at c121f04). `qwen`,
+`llama_3` and `gemma` are LLaVA-NeXT's, which are the models' own chat templates; `phi3` is Phi-3's own with
+the system prompt that LLaVA-pp trained with.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Template = Literal[
     "gemma",
     "phi3",
 ]
-"""Every template under the name that plans use."""
+"""The templates, by the names that plans use."""
 
 Alias = Literal["default", "llava_v0", "mistral_direct", "v0_plain", "vicuna_v1"]
 
@@ -42,8 +42,8 @@ ALIASES: Mapping[str, Template] = MappingProxyType(
         "vicuna_v1": "v1",
     }
 )
-"""Other names of the original's table. Its `llava_v0` differs from `v0` in an example that only its chat
-shows before the first turn; training writes the same text."""
+"""Other names in the original's table. `llava_v0` differs from `v0` there only in an example that its chat
+puts before the first turn; training writes the same text."""
 
 IMAGE = "<image>"
 
@@ -80,44 +80,42 @@ _MPT_SYSTEM = (
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What stands around the system prompt, the questions and the answers. Nothing of it is learned unless
-    it says so."""
+    """The text around the system prompt, the questions and the answers; only what says so is learned."""
 
     system: str | None = None
-    """The system prompt where a recipe gives none; None for templates that have no place for one."""
+    """The system prompt if the recipe has none; None for a template without a place for one."""
     opening: tuple[str, str] = ("", "")
     """Before and after the system prompt."""
     human: tuple[str, str]
     """Before and after a question."""
     first_human: str | None = None
-    """Before the first question, where that is something else."""
+    """Before the first question, if that differs."""
     gpt: str
     """Before an answer; a prompt for the model ends with it."""
     gap: str = ""
     """Learned, before the words of an answer."""
     end: str | None
-    """Learned, after them; None for the tokenizer's own end of text."""
+    """Learned, after the words of an answer; None for the tokenizer's end-of-sequence text."""
     after: str = ""
-    """After that."""
+    """After `end`, not learned."""
     mark: str = ""
-    """Learned, before every turn and, with a space, at the very end; with it the word before an answer is
-    learned too."""
+    """Learned, before every turn and, with a space, at the very end; `gpt` is then learned too."""
     stop: str | None = None
-    """The text that tells that an answer is over; None where that is `end`."""
+    """The text at which an answer ends; None if that is `end`."""
     tokens: tuple[str, ...] = ()
-    """What a tokenizer must have as tokens of their own."""
+    """What the tokenizer must have as single tokens."""
     bare_when_empty: bool = False
-    """Whether the spaces around an empty turn are left out."""
+    """Whether an empty turn is written without the spaces around it."""
     trims: bool = False
-    """Whether spaces around questions and answers are cut off, as the model's own chat template does."""
+    """Whether questions and answers are stripped of outer spaces, as in the model's own chat template."""
     leading_answer: bool = False
-    """Whether an answer that nobody asked for is written when a conversation begins with one."""
+    """Whether an answer at the start of a conversation, before any question, is written."""
     mmtag: bool = False
-    """Whether images stand between `<Image>` and `</Image>`."""
+    """Whether images are put between `<Image>` and `</Image>`."""
     interleaved: bool = False
-    """Whether several images of a turn, or one that stands in front, stay where they are."""
+    """Whether several images of a turn, or one at its start, stay where they are."""
     in_original: bool = False
-    """Whether the original LLaVA has it; the others are language models' own."""
+    """Whether the original LLaVA has it; the others are the language models' own."""
 
 
 _V0 = Layout(
@@ -175,7 +173,7 @@ _QWEN = replace(
 
 LAYOUTS: Mapping[Template, Layout] = MappingProxyType(
     {
-        # `plain` is written by a function of its own: an image and its caption, nothing around them.
+        # An image and its caption with nothing around them; templates.py writes it by a function of its own.
         "plain": Layout(human=("", ""), gpt="", end="\n", in_original=True),
         "v0": _V0,
         "v0_mmtag": replace(_V0, system=_MMTAG_SYSTEM, mmtag=True),
@@ -230,15 +228,15 @@ LAYOUTS: Mapping[Template, Layout] = MappingProxyType(
 
 
 def describe_templates() -> str:
-    """What the names are, for the reference of the recipe language."""
+    """The names in one paragraph, for the reference of the recipe language."""
     own = ", ".join(f"`{name}`" for name, layout in LAYOUTS.items() if not layout.in_original)
     others: dict[str, list[str]] = {}
     for alias, name in ALIASES.items():
         others.setdefault(name, []).append(f"`{alias}`")
     same = ", ".join(f"{' and '.join(aliases)} for `{name}`" for name, aliases in others.items())
     return (
-        "How a conversation becomes text: `plain` (image then caption), `v1` (Vicuna), the other names of "
-        f"LLaVA, or the language model's own: {own}. Other names of the same: {same}."
+        "How a conversation becomes text: `plain` (an image, then its caption), `v1` (Vicuna), another "
+        f"template of LLaVA, or the language model's own: {own}. Aliases: {same}."
     )
 
 

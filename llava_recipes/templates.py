@@ -1,7 +1,7 @@
-"""Spell a conversation as text segments, each marked learn or ignore.
+"""Write a conversation as segments of text, each of them learned or ignored.
 
-The layouts are in `layouts.py`. For those of LLaVA (arXiv 2310.03744) the joined text of the segments is,
-character for character, what the original code gives to its tokenizer.
+The layouts are in `layouts.py`. With those of LLaVA (arXiv 2310.03744) the joined segments are, character
+for character, what the original code passes to its tokenizer.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llava_recipes.layouts import IMAGE as IMAGE
-from llava_recipes.layouts import LAYOUTS, Layout, Template
+from llava_recipes.layouts import IMAGE, LAYOUTS, Layout, Template
 
 IMAGE_START = "<im_start>"
 IMAGE_END = "<im_end>"
@@ -44,17 +43,17 @@ def spell(
     system_prompt: str | None = None,
     open_answer: bool = False,
 ) -> tuple[Segment, ...]:
-    """Segments of the whole prompt, in order; an image stands as `<image>` inside an ignored segment.
+    """The segments of the whole prompt, in order; an image is `<image>` inside an ignored segment.
 
-    has_image      tags move to the front of their turn, as in the original; without it text stays as it is
+    has_image      move image tags to the front of their turn, as in the original; else leave the text alone
     start_end      put `<im_start>` and `<im_end>` around every image (`plain` drops them, as in the original)
     end_of_answer  the tokenizer's end-of-sequence text, written and learned after every answer of `v1`
-    system_prompt  in place of the template's own
+    system_prompt  replaces the template's own
     open_answer    end where the model is to answer; the last turn is then a human one
 
-    A leading gpt turn is left out, except by the `v0` templates. Raises ValueError when the roles do not
-    alternate, when an answer holds `<image>`, when the template cannot hold the conversation or a system
-    prompt, or when an open conversation does not end with a human turn.
+    A leading gpt turn is left out, except with the `v0` templates. Raises ValueError when the roles do not
+    alternate, an answer contains `<image>`, the template has no place for the turns or the system prompt, or
+    an open conversation does not end with a human turn.
     """
     layout = LAYOUTS[template]
     if system_prompt is not None:
@@ -76,14 +75,13 @@ def spell(
 
 
 def spoken_turns(turns: Sequence[Turn], *, leading_answer: bool = False) -> list[Turn]:
-    """The turns that are written: human and gpt in alternation, without a leading gpt turn unless it is kept.
+    """The turns to write, human and gpt in alternation; a leading gpt turn only with `leading_answer`.
 
-    Raises ValueError when they do not alternate, when no human turn is left, or when an answer holds
-    `<image>`.
+    Raises ValueError when they do not alternate, there is no human turn, or an answer contains `<image>`.
     """
     for turn in turns:
         if turn.role == "gpt" and IMAGE in turn.text:
-            raise ValueError(f"an answer holds the tag {IMAGE}; only human turns may")
+            raise ValueError(f"an answer contains the tag {IMAGE}; only human turns may")
     first_human = 1 if turns and turns[0].role == "gpt" else 0
     spoken = list(turns[first_human:])
     if not spoken:
@@ -96,7 +94,7 @@ def spoken_turns(turns: Sequence[Turn], *, leading_answer: bool = False) -> list
 
 
 def stop_text(template: Template, *, end_of_answer: str = "</s>") -> str:
-    """The text after which an answer is over: the end-of-turn token's, or a mark such as `###`."""
+    """The text that ends an answer: the end-of-turn token, or a mark such as `###`."""
     layout = LAYOUTS[template]
     return layout.stop or layout.end or end_of_answer
 
@@ -116,7 +114,7 @@ def _place_tags(text: str, *, layout: Layout, start_end: bool) -> str:
 
 def _spell_plain(turns: Sequence[Turn], *, has_image: bool, open_answer: bool) -> tuple[Segment, ...]:
     if len(turns) != (1 if open_answer else 2):
-        raise ValueError(f"template `plain` holds one human turn and one answer, not {len(turns)} turns")
+        raise ValueError(f"template `plain` takes one human turn and one answer, not {len(turns)} turns")
     num_images = turns[0].text.count(IMAGE) if has_image else 0
     segments = [Segment(IMAGE * num_images, learn=False)] if num_images else []
     if not open_answer:
@@ -149,7 +147,7 @@ def _question(text: str, layout: Layout, *, is_first: bool) -> str:
     before, after = layout.human
     if is_first and layout.first_human is not None:
         before = layout.first_human
-    # That is how the original writes an empty turn of `v1`.
+    # As the original writes an empty turn of `v1`.
     return before.rstrip() if layout.bare_when_empty and not text else before + text + after
 
 
@@ -158,7 +156,7 @@ def _write_header(writer: _Writer, layout: Layout) -> None:
 
 
 class _Writer:
-    """Segments, where text that follows its own kind joins it."""
+    """Collects segments; neighbours of one kind become one."""
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_recipes.layouts import ALIASES, LAYOUTS, V1_SYSTEM, Alias, Template, meaning_of
-from llava_recipes.templates import IMAGE, Segment, Turn, spell, spoken_turns, stop_text
+from llava_recipes.layouts import ALIASES, IMAGE, LAYOUTS, V1_SYSTEM, Alias, Template, meaning_of
+from llava_recipes.templates import Segment, Turn, spell, spoken_turns, stop_text
 
 words = st.text(alphabet="ab <>/s:\né", max_size=12).filter(lambda text: IMAGE not in text)
 conversations = st.lists(st.tuples(words, words), min_size=1, max_size=4).map(
@@ -74,7 +74,7 @@ def test_a_leading_answer_is_left_out() -> None:
         ("v1", [], "no human turn"),
         ("v1", [Turn("gpt", "alone")], "no human turn"),
         ("v1", [Turn("human", "a"), Turn("human", "b")], "two human turns follow each other"),
-        ("v1", [Turn("human", "a"), Turn("gpt", f"see {IMAGE}")], "an answer holds the tag <image>"),
+        ("v1", [Turn("human", "a"), Turn("gpt", f"see {IMAGE}")], "an answer contains the tag <image>"),
         ("plain", [Turn("human", "a"), Turn("gpt", "b"), Turn("human", "c")], "not 3 turns"),
     ],
 )

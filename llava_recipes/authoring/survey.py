@@ -10,7 +10,8 @@ from typing import Literal
 from llava_recipes.data.conversation import Record
 from llava_recipes.data.records import OpenedSource, RecordFile, Records, open_file
 from llava_recipes.errors import RecipeError, SampleError
-from llava_recipes.templates import IMAGE, spoken_turns
+from llava_recipes.layouts import IMAGE
+from llava_recipes.templates import spoken_turns
 
 NUM_LOOKED_AT = 2000
 NUM_IMAGES_TRIED = 200

@@ -15,8 +15,9 @@ from transformers import LlavaForConditionalGeneration
 from llava_recipes.data.crops import prepare_image
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import RecipeError
+from llava_recipes.layouts import IMAGE
 from llava_recipes.recipe.scalars import say_number
-from llava_recipes.templates import IMAGE, Turn
+from llava_recipes.templates import Turn
 from llava_recipes.use.opened import OpenedRun
 
 QUESTION = "What is in this image?"

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.export.checking import QUESTION
+from llava_recipes.layouts import IMAGE
 from llava_recipes.model.configs import language_half, vision_half
 from llava_recipes.model.head import Head
 from llava_recipes.model.pretrained import pretrained_folder
@@ -31,7 +32,7 @@ from llava_recipes.plan.exports import (
     way_out,
 )
 from llava_recipes.runner.facts import tokenizer_kind
-from llava_recipes.templates import IMAGE, Turn
+from llava_recipes.templates import Turn
 from llava_recipes.use.opened import OpenedRun
 from llava_recipes.use.trained_run import read_run
 

@@ -39,13 +39,14 @@ from llava_recipes.export.jinja import chat_template_of
 from llava_recipes.export.public_names import public_name, without_paths
 from llava_recipes.export.refusing import check_allowed
 from llava_recipes.export.target import Piece, write_shards
+from llava_recipes.layouts import IMAGE
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
 from llava_recipes.model.generate import ends_of
 from llava_recipes.model.head import causal_class
 from llava_recipes.model.learned_rows import CANONICAL_NAME as IMAGE_NEWLINE
 from llava_recipes.model.weight_names import canonical_parameters, hf_name
 from llava_recipes.recipe.scalars import say_number
-from llava_recipes.templates import IMAGE, Turn
+from llava_recipes.templates import Turn
 from llava_recipes.use.foreign_folders import write_note
 from llava_recipes.use.opened import OpenedRun
 

@@ -18,11 +18,12 @@ from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCrit
 from llava_recipes.data import crops
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import Problem
+from llava_recipes.layouts import IMAGE
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.configs import language_half
 from llava_recipes.model.forward import image_features
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.templates import IMAGE, Turn
+from llava_recipes.templates import Turn
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

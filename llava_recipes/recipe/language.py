@@ -1,10 +1,9 @@
-"""Ask the schema: what may stand at a path, where a key belongs, and what each key is."""
+"""The recipe language as data, read from the schema: the types at a path, and every key with its meaning."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Literal, TypeAlias, TypeGuard, Union, get_args, get_origin
 
@@ -12,19 +11,21 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from llava_recipes.errors import KeyPath
+from llava_recipes.recipe.keys import Key
 from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.schema import Frozen, Recipe
 
 Shape: TypeAlias = object
 """A type of the schema without its Annotated, and not a union: `str`, `tuple[Source, ...]`, `Train`."""
 
-_WORDS: dict[object, str] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+_WORDS: dict[object, str] = {str: "string", int: "whole number", float: "number", bool: "true or false"}
+_COUNTED = ("string", "mapping", "list", "whole number", "number")
 _BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 _LARGEST_SHOWN = 2**31
 
 
 def shapes_at(path: KeyPath) -> tuple[Shape, ...]:
-    """The types that may stand at a path, unions taken apart; empty where the schema has no such path."""
+    """The types allowed at a path, unions split; empty where the schema has no such path."""
     shapes: tuple[Shape, ...] = (Recipe,)
     for segment in path:
         shapes = tuple(inner for shape in shapes for inner in _step(shape, segment))
@@ -34,16 +35,16 @@ def shapes_at(path: KeyPath) -> tuple[Shape, ...]:
 def _step(shape: Shape, segment: str | int) -> Iterator[Shape]:
     if is_model(shape):
         if segment in shape.model_fields:
-            yield from _apart(shape.model_fields[segment].annotation)
+            yield from _shapes(shape.model_fields[segment].annotation)
     elif is_list(shape) and isinstance(segment, int):
-        yield from _apart(get_args(shape)[0])
+        yield from _shapes(get_args(shape)[0])
     elif get_origin(shape) is dict and isinstance(segment, str):
-        yield from _apart(get_args(shape)[1])
+        yield from _shapes(get_args(shape)[1])
     elif is_free(shape):
         yield shape
 
 
-def _apart(annotation: object) -> Iterator[Shape]:
+def _shapes(annotation: object) -> Iterator[Shape]:
     return (shape for shape, _ in _parts(annotation))
 
 
@@ -77,7 +78,7 @@ def is_list(shape: Shape) -> bool:
 
 
 def keys_at(path: KeyPath) -> tuple[str, ...]:
-    """The keys that the mapping at a path may hold; empty when it is free or no mapping."""
+    """The keys of the mapping at a path; empty if it takes any key or isn't a mapping."""
     return tuple(key for shape in shapes_at(path) if is_model(shape) for key in shape.model_fields)
 
 
@@ -91,7 +92,7 @@ def field_at(path: KeyPath) -> FieldInfo | None:
 
 
 def choices_at(path: KeyPath) -> tuple[Value, ...]:
-    """The fixed words (or numbers) that may stand at a path."""
+    """The fixed words (or numbers) allowed at a path."""
     return _choices(shapes_at(path))
 
 
@@ -100,16 +101,13 @@ def _choices(shapes: Iterable[Shape]) -> tuple[Value, ...]:
 
 
 def wanted_at(path: KeyPath) -> str:
-    """What the schema wants at a path, in words: "a number", "text or a mapping"."""
+    """What the schema wants at a path, in words: "a number", "a string or a mapping"."""
     words = (
-        "text" if get_origin(shape) is Literal else _kind(shape) or "a value"
+        "string" if get_origin(shape) is Literal else _kind(shape) or "a value"
         for shape in shapes_at(path)
         if shape is not NoneType
     )
-    return " or ".join(dict.fromkeys(f"a {word}" if word in ("list", *_COUNTED) else word for word in words))
-
-
-_COUNTED = ("mapping", "whole number", "number")
+    return " or ".join(dict.fromkeys(f"a {word}" if word in _COUNTED else word for word in words))
 
 
 def _kind(shape: Shape) -> str | None:
@@ -118,53 +116,21 @@ def _kind(shape: Shape) -> str | None:
     return "list" if is_list(shape) else _WORDS.get(shape)
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key. `path` spells list entries as `[]`: `stages[].train.learning_rate`."""
-
-    path: str
-    type: str
-    needed: bool
-    default: Value
-    meaning: str
-    examples: tuple[Value, ...]
-    choices: tuple[Value, ...]
-    is_free: bool
-    """It holds keys that are not of the recipe language, such as those of a Hugging Face config."""
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition(".")[2]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The path's segments without `[]`."""
-        return tuple(self.path.replace("[]", "").split("."))
-
-    @property
-    def default_text(self) -> str:
-        if self.needed:
-            return "none; the key is needed"
-        if self.default is None or self.default == {} or self.default == []:
-            return "not set"
-        return "see its keys" if isinstance(self.default, dict) else spell(self.default)
-
-
 @functools.cache
-def all_keys() -> tuple[Key, ...]:
-    """Every key of the language, each mapping followed by its own keys."""
+def schema_keys() -> tuple[Key, ...]:
+    """Every key of the language, each mapping followed by its own keys; keys.json lists the same."""
     return tuple(_keys(Recipe, ""))
 
 
 def _keys(shape: Shape, place: str) -> Iterator[Key]:
     """The keys inside a type."""
     if is_list(shape):
-        for inner in _apart(get_args(shape)[0]):
+        for inner in _shapes(get_args(shape)[0]):
             yield from _keys(inner, f"{place}[]")
     elif is_model(shape):
         for name, field in shape.model_fields.items():
             path = f"{place}.{name}" if place else name
-            shapes = tuple(_apart(field.annotation))
+            shapes = tuple(_shapes(field.annotation))
             needed = field.is_required()
             default = None if needed else field.get_default(call_default_factory=True, validated_data={})
             yield Key(
@@ -182,7 +148,7 @@ def _keys(shape: Shape, place: str) -> Iterator[Key]:
 
 
 def _type(annotation: object, bounds: tuple[object, ...] = ()) -> str:
-    """A type in words: "number ≥ 0 and < 1", "all | none or list of text"."""
+    """A type in words: "number ≥ 0 and < 1", "all | none or list of strings"."""
     parts = [(shape, inner) for shape, inner in _parts(annotation, bounds) if shape is not NoneType]
     choices = " | ".join(dict.fromkeys(spell(word) for word in _choices(shape for shape, _ in parts)))
     others = (_alternative(shape, inner) for shape, inner in parts if get_origin(shape) is not Literal)
@@ -192,7 +158,8 @@ def _type(annotation: object, bounds: tuple[object, ...] = ()) -> str:
 def _alternative(shape: Shape, bounds: tuple[object, ...]) -> str:
     if is_list(shape):
         entry = _type(get_args(shape)[0])
-        return f"list of {entry}s" if entry in _COUNTED else f"list of {entry}"
+        kind = next((kind for kind in _COUNTED if entry.startswith(kind)), "")
+        return f"list of {kind}s{entry.removeprefix(kind)}" if kind else f"list of {entry}"
     limits = " and ".join(
         f"{sign} {spell(getattr(bound, name))}"
         for name, sign in _BOUNDS
@@ -208,12 +175,12 @@ def _is_huge(bound: float) -> bool:
 
 @functools.cache
 def homes() -> dict[str, tuple[str, ...]]:
-    """Every key of the recipe language, with the mappings it belongs in: {"seed": ("model.projector", …)}.
+    """Every key of the language, with the mappings it belongs in: {"seed": ("model.projector", …)}.
 
-    A parameter group repeats keys of `train`: it is named for its own alone.
+    A parameter group repeats keys of `train`; for those only `train` is listed.
     """
     found: dict[str, list[str]] = {}
-    for key in all_keys():
+    for key in schema_keys():
         found.setdefault(key.name, []).append(key.path.rpartition(".")[0])
     return {
         key: tuple(place for place in places if place != "stages[].param_groups[]") or tuple(places)
@@ -222,7 +189,7 @@ def homes() -> dict[str, tuple[str, ...]]:
 
 
 def spell_path(path: KeyPath) -> str:
-    """A path as it is written in messages: `stages[0].train.max_steps`."""
+    """A path as messages spell it: `stages[0].train.max_steps`."""
     spelled = ""
     for segment in path:
         spelled += f"[{segment}]" if isinstance(segment, int) else f".{segment}" if spelled else segment

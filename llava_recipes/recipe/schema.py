@@ -1,7 +1,7 @@
 """The recipe language: every key, its type, default and meaning.
 
-These models hold shape, type and range alone. Rules between keys live in `rules.py`.
-Descriptions are written for the person who types the key: they feed the JSON Schema and the reference.
+The models hold shapes, types and ranges only; rules between keys are in `rules.py` and `exclusions.py`.
+Descriptions are for whoever types the key: `explain`, editors and docs/reference.md show them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Frozen(BaseModel):
-    """A value that never changes and refuses keys it does not know."""
+    """A value that never changes and refuses unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), defer_build=True
@@ -31,7 +31,7 @@ class ParamGroup(Frozen):
 
     modules: tuple[Text, ...] = Field(
         min_length=1,
-        description="Globs of modules; of what they match, that which trains makes the group.",
+        description="Globs of modules. The group contains all parameters that they match and that train.",
         examples=[["projector"], ["vision_tower"]],
     )
     learning_rate: float | None = Field(
@@ -49,26 +49,27 @@ class ParamGroup(Frozen):
 
 
 class Lora(Frozen):
-    """Low-rank adapters beside frozen linear layers."""
+    """Low-rank adapters next to frozen linear layers."""
 
     r: int = Field(64, gt=0, description="Rank of the adapters.", examples=[128])
     alpha: float = Field(
-        16, gt=0, description="Scale: an adapter's output is multiplied by alpha / r.", examples=[256]
+        16, gt=0, description="Scale: the output of an adapter is multiplied by alpha / r.", examples=[256]
     )
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on what enters an adapter.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the input of an adapter.")
     modules: tuple[Text, ...] = Field(
         ("language_model",),
         min_length=1,
-        description="Globs; the linear layers under them are adapted. vision_tower, projector and lm_head "
-        "only where a glob begins with their name.",
+        description="Globs of modules whose linear layers get adapters. Those of vision_tower, projector "
+        "and lm_head get them only if a glob starts with that name.",
         examples=[["language_model"], ["language_model.layers.*.self_attn"]],
     )
     bias: Literal["none", "all", "lora_only"] = Field(
         "none",
-        description="Biases that train too: none, all of the adapted parts, or those of the adapted layers.",
+        description="Biases that train too: `none`, `all` of the adapted parts, or those of the adapted "
+        "layers (`lora_only`).",
     )
-    use_dora: bool = Field(False, description="DoRA: train the length of each weight row apart.")
-    use_rslora: bool = Field(False, description="rsLoRA: scale by alpha / sqrt(r).")
+    use_dora: bool = Field(False, description="DoRA: train the magnitude of each weight row separately.")
+    use_rslora: bool = Field(False, description="rsLoRA: scale by alpha / sqrt(r) instead of alpha / r.")
 
 
 class Samples(Frozen):
@@ -78,20 +79,20 @@ class Samples(Frozen):
         None,
         gt=0,
         le=100,
-        description="How many records are asked: the first with an image, of the validation data, or of the "
-        "training data where there is none. Default 4.",
+        description="Number of records to ask about: the first ones with an image, from the validation data "
+        "or, without any, from the training data. Default: 4.",
         examples=[4],
     )
     images: tuple[Text, ...] | None = Field(
         None,
         min_length=1,
         max_length=100,
-        description="Image files of your own instead, each asked `prompt`.",
+        description="Your own image files to ask about instead, each with `prompt`.",
         examples=[["./images/cat.jpg"]],
     )
     prompt: Text | None = Field(
         None,
-        description="What is asked of each of `images`. Not with `template: plain`, which captions.",
+        description="Question about each of `images`. Not with `template: plain`, which only captions.",
         examples=["What is in this image?"],
     )
     max_new_tokens: int = Field(64, gt=0, le=4096, description="Longest answer, in tokens.")
@@ -108,55 +109,55 @@ SamplingStrategy = Annotated[
 
 
 class Source(Frozen):
-    """One annotation file, the folder of its images, and how much of it is used."""
+    """One annotation file, the folder of its images, and how much of it to use."""
 
     annotations: Text = Field(
-        description="JSON file: a list of records with `id`, `image` and `conversations`; or JSONL; or a "
-        "Parquet file, a folder of them, or a pattern such as `data/train-*.parquet`.",
+        description="JSON file with a list of records (`id`, `image`, `conversations`), JSONL file, Parquet "
+        "file, folder of Parquet files, or a pattern such as `data/train-*.parquet`.",
         examples=["./playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"],
     )
     images: Text | None = Field(
         None,
-        description="Folder that the records' `image` paths start from. Leave out for text-only data, and "
-        "for images that lie inside a Parquet file.",
+        description="Folder that the `image` paths of the records start from. Leave it out for text-only "
+        "data and for images inside a Parquet file.",
     )
     num_samples: int | None = Field(
         None,
         gt=0,
-        description="How many records the file holds. Lets `plan` count steps without the file; "
-        "checked when the file is read.",
+        description="Number of records in the file. `plan` then counts steps without the file; the number "
+        "is checked when the file is read.",
         examples=[558128],
     )
     sampling_strategy: SamplingStrategy = Field(
         "all",
-        description="Which records are used: `all`, or the `first`, the `end` or a `random` part of the "
-        "file, as a number or a percentage (rounded up): `first:1000`, `end:5%`, `random:10%`.",
+        description="Which records to use: `all`, or the `first`, the `end` or a `random` part of the file, "
+        "as a number or a percentage (rounded up): `first:1000`, `end:5%`, `random:10%`.",
         examples=["random:10%"],
     )
     weight: float = Field(
         1.0,
         gt=0,
         le=1000,
-        description="How many times the chosen records count in an epoch. `2.0` uses each of them twice, "
-        "`0.5` a random half; the same records in every epoch.",
+        description="How many times each chosen record is used in an epoch: `2.0` uses each of them twice, "
+        "`0.5` a random half. Every epoch uses the same records.",
         examples=[2.0],
     )
 
 
 class Validation(Frozen):
-    """Records that are never trained on, for a loss that is measured during training."""
+    """Records that are never trained on, for a loss measured during training."""
 
     sources: tuple[Source, ...] | None = Field(
         None,
         min_length=1,
-        description="Annotation files of their own, with the keys of `data.sources`. One of this and `split` "
-        "is needed.",
+        description="Annotation files for validation only, with the keys of `data.sources`. Set this or "
+        "`split`.",
     )
     split: float | None = Field(
         None,
         gt=0,
-        description="Part of the training data that is held out: a share below 1 (rounded up) or a whole "
-        "number of records; drawn at random by `train.seed`, from every source in proportion.",
+        description="Part of the training data to hold out: a share below 1 (rounded up) or a whole number "
+        "of records, drawn at random by `train.seed` from every source in proportion.",
         examples=[0.01, 500],
     )
 
@@ -165,16 +166,17 @@ ProjectorName = Annotated[str, Field(pattern=projectors.pattern())]
 
 
 class Quantization(Frozen):
-    """Hold the language model's linear layers in few bits while adapters train beside them: QLoRA."""
+    """Keep the language model's linear layers in 4 or 8 bits while adapters next to them train: QLoRA."""
 
-    bits: Literal[4, 8] = Field(description="Bits of a weight. The head `lm_head` keeps its precision.")
+    bits: Literal[4, 8] = Field(description="Bits per weight. The head `lm_head` keeps its precision.")
     type: Literal["nf4", "fp4"] = Field(
         "nf4",
-        description="What the 16 values stand for: `nf4` fits the spread of weights, `fp4` is a small float. "
-        "4 bits only.",
+        description="Values of a 4-bit weight: `nf4` suits normally distributed weights, `fp4` is a small "
+        "float. 4 bits only.",
     )
     double_quant: bool = Field(
-        True, description="Quantize the scales of the blocks too: 0.4 bits less per weight. 4 bits only."
+        True,
+        description="Quantize the scales of the blocks too, which saves 0.4 bits per weight. 4 bits only.",
     )
 
 
@@ -186,7 +188,7 @@ class LanguageModel(Frozen):
         description="Hub id or local folder of a pretrained causal language model.",
         examples=["lmsys/vicuna-13b-v1.5"],
     )
-    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
+    revision: Text | None = Field(None, description="Hub revision to use: a commit, a tag or a branch.")
     config: dict[str, JsonValue] | None = Field(
         None,
         description="Inline Hugging Face config with its `model_type`; the weights are random.",
@@ -194,13 +196,13 @@ class LanguageModel(Frozen):
     )
     tokenizer: Text | None = Field(
         None,
-        description="Hub id or local folder of the tokenizer. Needed with `config`; default: `source`.",
+        description="Hub id or local folder of the tokenizer. Required with `config`. Default: `source`.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights, with `config`.")
     quantization: Quantization | None = Field(
         None,
-        description="Hold the linear layers in 4 or 8 bits; needs `source`, and bitsandbytes. "
-        "Default: in the 16 or 32 bits of the stage.",
+        description="Keep the linear layers in 4 or 8 bits; needs `source` and bitsandbytes. Default: the "
+        "16 or 32 bits of the stage.",
         examples=[{"bits": 4}],
     )
 
@@ -223,7 +225,7 @@ class VisionTower(Frozen):
         description="Hub id or local folder of a CLIP or SigLIP model.",
         examples=["openai/clip-vit-large-patch14-336"],
     )
-    revision: Text | None = Field(None, description="Hub revision (commit, tag or branch) to pin.")
+    revision: Text | None = Field(None, description="Hub revision to use: a commit, a tag or a branch.")
     config: dict[str, JsonValue] | None = Field(
         None,
         description="Inline Hugging Face vision config with its `model_type`; the weights are random.",
@@ -231,13 +233,14 @@ class VisionTower(Frozen):
     )
     image_processor: dict[str, JsonValue] | None = Field(
         None,
-        description="Image processor settings (size, crop, mean, std), over the defaults for `config`.",
+        description="Settings of the image processor (size, crop, mean, std) that replace its defaults, "
+        "with `config`.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights; used with `config`.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random weights, with `config`.")
     select_layer: int = Field(
         -2,
-        description="Which hidden state of the tower is used: -1 the last layer, -2 the second to last. "
-        "Index 0 is the embedding output.",
+        description="Hidden state of the tower to use: -1 is the last layer, -2 the second to last, 0 the "
+        "embeddings.",
     )
     select_feature: Literal["patch", "cls_patch"] = Field(
         "patch", description="`patch` drops the class token, `cls_patch` keeps it."
@@ -254,38 +257,39 @@ class Projector(Frozen):
     )
     init_from: Text | None = Field(
         None,
-        description="File with initial weights, `.bin` or `.safetensors`, with the original's key names.",
+        description="File with initial weights, `.bin` or `.safetensors`, under the original's parameter "
+        "names.",
         examples=["./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin"],
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the random initial weights.")
 
 
 class ImageTokens(Frozen):
-    """Extra tokens around the image."""
+    """Extra tokens around images."""
 
     start_end: bool = Field(
         False,
-        description="Put `<im_start>` and `<im_end>` around every image; `plain` does so only where they "
-        "train. Their embeddings begin as the mean of all others.",
+        description="Put `<im_start>` and `<im_end>` around every image; with `template: plain` only if "
+        "their embeddings train. Their embeddings start as the mean of all others.",
     )
     patch: bool = Field(False, description="Add the token `<im_patch>` to the tokenizer.")
 
 
 class Model(Frozen):
-    """What is assembled: language model, vision tower, projector."""
+    """The parts of the model: language model, vision tower, projector."""
 
     language_model: LanguageModelChoice = Field(
-        description="Hub id or folder of a causal language model, or a mapping.",
+        description="Hub id or local folder of a causal language model, or a mapping.",
         examples=["lmsys/vicuna-13b-v1.5"],
     )
-    vision_tower: VisionTower = Field(description="The vision tower and which of its features are used.")
+    vision_tower: VisionTower = Field(description="The vision tower, and which of its features to use.")
     projector: Projector = Field(
         default_factory=lambda: Projector.model_construct(type=projectors.STOCK, init_from=None, seed=0),
         description="The module between vision tower and language model.",
     )
     image_tokens: ImageTokens = Field(
         default_factory=lambda: ImageTokens.model_construct(start_end=False, patch=False),
-        description="Extra tokens around the image.",
+        description="Extra tokens around images.",
     )
 
 
@@ -297,7 +301,7 @@ TemplateName = Template | Alias
 
 
 class Data(Frozen):
-    """What a stage trains on and how it is written as tokens."""
+    """What a stage trains on, and how it becomes tokens."""
 
     template: TemplateName | None = Field(
         None,
@@ -306,87 +310,89 @@ class Data(Frozen):
     )
     chat_template: Literal["tokenizer"] | None = Field(
         None,
-        description="`tokenizer`: the tokenizer's own chat template writes the conversations, in place of "
-        "`template`. One of the two is needed.",
+        description="`tokenizer` writes conversations with the tokenizer's own chat template. Set this or "
+        "`template`.",
     )
     system_prompt: Text | None = Field(
-        None, description="What stands before the first turn, in place of the template's own system prompt."
+        None, description="Text before the first turn, instead of the template's own system prompt."
     )
     sources: tuple[Source, ...] = Field(min_length=1, description="Annotation files, read one after another.")
     validation: Validation | None = Field(
         None,
-        description="Records for a loss that is measured as `train.eval_strategy` says and at the end.",
+        description="Records for a validation loss, measured at the end and as `train.eval_strategy` says.",
         examples=[{"split": 0.01}],
     )
     image_aspect_ratio: Literal["square", "pad", "anyres"] = Field(
         "square",
-        description="`square` lets the image processor resize and crop; `pad` first pads to a square "
-        "with the mean colour; `anyres` takes the whole image and the crops of a grid besides, as "
-        "LLaVA-NeXT does.",
+        description="`square`: the image processor resizes and crops. `pad`: pad to a square with the mean "
+        "colour first. `anyres`: the whole image, and crops of it in a grid, as in LLaVA-NeXT.",
     )
     image_grid_pinpoints: tuple[Pinpoint, ...] | None = Field(
         None,
         min_length=1,
-        description="With `anyres`, the sizes that an image may be spread over, as `[width, height]` in "
-        "pixels, multiples of the tower's image size. Default: 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 of it.",
+        description="With `anyres`: sizes that an image may be resized to, as `[width, height]` in pixels, "
+        "multiples of the tower's image size. Default: 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 times that size.",
         examples=[[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]],
     )
     mm_patch_merge_type: MergeType | None = Field(
         None,
-        description="With `anyres`, how the features of the crops are put in a row: `flat`, crop by crop "
-        "(the default); `spatial`, row by row over the whole grid; `spatial_unpad`, so without what padding "
-        "covers and with a learned `image_newline` at the end of each row.",
+        description="With `anyres`: order of the features of the crops. `flat` (the default): crop by crop. "
+        "`spatial`: row by row over the whole grid. `spatial_unpad`: the same without the padding, and with "
+        "a learned `image_newline` at the end of each row.",
         examples=["spatial_unpad"],
     )
     max_length: int = Field(
-        2048, gt=0, description="Longest sequence in tokens, counted after the image is expanded."
+        2048, gt=0, description="Longest sequence in tokens, including those of the images."
     )
-    shuffle: bool = Field(True, description="Draw a new order every epoch; false keeps the file order.")
+    shuffle: bool = Field(
+        True, description="Draw a new order every epoch; `false` keeps the order of the files."
+    )
     order: Literal["seed", "original"] = Field(
         "seed",
-        description="Which order is drawn. `seed`: one from `train.seed`, the same for any number "
-        "of processes. `original`: the one that LLaVA's code drew. With one process that is the order of "
-        "`seed`; with two or more it is another one, which depends neither on their number nor, unless "
-        "samples are grouped, on the seed. The first start decides, and a resumed run keeps its order.",
+        description="How the order is drawn. `seed`: by `train.seed`, the same for any number of processes. "
+        "`original`: as LLaVA's code drew it. With one process the two are equal; with several, `original` "
+        "is another order, which depends neither on their number nor, unless samples are grouped, on the "
+        "seed. A resumed run keeps the order of its first start.",
         examples=["original"],
     )
     group_by: Literal["none", "length", "modality_length"] = Field(
         "none",
-        description="`length` puts samples of like length in one batch; `modality_length` also keeps samples "
-        "with and without images apart. Less padding; the order is still random.",
+        description="`length`: batches of samples of similar length. `modality_length`: also samples with "
+        "and without images in separate batches. Less padding; the order is still random.",
     )
     on_bad_image: Literal["error", "skip"] = Field(
         "error",
-        description="What a missing or broken image does during training: stop the run, "
-        "or replace the sample by the next good one and count it.",
+        description="When an image is missing or broken during training: `error` stops the run, `skip` "
+        "replaces the sample with the next good one and counts it.",
     )
     lazy_preprocess: bool = Field(
-        True, description="Tokenise samples as they are drawn; false tokenises all of them before step 1."
+        True, description="Tokenize samples as they are drawn; `false` tokenizes all of them before step 1."
     )
 
 
 class Train(Frozen):
-    """How a stage trains. Names and meanings are those of Hugging Face TrainingArguments."""
+    """How a stage trains. Names and meanings are those of Hugging Face's TrainingArguments."""
 
     num_train_epochs: float | None = Field(
-        None, gt=0, le=1e6, description="Passes over the data. One of this and `max_steps` is needed."
+        None, gt=0, le=1e6, description="Passes over the data. Set this or `max_steps`."
     )
     max_steps: int | None = Field(
         None, gt=0, description="Optimizer steps, instead of epochs.", examples=[1000]
     )
     per_device_train_batch_size: int = Field(8, gt=0, description="Samples per device and forward pass.")
-    per_device_eval_batch_size: int = Field(8, gt=0, description="The same for evaluation.")
+    per_device_eval_batch_size: int = Field(
+        8, gt=0, description="Samples per device and forward pass in evaluation."
+    )
     gradient_accumulation_steps: int | None = Field(
         None,
         gt=0,
-        description="Forward passes per optimizer step. Default 1, or what `global_batch_size` needs.",
+        description="Forward passes per optimizer step. Default: 1, or what `global_batch_size` requires.",
         examples=[2],
     )
     global_batch_size: int | None = Field(
         None,
         gt=0,
-        description="Samples per optimizer step over all devices. Give this instead of "
-        "`gradient_accumulation_steps`.",
+        description="Samples per optimizer step over all devices. Set this or `gradient_accumulation_steps`.",
         examples=[256],
     )
     learning_rate: float = Field(gt=0, description="Peak learning rate.", examples=[1e-3, 2e-5])
@@ -397,46 +403,49 @@ class Train(Frozen):
     max_grad_norm: float = Field(
         1.0,
         ge=0,
-        description="Clip the gradient norm; 0 turns clipping off. LLaVA's own runs weren't clipped, "
-        "whatever the flag said: DeepSpeed 0.12.6 doesn't clip without `gradient_clipping` in its file.",
+        description="Norm that the gradient is clipped to; 0 turns clipping off. LLaVA's "
+        "own runs were not clipped, whatever the flag said: DeepSpeed 0.12.6 does not clip without "
+        "`gradient_clipping` in its file.",
     )
     optim: Text = Field("adamw_torch", description="Optimizer, by its Hugging Face name.")
     warmup_ratio: float | None = Field(
-        None, ge=0, lt=1, description="Share of the steps with a rising learning rate.", examples=[0.03]
+        None, ge=0, lt=1, description="Share of the steps in which the learning rate rises.", examples=[0.03]
     )
     warmup_steps: int | None = Field(
-        None, ge=0, description="Steps with a rising learning rate.", examples=[100]
+        None, ge=0, description="Number of steps in which the learning rate rises.", examples=[100]
     )
     lr_scheduler_type: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
-    ] = Field("cosine", description="Shape of the learning rate after warm-up.")
+    ] = Field("cosine", description="Schedule of the learning rate after warm-up.")
     loss_normalization: Literal["device_batch", "token"] = Field(
         "device_batch",
-        description="`device_batch`: the original's mean over the label tokens of each device batch, "
-        "averaged over accumulation steps and processes. "
-        "`token`: the mean over all label tokens of the step.",
+        description="`device_batch`: the mean over the label tokens of each device batch, averaged over "
+        "accumulation steps and processes, as in the original. `token`: the mean over all label tokens of "
+        "the step.",
     )
     bf16: bool = Field(False, description="Train in bfloat16.")
     fp16: bool = Field(False, description="Train in float16 with loss scaling.")
     tf32: bool = Field(False, description="Allow TF32 matrix products on Ampere and newer GPUs.")
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass to save memory."
+        False, description="Recompute activations in the backward pass to save memory."
     )
-    dataloader_num_workers: int = Field(0, ge=0, description="Processes per device that load data.")
+    dataloader_num_workers: int = Field(0, ge=0, description="Processes that load data, per device.")
     eval_strategy: Literal["no", "steps", "epoch"] = Field(
         "no",
-        description="When the loss on `data.validation` is measured; with `no` at the end alone, as it "
-        "always is.",
+        description="When to measure the loss on `data.validation`. It is always measured at the end; with "
+        "`no`, only then.",
     )
-    eval_steps: int = Field(500, gt=0, description="Steps between them, with `eval_strategy: steps`.")
+    eval_steps: int = Field(500, gt=0, description="Steps between evaluations, with `eval_strategy: steps`.")
     logging_steps: int = Field(1, gt=0, description="Steps between log lines.")
-    save_strategy: Literal["steps", "epoch", "no"] = Field(
-        "steps", description="When checkpoints are written."
-    )
+    save_strategy: Literal["steps", "epoch", "no"] = Field("steps", description="When to write checkpoints.")
     save_steps: int = Field(500, gt=0, description="Steps between checkpoints, with `save_strategy: steps`.")
-    save_total_limit: int | None = Field(None, gt=0, description="Checkpoints to keep; older ones go.")
+    save_total_limit: int | None = Field(
+        None, gt=0, description="Number of checkpoints to keep; older ones are deleted."
+    )
     report_to: Literal["none"] | Report | tuple[Report, ...] = Field(
-        "none", description="Where metrics go besides `metrics.jsonl`: wandb, tensorboard, a list, or none."
+        "none",
+        description="Where metrics go besides `metrics.jsonl`: `wandb`, `tensorboard`, a list of both, or "
+        "`none`.",
     )
     seed: int = Field(
         42,
@@ -446,7 +455,7 @@ class Train(Frozen):
     )
     extra: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="Any other TrainingArguments field, checked by name.",
+        description="Other fields of TrainingArguments. Their names are checked.",
         examples=[{"dataloader_pin_memory": False}],
     )
 
@@ -472,34 +481,35 @@ DeepSpeedChoice = Annotated[
 
 
 class Stage(Frozen):
-    """One training run: what trains, on what, how, and where it is written."""
+    """One training run: what trains, on which data, how, and where the results go."""
 
     name: Name = Field(description="Name of the stage, unique in the recipe.")
     init_from: Text | None = Field(
         None,
-        description="Where the weights start: `base`, the name of an earlier stage, or a path or hub id: "
-        "another run's folder, a projector's file, adapters, or a LLaVA checkpoint. "
-        "Default: the stage before, `base` for the first.",
+        description="Where the weights come from: `base`, the name of an earlier stage, or a path or hub id "
+        "of another run's folder, a projector's file, adapters or a LLaVA checkpoint. Default: the stage "
+        "before; `base` for the first stage.",
     )
     freeze: Freeze = Field(
-        "all", description="What is frozen: `all`, `none`, or a list of module globs.", examples=["all"]
+        "all", description="What to freeze: `all`, `none`, or a list of module globs.", examples=["all"]
     )
     trainable: tuple[Text, ...] = Field(
         (),
-        description="Globs of modules that train; they win over `freeze`. Roots: vision_tower, projector, "
+        description="Globs of modules to train; they override `freeze`. Roots: vision_tower, projector, "
         "language_model, lm_head; image_tokens, the embeddings of `<im_start>` and `<im_end>` alone; and "
-        "with `spatial_unpad` image_newline.",
+        "image_newline, with `spatial_unpad`.",
         examples=[["projector"]],
     )
     lora: Lora | None = Field(
         None,
-        description="Train low-rank adapters beside linear layers, which stay frozen. "
-        "What `trainable` names trains in full beside them.",
+        description="Train low-rank adapters next to linear layers, which stay frozen. What `trainable` "
+        "matches trains in full as well.",
         examples=[{"r": 128, "alpha": 256}],
     )
     param_groups: tuple[ParamGroup, ...] = Field(
         (),
-        description="Modules with a learning rate or weight decay of their own; all else takes `train`'s.",
+        description="Modules with a learning rate or weight decay of their own; all others use those of "
+        "`train`.",
         examples=[[{"modules": ["projector"], "learning_rate": 2e-5}]],
     )
     data: Data = Field(description="What the stage trains on.")
@@ -514,36 +524,38 @@ class Stage(Frozen):
     sample_every: int | None = Field(
         None,
         gt=0,
-        description="Steps between looks at what the model says: it answers about a few fixed images, and "
-        "after the last step too. Written to `samples.jsonl`; training is the same with and without.",
+        description="Steps between samples of what the model answers: a few fixed images are asked about, "
+        "and again after the last step. Written to `samples.jsonl`; training is the same without it.",
         examples=[500],
     )
-    samples: Samples | None = Field(None, description="Which images `sample_every` asks about, and what.")
+    samples: Samples | None = Field(
+        None, description="Which images `sample_every` asks about, and what it asks."
+    )
     output_dir: Text = Field(
-        description="Folder for everything the stage writes.",
+        description="Folder for everything that the stage writes.",
         examples=["./checkpoints/llava-v1.5-13b-pretrain"],
     )
 
 
 class Recipe(Frozen):
-    """One YAML file: one run of one or several stages."""
+    """One YAML file: one run of one or more stages."""
 
     version: Literal[1] = Field(description="Version of the recipe language.")
     name: Name = Field(description="Name of the recipe, for logs and reports.")
     extends: Text | tuple[Text, ...] | None = Field(
         None,
-        description="Recipe file that this one is laid over, or a list of them, the later over the earlier. "
-        "Paths start from the folder of this file. Mappings merge, stages merge by name, other values are "
-        "replaced.",
+        description="Recipe file that this one builds on, or a list of them; a later one overrides an "
+        "earlier one, and this file overrides them all. Paths start from the folder of this file. Mappings "
+        "are merged, stages are merged by name, other values are replaced.",
         examples=["base/pretrain_v15.yaml"],
     )
     env: tuple[EnvironmentName, ...] = Field(
         (),
-        description="Environment variables to use elsewhere as `${NAME}`. No others are read.",
+        description="Environment variables that this recipe may use as `${NAME}`. No others are read.",
         examples=[["DATA_DIR"]],
     )
     vars: dict[Name, str | int | float | bool] = Field(
-        default_factory=dict, description="Values to use elsewhere as `${name}`."
+        default_factory=dict, description="Values that this recipe may use as `${name}`."
     )
-    model: Model = Field(description="What is assembled.")
+    model: Model = Field(description="The parts of the model: language model, vision tower, projector.")
     stages: tuple[Stage, ...] = Field(min_length=1, description="Training stages, in order.")

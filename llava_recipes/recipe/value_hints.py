@@ -14,8 +14,8 @@ from llava_recipes.recipe.globs import MODULES
 from llava_recipes.recipe.language import field_at
 from llava_recipes.recipe.renames import OTHER_TEMPLATES, did_you_mean, same_digits
 from llava_recipes.recipe.scalars import (
-    Mapping,
     Value,
+    Values,
     as_list,
     as_mapping,
     numbers_meant,
@@ -55,7 +55,7 @@ def kind_of_stage(freeze: object, trainable: Sequence[object], *, has_lora: bool
     return "tower" if roots == {"vision_tower"} else "full"
 
 
-def usual_rate(stage: Mapping) -> float | None:
+def usual_rate(stage: Values) -> float | None:
     """The rate for a stage, as it is written in a recipe; None where nothing says what trains."""
     has_lora = stage.get("lora") is not None
     kind = kind_of_stage(stage.get("freeze", "all"), as_list(stage.get("trainable")), has_lora=has_lora)

@@ -15,7 +15,8 @@ from llava_recipes.authoring.gallery import schema_file
 from llava_recipes.authoring.reference import HOW_TO, reference
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
-from llava_recipes.recipe.language import Key, all_keys, keys_at, spell_path
+from llava_recipes.recipe.keys import Key, all_keys
+from llava_recipes.recipe.language import keys_at, spell_path
 from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.schema import Recipe
@@ -106,17 +107,17 @@ def test_an_example_stands_where_the_key_belongs(key: Key) -> None:
 @pytest.mark.parametrize(
     ("path", "type_", "default"),
     [
-        ("stages[].train.learning_rate", "number > 0", "none; the key is needed"),
+        ("stages[].train.learning_rate", "number > 0", "none; the key is required"),
         ("stages[].train.adam_beta1", "number ≥ 0 and < 1", "0.9"),
         ("stages[].train.adam_epsilon", "number > 0", "1e-8"),
         ("stages[].train.save_strategy", 'steps | epoch | "no"', "steps"),
         ("stages[].train.bf16", "true or false", "false"),
-        ("stages[].freeze", "all | none or list of text", "all"),
-        ("stages[].data.sources", "list of mappings", "none; the key is needed"),
-        ("model.language_model", "text or mapping", "none; the key is needed"),
+        ("stages[].freeze", "all | none or list of strings", "all"),
+        ("stages[].data.sources", "list of mappings", "none; the key is required"),
+        ("model.language_model", "string or mapping", "none; the key is required"),
         ("model.vision_tower.select_layer", "whole number", "-2"),
         ("model.projector", "mapping", "see its keys"),
-        ("version", "1", "none; the key is needed"),
+        ("version", "1", "none; the key is required"),
     ],
 )
 def test_types_and_defaults_in_words(path: str, type_: str, default: str) -> None:

@@ -93,31 +93,31 @@ CASES: dict[str, tuple[str | bytes, str]] = {
     "an exponent of 10,000 digits": (GOOD.replace("1e-3", f"1e{DIGITS}"), "a number of 10,002 characters"),
     "10,000 digits of base 16": (GOOD.replace("1e-3", f"0x{'f' * 10_000}"), "a number of 10,002 characters"),
     "10,000 digits as a key": (f"{GOOD}{DIGITS}: 1\n", "a key without a colon"),
-    "a date": (GOOD.replace("1e-3", "2026-11-23"), "needs a number; text is given"),
+    "a date": (GOOD.replace("1e-3", "2026-11-23"), "needs a number, not a string"),
     "no date": (GOOD.replace("example", "2026-13-45T99:99:99Z"), "`name` must hold letters"),
     "a Python tag": (GOOD.replace("example", '!!python/object/apply:os.system ["true"]'), "is not allowed"),
     "a binary tag": (GOOD.replace("example", "!!binary aGk="), "the tag `!!binary` is not allowed"),
     "a tag of one's own": (GOOD.replace("example", "!mine x"), "the tag `!mine` is not allowed"),
     "variables in each other": (
         _with_variables(_repeated("  v{0}: &v{0} ${{w{0}}}\n", 2_900), "out"),
-        "no variable for `${w0}`",
+        "unknown variable `${w0}`",
     ),
     "a chain of variables": (
         _with_variables(
             "".join(f'  v{i}: "${{v{i - 1}}}"\n' for i in range(3_000, 0, -1)) + "  v0: x\n", "${v3000}"
         ),
-        "variables inside variables, more than 32 deep",
+        "variables refer to other variables more than 32 levels deep",
     ),
     "variables that grow": (
         _with_variables(
             "  v0: xxxxxxxxxx\n" + "".join(f'  v{i}: "{f"${{v{i - 1}}}" * 10}"\n' for i in range(1, 30)),
             "${v29}",
         ),
-        "the text grows beyond 100,000 characters",
+        "the string grows beyond 100,000 characters",
     ),
     "a long variable, often": (
         _with_variables(f'  big: "{"x" * 90_000}"\n', "out") + '  - "${big}"\n' * 8_000,
-        "the texts of the recipe grow beyond 2,000,000 characters",
+        "the strings of the recipe grow beyond 2,000,000 characters",
     ),
     "a layer count": (
         GOOD.replace(

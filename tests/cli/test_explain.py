@@ -16,7 +16,7 @@ stages[].train.learning_rate
 Peak learning rate.
 
 type      number > 0
-default   none; the key is needed
+default   none; the key is required
 source    Hugging Face `TrainingArguments.learning_rate`; in the original `--learning_rate`
 example   stages:
             - train:

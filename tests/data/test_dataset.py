@@ -184,8 +184,8 @@ def test_skip_is_for_images_alone(tokenizer: PreTrainedTokenizerBase) -> None:
     ("template", "index", "message"),
     [
         ("v1", 21, 'sample 21 (id "e_only_human"): nothing in it is learned'),
-        ("plain", 21, "holds one human turn and one answer, not 1 turns"),
-        ("plain", 22, "holds one human turn and one answer, not 3 turns"),
+        ("plain", 21, "takes one human turn and one answer, not 1 turns"),
+        ("plain", 22, "takes one human turn and one answer, not 3 turns"),
         ("v1", 23, 'sample 23 (id "e_escaping_path"): its image cannot be used'),
     ],
 )

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from llava_recipes.data.prompts import IGNORED, IMAGE_ID, Encoded, encode
 from llava_recipes.data.tokenizer import load_tokenizer
 from llava_recipes.errors import RecipeError
-from llava_recipes.layouts import meaning_of
+from llava_recipes.layouts import IMAGE, meaning_of
 from llava_recipes.plan.types import LanguageModelPlan
 from llava_recipes.recipe.schema import ImageTokens
-from llava_recipes.templates import IMAGE, Segment, Turn, spell
+from llava_recipes.templates import Segment, Turn, spell
 from tests.laws import examples
 from tests.tiny import FIXTURES, GOLDEN
 

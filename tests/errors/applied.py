@@ -151,7 +151,7 @@ def _pair(root: Root, problem: Problem, path: KeyPath, found: re.Match[str]) -> 
         place = next((each for each, is_fit in zip(parents, fits, strict=True) if is_fit), None)
     if place is None:
         return None
-    if rest.startswith(" in its place") or (path and _is_unknown_key(problem, path)):
+    if rest.startswith(" instead") or (path and _is_unknown_key(problem, path)):
         _at(root, path[:-1]).pop(path[-1])
     for other in re.findall(r"with `(?P<pair>[a-z_]+: [^`]+)`", rest):
         for name, inner in parse_value(other, "").root.items():  # type: ignore[union-attr]

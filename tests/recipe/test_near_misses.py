@@ -96,7 +96,7 @@ def test_a_field_of_hugging_face_is_sent_where_it_is_taken() -> None:
 
 def test_a_comma_inside_braces_is_named() -> None:
     """`{learning_rate: 1,5e-4}` is a rate of 1 and a key `5e-4` without a value."""
-    assert "decimals follow a `.`" in str(unknown_key((*TRAIN, "5e-4"), None).hint)
+    assert "write decimals after a `.`" in str(unknown_key((*TRAIN, "5e-4"), None).hint)
 
 
 @pytest.mark.parametrize("word", ["zero-2", "zero_2", "stage2", "ZeRO2", "z2", "ds_z2", "2", "zero-stage-2"])

@@ -24,6 +24,7 @@ from llava_recipes.data import dataset as datasets
 from llava_recipes.data import records
 from llava_recipes.data.conversation import Record, parse_record
 from llava_recipes.data.prompts import IGNORED, Encoded
+from llava_recipes.layouts import IMAGE
 from llava_recipes.model import assemble
 from llava_recipes.model.lora import inject_lora, is_adapter
 from llava_recipes.model.weight_names import canonical_parameters
@@ -32,7 +33,6 @@ from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Lora
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.run_folder import write_results
-from llava_recipes.templates import IMAGE
 from llava_recipes.train import stage as stages
 from llava_recipes.train.trainer import StageTrainer
 from tests.golden_runs import ours_for
