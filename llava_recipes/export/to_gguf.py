@@ -26,7 +26,7 @@ from llava_recipes.export.to_llava import CHAT_TEMPLATE, write_tokenizer, write_
 from llava_recipes.model.configs import language_half
 from llava_recipes.model.forward import num_layers_run, place_image_features
 from llava_recipes.model.head import causal_skeleton
-from llava_recipes.model.learned_rows import CANONICAL_NAME as IMAGE_NEWLINE
+from llava_recipes.model.learned_rows import IMAGE_NEWLINE
 from llava_recipes.model.weight_names import canonical_parameters, original_name
 from llava_recipes.use.opened import OpenedRun
 

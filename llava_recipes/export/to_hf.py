@@ -43,7 +43,7 @@ from llava_recipes.layouts import IMAGE
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
 from llava_recipes.model.generate import ends_of
 from llava_recipes.model.head import causal_class
-from llava_recipes.model.learned_rows import CANONICAL_NAME as IMAGE_NEWLINE
+from llava_recipes.model.learned_rows import IMAGE_NEWLINE
 from llava_recipes.model.weight_names import canonical_parameters, hf_name
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.templates import Turn

@@ -55,7 +55,7 @@ class LlavaExport:
         write_shards(self.pieces(), folder, dtype=dtype, max_bytes=max_bytes)
         tower = str(self._target / TOWER_FOLDER) if self._keeps_tower else str(run.plan.vision_tower.source)
         config = whole_config(
-            run.plan, run.data, run.assembled, dtype=dtype, tower=tower, holds_tower=self._with_tower
+            run.plan, run.data, run.assembled, dtype=dtype, tower=tower, has_tower=self._with_tower
         )
         config["_name_or_path"] = public_name(source) if source else ""
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -313,7 +313,7 @@ class _Start:
             }
             for each in (self.theirs, self.ours)
         )
-        # A run that trained a part of the projector leaves that part alone; its plan says the type.
+        # A run that trained a part of the projector saves only that part; its plan says the type.
         claimed = self.weights.claims.projector
         is_other = set(theirs) != set(ours) if claimed is None else claimed != self.model.projector.type
         if any(shape != ours.get(name) for name, shape in theirs.items()) or (theirs and is_other):

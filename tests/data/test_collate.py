@@ -122,8 +122,8 @@ def test_nothing_left_to_learn_is_an_error_that_names_each_sample() -> None:
     assert collator([good])["labels"].tolist() == [[-100, 5]]
     with pytest.raises(SampleError) as caught:
         collator([cut[0], good, cut[1]])
-    told = [(problem.message.split(":")[0], problem.found) for problem in caught.value.problems]
-    assert told == [
+    reported = [(problem.message.split(":")[0], problem.found) for problem in caught.value.problems]
+    assert reported == [
         ('sample 3 (id "id3")', "1 image takes 4 tokens, max_length is 4"),
         ('sample 8 (id "id8")', "5 tokens, max_length is 4"),
     ]
@@ -173,7 +173,7 @@ def test_a_batch_is_each_sample_expanded_cut_and_padded(
     assert int(batch["attention_mask"].sum(dim=1).max()) == batch["input_ids"].shape[1] <= max_length
 
 
-def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
+def test_images_that_fill_the_longest_length_are_reported_as_such() -> None:
     images = Sample(
         index=4,
         id="many",

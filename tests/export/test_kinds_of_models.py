@@ -210,7 +210,7 @@ def test_another_llava_of_transformers_is_refused(made_by_transformers: Path) ->
     for change, reason in (
         ({"projector_hidden_act": "relu"}, "projector is of a kind"),
         ({"vision_feature_layer": [-2, -1]}, "projector is of a kind"),
-        ({"model_type": "llava_onevision"}, "no LLaVA model"),
+        ({"model_type": "llava_onevision"}, "isn't a LLaVA model"),
     ):
         (made_by_transformers / "config.json").write_text(json.dumps(config | change))
         assert reason in refused()

@@ -35,7 +35,7 @@ PLANS = {
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes under ZeRO-3 left behind."""
+    """The files of two processes under ZeRO-3."""
     folder = tmp_path_factory.mktemp("zero3")
     plans = {name: plan.model_dump(mode="json") for name, plan in PLANS.items()}
     (folder / "plans.json").write_text(json.dumps(plans))

@@ -168,7 +168,7 @@ def test_a_poisoned_checkpoint_is_passed_over(
     assert not made.exists()
     for step in (16, 12):
         assert re.search(rf"checkpoint-{step}: \S+\.pt names posix.system", said)
-    assert "resumed after 8" in said
+    assert "resumed after step 8" in said
     assert [line["loss"] for line in read_metrics(run)] == [
         line["loss"] for line in read_metrics(whole / "run")
     ]

@@ -51,7 +51,7 @@ def test_at_a_terminal_one_may_try_again(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slip and a Ctrl-C during an answer are reported, and the conversation goes on."""
-    lines = iter(["/image a.jpg", "/image none.jpg", "Stop this", "What is it?"])
+    lines = iter(["/show a.jpg", "/image none.jpg", "Stop this", "What is it?"])
 
     def typed(console: Console, prompt: str) -> str:
         line = next(lines, None)
@@ -73,9 +73,9 @@ def test_at_a_terminal_one_may_try_again(
     assert code == 0 and said.strip()
     assert [line for line in printed.splitlines() if line] == [
         f"{runs / 'v1'} · template v1 · /image FILE · /reset · /quit",
-        "unknown command '/image a.jpg'",
+        "unknown command '/show a.jpg'",
         "hint:  /image FILE · /reset · /quit",
-        "none.jpg cannot be used",
+        "the image none.jpg cannot be used",
         "found: the file does not exist",
         "(stopped)",
     ]
@@ -109,11 +109,11 @@ def test_what_cannot_be_done_is_reported(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = str(runs / "v1")
-    monkeypatch.setattr("sys.stdin", io.StringIO("/image a.jpg\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("/show a.jpg\n"))
     assert chat(capsys, run) == (
         1,
         "",
-        "unknown command '/image a.jpg'\nhint:  /image FILE · /reset · /quit\n",
+        "unknown command '/show a.jpg'\nhint:  /image FILE · /reset · /quit\n",
     )
     assert chat(capsys, run, "hello", "--top-p=0.5") == (
         1,

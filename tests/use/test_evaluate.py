@@ -1,4 +1,4 @@
-"""Measures on an annotated file, held against a count by hand."""
+"""Measures on an annotated file, compared with a count by hand."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_a_stage_that_starts_from_adapters_with_code(
 
 
 def test_an_export_hands_no_code_on(pipeline: Path, tmp_path: Path) -> None:
-    """Though it lies beside the tokenizer's files, under a name like theirs."""
+    """Though it is next to the tokenizer's files, under a name like theirs."""
     base = shutil.copytree(FIXTURES / "tiny_vicuna", tmp_path / "language")
     (base / "tokenizer_foreign.py").write_text(CODE.format(mark=str(tmp_path / "RUN")))
     written = tmp_path / "written"

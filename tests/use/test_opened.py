@@ -143,7 +143,7 @@ def test_a_run_that_is_not_finished_is_refused_with_its_checkpoints(pipeline: Pa
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "nothing")
-    assert "nothing in it" in refused(tmp_path)
+    assert "an empty folder" in refused(tmp_path)
     (tmp_path / "notes.txt").write_text("years of work")
     assert "notes.txt" in refused(tmp_path)
     assert "is a file" in refused(tmp_path / "notes.txt")
