@@ -105,7 +105,7 @@ def test_nothing_is_written_over(elsewhere: Path, capsys: pytest.CaptureFixture[
         (["--set", "stages.0.trainable=[projektor]"], "projektor"),
         (["--data", "pictures"], "pictures"),
         (["--data", "pictures/0.jpg"], "the annotation file is empty"),
-        (["--images", "pictures"], "`--images` goes with `--data`"),
+        (["--images", "pictures"], "`--images` needs `--data`"),
         (["--llm", "http://example.com/model"], "x.yaml:"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_taken_name_is_asked_for_again(elsewhere: Path) -> None:
     (elsewhere / "tiny.yaml").write_text("mine", encoding="utf-8")
     code, screen = _on_a_terminal(elsewhere, ["tiny"], b"\n\n\n\nother.yaml\n")
     assert code == 0, screen
-    assert "is there already" in screen
+    assert "already exists" in screen
     assert (elsewhere / "tiny.yaml").read_text(encoding="utf-8") == "mine"
     assert (elsewhere / "other.yaml").is_file()
 

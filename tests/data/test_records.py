@@ -464,10 +464,10 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a Parquet file": lambda file: pyarrow.parquet.write_table(TABLE, file),
     "an image": lambda file: Image.new("RGB", (2, 2)).save(file, "PNG"),
     "a CSV table": lambda file: file.write_text("id,image,caption\n1,a.jpg,a cat\n"),
-    "a table with tabs": lambda file: file.write_text("id\timage\tcaption\n1\ta.jpg\ta cat\n"),
+    "a TSV table": lambda file: file.write_text("id\timage\tcaption\n1\ta.jpg\ta cat\n"),
     "a web page": lambda file: file.write_text("<!DOCTYPE html><html><body>404</body></html>"),
     "an XML document": lambda file: file.write_text('<?xml version="1.0"?><a/>'),
-    "a pointer of Git LFS": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
+    "a Git LFS pointer": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
 }
 
 

@@ -113,7 +113,7 @@ def test_other_settings_need_redraw(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", "utf-8")
     for redraw in (False, True):
-        with pytest.raises(RecipeError, match="did not draw"):
+        with pytest.raises(RecipeError, match="didn't draw"):
             write_dataset(tmp_path, SETTINGS, redraw=redraw)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 

@@ -23,7 +23,8 @@ from transformers import (
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import RecipeError
 from llava_recipes.export.checking import QUESTION, expected_of, largest_difference
-from llava_recipes.export.export import ExportLayout, export_run, import_checkpoint
+from llava_recipes.export.export import export_run, import_checkpoint
+from llava_recipes.plan.exports import Target
 from llava_recipes.templates import Turn
 from llava_recipes.use.opened import OpenedRun, open_run
 from tests.export import llama_cpp
@@ -79,7 +80,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layout", ["hf", "llava"])
 @pytest.mark.parametrize("name", ["drawn", "everything"])
 def test_a_round_trip_keeps_the_logits(
-    name: str, layout: ExportLayout, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, layout: Target, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     run = request.getfixturevalue(name)
     export_run(run, tmp_path / "out", to=layout, dtype=torch.bfloat16, max_bytes=10**9)
@@ -251,9 +252,7 @@ def test_llama_cpp_gets_grids_and_newline(any_size: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("layout", ["hf", "llava"])
-def test_images_of_any_size_go_out_and_come_back(
-    layout: ExportLayout, any_size: Path, tmp_path: Path
-) -> None:
+def test_images_of_any_size_go_out_and_come_back(layout: Target, any_size: Path, tmp_path: Path) -> None:
     done = export_run(any_size, tmp_path / "out", to=layout, dtype=None, max_bytes=10**9)
     assert done.difference <= 1e-5
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""A card shows what a recipe says as it says it, and nothing of the machine."""
+"""A card shows the recipe as it is written, and nothing of the machine."""
 
 from __future__ import annotations
 

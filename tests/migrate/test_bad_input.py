@@ -1,4 +1,4 @@
-"""Whatever is given to `migrate` ends in a recipe or in an error of the user's, soon and in little memory."""
+"""Any input of `migrate` results in a recipe or an error for the user, soon and with little memory."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _children_s() -> float:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\xff\xfe\x00d", "the file is not UTF-8"),
+        (b"\xff\xfe\x00d", "the file isn't UTF-8"),
         (b"deepspeed\x00", "NUL bytes"),
         (b"x" * 300_000, "larger than 200,000 bytes"),
         (b"", "no training command"),

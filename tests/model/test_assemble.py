@@ -320,7 +320,7 @@ def _broken(folder: Path, change: str) -> None:
     ("change", "message"),
     [
         ("no config", "no config.json"),
-        ("config is no JSON", "not well-formed JSON"),
+        ("config is no JSON", "not valid JSON"),
         ("weights cut short", "cannot read weights"),
         ("shard missing", "are missing"),
         ("llava", "whole LLaVA model"),

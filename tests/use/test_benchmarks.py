@@ -84,7 +84,7 @@ def test_a_model_that_brings_code_is_refused(
     (model / "processor_config.json").write_text(json.dumps(settings))
     assert main(["eval", str(model), "--tasks=gqa", "--device=cpu"]) == 1
     assert capsys.readouterr().err.startswith(
-        "`auto_map` asks for foreign code; this program never runs code that comes with a model\n"
+        "`auto_map` names code to run; this program never runs code that comes with a model\n"
         f'found: {model / "processor_config.json"}: {{"AutoProcessor": "mine.Mine"}}\n'
     )
     assert not (model / "lmms_eval").exists()

@@ -51,7 +51,7 @@ def test_at_a_terminal_one_may_try_again(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slip and a Ctrl-C during an answer are reported, and the conversation goes on."""
-    lines = iter(["/show a.jpg", "/image none.jpg", "Stop this", "What is it?"])
+    lines = iter(["/photo a.jpg", "/image none.jpg", "Stop this", "What is it?"])
 
     def typed(console: Console, prompt: str) -> str:
         line = next(lines, None)
@@ -73,7 +73,7 @@ def test_at_a_terminal_one_may_try_again(
     assert code == 0 and said.strip()
     assert [line for line in printed.splitlines() if line] == [
         f"{runs / 'v1'} · template v1 · /image FILE · /reset · /quit",
-        "unknown command '/show a.jpg'",
+        "unknown command '/photo a.jpg'",
         "hint:  /image FILE · /reset · /quit",
         "the image none.jpg cannot be used",
         "found: the file does not exist",
@@ -109,11 +109,11 @@ def test_what_cannot_be_done_is_reported(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = str(runs / "v1")
-    monkeypatch.setattr("sys.stdin", io.StringIO("/show a.jpg\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("/photo a.jpg\n"))
     assert chat(capsys, run) == (
         1,
         "",
-        "unknown command '/show a.jpg'\nhint:  /image FILE · /reset · /quit\n",
+        "unknown command '/photo a.jpg'\nhint:  /image FILE · /reset · /quit\n",
     )
     assert chat(capsys, run, "hello", "--top-p=0.5") == (
         1,

@@ -16,7 +16,7 @@ from tests.tiny import FIXTURES, stage1_values, write_recipe
 
 QUESTIONS, IMAGES = str(FIXTURES / "stage1.json"), str(FIXTURES / "images")
 IMAGE = f"{IMAGES}/rgb_wide.jpg"
-REFUSED = "asks for foreign code; this program never runs code that comes with a model"
+REFUSED = "names code to run; this program never runs code that comes with a model"
 CODE = """\
 open({mark!r}, "w").close()
 from transformers import CLIPImageProcessor as Processor, LlamaConfig, LlamaTokenizer as Tokenizer

@@ -167,4 +167,4 @@ def test_adapters_cut_short_are_refused(adapters: Path) -> None:
 def test_a_language_model_is_no_llava(tmp_path: Path) -> None:
     assert "isn't a LLaVA model" in refused(VICUNA)
     (tmp_path / "config.json").write_text("[]")
-    assert "must hold a mapping" in refused(tmp_path)
+    assert "must contain a mapping" in refused(tmp_path)

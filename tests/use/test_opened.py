@@ -159,7 +159,7 @@ def test_a_plan_of_another_version_is_refused(pipeline: Path, tmp_path: Path) ->
     (run / "plan.json").write_text('{"plan_version": 7}')
     assert "plan.json cannot be read" in refused(run)
     (run / "plan.json").write_text("{")
-    assert "plan.json is not well-formed JSON" in refused(run)
+    assert "plan.json is not valid JSON" in refused(run)
 
 
 def test_weights_cut_short_are_refused(pipeline: Path, tmp_path: Path) -> None:
