@@ -18,7 +18,7 @@ FILE: Final = Path(__file__).with_name("keys.json")
 
 @dataclass(frozen=True)
 class Key:
-    """One key. `path` spells list entries as `[]`: `stages[].train.learning_rate`."""
+    """One key of the language. In `path` a list entry is `[]`: `stages[].train.learning_rate`."""
 
     path: str
     type: str
@@ -28,7 +28,7 @@ class Key:
     examples: tuple[Value, ...]
     choices: tuple[Value, ...]
     is_free: bool
-    """It holds keys that are not of the recipe language, such as those of a Hugging Face config."""
+    """Whether it takes keys from outside the language, such as those of a Hugging Face config."""
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Key:
     @property
     def default_text(self) -> str:
         if self.needed:
-            return "none; the key is needed"
+            return "none; the key is required"
         if self.default is None or self.default == {} or self.default == []:
             return "not set"
         return "see its keys" if isinstance(self.default, dict) else spell(self.default)
