@@ -21,7 +21,6 @@ from llava_recipes.recipe.foreign import folder_problems, read_object
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.renames import did_you_mean
 from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source, Stage
-from llava_recipes.runner.run_folder import PLAN, started_in
 
 ALL_BUT_THE_TOWER = frozenset({"projector", "language_model", "lm_head"})
 SENTENCEPIECE_FILE, TOKENIZER_FILE = "tokenizer.model", "tokenizer.json"
@@ -279,6 +278,8 @@ def _read_earlier(folder: Path) -> Earlier:
 
     Empty for what isn't a run of ours; its plan is checked when its weights are looked at.
     """
+    from llava_recipes.runner.run_folder import PLAN
+
     try:
         plan = json.loads((folder / PLAN).read_text("utf-8"))
         (stage,) = plan["stages"]
@@ -298,5 +299,7 @@ def _read_earlier(folder: Path) -> Earlier:
 
 def _seen_from_here(path: Path, folder: Path, output_dir: str) -> Path:
     """A path of a run's plan, which starts where the run was started; the run's own path shows where."""
+    from llava_recipes.runner.run_folder import started_in
+
     start = None if path.is_absolute() or path.exists() else started_in(folder, output_dir)
     return start / path if start is not None and (start / path).exists() else path
