@@ -263,7 +263,6 @@ def gallery(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [file.relative_to(ROOT).as_posix() for file in GALLERY]
 
 
-@pytest.mark.slow
 def test_json_says_what_the_text_says(gallery: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out = _run(capsys, *gallery, "--format", "json")
     report = json.loads(out)
@@ -295,7 +294,6 @@ def test_json_says_what_the_text_says(gallery: list[str], capsys: pytest.Capture
         ]
 
 
-@pytest.mark.slow
 def test_sarif_is_sarif(gallery: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out = _run(capsys, *gallery, "--format", "sarif")
     log = json.loads(out)
@@ -317,7 +315,6 @@ def test_sarif_is_sarif(gallery: list[str], capsys: pytest.CaptureFixture[str]) 
             assert text[region["startColumn"] - 1 : region["endColumn"] - 1] == region["snippet"]["text"]
 
 
-@pytest.mark.slow
 def test_github_annotations_are_one_line_each(gallery: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     _, out = _run(capsys, *gallery, "--format", "github")
     _, as_json = _run(capsys, *gallery, "--format", "json")
