@@ -164,7 +164,7 @@ def test_vllm_finds_what_it_reads(pipeline: Path, tmp_path: Path) -> None:
 def test_the_card_says_who_writes_the_first_token(pipeline: Path, tmp_path: Path) -> None:
     export_run(pipeline / "full", tmp_path / "out", to="hf", dtype=None, max_bytes=10**9)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "leaves the beginning-of-text token to the tokenizer" in card
+    assert "The tokenizer, not the chat template, writes the beginning-of-text token" in card
     assert "<s>" not in (tmp_path / "out" / "chat_template.jinja").read_text()
 
 
