@@ -94,7 +94,7 @@ format: $(READY)  ## let ruff write what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-names: $(READY)  ## write down again what transformers and DeepSpeed call their settings
+names: $(READY)  ## write names.json and keys.json again: names of settings, and the recipe keys
 	@$(RUN) python -m tests.library_names
 
 .venv/.docs: $(READY)

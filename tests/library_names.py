@@ -1,6 +1,7 @@
-"""Write llava_recipes/recipe/names.json from the installed libraries: python -m tests.library_names.
+"""Write names.json from the installed libraries and keys.json from the schema, both in llava_recipes/recipe.
 
-It stands here and not in the package, which may import neither transformers nor DeepSpeed below its plans.
+Run it as python -m tests.library_names. It is not in the package, which may import neither transformers
+nor DeepSpeed below its plans.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from llava_recipes.recipe import keys
+from llava_recipes.recipe.language import schema_keys
 from llava_recipes.recipe.names import FILE
 
 
@@ -82,5 +85,12 @@ def _keys_that_deepspeed_reads() -> list[str]:
     return sorted(watched.asked)
 
 
+def keys_text() -> str:
+    """What keys.json holds: a line for each key."""
+    lines = (json.dumps(dataclasses.asdict(key), ensure_ascii=False) for key in schema_keys())
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
 if __name__ == "__main__":
     FILE.write_text(json.dumps(library_names(), indent=1) + "\n", "utf-8")
+    keys.FILE.write_text(keys_text(), "utf-8")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from llava_recipes.errors import Problem, RecipeError
-from llava_recipes.recipe.language import Key, all_keys
+from llava_recipes.recipe.keys import Key, all_keys
 from llava_recipes.recipe.renames import OTHER_NAMES, nearest
 from llava_recipes.recipe.scalars import Value, spell
 
@@ -121,7 +121,7 @@ def _unknown(query: str, words: tuple[str, ...]) -> Problem:
     elif near is not None:
         hint = f"did you mean `{near}`?"
     else:
-        from llava_recipes.plan.arguments import EXTRA_FIELDS
+        from llava_recipes.recipe.names import EXTRA_FIELDS
 
         hint = "`llava-recipe explain` without a key shows the top level"
         if last in EXTRA_FIELDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import shlex
@@ -43,7 +42,6 @@ def _shipped(in_package: str, in_checkout: str) -> Path:
     return packaged if packaged.is_dir() else _PACKAGE.parent / in_checkout
 
 
-@functools.cache
 def readdress(text: str, old: str, output: Path) -> str:
     """A recipe's text for its new place: schema of the editor, and `output` for `old` in its comments.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llava_recipes.authoring.explanation import example_lines, origin
-from llava_recipes.recipe.language import Key, all_keys
+from llava_recipes.recipe.keys import Key
+from llava_recipes.recipe.language import schema_keys
 from llava_recipes.screen import say_document
 
 HOW_TO = "python -m llava_recipes.authoring.reference > docs/reference.md"
@@ -22,7 +23,7 @@ a value, `${{name}}` puts a variable in.
 
 def reference() -> str:
     """The whole page, as Markdown."""
-    keys = all_keys()
+    keys = schema_keys()
     top = [key for key in keys if "." not in key.path]
     mappings = [key for key in keys if any(other.names[:-1] == key.names for other in keys)]
     parts = [_HEAD, *_contents(mappings), "\n## The top level\n", _table(top), *_details(top)]

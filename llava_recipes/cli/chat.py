@@ -15,30 +15,29 @@ if TYPE_CHECKING:
     from llava_recipes.use.chat import Chat
 
 EPILOG = """\
-With PROMPT one answer is printed. Without it a conversation begins; when standard input is no terminal, its
-lines are the questions. In a conversation:
+With PROMPT one answer is printed. Without it a conversation starts; where standard input isn't a terminal, \
+each of its lines is a question. In a conversation:
 
-  /image FILE   an image for the next question
-  /reset        forget what was said and shown
-  /quit         end; so does Ctrl-D. Ctrl-C stops an answer, and ends when nothing is being said
+  /image FILE   add an image to the next question
+  /reset        forget the conversation and its images
+  /quit         end the conversation, as Ctrl-D does; Ctrl-C stops an answer
 
-<image> in a question says where its image goes; without one, images come first. A run whose template is
-`plain` has no place for questions: it captions the image."""
+<image> in a question marks the place of its image; by default images come first. A run with the template \
+`plain` takes no questions: it captions the image."""
 
 HELP = "/image FILE · /reset · /quit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add_run(parser)
     parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="the question; without it, a conversation"
+        "prompt", nargs="?", metavar="PROMPT", help="question to ask (default: start a conversation)"
     )
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="an image; may be given several times"
+        "--image", action="append", default=[], metavar="FILE", help="image to show; may be repeated"
     )
-    parser.add_argument("--system", metavar="TEXT", help="system prompt, in place of the run's")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the run's)")
     add_decoding(parser, max_new_tokens=512)
     add_opening(parser)
 
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _converse(conversation: Chat, greeting: str) -> None:
-    """Ask for questions until there are no more."""
+    """Read questions and answer them until the input ends."""
     from llava_recipes.errors import RecipeError
     from llava_recipes.render import render_problems
 
@@ -82,7 +81,7 @@ def _converse(conversation: Chat, greeting: str) -> None:
             if not _obey(conversation, line):
                 return
         except RecipeError as error:
-            # Whoever sits here can try again; a pipe cannot.
+            # A person can try again; a pipe cannot.
             if not at_terminal:
                 raise
             say_lines(render_problems(error.problems), to_stderr=True)
@@ -93,7 +92,7 @@ def _converse(conversation: Chat, greeting: str) -> None:
 
 
 def _obey(conversation: Chat, line: str) -> bool:
-    """Do what a line says; false when it ends the conversation."""
+    """Answer a question or obey a command; false when the line ends the conversation."""
     from llava_recipes.errors import RecipeError
 
     command, _, rest = line.strip().partition(" ")
@@ -109,7 +108,7 @@ def _obey(conversation: Chat, line: str) -> bool:
         if conversation.is_plain:
             _answer(conversation, "")
     else:
-        raise RecipeError.of(f"there is no command {line.strip()!r}", code="unknown-chat-command", hint=HELP)
+        raise RecipeError.of(f"unknown command {line.strip()!r}", code="unknown-chat-command", hint=HELP)
     return True
 
 
@@ -118,7 +117,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
         yield from (line.rstrip("\r\n") for line in sys.stdin or ())
         return
     with contextlib.suppress(ImportError):
-        # Gives the line an editor and a memory.
+        # Importing it gives `input` editing and history.
         import readline  # noqa: F401
     prompt = cell("you> ", style="bold cyan")
     screen = console()
@@ -131,7 +130,7 @@ def _lines(at_terminal: bool) -> Iterator[str]:
 
 
 def _answer(conversation: Chat, text: str) -> None:
-    """Print an answer while it is made."""
+    """Print an answer while it is generated."""
     spoken = Spoken()
     conversation.ask(text, listen=spoken.add)
     spoken.finish()

@@ -1,6 +1,6 @@
-"""`llava-recipe completion SHELL`: a script by which a shell asks at each tab what may stand there.
+"""`llava-recipe completion SHELL`: the script by which a shell completes commands at each tab.
 
-argcomplete's script runs the `llava-recipe` of the PATH, whatever path the line begins with; `offer` answers.
+argcomplete's script runs the `llava-recipe` of the PATH, whatever path the line starts with; `offer` answers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from llava_recipes.screen import say_document
 if TYPE_CHECKING:
     from llava_recipes.recipe.scalars import Value
 
-HOW_TO = """\
-bash:  llava-recipe completion bash > ~/.local/share/bash-completion/completions/llava-recipe
-zsh:   llava-recipe completion zsh > a file _llava-recipe in a folder of $fpath
-fish:  llava-recipe completion fish > ~/.config/fish/completions/llava-recipe.fish"""
+EPILOG = """\
+Redirect the script to a file that the shell reads, then start a new shell:
+
+  bash  ~/.local/share/bash-completion/completions/llava-recipe
+  zsh   _llava-recipe in a folder of $fpath
+  fish  ~/.config/fish/completions/llava-recipe.fish"""
 
 PROGRAM = "llava-recipe"
 _RECIPE_DESTS = ("a", "b", "file", "files", "recipe")
@@ -30,9 +32,8 @@ Completer = Callable[..., Iterable[str]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HOW_TO
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="for which shell")
+    parser.epilog = EPILOG
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="shell to complete in")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def offer(purposes: Mapping[str, str], module_of: Callable[[str], str]) -> None:
-    """Answer a tab of the shell, and end the process. Imports nothing heavy, and runs nothing.
+    """Answer a tab of the shell and end the process. Imports nothing heavy and runs no command.
 
-    purposes   what each command is for, by its name
+    purposes   what each command does, by its name
     module_of  the module of a command
     """
     from argcomplete import autocomplete
@@ -65,13 +66,13 @@ def offer(purposes: Mapping[str, str], module_of: Callable[[str], str]) -> None:
         importlib.import_module(module_of(words[0])).add_arguments(parser)
         for action in parser._actions:
             action.completer = _completer(words[0], action)  # type: ignore[attr-defined]
-        # The words of the command begin one further to the right.
+        # The words of the command start one further to the right.
         os.environ["_ARGCOMPLETE"] = "2"
     autocomplete(parser, always_complete_options="" if words else "long")
 
 
 def _completer(command: str, action: argparse.Action) -> Completer | None:
-    """What offers an action's values; None leaves the choice to argcomplete, which knows `choices`."""
+    """What offers the values of an action; None leaves them to argcomplete, which knows `choices`."""
     if action.choices is not None:
         return None
     if action.dest == "set":
@@ -94,7 +95,7 @@ def _nothing(**_: object) -> Iterable[str]:
 
 
 def _files(*, prefix: str, endings: tuple[str, ...] = ("",), **_: object) -> Iterator[str]:
-    """Files with one of the endings, and every folder, which may hold them."""
+    """Files with one of the endings, and every folder, which may contain them."""
     folder = prefix[: prefix.rfind("/") + 1]
     try:
         entries = sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name)
@@ -136,7 +137,7 @@ def _stage_names(*, parsed_args: argparse.Namespace, **_: object) -> list[str]:
 
 
 def _assignments(*, parsed_args: argparse.Namespace, **_: object) -> Iterator[str]:
-    """`KEY=` for every key that a path of names leads to, with the stages of the recipe on the line."""
+    """`KEY=` for every key outside lists, and for those of each stage of the recipe on the line."""
     variables = _values(parsed_args).get("vars")
     yield from (f"vars.{name}=" for name in (variables if isinstance(variables, dict) else ()))
     stages = _stage_names(parsed_args=parsed_args)
@@ -148,13 +149,13 @@ def _assignments(*, parsed_args: argparse.Namespace, **_: object) -> Iterator[st
 
 
 def _paths() -> Iterator[str]:
-    from llava_recipes.recipe.language import all_keys
+    from llava_recipes.recipe.keys import all_keys
 
     return (key.path for key in all_keys())
 
 
 def _values(parsed_args: argparse.Namespace) -> dict[str, Value]:
-    """The recipe on the line with its parents; nothing where it cannot be read."""
+    """The recipe on the line with its parents; empty if it can't be read."""
     from llava_recipes.errors import RecipeError
     from llava_recipes.recipe.extends import extend
     from llava_recipes.recipe.source import parse_source, read_file

@@ -1,4 +1,4 @@
-"""`llava-recipe copy NAME`: a recipe of the gallery as a file of your own, which stands alone."""
+"""`llava-recipe copy NAME`: copy a recipe of the gallery, with its parents, into one file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_recipes.screen import say, say_document
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a recipe of `llava-recipe list`")
+    parser.add_argument("name", metavar="NAME", help="recipe as named by `llava-recipe list`")
     add_new_file(parser, default="NAME.yaml; - for standard output")
 
 

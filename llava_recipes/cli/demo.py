@@ -1,4 +1,4 @@
-"""`llava-recipe demo`: draw images, run the demo recipe on them, describe images that it never saw."""
+"""`llava-recipe demo`: draw images, train the demo recipe on them, describe held-out images."""
 
 from __future__ import annotations
 
@@ -18,23 +18,29 @@ if TYPE_CHECKING:
 
 NUM_HELD_OUT, NUM_UNSEEN, NUM_NOTES, SEED = 224, 96, 6000, 0
 CHAT_IMAGE, CHAT_TOKENS = 5, 16
-"""Which held-out image the chat at the end is about, and how long an answer may be."""
+"""The held-out image that the final chat is about, and the most tokens of an answer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", help="the recipe (default: the gallery's demo)")
+    parser.add_argument("--recipe", metavar="FILE", help="recipe file (default: the gallery's demo)")
     parser.add_argument(
-        "--data", type=Path, default=Path("demo/data"), help="folder of the images (default: %(default)s)"
+        "--data",
+        type=Path,
+        default=Path("demo/data"),
+        metavar="DIR",
+        help="folder of the drawn images (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, help="folder that the stages write into (default: the recipe's)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs (default: the recipe's)")
     add_set(parser)
     parser.add_argument(
-        "--images", type=positive, default=3000, metavar="N", help="to train on (default: %(default)s)"
+        "--images",
+        type=positive,
+        default=3000,
+        metavar="N",
+        help="images to train on (default: %(default)s)",
     )
-    parser.add_argument("--resume", action="store_true", help="continue a demo that was stopped")
-    parser.add_argument(
-        "--redraw", action="store_true", help="replace images that were drawn with other settings"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted demo")
+    parser.add_argument("--redraw", action="store_true", help="replace images drawn with other settings")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     recipe = arguments.recipe or os.path.relpath(gallery_folder() / "demo.yaml")
     started_s = time.monotonic()
-    # On matrices this small, threads wait for each other longer than they compute.
+    # With matrices this small, threads wait for each other longer than they compute.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings = DatasetSettings(
         num_train=arguments.images,
@@ -54,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     drawn = write_dataset(arguments.data, settings, redraw=arguments.redraw)
     num_images = f"{arguments.images:,} images to train on, {NUM_HELD_OUT + NUM_UNSEEN} held out"
-    say(f"{num_images}: {'drawn' if drawn else 'there already'}, in {arguments.data}")
+    say(f"{num_images}: {'drawn' if drawn else 'drawn before'}, in {arguments.data}")
     overrides = _overrides(arguments)
     code = _train(recipe, overrides, resume=arguments.resume)
     if code == 0:
@@ -66,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
-    """The folders as variables of the recipe, quoted, then what the user set."""
+    """The folders as variables of the recipe, quoted, then the user's own overrides."""
     folders: dict[str, Path | None] = {"data": arguments.data, "out": arguments.out}
     given: list[str] = arguments.set
     return [
@@ -92,7 +98,7 @@ def _compile(recipe: str, overrides: Sequence[str]) -> Plan:
 
 
 def _score(plan: Plan, folder: Path) -> None:
-    """Caption the held-out images after each stage; print and keep the scores."""
+    """Caption the held-out images after each stage; print and save the scores."""
     import torch
 
     from llava_recipes.demo.drawn_data import caption_held_out, read_held_out
@@ -113,7 +119,7 @@ def _score(plan: Plan, folder: Path) -> None:
 
 
 def _chat(plan: Plan, folder: Path) -> None:
-    """Show a held-out image to the finished model, ask about it, and say how to go on."""
+    """Ask the finished model about a held-out image, and print how to continue."""
     from llava_recipes.demo.drawn_data import read_held_out
     from llava_recipes.demo.vocabulary import PLACE, WHAT
     from llava_recipes.model.generate import Decoding
@@ -129,4 +135,4 @@ def _chat(plan: Plan, folder: Path) -> None:
     for question in (f"<image>\n{WHAT}", PLACE):
         say(f"  you>   {question.partition(chr(10))[2] or question}")
         say(f"  model> {conversation.ask(question)}")
-    say(f"go on with: llava-recipe chat {last} --image {image.image}")
+    say(f"continue with: llava-recipe chat {last} --image {image.image}")

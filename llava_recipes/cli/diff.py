@@ -1,4 +1,4 @@
-"""`llava-recipe diff A B`: what two recipes mean differently, by their plans."""
+"""`llava-recipe diff A B`: compare two recipes by their plans."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _LONGEST_VALUE = 300
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Exit code 0 when both mean the same, 1 when they differ or one of them is wrong. Names of recipes"
-        " and stages are not compared, nor are two spellings of the same thing."
+        "The exit code is 0 if both mean the same, 1 if they differ or one is invalid. Names of recipes and "
+        "stages are not compared."
     )
-    parser.add_argument("a", metavar="A", help="a recipe")
-    parser.add_argument("b", metavar="B", help="another recipe")
+    parser.add_argument("a", metavar="A", help="recipe file")
+    parser.add_argument("b", metavar="B", help="recipe file to compare with")
     add_world_size(parser)
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
-    add_set(parser, what="override one value of both recipes")
+    add_set(parser, what="override a value of both recipes; may be repeated")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(differences: Sequence[Difference], *, a: str, b: str, world_size: int) -> str:
-    """The differences for a program; a side that has no such path has no key."""
+    """The differences for a program; a side without the path has no key."""
     entries = [
         {"path": found.path} | ({"a": found.a} if found.in_a else {}) | ({"b": found.b} if found.in_b else {})
         for found in differences
@@ -86,7 +86,7 @@ def _spell(value: JsonValue) -> str:
 
 
 def _show(rows: Sequence[tuple[str, str, str]]) -> None:
-    """A table that fits the terminal, or plain lines elsewhere."""
+    """Print a table that fits the terminal, or plain lines elsewhere."""
     if is_terminal(sys.stdout):
         _show_sections(rows)
         return
@@ -95,7 +95,7 @@ def _show(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _show_sections(rows: Sequence[tuple[str, str, str]]) -> None:
-    """The rows under the paths that they share, long values folded inside their columns."""
+    """Print the rows under the paths that they share, long values folded inside their columns."""
     from rich.table import Table
 
     screen = console()

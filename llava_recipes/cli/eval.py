@@ -1,4 +1,4 @@
-"""`llava-recipe eval RUN`: measures on an annotated file, or benchmarks by lmms-eval."""
+"""`llava-recipe eval RUN`: loss and exact matches on a file, or benchmarks by lmms-eval."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ if TYPE_CHECKING:
     from llava_recipes.use.opened import Opened
 
 EPILOG = """\
---data measures on FILE (a training file's format), offline:
-  loss          of the reference answers' tokens, with perplexity and token accuracy
-  exact_match   the share of reference answers that the model gives itself, each asked after the reference
-                conversation before it; also after case, punctuation and extra space are taken away
+--data measures on FILE, in the format of training data, offline:
+  loss          loss of the reference answers, with perplexity and token accuracy
+  exact_match   share of answers equal to the reference, each asked after the reference conversation before \
+it; and the same without case, punctuation and extra space
 
---tasks starts lmms-eval (pip install 'llava-recipes[eval]') on the exported model, and prints LLaVA-1.5's
-published scores beside its results. Benchmarks are fetched from the hub; MMBench, LLaVA-Bench and MM-Vet are
-judged by a GPT and need its key. Tasks with published scores: vqav2_val, gqa, vizwiz_vqa_val, scienceqa_img,
-textvqa_val, pope, mme, mmbench_en_dev, mmbench_cn_dev, seedbench, llava_in_the_wild, mmvet."""
+--tasks runs lmms-eval (pip install 'llava-recipes[eval]') on the exported model and prints LLaVA-1.5's \
+published scores next to its results. Benchmarks come from the hub; MMBench, LLaVA-Bench and MM-Vet are \
+judged by a GPT and need its key. Tasks with published scores: vqav2_val, gqa, vizwiz_vqa_val, \
+scienceqa_img, textvqa_val, pope, mme, mmbench_en_dev, mmbench_cn_dev, seedbench, llava_in_the_wild, mmvet."""
 
 METRICS = ("loss", "exact_match")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add_run(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", metavar="FILE", help="annotated file to measure on")
-    what.add_argument("--tasks", metavar="NAMES", help="benchmarks of lmms-eval, with commas between them")
+    what.add_argument("--data", metavar="FILE", help="annotation file to measure on")
+    what.add_argument("--tasks", metavar="NAMES", help="benchmarks of lmms-eval, separated by commas")
     parser.add_argument(
-        "--include-path", metavar="DIR", help="with --tasks: folder with tasks of your own for lmms-eval"
+        "--include-path", metavar="DIR", help="with --tasks: folder of your own tasks for lmms-eval"
     )
     parser.add_argument(
-        "--images", metavar="DIR", help="where image paths start (default: the folder of FILE)"
+        "--images", metavar="DIR", help="with --data: folder of the images (default: that of FILE)"
     )
     parser.add_argument(
         "--metrics",
@@ -60,14 +59,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with --data: {','.join(METRICS)} (default: both)",
     )
     parser.add_argument(
-        "--batch-size", type=positive, metavar="N", help="with --data: samples at a time (default 8)"
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="with --data: samples at a time (default: 8)",
     )
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N samples (of each task)")
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="use only the first N samples (of each task)"
+    )
     add_answer_length(parser, usual=128, goes_with="with --data: ")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="OUT", help="JSON (default: RUN/eval.json, RUN/benchmarks.json)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="JSON file to write (default: RUN/eval.json or RUN/benchmarks.json)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     add_opening(parser)
 
 
@@ -75,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.use.batches import check_output
 
     if arguments.tasks is not None and arguments.batch_size not in (None, 1):
-        say("llava-recipe eval: lmms-eval's llava_hf takes one question at a time", to_stderr=True)
+        say("llava-recipe eval: --tasks takes one question at a time: remove --batch-size", to_stderr=True)
         return 2
     name = "benchmarks.json" if arguments.data is None else "eval.json"
     output = arguments.output if arguments.output is not None else Path(arguments.run) / name
@@ -114,7 +122,7 @@ def _measure(arguments: argparse.Namespace, output: Path) -> int:
     }
     write_text(output, escape_json(json.dumps(results, indent=2, ensure_ascii=False)) + "\n")
     _print(measures, f"{num_samples:,} samples of {arguments.data}")
-    say(f"written to {output}")
+    say(f"wrote {output}")
     return 0
 
 
@@ -123,9 +131,9 @@ def _token_values(
 ) -> dict[str, JsonValue]:
     from llava_recipes.use.evaluate import measure_tokens
 
-    with progress("loss", total=num_samples) as bar:
+    with progress("loss", total=num_samples) as advance:
         tokens = measure_tokens(
-            opened, dataset, num_samples=num_samples, batch_size=batch_size, advance=bar.advance
+            opened, dataset, num_samples=num_samples, batch_size=batch_size, advance=advance
         )
     return {
         "loss": tokens.loss,
@@ -143,13 +151,13 @@ def _match_values(
 
     max_new_tokens, must_fit = length_of(arguments)
     references = read_references(dataset.records, num_samples=num_samples)
-    with progress("answers", total=len(references)) as bar:
+    with progress("answers", total=len(references)) as advance:
         matches = measure_matches(
             opened.answerer,
             references,
             decoding=Decoding(max_new_tokens, must_fit=must_fit),
             batch_size=arguments.batch_size or 8,
-            advance=bar.advance,
+            advance=advance,
         )
     return {
         "exact_match": matches.exact_match,
@@ -187,5 +195,5 @@ def _metrics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(METRICS)}")
+        raise argparse.ArgumentTypeError(f"unknown metric {unknown[0]!r}; known: {', '.join(METRICS)}")
     return names

@@ -1,4 +1,4 @@
-"""`llava-recipe eval --tasks`: lmms-eval on the exported model, with published scores beside its results."""
+"""`llava-recipe eval --tasks`: run lmms-eval on the exported model, next to published scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import dtype_of, report
+from llava_recipes.cli.options import SHARD_SIZE, report, writing_of
 from llava_recipes.files import expanded, real_path
 from llava_recipes.screen import console, say
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
-    """Export where needed, start lmms-eval, print and keep its figures."""
+    """Export the model where needed, run lmms-eval, print and save its scores."""
     from llava_recipes.estimate.assignment import DTYPES
     from llava_recipes.files import write_text
     from llava_recipes.model.placing import usual_device
@@ -50,13 +50,13 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
     scores = scores_of(results, published)
     write_text(output, json.dumps(_values(arguments, results, scores, published), indent=2) + "\n")
     _print(scores, published, limit=arguments.limit)
-    say(f"written to {output}; lmms-eval's own files are in {logs}")
+    say(f"wrote {output}; lmms-eval's own files are in {logs}")
     return 0
 
 
 @contextmanager
 def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The folder that lmms-eval loads: RUN, what `export` left in it, or an export that passes."""
+    """The folder that lmms-eval loads: RUN, its export, or else a temporary export."""
     from llava_recipes.recipe.foreign import check_model_folder
     from llava_recipes.use.benchmarks import is_exported
 
@@ -68,13 +68,11 @@ def _exported(arguments: argparse.Namespace) -> Iterator[Path]:
             yield real_path(place)
             return
     from llava_recipes.export.export import export_run
-    from llava_recipes.export.target import parse_size
 
     with tempfile.TemporaryDirectory(prefix="llava-recipe-") as parent:
         target = Path(parent) / real_path(folder).name
-        say(f"model: {folder}, exported for lmms-eval into a folder that goes afterwards")
-        dtype, size = dtype_of(arguments.dtype), parse_size("5GB")
-        report(export_run(folder, target, to="hf", dtype=dtype, max_bytes=size, base=arguments.base))
+        say(f"model: {folder}, exported for lmms-eval into a temporary folder")
+        report(export_run(folder, target, to="hf", **writing_of(arguments, shard_size=SHARD_SIZE)))
         yield target
 
 
@@ -116,7 +114,7 @@ def _print(scores: Sequence[BenchmarkScore], published: PublishedScores, *, limi
     notes = []
     for score in scores:
         known = score.published
-        cells = [cell for value in known.scores for cell in _beside(score.value, value)] if known else []
+        cells = [cell for value in known.scores for cell in _compared(score.value, value)] if known else []
         name = known.name if known else score.task
         if known and known.note:
             notes.append(f"{known.name}: {known.note}")
@@ -125,12 +123,12 @@ def _print(scores: Sequence[BenchmarkScore], published: PublishedScores, *, limi
         )
     console().print(table)
     if limit:
-        notes.append(f"the first {limit} samples of each task only; published scores are over all")
+        notes.append(f"the first {limit} samples of each task only; published scores are on all")
     if any(score.published for score in scores):
         notes.append(f"published: {published.source}")
     if notes:
         say(*notes)
 
 
-def _beside(value: float, published: float) -> tuple[str, str]:
+def _compared(value: float, published: float) -> tuple[str, str]:
     return f"{published:,.1f}", f"{value - published:+,.1f}"

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "keys",
         nargs="*",
         metavar="KEY",
-        help="for example train.learning_rate, learning_rate or stages; without one, the top level is shown",
+        help="such as train.learning_rate, learning_rate or stages (default: the top level)",
     )
 
 
@@ -20,13 +20,13 @@ def run(arguments: argparse.Namespace) -> int:
     import shutil
 
     from llava_recipes.authoring.explanation import explain_key, find_keys, overview
-    from llava_recipes.recipe.language import all_keys
+    from llava_recipes.recipe.keys import all_keys
 
     width = max(60, min(110, shutil.get_terminal_size().columns))
     if not arguments.keys:
         say("A recipe is one YAML file. Its keys:", "")
         say_lines("\n".join(overview([key for key in all_keys() if "." not in key.path], width=width)))
-        say("", "`llava-recipe explain KEY` tells more, for example `llava-recipe explain train`.")
+        say("", "`llava-recipe explain KEY` explains one, for example `llava-recipe explain train`.")
         return 0
     found = [key for query in arguments.keys for key in find_keys(query)]
     say_lines(f"\n\n{'-' * 40}\n\n".join(explain_key(key, width=width) for key in found))

@@ -1,4 +1,4 @@
-"""`llava-recipe export-script FILE`: a recipe as the original's shell command."""
+"""`llava-recipe export-script FILE`: write a recipe as a shell command of the original LLaVA."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from llava_recipes.screen import say_document
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument(
-        "--stage", metavar="NAME", help="write this stage alone; default: all, in their order"
-    )
+    parser.add_argument("--stage", metavar="NAME", help="write only this stage (default: all, in order)")
     add_new_file(parser, metavar="SCRIPT", default="standard output")
     parser.add_argument(
         "--world-size",
         type=positive,
         metavar="N",
-        help="processes, where the recipe gives `global_batch_size`",
+        help="number of processes, needed if the recipe sets `global_batch_size`",
     )
 
 

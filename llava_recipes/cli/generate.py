@@ -25,45 +25,47 @@ if TYPE_CHECKING:
     from llava_recipes.use.questions import Question
 
 EPILOG = """\
-A record of FILE (JSONL, or a JSON list) has its images in `image` or `images` (a path or a list) and its
-question in `prompt`, `question` or `text`, as LLaVA's question.jsonl has it; or `conversations`, whose last
-human turn is asked after the turns before it. <image> says where an image goes; without one, images come
-first.
+A record of FILE (JSONL, or a JSON list) has its images in `image` or `images` (a path or a list) and its \
+question in `prompt`, `question` or `text`, as LLaVA's question.jsonl; or it has `conversations`, whose last \
+human turn is asked after the turns before it. <image> marks the place of an image; by default \
+images come first.
 
-OUT gets one line per record in the same order: the record with the key `answer`. --format llava writes the
-original's question_id, prompt, text, answer_id, model_id and metadata.
+OUT gets a line for each record, in the same order: the record with its answer. --format llava writes \
+LLaVA's question_id, prompt, text, answer_id, model_id and metadata.
 
-One process and one device answer. To use several GPUs, split FILE and start the command once for each, with
---device cuda:0, cuda:1, …"""
+One process on one device answers. To use several GPUs, split FILE and run the command once for each part, \
+with --device cuda:0, cuda:1, …"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add_run(parser)
-    parser.add_argument("--input", required=True, metavar="FILE", help="the questions")
+    parser.add_argument("--input", required=True, metavar="FILE", help="file of questions (JSONL or JSON)")
+    parser.add_argument("--images", metavar="DIR", help="folder of the images (default: that of FILE)")
     parser.add_argument(
-        "--images", metavar="DIR", help="where image paths start (default: the folder of FILE)"
+        "-o", "--output", required=True, type=Path, metavar="OUT", help="file of answers, JSONL"
     )
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="the answers, JSONL")
     parser.add_argument(
         "--batch-size",
         type=positive,
         default=8,
         metavar="N",
-        help="questions at a time (default %(default)s)",
+        help="questions at a time (default: %(default)s)",
     )
     parser.add_argument(
         "--format",
         choices=("records", "llava"),
         default="records",
-        help="of a line of OUT (default: records)",
+        help="format of OUT (default: %(default)s)",
     )
     parser.add_argument(
-        "--answer-key", default="answer", metavar="KEY", help="of the answer in a record (default: answer)"
+        "--answer-key",
+        default="answer",
+        metavar="KEY",
+        help="key of the answer in a record (default: %(default)s)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with answers that were cut short")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     add_decoding(parser, max_new_tokens=512)
     add_opening(parser)
 
@@ -108,12 +110,12 @@ def run(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     ) as file:
-        _tell(questions, file.num_done)
+        _note(questions, file.num_done)
         left = questions[file.num_done :]
         batches = answer_in_batches(
             answerer, left, decoding, batch_size=arguments.batch_size, seed=arguments.seed
         )
-        with progress("answering", total=len(questions), done=file.num_done) as bar:
+        with progress("answering", total=len(questions), done=file.num_done) as advance:
             start = 0
             for answers in batches:
                 asked = left[start : start + len(answers)]
@@ -126,14 +128,14 @@ def run(arguments: argparse.Namespace) -> int:
                         for question, answer in zip(asked, answers, strict=True)
                     ]
                 )
-                bar.advance(len(answers))
+                advance(len(answers))
         file.finish()
     say(f"{len(questions):,} answers in {arguments.output}")
     return 0
 
 
 def _settings(arguments: argparse.Namespace, questions: Sequence[Question]) -> dict[str, JsonValue]:
-    """What the answers depend on."""
+    """Everything that the answers depend on, for --resume to compare."""
     import hashlib
     import json
 
@@ -154,12 +156,12 @@ def _settings(arguments: argparse.Namespace, questions: Sequence[Question]) -> d
     }
 
 
-def _tell(questions: Sequence[Question], num_done: int) -> None:
+def _note(questions: Sequence[Question], num_done: int) -> None:
     from llava_recipes.layouts import IMAGE
 
     if num_done:
-        say(f"note: {num_done:,} of {len(questions):,} answers are there already", to_stderr=True)
+        say(f"note: {num_done:,} of {len(questions):,} answers exist already", to_stderr=True)
     num_without = sum(question.had_no_tag for question in questions)
     if num_without:
-        what = f"{num_without:,} of {len(questions):,} records have images and no tag"
-        say(f"note: {what}; {IMAGE} is put at the front of their first question", to_stderr=True)
+        what = f"{num_without:,} of {len(questions):,} records have images but no {IMAGE}"
+        say(f"note: {what}: their images come first", to_stderr=True)

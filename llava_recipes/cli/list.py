@@ -1,4 +1,4 @@
-"""`llava-recipe list`: the recipes of the gallery, with what each needs and what to expect of it."""
+"""`llava-recipe list`: the recipes of the gallery, what each needs and what to expect."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="recipes or families to tell more of; default: all, a line each",
+        help="recipe or family to describe (default: all, a line each)",
     )
-    parser.add_argument("--json", action="store_true", help="everything that the heads of the recipes say")
+    parser.add_argument("--json", action="store_true", help="print all about the recipes as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,13 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
             for family, members in families().items()
         }
         say_lines(_table(table))
-        say("", "`llava-recipe list NAME` tells more of a recipe or a family.")
-    say("`llava-recipe copy NAME` writes one into this folder.")
+        say("", "`llava-recipe list NAME` describes a recipe or a family.")
+    say("`llava-recipe copy NAME` copies one into this folder.")
     return 0
 
 
 def _table(groups: dict[str, list[list[str]]]) -> str:
-    """Rows in columns under the name of their group; the last column is not padded."""
+    """Rows in columns under the name of their group."""
     rows = [row for group in groups.values() for row in group]
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     blocks = []

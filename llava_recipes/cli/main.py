@@ -1,4 +1,4 @@
-"""The command line: find the command's own file, run it, turn what happened into an exit code."""
+"""The command line: find the command's module, run it, turn the outcome into an exit code."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import gc
 import importlib
 import keyword
 import os
+import re
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
@@ -31,27 +33,27 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 COMMANDS = {
-    "run": "train what a recipe says",
-    "validate": "check recipes without loading anything heavy",
-    "plan": "show what a run would do and take: modules, steps, memory, hours, disk",
+    "run": "train the stages of a recipe",
+    "validate": "check recipes, without loading anything heavy",
+    "plan": "show what a run does and costs: modules, steps, memory, hours, disk",
     "show": "print a recipe with its parents, variables and defaults written out",
-    "diff": "compare what two recipes mean: their plans, not their text",
+    "diff": "compare two recipes by their plans, not by their text",
     "preview": "show samples as tokens, and which of them are learned",
-    "schema": "print the JSON Schema of recipes or plans",
+    "schema": "print the JSON Schema of recipes, their bases or plans",
     "chat": "ask a trained model about images, once or in a conversation",
     "generate": "answer a file of questions in batches",
-    "eval": "measure a trained model on a file, or on benchmarks",
-    "merge": "put a LoRA run's adapters into its weights",
-    "export": "write a trained model in a layout that others read",
-    "import": "read a checkpoint of the original or of transformers back",
+    "eval": "measure a trained model on a file or on benchmarks",
+    "merge": "merge the adapters of a LoRA run into its weights",
+    "export": "write a trained model for transformers, vLLM, llama.cpp or LLaVA",
+    "import": "convert a checkpoint of LLaVA or transformers for use in recipes",
     "demo": "train a tiny model on drawn images, start to finish",
     "new": "write a recipe from a template, filled in from your data",
-    "list": "show the gallery of recipes, with hardware, time and loss",
-    "copy": "copy a recipe of the gallery into a file of your own",
+    "list": "list the recipes of the gallery, with their hardware and time",
+    "copy": "copy a recipe of the gallery to a file of your own",
     "explain": "explain a key: type, default, meaning, source, example",
     "migrate": "turn another program's training script or config into a recipe",
-    "export-script": "write a recipe as the original's shell command",
-    "completion": "print completions for bash, zsh or fish",
+    "export-script": "write a recipe as a shell command of the original LLaVA",
+    "completion": "print the completion script for bash, zsh or fish",
 }
 
 WITHOUT_TORCH = frozenset(
@@ -60,13 +62,13 @@ WITHOUT_TORCH = frozenset(
         *("migrate", "export-script", "completion"),
     }
 )
-"""Commands that must stay quick, and so don't begin with a look at every library's version."""
+"""Commands that must stay quick, and so don't check the version of every library first."""
 
 USER_ERROR, USAGE_ERROR, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
 
 
 class CommandModule(Protocol):
-    """What a command's file offers."""
+    """What the module of a command defines."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
@@ -75,19 +77,31 @@ class CommandModule(Protocol):
 
 def _overview() -> str:
     rows = "\n".join(f"  {name:<13} {purpose}" for name, purpose in COMMANDS.items())
-    return f"usage: llava-recipe COMMAND …\n\n{rows}\n\n`llava-recipe COMMAND --help` explains a command."
+    return f"usage: llava-recipe COMMAND …\n\n{rows}\n\n`llava-recipe COMMAND --help` explains one of them."
 
 
 def module_of(command: str) -> str:
-    """The module of a command; one whose name is a word of Python's has a stroke behind it."""
+    """The module of a command; its name ends in `_` where it is a keyword of Python."""
     name = command.replace("-", "_")
     return f"llava_recipes.cli.{name}_" if keyword.iskeyword(name) else f"llava_recipes.cli.{name}"
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose messages, which quote the command line, leave where all text does."""
+class Paragraphs(argparse.HelpFormatter):
+    """Help whose every line is wrapped by itself; after `  label   ` a row stays in its column."""
 
-    # Later versions of Python colour their help, for which nothing is let through.
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = []
+        for line in text.splitlines():
+            label = re.match(r"(?:  \S.*?  +)?", line)
+            hang = " " * (label.end() if label else 0)
+            lines += textwrap.wrap(line, width, subsequent_indent=hang, break_on_hyphens=False) or [""]
+        return "\n".join(lines)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages, which quote the command line, are printed as all other text is."""
+
+    # Newer versions of Python colour their help with characters that `say_lines` would escape.
     color = False
 
     def error(self, message: str) -> NoReturn:
@@ -100,7 +114,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the user's to fix, 2 usage, 3 our bug.
 
-    Without `argv` the process is the command's own, and is set up for it; a caller's stays as it is.
+    Without `argv` it reads the process's own arguments and sets the process up; with it, the process is the
+    caller's and stays as it is.
     """
     if argv is not None:
         return _obey(list(argv))
@@ -120,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_output(lost: OutputLost) -> int:
-    """End when nothing can be printed any more: quietly where nobody reads, as after `| head`."""
+    """End when nothing can be printed any more: quietly when the reader has left, as after `| head`."""
     drop_rest(lost.stream)
     if lost.reader_left:
         return 0
@@ -144,19 +159,19 @@ def _obey(words: Sequence[str]) -> int:
         advice = did_you_mean(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}"
         say(f"llava-recipe: unknown command {words[0]!r}; {advice}", to_stderr=True)
         return USAGE_ERROR
-    with _tidy_when_told_to_end():
+    with _sigterm_as_interrupt():
         return _run(words[0], words[1:])
 
 
 def _start_fast() -> None:
     # Imports make many objects and hardly any garbage.
     gc.set_threshold(50_000, 20, 20)
-    # Pydantic would read the metadata of every installed package, to look for plugins.
+    # Pydantic would read the metadata of every installed package to find plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 @contextlib.contextmanager
-def _tidy_when_told_to_end() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written stays behind."""
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -174,9 +189,9 @@ def _run(name: str, words: Sequence[str]) -> int:
 
     try:
         command = cast(CommandModule, importlib.import_module(module_of(name)))
-        parser = Parser(prog=f"llava-recipe {name}", description=COMMANDS[name])
+        parser = Parser(f"llava-recipe {name}", description=COMMANDS[name], formatter_class=Paragraphs)
         command.add_arguments(parser)
-        # Options may stand between what has no name: `chat RUN --image FILE PROMPT`.
+        # Options may stand between positional arguments: `chat RUN --image FILE PROMPT`.
         arguments = parser.parse_intermixed_args(words)
         if name not in WITHOUT_TORCH:
             from llava_recipes.versions import check_versions
@@ -195,7 +210,7 @@ def _run(name: str, words: Sequence[str]) -> int:
         raise
     except MemoryError as error:
         detail = f": {error}" if str(error) else ""
-        say(f"llava-recipe {name}: there is not enough memory{detail}", to_stderr=True)
+        say(f"llava-recipe {name}: not enough memory{detail}", to_stderr=True)
         return USER_ERROR
     except Exception as error:
         import traceback
@@ -207,13 +222,13 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"llava-recipe {name}: {error}", to_stderr=True)
             return USER_ERROR
         if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
-            names = f"{error.object[error.start : error.end]!r} in a file name has no place in this locale"
+            names = f"this locale can't encode {error.object[error.start : error.end]!r} in a file name"
             say(f"llava-recipe {name}: {names}; set PYTHONUTF8=1 or LC_ALL=C.UTF-8", to_stderr=True)
             return USER_ERROR
         file = write_log("".join(traceback.format_exception(error)))
         outdated = version_problem()
         if outdated is not None:
-            say(f"{outdated} (what failed is in {file})", to_stderr=True)
+            say(f"{outdated} (the traceback is in {file})", to_stderr=True)
             return USER_ERROR
         what = f"{type(error).__name__}: {error}"
         say(f"a bug in llava-recipe: {what}", f"the traceback is in {file}", to_stderr=True)

@@ -1,4 +1,4 @@
-"""`llava-recipe migrate FILE`: another program's script or config as a recipe. Nothing is executed."""
+"""`llava-recipe migrate FILE`: turn another program's script or config into a recipe. Executes nothing."""
 
 from __future__ import annotations
 
@@ -29,28 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="a shell script of LLaVA, LLaVA-NeXT or TinyLLaVA, a file of flags, an XTuner config (.py), "
-        "or an axolotl or LLaMA-Factory config (.yaml)",
+        help="shell script of LLaVA, LLaVA-NeXT or TinyLLaVA, file of flags, XTuner config (.py), "
+        "or axolotl or LLaMA-Factory config (.yaml)",
     )
     add_new_file(parser, metavar="RECIPE", default="standard output")
-    parser.add_argument(
-        "--arg",
-        action="append",
-        default=[],
-        metavar="VALUE",
-        help="the script's arguments $1, $2, … in order",
-    )
-    parser.add_argument(
-        "--var", action="append", default=[], metavar="NAME=VALUE", help="a variable that the script expects"
-    )
+    for option, metavar, what in (
+        ("--arg", "VALUE", "value of the script's $1; may be repeated, for $2, …"),
+        ("--var", "NAME=VALUE", "variable that the script expects; may be repeated"),
+    ):
+        parser.add_argument(option, action="append", default=[], metavar=metavar, help=what)
     parser.add_argument(
         "--command",
         type=int,
         metavar="N",
-        help="take the Nth training command of the script alone, from 1; default: each becomes a stage",
+        help="take only the Nth training command, from 1 (default: all, each as a stage)",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="exit with 1 also where a setting is lost that changes the run"
+        "--strict", action="store_true", help="exit with 1 also if a lost setting changes the run"
     )
 
 
@@ -77,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         from llava_recipes.render import render_problems
 
-        say("The recipe is not complete yet; this is to be mended in it:", "", to_stderr=True)
+        say("The recipe is not complete yet; fix this in it:", "", to_stderr=True)
         say_lines(render_problems(problems), to_stderr=True)
         return 1
     lost = sum(entry.kind == "lost" for _, entries in migration.stages for entry in entries)
@@ -98,9 +93,9 @@ def _report(migration: Migration, file: str) -> None:
 
 def _closing(lost: int) -> str:
     if not lost:
-        return "The recipe is valid and says all that the script says."
+        return "The recipe is valid and contains every setting of the script."
     settings = "1 setting is" if lost == 1 else f"{lost} settings are"
-    return f"The recipe is valid; {settings} lost, see above."
+    return f"The recipe is valid; {settings} lost, as listed above."
 
 
 def _variables(assignments: Sequence[str]) -> dict[str, str]:
@@ -109,13 +104,13 @@ def _variables(assignments: Sequence[str]) -> dict[str, str]:
         name, has_value, value = assignment.partition("=")
         if not has_value or not name.isidentifier():
             mark = Mark(f"--var {mask_assignment(assignment)}", 0, 0)
-            raise RecipeError.of("a variable is given as NAME=VALUE", code="invalid-var-option", mark=mark)
+            raise RecipeError.of("--var needs NAME=VALUE", code="invalid-var-option", mark=mark)
         variables[name] = value
     return variables
 
 
 def read_script(file: str) -> str:
-    """The text of a script or config; raises RecipeError where it is no text file."""
+    """The text of a script or config; raises RecipeError if it isn't a text file."""
     whole = Mark(file, 0, 0)
     data = read_file(file, kind="training script", max_bytes=MAX_BYTES)
     try:
@@ -123,24 +118,24 @@ def read_script(file: str) -> str:
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02X} at position {error.start}"
         raise RecipeError.of(
-            "the file is not UTF-8", code="file-not-text", mark=whole, found=found, hint="save it as UTF-8"
+            "the file isn't UTF-8", code="file-not-text", mark=whole, found=found, hint="save it as UTF-8"
         ) from None
     if not _looks_like_script(text, file):
-        hint = "`migrate` reads the script or the config of a training"
-        raise RecipeError.of("this is no training script", code="no-script", mark=whole, hint=hint)
+        hint = "`migrate` reads the script or the config of a training run"
+        raise RecipeError.of("this isn't a training script", code="no-script", mark=whole, hint=hint)
     if "\0" in text:
-        raise RecipeError.of("the file holds NUL bytes: it is not text", code="file-not-text", mark=whole)
+        raise RecipeError.of("the file contains NUL bytes: it isn't text", code="file-not-text", mark=whole)
     return text
 
 
 def _looks_like_script(text: str, file: str) -> bool:
-    """Whether a file may be quoted in errors: another one, named by mistake or malice, may hold secrets."""
+    """Whether errors may quote a file: another one, named by mistake or malice, may contain secrets."""
     is_named_so = file.lower().endswith(_ENDINGS) and not os.path.islink(file)
     return is_named_so or _FLAG.search(text) is not None
 
 
 def read_beside(path: str, caller: str) -> tuple[str, str] | None:
-    """A file that a script names: from the working folder, else from a folder above the script."""
+    """Path and text of a file that a script names, in the working folder or a folder above the script."""
     try:
         folders = [Path(), *Path(os.path.abspath(caller)).parents]
         for folder in folders[:1] if os.path.isabs(path) else folders[:8]:
@@ -153,7 +148,7 @@ def read_beside(path: str, caller: str) -> tuple[str, str] | None:
 
 
 def _check(text: str, file: str) -> Sequence[Problem]:
-    """Every problem of the recipe as it was written."""
+    """Every problem of the new recipe."""
     from llava_recipes.recipe.load import load_source
     from llava_recipes.runner.facts import plan_recipe
 

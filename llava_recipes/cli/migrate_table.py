@@ -1,4 +1,4 @@
-"""The report of a migration on a terminal: in columns that fit it."""
+"""The report of a migration on a terminal, in columns that fit it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STYLES = {"mapped": "green", "default": "yellow", "needless": "dim", "lost": "b
 
 
 def show_report(migration: Migration, file: str, console: Console) -> None:
-    """Print what became of every setting, long values folded inside their column."""
+    """Print what happened to every setting, long values folded inside their column."""
     for (name, entries), program in zip(migration.stages, migration.programs, strict=True):
         console.print(cell(stage_title(file, name, entries), style="bold"))
         if program:

@@ -1,4 +1,4 @@
-"""`llava-recipe new`: write a commented recipe from a template, filled in from flags and data."""
+"""`llava-recipe new TEMPLATE`: write a commented recipe, filled in from options and data."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from llava_recipes.authoring.new_recipe import TEMPLATES
 
     rows = "\n".join(f"  {name:<10} {purpose}" for name, purpose in TEMPLATES.items())
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
-        f"templates:\n{rows}\n\nOn a terminal it asks for what is not given; --yes takes the defaults."
+        f"templates:\n{rows}\n\nOn a terminal it asks for missing values; --yes takes the defaults."
     )
-    parser.add_argument("template", nargs="?", metavar="TEMPLATE", choices=tuple(TEMPLATES), help="see below")
+    parser.add_argument(
+        "template", nargs="?", metavar="TEMPLATE", choices=tuple(TEMPLATES), help="one of those below"
+    )
     add_new_file(parser, default="TEMPLATE.yaml; - for standard output")
     parser.add_argument("--llm", metavar="MODEL", help="language model: hub id or folder")
     parser.add_argument("--tower", metavar="MODEL", help="vision tower: hub id or folder")
     parser.add_argument(
-        "--data",
+        "--data", action="append", default=[], metavar="FILE", help="annotation file; may be repeated"
+    )
+    parser.add_argument(
+        "--images",
         action="append",
         default=[],
-        metavar="FILE",
-        help="annotation file; may be given several times",
+        metavar="DIR",
+        help="image folder of a --data file (default: found by its images)",
     )
     parser.add_argument(
-        "--images", action="append", default=[], metavar="DIR", help="its image folder (default: looked for)"
+        "--output-dir", metavar="DIR", help="output folder of the run (default: ./checkpoints/NAME)"
     )
-    parser.add_argument(
-        "--output-dir", metavar="DIR", help="where the run writes (default: ./checkpoints/NAME)"
-    )
-    add_set(parser, what="set any other value")
-    parser.add_argument("--yes", action="store_true", help="ask nothing")
+    add_set(parser, what="set any other value; may be repeated")
+    parser.add_argument("--yes", action="store_true", help="ask nothing, take the defaults")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,12 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     asking = not arguments.yes and is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if arguments.template is None and not asking:
-        say(f"llava-recipe new: name a template: {', '.join(TEMPLATES)}", to_stderr=True)
+        say(f"llava-recipe new: no template; choose {', '.join(TEMPLATES)}", to_stderr=True)
         return 2
     try:
         wishes, file = _wishes(arguments, asking=asking)
     except EOFError:
-        # Ctrl-D at a question means what Ctrl-C means.
+        # Ctrl-D at a question is treated as Ctrl-C.
         raise KeyboardInterrupt from None
     output = Path(f"{wishes.template}.yaml" if file == "-" else file)
     _announce_large_files(wishes)
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _wishes(arguments: argparse.Namespace, *, asking: bool) -> tuple[Wishes, str]:
-    """What to write, and into which file; asks for what is open when `asking`."""
+    """What to write, and into which file; asks for missing values if `asking`."""
     from llava_recipes.authoring.new_recipe import Wishes
 
     template = arguments.template
@@ -97,13 +98,13 @@ def _wishes(arguments: argparse.Namespace, *, asking: bool) -> tuple[Wishes, str
 
 def _announce_large_files(wishes: Wishes) -> None:
     for file in wishes.data:
-        # Unlike Path's, this takes a name that no file can have for one that is not there.
+        # Unlike Path's, this answers false for a name that no file can have.
         if os.path.isfile(file) and os.path.getsize(file) > LARGE_FILE_BYTES:
             say(f"reading {file} …", to_stderr=True)
 
 
 def _check(text: str, file: str) -> str:
-    """The warnings about the recipe as it will be written; raises RecipeError when it cannot run."""
+    """The warnings about the recipe, as text; raises RecipeError if it can't run."""
     from llava_recipes.recipe.load import load_source
     from llava_recipes.render import render_problems
     from llava_recipes.runner.facts import compile_loaded

@@ -1,54 +1,64 @@
-"""Options that several commands have, what reads them, and what such commands show."""
+"""Options that several commands share, the functions that read them, and a progress bar."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypedDict
 
 from llava_recipes.screen import console, guard_redirected, say
 
 if TYPE_CHECKING:
     import torch
-    from rich.progress import Progress, TaskID
 
     from llava_recipes.export.export import Exported
     from llava_recipes.model.generate import Decoding
 
 
+SHARD_SIZE = "5GB"
+
+
+class Writing(TypedDict):
+    """How a model is written: dtype (None for its own), bytes of a file of weights, base language model."""
+
+    dtype: torch.dtype | None
+    max_bytes: int
+    base: str | None
+
+
 def positive(text: str) -> int:
-    """A whole number, 1 or more."""
+    """Parse a whole number of 1 or more."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """The recipe that a command is about, and values in place of its own."""
-    parser.add_argument("file", metavar="FILE", help="the recipe")
+    """The recipe that a command reads, `arguments.file`, and `--set`."""
+    parser.add_argument("file", metavar="FILE", help="recipe file")
     add_set(parser)
 
 
-def add_set(parser: argparse.ArgumentParser, *, what: str = "override one value of the recipe") -> None:
-    """`--set`, as often as wanted: `arguments.set` is a list."""
+def add_set(parser: argparse.ArgumentParser, *, what: str = "override a value; may be repeated") -> None:
+    """`--set`, which may be repeated: `arguments.set` is a list."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=what)
 
 
 def add_world_size(parser: argparse.ArgumentParser) -> None:
-    """On how many processes a plan is; `world_size_of` reads it."""
+    """For how many processes to plan; `world_size_of` reads it."""
     parser.add_argument(
         "--world-size",
         type=positive,
         metavar="N",
-        help="processes, one per GPU; default: this machine's GPUs",
+        help="number of processes, one per GPU (default: the GPUs of this machine)",
     )
 
 
 def world_size_of(arguments: argparse.Namespace) -> int:
-    """The processes that were asked for, or one for each GPU of this machine."""
+    """The number of processes that was given, or else of this machine's GPUs."""
     from llava_recipes.runner.launch import count_local_devices
 
     given: int | None = arguments.world_size
@@ -56,74 +66,78 @@ def world_size_of(arguments: argparse.Namespace) -> int:
 
 
 def add_new_file(parser: argparse.ArgumentParser, *, metavar: str = "FILE", default: str) -> None:
-    """The file that a command writes, `arguments.output`, and whether over another, `arguments.force`."""
-    parser.add_argument("-o", "--output", metavar=metavar, help=f"default: {default}")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there already")
+    """The file that a command writes, `arguments.output`, and whether to replace one, `arguments.force`."""
+    parser.add_argument("-o", "--output", metavar=metavar, help=f"file to write (default: {default})")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """The trained model that a command is about."""
-    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original checkpoint")
+    """The trained model that a command opens."""
+    parser.add_argument("run", metavar="RUN", help="run folder, exported folder or original LLaVA checkpoint")
 
 
 def add_opening(parser: argparse.ArgumentParser) -> None:
-    """How a run is opened."""
+    """How a trained model is opened."""
     parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: the run's; fp32 on a CPU)"
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="dtype of the weights (default: the run's; fp32 on a CPU)",
     )
     parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)"
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, … (default: a GPU if available, else cpu)"
     )
     add_base(parser)
 
 
 def add_base(parser: argparse.ArgumentParser) -> None:
-    """Where the language model is that a run completes itself from."""
+    """Where to find the base language model, for runs that contain only a part of it."""
     parser.add_argument(
-        "--base", metavar="MODEL", help="hub id or folder of the language model, if not where the run had it"
+        "--base",
+        metavar="MODEL",
+        help="hub id or folder of the language model (default: the run's)",
     )
 
 
 def add_answer_length(parser: argparse.ArgumentParser, *, usual: int, goes_with: str = "") -> None:
-    """How long an answer may be; `length_of` reads it."""
+    """Limit on the length of an answer; `length_of` reads it."""
     parser.add_argument(
         "--max-new-tokens",
         type=positive,
         metavar="N",
-        help=f"{goes_with}longest answer, in tokens (default {usual}, or what the context leaves)",
+        help=f"{goes_with}limit an answer to N tokens (default: {usual}, or what the context leaves)",
     )
     parser.set_defaults(usual_new_tokens=usual)
 
 
 def length_of(arguments: argparse.Namespace) -> tuple[int, bool]:
-    """Tokens of the longest answer, and whether the person asked for room for all of them."""
+    """Tokens of the longest answer, and whether the user asked for room for all of them."""
     given: int | None = arguments.max_new_tokens
     usual: int = arguments.usual_new_tokens
     return (usual, False) if given is None else (given, True)
 
 
 def add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """How tokens are chosen."""
+    """How the tokens of an answer are chosen; `decoding_of` reads it."""
     add_answer_length(parser, usual=max_new_tokens)
     parser.add_argument(
         "--temperature",
         type=_temperature,
         default=0.0,
         metavar="T",
-        help="0 takes the most likely token, more draws more freely (default 0)",
+        help="take the most likely token at 0, sample more freely above (default: 0)",
     )
     parser.add_argument(
         "--top-p",
         type=_share,
         default=1.0,
         metavar="P",
-        help="draw among the most likely tokens that come to this share; goes with --temperature (default 1)",
+        help="with --temperature: sample from the most likely tokens whose sum reaches P (default: 1)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default: 0)")
 
 
 def decoding_of(arguments: argparse.Namespace) -> Decoding:
-    """The options as one value. Raises RecipeError when --top-p could have no effect."""
+    """The options of `add_decoding` as one value. Raises RecipeError when --top-p has no effect."""
     from llava_recipes.errors import RecipeError
     from llava_recipes.model.generate import Decoding
 
@@ -137,30 +151,35 @@ def decoding_of(arguments: argparse.Namespace) -> Decoding:
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
-    """How weights are written, and where the language model is."""
+    """How weights are written, and where the language model is; `writing_of` reads it."""
     parser.add_argument(
         "--dtype",
         choices=("fp32", "bf16", "fp16"),
-        help="of the weights (default: what the run computed in, or the checkpoint is stored in)",
+        help="weights' dtype (default: what the run computes in, or the checkpoint has)",
     )
     parser.add_argument(
         "--max-shard-size",
-        default="5GB",
+        default=SHARD_SIZE,
         metavar="SIZE",
-        help="largest file of weights: 5GB, 500MB, … (default %(default)s)",
+        help="limit on a file of weights: 5GB, 500MB, … (default: %(default)s)",
     )
     add_base(parser)
 
 
-def dtype_of(name: str | None) -> torch.dtype | None:
-    """The dtype that an option names."""
+def writing_of(arguments: argparse.Namespace, *, shard_size: str | None = None) -> Writing:
+    """The options of `add_writing` as keywords of what writes a model. Raises RecipeError for a bad size."""
+    from llava_recipes.export.target import parse_size
     from llava_recipes.model.placing import DTYPES
 
-    return None if name is None else DTYPES[name]
+    return {
+        "dtype": None if arguments.dtype is None else DTYPES[arguments.dtype],
+        "max_bytes": parse_size(shard_size or arguments.max_shard_size),
+        "base": arguments.base,
+    }
 
 
 def report(done: Exported) -> None:
-    """Say what was written, and that it was checked."""
+    """Print what was written, and that it was checked."""
     from llava_recipes.recipe.scalars import say_number
 
     difference = say_number(done.difference, digits=2)
@@ -180,7 +199,7 @@ def _size(num_bytes: int) -> str:
 
 
 def quiet_libraries() -> None:
-    """Leave standard error to what the user can change."""
+    """Keep off standard error the warnings of libraries that the user can't act on."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -190,40 +209,25 @@ def quiet_libraries() -> None:
 def _temperature(text: str) -> float:
     number = float(text)
     if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return number
 
 
 def _share(text: str) -> float:
     number = float(text)
     if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return number
 
 
-class Bar:
-    """What is to be done, and how much of it is."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-
-    def advance(self, number: int) -> None:
-        self._progress.advance(self._task, number)
-
-
 @contextlib.contextmanager
-def progress(name: str, *, total: int, done: int = 0) -> Iterator[Bar]:
-    """A bar of `total` things, `done` of them already."""
+def progress(name: str, *, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar of `total` steps, `done` of them already, on a terminal; gives what advances it by a number."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     screen = console(to_stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=screen, disable=not screen.is_terminal) as shown:
+    words = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA")
+    with Progress(*words, TimeRemainingColumn(), console=screen, disable=not screen.is_terminal) as shown:
         guard_redirected()
-        yield Bar(shown, shown.add_task(name, total=total, completed=done))
+        task = shown.add_task(name, total=total, completed=done)
+        yield lambda number: shown.advance(task, number)

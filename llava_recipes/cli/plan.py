@@ -1,4 +1,4 @@
-"""`llava-recipe plan FILE`: show what a run would do, with nothing loaded and nothing written."""
+"""`llava-recipe plan FILE`: show what a run does and costs; loads no weights and writes nothing."""
 
 from __future__ import annotations
 
@@ -25,27 +25,17 @@ USAGE_ERROR = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_world_size(parser)
+    parser.add_argument("--gpu", type=_gpu, metavar="NAME", help="GPU to estimate for: a100-80g, …")
+    parser.add_argument("--fit", action="store_true", help="with --gpu: suggest changes until the run fits")
+    for option, what in (("--text-tokens", "text tokens"), ("--label-tokens", "learned tokens")):
+        parser.add_argument(
+            option, type=positive, metavar="N", help=f"{what} of a usual sample (default: an assumption)"
+        )
     parser.add_argument(
-        "--gpu", type=_gpu, metavar="NAME", help="judge memory and hours on this GPU: a100-80g, …"
+        "--show-config", action="store_true", help="add TrainingArguments and DeepSpeed config"
     )
-    parser.add_argument("--fit", action="store_true", help="with --gpu: say what to change so that it fits")
-    parser.add_argument(
-        "--text-tokens",
-        type=positive,
-        metavar="N",
-        help="text tokens of a usual sample, in place of a guess",
-    )
-    parser.add_argument(
-        "--label-tokens",
-        type=positive,
-        metavar="N",
-        help="how many of them are learned, in place of a guess",
-    )
-    parser.add_argument(
-        "--show-config", action="store_true", help="add what TrainingArguments and DeepSpeed are told"
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole plan and its estimate as JSON")
-    parser.add_argument("--html", metavar="FILE", help="write a page to look at; replaces only its own")
+    parser.add_argument("--json", action="store_true", help="print the plan and its estimate as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write an HTML page; replaces only a page of its own")
     parser.add_argument("--force", action="store_true", help="let --html replace any file")
 
 
@@ -79,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             headline=headline_of(plan),
             force=arguments.force,
         )
-        say(f"written: {arguments.html}", to_stderr=True)
+        say(f"wrote {arguments.html}", to_stderr=True)
     if arguments.json:
         from llava_recipes.estimate.estimate import PlanReport
 
@@ -100,7 +90,7 @@ def _estimator(compiled: Compiled, arguments: argparse.Namespace) -> Estimator |
 
 def _estimate_sections(estimate: Estimate | None) -> Iterator[Section]:
     if estimate is None:
-        yield "estimate", [("–", "none: a config is not at hand, so that nothing can be counted")]
+        yield "estimate", [("–", "none: a config isn't available, so nothing can be counted")]
         return
     from llava_recipes.cli.plan_estimate import estimate_sections
 
@@ -116,12 +106,12 @@ def _proposals(plan: Plan, estimator: Estimator, gpu: Gpu) -> Iterator[Section]:
 
 
 def print_plan(plan: Plan) -> None:
-    """Show a plan to a person, without its estimate."""
+    """Print a plan without its estimate."""
     print_sections(headline_of(plan), list(sections_of(plan)))
 
 
 def print_sections(headline: str, sections: Sequence[Section]) -> None:
-    """Show sections: in columns that fit the terminal, or as plain lines elsewhere."""
+    """Print sections in columns that fit the terminal, or as plain lines elsewhere."""
     if is_terminal(sys.stdout):
         show_sections(headline, sections, console())
     else:
@@ -129,7 +119,7 @@ def print_sections(headline: str, sections: Sequence[Section]) -> None:
 
 
 def plain_lines(headline: str, sections: Iterable[Section]) -> Iterator[str]:
-    """Sections as text: no colour, one line for each fact."""
+    """Sections as plain text, one line for each fact."""
     yield headline
     for title, rows in sections:
         yield from ("", title)

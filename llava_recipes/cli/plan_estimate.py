@@ -1,4 +1,4 @@
-"""A plan's estimate as rows of text: modules, tokens, memory, verdict, hours, disk, and what to change."""
+"""A plan's estimate as sections of text: modules, tokens, hours, disk, memory, verdict, what to change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NUM_SHOWN_MODULES = 4
 
 
 def estimate_sections(estimate: Estimate) -> Iterator[Section]:
-    """Sections of text, each a title with labelled rows."""
+    """The sections of each stage: modules, cost, memory."""
     for stage in estimate.stages:
         yield f"stage {stage.name}, modules", list(module_rows(stage.modules))
         yield f"stage {stage.name}, cost", list(_cost_rows(stage, estimate))
@@ -33,7 +33,7 @@ def estimate_sections(estimate: Estimate) -> Iterator[Section]:
 
 
 def config_sections(plan: Plan) -> Iterator[Section]:
-    """What TrainingArguments and DeepSpeed are told, stage by stage."""
+    """The arguments of TrainingArguments and the DeepSpeed config, stage by stage."""
     from llava_recipes.plan.arguments import keyword_arguments
     from llava_recipes.plan.deepspeed import effective_deepspeed
 
@@ -50,7 +50,7 @@ def config_sections(plan: Plan) -> Iterator[Section]:
 
 
 def proposal_sections(proposals: Sequence[tuple[StagePlan, Proposal | None]], gpu: str) -> Iterator[Section]:
-    """What `--fit` found for each stage, with the lines to write."""
+    """What `--fit` proposes for each stage, with the lines to write."""
     for stage, proposal in proposals:
         title = f"stage {stage.name}, to fit on {GPUS[gpu].title}"
         if proposal is None:
@@ -69,7 +69,7 @@ def proposal_sections(proposals: Sequence[tuple[StagePlan, Proposal | None]], gp
 
 
 def group_modules(modules: Sequence[Assignment]) -> list[list[Assignment]]:
-    """Modules of one root that share their fate, together."""
+    """Modules of one root that are treated alike, together."""
     grouped: dict[Assignment, list[Assignment]] = {}
     for each in modules:
         alike = replace(each, module=each.module.split(".")[0], num_parameters=0, num_decayed=0)
@@ -78,17 +78,17 @@ def group_modules(modules: Sequence[Assignment]) -> list[list[Assignment]]:
 
 
 def module_rows(modules: Sequence[Assignment]) -> Iterator[Row]:
-    """Modules of one fate in one row, their layers folded."""
+    """Modules that are treated alike in one row, their layers folded."""
     for members in group_modules(modules):
         names = module_names(members, modules)
         shown = ", ".join(names[:_NUM_SHOWN_MODULES])
         if len(names) > _NUM_SHOWN_MODULES:
             shown += f" and {len(names) - _NUM_SHOWN_MODULES} more"
-        yield members[0].module.split(".")[0], _fate_words(members, shown)
+        yield members[0].module.split(".")[0], _treatment(members, shown)
 
 
 def module_names(members: Sequence[Assignment], modules: Sequence[Assignment]) -> tuple[str, ...]:
-    """What modules of one fate are called together: adapters by layer, the rest of a root by the root."""
+    """Names for modules that are treated alike: adapters by layer, others by their root where it is whole."""
     root = members[0].module.split(".")[0]
     if ADAPTER.search(f"{members[0].module}."):
         layers = dict.fromkeys(each.module.partition(".lora_")[0] for each in members)
@@ -99,7 +99,7 @@ def module_names(members: Sequence[Assignment], modules: Sequence[Assignment]) -
     return fold_layers(tuple(each.module for each in members))
 
 
-def _fate_words(members: Sequence[Assignment], shown: str) -> str:
+def _treatment(members: Sequence[Assignment], shown: str) -> str:
     first = members[0]
     size = sum(member.num_parameters for member in members)
     words = [f"{size:,} in {shown}" if "." in shown else f"{size:,}"]
@@ -186,7 +186,7 @@ def _memory_rows(stage: StageEstimate) -> Iterator[Row]:
 
 
 def aside_rows(stage: StageEstimate) -> Iterator[Row]:
-    """What is not alive at the fullest moment, and what gradient checkpointing makes of it."""
+    """Memory at other moments than the fullest, and with gradient checkpointing switched."""
     usual, longest, other = stage.usual, stage.longest, stage.otherwise
     if all(part.name != "logits" for part in (*usual.parts, *longest.parts)):
         yield "logits", _columns(gib(usual.logits_bytes), gib(longest.logits_bytes), "at the end of forward")
@@ -223,13 +223,13 @@ def verdict_words(fit: Fit) -> str:
     if fit.verdict == "fits at the usual length":
         return (
             f"fits at the usual length, {_margin(fit.usual_margin_bytes)}; a batch at max_length lacks "
-            f"{gib(-fit.longest_margin_bytes)}: --fit says what to change"
+            f"{gib(-fit.longest_margin_bytes)}: --fit suggests changes"
         )
-    return f"does not fit, {gib(-fit.usual_margin_bytes)} are missing: --fit says what to change"
+    return f"does not fit, {gib(-fit.usual_margin_bytes)} are missing: --fit suggests changes"
 
 
 def merged_parts(usual: Memory, longest: Memory) -> Iterator[tuple[str, int, int, str]]:
-    """The parts of both lengths side by side, those that come and go last."""
+    """The parts of both lengths side by side, temporary ones last."""
     parts = {part.name: part for part in (*longest.parts, *usual.parts)}
     ordered = dict.fromkeys(part.name for part in (*usual.parts, *longest.parts))
     at_usual = {part.name: part.num_bytes for part in usual.parts}

@@ -1,4 +1,4 @@
-"""What a plan says to a person: sections of facts, a label and a text each."""
+"""A plan as sections of text: rows of a label and a fact."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def _model_rows(model: ModelPlan) -> list[Row]:
         + (f" from {model.projector.init_from}" if model.projector.init_from else ""),
         "language_model": (language.source or _random(language.config, language.seed))
         + _quantized(language.quantization),
-        "image_newline": "a learned end of rows, random weights" if model.image_newline else "",
+        "image_newline": "a learned token at the end of each row, random weights"
+        if model.image_newline
+        else "",
         "lm_head": "",
     }
     if sizes is None:
@@ -111,12 +113,8 @@ def _order_words(data: DataPlan, seed: int) -> str:
     if data.order == "file":
         return "that of the files"
     grouped = {"none": "", "length": ", grouped by length", "modality_length": ", grouped by kind and length"}
-    drawn = (
-        f"drawn from seed {seed}"
-        if data.order == "seed"
-        else "drawn as LLaVA's code draws it on several GPUs"
-    )
-    return drawn + grouped[data.group_by]
+    drawn = f"from seed {seed}" if data.order == "seed" else "as by LLaVA's code on several GPUs"
+    return f"drawn {drawn}{grouped[data.group_by]}"
 
 
 def _clipping_words(stage: StagePlan) -> str:

@@ -1,4 +1,4 @@
-"""`llava-recipe preview FILE`: show samples as a stage's tokens, and which of them are learned."""
+"""`llava-recipe preview FILE`: show samples as tokens of a stage, and which of them are learned."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ if TYPE_CHECKING:
     from llava_recipes.recipe.load import LoadedRecipe
 
 EPILOG = """\
---format jsonl prints one JSON object per sample: index, id, input_ids (-200 where an image goes; text-only
-samples end at max_length), labels (-100 where nothing is learned), num_image_tokens (of one image of the
-tower's size), image_tokens (of each image), grids (crops across and down, of each image with `anyres`),
-length (input_ids with every image expanded) and num_kept (what is left of that at max_length)."""
+--format jsonl prints a JSON object for each sample:
+
+  index, id         its position over all sources, and its id
+  input_ids         tokens, with -200 for an image; text-only samples end at max_length
+  labels            the same, with -100 where nothing is learned
+  num_image_tokens  tokens of an image of the tower's size
+  image_tokens      tokens of each image
+  grids             crops across and down of each image, with `anyres`
+  length, num_kept  tokens with every image expanded, before and after the cut at max_length"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add_recipe(parser)
-    parser.add_argument("--stage", metavar="NAME", help="the stage; may be left out when there is only one")
+    parser.add_argument("--stage", metavar="NAME", help="stage to show, needed if there are several")
     parser.add_argument(
         "--samples",
         type=_span,
         default=(0, 5),
         metavar="A:B",
-        help="samples A to B-1, counted from 0 over all sources; one number for one sample (default 0:5)",
+        help="samples A to B-1, counted from 0 over all sources, or sample A alone (default: 0:5)",
     )
     parser.add_argument(
-        "--validation", action="store_true", help="the samples that the loss is measured on, not trained on"
+        "--validation", action="store_true", help="show validation samples instead of training samples"
     )
-    parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="default: table")
+    parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,15 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def open_preview(plan: Plan, number: int, *, validation: bool = False) -> Preview:
-    """A stage's data with tokenizer and image processor, no model weights; raises RecipeError.
+    """The data of a stage, or its validation data, with tokenizer and image processor; raises RecipeError.
 
-    With `validation` it is the data that the loss is measured on.
+    No model weights are loaded.
     """
     from llava_recipes.data.dataset import Preview, StageDataset
     from llava_recipes.data.images import load_image_processor
     from llava_recipes.data.tokenizer import load_tokenizer
 
-    # Tokenising everything would make a look at five samples as slow as the start of a run.
+    # Tokenizing everything would take as long as the start of a run.
     chosen = _chosen(plan, number, validation=validation)
     data = chosen.model_copy(update={"lazy_preprocess": True})
     tokenizer = load_tokenizer(plan.model.language_model, plan.model.image_tokens)
@@ -97,13 +101,13 @@ def open_preview(plan: Plan, number: int, *, validation: bool = False) -> Previe
 
 
 def read_samples(preview: Preview, first: int, end: int, *, problems: list[Problem]) -> Iterator[Sample]:
-    """The samples of a span that can be read; what is wrong with the others is added to `problems`."""
+    """The readable samples from `first` to `end` - 1; problems of the others are added to `problems`."""
     records = preview.dataset.records
     if first >= len(records):
         found = f"samples 0 to {len(records) - 1}"
         problems.append(
             Problem(
-                f"there is no sample {first}",
+                f"sample {first} doesn't exist",
                 code="no-sample",
                 found=found,
                 hint="choose others with --samples",
@@ -117,11 +121,11 @@ def read_samples(preview: Preview, first: int, end: int, *, problems: list[Probl
 
 
 def json_line(preview: Preview, sample: Sample) -> str:
-    """One sample as a line of JSON; its fields are told in the command's help."""
+    """One sample as a line of JSON; EPILOG explains the fields."""
     input_ids, labels = sample.input_ids.tolist(), sample.labels.tolist()
     length = preview.length(sample)
     if not sample.images:
-        # The original's tokenizer cuts text-only samples; those with images are cut once they are expanded.
+        # The original cuts text-only samples when it tokenizes, others when their images are expanded.
         input_ids, labels = input_ids[: preview.max_length], labels[: preview.max_length]
         length = len(input_ids)
     values = {
@@ -166,14 +170,14 @@ def _chosen(plan: Plan, number: int, *, validation: bool) -> DataPlan:
 
 
 def _place(plan: Plan, number: int, *, validation: bool) -> KeyPath:
-    """Where the recipe names the sources; what is held out comes from those that are trained on."""
+    """Where the recipe names the sources; a split for validation comes from the training sources."""
     data = plan.stages[number].data
     own = validation and data.validation is not None and data.validation.split is None
     return ("stages", number, "data", *(("validation",) if own else ()), "sources")
 
 
 def _source_problems(data: DataPlan, path: KeyPath) -> Iterator[Problem]:
-    """What is wrong with each source, at its place in the recipe."""
+    """The problems of each source, at its place in the recipe."""
     from llava_recipes.data.records import at_source, open_records
 
     for position, source in enumerate(data.sources):

@@ -1,4 +1,4 @@
-"""Samples as a table in which a person sees what is learned."""
+"""Samples as a table that shows which tokens are learned."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CUT = "red"
 
 
 def print_table(preview: Preview, samples: Iterator[Sample]) -> None:
-    """Print every sample's text with its learned tokens in colour, or between ⟦ and ⟧ where there is none."""
+    """Print every sample with its learned tokens in colour, or between ⟦ and ⟧ without colours."""
     screen = console()
     coloured = screen.color_system is not None
     legend = (
         Text.assemble(("learned", STYLES["learned"]), " and ", ("ignored", STYLES["ignored"]), " tokens")
         if coloured
-        else Text("⟦learned tokens⟧ stand in brackets, the others are ignored")
+        else Text("⟦learned tokens⟧ are in brackets, the others are ignored")
     )
     table = Table(show_lines=True, caption=legend)
     table.add_column("sample", no_wrap=False, min_width=18)
@@ -41,7 +41,7 @@ def print_table(preview: Preview, samples: Iterator[Sample]) -> None:
 
 
 def facts(preview: Preview, sample: Sample) -> Iterator[str]:
-    """What is to be said of a sample besides its text, line by line."""
+    """Facts about a sample besides its text, line by line."""
     record = preview.dataset.records[sample.index]
     length = preview.length(sample)
     yield f"index {sample.index}"
@@ -62,7 +62,7 @@ def facts(preview: Preview, sample: Sample) -> Iterator[str]:
 
 
 def marked_text(preview: Preview, sample: Sample, *, coloured: bool) -> Text:
-    """The sample's tokens as text; learned runs are marked, and the end is where it is cut."""
+    """The sample's tokens as text, learned runs marked, up to the cut."""
     text = Text()
     sizes = iter(preview.image_tokens(sample))
     for (is_cut, kind), run in groupby(_tokens(preview, sample), key=lambda token: token[:2]):
@@ -76,12 +76,12 @@ def marked_text(preview: Preview, sample: Sample, *, coloured: bool) -> Text:
         text.append(f"⟦{shown}⟧" if kind == "learned" and not coloured else shown, style=STYLES[kind])
     num_cut = preview.length(sample) - preview.max_length
     if num_cut > 0:
-        text.append(f" ✂ {num_cut} more tokens are cut off", style=CUT)
+        text.append(f" ✂ {num_cut} more tokens cut off", style=CUT)
     return text
 
 
 def _tokens(preview: Preview, sample: Sample) -> Iterator[tuple[bool, str, int]]:
-    """Every token: whether it is cut off, its kind, its id. An image is cut off when all of it is."""
+    """Every token: whether it is cut off, its kind, its id. An image counts as cut off if all of it is."""
     position, sizes = 0, iter(preview.image_tokens(sample))
     for token, label in zip(sample.input_ids.tolist(), sample.labels.tolist(), strict=True):
         kind = "image" if token == IMAGE_ID else "ignored" if label == IGNORED else "learned"
@@ -91,7 +91,7 @@ def _tokens(preview: Preview, sample: Sample) -> Iterator[tuple[bool, str, int]]
 
 def _shown(preview: Preview, ids: list[int]) -> str:
     tokenizer = preview.dataset.tokenizer
-    # A token before the run keeps Llama's decoder from dropping the run's first space.
+    # With a token before the run, Llama's decoder keeps the run's first space.
     anchor = [] if tokenizer.bos_token_id is None else [cast(int, tokenizer.bos_token_id)]
     whole = cast(str, tokenizer.decode(anchor + ids, clean_up_tokenization_spaces=False))
     text = whole[

@@ -1,4 +1,4 @@
-"""`llava-recipe run FILE`: check everything that can be checked, then train."""
+"""`llava-recipe run FILE`: check everything that can be checked without training, then train."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from llava_recipes.cli.options import add_recipe, positive
 from llava_recipes.screen import say, write_log
 
 EPILOG = """\
-A stage that is done is passed over. --stage and --from-stage choose among a recipe's stages; those that the
-chosen ones start from must be done, by the same plan.
+A finished stage is skipped. The stages that a chosen stage starts from must be finished, with the same plan.
 
-All GPUs of this machine train; --processes chooses. On several nodes, run the same command on each with
---nnodes, --node-rank and one --rdzv-endpoint HOST:PORT of the first node; the options are torchrun's."""
+All GPUs of this machine train unless --processes says otherwise. On several nodes, run the same command on \
+each, with --nnodes, --node-rank, --rdzv-id and the --rdzv-endpoint of the first node, as for torchrun."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add_recipe(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--stage", action="append", default=[], metavar="NAME", help="run this stage alone; may be repeated"
+        "--stage", action="append", default=[], metavar="NAME", help="run only this stage; may be repeated"
     )
-    which.add_argument("--from-stage", metavar="NAME", help="run this stage and those after it")
+    which.add_argument("--from-stage", metavar="NAME", help="run this stage and all later ones")
     parser.add_argument(
         "--resume", action="store_true", help="continue an unfinished run from its last checkpoint"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything and stop before training")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, but don't train")
     parser.add_argument(
-        "--processes", type=positive, metavar="N", help="processes on this node; default: its GPUs"
+        "--processes", type=positive, metavar="N", help="number of processes on this node (default: its GPUs)"
     )
-    parser.add_argument("--nnodes", type=positive, default=1, metavar="N", help="nodes that train together")
-    parser.add_argument("--node-rank", type=int, default=0, metavar="N", help="number of this node, from 0")
-    parser.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="where the nodes meet")
-    parser.add_argument("--rdzv-backend", default="c10d", metavar="NAME", help="how the nodes meet")
+    parser.add_argument("--nnodes", type=positive, default=1, metavar="N", help="nodes (default: 1)")
     parser.add_argument(
-        "--rdzv-id", default="", metavar="ID", help="name of this meeting, the same on every node"
+        "--node-rank", type=int, default=0, metavar="N", help="rank of this node (default: 0)"
+    )
+    parser.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="address of the rendezvous")
+    parser.add_argument(
+        "--rdzv-backend", default="c10d", metavar="NAME", help="backend of the rendezvous (default: c10d)"
+    )
+    parser.add_argument(
+        "--rdzv-id", default="", metavar="ID", help="id of the rendezvous, the same on every node"
     )
 
 

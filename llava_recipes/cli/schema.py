@@ -1,4 +1,4 @@
-"""`llava-recipe schema`: the JSON Schema of recipes, their bases or plans, for editors and other programs."""
+"""`llava-recipe schema`: the JSON Schema of recipes, their bases or plans, for editors and programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from llava_recipes.screen import say_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "kind", nargs="?", choices=("recipe", "base", "plan"), default="recipe", help="default: recipe"
+        "kind",
+        nargs="?",
+        choices=("recipe", "base", "plan"),
+        default="recipe",
+        help="kind of file (default: recipe)",
     )
 
 

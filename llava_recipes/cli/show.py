@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--origin",
         action="store_true",
-        help="behind each value, where it comes from: file:line, --set or default, and variables used",
+        help="add the origin of each value: file:line, --set or default, and the variables used",
     )
 
 

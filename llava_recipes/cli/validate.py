@@ -1,4 +1,4 @@
-"""`llava-recipe validate FILE…`: tell every problem of every file, without loading anything heavy."""
+"""`llava-recipe validate FILE…`: report every problem of every file, as text or for machines."""
 
 from __future__ import annotations
 
@@ -20,34 +20,46 @@ from llava_recipes.screen import say, say_document, say_json, say_lines
 if TYPE_CHECKING:
     from llava_recipes.runner.deep import StageFindings
 
-if TYPE_CHECKING:
-    from llava_recipes.runner.deep import StageFindings
+Json = dict[str, object]
+SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What was found in one recipe file."""
+
+    file: str
+    problems: tuple[Problem, ...]
+    stages: tuple[StageFindings, ...] = ()
+    """What `--deep` counted, stage by stage."""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether there are no errors; warnings may be left."""
+        return all(problem.severity == "warning" for problem in self.problems)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="recipe file, or a glob of recipe files")
-    add_set(parser, what="override one value, for example stages.pretrain.train.max_steps=5")
+    add_set(parser, what="override a value, such as stages.pretrain.train.max_steps=5; may be repeated")
     parser.add_argument(
         "--format",
         choices=("text", "json", "github", "sarif"),
         default="text",
-        help="text for people (default); the others go to standard output, for machines",
+        help="output: text for people, the others for machines (default: %(default)s)",
     )
-    parser.add_argument("--strict", action="store_true", help="let a warning count as an error")
+    parser.add_argument("--strict", action="store_true", help="treat warnings as errors")
     parser.add_argument(
         "--deep",
         action="store_true",
-        help="build the model without weights, try every glob on it, read the data and some of its images",
+        help="also build the model without weights, match every glob, read the data and some images",
     )
-    parser.add_argument(
-        "--all", action="store_true", help="with --deep: decode every image, not a sample of them"
-    )
+    parser.add_argument("--all", action="store_true", help="with --deep: decode every image")
 
 
 def run(arguments: argparse.Namespace) -> int:
-
     if arguments.all and not arguments.deep:
-        say("llava-recipe validate: --all goes with --deep", to_stderr=True)
+        say("llava-recipe validate: --all needs --deep", to_stderr=True)
         return 2
     if arguments.deep:
         from llava_recipes.versions import check_versions
@@ -74,19 +86,18 @@ def _print(report: FileReport, *, is_first: bool) -> None:
 def _expand(patterns: Sequence[str]) -> Iterator[str]:
     for pattern in patterns:
         if glob.has_magic(pattern) and not os.path.exists(pattern):
-            # A glob that finds nothing is passed on as it is, to be told as a file that does not exist.
+            # A glob that matches nothing is passed on, to be reported as a file that doesn't exist.
             yield from sorted(glob.glob(pattern, recursive=True)) or [pattern]
         else:
             yield pattern
 
 
 def _examine(file: str, arguments: argparse.Namespace) -> FileReport:
-    """Every problem of one recipe file, and what a deep look counted."""
-
+    """Every problem of one recipe file, and what `--deep` counted."""
     stages: tuple[StageFindings, ...] = ()
     try:
         loaded = load_recipe(file, arguments.set)
-        # A recipe that is already found wrong need not wait for the plan to be imported.
+        # An invalid recipe is reported without importing the plan.
         from llava_recipes.runner.facts import compile_loaded
 
         compiled = compile_loaded(loaded, world_size=1)
@@ -102,27 +113,6 @@ def _examine(file: str, arguments: argparse.Namespace) -> FileReport:
     if arguments.strict:
         found = [replace(problem, severity="error") for problem in found]
     return FileReport(file, tuple(found), stages)
-
-
-SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-
-
-Json = dict[str, object]
-
-
-@dataclass(frozen=True)
-class FileReport:
-    """What was found in one recipe file."""
-
-    file: str
-    problems: tuple[Problem, ...]
-    stages: tuple[StageFindings, ...] = ()
-    """What `--deep` counted, stage by stage."""
-
-    @property
-    def is_valid(self) -> bool:
-        """Whether there are warnings at most."""
-        return all(problem.severity == "warning" for problem in self.problems)
 
 
 def json_report(reports: Sequence[FileReport]) -> str:
@@ -165,7 +155,7 @@ def _problem_values(problem: Problem, file: str) -> Json:
 
 
 def _place(problem: Problem, file: str) -> tuple[str, int | None, int | None, int]:
-    """File, line, column and width; what the command line gave stands for the recipe as a whole."""
+    """File, line, column and width; a problem of the command line belongs to the recipe as a whole."""
     mark = problem.mark
     if mark is None or mark.line == 0:
         return (file if mark is None or _override(mark, file) else mark.file), None, None, 0
@@ -188,7 +178,7 @@ def _whole_message(problem: Problem, file: str) -> str:
 
 
 def github_report(reports: Sequence[FileReport]) -> str:
-    """Workflow commands, which GitHub shows beside the lines of a pull request."""
+    """Workflow commands, which GitHub shows next to the lines of a pull request."""
     return "\n".join(_annotation(problem, report.file) for report in reports for problem in report.problems)
 
 
@@ -203,8 +193,8 @@ def _annotation(problem: Problem, file: str) -> str:
 
 
 def _escaped(text: str, more: str = "") -> str:
-    for letter in "%\r\n" + more:
-        text = text.replace(letter, f"%{ord(letter):02X}")
+    for character in "%\r\n" + more:
+        text = text.replace(character, f"%{ord(character):02X}")
     return text
 
 
@@ -263,4 +253,4 @@ MACHINE_FORMATS: dict[str, Callable[[Sequence[FileReport]], None]] = {
     "github": _say_annotations,
     "sarif": lambda reports: say_json(sarif_report(reports)),
 }
-"""How each is printed."""
+"""The formats for machines, and what prints each."""

@@ -18,14 +18,13 @@ from llava_recipes.errors import Mark, Problem, SampleError, sample_problem
 
 @dataclass(frozen=True)
 class Expanded:
-    """One sample with room for its images, cut at the longest length.
+    """One sample with positions for its images, cut at the longest length.
 
     input_ids        int64[T]  0 on image positions
     is_image         bool[T]
     labels           int64[T]
-    num_kept_tokens  int64[N]  what is left of each image's tokens
-    num_tokens       T before the cut
-    num_images, num_image_tokens  how many images there are, and how many of these tokens are theirs
+    num_kept_tokens  int64[N]  how many of each image's tokens are left
+    num_tokens, num_image_tokens  before the cut: all, and those of the images
     """
 
     input_ids: Tensor
@@ -38,7 +37,7 @@ class Expanded:
 
     @property
     def learns(self) -> bool:
-        """Whether a loss can be computed: the first token has nothing before it to be predicted from."""
+        """Whether a loss can be computed: nothing predicts the first token."""
         return bool((self.labels[1:] != IGNORED).any())
 
 
@@ -50,9 +49,9 @@ def expand(
     max_length: int,
     dropped_token_id: int | None = None,
 ) -> Expanded:
-    """Put as many positions in the place of each image as it has tokens, then keep the first `max_length`.
+    """Replace each image by as many positions as it has tokens, then keep the first `max_length`.
 
-    Tokens equal to `dropped_token_id` are left out first. The original pads with the unknown token and takes
+    Tokens equal to `dropped_token_id` are left out first: the original pads with the unknown token and takes
     every such token for padding, those of the text too.
     """
     if dropped_token_id is not None:
@@ -80,17 +79,17 @@ def expand(
 class Collator:
     """Makes a batch of samples: B of them, T positions in the longest, M crops of images in reading order.
 
-    input_ids        int64[B, T]  image positions hold 0, padding holds `pad_token_id`
+    input_ids        int64[B, T]  0 on image positions, `pad_token_id` on padding
     is_image         bool[B, T]   true where an image's features go
     labels           int64[B, T]  not shifted; -100 where nothing is learned
-    attention_mask   bool[B, T]   false on padding alone
+    attention_mask   bool[B, T]   false on padding only
     position_ids     int64[B, T]  0, 1, 2, … on real tokens, 0 on padding
     pixel_values     float32[M, C, H, W]  only if there are images
     feature_places   int64[K]     which feature of the M crops each image position takes, in reading order;
                                   -1 for the image newline; likewise
 
     Raises SampleError, naming each sample, when its images fill `max_length`, or nothing of it is left to
-    learn after the cut: the loss of such a batch would not be a number. `mark_of` tells where one stands.
+    learn after the cut: the loss of such a batch would not be a number. `mark_of` says where a sample is.
     """
 
     layout: ImageLayout
@@ -122,7 +121,7 @@ class Collator:
         return batch
 
     def check(self, samples: Sequence[Sample], expanded: Sequence[Expanded]) -> None:
-        """Raise SampleError where a sample teaches nothing."""
+        """Raise SampleError when nothing of a sample can be learned."""
         pairs = zip(samples, expanded, strict=True)
         problems = [self._problem(sample, row) for sample, row in pairs if not row.learns]
         if problems:
@@ -143,16 +142,13 @@ class Collator:
         if expanded.num_image_tokens >= self.max_length:
             code, message = "images-leave-no-room", "its images leave no room for text"
             taken = images_take(expanded.num_images, expanded.num_image_tokens)
-            hint = "raise `max_length`, or give it fewer images"
+            hint = "raise `max_length`, or remove some of its images"
         mark = None if self.mark_of is None else self.mark_of(sample.index)
-        found = f"{taken}, max_length is {self.max_length}"
+        found = f"{taken}, max_length is {self.max_length:,}"
         return sample_problem(sample.index, sample.id, message, code=code, mark=mark, found=found, hint=hint)
 
 
 def images_take(num_images: int, num_tokens: int) -> str:
     """`3 images take 1,728 tokens`."""
-    return (
-        f"1 image takes {num_tokens:,} tokens"
-        if num_images == 1
-        else (f"{num_images:,} images take {num_tokens:,} tokens")
-    )
+    images = "1 image takes" if num_images == 1 else f"{num_images:,} images take"
+    return f"{images} {num_tokens:,} tokens"

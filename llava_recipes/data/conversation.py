@@ -1,4 +1,4 @@
-"""From the values of one record, as JSON or Parquet holds them, to its turns and images."""
+"""From the values of one record, as JSON or Parquet has them, to its turns and images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _OTHER_MESSAGE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant
 class Record:
     """One sample as its owner wrote it.
 
-    `index` counts over all sources, `images` are paths inside `folder`. With `embedded` the images
-    themselves may lie in the annotation file, and `images` are names for them.
+    `index` counts over all sources, `images` are paths inside `folder`. With `embedded` the annotation file
+    may contain the images themselves, and `images` are names for them.
     """
 
     index: int
@@ -33,7 +33,7 @@ class Record:
 
 
 class MalformedRecord(Exception):
-    """What is wrong with a record, without saying which it is."""
+    """What is wrong with a record, without saying which record it is."""
 
     def __init__(self, message: str, *, found: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class MalformedRecord(Exception):
 def parse_record(
     values: Mapping[str, object], *, index: int, folder: str | None, embedded: bool = False
 ) -> Record:
-    """The record that these values are. Raises MalformedRecord."""
+    """The record with these values. Raises MalformedRecord."""
     turns = _turns(values)
     images = images_of(values, embedded=embedded)
     try:
@@ -52,20 +52,20 @@ def parse_record(
         raise MalformedRecord(str(error)) from None
     if images and folder is None and not embedded:
         raise MalformedRecord(
-            "it has an image, but its source has no image folder", hint="give `images` in the source"
+            "it has an image, but its source has no image folder", hint="set `images` in the source"
         )
     num_tags = sum(turn.text.count(IMAGE) for turn in turns)
     if num_tags != len(images):
         raise MalformedRecord(
             f"{IMAGE} tags and images differ in number",
             found=f"{_count(num_tags, 'tag')}, {_count(len(images), 'image')}",
-            hint=f"give one {IMAGE} tag in a human turn for every image",
+            hint=f"write one {IMAGE} tag in a human turn for every image",
         )
     return Record(index, record_id(values), images, turns, folder, embedded)
 
 
 def record_id(values: Mapping[str, object]) -> str:
-    """The record's id as text; empty where it has none."""
+    """The record's id as a string; empty where it has none."""
     return str(values.get("id", ""))
 
 
@@ -75,7 +75,7 @@ def has_conversation(values: Mapping[str, object]) -> bool:
 
 
 def word_length(values: Mapping[str, object]) -> int:
-    """The original's measure: words of all turns, negative without an image. Malformed parts count 0."""
+    """The original's length: words of all turns, negative without an image. Malformed parts count 0."""
     num_words = sum(len(text.split()) for text in _texts(values))
     has_images = any(values.get(key) not in (None, []) for key in ("image", "images"))
     return num_words if has_images else -num_words
@@ -104,7 +104,7 @@ def _shown(value: object) -> str:
 
 
 def images_of(values: Mapping[str, object], *, embedded: bool = False) -> tuple[str, ...]:
-    """Paths of a record's images, names for those that lie in the file. Raises MalformedRecord."""
+    """Paths of a record's images, names for those inside the file. Raises MalformedRecord."""
     given, several = values.get("image"), values.get("images")
     if given is not None and several is not None:
         raise MalformedRecord("it has both `image` and `images`", hint="keep one of them")
@@ -132,18 +132,18 @@ def _turns(values: Mapping[str, object]) -> tuple[Turn, ...]:
         raise MalformedRecord(f"`{key}` is not a list of turns, or is empty", found=_shown(conversation))
     read = _turn if key == "conversations" else _message
     turns = tuple(read(value, position) for position, value in enumerate(conversation))
-    check_letters(turns)
+    check_characters(turns)
     return turns
 
 
-def check_letters(turns: Iterable[Turn]) -> None:
-    """Raise MalformedRecord for what JSON can spell and no tokenizer takes: half of an emoji, for example."""
+def check_characters(turns: Iterable[Turn]) -> None:
+    """Raise MalformedRecord for an unpaired surrogate, which JSON can spell and no tokenizer takes."""
     for position, turn in enumerate(turns):
         try:
             turn.text.encode()
         except UnicodeEncodeError as error:
             raise MalformedRecord(
-                f"the text of turn {position} holds half of a character",
+                f"the text of turn {position} contains an unpaired surrogate (invalid Unicode)",
                 found=_shown(turn.text[max(0, error.start - 20) : error.end]),
                 hint="remove it, or the record",
             ) from None
@@ -158,12 +158,12 @@ def _turn(value: object, position: int) -> Turn:
         hint = f'did you mean "{near}"?' if near else 'write "human" or "gpt"'
         raise MalformedRecord(f"turn {position} has an unknown role", found=_shown(role), hint=hint)
     if not isinstance(text, str):
-        raise MalformedRecord(f"the `value` of turn {position} is not text", found=_shown(text))
+        raise MalformedRecord(f"the `value` of turn {position} is not a string", found=_shown(text))
     return Turn(_ROLES[role], text)
 
 
 def _message(value: object, position: int) -> Turn:
-    """A turn as chat data sets write it: `role` and `content`, text or a list of typed parts."""
+    """A turn as chat data sets write it: `role`, and `content` as a string or a list of typed parts."""
     if not isinstance(value, dict):
         raise MalformedRecord(f"message {position} is not a mapping", found=_shown(value))
     role = value.get("role")
@@ -180,7 +180,7 @@ def _content(content: object, position: int) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise MalformedRecord(f"the `content` of message {position} is not text", found=_shown(content))
+        raise MalformedRecord(f"the `content` of message {position} is not a string", found=_shown(content))
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None

@@ -25,7 +25,7 @@ from llava_recipes.plan.types import DataPlan
 logger = logging.getLogger(__name__)
 
 IMAGE_WORDS = 128
-"""What an image adds to a sample's words with `group_by: length`, as in the original."""
+"""Words that an image adds to a sample's length with `group_by: length`, as in the original."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Sample:
 
     input_ids  int64[T]  -200 where an image goes
     labels     int64[T]  -100 where nothing is learned
-    images   one for each image, in reading order
+    images     one for each image, in reading order
     """
 
     index: int
@@ -51,10 +51,10 @@ class BadImageError(SampleError):
 class StageDataset(Dataset[Sample]):
     """The samples of a stage, in the order of its sources.
 
-    Asking for a sample raises SampleError, with index, id and line, when its record is not well formed, when
-    nothing in it is learned, or, with `on_bad_image: error`, when its image cannot be used. With `skip` the
-    next sample whose images are good takes its place, and `skipped` remembers it.
-    With `lazy_preprocess: false` every conversation is tokenised here, at once.
+    A sample raises SampleError, with index, id and line, when its record is not well formed, when nothing in
+    it is learned, or, with `on_bad_image: error`, when its image cannot be used. With `skip` the next sample
+    with good images replaces it, and `skipped` records it. With `lazy_preprocess: false` the constructor
+    tokenises every conversation.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class StageDataset(Dataset[Sample]):
         return len(self.records)
 
     def grouping(self, *, batch_size: int, num_shares: int) -> Grouping | None:
-        """How the samples are put in groups of like length, or None where they are not."""
+        """How samples of like length are grouped, or None where they are not."""
         if self.data.group_by == "none":
             return None
         by_modality = self.data.group_by == "modality_length"
@@ -94,55 +94,44 @@ class StageDataset(Dataset[Sample]):
                 return self.read((index + offset) % len(self.records))
             except BadImageError as error:
                 self._note_skipped((index + offset) % len(self.records), error)
-        raise SampleError(
-            Problem(
-                "no sample has an image that can be used",
-                code="no-usable-image",
-                hint="check the image folder",
-            )
-        )
+        message = "no sample has an image that can be used"
+        raise SampleError(Problem(message, code="no-usable-image", hint="check the image folder"))
 
     def read(self, index: int) -> Sample:
         """The sample itself, whatever `on_bad_image` says: BadImageError where its image cannot be used."""
         record = self.records[index]
         encoded = self._encodings.encoding(index) if self._encodings else self.encoding(record)
         try:
-            images = self._images(record)
+            prepare = partial(prepare_image, processor=self.image_processor, data=self.data)
+            images = open_images(self.records, record, prepare)
         except BadImage as error:
             hint = "repair it (a run goes on with `--resume`), or start a new run with `on_bad_image: skip`"
-            problem = self._problem(
-                record, "its image cannot be used", code="bad-image", found=str(error), hint=hint
-            )
+            message = "its image cannot be used"
+            problem = self._problem(record, message, code="bad-image", found=str(error), hint=hint)
             raise BadImageError(problem) from None
         return Sample(
             index=index,
             id=record.id,
             input_ids=torch.tensor(encoded.input_ids),
             labels=torch.tensor(encoded.labels),
-            images=images,
+            images=tuple(images),
         )
 
     @property
     def skipped(self) -> Tensor:
-        """bool[N]: which samples had a bad image when they were asked for, by this process or its workers.
-
-        A sample counts once, however often it was drawn.
-        """
+        """bool[N]: which samples had a bad image when this process or its workers asked for them."""
         return torch.frombuffer(bytearray(self._skipped), dtype=torch.bool)
 
     def encoding(self, record: Record) -> Encoded:
-        """Token ids and labels of a record. Raises SampleError when the template cannot hold it."""
+        """Token ids and labels of a record. Raises SampleError when it does not fit the template."""
         try:
             encoded = self.prompts.encode(record.turns, has_image=bool(record.images))
         except ValueError as error:
-            raise SampleError(
-                self._problem(record, str(error), code="sample-does-not-fit-template")
-            ) from None
+            problem = self._problem(record, str(error), code="sample-does-not-fit-template")
+            raise SampleError(problem) from None
         if all(label == IGNORED for label in encoded.labels[1:]):
-            hint = "give it an answer (a gpt turn)"
-            raise SampleError(
-                self._problem(record, "nothing in it is learned", code="nothing-is-learned", hint=hint)
-            )
+            message, hint = "nothing in it is learned", "add an answer (a gpt turn)"
+            raise SampleError(self._problem(record, message, code="nothing-is-learned", hint=hint))
         return encoded
 
     def _problem(
@@ -150,10 +139,6 @@ class StageDataset(Dataset[Sample]):
     ) -> Problem:
         mark = self.records.mark(record.index)
         return sample_problem(record.index, record.id, message, code=code, mark=mark, found=found, hint=hint)
-
-    def _images(self, record: Record) -> tuple[PreparedImage, ...]:
-        prepare = partial(prepare_image, processor=self.image_processor, data=self.data)
-        return tuple(open_images(self.records, record, prepare))
 
     def _note_skipped(self, index: int, error: BadImageError) -> None:
         if self._skipped[index]:
@@ -189,7 +174,7 @@ class _Encodings:
 
 @dataclass(frozen=True)
 class Preview:
-    """A stage's data, opened to be looked at."""
+    """A stage's data, opened to be shown."""
 
     dataset: StageDataset
     layout: ImageLayout

@@ -1,4 +1,4 @@
-"""How large an image becomes on its way to the tower, computed before anything of that size is made.
+"""How large an image becomes on its way to the tower, computed before it is made.
 
 A file of a hundred bytes may be one pixel wide: an image processor that brings the shorter side to 336 pixels
 makes gigabytes of it.
@@ -22,7 +22,7 @@ MAX_PADDED_PX: Final = 3 * 2**13
 """Longest side of an image that `pad` centres on a square. The square itself is never made as a whole."""
 
 _THIN: Final = 8
-"""From here on the shape is to blame for the size, and not the image processor."""
+"""From this ratio of the sides on, the shape is reported as the cause, not the size."""
 
 
 class CannotPrepare(ValueError):
@@ -46,7 +46,7 @@ class Resizing:
     usual: bool
 
     def resized(self, size: Size) -> Size:
-        """Width and height behind the resize, as transformers' PilBackend computes them."""
+        """Width and height after the resize, as transformers' PilBackend computes them."""
         width, height = size
         given, short, long = self.resize or {}, min(size), max(size)
         if "shortest_edge" in given:
@@ -79,7 +79,7 @@ def steps_of(processor: BaseImageProcessor) -> Resizing:
 def check_preparation(
     size: Size, processor: BaseImageProcessor, *, image_aspect_ratio: Literal["square", "pad"]
 ) -> None:
-    """Raise CannotPrepare when what is made of an image of that size on the way is beyond the bounds."""
+    """Raise CannotPrepare when any step makes an image beyond the bounds from one of that size."""
     steps = steps_of(processor)
     current = size
     if image_aspect_ratio == "pad":

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_recipes.data.conversation import word_length
-from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.data.scan import annotations_error
+from llava_recipes.errors import Mark, RecipeError
 from llava_recipes.files import odd_kind
 from llava_recipes.recipe.foreign import wrong_kind
 
 MAX_GROUP_BYTES: Final = 2**30
-"""Largest row group that is read: each process holds one of them at a time."""
+"""Largest row group that is read: each process keeps one in memory at a time."""
 
 _CONVERSATIONS = ("conversations", "messages")
 _IMAGES = ("image", "images")
@@ -30,7 +31,7 @@ _SHARD = re.compile(r"(.+?)-\d+-of-\d+(-[0-9a-f]+)?\.parquet")
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group of a file, and the row it begins with."""
+    """A row group of a file, and its first row."""
 
     file: str
     number: int
@@ -42,9 +43,9 @@ class ParquetFiles:
     """Rows of Parquet files as records: those of a file, a folder, or a pattern such as `train-*.parquet`.
 
     Columns: `conversations` or `messages`, `image` or `images`, `id`; others are not read. An image is a
-    path, its bytes, or both in a struct `{bytes, path}`. Only where row groups stand is kept; the last one
-    read is held by each process, the images apart from the texts. Raises RecipeError when a file is
-    missing, is no Parquet file, lacks its columns, or has row groups of more than MAX_GROUP_BYTES.
+    path, its bytes, or both in a struct `{bytes, path}`. Only the places of row groups are kept, and in each
+    process the last group read, images apart from texts. Raises RecipeError when a file is missing, isn't a
+    Parquet file, lacks its columns, or has row groups of more than MAX_GROUP_BYTES.
     """
 
     def __init__(self, path: str, *, measure: bool = False) -> None:
@@ -52,12 +53,12 @@ class ParquetFiles:
         self._groups: list[_Group] = []
         self._texts: tuple[str, ...] = ()
         self._bytes: tuple[str, ...] = ()
-        self._held: dict[str, tuple[_Group, pa.Table]] = {}
+        self._kept_tables: dict[str, tuple[_Group, pa.Table]] = {}
         for number, file in enumerate(_files(path)):
             self._add(file, is_first=number == 0)
         self._ends = list(accumulate(group.num_rows for group in self._groups))
         if not self._ends or not self._ends[-1]:
-            raise RecipeError(_problem(path, "the file holds no records", code="annotations-empty"))
+            raise annotations_error(path, "the file contains no records", code="annotations-empty")
         self.has_images = bool(self._bytes)
         self._lengths = array("q", map(word_length, self._all()) if measure else ())
 
@@ -65,7 +66,7 @@ class ParquetFiles:
         return self._ends[-1]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_held": {}}
+        return {**vars(self), "_kept_tables": {}}
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -73,15 +74,15 @@ class ParquetFiles:
         return self._lengths
 
     def values(self, index: int) -> dict[str, object]:
-        """What one row holds, but for the bytes of its images."""
+        """The values of one row, without the bytes of its images."""
         return _without_bytes(self._row(index, "texts"))
 
     def images(self, index: int) -> tuple[bytes | None, ...]:
-        """The bytes of a row's images, None for one that has a path alone."""
+        """The bytes of a row's images, None for an image with a path only."""
         if not self._bytes:
             return ()
-        (held,) = [value for value in self._row(index, "bytes").values() if value is not None] or [[]]
-        return tuple(_bytes(image) for image in (held if isinstance(held, list) else [held]))
+        (found,) = [value for value in self._row(index, "bytes").values() if value is not None] or [[]]
+        return tuple(_bytes(image) for image in (found if isinstance(found, list) else [found]))
 
     def mark(self, index: int) -> Mark:
         """The file, and the row in it counted from 0."""
@@ -91,15 +92,15 @@ class ParquetFiles:
     def _add(self, file: str, *, is_first: bool) -> None:
         kind = odd_kind(file)
         if kind is not None:
-            message = f"this is {kind}; annotations are an ordinary file"
-            raise RecipeError(_problem(file, message, code="not-an-ordinary-file"))
+            message = f"this is {kind}; annotations must be an ordinary file"
+            raise annotations_error(file, message, code="not-an-ordinary-file")
         try:
             with pq.ParquetFile(file, memory_map=True) as opened:
                 metadata, schema = opened.metadata, opened.schema_arrow
         except (OSError, pa.ArrowException) as error:
             found = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-            raise RecipeError(
-                _problem(file, "cannot be read as a Parquet file", code="parquet-unreadable", found=found)
+            raise annotations_error(
+                file, "cannot be read as a Parquet file", code="parquet-unreadable", found=found
             ) from None
         leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
         texts, images = _columns(file, schema, leaves)
@@ -107,8 +108,8 @@ class ParquetFiles:
             self._texts, self._bytes = texts, images
         elif (texts, images) != (self._texts, self._bytes):
             found = f"{self._groups[0].file if self._groups else self.path} has others"
-            raise RecipeError(
-                _problem(file, "the files do not have the same columns", code="columns-differ", found=found)
+            raise annotations_error(
+                file, "the files do not have the same columns", code="columns-differ", found=found
             )
         first_row = 0
         for number in range(metadata.num_row_groups):
@@ -118,10 +119,8 @@ class ParquetFiles:
                     f"row group {number}: {group.num_rows:,} rows, {group.total_byte_size / 2**30:.1f} GiB"
                 )
                 hint = "write the file again with a smaller `row_group_size`, such as 100 rows"
-                raise RecipeError(
-                    _problem(
-                        file, "a row group is too large", code="row-group-too-large", found=found, hint=hint
-                    )
+                raise annotations_error(
+                    file, "a row group is too large", code="row-group-too-large", found=found, hint=hint
                 )
             self._groups.append(_Group(file, number, first_row, group.num_rows))
             first_row += group.num_rows
@@ -138,10 +137,10 @@ class ParquetFiles:
         return found
 
     def _table(self, group: _Group, what: str) -> pa.Table:
-        held, table = self._held.get(what, (None, None))
-        if held is not group:
+        kept, table = self._kept_tables.get(what, (None, None))
+        if kept is not group:
             table = _read(group, self._texts if what == "texts" else self._bytes)
-            self._held[what] = (group, table)
+            self._kept_tables[what] = (group, table)
         return table
 
     def _all(self) -> Iterator[dict[str, object]]:
@@ -151,18 +150,13 @@ class ParquetFiles:
 
 def _read(group: _Group, columns: tuple[str, ...]) -> pa.Table:
     try:
-        # Arrow's threads do not outlive a fork, and loaders are forked.
+        # Data loaders are forked, and Arrow's threads do not survive a fork.
         with pq.ParquetFile(group.file, memory_map=True, pre_buffer=False) as opened:
             return opened.read_row_group(group.number, columns=list(columns), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         found = str(error).splitlines()[0]
-        raise RecipeError(
-            _problem(
-                group.file,
-                "cannot be read as a Parquet file",
-                code="parquet-unreadable",
-                found=found,
-            )
+        raise annotations_error(
+            group.file, "cannot be read as a Parquet file", code="parquet-unreadable", found=found
         ) from None
 
 
@@ -173,54 +167,42 @@ def _files(path: str) -> list[str]:
         if not found and any(place.glob("*.arrow")):
             raise RecipeError(wrong_kind("saved", path, path=None))
         if not found:
-            raise RecipeError(
-                _problem(path, "the folder holds no `.parquet` files", code="annotations-empty")
-            )
+            raise annotations_error(path, "the folder contains no `.parquet` files", code="annotations-empty")
         splits = sorted({match.group(1) for file in found if (match := _SHARD.fullmatch(Path(file).name))})
         if len(splits) > 1:
             hint = f"write `annotations: {place / (splits[-1] + '-*.parquet')}` to take one of them"
-            raise RecipeError(
-                _problem(
-                    path,
-                    "the folder holds several splits",
-                    code="several-splits",
-                    found=", ".join(splits),
-                    hint=hint,
-                )
+            raise annotations_error(
+                path,
+                "the folder contains several splits",
+                code="several-splits",
+                found=", ".join(splits),
+                hint=hint,
             )
         return found
     if "*" in place.name and not os.path.exists(path):
         found = sorted(map(str, place.parent.glob(place.name)))
         if not found:
-            raise RecipeError(_problem(path, "no file matches the pattern", code="no-such-file"))
+            raise annotations_error(path, "no file matches the pattern", code="no-such-file")
         return found
     return [path]
 
 
 def _columns(file: str, schema: pa.Schema, leaves: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The leaf columns that hold texts and paths, and those that hold the bytes of images."""
+    """The leaf columns of texts and paths, and those of the bytes of images."""
     names = set(schema.names)
     if not names & set(_CONVERSATIONS):
         hint = "it needs `conversations` (list of {from, value}) or `messages` (list of {role, content})"
         found = f"columns {', '.join(schema.names)}"[:200]
-        raise RecipeError(
-            _problem(
-                file,
-                "there is no column with conversations",
-                code="no-conversations-column",
-                found=found,
-                hint=hint,
-            )
+        raise annotations_error(
+            file, "no column contains conversations", code="no-conversations-column", found=found, hint=hint
         )
     given = [name for name in _IMAGES if name in names]
     if len(given) == 2:
-        raise RecipeError(
-            _problem(
-                file,
-                "there are both `image` and `images`",
-                code="image-and-images-columns",
-                hint="keep one of the columns",
-            )
+        raise annotations_error(
+            file,
+            "it has both `image` and `images`",
+            code="image-and-images-columns",
+            hint="keep one of the columns",
         )
     if given:
         _check_images(file, given[0], schema.field(given[0]).type)
@@ -230,12 +212,12 @@ def _columns(file: str, schema: pa.Schema, leaves: Sequence[str]) -> tuple[tuple
         root, _, inner = leaf.partition(".")
         if root not in wanted:
             continue
-        if root not in _IMAGES or inner.endswith("path") or not _holds_bytes(schema.field(root).type):
+        if root not in _IMAGES or inner.endswith("path") or not _has_bytes(schema.field(root).type):
             texts.append(leaf)
         else:
             images.append(leaf)
             if not any(other.endswith("path") and other.startswith(f"{root}.") for other in leaves):
-                # Whether there is an image is told by its bytes alone.
+                # Only the bytes say whether there is an image.
                 texts.append(leaf)
     return tuple(texts), tuple(images)
 
@@ -249,15 +231,13 @@ def _check_images(file: str, name: str, kind: pa.DataType) -> None:
         "path",
     }:
         return
-    hint = "an image is a path, its bytes, or a struct {bytes, path}; one of them or a list"
-    raise RecipeError(
-        _problem(
-            file,
-            f"the column `{name}` holds no images",
-            code="column-without-images",
-            found=str(kind),
-            hint=hint,
-        )
+    hint = "an image is a path, its bytes, or a struct {bytes, path}; a row has one image or a list"
+    raise annotations_error(
+        file,
+        f"the column `{name}` contains no images",
+        code="column-without-images",
+        found=str(kind),
+        hint=hint,
     )
 
 
@@ -269,7 +249,7 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _has_bytes(kind: pa.DataType) -> bool:
     one = kind.value_type if _is_list(kind) else kind
     return _is_binary(one) or (pa.types.is_struct(one) and one.get_field_index("bytes") >= 0)
 
@@ -288,9 +268,3 @@ def _without_bytes(values: dict[str, object]) -> dict[str, object]:
 def _bytes(image: object) -> bytes | None:
     value = image.get("bytes") if isinstance(image, dict) else image
     return value if isinstance(value, bytes) else None
-
-
-def _problem(
-    path: str, message: str, *, code: str, found: str | None = None, hint: str | None = None
-) -> Problem:
-    return Problem(f"{path}: {message}", code=code, path=("annotations",), found=found, hint=hint)

@@ -1,4 +1,4 @@
-"""The records of a stage: who says what about which image, read one at a time."""
+"""The records of a stage: opened from files of a known kind, drawn from their sources, read one at a time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from llava_recipes.plan.data import count_drawn, count_used, overdrawn
 from llava_recipes.plan.types import SourcePlan
 from llava_recipes.recipe.foreign import wrong_kind
 
+NUM_SHOWN_PROBLEMS = 5
 _READ_BYTES: Final = 4096
 _TAR_MARK: Final = slice(257, 262)
-
 _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -43,7 +43,7 @@ _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"%PDF", "pdf"),
     (b"version https://git-lfs", "lfs"),
 )
-# Where a zip file's first entry tells what it is.
+# What the first entry of a zip file says it is.
 _ZIP: Final[tuple[tuple[bytes, str], ...]] = (
     (b"[Content_Types].xml", "excel"),
     (b".npy", "numpy"),
@@ -51,117 +51,153 @@ _ZIP: Final[tuple[tuple[bytes, str], ...]] = (
 )
 
 
-def refuse_other_kinds(path: str) -> None:
-    """Raise RecipeError where a file is neither JSON nor JSONL but something that can be named.
+@dataclass(frozen=True)
+class OpenedSource:
+    """An annotation file, its image folder, and the indices in the file of the records that are samples."""
 
-    What begins like JSON, or cannot be told, is left to the reader of JSON.
-    """
-    # Nothing but an ordinary file is opened: reading from another may wait for ever.
-    if not os.path.isfile(path):
-        return
-    try:
-        with open_ordinary(path) as file:
-            start = file.read(_READ_BYTES)
-    except OSError:
-        # Why it cannot be read is reported by what reads all of it.
-        return
-    kind = kind_of_bytes(start)
-    if kind is not None:
-        raise RecipeError(wrong_kind(kind, path, path=None))
+    file: RecordFile
+    folder: str | None
+    positions: Sequence[int]
 
 
-def kind_of_bytes(start: bytes) -> str | None:
-    """The kind of a file that begins so; None for what may be JSON."""
-    for magic, kind in _MAGIC:
-        if start.startswith(magic):
-            return kind
-    if start.startswith(b"PK\x03\x04"):
-        return next((kind for mark, kind in _ZIP if mark in start), "zip")
-    if start[_TAR_MARK] == b"ustar":
-        return "tar"
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "pickle"
-    return _kind_of_text(start)
+class Records(Sequence[Record]):
+    """The samples of a stage's sources, one source after another; each is parsed when it is asked for.
 
-
-def _kind_of_text(start: bytes) -> str | None:
-    """A page, a document or a table; text of another kind may be JSON with a fault in it."""
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    lower = text[:100].lower()
-    if lower.startswith((b"<!doctype html", b"<html")):
-        return "html"
-    if lower.startswith(b"<"):
-        return "xml"
-    first = text.split(b"\n", 1)[0].strip()
-    if not first or first[:1] in b'[{"' or b"\x00" in text or not _is_text(first):
-        return None
-    if first.count(b"\t") and all(first.split(b"\t")):
-        return "tsv"
-    # The head of a table: names alone, without the spaces of a sentence after its commas.
-    names = first.split(b",")
-    if len(names) > 1 and all(name.strip(b'"').replace(b"_", b"").isalnum() for name in names):
-        return "csv"
-    return None
-
-
-def _is_text(line: bytes) -> bool:
-    try:
-        return line.decode("utf-8").isprintable() or b"\t" in line
-    except UnicodeDecodeError:
-        return False
-
-
-class RecordFile(Protocol):
-    """Records of a file, by their place in it; what it keeps in memory is small, and shared when forked.
-
-    With `has_images` the images themselves may lie in the file.
+    A record that is not well formed, or whose `<image>` tags and images differ in number, raises SampleError
+    with its index among the samples, its id, and its line or row.
     """
 
-    path: str
-    has_images: bool
+    def __init__(self, sources: Sequence[OpenedSource]) -> None:
+        self._sources = tuple(sources)
+        self._ends = list(accumulate(len(source.positions) for source in self._sources))
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return self._ends[-1]
 
-    @property
-    def lengths(self) -> Sequence[int]: ...
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        source, position = self._place(index)
+        values = source.file.values(position)
+        try:
+            return parse_record(values, index=index, folder=source.folder, embedded=source.file.has_images)
+        except MalformedRecord as error:
+            problem = sample_problem(
+                index,
+                record_id(values),
+                error.message,
+                code="malformed-record",
+                mark=source.file.mark(position),
+                found=error.found,
+                hint=error.hint,
+            )
+            raise SampleError(problem) from None
 
-    def values(self, index: int) -> dict[str, object]: ...
+    def lengths(self) -> list[int]:
+        """Words of each conversation, negative without an image; empty unless opened with `measure`."""
+        return [
+            source.file.lengths[position]
+            for source in self._sources
+            if source.file.lengths
+            for position in source.positions
+        ]
 
-    def images(self, index: int) -> tuple[bytes | None, ...]: ...
+    def mark(self, index: int) -> Mark:
+        """The place of a record in its annotation file."""
+        source, position = self._place(index)
+        return source.file.mark(position)
 
-    def mark(self, index: int) -> Mark: ...
+    def images(self, index: int) -> tuple[bytes | None, ...]:
+        """The bytes of a record's images in its annotation file, None for each that is in the folder."""
+        source, position = self._place(index)
+        return source.file.images(position)
+
+    def _place(self, index: int) -> tuple[OpenedSource, int]:
+        number = bisect_right(self._ends, index)
+        source = self._sources[number]
+        return source, source.positions[index - (self._ends[number] - len(source.positions))]
 
 
-def open_file(path: str, *, measure: bool = False) -> RecordFile:
-    """The records of a JSON, JSONL or Parquet file, of a folder of Parquet files, or of a pattern of them.
+def open_records(sources: Sequence[SourcePlan], *, measure: bool = False) -> Records:
+    """The samples that an epoch draws from all sources; with `measure` their lengths are computed too.
 
-    With `measure` the length of each record is taken. Raises RecipeError when it cannot be read as records.
+    Raises RecipeError for all sources at once: a file that is missing or not well formed, an image folder
+    that is missing, a number of records other than the source's `num_samples`.
+    Problems without a mark have a path that starts at the source.
     """
-    if not is_parquet(path):
-        refuse_other_kinds(path)
-        return AnnotationFile(path, measure=measure)
-    # Here, since it takes a while to import and few runs need it.
-    from llava_recipes.data.parquet import ParquetFiles
+    opened: list[OpenedSource] = []
+    problems: list[Problem] = []
+    for source in sources:
+        problems += _folder_problems(source)
+        try:
+            file = open_file(source.annotations, measure=measure)
+            _check_count(source, len(file))
+            opened.append(OpenedSource(file, source.images, positions(source, len(file))))
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
+    return Records(opened)
 
-    return ParquetFiles(path, measure=measure)
+
+def _folder_problems(source: SourcePlan) -> list[Problem]:
+    if source.images is None or Path(source.images).is_dir():
+        return []
+    what = "is not a folder" if Path(source.images).exists() else "does not exist"
+    message = f"{source.images}: the image folder {what}"
+    hint = "check `images` of the source"
+    return [Problem(message, code="image-folder-missing", path=("images",), hint=hint)]
 
 
-def is_parquet(path: str) -> bool:
-    """Whether `annotations` means Parquet."""
-    return path.lower().endswith(".parquet") or os.path.isdir(path)
+def _check_count(source: SourcePlan, num_records: int) -> None:
+    if source.num_samples not in (None, num_records):
+        raise RecipeError.of(
+            f"{source.annotations}: the file does not contain `num_samples` records",
+            code="num-samples-differs",
+            path=("num_samples",),
+            found=f"num_samples is {source.num_samples}, the file contains {num_records}",
+            hint=f"write `num_samples: {num_records}`, or remove it",
+        )
 
 
-def is_there(path: str) -> bool:
-    """Whether there is anything to open."""
-    place = Path(path)
-    return os.path.exists(path) or ("*" in place.name and any(place.parent.glob(place.name)))
+def at_source(problems: Sequence[Problem], path: tuple[str | int, ...]) -> list[Problem]:
+    """The problems of a source's files: those without a mark get the path of the source, which is `path`."""
+    return [
+        problem if problem.mark else replace(problem, path=(*path, *(problem.path or ("annotations",))))
+        for problem in problems
+    ]
+
+
+def check_records(records: Records) -> list[Problem]:
+    """A problem for each of the first records that are not well formed, and one that counts the others."""
+    shown: list[Problem] = []
+    num_hidden = 0
+    for index in range(len(records)):
+        try:
+            records[index]
+        except SampleError as error:
+            if len(shown) < NUM_SHOWN_PROBLEMS:
+                shown += error.problems
+            else:
+                num_hidden += 1
+    if num_hidden:
+        message = f"{num_hidden:,} more of {len(records):,} records have such problems"
+        shown.append(Problem(message, code="more-problems"))
+    return shown
 
 
 def positions(source: SourcePlan, num_records: int) -> Sequence[int]:
-    """Places in the file of the samples that an epoch draws from it, in file order.
+    """The indices in the file of the samples that an epoch draws from it, in file order.
 
-    With a weight above 1 they come again, pass after pass. Raises RecipeError when the source asks for more
-    records than the file holds.
+    With a weight above 1 they repeat, pass after pass. Raises RecipeError when the source asks for more
+    records than the file contains.
     """
     problem = overdrawn(source.sampling_strategy, num_records)
     if problem is not None:
@@ -192,10 +228,10 @@ def _chosen(source: SourcePlan, num_records: int) -> Sequence[int]:
 
 
 def by_chance(among: Sequence[int], count: int, seed: str) -> array[int]:
-    """`count` of these numbers, in the order they stand in.
+    """`count` of these numbers, drawn by chance and kept in their order.
 
-    Each gets a random number, and those with the smallest are taken, so that a larger share holds a smaller
-    one. Only Python's `random()` is used, whose numbers for a seed stay the same in every version.
+    Each gets a random key and those with the smallest keys are taken, so a larger share contains every
+    smaller one. Only Python's `random()` is used: its numbers for a seed are the same in every version.
     """
     generator = random.Random(seed)
     keys = array("d", (generator.random() for _ in among))
@@ -203,165 +239,107 @@ def by_chance(among: Sequence[int], count: int, seed: str) -> array[int]:
     return array("Q", (among[place] for place in sorted(first)))
 
 
-NUM_SHOWN_PROBLEMS = 5
+class RecordFile(Protocol):
+    """The records of a file by index; it keeps little in memory, and forked processes share that.
 
-
-@dataclass(frozen=True)
-class OpenedSource:
-    """An annotation file, its image folder, and the places in the file of the records that are samples."""
-
-    file: RecordFile
-    folder: str | None
-    positions: Sequence[int]
-
-
-class Records(Sequence[Record]):
-    """The samples of a stage's sources, one source after another; parsed when they are asked for.
-
-    Asking for a record that is not well formed, or whose `<image>` tags and images differ in number, raises
-    SampleError with its index among the samples, its id, and its line or row.
+    With `has_images` the file may contain the images themselves.
     """
 
-    def __init__(self, sources: Sequence[OpenedSource]) -> None:
-        self._sources = tuple(sources)
-        self._ends = list(accumulate(len(source.positions) for source in self._sources))
+    path: str
+    has_images: bool
 
-    def __len__(self) -> int:
-        return self._ends[-1]
+    def __len__(self) -> int: ...
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
-        source, position = self._place(index)
-        values = source.file.values(position)
-        try:
-            return parse_record(values, index=index, folder=source.folder, embedded=source.file.has_images)
-        except MalformedRecord as error:
-            mark = source.file.mark(position)
-            raise SampleError(
-                sample_problem(
-                    index,
-                    record_id(values),
-                    error.message,
-                    code="malformed-record",
-                    mark=mark,
-                    found=error.found,
-                    hint=error.hint,
-                )
-            ) from None
+    @property
+    def lengths(self) -> Sequence[int]: ...
 
-    def lengths(self) -> list[int]:
-        """Words of each conversation, negative without an image; for records opened with `measure`."""
-        return [
-            source.file.lengths[position]
-            for source in self._sources
-            if source.file.lengths
-            for position in source.positions
-        ]
+    def values(self, index: int) -> dict[str, object]: ...
 
-    def mark(self, index: int) -> Mark:
-        """Where a record stands in its annotation file."""
-        source, position = self._place(index)
-        return source.file.mark(position)
+    def images(self, index: int) -> tuple[bytes | None, ...]: ...
 
-    def images(self, index: int) -> tuple[bytes | None, ...]:
-        """The images of a record that lie in its annotation file, None for each that lies in the folder."""
-        source, position = self._place(index)
-        return source.file.images(position)
-
-    def _place(self, index: int) -> tuple[OpenedSource, int]:
-        number = bisect_right(self._ends, index)
-        source = self._sources[number]
-        return source, source.positions[index - (self._ends[number] - len(source.positions))]
+    def mark(self, index: int) -> Mark: ...
 
 
-def open_records(sources: Sequence[SourcePlan], *, measure: bool = False) -> Records:
-    """The samples that an epoch draws from all sources; with `measure` their lengths are taken on the way.
+def open_file(path: str, *, measure: bool = False) -> RecordFile:
+    """The records of a JSON, JSONL or Parquet file, of a folder of Parquet files, or of a pattern of them.
 
-    Raises RecipeError for every source at once: a file that is missing or not well formed, an image folder
-    that is missing, a number of records that is not the source's `num_samples`.
-    Problems without a mark carry a path that starts at the source.
+    With `measure` each record's length is computed. Raises RecipeError when it cannot be read as records.
     """
-    opened: list[OpenedSource] = []
-    problems: list[Problem] = []
-    for source in sources:
-        problems += _folder_problems(source)
-        try:
-            file = open_file(source.annotations, measure=measure)
-        except RecipeError as error:
-            problems += error.problems
-            continue
-        wrong = _count_problems(source, len(file))
-        if wrong:
-            problems += wrong
-            continue
-        try:
-            opened.append(OpenedSource(file, source.images, positions(source, len(file))))
-        except RecipeError as error:
-            problems += error.problems
-    if problems:
-        raise RecipeError(*problems)
-    return Records(opened)
+    if not is_parquet(path):
+        refuse_other_kinds(path)
+        return AnnotationFile(path, measure=measure)
+    # Imported here, since it takes a while and few runs need it.
+    from llava_recipes.data.parquet import ParquetFiles
+
+    return ParquetFiles(path, measure=measure)
 
 
-def at_source(problems: Sequence[Problem], path: tuple[str | int, ...]) -> list[Problem]:
-    """Problems of a source's files, which know their own place or get the source's, whose path is given."""
-    return [
-        problem if problem.mark else replace(problem, path=(*path, *(problem.path or ("annotations",))))
-        for problem in problems
-    ]
+def is_parquet(path: str) -> bool:
+    """Whether `annotations` means Parquet."""
+    return path.lower().endswith(".parquet") or os.path.isdir(path)
 
 
-def count_records(path: str) -> int:
-    """How many records an annotation file holds. Raises RecipeError when it is missing or not well formed."""
-    return len(open_file(path))
+def annotations_exist(path: str) -> bool:
+    """Whether there is anything to open: a file, a folder, or a file that matches a pattern."""
+    place = Path(path)
+    return os.path.exists(path) or ("*" in place.name and any(place.parent.glob(place.name)))
 
 
-def check_records(records: Records) -> list[Problem]:
-    """The first records that are not well formed, by index, id and line, and how many more there are."""
-    faulty: list[Problem] = []
-    num_faulty = 0
-    for index in range(len(records)):
-        try:
-            records[index]
-        except SampleError as error:
-            num_faulty += 1
-            if num_faulty <= NUM_SHOWN_PROBLEMS:
-                faulty += error.problems
-    if num_faulty > NUM_SHOWN_PROBLEMS:
-        hidden = num_faulty - NUM_SHOWN_PROBLEMS
-        faulty.append(
-            Problem(f"{hidden} more of {len(records)} records have such problems", code="more-problems")
-        )
-    return faulty
+def refuse_other_kinds(path: str) -> None:
+    """Raise RecipeError for a file of a known kind that is neither JSON nor JSONL.
+
+    Anything else is left to the reader of JSON.
+    """
+    # Only an ordinary file is opened: reading from another may wait for ever.
+    if not os.path.isfile(path):
+        return
+    try:
+        with open_ordinary(path) as file:
+            start = file.read(_READ_BYTES)
+    except OSError:
+        # The reader of JSON reports why it cannot be read.
+        return
+    kind = kind_of_bytes(start)
+    if kind is not None:
+        raise RecipeError(wrong_kind(kind, path, path=None))
 
 
-def _folder_problems(source: SourcePlan) -> list[Problem]:
-    if source.images is None or Path(source.images).is_dir():
-        return []
-    what = "is not a folder" if Path(source.images).exists() else "does not exist"
-    message = f"{source.images}: the image folder {what}"
-    return [
-        Problem(message, code="image-folder-missing", path=("images",), hint="check `images` of the source")
-    ]
+def kind_of_bytes(start: bytes) -> str | None:
+    """The kind of a file that starts with these bytes; None for what may be JSON."""
+    for magic, kind in _MAGIC:
+        if start.startswith(magic):
+            return kind
+    if start.startswith(b"PK\x03\x04"):
+        return next((kind for mark, kind in _ZIP if mark in start), "zip")
+    if start[_TAR_MARK] == b"ustar":
+        return "tar"
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "pickle"
+    return _kind_of_text(start)
 
 
-def _count_problems(source: SourcePlan, num_records: int) -> list[Problem]:
-    if source.num_samples in (None, num_records):
-        return []
-    return [
-        Problem(
-            f"{source.annotations}: the file does not hold `num_samples` records",
-            code="num-samples-differs",
-            path=("num_samples",),
-            found=f"num_samples is {source.num_samples}, the file holds {num_records}",
-            hint=f"write `num_samples: {num_records}`, or leave it out",
-        )
-    ]
+def _kind_of_text(start: bytes) -> str | None:
+    """A page, a document or a table; None for other text, which may be JSON with a mistake in it."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    lower = text[:100].lower()
+    if lower.startswith((b"<!doctype html", b"<html")):
+        return "html"
+    if lower.startswith(b"<"):
+        return "xml"
+    first = text.split(b"\n", 1)[0].strip()
+    if not first or first[:1] in b'[{"' or b"\x00" in text or not _is_text(first):
+        return None
+    if first.count(b"\t") and all(first.split(b"\t")):
+        return "tsv"
+    # The head of a table: only names, without the spaces that a sentence has after its commas.
+    names = first.split(b",")
+    if len(names) > 1 and all(name.strip(b'"').replace(b"_", b"").isalnum() for name in names):
+        return "csv"
+    return None
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return line.decode("utf-8").isprintable() or b"\t" in line
+    except UnicodeDecodeError:
+        return False

@@ -1,9 +1,8 @@
-"""The process in which chat templates run: a program of its own, which `rendering` starts.
+"""The process in which chat templates run: a program of its own, which `chat_template` starts.
 
-It reads requests from standard input and answers on standard output, each a length and JSON. A template is a
-program of someone else's: two lines of it loop for days or ask for terabytes. What is too slow is ended by
-the kernel's timer, in the middle of any instruction; what takes too much memory by the limit of the address
-space.
+It reads requests from standard input and replies on standard output, each as a length and JSON. A template is
+somebody else's program: two lines of it loop for days or ask for terabytes. The kernel's timer ends a slow
+one in the middle of any instruction, and the limit of the address space one that takes too much memory.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _SHOWN_CHARACTERS = 2000
 def main() -> None:
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # Ctrl-C and a stop signal to the group are for the process that asks; its end closes the pipe.
+    # Ctrl-C and a stop signal to the group are for the process that asks; when it ends, the pipe closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -36,7 +35,7 @@ def main() -> None:
     _write(replies, {"ready": True})
     try:
         while (text := _read(requests)) is not None:
-            # What counts is the time that the template computes, not the time that this process waits.
+            # Only the time that the template computes counts, not the time that this process waits.
             signal.setitimer(signal.ITIMER_PROF, max_s)
             reply = _render(render_jinja_template, json.loads(text))
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -67,10 +66,10 @@ def _render(render_jinja_template: Any, request: dict[str, Any]) -> dict[str, An
 
 
 def _limit(max_bytes: int) -> None:
-    """Let this process take `max_bytes` more than it has, and write no file."""
+    """Limit this process to `max_bytes` more memory than it has, and to writing no file."""
     for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         resource.setrlimit(kind, (0, 0))
-    # Where the kernel does not say how much that is, or knows no such limit, time alone is limited.
+    # A kernel may not say how much that is, or have no such limit: then only time is limited.
     with contextlib.suppress(OSError, ValueError):
         with open("/proc/self/statm", encoding="ascii") as file:
             taken = int(file.read().split()[0]) * resource.getpagesize()

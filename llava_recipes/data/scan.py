@@ -1,4 +1,4 @@
-"""Where the records stand in an annotation file, found without keeping them in memory."""
+"""The records of a JSON or JSONL annotation file: found once, read from the mapped file when asked for."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llava_recipes.data.conversation import has_conversation, word_length
-from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, RecipeError
 from llava_recipes.files import NotOrdinary, open_ordinary
 
 WINDOW_BYTES: Final = 4 * 2**20
 SHOWN_LINE_BYTES: Final = 10_000
-"""A longer line, such as a whole file in one, is named in messages but not shown."""
+"""A longer line, such as a whole file in one line, is named in messages but not shown."""
 
 _KEYS: Final = re.compile(rb'"(conversations|messages|images?|question|prompt|text)"\s*:')
 _LOOKED_AT_BYTES: Final = 2**16
-"""Of the beginning of a file, for a key of a record."""
+"""How much of a file's beginning is searched for a key of a record."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM: Final = codecs.BOM_UTF8
-_HINT: Final = "give a JSON list of records, or one record per line"
+_HINT: Final = "write a JSON list of records, or one record per line"
 
 
 class AnnotationFile:
@@ -34,6 +34,8 @@ class AnnotationFile:
     RecipeError, with line and column, when the file is missing, not UTF-8, not JSON, not a list of mappings,
     or empty.
     """
+
+    has_images = False
 
     def __init__(self, path: str, *, measure: bool = False) -> None:
         self.path = path
@@ -47,26 +49,24 @@ class AnnotationFile:
             if measure:
                 self._lengths.append(word_length(record))
         if not self._starts:
-            raise RecipeError(
-                _problem(path, "the file holds no records", code="annotations-empty", hint=_HINT)
+            raise annotations_error(
+                path, "the file contains no records", code="annotations-empty", hint=_HINT
             )
 
     def __len__(self) -> int:
         return len(self._starts)
-
-    has_images = False
 
     def text(self, index: int) -> bytes:
         """One record's JSON text, UTF-8."""
         return self._bytes[self._starts[index] : self._ends[index]]
 
     def values(self, index: int) -> dict[str, object]:
-        """What one record holds."""
+        """The values of one record."""
         values: dict[str, object] = json.loads(self.text(index))
         return values
 
     def images(self, index: int) -> tuple[bytes | None, ...]:
-        """Nothing: images of a JSON file lie in a folder."""
+        """Nothing: a JSON file's images are in a folder."""
         return ()
 
     @property
@@ -96,7 +96,7 @@ class _Window:
         self._known = (0, start)
 
     def byte(self, at: int) -> int:
-        """Where a position of the text stands in the file."""
+        """The byte in the file at a position of the text."""
         known_at, known_byte = self._known
         # Counting on from the last position asked for keeps a whole file linear.
         between = self.text[known_at:at] if at >= known_at else self.text[at:known_at]
@@ -154,7 +154,7 @@ class _Reader:
             _mark(self.data, self.path, self.window.byte(at)).line for at in (self.window.at, error.pos)
         )
         # What a cut record lacks is missed only in the next one.
-        found = f"in the record that begins in line {begins}" if begins != stops else None
+        found = f"in the record that starts in line {begins}" if begins != stops else None
         return self.failure(
             f"malformed JSON: {error.msg}",
             code="malformed-json",
@@ -215,7 +215,7 @@ def _listed(reader: _Reader) -> Iterator[Located]:
     reader.take()
     if reader.peek():
         raise reader.failure(
-            "malformed JSON: text after the end of the list",
+            "malformed JSON: more text after the end of the list",
             code="malformed-json",
             found=_shown(reader.peek()),
         )
@@ -263,7 +263,7 @@ def _mark(data: mmap.mmap, path: str, offset: int) -> Mark:
 
 
 def _holds_records(data: mmap.mmap) -> bool:
-    """Whether a file has a record's keys. Another one, named by mistake or malice, is not quoted."""
+    """Whether a file has a record's keys: another file, named by mistake or malice, is not quoted."""
     return _KEYS.search(data, 0, _LOOKED_AT_BYTES) is not None
 
 
@@ -272,32 +272,29 @@ def _map_file(path: str) -> mmap.mmap:
         with open_ordinary(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
-        raise RecipeError(
-            _problem(path, "the annotation file is empty", code="annotations-empty", hint=_HINT)
+        raise annotations_error(
+            path, "the annotation file is empty", code="annotations-empty", hint=_HINT
         ) from None
     except NotOrdinary as error:
-        raise RecipeError(
-            _problem(
-                path,
-                f"this is {error.kind}; annotations are an ordinary file",
-                code="not-an-ordinary-file",
-                hint="save the records in a file, and name that",
-            )
+        raise annotations_error(
+            path,
+            f"this is {error.kind}; annotations must be an ordinary file",
+            code="not-an-ordinary-file",
+            hint="save the records in a file, and write its name",
         ) from None
     except OSError as error:
         hint = "check `annotations` and the folder that the command runs in"
-        raise RecipeError(
-            _problem(
-                path,
-                "cannot read the annotation file",
-                code="annotations-unreadable",
-                found=error.strerror,
-                hint=hint,
-            )
+        raise annotations_error(
+            path,
+            "cannot read the annotation file",
+            code="annotations-unreadable",
+            found=error.strerror,
+            hint=hint,
         ) from None
 
 
-def _problem(
+def annotations_error(
     path: str, message: str, *, code: str, found: str | None = None, hint: str | None = None
-) -> Problem:
-    return Problem(f"{path}: {message}", code=code, path=("annotations",), found=found, hint=hint)
+) -> RecipeError:
+    """The error of an annotation file as a whole."""
+    return RecipeError.of(f"{path}: {message}", code=code, path=("annotations",), found=found, hint=hint)

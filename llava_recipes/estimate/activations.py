@@ -1,4 +1,4 @@
-"""What one forward pass leaves in memory for the backward pass, counted from the configs.
+"""Memory that a forward pass keeps for the backward pass, counted from the configs.
 
 The formulas name every tensor that autograd keeps, in bytes per token and layer. For a decoder layer with
 hidden size D, inner size I, A = heads × head size, K = key-value heads × head size, H heads, and c bytes a
@@ -10,10 +10,10 @@ number (2 in half precision, 4 in float32):
     inputs of linear layers  c (2 D + I)    only of those that train; of all under ZeRO-3
     inputs of norm weights   2 c D          only of those that train
 
-A frozen linear layer keeps no input, since its weight needs no gradient. Nothing at all is kept before the
-first module that trains. With gradient checkpointing a layer keeps its input, c D, and one layer at a time
-is computed again. An adapter of LoRA keeps its input and, with dropout, a mask.
-`benchmarks/memory.md` holds these against what torch keeps.
+A frozen linear layer keeps no input, since its weight needs no gradient. Nothing is kept before the first
+module that trains. With gradient checkpointing a layer keeps only its input, c D, and one layer at a time is
+computed again. An adapter of LoRA keeps its input and, with dropout, a mask.
+`benchmarks/memory.md` compares these with what torch keeps.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _SHARED_INPUTS = (
     ("mlp.fc1",),
     ("mlp.fc2",),
 )
-"""Linear layers that read one tensor, which attention does not keep anyway."""
+"""Linear layers that read the same tensor, which attention does not keep itself."""
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One forward pass: samples, their padded length, label tokens in all, images that the tower sees."""
+    """One forward pass: samples, their padded length, label tokens in total, images that the tower sees."""
 
     num_samples: int
     length: int
@@ -60,34 +60,32 @@ class ForwardPass:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that are alive during a pass beside weights, gradients and optimizer."""
+    """Bytes in use during a pass, besides weights, gradients and optimizer."""
 
     kept: int
-    """By the forward pass for the backward pass, logits aside."""
+    """By the forward pass for the backward pass, without logits."""
     recomputed: int
     """By the one layer that is computed again; 0 without gradient checkpointing."""
     logits: int
     """At the label positions, when the loss is computed."""
     working: int
     """Gradients in flight inside the largest layer."""
-
     layer: int
-    """By one layer with its working room: what is still alive where the backward pass ends."""
+    """By one layer with its working memory, as at the end of the backward pass."""
 
 
 class ActivationModel:
-    """Counts what a stage's passes keep."""
+    """Counts what the passes of a stage keep."""
 
     def __init__(self, sizes: Dimensions, stage: StagePlan, trains: Trains) -> None:
         self._sizes, self._trainable = sizes, frozenset(trains.decision.trainable)
-        self._checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
+        self._checkpoints = stage.train.gradient_checkpointing
         self._width = 4 if stage.train.precision == "fp32" else 2
         self._zero3 = zero_stage(stage.deepspeed) == 3
-        owners = {name.rpartition(".")[0] for name in self._trainable}
-        self._owners = frozenset(owners)
+        self._owners = frozenset(name.rpartition(".")[0] for name in self._trainable)
         self._roots = frozenset(name.split(".", 1)[0] for name in self._trainable)
-        # Without DeepSpeed half precision is autocast's: what trains is float32, its inputs are cast.
-        # Adapters leave the numbers that pass between layers as they are.
+        # Half precision without DeepSpeed is autocast: what trains is float32, and its inputs are cast.
+        # Adapters do not change the precision between layers.
         in_full = {name.split(".", 1)[0] for name in self._trainable if not ADAPTER.search(name)}
         mixed = stage.deepspeed is None and self._width == 2
         self._adapters = _Adapters(stage.lora, trains.shapes, self._width, casts=mixed)
@@ -103,9 +101,8 @@ class ActivationModel:
         if self._checkpoints:
             stream = 4 if self._casts_text else self._width
             kept += len(layers) * stream * self._sizes.hidden * text
-            kept += (
-                len(tower) * (4 if self._casts_tower else self._width) * self._sizes.tower_hidden * patches
-            )
+            tower_stream = 4 if self._casts_tower else self._width
+            kept += len(tower) * tower_stream * self._sizes.tower_hidden * patches
         else:
             kept += sum(layers) * text + sum(tower) * patches
         working = self._working(batch, bool(layers))
@@ -119,7 +116,7 @@ class ActivationModel:
         )
 
     def graph_starts(self) -> tuple[int, int]:
-        """The first layer of tower and language model that has a backward pass; the count where none has."""
+        """The first layer of tower and language model with a backward pass; their number where none has."""
         tower, decoder = self._tower_layers_in_graph(), self._decoder_layers_in_graph()
         return tower.start, decoder.start
 
@@ -152,11 +149,11 @@ class ActivationModel:
         return kept + self._decoder_inputs(prefix) + self._adapters.kept(prefix, _SHARED_INPUTS)
 
     def _decoder_inputs(self, prefix: str) -> int:
-        """Inputs kept for the sake of weights that train, per token."""
+        """Bytes per token of the inputs of weights that train."""
         sizes, c = self._sizes, self._width
         reads = [f"{prefix}{name}" for name in _DECODER_LINEARS]
         kept = [self._zero3 or name in self._owners for name in reads]
-        # Autocast casts the input of each linear layer anew; else those that read one tensor share it.
+        # Autocast casts the input of each linear layer; otherwise layers that read one tensor share it.
         groups = sum(kept) if self._casts_text else any(kept[:3]) + any(kept[3:])
         total = groups * c * sizes.hidden
         total += c * sizes.inner * (self._zero3 or f"{prefix}mlp.down_proj" in self._owners)
@@ -205,41 +202,41 @@ class ActivationModel:
         patches = batch.num_images * sizes.image_tokens
         trained = [owner for owner in self._owners if owner.split(".")[0] == "projector"]
         kept = sizes.projector.kept(trained, sizes.tower_hidden, sizes.hidden)
-        # An index for each place besides.
+        # 8 bytes more for the index of each place.
         return patches * (c * kept + 8)
 
     def _logits(self, batch: ForwardPass) -> int:
-        """float32 scores, their softmax and its gradient live together with the half-precision logits."""
+        """Bytes of logits in half precision with float32 scores, their softmax and its gradient."""
         return batch.num_labels * self._sizes.vocab * (2 * _LABEL_BYTES + self._width)
 
     def _working(self, batch: ForwardPass, in_text: bool) -> int:
         """Gradients in flight: two of the inner size and two of the hidden size."""
         sizes, c = self._sizes, self._width
-        # Under autocast an adapter's input is float32 on its way to the half-precision product.
+        # Autocast keeps an adapter's input in float32 until the product in half precision.
         text_bytes = 2 * c * (sizes.inner + sizes.hidden) + 4 * sizes.inner * self._adapters.casts
         text = text_bytes * batch.num_tokens * in_text
-        # The tower's layers need room for their own tensors even where no graph is built.
+        # The tower's layers need memory for their own tensors even without a graph.
         tower = c * (2 * sizes.tower_inner + 4 * sizes.tower_hidden)
         return max(text, tower * batch.num_images * sizes.tower_tokens)
 
 
 class _Adapters:
-    """What LoRA's adapters keep: their input, after dropout where there is one, and their inner values."""
+    """Counts what LoRA's adapters keep: their input, after dropout if any, and their inner values."""
 
     def __init__(
         self, lora: Lora | None, shapes: Mapping[str, tuple[int, ...]], width: int, *, casts: bool
     ) -> None:
         self._width, self._rank = width, lora.r if lora else 0
-        # On a GPU dropout keeps a byte for each number besides its result.
+        # On a GPU dropout keeps a mask of one byte per number.
         self._drops = lora is not None and lora.dropout > 0
-        # Autocast casts the input of each adapter anew.
+        # Autocast casts the input of each adapter.
         self._shares = not self._drops and not casts
         self.casts = lora is not None and casts
         inputs = {name: shape[1] for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
         self._num_inputs = {name.removesuffix(".lora_A.weight"): size for name, size in inputs.items()}
 
     def kept(self, prefix: str, shared: Collection[tuple[str, ...]]) -> int:
-        """Bytes per token of the adapters under a layer; those that share an input keep it once."""
+        """Bytes per token of the adapters in a layer; those that share an input keep it once."""
         found = {name: size for name, size in self._num_inputs.items() if name.startswith(prefix)}
         total = len(found) * self._width * self._rank
         if not self._shares:

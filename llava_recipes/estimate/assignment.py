@@ -1,4 +1,4 @@
-"""Which part of a model learns what, how fast, and which words of the recipe decided it."""
+"""What trains of each module, how fast and in which precision, and the words of the recipe that say so."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from llava_recipes.recipe.schema import Quantization
 DType = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "int8"]
 
 DTYPES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""What torch calls the precisions of a recipe."""
+"""Names in torch of the precisions of a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """One module of a stage, as large as one rule reaches."""
+    """The largest module of a stage that one rule covers."""
 
     module: str
     num_parameters: int
@@ -39,15 +39,17 @@ class Assignment:
     learning_rate: Annotated[
         float | None, Field(description="Peak learning rate; None where nothing trains.")
     ]
-    weight_decay: Annotated[float | None, Field(description="Weight decay of what is not a bias or a norm.")]
-    num_decayed: Annotated[int, Field(description="Parameters that decay; biases and norms never do.")]
-    dtype: Annotated[DType, Field(description="How the weights are held on the GPU.")]
-    masters: Annotated[bool, Field(description="Whether the optimizer holds a float32 copy besides.")]
+    weight_decay: Annotated[float | None, Field(description="Of what isn't a bias or a norm.")]
+    num_decayed: Annotated[
+        int, Field(description="Parameters with weight decay; biases and norms have none.")
+    ]
+    dtype: Annotated[DType, Field(description="Type of the weights on the GPU.")]
+    masters: Annotated[bool, Field(description="Whether the optimizer has a float32 copy.")]
 
 
 @dataclass(frozen=True)
 class _Words:
-    """What a recipe says of parameters, by their names: the first glob of each kind that matches them."""
+    """The first glob of each kind that matches a parameter, by its name."""
 
     trainable: Mapping[str, str]
     freeze: Mapping[str, str]
@@ -69,7 +71,7 @@ class _Fate:
 def assign(
     stage: StagePlan, trains: Trains, quantization: Quantization | None = None
 ) -> tuple[Assignment, ...]:
-    """The module tree of a stage, adapters included, cut where the fate of the parameters differs."""
+    """The modules of a stage, including adapters, divided where the fate of parameters differs."""
     shapes, trainable = trains.shapes, frozenset(trains.decision.trainable)
     stored = None if quantization is None else stored_type(quantization)
     small = frozenset(quantized_weights(trains.base_shapes)) if stored else frozenset[str]()
@@ -79,7 +81,7 @@ def assign(
         groups_of(shapes, stage.param_groups),
     )
     known: dict[_Fate, _Fate] = {}
-    # Few fates are shared by many names: each is one object, so that it is compared at once.
+    # Many names share few fates: each is one object, so that comparing is fast.
     fates = {
         name: known.setdefault(fate, fate)
         for name in shapes
@@ -102,15 +104,15 @@ def assign(
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay reaches this parameter: not a bias, not the weight of a norm."""
+    """Whether this parameter decays: neither a bias nor the weight of a norm."""
     *owners, leaf = name.split(".")
     return "bias" not in leaf and not any("norm" in owner for owner in owners[-1:])
 
 
-def is_held_in_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
-    """Whether a parameter is float32 on the GPU although the stage computes in half precision.
+def stays_float32(name: str, *, trains: bool, stage: StagePlan) -> bool:
+    """Whether a parameter is float32 on the GPU even if the stage computes in half precision.
 
-    Without DeepSpeed what trains is its own master, and projector and image newline are never cast.
+    Without DeepSpeed what trains stays in float32, and projector and image newline are never cast.
     """
     return stage.deepspeed is None and (trains or name.split(".", 1)[0] in ("projector", "image_newline"))
 
@@ -125,7 +127,7 @@ def _first_globs(globs: Sequence[str], names: Collection[str]) -> dict[str, str]
 
 def _fate(name: str, trains: bool, stage: StagePlan, words: _Words, stored: StoredType | None) -> _Fate:
     rule = _rule(name, trains, stage, words)
-    held = is_held_in_float32(name, trains=trains, stage=stage)
+    held = stays_float32(name, trains=trains, stage=stage)
     given = stage.train.training_arguments.get("weight_decay")
     rate, decay = stage.train.learning_rate, float(given) if isinstance(given, (int, float)) else 0.0
     number = words.group.get(name) if trains else None
@@ -143,7 +145,7 @@ def _fate(name: str, trains: bool, stage: StagePlan, words: _Words, stored: Stor
 
 
 def _rule(name: str, trains: bool, stage: StagePlan, words: _Words) -> str:
-    """The words that decided a parameter's fate: a glob, the word of `freeze`, or LoRA."""
+    """The words that decide a parameter's fate: a glob, the value of `freeze`, or LoRA."""
     if stage.lora is not None and ADAPTER.search(name):
         return f"lora, r {stage.lora.r}"
     if name in words.trainable:
@@ -157,7 +159,7 @@ def _rule(name: str, trains: bool, stage: StagePlan, words: _Words) -> str:
 
 
 def _owners(fates: Mapping[str, _Fate]) -> dict[str, str]:
-    """For each parameter the largest module that shares its fate; a root at most."""
+    """For each parameter the largest module in which all share its fate."""
     shared: dict[str, _Fate | None] = {}
     for name, fate in fates.items():
         for module in _modules(name):

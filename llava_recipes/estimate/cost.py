@@ -1,6 +1,6 @@
-"""The GPUs that a plan can be held against: what memory a program finds on them, and how fast they multiply.
+"""GPUs, and what a stage costs on them: tokens, operations, hours, and bytes on disk.
 
-Memory is what `torch.cuda.get_device_properties` reports, which is less than the name says. Rates are the
+The memory of a GPU is what `torch.cuda.get_device_properties` reports, less than its name says. Rates are the
 vendors' for dense matrix products with accumulation in float32.
 """
 
@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llava_recipes.plan.deepspeed import zero_stage
+from llava_recipes.deepspeed_presets import OFFLOADS
+from llava_recipes.plan.deepspeed import offload_device, zero_stage
 from llava_recipes.plan.outline import Dimensions
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.renames import nearest
@@ -36,14 +37,14 @@ class Gpu:
     fp32_tflops: float
     has_bf16: bool = True
     efficiency: float = 1.0
-    """How much of its rate a program reaches, measured against an A100. An assumption."""
+    """The share of its rate that a program reaches, relative to an A100. An assumption."""
 
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gib * GIB)
 
     def tflops(self, precision: Precision, *, tf32: bool) -> float:
-        """The rate at which training in this precision could go at best."""
+        """The highest rate in this precision, in TFLOP/s."""
         if precision != "fp32":
             return self.half_tflops
         return max(self.tf32_tflops, self.fp32_tflops) if tf32 else self.fp32_tflops
@@ -52,7 +53,7 @@ class Gpu:
 _ALL = (
     Gpu("a100-40g", "A100 40 GB", 39.39, 312, 156, 19.5),
     Gpu("a100-80g", "A100 80 GB", 79.14, 312, 156, 19.5),
-    # Faster chips wait longer for memory and network, so that less of their rate is reached.
+    # Faster chips wait longer for memory and network, and reach less of their rate.
     Gpu("h100", "H100 80 GB", 79.11, 989, 494, 67, efficiency=0.8),
     Gpu("h200", "H200 141 GB", 139.72, 989, 494, 67, efficiency=0.85),
     Gpu("b200", "B200 180 GB", 178.35, 2250, 1125, 75, efficiency=0.7),
@@ -93,11 +94,11 @@ _ALSO_CALLED: Mapping[str, str] = MappingProxyType(
 
 
 class UnknownGpuError(ValueError):
-    """No GPU of this name is in the table; the message says which is near."""
+    """The table has no GPU of this name; the message names a similar one."""
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of a name, however it is spelt: `A100-80GB`, `rtx_4090`, `h100`.
+    """The GPU of a name in any spelling: `A100-80GB`, `rtx_4090`, `h100`.
 
     Raises UnknownGpuError.
     """
@@ -111,8 +112,8 @@ def find_gpu(name: str) -> Gpu:
 
 
 TEXT_TOKENS: Mapping[str, tuple[int, int]] = {"plain": (29, 28), "v1": (350, 200)}
-"""Text tokens of a usual sample by template, and how many of them are learned. An assumption;
-`v1` stands for every template of conversations."""
+"""Text tokens of a usual sample by template, and how many of them are labels. An assumption; `v1` stands for
+all templates except `plain`."""
 
 EFFICIENCY: Mapping[str, float] = {
     "the language model is frozen": 0.45,
@@ -121,7 +122,7 @@ EFFICIENCY: Mapping[str, float] = {
     "the language model trains under ZeRO stage 3": 0.35,
     "optimizer or weights are offloaded": 0.20,
 }
-"""Share of an A100's rate that is reached, by kind of stage. An assumption."""
+"""Share of an A100's rate that a kind of stage reaches. An assumption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """What a stage writes."""
+    """Bytes that a stage writes."""
 
     checkpoint_bytes: Annotated[int, Field(description="One checkpoint: trained weights and optimizer.")]
     num_checkpoints: Annotated[int | None, Field(description="Written over the whole stage.")]
@@ -173,12 +174,12 @@ class Disk:
     peak_bytes: Annotated[
         int | None, Field(description="Checkpoints on disk at once, and the final weights.")
     ]
-    final_bytes: Annotated[int, Field(description="Trained weights as the stage leaves them.")]
+    final_bytes: Annotated[int, Field(description="The trained weights at the end of the stage.")]
 
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """How much of each part trains, in weights of matrices, and where graphs begin."""
+    """How many matrix weights of each part train, and the first layers with a backward pass."""
 
     language: int
     tower: int
@@ -191,12 +192,11 @@ class TrainedWeights:
 def count_tokens(
     stage: StagePlan, sizes: Dimensions, *, text_tokens: int | None, label_tokens: int | None
 ) -> Tokens:
-    """Tokens of a stage; assumptions where nothing is given."""
-    has_images = any(source.may_hold_images for source in stage.data.sources)
+    """Tokens of a stage; assumed where `text_tokens` or `label_tokens` are None."""
     counts = stage.data.image_counts
     image, crops = (counts.usual_tokens, counts.usual_crops) if counts else (sizes.image_tokens, 1)
-    # An image that is cut at the longest length is seen whole by the tower.
-    image, crops = (min(image, stage.data.max_length), crops) if has_images else (0, 0)
+    # The tower sees a whole image even where `max_length` cuts its tokens.
+    image, crops = (min(image, stage.data.max_length), crops) if stage.data.may_have_images else (0, 0)
     text, labels = TEXT_TOKENS["plain" if stage.data.template == "plain" else "v1"]
     text = text if text_tokens is None else text_tokens
     labels = min(labels, text) if label_tokens is None else min(label_tokens, text)
@@ -226,7 +226,7 @@ def count_samples(stage: StagePlan) -> int | None:
 
 def sample_flops(stage: StagePlan, sizes: Dimensions, tokens: Tokens, trained: TrainedWeights) -> float:
     """Operations of one sample of the usual length, forward and backward."""
-    checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
+    checkpoints = stage.train.gradient_checkpointing
     length = tokens.usual_length
     layer = 2 * length * _layer_weights(sizes) + 2 * sizes.attention * length**2
     in_graph = sizes.num_layers - trained.first_layer
@@ -251,7 +251,7 @@ def estimate_compute(
     gpu: Gpu | None,
     world_size: int,
 ) -> Compute:
-    """Operations of a stage and, on a known GPU, its hours."""
+    """Operations of a stage, and its hours where the GPU is known."""
     per_sample = sample_flops(stage, sizes, tokens, trained)
     flops = None if tokens.samples is None else per_sample * tokens.samples
     kind = _kind(stage, trained)
@@ -268,12 +268,12 @@ def estimate_disk(stage: StagePlan, *, num_trainable: int, num_projector: int) -
     """Bytes that a stage writes; `num_projector` are the trainable parameters of the projector."""
     uses_deepspeed = stage.deepspeed is not None
     width = 2 if uses_deepspeed and stage.train.precision != "fp32" else 4
-    # DeepSpeed's files hold the weights once more, float32 masters and two moments; else two moments.
+    # DeepSpeed's files contain the weights again, float32 masters and two moments; others only two moments.
     optimizer = num_trainable * (width + 12 if uses_deepspeed else 8)
     checkpoint = num_trainable * width + optimizer
     written, kept = _count_checkpoints(stage)
     rest = num_trainable if num_trainable > num_projector else 0
-    # With LoRA the original's files stand beside ours.
+    # With LoRA the original's files are written too.
     rest *= 2 if stage.lora is not None else 1
     final = (2 * num_projector + rest) * width
     at_once = None if written is None or kept is None else min(written, kept + 1) * checkpoint + final
@@ -287,7 +287,7 @@ def estimate_disk(stage: StagePlan, *, num_trainable: int, num_projector: int) -
 
 
 def _count_checkpoints(stage: StagePlan) -> tuple[int | None, int | None]:
-    """Checkpoints written over the stage, the one at the end among them, and those kept."""
+    """Checkpoints written over the stage, including the one at the end, and those kept."""
     train, arguments = stage.train, stage.train.training_arguments
     strategy, every = arguments["save_strategy"], arguments["save_steps"]
     written: int | None = 0
@@ -307,11 +307,7 @@ def _layer_weights(sizes: Dimensions) -> int:
 
 def _kind(stage: StagePlan, trained: TrainedWeights) -> str:
     frozen, frozen_zero3, trains, trains_zero3, offloads = EFFICIENCY
-    zero = (stage.deepspeed or {}).get("zero_optimization")
-    blocks = (
-        [zero.get(key) for key in ("offload_optimizer", "offload_param")] if isinstance(zero, dict) else []
-    )
-    if any(isinstance(block, dict) and block.get("device") not in (None, "none") for block in blocks):
+    if any(offload_device(stage.deepspeed, block) != "none" for block in OFFLOADS):
         return offloads
     if zero_stage(stage.deepspeed) == 3:
         return trains_zero3 if trained.language else frozen_zero3

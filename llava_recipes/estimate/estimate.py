@@ -1,6 +1,6 @@
-"""What a plan takes: which module learns what, memory of a GPU, hours, disk. Counted, and not yet measured.
+"""The estimate of a plan: what trains of each module, memory of a GPU, hours, disk. Counted, not measured.
 
-An estimate stands beside the plan and is no part of it: a run folder is compared by its plan alone.
+An estimate isn't part of the plan: run folders are compared only by their plans.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Verdict = Literal["fits", "fits at the usual length", "does not fit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A stage on one kind of GPU."""
+    """Whether a stage fits on one kind of GPU."""
 
     gpu: str
     capacity_bytes: int
     verdict: Verdict
     usual_margin_bytes: Annotated[
-        int, Field(description="What is left at the usual length; below 0 what is missing.")
+        int, Field(description="Bytes left at the usual length; negative for bytes missing.")
     ]
     longest_margin_bytes: Annotated[int, Field(description="The same where every sample fills `max_length`.")]
     caution: Annotated[str | None, Field(description="Why it may not run although it fits.")]
@@ -51,7 +51,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Otherwise:
-    """Memory of a GPU with gradient checkpointing the other way."""
+    """Memory of a GPU with gradient checkpointing switched."""
 
     checkpointing: bool
     usual_bytes: int
@@ -68,24 +68,24 @@ class StageEstimate:
     usual: Annotated[Memory, Field(description="Memory of a GPU for batches of the usual length.")]
     longest: Annotated[Memory, Field(description="Memory of a GPU where every sample fills `max_length`.")]
     otherwise: Otherwise
-    fits: Annotated[tuple[Fit, ...], Field(description="On the GPU asked for, or on each of those known.")]
+    fits: Annotated[tuple[Fit, ...], Field(description="On the requested GPU, or on every known one.")]
     compute: Compute
     disk: Disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What each stage of a plan takes."""
+    """The estimate of each stage of a plan."""
 
-    basis: Annotated[str, Field(description="How far the figures can be trusted.")]
-    gpu: Annotated[str | None, Field(description="The GPU asked for.")]
+    basis: Annotated[str, Field(description="Where the figures come from.")]
+    gpu: Annotated[str | None, Field(description="The requested GPU.")]
     world_size: int
     stages: tuple[StageEstimate, ...]
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a person may know better than the plan."""
+    """What the user may know better than the plan."""
 
     gpu: Gpu | None = None
     text_tokens: int | None = None
@@ -93,10 +93,10 @@ class Assumptions:
 
 
 class Estimator:
-    """Estimates stages of one model whose sizes are known, as they are or as they might be."""
+    """Estimates the stages of one model with known sizes, as planned or changed."""
 
     def __init__(self, compiled: Compiled, assumptions: Assumptions) -> None:
-        assert compiled.model.outline is not None, "nothing is counted without sizes"
+        assert compiled.model.outline is not None, "nothing can be counted without sizes"
         self._plan, self._assumptions = compiled.plan, assumptions
         self._sizes = read_dimensions(compiled.model.outline, compiled.plan.model)
         names = (stage.name for stage in compiled.plan.stages)
@@ -172,7 +172,7 @@ class Estimator:
 
     def _otherwise(self, stage: StagePlan) -> Otherwise:
         arguments = stage.train.training_arguments
-        checkpointing = not arguments.get("activation_checkpointing")
+        checkpointing = not stage.train.gradient_checkpointing
         update = {"training_arguments": {**arguments, "activation_checkpointing": checkpointing}}
         train = stage.train.model_copy(update=update)
         usual, longest = self.memory(stage.model_copy(update={"train": train}))
@@ -233,7 +233,7 @@ def _caution(gpu: Gpu, stage: StagePlan) -> str | None:
     if stage.train.precision == "bf16" and not gpu.has_bf16:
         return f"{gpu.title} has no bf16 units: write `fp16: true` in place of `bf16: true`"
     if stage.train.training_arguments.get("tf32") is True and not gpu.tf32_tflops:
-        return f"{gpu.title} has no TF32 units: leave `tf32` out"
+        return f"{gpu.title} has no TF32 units: remove `tf32`"
     return None
 
 
@@ -241,5 +241,5 @@ class PlanReport(Plan):
     """A plan with its estimate: what `llava-recipe plan --json` prints."""
 
     estimate: Estimate | None = Field(
-        None, description="None where a config is not at hand, and in the plan of a run folder."
+        None, description="None where a config is missing, and in the plan of a run folder."
     )

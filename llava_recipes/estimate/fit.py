@@ -1,4 +1,4 @@
-"""What to change in a recipe so that a stage fits on a GPU, the global batch kept as it is."""
+"""What to change in a recipe so that a stage fits on a GPU with the same global batch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from llava_recipes.recipe.writer import block_lines
 
 _OFFLOAD: Mapping[str, JsonValue] = {"device": "cpu", "pin_memory": True}
 _ROOM = 0.03
-"""Share of a GPU that a proposal leaves free, since an estimate is no measurement."""
+"""Share of a GPU that a proposal leaves free, since an estimate isn't a measurement."""
 
 _LARGEST_GROWTH = 4
-"""How many times the recipe's micro batch a proposal may have."""
+"""How many times larger than the recipe's a proposed micro batch may be."""
 _TOKENS_OF_DELAY = 1500
-"""Tokens that a GPU could have computed while a pass is launched: small passes are slow. An assumption."""
+"""Tokens that a GPU could compute while a pass is launched: small passes are slow. An assumption."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run a stage; `engine` is `as it is`, `none`, a preset, or one with `offload` behind it."""
+    """One way to run a stage; `engine` is `as it is`, `none`, a preset, or a preset followed by `offload`."""
 
     micro_batch: int
     checkpoints: bool
@@ -42,22 +42,22 @@ class Choice:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A choice that fits, with the lines to write."""
+    """A choice that fits, with the lines of the recipe."""
 
     stage: str
     changes: tuple[str, ...]
     """Empty where the stage fits as it is."""
     lines: tuple[str, ...]
     overrides: tuple[str, ...]
-    """The same as values of `--set`."""
+    """The same as arguments of `--set`."""
     fit: Fit
     notes: tuple[str, ...]
 
 
 def propose(estimator: Estimator, stage: StagePlan, *, gpu: Gpu, world_size: int) -> Proposal | None:
-    """The fastest choice by the cost model that fits at `max_length`; None where none does.
+    """The choice that fits at `max_length` and is fastest by the cost model; None where none fits.
 
-    Of equally fast ones the one that changes least. A stage that fits stays as it is.
+    Of equally fast ones the one that changes least. A stage that fits does not change.
     """
     best: tuple[tuple[float, ...], Choice, Fit, int] | None = None
     for choice in _choices(stage, world_size=world_size, splits_weights=estimator.splits_weights):
@@ -113,10 +113,10 @@ def _stage_of(engine: str) -> int:
 
 
 def _choices(stage: StagePlan, *, world_size: int, splits_weights: bool) -> Iterator[Choice]:
-    """The stage as it is, then every other way; engines only where their memory differs."""
+    """The stage as it is, then all other choices; only engines that differ in memory."""
     train = stage.train
     now = train.per_device_train_batch_size
-    checkpoints = bool(train.training_arguments.get("activation_checkpointing"))
+    checkpoints = train.gradient_checkpointing
     share = train.global_batch_size // world_size
     sizes = [size for size in divisors(share) if size <= _LARGEST_GROWTH * now]
     engines, plain = ["as it is"], [name for name, preset in PRESETS.items() if not preset.offloads]
@@ -145,7 +145,7 @@ def _changes(choice: Choice, stage: StagePlan) -> list[str]:
     if choice.micro_batch != train.per_device_train_batch_size:
         samples = "1 sample" if choice.micro_batch == 1 else f"{choice.micro_batch} samples"
         changes.append(f"{samples} per device")
-    if choice.checkpoints != bool(train.training_arguments.get("activation_checkpointing")):
+    if choice.checkpoints != train.gradient_checkpointing:
         changes.append("gradient checkpointing" if choice.checkpoints else "no gradient checkpointing")
     if choice.engine != "as it is":
         words = f"ZeRO stage {_stage_of(choice.engine)}" if choice.engine != "none" else "no DeepSpeed"
@@ -160,13 +160,13 @@ def _proposal(choice: Choice, fit: Fit, host_bytes: int, stage: StagePlan) -> Pr
     if choice.micro_batch != train.per_device_train_batch_size:
         values["per_device_train_batch_size"] = str(choice.micro_batch)
         values["global_batch_size"] = str(train.global_batch_size)
-        notes.append("`global_batch_size` takes the place of `gradient_accumulation_steps`")
+        notes.append("`global_batch_size` replaces `gradient_accumulation_steps`")
         if train.loss_normalization == "device_batch":
             notes.append(
-                "`loss_normalization: device_batch` takes the mean over each device batch, so that another "
-                "size weighs short answers otherwise; `token` does not depend on it"
+                "`loss_normalization: device_batch` takes the mean over each device batch, so another size "
+                "changes the weight of short answers; `token` does not depend on it"
             )
-    if choice.checkpoints != bool(train.training_arguments.get("activation_checkpointing")):
+    if choice.checkpoints != train.gradient_checkpointing:
         values["gradient_checkpointing"] = str(choice.checkpoints).lower()
     if values:
         lines += ["    train:", *(f"      {key}: {value}" for key, value in values.items())]

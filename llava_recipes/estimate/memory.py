@@ -1,9 +1,9 @@
-"""Memory of one GPU while a stage trains, part by part, from the plan alone.
+"""Memory of one GPU while a stage trains, part by part, counted from the plan.
 
-Four moments are counted, and the largest is the peak: where the forward pass ends (all activations and the
-logits), where the backward pass starts (all activations, no gradient yet unless micro batches are
-accumulated), where it ends (all gradients, one layer's activations), and the optimizer step. ZeRO splits
-over the processes what its stage says: 1 the optimizer, 2 the gradients too, 3 the weights too.
+The peak is the largest of four moments: the end of the forward pass (all activations and the logits), the
+start of the backward pass (all activations, no gradients unless micro batches are accumulated), its end (all
+gradients, one layer's activations), and the optimizer step. ZeRO splits over the processes the optimizer
+(stage 1), also the gradients (2), and also the weights (3).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
+from llava_recipes.deepspeed_presets import OFFLOADS
 from llava_recipes.estimate.activations import ActivationModel, Activations, ForwardPass
-from llava_recipes.estimate.assignment import is_held_in_float32
+from llava_recipes.estimate.assignment import stays_float32
 from llava_recipes.estimate.cost import GIB
-from llava_recipes.plan.deepspeed import zero_stage
+from llava_recipes.plan.deepspeed import offload_device, zero_block, zero_stage
 from llava_recipes.plan.trainable import Trains, quantized_bytes, quantized_weights
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.schema import Quantization
@@ -25,9 +26,9 @@ from llava_recipes.recipe.schema import Quantization
 CONTEXT_BYTES = int(0.6 * GIB)
 """CUDA context, kernels and cuBLAS workspaces of one process. An assumption."""
 NETWORK_BYTES = int(0.8 * GIB)
-"""NCCL's channels, where there are several processes. An assumption."""
+"""NCCL's channels with several processes. An assumption."""
 SLACK = 0.05
-"""Share of activations that the caching allocator cannot use for its cuts. An assumption."""
+"""Share of activations that the caching allocator loses to fragmentation. An assumption."""
 
 _STATE_BYTES: Mapping[str, float] = {
     "adafactor": 0.01,
@@ -62,7 +63,7 @@ class MemoryPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """All that is alive on a GPU at one moment of a step."""
+    """The memory in use on a GPU at one moment of a step."""
 
     name: str
     num_bytes: int
@@ -70,16 +71,16 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """One GPU at its fullest, for batches of one padded length."""
+    """The peak of one GPU for batches of one padded length."""
 
-    length: Annotated[int, Field(description="Tokens of every sample of the batch, padding included.")]
+    length: Annotated[int, Field(description="Tokens of every sample of the batch, including padding.")]
     num_labels: Annotated[int, Field(description="Label tokens of the batch.")]
-    moment: Annotated[str, Field(description="When the GPU is fullest.")]
-    parts: Annotated[tuple[MemoryPart, ...], Field(description="What is alive at that moment.")]
+    moment: Annotated[str, Field(description="The moment of the peak.")]
+    parts: Annotated[tuple[MemoryPart, ...], Field(description="Memory in use at that moment.")]
     total_bytes: int
-    moments: Annotated[tuple[Moment, ...], Field(description="The moments that the fullest was chosen from.")]
+    moments: Annotated[tuple[Moment, ...], Field(description="The moments that the peak is chosen from.")]
     activations_bytes: Annotated[
-        int, Field(description="What forward keeps for backward, whatever the moment.")
+        int, Field(description="Kept by the forward for the backward pass, whatever the moment.")
     ]
     logits_bytes: Annotated[
         int, Field(description="Scores at the label positions, with softmax and gradient.")
@@ -89,22 +90,22 @@ class Memory:
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of a stage by how they are held."""
+    """Parameters of a stage by how they are stored."""
 
     total: int
     trainable: int
     frozen_float32: int
-    """Frozen, and yet float32 beside half precision."""
+    """Frozen, but float32 in a stage of half precision."""
     quantized: int = 0
-    """Frozen in few bits."""
+    """Frozen and quantized."""
     quantized_bytes: int = 0
     largest_quantized: int = 0
-    """Parameters of the largest weight in few bits: each is made whole while it is used."""
+    """Parameters of the largest quantized weight: each is restored while it is used."""
 
 
 def count_parameters(stage: StagePlan, trains: Trains, quantization: Quantization | None = None) -> Counts:
     frozen = trains.decision.frozen
-    float32 = [name for name in frozen if is_held_in_float32(name, trains=False, stage=stage)]
+    float32 = [name for name in frozen if stays_float32(name, trains=False, stage=stage)]
     small = quantized_weights(trains.base_shapes) if quantization is not None else ()
     return Counts(
         total=trains.count(trains.shapes),
@@ -125,30 +126,27 @@ class MemoryModel:
         self._stage, self._counts, self._activations = stage, counts, activations
         self._hidden, self._world_size = hidden, world_size
         self._zero = zero_stage(stage.deepspeed)
-        zero = (stage.deepspeed or {}).get("zero_optimization")
-        self._options: Mapping[str, JsonValue] = zero if isinstance(zero, dict) else {}
+        self._options = zero_block(stage.deepspeed)
         self._width = 4 if stage.train.precision == "fp32" else 2
-        self._checkpoints = bool(stage.train.training_arguments.get("activation_checkpointing"))
+        self._checkpoints = stage.train.gradient_checkpointing
         self._word = f"{self._width} bytes"
-        self._offloads = self._is_offloaded("offload_optimizer") and self._zero > 0
-        self._offloads_weights = self._is_offloaded("offload_param") and self._zero == 3
+        optimizer, weights = (offload_device(stage.deepspeed, block) for block in OFFLOADS)
+        self._offloads = optimizer != "none" and self._zero > 0
+        self._offloads_weights = weights != "none" and self._zero == 3
 
     def count(self, *, length: int, num_labels: int, num_images: int) -> Memory:
-        """Memory at the fullest moment. `num_labels` and `num_images` are those of one batch.
-
-        An image of several crops counts as several.
-        """
+        """Memory at the peak. `num_labels` and `num_images` are those of one batch, each crop an image."""
         batch = ForwardPass(self._stage.train.per_device_train_batch_size, length, num_labels, num_images)
         activations = self._activations.count(batch)
         always = [*self._weights(), *self._optimizer(), *self._buffers(), *self._allowances()]
         accumulates = self._stage.train.gradient_accumulation_steps > 1 or self._zero == 3
         gradients, copies = list(self._gradients()), list(self._copies())
         before = gradients if accumulates else []
-        # What is computed again makes its copies again, a layer at a time.
-        held = [] if self._checkpoints else copies
+        # Recomputation also copies again, a layer at a time.
+        kept = [] if self._checkpoints else copies
         moments = {
             "end of the forward pass": [*before, *copies, *_loss(activations)],
-            "start of the backward pass": [*before, *held, *_start(activations)],
+            "start of the backward pass": [*before, *kept, *_start(activations)],
             "end of the backward pass": [*gradients, *_end(activations)],
             "optimizer step": [*gradients, *self._step()],
         }
@@ -221,7 +219,7 @@ class MemoryModel:
             )
 
     def _step(self) -> Iterator[MemoryPart]:
-        """What the optimizer step needs besides: gradients in float32, and Adam's intermediate values."""
+        """Additional memory of the optimizer step: gradients in float32, and Adam's intermediate values."""
         if self._offloads:
             return
         split = self._world_size if self._zero else 1
@@ -261,12 +259,8 @@ class MemoryModel:
             size += self._counts.total * self._width / self._world_size
         return int(size)
 
-    def _is_offloaded(self, key: str) -> bool:
-        block = self._options.get(key)
-        return isinstance(block, dict) and block.get("device") not in (None, "none")
-
     def _int_option(self, key: str, auto: int, *, default: int | None = None) -> int:
-        """A size from the DeepSpeed config; `auto` is what the Trainer puts in place of the word."""
+        """A size from the DeepSpeed config; `auto` is the Trainer's value for "auto"."""
         value = self._options.get(key, auto if default is None else default)
         return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else auto
 
@@ -287,7 +281,7 @@ def _end(activations: Activations) -> Iterator[MemoryPart]:
 
 
 def _with_slack(parts: list[MemoryPart]) -> list[MemoryPart]:
-    """What comes and goes, with what the allocator loses by it."""
+    """Temporary memory with the allocator's loss."""
     return [*parts, _part("allocator", int(SLACK * _total(parts)), f"{SLACK:.0%} of what comes and goes")]
 
 

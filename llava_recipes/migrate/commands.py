@@ -1,4 +1,4 @@
-"""Find the training commands of a script: the program, its flags, and what its launcher says."""
+"""The training commands of a script: the program, its flags, and what its launcher says."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ _FLAG = re.compile(r"--[A-Za-z][A-Za-z0-9_-]*(?==|$)")
 LABELS = frozenset(
     {"run_name", "logging_dir", "cache_dir", "local_rank", "wandb_project", "wandb_name", "wandb_run_name"}
 )
-"""Flags whose values no training depends on: one that cannot be told is left out, and reported."""
-
+"""Flags whose values don't change the training: an unknown one is left out and reported."""
 
 _OF_ACCELERATE = (
     *("config_file", "mixed_precision", "gradient_accumulation_steps", "gradient_clipping", "dynamo_backend"),
@@ -33,7 +32,7 @@ _SHORT: Mapping[str, str] = {"n": "ntasks", "N": "nodes"}
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag of a command with its values; none means that it stands alone."""
+    """A flag of a command with its values; none if it stands alone."""
 
     name: str
     values: tuple[str, ...]
@@ -42,13 +41,13 @@ class Flag:
 
     @property
     def text(self) -> str:
-        """The values as they would be typed."""
+        """The values as they are typed."""
         return " ".join(self.values)
 
 
 @dataclass(frozen=True)
-class UntoldLabel:
-    """A flag among LABELS whose value cannot be told, and why."""
+class UnknownLabel:
+    """A flag among LABELS whose value is not known, and why."""
 
     name: str
     text: str
@@ -60,18 +59,18 @@ class TrainingCommand:
     """A training program with its flags, and what its launcher says."""
 
     program: str
-    """Empty for a file that holds nothing but flags."""
+    """Empty for a file of flags alone."""
     flags: Mapping[str, Flag]
     repeated: tuple[Flag, ...]
-    """Flags that a later one of the same name replaces."""
+    """Flags that later ones of the same name replace."""
     num_processes: int | None
     launcher: tuple[tuple[str, str, str], ...]
-    """Options of the launcher that change the training: the name, the value, and what is lost with it."""
+    """Options of the launcher that change the training: the name, the value, and what is lost."""
     mark: Mark
     problems: tuple[Problem, ...]
-    """Why its flags cannot be told; those that can are read all the same."""
-    labels: tuple[UntoldLabel, ...]
-    """Flags that are not among `flags`, since only a shell could tell their values."""
+    """Why some of its flags are not known; the others are read all the same."""
+    labels: tuple[UnknownLabel, ...]
+    """Flags that are not among `flags`, because their values are not known."""
 
 
 def find_training_commands(
@@ -83,9 +82,9 @@ def find_training_commands(
     read_script: ReadScript | None = None,
     working_folder: str | None = None,
 ) -> list[TrainingCommand]:
-    """The training commands of a script, or the one of a file that holds nothing but flags.
+    """The training commands of a script, or the one of a file of flags alone.
 
-    Raises RecipeError where there is none. A command whose flags cannot be told has problems instead.
+    Raises RecipeError if there is none. A command with unknown flags has problems instead.
     """
     found: list[TrainingCommand] = []
     loose: list[Argument] = []
@@ -101,7 +100,7 @@ def find_training_commands(
         first = command.words[0] if command.words else None
         if first is not None and first.problem is None and _FLAG.match(first.text):
             if not is_flag_file:
-                # What is wrong with the command before may be why it ended there.
+                # A problem of the command before may be why it ended there.
                 raise RecipeError(*((found[-1].problems if found else ()) or [_cut_off(first)]))
             loose += command.words
             continue
@@ -116,12 +115,17 @@ def find_training_commands(
         mark = loose[0].mark
         return [_training_command(Command((Argument("", mark), *loose), mark, "", None), 0)]
     if not found:
-        raise RecipeError(_nothing_found(file))
+        raise RecipeError.of(
+            "no training command in this script",
+            code="no-training-command",
+            mark=Mark(file, 0, 0),
+            hint="looked for a program such as llava/train/train_mem.py or `-m llava.train.train` with flags",
+        )
     return found
 
 
 def _program_place(words: Sequence[Argument]) -> int | None:
-    """Which argument names the training program: `…/train_mem.py`, or a module after `-m`."""
+    """The place of the training program among the words: `…/train_mem.py`, or a module after `-m`."""
     before = ""
     for place, word in enumerate(words):
         text = "" if word.problem else word.text
@@ -133,25 +137,28 @@ def _program_place(words: Sequence[Argument]) -> int | None:
 
 
 def _training_command(command: Command, place: int) -> TrainingCommand:
-    """The command whose program stands at a place among its words."""
+    """The command whose program is at a place among its words."""
     program = command.words[place]
     flags: dict[str, Flag] = {}
     repeated: list[Flag] = []
-    labels: list[UntoldLabel] = []
+    labels: list[UnknownLabel] = []
     unknown: list[Problem] = []
     wrong: list[Problem] = []
     for name, words in _by_flag(command.words[place + 1 :]):
-        untold = [word.problem for word in words if word.problem is not None]
-        if untold and name in LABELS:
+        problems = [word.problem for word in words if word.problem is not None]
+        if problems and name in LABELS:
             text = " ".join(word.text for word in words)[len(name) + 3 :]
-            labels.append(UntoldLabel(name, text, untold[0]))
+            labels.append(UnknownLabel(name, text, problems[0]))
             continue
-        unknown += untold
+        unknown += problems
         wrong += [problem for word in words if (problem := _misplaced(word, name)) is not None]
-        if name and not untold:
+        if name and not problems:
             if name in flags:
                 repeated.append(flags.pop(name))
-            flags[name] = _flag(name, words)
+            first, *rest = words
+            _, has_value, value = first.text.partition("=")
+            values = (*([value] if has_value else []), *(word.text for word in rest))
+            flags[name] = Flag(name, values, first.mark, rest[0].mark if rest else first.mark)
     launcher = [word.spelled for word in command.words[:place]]
     return TrainingCommand(
         program.text,
@@ -166,7 +173,7 @@ def _training_command(command: Command, place: int) -> TrainingCommand:
 
 
 def _by_flag(words: Sequence[Argument]) -> list[tuple[str, list[Argument]]]:
-    """Each flag's name with its words; before the first flag, an empty name."""
+    """The name of each flag with its words; the name is empty before the first flag."""
     groups: list[tuple[str, list[Argument]]] = [("", [])]
     for word in words:
         found = _FLAG.match(word.text)
@@ -176,21 +183,14 @@ def _by_flag(words: Sequence[Argument]) -> list[tuple[str, list[Argument]]]:
     return groups
 
 
-def _flag(name: str, arguments: Sequence[Argument]) -> Flag:
-    first, *rest = arguments
-    _, has_value, value = first.text.partition("=")
-    values = ([value] if has_value else []) + [argument.text for argument in rest]
-    return Flag(name, tuple(values), first.mark, rest[0].mark if rest else first.mark)
-
-
 def _misplaced(argument: Argument, name: str) -> Problem | None:
-    """Why a word is no value of the flag before it, which has no name before the first flag."""
+    """Why a word isn't a value of the flag before it, whose name is empty before the first flag."""
     if argument.text.isspace():
         return Problem(
             "a space after the backslash: the line is not continued",
             code="shell-syntax",
             mark=argument.mark,
-            hint="let `\\` be the last letter of the line",
+            hint="make `\\` the last character of the line",
         )
     if name:
         return None
@@ -204,44 +204,39 @@ def _misplaced(argument: Argument, name: str) -> Problem | None:
 
 def _inside(block: str, mark: Mark) -> Problem:
     return Problem(
-        f"this training command stands inside {block}",
+        f"this training command is inside {block}",
         code="training-command-not-followed",
         mark=mark,
         found="conditions, loops and functions are not followed",
-        hint="copy the command, with the variables that it needs, into a script of its own",
+        hint="copy the command, with the variables that it needs, into another script",
     )
 
 
 def _cut_off(argument: Argument) -> Problem:
     return Problem(
-        f"`{argument.text.partition('=')[0]}` starts a command of its own",
+        f"`{argument.text.partition('=')[0]}` starts a new command",
         code="shell-syntax",
         mark=argument.mark,
-        found="the line before ends the command: a comment line, an empty line, or no `\\` at its end",
-        hint="end every line of the command but the last with `\\`, and keep comments out of it",
-    )
-
-
-def _nothing_found(file: str) -> Problem:
-    return Problem(
-        "no training command in this script",
-        code="no-training-command",
-        mark=Mark(file, 0, 0),
-        hint="looked for a program such as llava/train/train_mem.py, or `-m llava.train.train`, with flags",
+        found="the line before ends the command: it is a comment, it is empty, or it has no `\\` at its end",
+        hint="end every line of the command but the last with `\\`, and move comments out of it",
     )
 
 
 def count_processes(launcher: Sequence[str], *, visible_devices: str | None) -> int | None:
-    """How many processes train, where the launcher says all of it in numbers; None where it leaves it open.
+    """The number of processes that train; None unless the launcher determines it.
 
-    launcher         the words before the training program, with `?` where a value is not known
-    visible_devices  what CUDA_VISIBLE_DEVICES says, where the script sets it
+    launcher         the words before the training program, with `?` for a value that is not known
+    visible_devices  the value of CUDA_VISIBLE_DEVICES if the script sets it
     """
     names = [word.rpartition("/")[2] for word in launcher]
-    if _has_unknown_options(launcher):
+    # A word that is not known and stands alone may be any option.
+    if any(
+        word == "?" and not (before.startswith("-") and "=" not in before)
+        for before, word in itertools.pairwise(["", *launcher])
+    ):
         return None
     if "accelerate" in names:
-        # A number in all, over all machines.
+        # The total of all machines.
         return _number(_options(launcher, names.index("accelerate")).get("num_processes"))
     if "deepspeed" in names:
         return _of_deepspeed(_options(launcher, names.index("deepspeed")), visible_devices)
@@ -255,26 +250,18 @@ def count_processes(launcher: Sequence[str], *, visible_devices: str | None) -> 
     if "srun" in names:
         return _of_srun(_options(launcher, names.index("srun")))
     if any(name.startswith("python") for name in names) and visible_devices is not None:
-        # With several devices and no launcher, the Trainer splits each batch among them in one process.
+        # With several devices and no launcher, the Trainer splits each batch between them in one process.
         return 1 if len(_listed(visible_devices)) == 1 else None
     return None
 
 
-def _has_unknown_options(launcher: Sequence[str]) -> bool:
-    """Whether a word stands alone whose value is not known: it may be any option."""
-    return any(
-        word == "?" and not (before.startswith("-") and "=" not in before)
-        for before, word in itertools.pairwise(["", *launcher])
-    )
-
-
 def training_options(launcher: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Options of `accelerate launch` that reach the training itself."""
+    """Options of `accelerate launch` that change the training."""
     names = [word.rpartition("/")[2] for word in launcher]
     if "accelerate" not in names:
         return ()
     options = _options(launcher, names.index("accelerate"))
-    why = "a setting of accelerate's own, which can change the run"
+    why = "a setting of accelerate, which can change the run"
     return tuple((f"accelerate --{name}", options[name], why) for name in _OF_ACCELERATE if name in options)
 
 
@@ -286,7 +273,7 @@ def _of_deepspeed(options: Mapping[str, str], visible_devices: str | None) -> in
     if "exclude" in options:
         return None
     if "num_gpus" in options:
-        # How many machines there are, a file of hosts says.
+        # A hostfile determines the number of machines.
         is_open = "hostfile" in options and "num_nodes" not in options
         return None if is_open else _product(options["num_gpus"], options.get("num_nodes", "1"))
     if {"hostfile", "num_nodes"} & set(options) or visible_devices is None:
@@ -305,18 +292,16 @@ def _options(launcher: Sequence[str], start: int) -> dict[str, str]:
     words = [*launcher[start + 1 :], ""]
     for word, following in itertools.pairwise(words):
         if word.startswith("--"):
-            name, has_value, value = word[2:].replace("-", "_").partition("=")
-            if has_value:
-                # Of the value, which `-` may stand in, nothing is changed.
-                value = word.partition("=")[2]
-            options[name] = value if has_value else "" if following.startswith("--") else following
+            name, has_value, value = word[2:].partition("=")
+            following = "" if following.startswith("--") else following
+            options[name.replace("-", "_")] = value if has_value else following
         elif word[:1] == "-" and word[1:2] in _SHORT:
             options[_SHORT[word[1]]] = word[2:].lstrip("=") or following
     return options
 
 
 def _listed(text: str) -> list[str]:
-    """The devices of a list such as `0,1,2`; none where it is no such list."""
+    """The devices of a list such as `0,1,2`; none if it isn't one."""
     parts = [part.strip() for part in text.split(",")]
     return parts if all(part.isdecimal() for part in parts) else []
 

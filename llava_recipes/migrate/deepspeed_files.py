@@ -1,4 +1,4 @@
-"""The DeepSpeed file that a command names: one of the presets where it holds the same, else the file."""
+"""The DeepSpeed file that a command names: a preset if it contains the same, else the file or its config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava_recipes.plan.deepspeed import Config, original_file
 from llava_recipes.recipe.scalars import Value
 
 ReadText = Callable[[str], tuple[str, str] | None]
-"""From a path in the script to the file that it stands for, and its text; None where it is not at hand."""
+"""From a path in the script to the file found there and its text; None if there is none."""
 
 _BY_NAME = {preset.file: name for name, preset in PRESETS.items() if preset.file is not None}
 _BLOCKS = ("optimizer", "scheduler")
@@ -34,13 +34,13 @@ _MAX_GRAD_NORM = "train.max_grad_norm"
 
 @dataclass(frozen=True)
 class DeepSpeedDefaults:
-    """What another program's files leave open."""
+    """What a DeepSpeed file means in another program."""
 
     deepspeed: str | None
-    """The DeepSpeed that it runs with: up to 0.19.2 nothing is clipped without `gradient_clipping`. None
-    where that is open: what a file without the key means is then open."""
+    """Its version of DeepSpeed: up to 0.19.2 nothing is clipped without `gradient_clipping`. None if that is
+    not known; then a file without the key has no known meaning."""
     files_clip: bool
-    """Whether its own zero2.json and zero3.json say `gradient_clipping: auto`."""
+    """Whether its zero2.json and zero3.json have `gradient_clipping: auto`."""
 
 
 LLAVA = DeepSpeedDefaults(deepspeed="0.12.6", files_clip=False)
@@ -48,29 +48,29 @@ LLAVA = DeepSpeedDefaults(deepspeed="0.12.6", files_clip=False)
 LLAVA_NEXT = DeepSpeedDefaults(deepspeed="0.14.4", files_clip=True)
 TINYLLAVA = DeepSpeedDefaults(deepspeed="0.14.0", files_clip=False)
 FORK = DeepSpeedDefaults(deepspeed="up to 0.19.2", files_clip=False)
-"""Forks of LLaVA; they are older than DeepSpeed 0.19.3, which clips."""
+"""Forks of LLaVA, older than DeepSpeed 0.19.3, which clips."""
 OTHER = DeepSpeedDefaults(deepspeed=None, files_clip=True)
 """axolotl and LLaMA-Factory."""
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """What `deepspeed` says, a remark on it, and whether the file clips, for all that is known."""
+    """The value of `deepspeed`, a remark on it, and whether the file clips or may clip."""
 
     value: Value
     remark: str
     clips: bool
     blocks: Config = field(default_factory=dict)
-    """DeepSpeed's own `optimizer` and `scheduler`, which the recipe's keys stand for."""
+    """The file's `optimizer` and `scheduler`, which the recipe's keys replace."""
 
 
 def translate_deepspeed(
     settings: Settings, path: str, *, read_text: ReadText, program: DeepSpeedDefaults
 ) -> None:
-    """Fill in `deepspeed`, and `max_grad_norm` where nothing is clipped; `train` is filled in before."""
+    """Fill in `deepspeed`, and `max_grad_norm` if nothing is clipped; `train` is filled in before."""
     choice, file = _choose(path, read_text, program, settings.draft), path.rpartition("/")[2]
     settings.put("deepspeed", "deepspeed", choice.value, choice.remark, shown=path)
-    _tell_blocks(choice.blocks, file, settings)
+    _report_blocks(choice.blocks, file, settings)
     if not choice.clips and program.deepspeed is not None:
         _switch_clipping_off(settings.draft, program.deepspeed, file)
 
@@ -92,39 +92,41 @@ def _choose(path: str, read_text: ReadText, program: DeepSpeedDefaults, draft: D
     bare = _bare(config, draft)
     same = next((preset for preset in PRESETS if bare == original_file(preset)), None)
     if same is not None and config.get(_CLIPPING) in (None, "auto", norm):
-        return _Choice(same, "the file holds what the preset holds", clips, blocks)
-    mended = _mended(config)
-    if not _has_plain_keys(mended):
+        return _Choice(same, "the preset equals the file", clips, blocks)
+    current = _updated(config)
+    if not _has_plain_keys(current):
         return _Choice(path, "kept as a file", clips)
-    if mended == config:
+    if current == config:
         if os.path.normpath(file) == os.path.normpath(path):
             return _Choice(path, "kept as a file", clips)
-        return _Choice(config, "written out: the file is in another folder than this one", clips)
-    return _Choice(mended, "written out, without what this DeepSpeed or a recipe doesn't take", clips, blocks)
+        return _Choice(config, "written out: the file isn't in this folder", clips)
+    return _Choice(
+        current, "written out, without keys that DeepSpeed or a recipe doesn't take", clips, blocks
+    )
 
 
 def _by_name(path: str, program: DeepSpeedDefaults) -> _Choice:
-    """The preset that a file of this name is in the original's scripts."""
+    """The preset that equals the original's file of this name."""
     file = path.rpartition("/")[2]
     if file == "zero2_offload.json":
-        remark = "the file is not here; by its name it is `zero2` with the optimizer in the CPU's memory"
+        remark = "the file is not here; by its name it is `zero2` with the optimizer in CPU memory"
         return _Choice(_zero2_offload(), remark, program.deepspeed is None)
     named = _BY_NAME.get(file)
     if named is None:
         remark = "the file is not here"
         if program.deepspeed is not None:
-            remark += f"; without `{_CLIPPING}` in it nothing is clipped there: write `max_grad_norm: 0`"
+            remark += f"; if it has no `{_CLIPPING}`, nothing is clipped there: write `max_grad_norm: 0`"
         return _Choice(path, remark, True)
-    remark = "the file is not here; by its name it is the original's, which the preset equals"
+    remark = "the file is not here; by its name it is the original's, which equals the preset"
     blocks = dict(PRESETS[named].blocks)
     if not blocks:
         return _Choice(named, remark, program.files_clip)
     names = " and ".join(f"`{block}`" for block in blocks)
-    return _Choice(named, f"{remark}, but for its blocks {names}", True, blocks)
+    return _Choice(named, f"{remark} except for {names}", True, blocks)
 
 
 def _zero2_offload() -> Config:
-    """The file of this name of LLaVA-NeXT and of forks, as far as they agree; none of them clips."""
+    """What the files of this name in LLaVA-NeXT and forks have in common; none of them clips."""
     config = original_file("zero2")
     zero = config["zero_optimization"]
     assert isinstance(zero, dict)
@@ -132,10 +134,8 @@ def _zero2_offload() -> Config:
 
 
 def _bare(config: Config, draft: Draft) -> Config:
-    """A config as the presets are written: without what says nothing about training, or says what is so."""
-    bare = {
-        key: value for key, value in _mended(config).items() if key not in (_CLIPPING, *_OF_THE_LOG, *_BLOCKS)
-    }
+    """A config in the presets' form: without logging keys and without what follows from the recipe."""
+    bare = {key: value for key, value in _updated(config).items() if key not in (_CLIPPING, *_OF_THE_LOG)}
     for key in ("bf16", "fp16"):
         block = bare.get(key)
         if isinstance(block, dict) and block.get("enabled") == bool(draft.read(f"train.{key}")):
@@ -143,20 +143,20 @@ def _bare(config: Config, draft: Draft) -> Config:
     return bare
 
 
-def _mended(config: Config) -> Config:
-    """Without blocks that replace the recipe's keys, and with the names that DeepSpeed has now."""
-    mended = {key: value for key, value in config.items() if key not in _BLOCKS}
-    zero = mended.get("zero_optimization")
+def _updated(config: Config) -> Config:
+    """A config with DeepSpeed's current names, and without blocks that replace the recipe's keys."""
+    updated = {key: value for key, value in config.items() if key not in _BLOCKS}
+    zero = updated.get("zero_optimization")
     if isinstance(zero, dict):
         renamed = {_RENAMED.get(key, key): value for key, value in zero.items()}
         for old, new in _OLD_OFFLOADS.items():
             if renamed.pop(old, False) is True:
                 renamed.setdefault(new, {"device": "cpu"})
-        # Below stage 3 DeepSpeed reads it and leaves the parameters where they are.
+        # Below stage 3 it has no effect.
         if renamed.get("stage", 0) in (0, 1, 2):
             renamed.pop("offload_param", None)
-        mended["zero_optimization"] = renamed
-    return mended
+        updated["zero_optimization"] = renamed
+    return updated
 
 
 def _has_plain_keys(value: JsonValue) -> bool:
@@ -167,21 +167,18 @@ def _has_plain_keys(value: JsonValue) -> bool:
     )
 
 
-def _tell_blocks(blocks: Config, file: str, settings: Settings) -> None:
-    """That DeepSpeed's own optimizer is the recipe's, where it is, and that its schedule is left out."""
+def _report_blocks(blocks: Config, file: str, settings: Settings) -> None:
+    """Report the file's optimizer and schedule, which are left out."""
     draft, mark = settings.draft, settings.mark("deepspeed")
     for key, block in blocks.items():
         kind = str(block.get("type")) if isinstance(block, dict) else ""
         if key == "optimizer" and _is_same_optimizer(block, draft):
-            why = f"it is what `optim` and the rates of the recipe say, and left out of {file}'s config"
-            draft.needless(f"{file}: {key}", kind, why, mark)
+            why = "the recipe's `optim` and learning rate equal it"
+            draft.report("needless", f"{file}: {key}", kind, why, mark)
             continue
         ours = "optim" if key == "optimizer" else "lr_scheduler_type"
-        value = draft.read(f"train.{ours}")
-        why = (
-            f"DeepSpeed's own takes the place of `{ours}` there; it is left out, and `{ours}: {value}` holds"
-        )
-        draft.lost(f"{file}: {key}", kind, why, mark)
+        why = f"it replaces `{ours}` there; the recipe trains with `{ours}: {draft.read(f'train.{ours}')}`"
+        draft.report("lost", f"{file}: {key}", kind, why, mark)
 
 
 def _is_same_optimizer(block: JsonValue, draft: Draft) -> bool:

@@ -1,4 +1,4 @@
-"""A recipe in the making: its values so far, what became of every setting, and the whole as text."""
+"""The recipe being built: its values, what became of every setting, and both as text."""
 
 from __future__ import annotations
 
@@ -21,24 +21,22 @@ IsFolder = Callable[[str], bool]
 
 _SEVERITY: Mapping[Kind, int] = MappingProxyType({"needless": 0, "default": 1, "mapped": 2, "lost": 3})
 TITLES: tuple[tuple[Kind, str], ...] = (
-    ("mapped", "has its key in the recipe"),
-    ("default", "left out there, and so at that program's default, which the recipe now says"),
-    ("needless", "has no place in a recipe, and nothing is lost"),
-    ("lost", "HAS NO PLACE IN A RECIPE: the run differs without it"),
+    ("mapped", "has a key in the recipe"),
+    ("default", "left out, so the program's default applies; the recipe now states it"),
+    ("needless", "has no key in a recipe, and nothing is lost"),
+    ("lost", "HAS NO KEY IN A RECIPE: the run differs without it"),
 )
 MAX_VALUE_CHARACTERS = 60
-_FOLLOWS = "the stage starts from the one before"
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
 class Entry:
     """What became of one setting of the other program.
 
-    `mapped`    it has a key of its own in the recipe
-    `default`   the other program was left to its default, which the recipe now says
-    `needless`  it has no place in a recipe, and nothing is lost by that
-    `lost`      it has no place in a recipe, and the run differs
+    `mapped`    it has a key in the recipe
+    `default`   it was left out, and the recipe states the other program's default
+    `needless`  it has no key in a recipe, and nothing is lost
+    `lost`      it has no key in a recipe, and the run differs
     """
 
     kind: Kind
@@ -53,7 +51,7 @@ class Entry:
 class Draft:
     """One stage and the model it trains.
 
-    A path is written as in the report: `model.projector.type` is in the model, `train.seed` in the stage.
+    Paths are written as in the report: `model.projector.type` is in the model, `train.seed` in the stage.
     """
 
     name: str = ""
@@ -67,7 +65,7 @@ class Draft:
     """The program that trained, as the report names it."""
 
     def put(self, path: str, value: Value, comment: str | None = None) -> None:
-        """Set a value, and make the mappings around it."""
+        """Set a value, and create the mappings around it."""
         *parents, last = path.split(".")
         place = self.values
         for key in parents:
@@ -78,20 +76,15 @@ class Draft:
         if comment is not None:
             self.comments[path] = comment
 
-    @property
-    def stage(self) -> dict[str, Value]:
-        """The values without the model."""
-        return {key: value for key, value in self.values.items() if key != "model"}
-
     def read(self, path: str) -> Value:
-        """A value set before, or None."""
+        """A value that was set before, or None."""
         place: Value = self.values
         for key in path.split("."):
             place = place.get(key) if isinstance(place, dict) else None
         return place
 
     def drop(self, path: str) -> None:
-        """Take a value out again, with its comment."""
+        """Remove a value and its comment."""
         parent, _, last = path.rpartition(".")
         place = self.read(parent) if parent else self.values
         if isinstance(place, dict):
@@ -105,30 +98,26 @@ class Draft:
         value: Value,
         *,
         remark: str = "",
-        comment: str = "left out there: its default",
+        comment: str = "left out there: the program's default",
     ) -> None:
-        """A setting that was left out: the recipe says what it was."""
+        """State the default of a setting that was left out."""
         self.put(path, value, comment)
         spelled = value if isinstance(value, str) else spell_value(value)
         self.entries.append(Entry("default", name, spelled, path, remark))
 
-    def needless(self, name: str, spelled: str, why: str, mark: Mark | None = None) -> None:
-        """A setting that nothing is lost without."""
-        self.entries.append(Entry("needless", name, spelled, "", why, mark))
+    def report(self, kind: Kind, name: str, spelled: str, why: str, mark: Mark | None = None) -> None:
+        """Report a setting that has no key."""
+        self.entries.append(Entry(kind, name, spelled, remark=why, mark=mark))
 
-    def lost(self, name: str, spelled: str, why: str, mark: Mark | None = None, *, path: str = "") -> None:
-        """A setting without which the run differs; `path` says where the nearest that recipes have stands."""
-        self.entries.append(Entry("lost", name, spelled, path, why, mark))
-
-    def retell(self, key: str, *, instead: str = "", kind: Kind | None = None, remark: str) -> None:
-        """Say other things of the settings that have a key, and name another key or none."""
+    def change_report(self, key: str, remark: str, *, kind: Kind | None = None, new_key: str = "") -> None:
+        """Change the report of the settings that have a key: they get another key, or none."""
         self.entries = [
-            replace(entry, kind=kind or entry.kind, key=instead, remark=remark) if entry.key == key else entry
+            replace(entry, kind=kind or entry.kind, key=new_key, remark=remark) if entry.key == key else entry
             for entry in self.entries
         ]
 
     def settle(self) -> None:
-        """Tell each setting in one section: where a part of it is lost, it is lost, with the key it has."""
+        """Report each setting in one section: it is lost if a part of it is, with the key that it has."""
         kinds: dict[str, Kind] = {}
         for entry in self.entries:
             kinds[entry.name] = max(kinds.get(entry.name, "needless"), entry.kind, key=_SEVERITY.__getitem__)
@@ -142,14 +131,14 @@ class Draft:
 
 @dataclass(frozen=True)
 class Migration:
-    """The recipe's text, and per stage what became of the settings it comes from."""
+    """The recipe's text, and what became of the settings of each stage."""
 
     text: str
     name: str
     stages: tuple[tuple[str, tuple[Entry, ...]], ...]
     num_processes: int | None
     programs: tuple[str, ...]
-    """What trained each stage, empty where that is no program of a script."""
+    """The program that trained each stage; empty for a config, which names none."""
 
 
 def combine(
@@ -160,14 +149,14 @@ def combine(
     is_folder: IsFolder,
     marks: Sequence[Mark | None] = (None,),
 ) -> Migration:
-    """One recipe of all drafts, a stage each. Raises RecipeError where they do not share one model."""
+    """One recipe with a stage for each draft. Raises RecipeError unless they share one model."""
     problems = [problem for draft in drafts for problem in draft.problems]
     problems += _unknown_towers(drafts, is_folder)
     if problems:
         raise RecipeError(*problems)
     _hand_on(drafts)
     for draft in drafts[:-1]:
-        draft.retell("name", kind="needless", remark="the recipe is named after its last stage")
+        draft.change_report("name", "the recipe is named after its last stage", kind="needless")
     model = drafts[0].values["model"]
     for number, (draft, mark) in enumerate(zip(drafts[1:], marks[1:], strict=True), 2):
         if different := _differences(model, draft.values["model"]):
@@ -178,14 +167,16 @@ def combine(
     for index, draft in enumerate(drafts):
         word = _stage_name(draft)
         names.append(word if word not in names else f"{word}-{index + 1}")
-        stages.append({"name": names[-1], **draft.stage})
+        own = {key: value for key, value in draft.values.items() if key != "model"}
+        stages.append({"name": names[-1], **own})
         for path, comment in draft.comments.items():
-            keys = _keys_of(path)
+            # `data.sources[0].images` as its keys.
+            keys = tuple(int(key) if key.isdecimal() else key for key in re.findall(r"[^.\[\]]+", path))
             if keys[0] != "model":
                 comments["stages", index, *keys] = comment
             elif index == 0:
                 comments[keys] = comment
-    name = _clean_name(drafts[-1].name) or "migrated"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", drafts[-1].name).lstrip("._-")[:100] or "migrated"
     values: dict[str, Value] = {"version": 1, "name": name, "model": model, "stages": stages}
     return Migration(
         text=write_recipe(values, comments, _header(file, recipe_file, drafts)),
@@ -196,26 +187,21 @@ def combine(
     )
 
 
-def _keys_of(path: str) -> KeyPath:
-    """`data.sources[0].images` as its keys."""
-    return tuple(int(key) if key.isdecimal() else key for key in re.findall(r"[^.\[\]]+", path))
-
-
 def _unknown_towers(drafts: Sequence[Draft], is_folder: IsFolder) -> Iterator[Problem]:
-    """Vision towers by a name that only the other program's code gives a meaning."""
+    """Problems with vision towers whose name has a meaning only in the other program's code."""
     for draft in drafts:
         name = draft.read("model.vision_tower.source")
         # Hub ids of towers have an owner, and a path has a folder.
         if not isinstance(name, str) or re.search(r"[/\\]|^~", name) or is_folder(name):
             continue
         marks = [entry.mark for entry in draft.entries if entry.key == "model.vision_tower.source"]
-        layers = "four layers of CLIP joined, of which a recipe has one: it can't say this model"
+        layers = "four joined layers of CLIP; a recipe uses one layer and can't express this model"
         yield Problem(
             f"the vision tower `{name}` is neither a hub id nor a folder here",
             code="unknown-vision-tower",
             mark=marks[0] if marks else None,
             found=f"ViP-LLaVA's name for {layers}" if name.startswith("clip_4layers") else name,
-            hint="name the tower by its hub id, OWNER/NAME, or write a folder as ./NAME",
+            hint="write the tower's hub id, OWNER/NAME, or a folder as ./NAME",
         )
 
 
@@ -225,14 +211,14 @@ def _header(file: str, recipe_file: str, drafts: Sequence[Draft]) -> str:
     lost = sum(entry.kind == "lost" for draft in drafts for entry in draft.entries)
     lines = [f"Migrated from {file}", f"Run       {run}"]
     if lost:
-        lines.append(
-            f"Lost      {lost} of its settings have no place here; `llava-recipe migrate` lists them"
-        )
+        settings = "1 setting has" if lost == 1 else f"{lost} settings have"
+        lines.append(f"Lost      {settings} no key in a recipe; `llava-recipe migrate` lists them")
     return "\n".join(lines)
 
 
 def _hand_on(drafts: Sequence[Draft]) -> None:
-    """A stage that takes the projector or the whole folder of the one before it starts from that stage."""
+    """Remove the start of a stage that takes the projector or the whole folder of the stage before it."""
+    follows = "the stage starts from the one before"
     for before, draft in itertools.pairwise(drafts):
         folder = before.read("output_dir")
         if not isinstance(folder, str):
@@ -241,14 +227,15 @@ def _hand_on(drafts: Sequence[Draft]) -> None:
         start = draft.read("init_from")
         if isinstance(start, str) and start.rstrip("/") == folder:
             draft.drop("init_from")
-            draft.retell("init_from", kind="needless", remark=_FOLLOWS)
+            draft.change_report("init_from", follows, kind="needless")
         projector = "model.projector.init_from"
         if draft.read(projector) == f"{folder}/mm_projector.bin":
             draft.drop(projector)
-            draft.retell(projector, kind="needless", remark=_FOLLOWS)
+            draft.change_report(projector, follows, kind="needless")
 
 
 def _differences(left: Value, right: Value, path: str = "") -> list[str]:
+    """The paths at which two models differ."""
     if not isinstance(left, dict) or not isinstance(right, dict):
         return [] if left == right else [path]
     return [
@@ -261,11 +248,11 @@ def _differences(left: Value, right: Value, path: str = "") -> list[str]:
 def _two_models(number: int, different: Sequence[str], mark: Mark | None) -> Problem:
     names = ", ".join(f"`{name}`" for name in different)
     return Problem(
-        f"training command {number} has another model than the first: one recipe has one model",
+        f"training command {number} trains another model than the first; a recipe has one model",
         code="commands-of-several-models",
         mark=mark,
         found=f"they differ in {names}",
-        hint="migrate them one by one: --command 1, --command 2, …",
+        hint="migrate them one at a time: --command 1, --command 2, …",
     )
 
 
@@ -274,12 +261,8 @@ def _stage_name(draft: Draft) -> str:
     return "pretrain" if is_first else "finetune"
 
 
-def _clean_name(name: str) -> str:
-    return _NOT_IN_NAMES.sub("-", name).lstrip("._-")[:100]
-
-
 def report_lines(migration: Migration, file: str) -> Iterator[str]:
-    """What became of every setting of a whole migration, stage by stage, as text for a person."""
+    """What became of every setting, stage by stage, as lines of text."""
     for (name, entries), program in zip(migration.stages, migration.programs, strict=True):
         yield stage_title(file, name, entries)
         if program:
@@ -293,7 +276,7 @@ def report_lines(migration: Migration, file: str) -> Iterator[str]:
 
 
 def stage_title(file: str, name: str, entries: Iterable[Entry]) -> str:
-    """The file, the stage, and how many settings of each kind."""
+    """The file, the stage, and the number of settings of each kind."""
     kinds = [entry.kind for entry in entries]
     words = (("mapped", "mapped"), ("default", "defaults"), ("needless", "not needed"), ("lost", "lost"))
     counts = ", ".join(f"{kinds.count(kind)} {word}" for kind, word in words if kind in kinds)
@@ -301,7 +284,7 @@ def stage_title(file: str, name: str, entries: Iterable[Entry]) -> str:
 
 
 def value_of(entry: Entry) -> str:
-    """What a setting has there; hidden where its name says that it is secret."""
+    """A setting's value in the other program; hidden if its name says that it is secret."""
     return HIDDEN if is_secret_name(entry.name.lstrip("-")) else shown(entry.value)
 
 

@@ -1,15 +1,16 @@
-"""Flags of LLaVA's training program and of LLaVA-NeXT's, which adds to them; TinyLLaVA shares many."""
+"""Flags of LLaVA's training program, and of LLaVA-NeXT's, which has more; TinyLLaVA shares many of them."""
 
 from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from llava_recipes.errors import Problem, RecipeError
-from llava_recipes.migrate.commands import UntoldLabel
+from llava_recipes.migrate.commands import UnknownLabel
 from llava_recipes.migrate.deepspeed_files import (
     FORK,
     LLAVA,
@@ -27,7 +28,7 @@ from llava_recipes.migrate.programs import (
     table_of,
 )
 from llava_recipes.migrate.settings import Flags, Kind, Row, Settings
-from llava_recipes.plan.arguments import EXTRA_FIELDS, REFUSED_FIELDS
+from llava_recipes.recipe.names import EXTRA_FIELDS, REFUSED_FIELDS
 from llava_recipes.recipe.renames import did_you_mean, nearest
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_value
@@ -38,7 +39,7 @@ LORA_SIZE = (
     Row("lora_dropout", "lora.dropout", "number", 0.05),
     Row("lora_bias", "lora.bias", "text", "none"),
 )
-"""The adapters' size, which LLaVA and TinyLLaVA call by the same names."""
+"""The adapters' size: the same flags in LLaVA and TinyLLaVA."""
 TOWER_OUTPUT = (
     Row("mm_vision_select_layer", "model.vision_tower.select_layer", "whole", -1),
     Row("mm_vision_select_feature", "model.vision_tower.select_feature", "text", "patch"),
@@ -76,12 +77,12 @@ _TRAIN_FLAGS: tuple[tuple[str, Kind, Value], ...] = (
     ("save_total_limit", "whole", None),
     ("seed", "whole", 42),
 )
-"""Flags of TrainingArguments, as transformers 4 had them, that keep their name under `train`."""
+"""Flags of transformers 4's TrainingArguments that have the same name under `train`."""
 _TRAIN = tuple(Row(name, f"train.{name}", kind, default) for name, kind, default in _TRAIN_FLAGS)
 _NEXT_TRAIN = tuple(
     row._replace(default=True) if row.name == "gradient_checkpointing" else row for row in _TRAIN
 )
-"""LLaVA-NeXT's own default is another one than Hugging Face's."""
+"""LLaVA-NeXT changes one default of Hugging Face's."""
 
 _PARTS = {
     "mm_mlp_adapter": ["projector"],
@@ -100,34 +101,34 @@ _ORDER = ("projector", "image_tokens", "language_model", "image_newline", "lm_he
 _EVAL_DATA = ("eval_data_path", "validation_data_path", "val_data_path")
 _EVAL_IMAGES = ("eval_image_folder", "validation_image_folder", "val_image_folder")
 _EVAL_STRATEGIES = ("evaluation_strategy", "eval_strategy")
-_NO_EVAL_DATA = "the script names no validation data; recipes have `validation:` under `data:`"
+_NO_EVAL_DATA = "the script has no validation data: write `validation:` under `data:`"
 
 _NEEDLESS: Mapping[str, str] = MappingProxyType(
     {
-        "remove_unused_columns": "the data is read as the recipe says",
+        "remove_unused_columns": "recipes have no columns",
         "do_train": "a stage always trains",
         "overwrite_output_dir": "a finished run is never overwritten",
         "logging_dir": "logs go to `output_dir`",
-        "cache_dir": "the variable HF_HOME says where models are kept",
+        "cache_dir": "the variable HF_HOME sets the folder for models",
         "local_rank": "`llava-recipe run` starts the processes",
-        "attn_implementation": "the fastest attention at hand is used; the numbers are the same",
+        "attn_implementation": "the fastest attention available is used, with the same results",
         "tokenizer_use_fast": "the token ids are those of the slow tokenizer",
-        "is_multimodal": "a source with `images` holds images",
-        "save_safetensors": "both forms are written",
+        "is_multimodal": "a source with `images` has images",
+        "save_safetensors": "both formats are written",
         "logging_strategy": "`logging_steps` counts steps",
         "logging_first_step": "with `logging_steps: 1` every step is logged",
-        "mpt_attn_impl": "it speaks of another language model",
-        "verbose_logging": "it changes nothing in training",
-        "disable_tqdm": "progress is shown by llava-recipe itself",
+        "mpt_attn_impl": "it is for another language model",
+        "verbose_logging": "it doesn't change the training",
+        "disable_tqdm": "llava-recipe shows the progress itself",
         "resume_from_checkpoint": "run `llava-recipe run FILE --resume`",
-        "tokenizer_padding_side": "sequences are padded at the right",
+        "tokenizer_padding_side": "sequences are padded on the right",
     }
 )
 _LABELS: Mapping[str, str] = MappingProxyType({"run_name": "the recipe is named after its folder"})
 _KINDS: Mapping[str, Kind] = MappingProxyType(
     {"bool": "switch", "int": "whole", "float": "number", "str": "text"}
 )
-"""How a flag of a type is read, the first of a field's types that is here."""
+"""How a flag of a type is read; the first of a field's types in this table counts."""
 _LARGEST_BATCH = 10_000_000
 _TRACKERS = ("wandb", "tensorboard")
 
@@ -137,18 +138,18 @@ NUM_SAMPLES: Mapping[str, int] = MappingProxyType(
         "llava_v1_5_mix665k.json": 665_298,
         "llava_instruct_80k.json": 80_000,
         "llava_instruct_150k.json": 157_712,
-        # The original's scripts name the same file so.
+        # Another name of the same file, in the original's scripts.
         "llava_instruct_158k.json": 157_712,
         # The train split of ScienceQA, as the original's converter writes it.
         "llava_train_QCM-LEA.json": 12_726,
     }
 )
-"""Public annotation files that are recognised by name, and how many records they hold."""
+"""The number of records in public annotation files, by name."""
 
 
 def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> None:
     """Fill in the draft of one training command."""
-    # Open-LLaVA-NeXT is made from LLaVA, and has its defaults.
+    # Open-LLaVA-NeXT has LLaVA's defaults.
     is_next = program.name == NEXT
     _translate_model(flags)
     is_lora = _translate_lora(flags)
@@ -157,9 +158,9 @@ def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> N
     translate_rate("mm_vision_tower_lr", "vision_tower", flags)
     _translate_version(flags, program)
     translate_data(flags, read_text, max_length=4096 if is_next else 512)
-    # Which accelerate a fork has, is not known.
+    # The accelerate of a fork is not known.
     if program.is_known:
-        _tell_order(flags, is_next=is_next)
+        _put_order(flags, is_next=is_next)
     _translate_images(flags)
     pins = LLAVA_NEXT if is_next else LLAVA if program.is_known else FORK
     translate_training(flags, read_text, pins, rows=_NEXT_TRAIN if is_next else _TRAIN)
@@ -168,11 +169,11 @@ def translate_llava(flags: Flags, *, program: Program, read_text: ReadText) -> N
 
 
 def name_draft(flags: Flags) -> None:
-    """Name the recipe after the run, or after its folder."""
+    """Name the recipe after the run or its folder."""
     run_name, folder = flags.text("run_name"), flags.draft.read("output_dir")
     if run_name:
         flags.draft.name = run_name
-        flags.tell("run_name", "name")
+        flags.mapped("run_name", "name")
     elif isinstance(folder, str):
         flags.draft.name = folder.rstrip("/").rpartition("/")[2]
 
@@ -185,7 +186,7 @@ def _translate_model(flags: Flags) -> None:
 
 
 def _translate_tower(flags: Flags) -> None:
-    """The tower for images, which Video-LLaVA and MoE-LLaVA have beside one for videos."""
+    """The tower for images; Video-LLaVA and MoE-LLaVA have another for videos."""
     names = [name for name in ("image_tower", "vision_tower") if name in flags]
     flags.translate([Row((names or ["vision_tower"])[0], "model.vision_tower.source", "text")])
     for name in names[1:]:
@@ -194,11 +195,11 @@ def _translate_tower(flags: Flags) -> None:
     if not names and "video_tower" in flags:
         flags.draft.problems.append(
             Problem(
-                "this model has a tower for videos and none for images; recipes train on images alone",
+                "this model has a tower for videos and none for images, but recipes train on images alone",
                 code="no-image-tower",
                 mark=flags.mark("video_tower"),
                 found=f"--video_tower {flags.spell('video_tower')}",
-                hint="migrate a script with `--image_tower`, or name a CLIP or SigLIP model with it here",
+                hint="migrate a script with `--image_tower`, or set it to a CLIP or SigLIP model here",
             )
         )
 
@@ -211,7 +212,7 @@ def _translate_lora(flags: Flags) -> bool:
         variants = [Row(name, f"lora.{name}", "switch") for name in ("use_dora", "use_rslora")]
         flags.translate((*LORA_SIZE, *variants))
         if flags.text("lora_weight_path"):
-            flags.lost("lora_weight_path", "the original does not read it either")
+            flags.lost("lora_weight_path", "the original doesn't read it either")
     else:
         for name in ("lora_enable", *(row.name for row in LORA_SIZE), "lora_weight_path"):
             flags.needless(name, "LoRA is off")
@@ -220,7 +221,7 @@ def _translate_lora(flags: Flags) -> bool:
 
 
 def put_bits(settings: Settings, name: str, bits: int, *, shown: str | None = None) -> None:
-    """The setting that holds the language model's weights in 4 or 8 bits."""
+    """Put the setting that quantizes the language model's weights to 4 or 8 bits."""
     source = settings.draft.read("model.language_model")
     if not isinstance(source, dict):
         settings.draft.put("model.language_model", {} if source is None else {"source": source})
@@ -228,52 +229,53 @@ def put_bits(settings: Settings, name: str, bits: int, *, shown: str | None = No
 
 
 def translate_quantization(flags: Flags, *, recipe_bits: int | None = None) -> None:
-    """`--bits` and its flags; `recipe_bits` are those that another flag has set."""
+    """`--bits` and its flags; `recipe_bits` are set by another flag."""
     bits = flags.whole("bits")
     if recipe_bits is not None:
         if bits is not None:
-            tell = flags.needless if bits in (16, recipe_bits) else flags.lost
-            tell("bits", f"`--training_recipe` says {recipe_bits} bits")
+            report = flags.needless if bits in (16, recipe_bits) else flags.lost
+            report("bits", f"`--training_recipe` sets {recipe_bits} bits")
         bits = recipe_bits
     elif bits in (4, 8):
         put_bits(flags, "bits", bits)
     elif bits in (16, 32):
-        flags.needless("bits", "16 and 32 bits are what `bf16` and `fp16` say")
+        flags.needless("bits", "`bf16` and `fp16` set 16 or 32 bits")
     elif bits is not None:
-        flags.lost("bits", "recipes know 4, 8, 16 and 32 bits")
+        flags.lost("bits", "recipes support 4, 8, 16 and 32 bits")
     if bits == 4:
         flags.translate(_QUANTIZATION)
         return
     for row in _QUANTIZATION:
         if flags.take(row.name) is not None:
-            (flags.needless if bits in (None, 8, 16, 32) else flags.lost)(row.name, "it goes with 4 bits")
+            report = flags.needless if bits in (None, 8, 16, 32) else flags.lost
+            report(row.name, "it has an effect with 4 bits alone")
 
 
 def _translate_freezing(flags: Flags, *, lora: bool) -> None:
-    """`freeze` and `trainable`. With adapters the language model's own weights stay frozen."""
+    """`freeze` and `trainable`; with adapters the language model itself stays frozen."""
     draft = flags.draft
     switches = {name: flags.switch(name) for name in _SWITCHES}
     parts = flags.text("mm_tunable_parts")
     trained = _switched(switches, flags, lora=lora) if parts is None else _tunable_parts(parts, flags)
     if _has_newline(flags) and "language_model" in trained:
-        # To the program it is a parameter like those of the language model.
+        # The program treats it as a parameter of the language model.
         trained.add("image_newline")
     draft.put("freeze", "all")
     draft.put("trainable", [name for name in _ORDER if name in trained])
     if parts is not None:
-        flags.tell("mm_tunable_parts", "trainable")
+        flags.mapped("mm_tunable_parts", "trainable")
     elif not any(switches.values()):
         remark = "" if lora else "all but the vision tower"
         draft.default("what trains", "trainable", draft.read("trainable"), remark=remark)
     for name, value in switches.items():
         if value is not None and parts is not None:
-            flags.needless(name, "`mm_tunable_parts` goes before it")
+            flags.needless(name, "`mm_tunable_parts` replaces it")
         elif value is not None:
-            flags.tell(name, "trainable")
+            flags.mapped(name, "trainable")
     if lora and switches["tune_mm_mlp_adapter"] and parts is None:
         draft.drop("lora")
         draft.entries = [entry for entry in draft.entries if not entry.key.startswith("lora.")]
-        why = "`tune_mm_mlp_adapter` freezes the adapters too, so that they never train"
+        why = "`tune_mm_mlp_adapter` freezes the adapters too, so they never train"
         flags.needless("lora_enable", why, shown="True")
 
 
@@ -281,12 +283,12 @@ def _switched(switches: Mapping[str, bool | None], flags: Flags, *, lora: bool) 
     if switches["tune_mm_mlp_adapter"]:
         trained = {"projector"}
         if flags.draft.read("model.image_tokens.start_end") is True:
-            # For the sake of these two the original sets all embeddings to train, and keeps the two.
+            # The original trains all embeddings, and saves those of the two tokens.
             trained.add("image_tokens")
     elif lora:
         trained = {"projector"}
     else:
-        # `freeze_backbone` of the original freezes the decoder alone: its head goes on learning.
+        # The original's `freeze_backbone` freezes the decoder, but not the head.
         trained = {"projector", "lm_head"} | (set() if switches["freeze_backbone"] else {"language_model"})
     if switches["freeze_mm_mlp_adapter"]:
         trained.discard("projector")
@@ -303,18 +305,18 @@ def _tunable_parts(parts: str, flags: Flags) -> set[str]:
         if part in _PARTS:
             trained.update(_PARTS[part])
         else:
-            flags.lost("mm_tunable_parts", "recipes have no such module", shown=part)
+            flags.lost("mm_tunable_parts", "recipes don't have this module", shown=part)
     return trained
 
 
 def translate_rate(name: str, module: str, flags: Flags) -> None:
-    """A learning rate of its own for one module."""
+    """A separate learning rate for one module."""
     rate = flags.number(name)
     if rate is None:
         return
     trained, groups = (flags.draft.read(path) for path in ("trainable", "param_groups"))
     if not isinstance(trained, list) or module not in trained:
-        flags.needless(name, f"the {module} does not train")
+        flags.needless(name, f"`{module}` doesn't train")
         return
     before = groups if isinstance(groups, list) else []
     flags.put(name, "param_groups", [*before, {"modules": [module], "learning_rate": rate}])
@@ -329,15 +331,15 @@ def _translate_version(flags: Flags, program: Program) -> None:
     elif program.kind == "next":
         flags.default("version", "data.template", "v0")
     elif program.is_known:
-        flags.default("version", "data.template", "v1", "the original's default `v0` comes to vicuna_v1")
+        flags.default("version", "data.template", "v1", "the original uses vicuna_v1 for its default `v0`")
     else:
-        flags.draft.put("data.template", "v1", "left out there: its default is not known here")
-        why = f"it is left out, and {program.name}'s default is not known here: `v1` is LLaVA's"
+        flags.draft.put("data.template", "v1", "left out there: the program's default is not known")
+        why = f"it is left out, and the default of {program.name} is not known; `v1` is LLaVA's"
         flags.lost("version", why, path="data.template")
 
 
 def translate_data(flags: Flags, read_text: ReadText, *, max_length: int) -> None:
-    """What LLaVA and TinyLLaVA say of their data by the same names."""
+    """Fill in `data` from the flags that LLaVA and TinyLLaVA share."""
     translate_sources(flags, read_text)
     flags.translate(
         [
@@ -351,61 +353,69 @@ def translate_data(flags: Flags, read_text: ReadText, *, max_length: int) -> Non
     for name, word in groupings:
         if given[name] is not None:
             chosen = word if given[name] else flags.draft.read("data.group_by") or "none"
-            sorts = "Hugging Face's sampler, which sorts otherwise" if chosen == "length" else ""
-            flags.put(name, "data.group_by", chosen, sorts)
+            remark = "Hugging Face's sampler sorts differently" if chosen == "length" else ""
+            flags.put(name, "data.group_by", chosen, remark)
     if not any(value is not None for value in given.values()):
         flags.default("group_by_modality_length", "data.group_by", "none")
 
 
-def _tell_order(flags: Flags, *, is_next: bool) -> None:
-    """No flag says in which order samples are drawn; the version of accelerate does."""
-    order, remark = "original", "accelerate 0.21, which the original pins, draws its own on several GPUs"
-    comment = "as accelerate 0.21 draws it"
-    if is_next:
-        order, remark = "seed", "LLaVA-NeXT's, with accelerate 0.29.1 or newer, is another one"
-        comment = "LLaVA-NeXT's is another one"
+def _put_order(flags: Flags, *, is_next: bool) -> None:
+    """Put the order of samples, which follows from the program's version of accelerate."""
+    order, remark, comment = (
+        ("seed", "with accelerate 0.29.1 or newer, LLaVA-NeXT's order differs", "LLaVA-NeXT's order differs")
+        if is_next
+        else (
+            "original",
+            "accelerate 0.21, which the original pins, has its own order on several GPUs",
+            "the order of accelerate 0.21",
+        )
+    )
     flags.draft.default("order of samples", "data.order", order, remark=remark, comment=comment)
 
 
 def _has_newline(flags: Flags) -> bool:
-    """Whether the recipe's model has a learned end of a row: with images of one part, none is used."""
+    """Whether the model learns a newline at the end of a row; images of one part use none."""
     is_cut = flags.spell("image_aspect_ratio").startswith("anyres")
     return is_cut and "unpad" in flags.spell("mm_patch_merge_type")
 
 
 def _translate_images(flags: Flags) -> None:
-    """How LLaVA-NeXT cuts images and puts their features in a row; `image_aspect_ratio` is read before."""
-    # Also of the kind that recipes do not have: what becomes `anyres` by hand keeps its grids.
+    """LLaVA-NeXT's crops and rows of features; `image_aspect_ratio` is read before."""
+    # Also `anyres` variants that recipes don't have: a value changed to `anyres` by hand keeps its grids.
     is_anyres = str(flags.draft.read("data.image_aspect_ratio")).startswith("anyres")
     name = "mm_patch_merge_type"
     merging = flags.text(name)
     if merging is None:
         pass
     elif merging not in ("flat", "spatial", "spatial_unpad"):
-        flags.lost(name, "recipes know flat, spatial and spatial_unpad")
+        flags.lost(name, "recipes support flat, spatial and spatial_unpad")
     elif is_anyres:
         flags.put(name, f"data.{name}", merging)
     elif merging == "spatial_unpad":
-        why = "recipes end a row of features in images of several parts alone, and here each is one"
-        flags.lost(name, why)
+        flags.lost(
+            name, "recipes end rows of features in images of several parts; here each image is one part"
+        )
     else:
-        flags.needless(name, "an image of one part is put in a row as it is")
+        flags.needless(name, "each image is one part, with its features in one row")
     name = "image_grid_pinpoints"
     grids = flags.text(name)
     if grids is None:
         return
     if not is_anyres:
-        flags.needless(name, "without `anyres` nobody asks for grids")
+        flags.needless(name, "grids are used with `anyres` alone")
     elif (pairs := _read_grids(grids)) is None:
-        flags.lost(name, "recipes name every grid: write them as pairs of pixels")
+        flags.lost(name, "recipes list every grid: write pairs of pixels")
     else:
         flags.put(name, f"data.{name}", pairs)
 
 
 def _read_grids(text: str) -> list[Value] | None:
-    """Pairs written as in Python, `[(336, 672), (672, 336)]`; None for anything else, such as a range."""
+    """Pairs in Python's syntax, `[(336, 672), (672, 336)]`; None for anything else, such as a range."""
     try:
-        found = ast.literal_eval(text)
+        with warnings.catch_warnings():
+            # The text is data: Python's opinion of it is not shown.
+            warnings.simplefilter("ignore")
+            found = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     if not isinstance(found, list) or not found:
@@ -435,9 +445,9 @@ def _translate_length(flags: Flags) -> None:
     if max_steps is not None and max_steps > 0:
         flags.put("max_steps", "train.max_steps", max_steps)
         if epochs is not None:
-            flags.needless("num_train_epochs", "`max_steps` goes before it")
+            flags.needless("num_train_epochs", "`max_steps` replaces it")
         return
-    flags.needless("max_steps", "training is counted in epochs")
+    flags.needless("max_steps", "epochs determine the length")
     if epochs is not None:
         value = int(epochs) if epochs == int(epochs) else epochs
         flags.put("num_train_epochs", "train.num_train_epochs", value)
@@ -450,33 +460,33 @@ def _translate_warmup(flags: Flags) -> None:
     asked = [name for name, value in given.items() if value]
     for name in asked:
         if flags.draft.read("train.lr_scheduler_type") == "constant":
-            flags.needless(name, "the schedule `constant` does not warm up")
+            flags.needless(name, "the schedule `constant` has no warm-up")
         elif name != asked[0]:
-            flags.needless(name, "`warmup_steps` goes before it")
+            flags.needless(name, "`warmup_steps` replaces it")
         else:
             flags.put(name, f"train.{name}", given[name])
     if not asked:
         for name in given:
-            flags.needless(name, "no warm-up, as without it")
+            flags.needless(name, "0 is the default")
 
 
 def _translate_reports(flags: Flags) -> None:
     flag = flags.take("report_to")
     if flag is None:
-        remark = "the original reports to every tracker that is installed"
+        remark = "the original reports to every installed tracker"
         flags.default("report_to", "train.report_to", "none", remark)
         return
     given = [name for value in flag.values for name in value.replace(",", " ").split()]
     for name in given:
         if name not in (*_TRACKERS, "none"):
-            flags.lost("report_to", "trackers: wandb, tensorboard", shown=name)
+            flags.lost("report_to", "recipes support wandb and tensorboard", shown=name)
     names: list[Value] = [name for name in dict.fromkeys(given) if name in _TRACKERS]
     value = names if len(names) > 1 else names[0] if names else "none"
     flags.put("report_to", "train.report_to", value, shown=flag.text)
 
 
 def _translate_evaluation(flags: Flags) -> None:
-    """Flags that measure the loss on data of its own; the training data is there already."""
+    """Flags that measure a validation loss; the training data is filled in before."""
     has_data = _translate_validation(flags)
     counts = False
     for name in _EVAL_STRATEGIES:
@@ -489,7 +499,7 @@ def _translate_evaluation(flags: Flags) -> None:
         elif strategy in ("no", "steps", "epoch"):
             flags.put(name, "train.eval_strategy", strategy)
         else:
-            flags.lost(name, "recipes know no, steps and epoch")
+            flags.lost(name, "recipes support no, steps and epoch")
     _translate_eval_steps(flags, counts=counts)
     flag = flags.take("do_eval")
     if flag is not None:
@@ -497,8 +507,8 @@ def _translate_evaluation(flags: Flags) -> None:
         if asks and not has_data:
             flags.lost("do_eval", _NO_EVAL_DATA, shown=shown)
         else:
-            measured = "the loss on `data.validation` is always measured at the end"
-            flags.needless("do_eval", measured if asks else "nothing is asked", shown=shown)
+            why = "the loss on `data.validation` is always measured at the end" if asks else "it is off"
+            flags.needless("do_eval", why, shown=shown)
 
 
 def _translate_validation(flags: Flags) -> bool:
@@ -507,7 +517,7 @@ def _translate_validation(flags: Flags) -> bool:
     own_images = flags.text(folder) if folder is not None else None
     if name is None:
         if folder is not None:
-            flags.needless(folder, "no validation data is named")
+            flags.needless(folder, "the script has no validation data")
         return False
     images, remark = own_images, ""
     if images is None and "image_folder" in flags:
@@ -517,17 +527,17 @@ def _translate_validation(flags: Flags) -> bool:
     if sources:
         flags.put(name, "data.validation.sources", sources, remark, shown=flags.spell(name))
         if folder is not None and own_images is not None:
-            flags.tell(folder, "data.validation.sources")
+            flags.mapped(folder, "data.validation.sources")
     return bool(sources)
 
 
 def _translate_eval_steps(flags: Flags, *, counts: bool) -> None:
     if not counts:
-        flags.needless("eval_steps", "nothing is measured in steps")
+        flags.needless("eval_steps", "no loss is measured every few steps")
         return
     number = flags.number("eval_steps")
     if number is not None and (number < 1 or not number.is_integer()):
-        flags.lost("eval_steps", "a share of the run: write the number of steps as `eval_steps`")
+        flags.lost("eval_steps", "it is a share of the run: write the number of steps as `eval_steps`")
     elif number is not None:
         flags.put("eval_steps", "train.eval_steps", int(number))
     elif "eval_steps" not in flags:
@@ -537,7 +547,7 @@ def _translate_eval_steps(flags: Flags, *, counts: bool) -> None:
 
 
 def put_total_batch(flags: Flags, num_processes: int | None) -> None:
-    """Say the samples of a step in all where the launcher says how many processes take part."""
+    """Put the total batch if the launcher determines the number of processes."""
     draft, accumulated = flags.draft, "train.gradient_accumulation_steps"
     per_device, accumulation = draft.read("train.per_device_train_batch_size"), draft.read(accumulated)
     if num_processes is None or not isinstance(per_device, int) or not isinstance(accumulation, int):
@@ -548,12 +558,12 @@ def put_total_batch(flags: Flags, num_processes: int | None) -> None:
     draft.drop(accumulated)
     processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
     draft.put("train.global_batch_size", total, f"{per_device} × {processes} × {accumulation}")
-    product = f"{per_device} per device × {processes} × {accumulation} = {total} samples a step"
-    draft.retell(accumulated, instead="train.global_batch_size", remark=product)
+    product = f"{per_device} per device × {processes} × {accumulation} = {total:,} samples per step"
+    draft.change_report(accumulated, product, new_key="train.global_batch_size")
 
 
 def translate_rest(flags: Flags, own: Sequence[str], program: Program) -> None:
-    """Say of every flag that is left what becomes of it. `own` are flags that this program has besides."""
+    """Report every flag that is left over; `own` are further flags of this program."""
     of_training = (*_NEEDLESS, *EXTRA_FIELDS, *_EVAL_DATA, *_EVAL_IMAGES, "evaluate_during_training")
     names = tuple(dict.fromkeys((*own, *flags.taken, *of_training)))
     for name in flags.left_over():
@@ -569,12 +579,12 @@ def translate_rest(flags: Flags, own: Sequence[str], program: Program) -> None:
             flags.lost(name, _why_lost(name, names, program))
 
 
-def tell_untold_labels(labels: Sequence[UntoldLabel], flags: Flags) -> None:
-    """Say of labels that only a shell could tell why nothing is lost without them."""
+def report_labels(labels: Sequence[UnknownLabel], flags: Flags) -> None:
+    """Report labels whose value is not known as needless."""
     for label in labels:
-        instead = _LABELS.get(label.name) or _NEEDLESS.get(label.name) or "nothing depends on it"
+        instead = _LABELS.get(label.name) or _NEEDLESS.get(label.name) or "the training doesn't depend on it"
         why = f"{label.problem.message.partition(',')[0]}, and it is a label: {instead}"
-        flags.draft.needless(f"--{label.name}", label.text, why, label.problem.mark)
+        flags.draft.report("needless", f"--{label.name}", label.text, why, label.problem.mark)
 
 
 def _why_lost(name: str, names: Sequence[str], program: Program) -> str:
@@ -583,12 +593,12 @@ def _why_lost(name: str, names: Sequence[str], program: Program) -> str:
     if name in names:
         return "recipes have no key for it yet"
     if not program.is_known:
-        # A fork may well have a flag of its own whose name is near one of these.
+        # A fork may have a flag whose name is near one of these.
         near = nearest(name, names)
-        why = "recipes have no key for it: a flag of the program's own"
+        why = "recipes have no key for it: a flag of the fork"
         return why if near is None else f"{why}, or `--{near}` misspelt"
     near = did_you_mean(name, [f"--{other}" for other in names])
-    return near or f"{program.name} has no such flag: it is a fork's, or misspelt"
+    return near or f"{program.name} doesn't have this flag: it is a fork's, or misspelt"
 
 
 _BRACES = re.compile(r"(.*)\{(.*)\}\.json", re.DOTALL)
@@ -597,22 +607,23 @@ _KEYS = {"json_path": "annotations", "sampling_strategy": "sampling_strategy"}
 
 @dataclass(frozen=True)
 class Mix:
-    """The sources that a path stands for, without their images, and keys of the list that have no place."""
+    """The sources that a path stands for, without images, and the list's keys that a source doesn't have."""
 
     sources: tuple[dict[str, Value], ...]
     lost: tuple[str, ...] = ()
 
 
 def with_num_samples(source: dict[str, Value]) -> dict[str, Value]:
-    """A source with the number of its records, where the name of a public file tells it."""
+    """A source with its number of records if its name is that of a public file."""
     count = NUM_SAMPLES.get(str(source.get("annotations")).rpartition("/")[2])
     return source if count is None else {**source, "num_samples": count}
 
 
 def translate_sources(flags: Flags, read_text: ReadText) -> None:
-    """`--data_path` and `--image_folder`, also where one path stands for several files as in LLaVA-NeXT.
+    """`--data_path` and `--image_folder`, also of several files.
 
-    LLaVA takes one of each; forks take several, as words of their own or with commas between them.
+    LLaVA takes one of each, forks take several words or a list with commas, and LLaVA-NeXT a path that stands
+    for several files.
     """
     files, folders = _values(flags, "data_path"), _values(flags, "image_folder")
     if len(folders) > 1 and len(folders) != len(files):
@@ -627,18 +638,20 @@ def translate_sources(flags: Flags, read_text: ReadText) -> None:
         sources += [with_num_samples({**source, **images}) for source in _sources_of(file, flags, read_text)]
     for number, source in enumerate(sources):
         if "num_samples" in source:
-            comment = "known by the file's name; checked when it is read"
+            comment = "known from the file's name; checked when it is read"
             flags.draft.comments[f"data.sources[{number}].num_samples"] = comment
     flags.draft.put("data.sources", list[Value](sources))
     for name, values, key in (("data_path", files, "annotations"), ("image_folder", folders, "images")):
         if values:
             where = "data.sources" if len(sources) > 1 else f"data.sources[0].{key}"
-            remark = f"{len(values)} files, a source each" if key == "annotations" and len(values) > 1 else ""
-            flags.tell(name, where, remark)
+            remark = (
+                f"{len(values)} files, one source each" if name == "data_path" and len(values) > 1 else ""
+            )
+            flags.mapped(name, where, remark)
 
 
 def _values(flags: Flags, name: str) -> tuple[str, ...]:
-    """The paths of a flag; a value in several words that are no paths of data is a problem."""
+    """The paths of a flag; several words that aren't all data files are a problem."""
     flag = flags.take(name)
     if flag is None:
         return ()
@@ -661,7 +674,7 @@ def _is_data_file(text: str) -> bool:
 
 
 def _sources_of(annotations: str | None, flags: Flags, read_text: ReadText) -> Sequence[dict[str, Value]]:
-    """An entry for each file that one value of `--data_path` stands for."""
+    """A source for each file that one value of `--data_path` stands for."""
     if annotations is None:
         return [{}]
     mix = names_in_braces(annotations)
@@ -675,12 +688,12 @@ def _sources_of(annotations: str | None, flags: Flags, read_text: ReadText) -> S
     if mix is None:
         return [{"annotations": annotations}]
     for key in mix.lost:
-        flags.lost("data_path", f"`{key}` of its data sets has no place in a source", shown=annotations)
+        flags.lost("data_path", f"a source has no key for `{key}` of its data sets", shown=annotations)
     return mix.sources
 
 
 def names_in_braces(path: str) -> Mix | None:
-    """The files of `folder/{a,b}.json`, as LLaVA-NeXT takes it apart; None for any other path."""
+    """The files of `folder/{a,b}.json`, as LLaVA-NeXT reads it; None for any other path."""
     match = _BRACES.fullmatch(path)
     if match is None:
         return None
@@ -689,7 +702,7 @@ def names_in_braces(path: str) -> Mix | None:
 
 
 def read_mix(text: str, file: str) -> Mix | None:
-    """The data sets that a YAML list of LLaVA-NeXT names; None where it is no such list."""
+    """The data sets in a YAML list of LLaVA-NeXT; None if it isn't one."""
     try:
         root = parse_value(text, file).root
     except RecipeError:

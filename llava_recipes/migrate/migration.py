@@ -1,4 +1,4 @@
-"""From the text of a script or config to the text of a recipe, and what became of every setting."""
+"""`migrate`: from the text of a script or config to a recipe, and what became of every setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.migrate.commands import TrainingCommand, find_training_commands
 from llava_recipes.migrate.deepspeed_files import ReadText
 from llava_recipes.migrate.draft import Draft, IsFolder, Migration, combine
-from llava_recipes.migrate.llava import put_total_batch, tell_untold_labels, translate_llava
+from llava_recipes.migrate.llava import put_total_batch, report_labels, translate_llava
 from llava_recipes.migrate.programs import identify, refuse_preferences
 from llava_recipes.migrate.settings import Flags
 from llava_recipes.migrate.shell import ReadScript
@@ -32,15 +32,16 @@ def migrate(
     is_folder: IsFolder = lambda _: False,
     working_folder: str | None = None,
 ) -> Migration:
-    """The recipe that a file of another program comes to; which program it is, its content tells.
+    """The recipe of another program's file. The content decides which program it is; nothing is executed.
 
-    positional      a script's arguments
-    only            the number of the one training command of a script to take, from 1
+    positional      the script's arguments
+    variables       values from outside, which replace those that the script sets
+    only            the number of the one training command to take, from 1
     read_beside     finds the files that this one names
     is_folder       whether a path is a folder here
-    working_folder  where the script would be started; None where that is not known
+    working_folder  where the script would be started; None if that is not known
 
-    Nothing is executed. Raises RecipeError with places in the file where it cannot be read.
+    Raises RecipeError with places in the file.
     """
     seen = set(_NAME.findall(text))
 
@@ -66,24 +67,22 @@ def migrate(
     if only is not None:
         if not 1 <= only <= len(commands):
             counted = "1 training command" if len(commands) == 1 else f"{len(commands)} training commands"
-            message = f"the script has {counted}, and no number {only}"
+            message = f"the script has {counted}, but no number {only}"
             raise RecipeError.of(message, code="no-such-command", mark=Mark(file, 0, 0))
         commands = [commands[only - 1]]
-    problems = [problem for command in commands for problem in _problems(command)]
+    problems: list[Problem] = []
+    for command in commands:
+        # Of a program that is refused, the flags don't matter.
+        refused = refuse_preferences(command.program, command.mark)
+        problems += command.problems if refused is None else [refused]
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
     unused = {name: value for name, value in (variables or {}).items() if name not in seen}
     drafts = [_translate(command, read_text) for command in commands]
     for name, value in unused.items():
-        drafts[0].needless(f"--var {name}", value, "no script that is read has such a variable")
+        drafts[0].report("needless", f"--var {name}", value, "no script that was read has this variable")
     marks = [command.mark for command in commands]
     return combine(drafts, file=file, recipe_file=recipe_file, marks=marks, is_folder=is_folder)
-
-
-def _problems(command: TrainingCommand) -> Sequence[Problem]:
-    """Why a command is no recipe; of a program that is refused, its flags don't matter."""
-    refused = refuse_preferences(command.program, command.mark)
-    return command.problems if refused is None else [refused]
 
 
 def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
@@ -95,17 +94,17 @@ def _translate(command: TrainingCommand, read_text: ReadText) -> Draft:
     draft.program = program.shown
     if not program.is_known:
         why = (
-            f"it is {program.name}: its flags are read as another program's, and its model, its data and the "
-            "text of its conversations may differ"
+            f"it is {program.name}: its flags are read as another program's, but its model, data and "
+            "conversations may differ"
         )
-        draft.lost("program", program.path, why, command.mark)
+        draft.report("lost", "program", program.path, why, command.mark)
     for name, value, why in command.launcher:
-        draft.lost(name, value, why, command.mark)
+        draft.report("lost", name, value, why, command.mark)
     put_total_batch(flags, command.num_processes)
-    tell_untold_labels(command.labels, flags)
+    report_labels(command.labels, flags)
     flags.finish()
     for flag in command.repeated:
-        why = f"`--{flag.name}` stands again further on, and the last one holds"
-        draft.needless(f"--{flag.name}", flag.text, why, flag.mark)
+        why = f"`--{flag.name}` is repeated further on, and the last one counts"
+        draft.report("needless", f"--{flag.name}", flag.text, why, flag.mark)
     draft.num_processes = command.num_processes
     return draft

@@ -1,6 +1,6 @@
-"""Which program a script starts: LLaVA, LLaVA-NeXT, TinyLLaVA, or a fork of one of them.
+"""Programs and their conversations: LLaVA, LLaVA-NeXT, TinyLLaVA, and forks of them.
 
-A fork takes flags of the same names and may give them another meaning: it is named, never passed over.
+A fork takes flags with the same names, which may mean something else: it is always reported by name.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ NEXT_FLAGS = (
     "frames_upbound",
     "mm_resampler_type",
 )
-"""Flags that LLaVA-NeXT has and LLaVA has not. Forks of both take `attn_implementation`: it tells nothing."""
+"""Flags of LLaVA-NeXT that LLaVA doesn't have."""
 
 ANYRES_FLAGS = ("mm_patch_merge_type", "image_grid_pinpoints")
-"""Versions of LLaVA take them too, and train on several tiles in none."""
+"""Flags that versions of LLaVA take too, but without `anyres`."""
 
 OF_LLAVA_NEXT_ALONE = (
     *("mm_tunable_parts", "unfreeze_language_model", "video_folder"),
@@ -37,7 +37,7 @@ OF_LLAVA_NEXT_ALONE = (
     *("mm_spatial_pool_stride", "vision_tower_pretrained", "image_crop_resolution", "image_split_resolution"),
     *("group_by_varlen", "group_by_modality_length_auto", "add_time_instruction", "force_sample"),
 )
-"""Flags of LLaVA-NeXT that Open-LLaVA-NeXT doesn't have, which is made from LLaVA and pins what it pins."""
+"""Flags of LLaVA-NeXT that Open-LLaVA-NeXT doesn't have, which is made from LLaVA and pins its versions."""
 
 TINY_FLAGS = (
     "conv_version",
@@ -47,14 +47,14 @@ TINY_FLAGS = (
     "tune_type_vision_tower",
     "tune_type_connector",
 )
-"""Flags that TinyLLaVA has and the others have not."""
+"""Flags that only TinyLLaVA has."""
 
 LLAVA, NEXT, OPEN_NEXT, TINY = "LLaVA", "LLaVA-NeXT", "Open-LLaVA-NeXT", "TinyLLaVA"
 OLD_TINY = "TinyLLaVA's first version"
-"""Made from LLaVA, and with its flags."""
+"""Made from LLaVA, with its flags."""
 
 _IMAGE_TOWERS = ("image_tower", "video_tower", "image_projector_type")
-"""Flags of forks that have a tower for videos too."""
+"""Flags of forks that have a tower for videos as well."""
 
 _LLAVA_FILES = frozenset({"train.py", "train_mem.py", "train_xformers.py"})
 _PACKAGES: Mapping[str, str] = MappingProxyType(
@@ -73,7 +73,7 @@ _PACKAGES: Mapping[str, str] = MappingProxyType(
         "mobilevlm": "MobileVLM",
     }
 )
-"""What the folder around `train/` is called in each, where it isn't `llava`."""
+"""Programs by the name of the folder around `train/`, unless it is `llava`."""
 
 _FOLDERS: Mapping[str, str] = MappingProxyType(
     {
@@ -92,7 +92,7 @@ _FOLDERS: Mapping[str, str] = MappingProxyType(
         "cambrian-main": "Cambrian",
     }
 )
-"""Checkouts that keep LLaVA's name for their package, by the name of their folder."""
+"""Programs whose package is called `llava` too, by the folder of the checkout."""
 
 _BY_VERSION: Mapping[str, str] = MappingProxyType(
     {
@@ -104,7 +104,7 @@ _BY_VERSION: Mapping[str, str] = MappingProxyType(
         "llava_phi_3": "ViP-LLaVA",
     }
 )
-"""Programs whose package is called `llava` too, by a conversation that LLaVA doesn't have."""
+"""Programs whose package is called `llava` too, by a conversation that only they have."""
 
 _PREFERENCES = re.compile(r"(?:^|[_.-])(?:dpo|ppo|grpo|orpo|kto|simpo|rlhf|reward|rm)(?:[_.-]|$)")
 
@@ -116,22 +116,22 @@ class Program:
     name: str
     kind: Kind
     path: str
-    """As the script says it; empty for a file of flags."""
+    """As in the script; empty for a file of flags."""
     is_known: bool = True
-    """Whether its flags mean what they are read as."""
+    """Whether its flags have the meaning that they are read with."""
     why: str = ""
-    """The flag or the folder that tells it from others of the same path; empty where the path does."""
+    """The flag or folder that identifies it among programs of the same path; empty if the path does."""
 
     @property
     def shown(self) -> str:
-        told = "; ".join(part for part in (self.path, self.why and f"by {self.why}") if part)
-        return f"{self.name} ({told})" if told else self.name
+        details = "; ".join(part for part in (self.path, self.why and f"by {self.why}") if part)
+        return f"{self.name} ({details})" if details else self.name
 
 
 def identify(path: str, flags: Flags, script: str) -> Program:
-    """The program by its path, and where several share a path, by flags that one of them has alone.
+    """The program by its path or, of several with one path, by a flag that only one of them has.
 
-    A checkout is also known by the name of its folder, around the program or around the script.
+    The folder of the checkout, around the program or the script, identifies it too.
     """
     package, file, folders = _parts(path)
     folders = [*script.replace("\\", "/").lower().split("/")[:-1], *folders]
@@ -165,7 +165,7 @@ def _fork(name: str, path: str, why: str = "") -> Program:
 
 
 def refuse_preferences(path: str, mark: Mark) -> Problem | None:
-    """The problem with a program that trains on preferences or rewards, None for any other."""
+    """The problem with a program that trains on preferences or rewards; None for any other."""
     _, file, _ = _parts(path)
     found = _PREFERENCES.search(file.lower().removesuffix(".py"))
     if found is None:
@@ -175,13 +175,13 @@ def refuse_preferences(path: str, mark: Mark) -> Problem | None:
         code="preference-training",
         mark=mark,
         found=path,
-        hint="a recipe trains on the answers of its records; migrate the stage before: its script, or this "
-        "one with `--command N`",
+        hint="a recipe trains on the answers of its records; migrate the stage before, from its script or "
+        "from this one with `--command N`",
     )
 
 
 def _parts(path: str) -> tuple[str, str, list[str]]:
-    """The package, the file, and the folders around, of a path or of a module after `-m`."""
+    """The package, the file and the folders around it, of a path or of a module after `-m`."""
     if path.endswith(".py"):
         names = path.replace("\\", "/").split("/")
     else:
@@ -194,7 +194,7 @@ def _parts(path: str) -> tuple[str, str, list[str]]:
 
 
 def _by_flags(path: str, flags: Flags) -> Program:
-    """LLaVA, and what keeps its package's name and files."""
+    """LLaVA, or a program with its package name and files."""
     given = ("version", "vision_tower", "image_aspect_ratio")
     version, tower, ratio = (flags[name].text if name in flags else "" for name in given)
     if tower.startswith("clip_4layers"):
@@ -217,7 +217,7 @@ def _by_flags(path: str, flags: Flags) -> Program:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One of our templates, with the system prompt that makes its text the same."""
+    """The template with the same text, and the system prompt that this takes."""
 
     template: str
     system_prompt: str | None = None
@@ -237,7 +237,7 @@ def _table(names: Mapping[str, str], remark: str = "") -> dict[str, Conversation
 
 
 _BASE = _table({name: ALIASES.get(name, name) for name in _OF_BOTH})
-_TAKES_V1 = "the original takes vicuna_v1 for `{}`, without a word"
+_TAKES_V1 = "the original silently uses vicuna_v1 for `{}`"
 _LLAVA: Table = MappingProxyType(
     {
         **_BASE,
@@ -260,14 +260,14 @@ _NEXT: Table = MappingProxyType(
                 "gemma_instruct": "gemma",
             }
         ),
-        "v0.5": Conversation("v0", remark="LLaVA-NeXT takes `v0` for it, without a word"),
+        "v0.5": Conversation("v0", remark="LLaVA-NeXT silently uses `v0` for it"),
     }
 )
 _LLAMA_3_1_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 
 
 def _ends(token: str) -> str:
-    return f"Vicuna's conversation word for word, ended by `{token}`, the end of text of its language models"
+    return f"Vicuna's conversation, with `{token}`, the end of text of its language models, after each answer"
 
 
 def _vicunas(**names: str) -> dict[str, Conversation]:
@@ -276,7 +276,7 @@ def _vicunas(**names: str) -> dict[str, Conversation]:
 
 _WITH_VICUNAS_PROMPT = Conversation("llama_3", V1_SYSTEM, "its system prompt is Vicuna's")
 _OF_FORKS = {name: entry for name, entry in _LLAVA.items() if name not in ("v0", "v0.5", "default")}
-"""What a fork that keeps LLaVA's table calls as LLaVA does; what its default is, only its code says."""
+"""Conversations of a fork that keeps LLaVA's table; its default is known from its code alone."""
 
 
 def _without(*names: str) -> dict[str, Conversation]:
@@ -303,14 +303,14 @@ _FORKS: Mapping[str, Table] = MappingProxyType(
         "ViP-LLaVA": {
             **_OF_FORKS,
             **_table({"llava_llama_3": "llama_3"}),
-            "llava_phi_3": Conversation("phi3", LAYOUTS["llama_3"].system, "with a system prompt of its own"),
+            "llava_phi_3": Conversation("phi3", LAYOUTS["llama_3"].system, "with another system prompt"),
         },
         "FastVLM": {
             **_OF_FORKS,
             **_table({"qwen_2": "qwen", "qwen_1_5": "qwen", "llava_llama_3": "llama_3"}),
         },
-        # Their `mistral_instruct` writes `<s>` before each turn, `gemma` an `<eos>` after each answer, and
-        # `llama_3` gives answers the header of the system prompt.
+        # Its `mistral_instruct` writes `<s>` before each turn, its `gemma` an `<eos>` after each answer, and
+        # its `llama_3` the header of the system prompt before answers.
         "Mini-Gemini (MGM)": {**_without("mistral_instruct"), **_vicunas(phi_2="<|endoftext|>")},
         "LLaMA-VID": {name: _OF_FORKS[name] for name in ("llava_v0", "llava_v1", "vicuna_v1", "v1")},
         "Bunny": {
@@ -329,7 +329,7 @@ _FORKS: Mapping[str, Table] = MappingProxyType(
                 minicpm="</s>",
             ),
         },
-        # Its `chatml_direct` and `llama_3` have a system prompt of their own, many lines long.
+        # Its `chatml_direct` and `llama_3` have another system prompt, many lines long.
         "Cambrian": {
             **_without("chatml_direct", "mistral_direct", "llava_v1", "llava_llama_2", "llava_v0"),
             **_table({"phi3": "phi3"}),
@@ -349,7 +349,7 @@ _ANY_FORK: Table = MappingProxyType(
                 "llama_3": "llama_3",
                 "llava_llama_3": "llama_3",
             },
-            "by its name; this fork's own text was not compared",
+            "by its name; the fork's text was not compared",
         ),
     }
 )
@@ -368,17 +368,17 @@ TINYLLAVA: Table = MappingProxyType(
 
 
 def table_of(program: Program) -> Table:
-    """What a program calls its conversations by `--version`."""
+    """A program's conversations by `--version`."""
     if program.kind == "next":
         return _NEXT
     return _LLAVA if program.kind == "llava" else _FORKS.get(program.name, _ANY_FORK)
 
 
 def put_conversation(name: str, version: str, flags: Flags, *, program: Program, table: Table) -> None:
-    """Our template for the conversation that a flag names, or the problem that there is none."""
+    """Put the template of the conversation that a flag names, or add the problem that there is none."""
     conversation = table.get(version)
     if conversation is None:
-        found = f"--{name} {version}" + (f", and the program is {program.path}" if program.path else "")
+        found = f"--{name} {version}" + (f" of {program.path}" if program.path else "")
         what = f"the conversation `{version}` of {program.name}"
         flags.refuse_conversation(version, table, flags[name].value_mark, what=what, found=found)
         return

@@ -1,4 +1,4 @@
-"""Read a config that is written as Python assignments, from its syntax tree. Nothing is executed."""
+"""Configs of Python assignments, read from their syntax tree. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MAX_DEPTH = 50
 
 
 class _NotKnown(Exception):
-    """Only running the file would tell a value."""
+    """A value that follows from running the file alone."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A name that stands for something outside the file: a class, a function, a template."""
+    """The name of something outside the file: a class, a function, a template."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """A value that only running the file would tell."""
+    """A value that is not known without running the file, at its place."""
 
     mark: Mark
 
@@ -41,7 +41,7 @@ PythonValue = (
 
 
 def spell_python(value: PythonValue) -> str:
-    """A value as it is written about; what is long or holds others is cut."""
+    """A value as messages write it; a long or nested one is cut."""
     if isinstance(value, Symbol):
         return value.name
     if isinstance(value, list) and len(value) < 8 and not any(isinstance(x, list | dict) for x in value):
@@ -62,14 +62,14 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class PythonConfig:
-    """The top-level names of a config with their values, and where each was set."""
+    """The values of a config's top-level names, and where each was set."""
 
     values: Mapping[str, PythonValue]
     marks: Mapping[str, Mark]
 
 
 def read_python_config(text: str, file: str) -> PythonConfig:
-    """The assignments of a config file; raises RecipeError where it is not Python."""
+    """The assignments of a config file; raises RecipeError if it isn't Python."""
     reader = _Reader(text, file)
     return PythonConfig(reader.read(), reader.marks)
 
@@ -94,10 +94,10 @@ class _Reader:
             elif isinstance(statement, ast.With):
                 # mmengine reads parent configs inside `with read_base():`.
                 raise RecipeError.of(
-                    "a config over other configs is not followed",
+                    "parent configs are not read",
                     code="base-configs-not-followed",
                     mark=self._mark(statement),
-                    hint="write the values of the parent config into one file",
+                    hint="write the values of the parent configs into this file",
                 )
             else:
                 self._forget(statement)
@@ -111,7 +111,7 @@ class _Reader:
             self._values[target.id] = value
             self.marks[target.id] = self._mark(target)
         elif isinstance(target, ast.Subscript):
-            # `model["freeze_llm"] = True`, also deeper inside.
+            # `model["freeze_llm"] = True`, also nested.
             owner = self._value(target.value, 0)
             key = target.slice.value if isinstance(target.slice, ast.Constant) else None
             if isinstance(owner, dict) and isinstance(key, str):
@@ -122,7 +122,7 @@ class _Reader:
             self._forget(target)
 
     def _forget(self, node: ast.AST) -> None:
-        """Whatever a condition, a loop, a call or a target of another kind may set is not known any more."""
+        """Make unknown whatever a condition, a loop, a call or another kind of target may set."""
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             return
         for inner in ast.walk(node):
@@ -163,7 +163,7 @@ class _Reader:
         return Mark(self._file, node.lineno, column + 1, max(1, width), text)
 
     def _value(self, node: ast.expr, depth: int) -> PythonValue:
-        """The value of an expression, `Unknown` where only running the file would tell it."""
+        """The value of an expression; `Unknown` if it isn't known without running the file."""
         self._num_entries += 1
         if self._num_entries > MAX_ENTRIES:
             raise self._too_large(f"more than {MAX_ENTRIES:,} values in one config", node)
@@ -213,7 +213,7 @@ class _Reader:
         raise _NotKnown
 
     def _formatted(self, parts: list[ast.expr], depth: int) -> str:
-        """An f-string whose parts say no format."""
+        """The text of an f-string without format specifications."""
         text = ""
         for part in parts:
             match part:
@@ -228,7 +228,7 @@ class _Reader:
 
 
 def _joined_by(kind: type[ast.operator], left: PythonValue, right: PythonValue) -> PythonValue:
-    """A sum of texts or a result of arithmetic; raises _NotKnown for any other, and for what is too large."""
+    """Two strings joined, or the result of arithmetic; raises _NotKnown for anything else or too large."""
     if isinstance(left, str) and isinstance(right, str) and kind is ast.Add:
         if len(left) + len(right) <= MAX_CHARACTERS:
             return left + right

@@ -1,7 +1,7 @@
-"""One face for what another program's file sets: a command's flags, YAML's keys, a Python config's tree.
+"""One interface to another program's settings: a command's flags, YAML keys, the tree of a Python config.
 
-A program's translation is a table of rows, and functions for what a table cannot say. What becomes of a
-setting is said through `Settings`, and `finish` says the rest, so that each stands in exactly one section.
+A program's translation is a table of rows, and functions for what a table cannot express. Each setting is
+reported through `Settings`, and `finish` reports the rest, so that each is in exactly one section.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FALSE = frozenset({"no", "false", "f", "n", "0"})
 
 
 class Row(NamedTuple):
-    """A setting that has a key of its own, and the value that it has there where it is left out."""
+    """A setting that has a key, and the other program's default."""
 
     name: str
     path: str
     kind: Kind
     default: Value = None
     remark: str = ""
-    """Said of the default."""
+    """On the default."""
 
 
 class Settings(ABC):
@@ -40,21 +40,19 @@ class Settings(ABC):
 
     def __init__(self) -> None:
         self.draft = Draft()
-        self.problems: list[Problem] = []
-        """Values of a wrong kind."""
         self.taken: dict[str, None] = {}
-        """What the program's translation has asked for, whether it is set or not, in order."""
+        """Names that the translation has asked for, set or not, in order."""
 
     @abstractmethod
     def names(self) -> Collection[str]:
-        """Every setting, in the file's order."""
+        """The names of all settings, in the file's order."""
 
     @abstractmethod
     def __contains__(self, name: str) -> bool: ...
 
     @abstractmethod
     def read(self, name: str, kind: Kind) -> Value:
-        """The value as a kind; None where it is left out, or is of another kind."""
+        """The value as a kind; None if it is left out or of another kind."""
 
     @abstractmethod
     def spell(self, name: str) -> str:
@@ -62,18 +60,18 @@ class Settings(ABC):
 
     @abstractmethod
     def mark(self, name: str) -> Mark | None:
-        """Where it stands."""
+        """The setting's place."""
 
     def label(self, name: str) -> str:
-        """The name as it is written about."""
+        """The name as messages write it."""
         return name
 
     def why_off(self, name: str) -> str:
-        """Why a setting is as if it were left out, empty where it isn't."""
+        """Why a setting counts as left out; empty if it doesn't."""
         return ""
 
     def translate(self, rows: Iterable[Row]) -> None:
-        """Fill in what a table says."""
+        """Put the settings of a table's rows, or their defaults."""
         for name, path, kind, default, remark in rows:
             value = self.read(name, kind)
             if value is not None:
@@ -82,55 +80,54 @@ class Settings(ABC):
                 self.default(name, path, default, remark)
 
     def put(self, name: str, path: str, value: Value, remark: str = "", *, shown: str | None = None) -> None:
-        """A setting that has its key."""
+        """Set a key from a setting."""
         self.draft.put(path, value)
-        self.tell(name, path, remark, shown=shown)
+        self.mapped(name, path, remark, shown=shown)
 
-    def tell(self, name: str, path: str, remark: str = "", *, shown: str | None = None) -> None:
-        """A setting that has its key, whose value is there already."""
+    def mapped(self, name: str, path: str, remark: str = "", *, shown: str | None = None) -> None:
+        """Report a setting that has a key, whose value is set elsewhere."""
         shown = self.spell(name) if shown is None else shown
         self.draft.entries.append(Entry("mapped", self.label(name), shown, path, remark, self.mark(name)))
 
     def default(self, name: str, path: str, value: Value, remark: str = "") -> None:
-        """A setting that was left out: the recipe says what it was."""
+        """State the default of a setting that was left out."""
         self.draft.default(self.label(name), path, value, remark=remark)
 
     def needless(self, name: str, why: str, *, shown: str | None = None) -> None:
-        """A setting that nothing is lost without; one that is left out needs no word."""
+        """Report a setting without which nothing is lost, unless it is left out."""
         self.taken[name] = None
         if name in self or name in self.names() or shown is not None:
             shown = self.spell(name) if shown is None else shown
-            self.draft.needless(self.label(name), shown, why, self.mark(name))
+            self.draft.report("needless", self.label(name), shown, why, self.mark(name))
 
     def lost(self, name: str, why: str, *, shown: str | None = None, path: str = "") -> None:
-        """A setting without which the run differs; `path` says where the nearest that recipes have stands."""
+        """Report a setting without which the run differs; `path` is the nearest key."""
         self.taken[name] = None
         shown = self.spell(name) if shown is None else shown
-        self.draft.lost(self.label(name), shown, why, self.mark(name), path=path)
+        self.draft.entries.append(Entry("lost", self.label(name), shown, path, why, self.mark(name)))
 
     def left_over(self) -> list[str]:
-        """Settings that nobody has asked for."""
+        """Settings that the translation has not asked for."""
         return [name for name in self.names() if name not in self.taken]
 
     def finish(self) -> None:
-        """Say of what nothing was said about that it is lost, and tell each setting in one section."""
-        told = {entry.name for entry in self.draft.entries}
+        """Report the settings that nothing was reported of, and each setting in one section."""
+        reported = {entry.name for entry in self.draft.entries}
         for name in self.names():
-            if self.label(name) in told:
+            if self.label(name) in reported:
                 continue
             if why := self.why_off(name):
                 self.needless(name, why)
             else:
                 self.lost(name, "it is not translated")
-        self.draft.problems += self.problems
         self.draft.settle()
 
     def refuse_conversation(
         self, word: str, known: Iterable[str], mark: Mark | None, *, what: str, found: str
     ) -> None:
-        """The problem that no template of ours writes a conversation's text; `known` have one."""
+        """Add the problem that no template of ours writes a conversation's text; `known` have one."""
         near, names = did_you_mean(word, known), ", ".join(dict.fromkeys(known))
-        hint = f"if a conversation of another name writes the same text, put that name here: {names}"
+        hint = f"if one of these conversations has the same text, write its name here: {names}"
         self.draft.problems.append(
             Problem(
                 f"recipes have no template for {what}",
@@ -143,7 +140,7 @@ class Settings(ABC):
 
 
 class Flags(Settings):
-    """The flags of one command; a read notes a value of the wrong kind as a problem."""
+    """The flags of one command; reading a value of the wrong kind adds a problem."""
 
     def __init__(self, flags: Mapping[str, Flag]) -> None:
         super().__init__()
@@ -167,12 +164,12 @@ class Flags(Settings):
     def mark(self, name: str) -> Mark | None:
         return self._flags[name].mark if name in self._flags else None
 
-    def tell(self, name: str, path: str, remark: str = "", *, shown: str | None = None) -> None:
+    def mapped(self, name: str, path: str, remark: str = "", *, shown: str | None = None) -> None:
         is_alone = shown is None and name in self._flags and not self._flags[name].values
-        super().tell(name, path, remark, shown="True" if is_alone else shown)
+        super().mapped(name, path, remark, shown="True" if is_alone else shown)
 
     def take(self, name: str) -> Flag | None:
-        """A flag with whatever values it has."""
+        """A flag with any values; None if it is left out."""
         self.taken[name] = None
         return self._flags.get(name)
 
@@ -188,11 +185,11 @@ class Flags(Settings):
         if len(flag.values) == 1:
             return flag.values[0]
         wanted = "a value" if not flag.values else "one value"
-        self._refuse(flag, wanted, "put a value that holds spaces in quotes" if flag.values else None)
+        self._refuse(flag, wanted, "put a value that contains spaces in quotes" if flag.values else None)
         return None
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """One value or several, none where the flag is left out or empty."""
+        """All values; none if the flag is left out or empty."""
         flag = self.take(name)
         if flag is not None and not flag.values:
             self._refuse(flag, "a value")
@@ -223,7 +220,7 @@ class Flags(Settings):
         return None
 
     def switch(self, name: str) -> bool | None:
-        """`--flag` alone is true, as in Hugging Face's parser."""
+        """A boolean; `--flag` alone is true, as in Hugging Face's parser."""
         if name in self._flags and not self._flags[name].values:
             self.taken[name] = None
             return True
@@ -236,7 +233,7 @@ class Flags(Settings):
         return None
 
     def _refuse(self, flag: Flag, wanted: str, hint: str | None = None) -> None:
-        self.problems.append(
+        self.draft.problems.append(
             Problem(
                 f"`--{flag.name}` takes {wanted}",
                 code="value-of-wrong-kind",
@@ -248,7 +245,7 @@ class Flags(Settings):
 
 
 class Keys(Settings):
-    """The top-level keys of a YAML config, whose values have their kinds."""
+    """The top-level keys of a YAML config, whose values have types already."""
 
     def __init__(self, document: Document) -> None:
         super().__init__()
@@ -269,7 +266,9 @@ class Keys(Settings):
 
     def why_off(self, name: str) -> str:
         value = self._values.get(name)
-        return "it is not set" if value is None else "it is off, as without it" if value is False else ""
+        return (
+            "it is not set" if value is None else "it is off, which is the default" if value is False else ""
+        )
 
     def mark(self, name: str) -> Mark | None:
         return self._document.locate((name,), on_key=True)

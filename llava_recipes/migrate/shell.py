@@ -1,6 +1,6 @@
-"""Walk through a shell script without running it: which commands it gives, with which words.
+"""The commands of a shell script with their words filled in. Nothing is executed.
 
-Variables are followed; conditions and loops are not, so what stands inside one is not known to happen.
+Variables are followed; conditions, loops and functions are not, so a command inside one may not run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_CALLS_DEEP = 8
 MAX_CALLS = 50
 
 ReadScript = Callable[[str, str], tuple[str, str] | None]
-"""From a path in a script, and the script's own file, to the file found and its text."""
+"""From a path in a script, and the script's file, to the file found there and its text."""
 
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<adds>\+?)=")
 _SETS = re.compile(
@@ -54,19 +54,19 @@ _RUNS_SCRIPTS = _SHELLS | {"source", "."}
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a command as the program would get it, and the place of the word it comes from."""
+    """One argument of a command as the program gets it, and the place of its word."""
 
     text: str
-    """As it is written, with `$` before what is not filled in, where there is a problem."""
+    """As the script writes it if there is a problem."""
     mark: Mark
     problem: Problem | None = None
-    """Why it cannot be told without running the script."""
+    """Why its value isn't known without running the script."""
     head: str = ""
-    """What stands before the first part that is not known."""
+    """The text before the first unknown part."""
 
     @property
     def spelled(self) -> str:
-        """The text with `?` in the place of what is not known."""
+        """The text with `?` for what is not known."""
         return self.text if self.problem is None else f"{self.head}?"
 
 
@@ -77,9 +77,9 @@ class Command:
     words: tuple[Argument, ...]
     mark: Mark
     block: str
-    """`an `if``, `a loop` or `a function` where the command stands inside one, else empty."""
+    """`an `if``, `a loop` or `a function` around the command, else empty."""
     visible_devices: str | None
-    """What CUDA_VISIBLE_DEVICES is for this command, where the script says it."""
+    """The value of CUDA_VISIBLE_DEVICES for this command if the script sets it."""
 
 
 def walk_commands(
@@ -91,10 +91,9 @@ def walk_commands(
     read_script: ReadScript | None = None,
     started_in: str | None = None,
 ) -> Iterator[Command]:
-    """The commands of a script in the order they stand, those of scripts that it calls in their place.
+    """The commands of a script in their order, with those of called scripts in their place.
 
-    `variables` come from outside, and win over what the script sets. Raises RecipeError for text that is
-    not well-formed.
+    `variables` come from outside and replace those that the script sets. Raises RecipeError for wrong syntax.
     """
     given = dict[str, Value](variables or {})
     start = given if started_in is None else {"PWD": started_in, **given}
@@ -103,7 +102,7 @@ def walk_commands(
 
 
 class _Walk:
-    """One script's variables as they stand while its commands are listed."""
+    """One script's variables while its commands are listed."""
 
     def __init__(
         self, variables: Variables, read_script: ReadScript | None, callers: tuple[str, ...]
@@ -111,7 +110,7 @@ class _Walk:
         self._variables, self._read_script, self._callers = variables, read_script, callers
 
     def commands(self, text: str) -> Iterator[Command]:
-        # All of it first, so that what is not closed is told before anything else.
+        # All statements first, so that wrong syntax is reported before anything else.
         for statement in list(read_statements(text, self._variables.file)):
             words = statement.words
             if words[0].plain in _DECLARES:
@@ -135,9 +134,7 @@ class _Walk:
         if called is not None:
             walk, text = called
             if len(walk._callers) > MAX_CALLS_DEEP or self._variables.spent.calls > MAX_CALLS:
-                message = (
-                    f"more than {MAX_CALLS_DEEP} scripts call each other, or more than {MAX_CALLS} are called"
-                )
+                message = f"more than {MAX_CALLS_DEEP} nested calls of scripts, or {MAX_CALLS} in all"
                 raise RecipeError.of(message, code="script-too-large", mark=words[0].mark)
             for command in walk.commands(text):
                 yield replace(command, block=command.block or block)
@@ -145,13 +142,13 @@ class _Walk:
         yield Command(self._filled(words), words[0].mark, block, self._visible_devices(before))
 
     def _changes_variables(self, words: tuple[Word, ...], block: str) -> bool:
-        """Whether a command is one of the shell's own; it may still be shown where it is not."""
+        """Apply a command of the shell that changes variables; false for any other command."""
         variables, name = self._variables, words[0].plain
         operands = [word.plain or "" for word in words[1:]]
         if name in _READS or (name == "printf" and operands[:1] == ["-v"]):
             for word in words[1:]:
                 if word.plain:
-                    variables.forget(word.plain, word.mark, f"`{name}` sets it, which is not followed")
+                    variables.forget(word.plain, word.mark, f"`{name}` sets it, and is not evaluated")
         elif name in ("cd", "pushd", "popd"):
             self._change_folder(words, block)
         elif name == "let":
@@ -166,7 +163,7 @@ class _Walk:
                 variables.values.pop(operand, None)
         elif name == "shift":
             count = operands[0] if operands else "1"
-            # Of a number that is not known, all are dropped.
+            # An unknown number drops all of them.
             dropped = int(count) if count.isdecimal() and len(count) < 9 else len(variables.positional)
             variables.positional = variables.positional[dropped:]
         else:
@@ -190,7 +187,7 @@ class _Walk:
         return tuple(filled)
 
     def _called(self, words: tuple[Word, ...]) -> tuple[_Walk, str] | None:
-        """A script that this one calls, and its text; None where it is not at hand. Raises UnknownValue."""
+        """A called script and its text; None if it isn't available. Raises UnknownValue."""
         name, variables = words[0].plain, self._variables
         options = [word for word in words[1:] if not (word.plain or "").startswith("-")]
         if name not in _RUNS_SCRIPTS or self._read_script is None or not options or words[1].plain == "-c":
@@ -206,11 +203,11 @@ class _Walk:
             raise RecipeError.of(message, code="script-circular", mark=words[0].mark)
         if name in _SHELLS:
             return self._inside(file, arguments), text
-        # What a script that is read in with `source` sets is set here too.
+        # A script that is read with `source` sets this script's variables.
         return self._inside(file, arguments or variables.positional, values=variables.values), text
 
     def _inner_script(self, words: tuple[Word, ...]) -> tuple[_Walk, str] | None:
-        """The text of `bash -c '…'`, behind any launcher, moved to where it stands. Raises UnknownValue."""
+        """The text of `bash -c '…'`, after any launcher, moved to its place. Raises UnknownValue."""
         for shell, option, script in zip(words, words[1:], words[2:], strict=False):
             if shell.plain in _SHELLS and option.plain in ("-c", "-lc", "-ec"):
                 text = " ".join(expand_word(script, self._variables))
@@ -230,11 +227,11 @@ class _Walk:
         if name in variables.given:
             given = variables.values.get(name)
             if word.entries is not None and isinstance(given, str):
-                # What the script uses as a list is given in one text.
+                # A list is given as one string.
                 variables.values[name] = tuple(given.split())
             return
         if block:
-            variables.forget(name, word.mark, f"it is set inside {block}, which is not followed")
+            variables.forget(name, word.mark, f"it is set inside {block}, which may not run")
             return
         value: Value
         try:
@@ -248,7 +245,7 @@ class _Walk:
             value = unknown
             problem = unknown.problem
             if problem.code.endswith("-not-evaluated") and "--var" not in (problem.hint or ""):
-                hint = f"give it: --var {name}=VALUE; a script is read here, never run"
+                hint = f"add --var {name}=VALUE; scripts are read, never run"
                 value = UnknownValue(replace(problem, hint=hint))
         variables.keep(name, value, word.mark)
 
@@ -263,9 +260,9 @@ class _Walk:
                 self._variables.keep(part.name, value, part.mark)
 
     def _set_sum(self, word: Word, block: str) -> None:
-        """`let NAME=…`, and `((NAME = …))`: the variable's value, or that it is not known."""
+        """`let NAME=…` and `((NAME = …))`: set the variable, or make it unknown."""
         part = word.parts[0] if len(word.parts) == 1 else None
-        source = part.source if isinstance(part, Computed) else self._told(word.parts)
+        source = part.source if isinstance(part, Computed) else self._known_text(word.parts)
         found = _SETS.match(source or "")
         if found is None:
             return
@@ -278,31 +275,31 @@ class _Walk:
         except (NotComputed, UnknownValue, RecipeError):
             value = None
         if value is None:
-            self._variables.forget(name, word.mark, "arithmetic sets it, to what is not known")
+            self._variables.forget(name, word.mark, "arithmetic sets it to an unknown value")
         else:
             self._variables.keep(name, value, word.mark)
 
     def _change_folder(self, words: tuple[Word, ...], block: str) -> None:
         is_followed = words[0].plain == "cd" and len(words) > 1 and not block
-        target = self._told(words[1].parts) if is_followed else None
+        target = self._known_text(words[1].parts) if is_followed else None
         path = None if target is None else absolute(target, self._variables.folder)
         if path is None:
-            mark, why = words[0].mark, f"`{words[0].plain}` sets it, to what is not known"
-            self._variables.forget("PWD", mark, why)
+            why = f"`{words[0].plain}` sets it to an unknown value"
+            self._variables.forget("PWD", words[0].mark, why)
         else:
             self._variables.keep("PWD", path, words[0].mark)
 
     def _visible_devices(self, before: Sequence[Word]) -> str | None:
-        """`before` are the assignments in front of a command, which hold for it alone."""
+        """`before` are the assignments before a command, which count for it alone."""
         name = "CUDA_VISIBLE_DEVICES"
         word = next((word for word in before if _assigned_name(word) == name), None)
         if word is None:
             value = self._variables.values.get(name)
             return value if isinstance(value, str) else None
-        return self._told(_value_parts(word)) or ""
+        return self._known_text(_value_parts(word)) or ""
 
-    def _told(self, parts: Sequence[Part]) -> str | None:
-        """The text of a word; None where it is not known."""
+    def _known_text(self, parts: Sequence[Part]) -> str | None:
+        """The text of a word; None if it is not known."""
         try:
             return expand_text(parts, self._variables)
         except UnknownValue:
@@ -319,7 +316,7 @@ def _value_parts(word: Word) -> tuple[Part, ...]:
 
 
 def _added(before: Value, value: str | tuple[str, ...]) -> Value:
-    """What `+=` makes of a value: more text, or more entries."""
+    """The value after `+=`: with more text, or more entries."""
     if isinstance(before, UnknownValue):
         return before
     if isinstance(before, str) and isinstance(value, str):

@@ -1,6 +1,6 @@
-"""Read shell text into simple commands, without running any of it.
+"""The syntax of shell scripts: simple commands, words and their parts. Nothing is executed.
 
-Blocks are told apart, not followed: each command says which condition, loop or function it stands in.
+Blocks are recognised, not followed: each command says which condition, loop or function it is in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_NESTING = 20
 MAX_WORDS = 20_000
 MAX_OPEN_BLOCKS = 100
 
-ARITHMETIC, SUBSTITUTION = "arithmetic", "a command substitution"
+ARITHMETIC, SUBSTITUTION = "an arithmetic expression", "a command substitution"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9@*#?$!-]")
 _NAME_GOES_ON = re.compile(r"(\\\n)+[A-Za-z0-9_]")
@@ -30,7 +30,7 @@ _PLAIN = {
     False: re.compile(r"[^\s\\'\"$`;&|<>()}/]+"),
     True: re.compile(r"[^\\\"$`}/]+"),
 }
-"""Text that stands for itself, by whether it stands in quotes."""
+"""Literal text, by whether it is in quotes."""
 _REDIRECTION = re.compile(r"[0-9]*(?:<<-|<<<|<<|>>|>&|<&|>\||[<>](?!\())|&>>|&>")
 _OPERATOR = re.compile(rf"{_REDIRECTION.pattern}|&&|\|\||;;&?|;&|[;&|()\n]")
 _BLANK = re.compile(r"(?:[ \t\r]|\\\r?\n|#[^\n]*)+")
@@ -48,7 +48,7 @@ _KEEPS_ITS_WORD = frozenset({"for", "select", "case"})
 
 @dataclass(frozen=True)
 class Plain:
-    """Text as it stands; quoted text is neither split nor read as a pattern."""
+    """Literal text; quoted text is neither split nor read as a pattern."""
 
     text: str
     quoted: bool
@@ -60,8 +60,8 @@ class Parameter:
 
     name: str
     change: str
-    """`:-`, `#`, `//` and the like; empty for the value as it is, `[@]`, `[*]` or `[2]` for entries of a
-    list, and `length` before any of these for how long it is."""
+    """`:-`, `#`, `//` and the like; empty for the value itself, `[@]`, `[*]` or `[2]` for entries of a list,
+    and `length` before any of these for its length."""
     first: tuple[Part, ...]
     second: tuple[Part, ...]
     quoted: bool
@@ -70,7 +70,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Computed:
-    """Arithmetic or a command substitution; `source` stands inside its brackets, and is empty if not read."""
+    """Arithmetic or a command substitution; `source` is the text inside its brackets, empty if not read."""
 
     what: str
     source: str
@@ -83,7 +83,7 @@ Part = Plain | Parameter | Computed
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a command, and where it stands; `entries` of a list `NAME=(…)`."""
+    """One word of a command, and its place; `entries` of a list `NAME=(…)`."""
 
     parts: tuple[Part, ...]
     mark: Mark
@@ -91,20 +91,20 @@ class Word:
 
     @property
     def plain(self) -> str | None:
-        """The text of a word that holds nothing but plain, unquoted text."""
+        """The text of a word without quotes and parameters; None for any other."""
         texts = [part.text for part in self.parts if isinstance(part, Plain) and not part.quoted]
         return "".join(texts) if self.entries is None and len(texts) == len(self.parts) else None
 
     @property
     def head(self) -> str:
-        """What stands before the first quote or parameter."""
+        """The text before the first quote or parameter."""
         first = self.parts[0] if self.parts else None
         return first.text if isinstance(first, Plain) and not first.quoted else ""
 
 
 @dataclass(frozen=True)
 class Operator:
-    """What separates commands: `;`, `&&`, `|`, a line break, a bracket, a redirection."""
+    """What separates commands: `;`, `&&`, `|`, a line break, a parenthesis, a redirection."""
 
     text: str
     mark: Mark
@@ -112,18 +112,18 @@ class Operator:
 
 @dataclass(frozen=True)
 class Statement:
-    """The words of one command; `block` is empty, or `an `if``, `a loop`, `a function` around it."""
+    """The words of one command; `block` is `an `if``, `a loop`, `a function` around it, or empty."""
 
     words: tuple[Word, ...]
     block: str
     ended_by: str
     """The operator after it; empty at the end of the text."""
     prints: bool
-    """Whether what it prints is not redirected."""
+    """Whether its output is not redirected."""
 
 
 def written(word: Word) -> str:
-    """A word nearly as it is written, to be shown; quotes are left out."""
+    """A word as messages show it, without quotes."""
     return "".join(map(_written, word.parts))
 
 
@@ -138,16 +138,16 @@ def _written(part: Part) -> str:
 
 
 def read_quoted(text: str, file: str) -> tuple[Part, ...]:
-    """The parts of text that is read as if it stood in double quotes. Raises RecipeError."""
+    """The parts of text read as in double quotes. Raises RecipeError."""
     return tuple(_Reader(text, file).parts("", quoted=True))
 
 
 def read_statements(text: str, file: str) -> Iterator[Statement]:
-    """The commands of a script; raises RecipeError where a quote, bracket or block is not closed."""
+    """The commands of a script. Raises RecipeError if a quote, parenthesis or block is never closed."""
     blocks = _Blocks()
     for number, token in enumerate(_Reader(text, file).tokens()):
         if number >= MAX_WORDS:
-            message = f"more than {MAX_WORDS:,} words; this is no training script"
+            message = f"this is not a training script: it has more than {MAX_WORDS:,} words"
             raise _refusal(message, "script-too-large", token.mark)
         if isinstance(token, Operator):
             yield from blocks.operator(token)
@@ -157,7 +157,7 @@ def read_statements(text: str, file: str) -> Iterator[Statement]:
 
 
 class _Reader:
-    """The words and operators of a text, comments and here-documents left out."""
+    """The words and operators of a text, without comments and here-documents."""
 
     def __init__(self, text: str, file: str) -> None:
         self._text, self._file, self._at, self._depth = text, file, 0, 0
@@ -239,9 +239,9 @@ class _Reader:
         while not self._text.startswith(")", self._skip_blanks()):
             letter = self._text[self._at : self._at + 1]
             if not letter:
-                raise self._never_closed("a list that opens with `(` is not closed", opened, ")")
+                raise self._never_closed("this list is never closed", opened, ")")
             if letter in ";&|<>(":
-                message = f"`{letter}` has no place inside a list"
+                message = f"`{letter}` is not allowed inside a list"
                 raise _refusal(message, "shell-syntax", self._mark(self._at))
             if letter.isspace():
                 self._at += 1
@@ -250,7 +250,7 @@ class _Reader:
         self._at += 1
 
     def parts(self, stops: str, *, quoted: bool) -> Iterator[Part]:
-        """What stands up to one of `stops`, each piece by itself."""
+        """The parts of the text up to one of `stops`."""
         text = self._text
         self._depth += 1
         if self._depth > MAX_NESTING:
@@ -261,14 +261,14 @@ class _Reader:
             if letter == "\\":
                 yield from self._escaped(stops, quoted=quoted)
             elif letter == "'" and not quoted:
-                self._at = self._end("'", start, "a quote")
+                self._at = self._end("'", start, "this quote")
                 yield Plain(text[start + 1 : self._at - 1], quoted=True)
             elif letter == '"':
                 self._at += 1
                 yield Plain("", quoted=True)
                 yield from self.parts('"', quoted=True)
                 if self._at >= len(text):
-                    raise self._never_closed("a quote that is never closed", start, '"')
+                    raise self._never_closed("this quote is never closed", start, '"')
                 self._at += 1
             elif letter == "$":
                 yield self._dollar(quoted=quoted)
@@ -299,7 +299,7 @@ class _Reader:
         if name is not None:
             self._at = name.end()
             if _NAME_GOES_ON.match(text, self._at):
-                return Computed("a name that goes on in the next line", "", quoted, self._since(start))
+                return Computed("a name that continues in the next line", "", quoted, self._since(start))
             change = f"[{name.group()}]" if name.group() in ("@", "*") else ""
             return Parameter(name.group(), change, (), (), quoted, self._since(start))
         if following == "{":
@@ -312,7 +312,7 @@ class _Reader:
             return Computed(SUBSTITUTION, inner, quoted, self._since(start))
         self._at = start + 1
         if following == "'" and not quoted:
-            self._at = self._end("'", start + 1, "a quote")
+            self._at = self._end("'", start + 1, "this quote")
             inner = text[start + 2 : self._at - 1]
             if "\\" not in inner:
                 return Plain(inner, quoted=True)
@@ -325,7 +325,7 @@ class _Reader:
         if found is None or (found["change"] and (found["count"] or found["entry"])):
             other = _OTHER_BRACES.match(text, start + 2)
             if other is None:
-                raise self._never_closed("`${` is not closed", start, "}", width=2)
+                raise self._never_closed("this `${` is never closed", start, "}", width=2)
             self._at = other.end()
             return Computed("an expansion of this kind", "", quoted, self._since(start))
         self._at = found.end()
@@ -334,7 +334,7 @@ class _Reader:
         second: tuple[Part, ...] = ()
         if change:
             replaces = change[0] == "/"
-            # A pattern is not quoted by quotes around the whole parameter.
+            # Quotes around the whole parameter don't quote a pattern.
             first = tuple(self.parts("/}" if replaces else "}", quoted=quoted and change[0] not in "#%/"))
             if replaces and text.startswith("/", self._at):
                 self._at += 1
@@ -343,42 +343,42 @@ class _Reader:
             entry = found["entry"] or (f"[{name}]" if name in ("@", "*") else "")
             change = f"length{entry}" if found["count"] else entry
         if not text.startswith("}", self._at):
-            raise self._never_closed("`${` is not closed", start, "}", width=2)
+            raise self._never_closed("this `${` is never closed", start, "}", width=2)
         self._at += 1
         return Parameter(name, change, first, second, quoted, self._since(start))
 
     def _is_sum(self, opened: int, end: int) -> bool:
-        """Whether brackets from one place to another are arithmetic rather than a command."""
+        """Whether the parentheses from one place to another contain arithmetic, not a command."""
         return self._text.startswith("((", opened) and self._text.endswith("))", opened + 2, end)
 
     def _bracket_end(self, opened: int, start: int, what: str) -> int:
-        """The place after the bracket that closes, past quotes and brackets inside."""
+        """The place after the closing parenthesis, past quotes and parentheses inside."""
         text, depth, at = self._text, 0, opened
         while at < len(text):
             letter = text[at]
             if letter == "\\":
                 at += 1
             elif letter in "'\"":
-                at = self._end(letter, at, "a quote") - 1
+                at = self._end(letter, at, "this quote") - 1
             elif letter in "()":
                 depth += 1 if letter == "(" else -1
                 if depth == 0:
                     return at + 1
             at += 1
-        raise self._never_closed(f"{what} is not closed", start, ")", width=2)
+        raise self._never_closed(f"{what} is never closed", start, ")", width=2)
 
     def _end(self, closing: str, start: int, what: str) -> int:
-        """The place after the closing letter."""
+        """The place after the closing character."""
         at = start + 1
         while at < len(self._text) and self._text[at] != closing:
             at += 2 if self._text[at] == "\\" and closing != "'" else 1
         if at >= len(self._text):
-            raise self._never_closed(f"{what} that is never closed", start, closing)
+            raise self._never_closed(f"{what} is never closed", start, closing)
         return at + 1
 
 
 def _open_document(word: Word) -> RecipeError:
-    message, hint = "a here-document that is never closed", "end it with its own word on a line"
+    message, hint = "this here-document is never closed", "close it with a line that is this word"
     return _refusal(message, "never-closed", word.mark, hint)
 
 
@@ -394,7 +394,7 @@ class _Block:
 
 
 class _Blocks:
-    """Words as commands, with the blocks that are open around them."""
+    """Commands from words and operators, with the blocks around them."""
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
@@ -450,7 +450,7 @@ class _Blocks:
             block = self._blocks[-1]
             what = block.kind or f"a `{'(' if block.closing == ')' else '{'}`"
             hint = f"close it with `{block.closing}`"
-            raise _refusal(f"{what} that is never closed", "never-closed", block.mark, hint)
+            raise _refusal(f"{what} is never closed", "never-closed", block.mark, hint)
 
     def _end_statement(self, ended_by: str) -> Iterator[Statement]:
         if self._words:
@@ -461,7 +461,7 @@ class _Blocks:
 
     def _open(self, closing: str, kind: str, mark: Mark) -> None:
         if len(self._blocks) >= MAX_OPEN_BLOCKS:
-            message = f"more than {MAX_OPEN_BLOCKS} blocks inside each other"
+            message = f"more than {MAX_OPEN_BLOCKS} nested blocks"
             raise _refusal(message, "script-too-large", mark)
         self._blocks.append(_Block(closing, kind, mark))
 
@@ -472,5 +472,5 @@ class _Blocks:
         hint = "remove it"
         if self._blocks:
             block = self._blocks[-1]
-            hint = f"line {block.mark.line} opens {block.kind or 'a bracket'}, which `{block.closing}` closes"
+            hint = f"close {block.kind or 'the bracket'} of line {block.mark.line} with `{block.closing}`"
         raise _refusal(f"this `{closing}` closes nothing", "shell-syntax", mark, hint)

@@ -1,10 +1,11 @@
-"""Values of shell words: variables, patterns, arithmetic, and commands whose output follows from their words.
+"""The values of shell words: variables, patterns, arithmetic, and commands about paths.
 
-Nothing is executed; what only a shell could tell is a problem in the value's place.
+Nothing is executed; a value that is not known without a shell raises UnknownValue.
 """
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import posixpath
 import re
@@ -32,17 +33,17 @@ MAX_SUM_CHARACTERS = 500
 MAX_SUM_DEPTH = 30
 MAX_OPERANDS = 10_000
 MAX_DEEP = 8
-"""How many substitutions inside each other are computed."""
+"""The number of nested substitutions that are computed."""
 
-_TOKEN = re.compile(r"[0-9]+|[A-Za-z_][A-Za-z0-9_]*|\+\+|--|\S")
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
-"""A leading zero would make it octal."""
-_TIGHTNESS = {"+": 1, "-": 1, "*": 2, "/": 2, "%": 2}
+_TOKEN = re.compile(r"\w+|\+\+|--|\*\*|\S")
+_OPERAND = re.compile(r"0|[1-9][0-9]{0,17}|[A-Za-z_][A-Za-z0-9_]*")
+"""A number or a variable; a leading zero would make a number octal."""
+_SIGNS = "+-*/%()"
 _OF_EXPR = re.compile(r"[-+*/%()]|-?[0-9]+")
 
 
 class UnknownValue(Exception):
-    """A value that cannot be told without running the script."""
+    """A value that isn't known without running the script."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -50,7 +51,7 @@ class UnknownValue(Exception):
 
 
 class NotComputed(Exception):
-    """An expression outside of what is computed here, or without a value; the message says why."""
+    """An expression that has no value or is not supported; the message says why."""
 
 
 Value = str | tuple[str, ...] | UnknownValue
@@ -59,7 +60,7 @@ Value = str | tuple[str, ...] | UnknownValue
 
 @dataclass
 class Spent:
-    """What a script and all that it calls have used of the limits."""
+    """What a script and those that it calls have used of the limits."""
 
     kept_characters: int = 0
     calls: int = 0
@@ -68,20 +69,20 @@ class Spent:
 
 @dataclass
 class Variables:
-    """The variables of a script as they stand while it is read, and its arguments from `$1` on."""
+    """A script's variables while it is read, and its arguments from `$1` on."""
 
     file: str
     positional: tuple[str, ...]
     values: dict[str, Value]
     given: frozenset[str]
-    """Names of those that come from outside, and win."""
+    """Names of variables from outside, which replace the script's."""
     spent: Spent
     depth: int = 0
-    """How deep inside arithmetic and command substitutions."""
+    """The nesting of arithmetic and command substitutions."""
 
     @property
     def folder(self) -> str | None:
-        """The folder where the script stands, as far as it is known."""
+        """The working folder, if it is known."""
         value = self.values.get("PWD")
         return value if isinstance(value, str) else None
 
@@ -98,19 +99,20 @@ class Variables:
         return self.values.get(name)
 
     def keep(self, name: str, value: Value, mark: Mark) -> None:
-        """Set a variable, unless it is given. Raises RecipeError where too much is kept."""
+        """Set a variable, unless it is given. Raises RecipeError if the values become too large."""
         if name in self.given:
             return
         if not isinstance(value, UnknownValue):
             self.spent.kept_characters += len(value) if isinstance(value, str) else sum(map(len, value))
         if self.spent.kept_characters > MAX_KEPT_CHARACTERS:
-            message = f"the variables hold more than {MAX_KEPT_CHARACTERS:,} characters"
+            message = f"the variables contain more than {MAX_KEPT_CHARACTERS:,} characters"
             raise RecipeError.of(message, code="script-too-large", mark=mark)
         self.values[name] = value
 
     def forget(self, name: str, mark: Mark, why: str) -> None:
-        message = f"the value of the variable `{name}` is needed and not known: {why}"
-        self.keep(name, _unknown(message, "value-not-computed", mark, f"give it: --var {name}=VALUE"), mark)
+        """Make a variable unknown."""
+        message = f"the value of the variable `{name}` is needed but not known: {why}"
+        self.keep(name, _unknown(message, "value-not-computed", mark, f"add --var {name}=VALUE"), mark)
 
 
 def _unknown(
@@ -120,7 +122,7 @@ def _unknown(
 
 
 def expand_text(parts: Sequence[Part], variables: Variables) -> str:
-    """The text of an assignment's value: never split."""
+    """The text of an assignment's value, which is not split."""
     text = ""
     for part in parts:
         text = _bounded(text + " ".join(_texts(part, variables)), parts)
@@ -128,7 +130,7 @@ def expand_text(parts: Sequence[Part], variables: Variables) -> str:
 
 
 def expand_word(word: Word, variables: Variables) -> list[str]:
-    """The arguments that a word becomes: none, one, or several where an unquoted value holds spaces."""
+    """The arguments that a word becomes: none, one, or several if an unquoted value contains spaces."""
     fields: list[str] = []
     current: str | None = None
     for part in word.parts:
@@ -207,20 +209,20 @@ def _unset(part: Parameter, variables: Variables) -> UnknownValue:
     if part.name.isdigit():
         number = len(variables.positional)
         found = f"{number or 'no'} {'argument is' if number < 2 else 'arguments are'} given"
-        hint = "give the script's arguments in their order, each with `--arg VALUE`"
+        hint = "pass the script's arguments in order, each as `--arg VALUE`"
         message = f"the script's argument ${part.name} is needed"
         return _unknown(message, "argument-not-given", part.mark, hint, found)
     near = did_you_mean(part.name, variables.values)
-    hint = f"{near} Or give it" if near else "give it"
+    hint = f"{near} Or add" if near else "add"
     message = f"nothing in the script sets the variable `{part.name}`"
-    return _unknown(message, "variable-not-set", part.mark, f"{hint}: --var {part.name}=VALUE")
+    return _unknown(message, "variable-not-set", part.mark, f"{hint} --var {part.name}=VALUE")
 
 
 def _changed(text: str, part: Parameter, variables: Variables) -> str:
-    """A value with a pattern cut off its start or end, or replaced in it."""
+    """A value with a pattern removed from its start or end, or replaced in it."""
     change = part.change
     if change not in ("#", "##", "%", "%%", "/", "//") or _is_anchored(part):
-        message = f"the expansion `${{{part.name}{change}…}}` is not evaluated, and its value is needed"
+        message = f"the expansion `${{{part.name}{change}…}}` is needed but not evaluated"
         raise _unknown(message, "expansion-not-evaluated", part.mark, "write the value in its place")
     if len(text) > MAX_PATTERN_TEXT:
         raise _too_large(f"a pattern on a value longer than {MAX_PATTERN_TEXT:,} characters", (part,))
@@ -249,7 +251,7 @@ def _is_anchored(part: Parameter) -> bool:
 
 
 def _pattern(parts: Sequence[Part], variables: Variables) -> re.Pattern[str]:
-    """A shell pattern as a regular expression; quoted text stands for itself."""
+    """A shell pattern as a regular expression; quoted text is literal."""
     written = ""
     for part in parts:
         text = expand_text((part,), variables)
@@ -257,12 +259,12 @@ def _pattern(parts: Sequence[Part], variables: Variables) -> re.Pattern[str]:
         written += re.sub(r"[*?[]", r"[\g<0>]", text) if is_literal else text
     if len(written) > MAX_PATTERN:
         raise _too_large(f"a pattern longer than {MAX_PATTERN} characters", parts)
-    # Without the end that fnmatch asks for, which is spelled in two ways.
+    # Without fnmatch's end of string, which versions of Python write as \Z or \z.
     return re.compile(fnmatch.translate(written)[:-2], re.DOTALL)
 
 
 def _computed(part: Computed, variables: Variables) -> str:
-    """The value of arithmetic or of a command substitution, where it follows from values that are known."""
+    """The value of arithmetic or of a command substitution that follows from known values."""
     why = ""
     if part.source and variables.depth < MAX_DEEP:
         inside = replace(variables, depth=variables.depth + 1)
@@ -277,87 +279,74 @@ def _computed(part: Computed, variables: Variables) -> str:
         except UnknownValue as unknown:
             if any(value is unknown for value in variables.values.values()):
                 raise
-            # What is read inside has places of its own, which the script has not.
+            # Places inside of the substitution aren't places in the script.
             raise UnknownValue(replace(unknown.problem, mark=part.mark)) from None
         except RecipeError:
             pass
-    message = f"{part.what} is not evaluated, and its value is needed"
-    hint = "write the value in its place; a script is read here, never run"
+    message = f"the value of {part.what} is needed but not evaluated"
+    hint = "write the value in its place; scripts are read, never run"
     raise _unknown(message, "value-not-evaluated", part.mark, hint, why or None)
 
 
 def compute(source: str, variables: Variables) -> int:
     """The value of an arithmetic expression; raises NotComputed, UnknownValue or RecipeError."""
-    text = expand_text(read_quoted(source, variables.file), variables)
-    return _Sum(text, variables).whole()
+    return _sum_of(expand_text(read_quoted(source, variables.file), variables), variables)
 
 
-class _Sum:
-    """Whole numbers with `+ - * / %` and brackets; a variable in it may hold another expression."""
+def _sum_of(text: str, variables: Variables, depth: int = 0) -> int:
+    """The value of integers with `+ - * / %` and parentheses, and of variables that contain such text."""
+    if len(text) > MAX_SUM_CHARACTERS:
+        raise NotComputed(f"longer than {MAX_SUM_CHARACTERS} characters")
+    tokens = _TOKEN.findall(text)
+    other = next((token for token in tokens if not _OPERAND.fullmatch(token) and token not in _SIGNS), None)
+    if other is not None:
+        raise NotComputed(f"`{other}` is not supported here")
+    try:
+        # A name may be a keyword of Python.
+        named = " ".join(f"_{token}" if token.isidentifier() else token for token in tokens)
+        return _value_of(ast.parse(named or "0", mode="eval").body, variables, depth)
+    except SyntaxError:
+        raise NotComputed("this is not a complete expression") from None
+    except (MemoryError, RecursionError):
+        raise NotComputed("nested too deeply") from None
 
-    def __init__(self, text: str, variables: Variables, depth: int = 0) -> None:
-        if len(text) > MAX_SUM_CHARACTERS:
-            raise NotComputed(f"longer than {MAX_SUM_CHARACTERS} characters")
-        self._variables, self._depth = variables, depth
-        self._tokens: list[str] = [*_TOKEN.findall(text), ""]
-        self._at = 0
 
-    def whole(self) -> int:
-        value = self._sum(0, self._depth) if len(self._tokens) > 1 else 0
-        if self._tokens[self._at]:
-            raise NotComputed(f"`{self._tokens[self._at]}` is not read here")
-        return value
-
-    def _next(self) -> str:
-        self._at += 1
-        return self._tokens[self._at - 1]
-
-    def _sum(self, tightness: int, depth: int) -> int:
-        left = self._operand(depth + 1)
-        while _TIGHTNESS.get(self._tokens[self._at], 0) > tightness:
-            sign = self._next()
-            right = self._sum(_TIGHTNESS[sign], depth + 1)
-            if sign in "/%" and right == 0:
-                raise NotComputed("a division by zero")
-            # Bash cuts off towards zero, Python downwards.
-            quotient = (
-                abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1) if sign in "/%" else 0
-            )
-            left = {
-                "+": left + right,
-                "-": left - right,
-                "*": left * right,
-                "/": quotient,
-                "%": left - quotient * right,
-            }[sign]
-            if not -(2**63) <= left < 2**63:
-                raise NotComputed("a number that needs more than 64 bits")
-        return left
-
-    def _operand(self, depth: int) -> int:
-        self._variables.spent.operands += 1
-        if depth > MAX_SUM_DEPTH or self._variables.spent.operands > MAX_OPERANDS:
-            raise NotComputed("nested too deeply, or with too many numbers")
-        token = self._next()
-        if token in ("-", "+"):
-            return self._operand(depth + 1) * (-1 if token == "-" else 1)
-        if token == "(":
-            inside = self._sum(0, depth + 1)
-            if self._next() != ")":
-                raise NotComputed("a bracket that is not closed")
-            return inside
-        if _NUMBER.fullmatch(token):
-            return int(token)
-        if not token.isidentifier():
-            raise NotComputed(f"`{token}` is not read here" if token else "a number is missing at its end")
-        value = self._variables.look_up(token)
-        if value is None:
-            raise NotComputed(f"nothing in the script sets the variable `{token}`")
-        return _Sum("".join(_known(value)[:1]), self._variables, depth).whole()
+def _value_of(node: ast.expr, variables: Variables, depth: int) -> int:
+    variables.spent.operands += 1
+    if depth > MAX_SUM_DEPTH or variables.spent.operands > MAX_OPERANDS:
+        raise NotComputed("nested too deeply, or with too many numbers")
+    match node:
+        case ast.Constant(int() as value):
+            return value
+        case ast.Name(name):
+            known = variables.look_up(name[1:])
+            if known is None:
+                raise NotComputed(f"nothing in the script sets the variable `{name[1:]}`")
+            return _sum_of("".join(_known(known)[:1]), variables, depth + 1)
+        case ast.UnaryOp(sign, operand):
+            value = _value_of(operand, variables, depth + 1)
+            return -value if isinstance(sign, ast.USub) else value
+        case ast.BinOp(left_node, sign, right_node):
+            left, right = (_value_of(side, variables, depth + 1) for side in (left_node, right_node))
+        case _:
+            raise NotComputed("this is not a complete expression")
+    if isinstance(sign, ast.Add | ast.Sub):
+        value = left + right if isinstance(sign, ast.Add) else left - right
+    elif isinstance(sign, ast.Mult):
+        value = left * right
+    elif right == 0:
+        raise NotComputed("a division by zero")
+    else:
+        # Bash rounds towards zero, Python down.
+        quotient = abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1)
+        value = quotient if isinstance(sign, ast.Div) else left - quotient * right
+    if not -(2**63) <= value < 2**63:
+        raise NotComputed("a number that needs more than 64 bits")
+    return value
 
 
 def _printed(source: str, variables: Variables) -> str | None:
-    """What a command prints, alone or behind `cd FOLDER &&`; None where only a shell could tell."""
+    """What a command prints, alone or after `cd FOLDER &&`; None if that isn't known without a shell."""
     statements = list(read_statements(source, variables.file))
     for statement in statements:
         words = [text for word in statement.words for text in expand_word(word, variables)]
@@ -376,13 +365,13 @@ def _printed(source: str, variables: Variables) -> str | None:
 
 
 def answer(words: Sequence[str], variables: Variables) -> str | None:
-    """What a command prints, without the line break at its end; None for any command that is not known.
+    """What a command prints, without the final line break; None for an unknown command.
 
-    A link is taken for what it says.
+    Symbolic links are not resolved.
     """
     name, *rest = words
     if name == "expr" and rest and all(map(_OF_EXPR.fullmatch, rest)):
-        return str(_Sum(" ".join(rest), variables).whole())
+        return str(_sum_of(" ".join(rest), variables))
     if name == "pwd":
         return variables.folder if rest in ([], ["-P"], ["-L"]) else None
     if name == "echo":
@@ -406,10 +395,10 @@ def answer(words: Sequence[str], variables: Variables) -> str | None:
 
 
 def absolute(path: str, folder: str | None) -> str | None:
-    """A path from the root, without `..` in it; None where the working folder is not known."""
+    """An absolute path without `..`; None if the working folder is not known."""
     if not path.startswith("/"):
         if folder is None or path.startswith("~"):
             return None
         path = posixpath.join(folder, path)
-    # POSIX leaves the meaning of two slashes at the start open; Linux gives them none.
+    # On Linux two slashes at the start mean the same as one.
     return "/" + posixpath.normpath(path).lstrip("/")

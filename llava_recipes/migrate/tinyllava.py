@@ -1,4 +1,4 @@
-"""Flags of TinyLLaVA Factory's training program as values of a recipe."""
+"""Flags of TinyLLaVA Factory's training program."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from llava_recipes.recipe.scalars import Value
 
 _WITHOUT_A_KEY = ("tune_embed_tokens", "resampler_hidden_size", "num_queries", "num_resampler_layers")
 _RECIPE_BITS: Mapping[str, int] = {"qlora_int4": 4, "qlora_int8": 8}
-"""Training recipes that hold the language model in few bits."""
+"""Values of `--training_recipe` that quantize the language model."""
 _TUNE_TYPES: tuple[tuple[str, str, Mapping[str, tuple[str, ...]]], ...] = (
     ("tune_type_llm", "frozen", {"frozen": (), "full": ("language_model", "lm_head"), "lora": ()}),
     ("tune_type_connector", "full", {"frozen": (), "full": ("projector",)}),
     ("tune_type_vision_tower", "frozen", {"frozen": (), "full": ("vision_tower",), "partially-tune": ()}),
 )
-"""What a part's words set to train, and the word where none is given."""
+"""A part's flag, its default, and what each of its values trains."""
 
 
 def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) -> None:
@@ -43,17 +43,17 @@ def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) 
     if version is not None:
         put_conversation("conv_version", version, flags, program=program, table=CONVERSATIONS)
     elif "conv_version" not in flags:
-        flags.default("conv_version", "data.template", "plain", "which TinyLLaVA calls `pretrain`")
+        flags.default("conv_version", "data.template", "plain", "TinyLLaVA calls it `pretrain`")
     translate_data(flags, read_text, max_length=512)
     merging = flags.take("mm_patch_merge_type")
     if merging is not None and merging.text == "flat":
-        flags.needless("mm_patch_merge_type", "features are put one after another")
+        flags.needless("mm_patch_merge_type", "it is what recipes do")
     elif merging is not None:
         flags.lost("mm_patch_merge_type", "recipes have no key for it yet")
     translate_training(flags, read_text, TINYLLAVA)
     start = flags.text("pretrained_model_path")
     if start is not None:
-        remark = "a folder that `llava-recipe run` has written, not TinyLLaVA"
+        remark = "this must be a folder that `llava-recipe run` has written, not TinyLLaVA"
         flags.put("pretrained_model_path", "init_from", start, remark)
     name_draft(flags)
     translate_rest(flags, _WITHOUT_A_KEY, program)
@@ -86,9 +86,9 @@ def _translate_freezing(flags: Flags) -> None:
     flags.draft.put("trainable", list[Value](trained))
     for name, _, known in _TUNE_TYPES:
         if words[name] not in known:
-            flags.lost(name, f"recipes know {', '.join(known)} here", shown=words[name])
+            flags.lost(name, f"recipes support {', '.join(known)} here", shown=words[name])
         elif name in flags:
-            flags.tell(name, "trainable", shown=words[name])
+            flags.mapped(name, "trainable", shown=words[name])
         else:
             flags.default(name, "trainable", list[Value](trained), words[name])
     _translate_adapters(flags, is_on=words["tune_type_llm"] == "lora")
@@ -102,12 +102,12 @@ def _upper_layers(flags: Flags) -> list[str]:
     config = VISION_TOWERS.get(source) if isinstance(source, str) else None
     num_layers = config.get("num_hidden_layers") if config else None
     if not isinstance(num_layers, int):
-        why = "the tower's number of layers is not known here: write vision_tower.encoder.layers.{A..B}"
+        why = "the tower's number of layers is not known: write vision_tower.encoder.layers.{A..B}"
         flags.lost(name, why, shown=str(start))
         return []
     if start < 0 or start >= num_layers:
         return []
-    flags.tell(name, "trainable", shown=str(start))
+    flags.mapped(name, "trainable", shown=str(start))
     return [f"vision_tower.encoder.layers.{{{start}..{num_layers - 1}}}"]
 
 
@@ -117,9 +117,9 @@ def _translate_adapters(flags: Flags, *, is_on: bool) -> None:
     if recipe is not None and bits is not None:
         put_bits(flags, "training_recipe", bits)
     elif recipe is not None and recipe.text in ("common", "lora"):
-        flags.needless("training_recipe", "`lora:` and `trainable:` say it")
+        flags.needless("training_recipe", "`lora:` and `trainable:` have its effect")
     elif recipe is not None:
-        flags.lost("training_recipe", "recipes have no such way of training")
+        flags.lost("training_recipe", "recipes don't have this kind of training")
     if is_on:
         remark = "every linear layer of the language model"
         flags.put("tune_type_llm", "lora.modules", ["language_model"], remark, shown="lora")

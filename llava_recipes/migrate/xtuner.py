@@ -1,4 +1,4 @@
-"""XTuner's LLaVA configs as recipes, read from their syntax tree."""
+"""XTuner's LLaVA configs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SHARED = (
     ("pad_image_to_square", "data.image_aspect_ratio"),
     ("max_length", "data.max_length"),
 )
-"""Settings of a data set that recipes have once for a stage."""
+"""Settings of each data set that recipes have once in a stage."""
 MAX_SETS = 200
 _MAX_DEEP = 6
 _MAX_SETTINGS = 2_000
@@ -64,42 +64,39 @@ _USUAL_TYPES = frozenset(
         *("LoggerHook", "ParamSchedulerHook", "CheckpointHook", "DistSamplerSeedHook"),
     }
 )
-"""Classes whose work a recipe does too, or that only report."""
+"""Classes that do what a recipe does, or that only report."""
 
 _NEEDLESS: tuple[tuple[str, str], ...] = (
-    ("model.llm.trust_remote_code", "no code of a model's folder is run"),
-    ("model.llm.torch_dtype", "`fp16` and `bf16` say it"),
-    ("model.llm.quantization_config.bnb_4bit_compute_dtype", "`fp16` and `bf16` say it"),
-    ("model.llm.quantization_config.llm_int8_*", "as bitsandbytes has it"),
-    ("*.task_type", "it says what a language model is for"),
-    ("*tokenizer.trust_remote_code", "no code of a model's folder is run"),
-    ("*tokenizer.padding_side", "sequences are padded at the right"),
-    ("*image_processor.trust_remote_code", "no code of a model's folder is run"),
-    ("train_dataloader.pin_memory", "it changes nothing in training"),
-    ("train_dataloader.persistent_workers", "it changes nothing in training"),
-    ("train_dataloader.prefetch_factor", "it changes nothing in training"),
+    ("*.trust_remote_code", "code in a model's folder is never run"),
+    ("model.llm.torch_dtype", "`fp16` and `bf16` set it"),
+    ("model.llm.quantization_config.bnb_4bit_compute_dtype", "`fp16` and `bf16` set it"),
+    ("model.llm.quantization_config.llm_int8_*", "it is bitsandbytes's default"),
+    ("*.task_type", "recipes have language models alone"),
+    ("*tokenizer.padding_side", "sequences are padded on the right"),
     ("train_dataloader.collate_fn.use_varlen_attn", "sequences are padded"),
     ("train_dataloader.sampler.per_device_batch_size", "it follows from the batch"),
-    ("optim_wrapper.loss_scale", "the loss is scaled as `fp16` needs it"),
-    ("optim_wrapper.clip_grad.error_if_nonfinite", "it changes nothing in training"),
-    ("param_scheduler*.by_epoch", "rates are counted in steps"),
+    ("optim_wrapper.loss_scale", "the loss is scaled as `fp16` requires"),
+    ("param_scheduler*.by_epoch", "schedules count steps"),
     ("param_scheduler*.begin", "the schedule follows the warm-up"),
     ("param_scheduler*.end", "the schedule ends with the run"),
     ("param_scheduler*.T_max", "the schedule ends with the run"),
-    ("param_scheduler*.convert_to_iter_based", "rates are counted in steps"),
-    ("train_cfg.by_epoch", "the length says it"),
-    ("train_cfg.val_interval", "nothing is measured there"),
-    ("default_hooks.*", "it reports, and changes nothing in training"),
-    ("custom_hooks*", "it reports, and changes nothing in training"),
-    ("evaluation_*", "it changes nothing in training"),
-    ("env_cfg*", "it changes nothing in training"),
+    ("param_scheduler*.convert_to_iter_based", "schedules count steps"),
+    ("train_cfg.by_epoch", "the length of the training determines it"),
+    ("train_cfg.val_interval", "the config has no validation"),
     ("visualizer*", "write `report_to:` for a tracker"),
-    ("log_level", "it changes nothing in training"),
-    ("log_processor*", "it changes nothing in training"),
-    ("default_scope", "it names a library"),
+    ("default_scope", "it is the name of a library"),
     ("launcher", "`llava-recipe run` starts the processes"),
-    ("randomness.deterministic", "it changes nothing but the speed"),
-    ("SYSTEM", "it is for the chat while training"),
+    ("randomness.deterministic", "it changes the speed alone"),
+    ("SYSTEM", "it is for conversations during the training"),
+    *((f"{name}_hooks*", "it only reports") for name in ("default", "custom")),
+    *(
+        (pattern, "it doesn't change the training")
+        for pattern in (
+            *("train_dataloader.pin_memory", "train_dataloader.persistent_workers", "evaluation_*"),
+            *("train_dataloader.prefetch_factor", "optim_wrapper.clip_grad.error_if_nonfinite"),
+            *("env_cfg*", "log_level", "log_processor*"),
+        )
+    ),
 )
 _HARMLESS_VALUES: tuple[tuple[str, PythonValue], ...] = (
     ("*.dataset_map_fn", Symbol("llava_map_fn")),
@@ -117,11 +114,11 @@ _SAME_MODEL = {
 }
 
 Set = tuple[str, dict[str, PythonValue]]
-"""The name that the config gives a data set, or its place, and its settings."""
+"""A data set's name in the config, or its place, and its settings."""
 
 
 def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolder) -> Migration:
-    """The recipe of one config. Raises RecipeError where it is no LLaVA config."""
+    """The recipe of one config. Raises RecipeError if it isn't a LLaVA config."""
     config = Tree(read_python_config(text, file))
     model = config.look_up("model")
     if config.draft.problems:
@@ -129,7 +126,7 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolde
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(kind, Symbol) or not kind.name.endswith("LLaVAModel"):
         raise RecipeError.of(
-            "this is no LLaVA config of XTuner",
+            "this isn't a LLaVA config of XTuner",
             code="unknown-config-format",
             mark=Mark(file, 0, 0),
             hint="looked for `model = dict(type=LLaVAModel, …)`",
@@ -145,23 +142,23 @@ def migrate_xtuner(text: str, file: str, *, recipe_file: str, is_folder: IsFolde
 
 
 class Tree(Settings):
-    """The settings of a Python config by dotted names; a value that isn't known is a problem."""
+    """The settings of a Python config by dotted names; an unknown value is a problem."""
 
     def __init__(self, config: PythonConfig) -> None:
         super().__init__()
         self.values, self._marks = config.values, config.marks
 
     def look_up(self, name: str) -> PythonValue:
-        """The value at a dotted name, None where there is none."""
+        """The value at a dotted name; None if there is none."""
         return self.known(_value_in(self.values, name), name)
 
     def known(self, value: PythonValue, name: str) -> PythonValue:
-        """A value, or None with a problem where only running the config would tell it."""
+        """A value; an unknown one adds a problem and is None."""
         if not isinstance(value, Unknown):
             return value
         self.draft.problems.append(
             Problem(
-                f"the value of `{name}` cannot be told without running the config",
+                f"the value of `{name}` isn't known without running the config",
                 code="value-not-computed",
                 mark=value.mark,
                 hint="write the value in its place",
@@ -194,7 +191,7 @@ class Tree(Settings):
         return float(number) if number is not None and kind == "number" else number
 
     def number(self, name: str) -> int | float | None:
-        """A number as the config has it."""
+        """A number as it is in the config."""
         value = self.look_up(name)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -204,27 +201,27 @@ class Tree(Settings):
         return value if isinstance(value, str) else None
 
     def symbol(self, name: str) -> str:
-        """The last part of a class's or function's name, empty for any other value."""
+        """The last part of the name of a class or function; empty for any other value."""
         value = self.look_up(name)
         return value.name.rpartition(".")[2] if isinstance(value, Symbol) else ""
 
     def finish(self) -> None:
-        """Say of each setting that nothing was said about that it is needless, or lost."""
-        told = {entry.name for entry in self.draft.entries}
+        """Report the remaining settings as needless or lost."""
+        reported = {entry.name for entry in self.draft.entries}
         aliases: dict[str, list[str]] = {}
         for number, (name, value) in enumerate(list(_leaves(self.values, aliases))):
             names = [name, *_other_names(name, aliases)]
-            if not told.isdisjoint(names):
+            if not reported.isdisjoint(names):
                 continue
             if number >= _MAX_SETTINGS:
-                why = f"more than {_MAX_SETTINGS:,} settings; the rest is not looked at"
-                self.draft.lost("…", "", why, self.mark(name))
+                why = f"the config has more than {_MAX_SETTINGS:,} settings; the rest is not read"
+                self.draft.report("lost", "…", "", why, self.mark(name))
                 break
             is_variable = name in self.values
             reasons = (_why_needless(each, value, self, is_variable=is_variable) for each in names)
             why = next(filter(None, reasons), "")
-            tell = self.needless if why else self.lost
-            tell(name, why or "recipes have no key for it yet", shown=spell_python(value))
+            report = self.needless if why else self.lost
+            report(name, why or "recipes have no key for it yet", shown=spell_python(value))
         self.draft.settle()
 
 
@@ -238,15 +235,15 @@ def _translate_model(config: Tree) -> None:
         config.put("model.projector_depth", "model.projector.type", kind, shown=str(depth))
     config.draft.put("model.image_tokens", {"start_end": False, "patch": False})
     if config.text("model.pretrained_pth") is not None:
-        why = "XTuner's checkpoints cannot be read: name the folder of a recipe's Stage 1 in `init_from:`"
+        why = "XTuner's checkpoints can't be read: write the folder of a recipe's Stage 1 as `init_from:`"
         config.lost("model.pretrained_pth", why)
     _translate_quantization(config, "model.llm.quantization_config")
     checkpoints, path = "model.use_activation_checkpointing", "train.gradient_checkpointing"
-    config.translate([Row(checkpoints, path, "switch", True, "XTuner's own default")])
+    config.translate([Row(checkpoints, path, "switch", True, "XTuner's default")])
 
 
 def _translate_quantization(config: Tree, name: str) -> None:
-    """bitsandbytes' own config, whose defaults are other ones than LLaVA's."""
+    """The config of bitsandbytes, whose defaults differ from LLaVA's."""
     if not isinstance(config.look_up(name), dict):
         return
     bits = next((bits for bits in (4, 8) if config.look_up(f"{name}.load_in_{bits}bit") is True), None)
@@ -261,7 +258,7 @@ def _translate_quantization(config: Tree, name: str) -> None:
 
 def _translate_freezing(config: Tree) -> None:
     trained: list[Value] = ["projector"]
-    # XTuner freezes first and puts the adapters in afterwards, so that they train in either case.
+    # XTuner freezes before it adds adapters, so these train in any case.
     adapters, tower_adapters = config.look_up("model.llm_lora"), config.look_up("model.visual_encoder_lora")
     if config.look_up("model.freeze_llm") is not True and adapters is None:
         trained += ["language_model", "lm_head"]
@@ -274,7 +271,7 @@ def _translate_freezing(config: Tree) -> None:
         if value is None:
             config.default(name, "trainable", trained, "False")
         else:
-            config.tell(name, "trainable", shown=str(value is True))
+            config.mapped(name, "trainable", shown=str(value is True))
     if isinstance(adapters, dict):
         _translate_adapters(config, "model.llm_lora", "language_model")
     if not isinstance(tower_adapters, dict):
@@ -288,11 +285,9 @@ def _translate_freezing(config: Tree) -> None:
         config.draft.put("lora.modules", ["language_model", "vision_tower"])
     for key in tower_adapters:
         if not is_same:
-            config.lost(
-                f"{name}.{key}", "a stage has adapters of one size, and the language model's are others"
-            )
+            config.lost(f"{name}.{key}", "all adapters of a stage have one size, here the language model's")
         elif key != "type":
-            config.tell(f"{name}.{key}", "lora.modules")
+            config.mapped(f"{name}.{key}", "lora.modules")
 
 
 def _translate_adapters(config: Tree, name: str, module: str) -> None:
@@ -302,7 +297,7 @@ def _translate_adapters(config: Tree, name: str, module: str) -> None:
 
 
 def find_sets(config: Tree) -> list[Set]:
-    """What the loader draws from; for a config without one, what it calls `llava_dataset`."""
+    """The data sets of the loader; `llava_dataset` in a config without one."""
     place = "train_dataloader.dataset"
     if not isinstance(_value_in(config.values, place), dict):
         place = "llava_dataset"
@@ -323,7 +318,7 @@ def _sets_in(value: PythonValue, place: str, values: Mapping[str, PythonValue], 
 
 
 def _translate_data(config: Tree) -> None:
-    """Fill in `data`; the vision tower is filled in before, since images count as tokens."""
+    """Fill in `data`; the vision tower is filled in before, because images count as tokens."""
     sets = find_sets(config)
     sources: list[Value] = []
     for number, (name, values) in enumerate(sets):
@@ -332,7 +327,7 @@ def _translate_data(config: Tree) -> None:
             value = config.known(values.get(setting), f"{name}.{setting}")
             if isinstance(value, str):
                 source[key] = value
-                config.tell(f"{name}.{setting}", f"data.sources[{number}].{key}", shown=value)
+                config.mapped(f"{name}.{setting}", f"data.sources[{number}].{key}", shown=value)
         if source:
             sources.append(with_num_samples(source))
     if sources:
@@ -352,16 +347,16 @@ def _translate_data(config: Tree) -> None:
         shape = "pad" if pads is True else "square"
         config.put(padding, "data.image_aspect_ratio", shape, shown=str(pads is True))
     _translate_length(config, f"{name}.max_length", first.get("max_length"))
-    # What a stage has once: the same in each of its sets, or lost.
+    # A setting that a stage has once is lost unless it is the same in all sets.
     for other, values in others:
         for key, path in _SHARED:
             value, usual = _value_in(values, key), _value_in(first, key)
             if value != usual:
                 has = "leaves it out" if usual is None else f"has {spell_python(usual)}"
-                why = f"a stage has one, and `{name}` {has}"
+                why = f"a stage has one value, and `{name}` {has}"
                 config.lost(f"{other}.{key}", why, shown=spell_python(value), path=path)
             elif value is not None:
-                config.needless(f"{other}.{key}", f"as `{name}.{key}`", shown=spell_python(value))
+                config.needless(f"{other}.{key}", f"it equals `{name}.{key}`", shown=spell_python(value))
 
 
 def _translate_template(config: Tree, name: str, found: PythonValue) -> None:
@@ -377,7 +372,7 @@ def _translate_template(config: Tree, name: str, found: PythonValue) -> None:
         )
         return
     config.draft.put("data.template", ours)
-    why = f"XTuner writes no system prompt before the first turn; `{ours}` writes one"
+    why = f"`{ours}` writes a system prompt before the first turn, XTuner doesn't"
     config.lost(name, why, shown=shown, path="data.template")
 
 
@@ -388,7 +383,7 @@ def _translate_length(config: Tree, name: str, found: PythonValue) -> None:
     source = config.draft.read("model.vision_tower.source")
     tower = VISION_TOWERS.get(source) if isinstance(source, str) else None
     if tower is None:
-        why = "XTuner counts without the image, whose tokens are not known here: add them"
+        why = "XTuner doesn't count the image, whose number of tokens is not known: add it"
         config.lost(name, why, shown=str(length), path="data.max_length")
         config.draft.put("data.max_length", int(length))
         return
@@ -396,7 +391,7 @@ def _translate_length(config: Tree, name: str, found: PythonValue) -> None:
         size if isinstance(size := tower.get(key), int) else 0 for key in ("image_size", "patch_size")
     )
     tokens = (side // max(1, patch)) ** 2
-    remark = f"XTuner counts without the image: {tokens} tokens more"
+    remark = f"XTuner doesn't count the image: {tokens:,} tokens are added"
     config.put(name, "data.max_length", int(length) + tokens, remark, shown=say_number(length))
 
 
@@ -415,21 +410,21 @@ def _translate_optimizer(config: Tree) -> None:
     config.translate(_TRAIN)
     if config.look_up("optim_wrapper.clip_grad") is None:
         config.default(
-            "optim_wrapper.clip_grad", "train.max_grad_norm", 0, "XTuner clips where its config says so"
+            "optim_wrapper.clip_grad", "train.max_grad_norm", 0, "XTuner clips only if its config sets it"
         )
     betas = config.look_up(f"{optimizer}.betas")
     if isinstance(betas, list):
         for key, beta in zip(("adam_beta1", "adam_beta2"), betas, strict=False):
             if isinstance(beta, int | float):
                 config.draft.put(f"train.{key}", float(beta))
-        config.tell(f"{optimizer}.betas", "train.adam_beta1")
+        config.mapped(f"{optimizer}.betas", "train.adam_beta1")
     kind = config.symbol(f"{optimizer}.type")
     if kind == "AdamW":
         config.put(f"{optimizer}.type", "train.optim", "adamw_torch", shown=kind)
         if config.number(f"{optimizer}.weight_decay") is None:
-            config.default(f"{optimizer}.weight_decay", "train.weight_decay", 0.01, "torch's own")
+            config.default(f"{optimizer}.weight_decay", "train.weight_decay", 0.01, "torch's default")
     elif kind:
-        config.lost(f"{optimizer}.type", "write `optim:` with a name of Hugging Face's", shown=kind)
+        config.lost(f"{optimizer}.type", "write `optim:` with one of Hugging Face's names", shown=kind)
     dtype = config.text("optim_wrapper.dtype")
     if dtype in ("float16", "bfloat16"):
         key = "fp16" if dtype == "float16" else "bf16"
@@ -460,7 +455,7 @@ def _translate_schedule(config: Tree) -> None:
     end = warm_up.get("end")
     if isinstance(end, int | float) and epochs and end > 0:
         config.put(f"{name}.end", "train.warmup_ratio", round(end / epochs, 6), shown=say_number(end))
-        config.tell(f"{name}.type", "train.warmup_ratio", shown=_WARM_UP)
+        config.mapped(f"{name}.type", "train.warmup_ratio", shown=_WARM_UP)
 
 
 def _translate_runtime(config: Tree, stem: str) -> None:
@@ -471,16 +466,16 @@ def _translate_runtime(config: Tree, stem: str) -> None:
     if seed is not None:
         config.put("randomness.seed", "train.seed", int(seed), shown=str(seed))
     else:
-        why = "XTuner draws one; the recipe has 42 unless it says more"
+        why = "XTuner draws one at random; a recipe's default is 42"
         config.needless("randomness.seed", why, shown="None")
     config.translate([Row("work_dir", "output_dir", "text", f"./work_dirs/{stem}")])
     config.draft.name = stem
-    why = "it is given on XTuner's command line, `--deepspeed deepspeed_zero2`: write `deepspeed: zero2`"
-    config.draft.lost("--deepspeed", "", why)
+    why = "it is set on XTuner's command line: for `--deepspeed deepspeed_zero2` write `deepspeed: zero2`"
+    config.draft.report("lost", "--deepspeed", "", why)
 
 
 def _value_in(values: Mapping[str, PythonValue], name: str) -> PythonValue:
-    """A value by its dotted name, None where there is none; inside of what is not known, all is not known."""
+    """A value by its dotted name; None if there is none, `Unknown` inside of an unknown value."""
     place: PythonValue = dict(values)
     for key in name.split("."):
         if not isinstance(place, Unknown):
@@ -489,7 +484,7 @@ def _value_in(values: Mapping[str, PythonValue], name: str) -> PythonValue:
 
 
 def _other_names(name: str, aliases: Mapping[str, list[str]]) -> list[str]:
-    """A setting's places by way of the other names of what it stands in."""
+    """The setting's other names, by the other names of what contains it."""
     return [
         other + name[len(first) :]
         for first, others in aliases.items()
@@ -501,7 +496,7 @@ def _other_names(name: str, aliases: Mapping[str, list[str]]) -> list[str]:
 def _leaves(
     values: Mapping[str, PythonValue], aliases: dict[str, list[str]]
 ) -> Iterator[tuple[str, PythonValue]]:
-    """Every value that holds no others, by its place; `aliases` gets other names of what has several."""
+    """Every value that contains no others, by its place; `aliases` gets the other names of shared values."""
     seen: dict[int, str] = {}
 
     def inside(name: str, value: PythonValue, depth: int) -> Iterator[tuple[str, PythonValue]]:
@@ -528,23 +523,23 @@ def _leaves(
 
 
 def _why_needless(name: str, value: PythonValue, config: Tree, *, is_variable: bool) -> str | None:
-    """Why nothing is lost without a setting; None where something is."""
+    """Why nothing is lost without a setting; None if something is."""
     if value is None:
         return "it is not set"
     if name.endswith(".type") and isinstance(value, Symbol):
         usual = value.name.rpartition(".")[2] in _USUAL_TYPES
-        return "its work is a recipe's too, or it only reports" if usual else None
+        return "a recipe does the same, or it only reports" if usual else None
     for pattern, harmless in _HARMLESS_VALUES:
         if fnmatchcase(name, pattern) and value == harmless and type(value) is type(harmless):
-            return "as without it"
+            return "it is the default"
     for ending, key in _SAME_MODEL.items():
         if name.endswith(ending):
             ours = config.draft.read(key)
             ours = ours.get("source") if isinstance(ours, dict) else ours
-            return "that of the model" if value == ours else None
+            return "it is the model's" if value == ours else None
     if fnmatchcase(name, "param_scheduler*.start_factor") and isinstance(value, int | float):
-        return "the rate rises from 0" if value <= 1e-3 else None
+        return "the warm-up starts from 0" if value <= 1e-3 else None
     found = next((why for pattern, why in _NEEDLESS if fnmatchcase(name, pattern)), None)
     if found is None and is_variable and name not in ("load_from", "resume") and not isinstance(value, dict):
-        return "a variable: what it is given to is told under its own name"
+        return "it is a variable: the settings that use it are reported under their names"
     return found

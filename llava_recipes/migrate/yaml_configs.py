@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from llava_recipes.errors import Mark, RecipeError
 from llava_recipes.migrate.deepspeed_files import OTHER, ReadText, translate_deepspeed
-from llava_recipes.migrate.draft import IsFolder, Migration, combine
+from llava_recipes.migrate.draft import IsFolder, Kind, Migration, combine
 from llava_recipes.migrate.llava import QUANTIZATION, put_bits, with_num_samples
 from llava_recipes.migrate.settings import Keys, Row
 from llava_recipes.projectors import STOCK
@@ -69,38 +69,38 @@ OFF = frozenset(
         *("compute_accuracy", "include_num_input_tokens_seen", "use_adam_mini", "create_new_adapter"),
     }
 )
-"""Keys without a place whose `false` is what a run without them does."""
+"""Keys without a key in recipes that change nothing when they are `false`."""
 NEEDLESS: Mapping[str, str] = {
     **dict.fromkeys(
         ("flash_attention", "flash_attn", "sdp_attention", "xformers_attention", "attn_implementation"),
-        "the fastest attention at hand is used; the numbers are the same",
+        "the fastest attention available is used, with the same results",
     ),
     **dict.fromkeys(
         ("overwrite_cache", "preprocessing_num_workers", "dataset_prepared_path", "cache_dir"),
-        "data is tokenised as it is drawn",
+        "samples are tokenised when they are drawn",
     ),
     **dict.fromkeys(
         ("do_train", "overwrite_output_dir", "plot_loss", "strict", "debug", "local_rank", "ddp_timeout"),
-        "it changes nothing in training",
+        "it doesn't change the training",
     ),
     **dict.fromkeys(
         ("model_type", "tokenizer_type", "processor_type", "trust_remote_code", "multimodal"),
-        "the model's own config says it",
+        "the model's config determines it",
     ),
     **dict.fromkeys(
         ("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "run_name"),
-        "W&B reads its environment variables; the run is named after the recipe",
+        "W&B reads environment variables; the run is named after the recipe",
     ),
     **dict.fromkeys(
         ("skip_prepare_dataset", "remove_unused_columns", "pad_to_sequence_len", "stage"),
-        "the data is read as the recipe says",
+        "the recipe's `data` determines it",
     ),
 }
 WHOLE_MODELS: Mapping[str, tuple[str, str]] = {
     f"llava-hf/llava-1.5-{size}-hf": (f"liuhaotian/llava-v1.5-{size}", "openai/clip-vit-large-patch14-336")
     for size in ("7b", "13b")
 }
-"""Whole LLaVA models by hub id: the same weights in the original's form, and their tower."""
+"""Whole LLaVA models by hub id: the same weights in the original's layout, and their tower."""
 _SAME_TEXT: Mapping[str, str] = MappingProxyType(
     {"llava": "v1", "vicuna": "v1", "vicuna_v1": "v1", "v1": "v1", "plain": "plain"}
 )
@@ -112,13 +112,13 @@ _BY_NAME: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("phi3", "phi_3", "phi_35"), "phi3"),
     }
 )
-"""Templates of the same models whose text was not compared with ours."""
+"""Templates of the same models whose text was not compared."""
 _PARTS = (
     ("freeze_multi_modal_projector", ("projector",), True),
     ("freeze_vision_tower", ("vision_tower",), True),
     ("freeze_language_model", ("language_model", "lm_head"), False),
 )
-"""LLaMA-Factory's switches, what they freeze, and whether they do where they are left out."""
+"""LLaMA-Factory's switches, what they freeze, and their default."""
 _FACTORY_QUANTIZATION = (
     Row("quantization_type", f"{QUANTIZATION}.type", "text", "nf4"),
     Row("double_quantization", f"{QUANTIZATION}.double_quant", "switch", True),
@@ -129,7 +129,7 @@ _ORDER = ("projector", "language_model", "lm_head", "vision_tower")
 def migrate_yaml(
     text: str, file: str, *, recipe_file: str, read_text: ReadText, is_folder: IsFolder
 ) -> Migration:
-    """The recipe of an axolotl or LLaMA-Factory config. Raises RecipeError where it is neither."""
+    """The recipe of an axolotl or LLaMA-Factory config. Raises RecipeError if it is neither."""
     document = parse_source(text, file)
     if document.problems:
         raise RecipeError(*document.problems)
@@ -140,10 +140,10 @@ def migrate_yaml(
         _llama_factory(config, read_text)
     else:
         raise RecipeError.of(
-            "a config of neither axolotl nor LLaMA-Factory",
+            "this is a config of neither axolotl nor LLaMA-Factory",
             code="unknown-config-format",
             mark=Mark(file, 0, 0),
-            hint="axolotl's have `base_model`, LLaMA-Factory's `finetuning_type`",
+            hint="axolotl configs have `base_model`, LLaMA-Factory configs `finetuning_type`",
         )
     config.finish()
     folder = config.draft.read("output_dir")
@@ -160,7 +160,7 @@ def _axolotl(config: Keys, read_text: ReadText) -> None:
     if has_adapters:
         _adapters(config, "adapter", ("lora_target_linear", "lora_target_modules"))
     elif lora is not None:
-        config.lost("adapter", "recipes know lora and qlora")
+        config.lost("adapter", "recipes support lora and qlora")
     four, eight = config.take("load_in_4bit"), config.take("load_in_8bit")
     if four is True or lora == "qlora":
         put_bits(config, "load_in_4bit" if four is True else "adapter", 4)
@@ -174,7 +174,7 @@ def _axolotl(config: Keys, read_text: ReadText) -> None:
     if config.take("group_by_length") is True:
         config.put("group_by_length", "data.group_by", "length")
     if config.take("train_on_inputs") is True:
-        config.lost("train_on_inputs", "answers alone are learned")
+        config.lost("train_on_inputs", "only answers are learned")
     saves = config.take("saves_per_epoch")
     if saves == 1:
         config.put("saves_per_epoch", "train.save_strategy", "epoch")
@@ -186,7 +186,7 @@ def _axolotl(config: Keys, read_text: ReadText) -> None:
 
 
 def _axolotl_freezing(config: Keys, *, has_adapters: bool) -> None:
-    """The projector alone, or with it the language model or its adapters."""
+    """The projector trains, and with it the language model or its adapters unless they are frozen."""
     given = {key: config.take(key) for key in ("tune_mm_mlp_adapter", "mm_freeze_backbone")}
     alone = given["tune_mm_mlp_adapter"] is True
     is_frozen = alone or given["mm_freeze_backbone"] is True
@@ -197,7 +197,7 @@ def _axolotl_freezing(config: Keys, *, has_adapters: bool) -> None:
     config.draft.put("trainable", trained)
     for key, value in given.items():
         if value is not None:
-            config.tell(key, "trainable")
+            config.mapped(key, "trainable")
     if not is_frozen:
         config.default("what trains", "trainable", trained)
 
@@ -210,11 +210,12 @@ def _axolotl_data(config: Keys) -> None:
         for key, value in settings.items():
             if key != "path":
                 is_usual = (key, value) in (("ds_type", "json"), ("split", "train"))
-                why = "as recipes read a file" if is_usual else "the records must be as LLaVA has them"
-                tell = config.draft.needless if is_usual else config.draft.lost
-                tell(f"datasets[{index}].{key}", spell_value(value), why, config.mark("datasets"))
+                why = "it is what recipes do" if is_usual else "the records must have LLaVA's format"
+                kind: Kind = "needless" if is_usual else "lost"
+                name, mark = f"datasets[{index}].{key}", config.mark("datasets")
+                config.draft.report(kind, name, spell_value(value), why, mark)
     if images is not None:
-        config.tell("mm_image_folder", "data.sources", shown=str(images))
+        config.mapped("mm_image_folder", "data.sources", shown=str(images))
 
 
 def _llama_factory(config: Keys, read_text: ReadText) -> None:
@@ -238,29 +239,29 @@ def _llama_factory(config: Keys, read_text: ReadText) -> None:
 
 
 def _llama_factory_bits(config: Keys) -> None:
-    """`quantization_bit` and what belongs to it."""
+    """`quantization_bit` and its keys."""
     bits = config.take("quantization_bit")
     if bits is None:
         return
     method = config.take("quantization_method")
     if bits not in (4, 8) or method not in (None, "bitsandbytes", "bnb"):
-        config.lost("quantization_bit", "recipes know 4 and 8 bits, of bitsandbytes")
+        config.lost("quantization_bit", "recipes support 4 and 8 bits, of bitsandbytes")
         if method is not None:
-            config.lost("quantization_method", "recipes know bitsandbytes")
+            config.lost("quantization_method", "recipes support bitsandbytes")
         return
     assert isinstance(bits, int)
     put_bits(config, "quantization_bit", bits)
     if method is not None:
-        config.needless("quantization_method", "as recipes do it", shown=str(method))
+        config.needless("quantization_method", "it is what recipes use", shown=str(method))
     for row in _FACTORY_QUANTIZATION:
         if bits == 4:
             config.translate([row])
         elif row.name in config:
-            config.needless(row.name, "it goes with 4 bits")
+            config.needless(row.name, "it has an effect with 4 bits alone")
 
 
 def _llama_factory_freezing(config: Keys, kind: Value) -> None:
-    """`full` trains the language model alone unless the other parts are set free; `lora` its adapters."""
+    """`full` trains the language model, and other parts if they aren't frozen; `lora` its adapters."""
     trained = {"language_model", "lm_head"} if kind == "full" else set[str]()
     alone = config.take("train_mm_proj_only")
     for key, modules, default in _PARTS:
@@ -268,7 +269,7 @@ def _llama_factory_freezing(config: Keys, kind: Value) -> None:
         freezes = default if given is None else given is True
         if alone is True:
             if given is not None:
-                config.needless(key, "`train_mm_proj_only` goes before it")
+                config.needless(key, "`train_mm_proj_only` replaces it")
             continue
         if freezes:
             trained -= set(modules)
@@ -277,38 +278,38 @@ def _llama_factory_freezing(config: Keys, kind: Value) -> None:
         if given is None and default:
             config.default(key, "trainable", True)
         elif given is not None and kind == "lora" and freezes != default:
-            config.lost(key, "with adapters it moves them to other parts: write `lora: {modules: […]}`")
+            config.lost(key, "with adapters it selects other modules: write `lora: {modules: […]}`")
         elif given is not None:
-            config.tell(key, "trainable")
+            config.mapped(key, "trainable")
     if alone is True and kind == "full":
         trained = {"projector"}
     config.draft.put("freeze", "all")
     config.draft.put("trainable", [name for name in _ORDER if name in trained])
     if alone is True and kind != "full":
-        config.lost("train_mm_proj_only", "LLaMA-Factory takes it with `finetuning_type: full` alone")
+        config.lost("train_mm_proj_only", "it has an effect with `finetuning_type: full` alone")
     elif alone is not None:
-        config.tell("train_mm_proj_only", "trainable")
+        config.mapped("train_mm_proj_only", "trainable")
     if kind == "full":
-        config.tell("finetuning_type", "trainable", shown="full")
+        config.mapped("finetuning_type", "trainable", shown="full")
     elif kind != "lora":
         config.lost("finetuning_type", "write `freeze:` and `trainable:` in the stage")
 
 
 def _llama_factory_data(config: Keys) -> None:
-    """Data sets by their names in dataset_info.json, as files of these names."""
+    """Data sets named in dataset_info.json, as files with these names."""
     folder = config.take("dataset_dir")
     given = next((key for key in ("image_dir", "media_dir") if key in config), "")
     own_images = config.take(given)
     whole = "data" if folder is None else folder
     images = whole if own_images is None else own_images
-    why = f"{whole}/dataset_info.json names the files: put them in"
+    why = f"{whole}/dataset_info.json has the names of the files: write them in"
     for index, name in enumerate(_listed(config.take("dataset"))):
         _source(config, "dataset", f"{whole}/{name}.json", images, index)
     if "dataset" in config and _listed(config["dataset"]):
         config.lost("dataset", f"{why} `sources:`")
     for key, value in (("dataset_dir", folder), (given, own_images)):
         if value is not None:
-            config.tell(key, "data.sources", shown=str(value))
+            config.mapped(key, "data.sources", shown=str(value))
     with_images = {"images": images} if isinstance(images, str) else {}
     path = "data.validation.sources"
     sources: list[Value] = [
@@ -326,21 +327,21 @@ def _listed(names: Value) -> list[str]:
 
 
 def _refuse_preferences(config: Keys, key: str, *, trains: Sequence[str]) -> None:
-    """Raise RecipeError where a key names training on preferences; `trains` are the words that are none."""
+    """Raise RecipeError for another kind of training; `trains` are the words for that of recipes."""
     value = config[key]
     if value is None or value is False or value in trains:
         return
     raise RecipeError.of(
-        f"`{key}: {config.spell(key)}` is another kind of training than recipes do",
+        f"recipes don't have the kind of training of `{key}: {config.spell(key)}`",
         code="preference-training",
         mark=config.mark(key),
         found=config.spell(key),
-        hint="a recipe trains on the answers of its records; migrate the config of that stage",
+        hint="a recipe trains on the answers of its records; migrate the config of a stage that does this",
     )
 
 
 def _whole_model(config: Keys, key: str) -> None:
-    """A language model, or a whole LLaVA model whose parts are known."""
+    """Put the language model, or the parts of a known LLaVA model."""
     name = config.take(key)
     if not isinstance(name, str):
         return
@@ -348,14 +349,14 @@ def _whole_model(config: Keys, key: str) -> None:
         config.put(key, "model.language_model", name)
         return
     language, tower = WHOLE_MODELS[name]
-    config.put(key, "model.language_model", language, "the same weights, in the original's form")
+    config.put(key, "model.language_model", language, "the same weights in the original's layout")
     config.draft.put("model.vision_tower.source", tower, "the tower of this model")
     config.draft.put("model.vision_tower.select_layer", -2)
     config.draft.put("model.projector.type", STOCK)
 
 
 def _template(config: Keys, key: str) -> None:
-    """Our template for a conversation, or the problem that there is none."""
+    """Put the template of a conversation, or add the problem that there is none."""
     name = config.take(key)
     word = str(name)
     if name == "tokenizer_default":
@@ -364,7 +365,7 @@ def _template(config: Keys, key: str) -> None:
         config.put(key, "data.template", _SAME_TEXT[word])
     elif word in _BY_NAME:
         config.draft.put("data.template", _BY_NAME[word])
-        why = "its text was not compared with ours: look at `llava-recipe preview`"
+        why = "its text was not compared: check it with `llava-recipe preview`"
         config.lost(key, why, shown=word, path="data.template")
     elif name is not None:
         names, what = (*_SAME_TEXT, *_BY_NAME), f"the conversation `{word}`"
@@ -372,7 +373,7 @@ def _template(config: Keys, key: str) -> None:
 
 
 def _adapters(config: Keys, key: str, targets: Sequence[str]) -> None:
-    """Adapters beside every linear layer of the language model; `targets` may name others."""
+    """Put adapters in every linear layer of the language model; `targets` may name others."""
     config.put(key, "lora.modules", ["language_model"], shown=spell_value(config[key] or "lora"))
     for target in targets:
         value = config.take(target)
@@ -386,7 +387,7 @@ def _source(config: Keys, key: str, path: Value, images: Value, index: int) -> N
     if not isinstance(path, str):
         return
     if not path.endswith((".json", ".jsonl")):
-        why = "this is no JSON file: write the records to one, as LLaVA has them"
+        why = "this isn't a JSON file: write the records to one in LLaVA's format"
         config.lost(key, why, shown=spell_value(path))
     source: dict[str, Value] = {
         "annotations": path,
@@ -395,7 +396,7 @@ def _source(config: Keys, key: str, path: Value, images: Value, index: int) -> N
     before = config.draft.read("data.sources")
     sources = [*(before if isinstance(before, list) else []), with_num_samples(source)]
     config.draft.put("data.sources", sources)
-    config.tell(key, f"data.sources[{index}].annotations", shown=path)
+    config.mapped(key, f"data.sources[{index}].annotations", shown=path)
 
 
 def _rest(
@@ -419,9 +420,9 @@ def _rest(
         if value is None:
             continue
         if value is False and key in OFF:
-            config.needless(key, "it is off, as without it")
+            config.needless(key, "it is off, as it is by default")
         elif key in ("val_size", "val_set_size", "evals_per_epoch") and not value:
-            config.needless(key, "nothing is held out")
+            config.needless(key, "no data is held out")
         elif key in keys and keys[key].startswith("lora.") and config.draft.read("lora") is None:
             config.needless(key, "LoRA is off")
         elif key in keys:

@@ -20,8 +20,7 @@ from llava_recipes.model.read_config import (
     raw_config,
 )
 from llava_recipes.model.weight_names import Layout, layout_of
-from llava_recipes.plan.data import HF_TYPES, language_part
-from llava_recipes.plan.families import TOWER_FAMILIES, tower_titles
+from llava_recipes.plan.families import HF_TYPES, TOWER_FAMILIES, language_part, tower_titles
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.schema import VisionTower
 

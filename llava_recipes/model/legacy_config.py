@@ -9,8 +9,7 @@ from pydantic import JsonValue
 
 from llava_recipes.estimate.assignment import DTYPES
 from llava_recipes.model.assemble import Assembled
-from llava_recipes.plan.data import language_type
-from llava_recipes.plan.families import LANGUAGE_FAMILIES
+from llava_recipes.plan.families import LANGUAGE_FAMILIES, language_type
 from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 

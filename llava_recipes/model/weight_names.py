@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from llava_recipes.model.checkpoint import TensorSource
-from llava_recipes.plan.data import is_hf_llava, is_original_llava
+from llava_recipes.plan.families import is_hf_llava, is_original_llava
 
 Layout = Literal["language_model", "llava", "hf"]
 """A language model alone, the original's whole model, or llava-hf's."""

@@ -1,4 +1,4 @@
-"""Warnings: what a recipe may say, a plan can carry out, and a person has probably not meant."""
+"""Warnings: what a recipe may say and a run can do, but its author has probably not meant."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from llava_recipes.recipe.schema import Recipe, Stage
 from llava_recipes.recipe.value_hints import kind_of_stage, usual_batch
 
 LARGE_MODEL: Final = 1_000_000_000
-"""Parameters from which float32 is hardly ever meant."""
+"""Parameters from which float32 is hardly ever intended."""
 
 SMALL_MODEL: Final = 100_000_000
-"""Parameters below which a model is one for tests."""
+"""Parameters below which a model is a test model."""
 
 FITS_ONE_GPU: Final = 30_000_000_000
-"""Frozen parameters that one GPU of 80 GB still holds in 16 bits."""
+"""Frozen parameters that fit on one GPU of 80 GB in 16 bits."""
 
 PROJECTOR_RATES: Final = (1e-4, 1e-2)
-"""Learning rates that a projector alone is trained with; the published ones are 1e-3 and 2e-3."""
+"""Learning rates of a projector that trains alone; the published ones are 1e-3 and 2e-3."""
 
 FEW_STEPS: Final = 100
-"""A run of fewer steps is as soon done again as resumed: it needs no checkpoint before its end."""
+"""A run of fewer steps is repeated as fast as resumed: it needs no checkpoint before its end."""
 
 ADAPTER_RATES: Final = (1e-5, 2e-3)
-"""Learning rates that LoRA adapters are trained with; the published ones are 2e-5 and 2e-4."""
+"""Learning rates of LoRA adapters; the published ones are 2e-5 and 2e-4."""
 
 PRETRAINED_RATE: Final = 2e-4
-"""Far above what pretrained weights are fine-tuned with; the published rates go from 2e-6 to 5e-5."""
+"""Far above the learning rates of pretrained weights; the published ones are 2e-6 to 5e-5."""
 
 
 def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tuple[Problem, ...]:
-    """The warnings about a recipe and the plan made of it; their paths are those of the recipe."""
+    """The warnings about a recipe and its plan; their paths are those of the recipe."""
     found: list[Problem] = []
     for index, (stage, planned) in enumerate(zip(recipe.stages, stages, strict=True)):
         path: KeyPath = ("stages", index)
@@ -52,7 +52,7 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
         found += _check_warm_up(stage, planned, path)
         found += _check_size(stage, planned, path)
         if _pretrained(recipe) and (model.sizes is None or model.sizes.num_parameters >= SMALL_MODEL):
-            # Random weights and tiny models are for trying things out, on one process.
+            # Random weights and tiny models are experiments on one process.
             found += _check_processes(stage, planned, path)
         found += _check_precision(model, planned, path)
         found += _check_length(model, planned, path)
@@ -69,37 +69,6 @@ def advise(recipe: Recipe, model: ModelPlan, stages: Sequence[StagePlan]) -> tup
     return tuple(found)
 
 
-def _check_newline(stages: Sequence[StagePlan], path: KeyPath) -> Iterator[Problem]:
-    """A language model that learns beside an end of rows that nobody has trained."""
-    planned = stages[-1]
-    in_full = {module for module in planned.trainable_modules or () if ".lora_" not in module}
-    trained = any("image_newline" in (stage.trainable_modules or ()) for stage in stages)
-    if planned.data.mm_patch_merge_type == "spatial_unpad" and "language_model" in in_full and not trained:
-        yield _warning(
-            "the image newline keeps its random values while the language model trains",
-            code="image-newline-stays-random",
-            path=(*path, "trainable"),
-            hint="add `image_newline`, which LLaVA-NeXT trains with the language model; a checkpoint of it "
-            "that is the language model brings a trained one",
-            on_key=True,
-        )
-
-
-def _warning(
-    message: str, *, code: str, path: KeyPath, hint: str, found: str | None = None, on_key: bool = False
-) -> Problem:
-    return Problem(message, code=code, path=path, found=found, hint=hint, on_key=on_key, severity="warning")
-
-
-def _roots(modules: Iterable[str]) -> frozenset[str]:
-    return frozenset(module.split(".", 1)[0] for module in modules)
-
-
-def _trained_roots(planned: StagePlan) -> frozenset[str] | None:
-    """The root modules in which something trains; None where the model's names are not known."""
-    return None if planned.trainable_modules is None else _roots(planned.trainable_modules)
-
-
 def _check_saving(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
     train, path = stage.train, (*path, "train", "save_steps")
     if "save_steps" not in train.model_fields_set:
@@ -114,39 +83,37 @@ def _check_saving(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[P
             on_key=True,
         )
     elif train.save_strategy == "steps" and last is not None and FEW_STEPS <= last < train.save_steps:
-        num_processes = planned.train.global_batch_size // (
-            planned.train.per_device_train_batch_size * planned.train.gradient_accumulation_steps
-        )
+        num_processes = planned.train.num_processes
         may_be_fewer = num_processes == 1 and train.global_batch_size is None and train.max_steps is None
         yield _warning(
             f"no checkpoint is written before the end: `save_steps: {train.save_steps}` is beyond the last "
             f"of {last} steps",
             code="no-checkpoint-before-end",
             path=path,
-            found="steps are counted for 1 process; several take fewer" if may_be_fewer else None,
-            hint="a run that is stopped before then starts again from nothing; write "
-            f"`save_steps: {useful_save_steps(last)}` or so",
+            found="counted for 1 process; several processes take fewer steps" if may_be_fewer else None,
+            hint="a run that is stopped earlier starts again from the beginning; write "
+            f"`save_steps: {useful_save_steps(last)}`",
         )
 
 
 def useful_save_steps(last: int) -> int:
-    """Steps between checkpoints that leave several of them before the last step."""
+    """Steps between checkpoints that give several of them before the last step."""
     return max(1, min(500, last // 4))
 
 
 def _check_warm_up(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """A run that ends in its warm-up: the first step of a warm-up has the rate 0."""
+    """A run that ends during its warm-up, whose first step has a learning rate of 0."""
     warmup, last = planned.train.warmup_steps, planned.train.max_steps
     if not warmup or last is None or warmup < last:
         return
     key = "warmup_steps" if stage.train.warmup_steps is not None else "warmup_ratio"
     steps = "1 step" if warmup == 1 else f"{warmup} steps"
     if last > 1:
-        hint = "the learning rate only rises; `warmup_ratio: 0.03` is a share of the steps that there are"
+        hint = "the learning rate only rises; `warmup_ratio: 0.03` is a share of all steps"
     else:
         hint = f"the learning rate is 0 in the only step; write `{key}: 0`, or train for more steps"
     yield _warning(
-        f"warm-up takes {steps}, training ends after {last}",
+        f"warm-up takes {steps}, but training ends after {last}",
         code="warm-up-longer-than-run",
         path=(*path, "train", key),
         hint=hint,
@@ -172,22 +139,21 @@ def _check_length(model: ModelPlan, planned: StagePlan, path: KeyPath) -> Iterat
     length = planned.data.max_length
     if positions is not None and length > positions:
         yield _warning(
-            f"`max_length: {length}` is beyond the {positions} positions that the language "
-            "model was made for",
+            f"`max_length: {length}` exceeds the {positions} positions of the language model",
             code="max-length-beyond-positions",
             path=(*path, "data", "max_length"),
-            hint=f"write `max_length: {positions}`; what it reads beyond them it has never learned to place",
+            hint=f"write `max_length: {positions}`; the model has not learned positions beyond these",
         )
 
 
 def _check_image_length(planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """A longest length that cuts large images: what is asked about them is cut off with them."""
+    """A `max_length` that cuts off the end of large images, and the question about them."""
     data, image = planned.data, planned.data.image_counts
     has_images = any(source.images is not None for source in data.sources)
     if not has_images or image is None or not image.least_tokens < data.max_length <= image.most_tokens:
         return
     yield _warning(
-        "`max_length` cuts the largest images, and all text behind them",
+        "`max_length` cuts the largest images and all text after them",
         code="max-length-cuts-images",
         path=(*path, "data", "max_length"),
         found=f"{data.max_length}, and an image takes up to {image.most_tokens:,} tokens, "
@@ -197,20 +163,20 @@ def _check_image_length(planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
 
 
 def _check_start(recipe: Recipe, planned: StagePlan, index: int) -> Iterator[Problem]:
-    """A stage that starts over from the base weights leaves aside what the stage before it trained."""
+    """A stage that starts from the base weights, without what the stage before it trained."""
     if index == 0 or recipe.stages[index].init_from != "base" or recipe.model.projector.init_from is not None:
         return
     earlier = recipe.stages[index - 1]
     yield _warning(
-        f"stage `{planned.name}` starts from the base weights: what `{earlier.name}` trained is left aside",
+        f"stage `{planned.name}` starts from the base weights, without what stage `{earlier.name}` trained",
         code="init-from-leaves-training-aside",
         path=("stages", index, "init_from"),
-        hint=f"write `init_from: {earlier.name}`, or keep the two in recipes of their own",
+        hint=f"write `init_from: {earlier.name}`, or write two recipes",
     )
 
 
 def _check_image_tokens(model: ModelPlan, stages: Sequence[StagePlan]) -> Iterator[Problem]:
-    """Start and end tokens that no stage trains: they stay the mean of all embeddings that they began as."""
+    """Start and end tokens that no stage trains: they keep the mean of all embeddings."""
     known = [stage.trainable_modules for stage in stages if stage.trainable_modules is not None]
     own = {stage.output_dir for stage in stages}
     from_elsewhere = any(start not in own for stage in stages for start in stage.starts_from)
@@ -224,7 +190,7 @@ def _check_image_tokens(model: ModelPlan, stages: Sequence[StagePlan]) -> Iterat
             "no stage trains the embeddings of `<im_start>` and `<im_end>`",
             code="image-tokens-stay-random",
             path=("model", "image_tokens", "start_end"),
-            hint="add `image_tokens` to `trainable:` of a stage; they stay the mean of all others otherwise",
+            hint="add `image_tokens` to `trainable:` of a stage; otherwise they stay the mean of all others",
         )
 
 
@@ -244,19 +210,18 @@ def _check_sharding(
 
 
 def _check_text_only(planned: StagePlan, trains: frozenset[str], path: KeyPath) -> Iterator[Problem]:
-    has_images = any(source.may_hold_images for source in planned.data.sources)
-    if not has_images and trains and trains <= {"projector", "vision_tower"}:
+    if not planned.data.may_have_images and trains and trains <= {"projector", "vision_tower"}:
         yield _warning(
-            "no source has `images`, and what trains here learns from images alone",
+            "no source has `images`, but what trains in this stage learns only from images",
             code="no-images-to-learn-from",
             path=(*path, "data", "sources"),
-            hint="write `images:` with the folder of the images in each source that has them",
+            hint="write `images:` with the folder of the images in each source that uses images",
             on_key=True,
         )
 
 
 def _check_rates(recipe: Recipe, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """Learning rates that belong to another kind of stage: off by the factor that is between the kinds."""
+    """Learning rates that belong to another kind of stage."""
     modules = planned.trainable_modules or ()
     adapted = _roots(module for module in modules if ".lora_" in module)
     in_full = _roots(module for module in modules if ".lora_" not in module)
@@ -282,14 +247,14 @@ def _check_projector_rate(rate: float, path: KeyPath) -> Iterator[Problem]:
             f"a learning rate of {say_number(rate)} hardly moves a projector that trains alone",
             code="learning-rate-too-low",
             path=path,
-            hint="feature alignment is done at 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
+            hint="feature alignment uses 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
         )
     elif rate > high:
         yield _warning(
-            f"a learning rate of {say_number(rate)} is far above what projectors are trained with",
+            f"a learning rate of {say_number(rate)} is far above the usual for projectors",
             code="learning-rate-too-high",
             path=path,
-            hint="feature alignment is done at 1e-3 or 2e-3",
+            hint="feature alignment uses 1e-3 or 2e-3",
         )
 
 
@@ -300,61 +265,65 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: K
             f"a learning rate of {say_number(rate)} ruins a pretrained {' and '.join(ruined)}",
             code="learning-rate-too-high",
             path=path,
-            hint="full fine-tuning is done at 2e-5 or below, a vision tower at 2e-6; 1e-3 is for a "
-            "projector that trains alone",
+            hint="full fine-tuning uses 2e-5 or less, a vision tower 2e-6; 1e-3 is for a projector that "
+            "trains alone",
         )
 
 
 def _check_adapter_rate(rate: float, path: KeyPath) -> Iterator[Problem]:
     low, high = ADAPTER_RATES
     if not low <= rate <= high:
-        word = "hardly moves" if rate < low else "is far above what is usual for"
+        word = "hardly moves" if rate < low else "is far above the usual for"
         yield _warning(
             f"a learning rate of {say_number(rate)} {word} LoRA adapters",
             code="learning-rate-unusual-for-lora",
             path=path,
-            hint="adapters are trained at 1e-4 to 2e-4, ten times the rate of full fine-tuning",
+            hint="adapters use 1e-4 to 2e-4, ten times the rate of full fine-tuning",
         )
 
 
-def _pretrained(recipe: Recipe) -> frozenset[str]:
-    """The root modules that start from weights which somebody has trained."""
-    language, tower = recipe.model.language_model, recipe.model.vision_tower
-    roots = set()
-    if isinstance(language, str) or language.source is not None:
-        roots.add("language_model")
-    if tower.source is not None:
-        roots.add("vision_tower")
-    return frozenset(roots)
-
-
 def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str]) -> Iterator[Problem]:
-    """A projector that nobody has trained and nobody trains: the language model sees noise."""
+    """A projector with random weights that does not train: the language model sees noise."""
     projector = recipe.model.projector
-    has_images = any(source.may_hold_images for source in planned.data.sources)
     is_random = has_weights(projector.type) and projector.init_from is None and not planned.starts_from
-    if has_images and is_random and trains and "projector" not in trains:
+    if planned.data.may_have_images and is_random and trains and "projector" not in trains:
         yield _warning(
             f"the projector keeps its random weights in stage `{planned.name}`",
             code="projector-stays-random",
             path=("model", "projector"),
-            hint="give its weights with `init_from:`, or add `projector` to `trainable:` of the stage",
+            hint="set its weights with `init_from:`, or add `projector` to `trainable:` of the stage",
+            on_key=True,
+        )
+
+
+def _check_newline(stages: Sequence[StagePlan], path: KeyPath) -> Iterator[Problem]:
+    """A language model that trains with an image newline that never trains."""
+    planned = stages[-1]
+    in_full = {module for module in planned.trainable_modules or () if ".lora_" not in module}
+    trained = any("image_newline" in (stage.trainable_modules or ()) for stage in stages)
+    if planned.data.mm_patch_merge_type == "spatial_unpad" and "language_model" in in_full and not trained:
+        yield _warning(
+            "the image newline keeps its random values while the language model trains",
+            code="image-newline-stays-random",
+            path=(*path, "trainable"),
+            hint="add `image_newline`, which LLaVA-NeXT trains with the language model; ignore this where "
+            "the language model is a LLaVA-NeXT checkpoint, which contains a trained one",
             on_key=True,
         )
 
 
 def _check_order(stage: Stage, path: KeyPath) -> Iterator[Problem]:
-    """An order that is asked for and not drawn."""
+    """An `order` that has no effect, or that the original does not have."""
     if stage.data.order == "original" and not stage.data.shuffle:
         yield _warning(
-            "`order: original` has no effect with `shuffle: false`, which takes the order of the files",
+            "`order: original` has no effect with `shuffle: false`, which keeps the order of the files",
             code="key-has-no-effect",
             path=(*path, "data", "order"),
             hint="write `order: seed`, or `shuffle: true`: the original always shuffles",
         )
     elif stage.data.order == "original" and stage.data.group_by == "length":
         yield _warning(
-            "the original has no order for `group_by: length`: there Hugging Face's sampler draws it",
+            "the original has no order of its own for `group_by: length`: Hugging Face's sampler draws it",
             code="original-has-no-order",
             path=(*path, "data", "order"),
             hint="write `order: seed`, or `group_by: modality_length`",
@@ -362,7 +331,7 @@ def _check_order(stage: Stage, path: KeyPath) -> Iterator[Problem]:
 
 
 def _check_validation(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """Evaluations that never come, and validation data that is trained on."""
+    """Evaluations that never happen, and validation data that is trained on."""
     train, last = stage.train, planned.train.max_steps
     where: KeyPath = (*path, "train", "eval_steps")
     if "eval_steps" in train.model_fields_set and train.eval_strategy != "steps":
@@ -374,11 +343,11 @@ def _check_validation(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterat
         )
     elif train.eval_strategy == "steps" and last is not None and train.eval_steps > last:
         yield _warning(
-            f"the validation loss is measured at the end alone: `eval_steps: {train.eval_steps}` is beyond "
+            f"the validation loss is measured only at the end: `eval_steps: {train.eval_steps}` is beyond "
             f"the last of {last} steps",
             code="validation-only-at-end",
             path=where if "eval_steps" in train.model_fields_set else (*path, "train", "eval_strategy"),
-            hint=f"write `eval_steps: {max(1, last // 4)}` or so",
+            hint=f"write `eval_steps: {max(1, last // 4)}`",
         )
     validation = stage.data.validation
     trained = {os.path.normpath(source.annotations): source for source in stage.data.sources}
@@ -387,29 +356,28 @@ def _check_validation(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterat
         words = {each.sampling_strategy.partition(":")[0] for each in (source, other) if each is not None}
         if other is not None and words != {"first", "end"}:
             yield _warning(
-                "the validation data is trained on too: its loss tells nothing about new data",
+                "the validation data is also trained on: its loss says nothing about new data",
                 code="validation-data-is-trained-on",
                 path=(*path, "data", "validation", "sources", number, "annotations"),
-                hint="write `validation: {split: 0.01}`, or use the `first` part of the file for one and the "
-                "`end` for the other",
+                hint="write `validation: {split: 0.01}`, or train on the `first` part of the file and "
+                "validate on its `end`",
             )
 
 
 def _check_plain(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """A language model that learns answers without what was asked: `plain` writes image and answer alone."""
-    roots = {name.split(".")[0] for name in planned.trainable_modules or ()}
-    name = stage.data.template
+    """A language model that learns answers without questions: `plain` writes only image and answer."""
+    roots, name = _roots(planned.trainable_modules or ()), stage.data.template
     if roots & {"language_model", "lm_head"} and name is not None and ALIASES.get(name, name) == "plain":
         yield _warning(
-            f"`template: {name}` leaves out what is asked, and the language model trains",
+            f"`template: {name}` leaves out the questions, but the language model trains",
             code="plain-template-in-full-training",
             path=(*path, "data", "template"),
-            hint="write `template: v1`, or the language model's own; `plain` is for aligning a projector",
+            hint="write `template: v1`, or that of the language model; `plain` is for training a projector",
         )
 
 
 def _check_processes(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """A batch that grows with the number of processes, while the learning rate stays."""
+    """A batch that grows with the number of processes at a fixed learning rate."""
     train, config = stage.train, planned.deepspeed or {}
     if train.global_batch_size is not None or isinstance(config.get("train_batch_size"), int):
         return
@@ -419,42 +387,41 @@ def _check_processes(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterato
     batch = per_device * accumulation
     kind = kind_of_stage(stage.freeze, stage.trainable, has_lora=stage.lora is not None)
     usual = usual_batch(kind, train.learning_rate)
-    wanted = "`global_batch_size:` with the batch that the learning rate was made for"
+    wanted = "`global_batch_size:` with the batch that the learning rate was chosen for"
     if usual is not None and usual % per_device == 0:
-        wanted = f"`global_batch_size: {usual}`, LLaVA's batch at this rate"
+        wanted = f"`global_batch_size: {usual}`, LLaVA's batch at this learning rate"
     instead = ", in place of `gradient_accumulation_steps`" if train.gradient_accumulation_steps else ""
     yield _warning(
-        "the batch of a step depends on the number of processes, and the learning rate doesn't",
+        "the batch of a step depends on the number of processes, but the learning rate doesn't",
         code="batch-depends-on-processes",
         path=(*path, "train", key) if is_written else (*path, "train"),
-        found=f"{batch} samples on 1 process, {8 * batch} on 8, at "
-        f"{say_number(train.learning_rate)} on each of them",
+        found=f"{batch} samples on 1 process, {8 * batch} on 8, both at {say_number(train.learning_rate)}",
         hint=f"write {wanted}{instead}; the accumulation steps then follow from the number of processes",
         on_key=True,
     )
 
 
 def _check_size(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Problem]:
-    """A batch that an epoch cannot fill: each step takes all samples there are, and an epoch is one step."""
+    """A batch larger than an epoch: each step takes all samples."""
     train, num_samples, batch = stage.train, planned.data.num_samples, planned.train.global_batch_size
     if not num_samples or batch <= num_samples:
         return
     per_device, accumulation = train.per_device_train_batch_size, planned.train.gradient_accumulation_steps
-    num_processes = batch // (per_device * accumulation)
+    num_processes = planned.train.num_processes
     share = suitable_share(max(1, num_samples // num_processes))
     key = "per_device_train_batch_size"
     if num_samples < num_processes:
-        hint = f"give it more samples, or run on at most {num_samples} of the {num_processes} processes"
+        hint = f"add samples, or run on at most {num_samples} of the {num_processes} processes"
     elif train.global_batch_size is not None:
         key, size = "global_batch_size", fitting_on_device(share, per_device)
-        beside = "" if size == per_device else f" with `per_device_train_batch_size: {size}`"
-        hint = f"write `global_batch_size: {share * num_processes}`{beside}"
+        with_others = "" if size == per_device else f" with `per_device_train_batch_size: {size}`"
+        hint = f"write `global_batch_size: {share * num_processes}`{with_others}"
     elif accumulation > 1 and per_device * num_processes <= num_samples:
         key = "gradient_accumulation_steps"
         hint = "write `gradient_accumulation_steps: 1`"
     else:
-        beside = " with `gradient_accumulation_steps: 1`" if accumulation > 1 else ""
-        hint = f"write `per_device_train_batch_size: {min(share, per_device)}`{beside}"
+        with_others = " with `gradient_accumulation_steps: 1`" if accumulation > 1 else ""
+        hint = f"write `per_device_train_batch_size: {min(share, per_device)}`{with_others}"
     at = (*path, "train", key) if key in train.model_fields_set else (*path, "train")
     yield _warning(
         "the batch of a step is larger than the data of an epoch",
@@ -464,3 +431,29 @@ def _check_size(stage: Stage, planned: StagePlan, path: KeyPath) -> Iterator[Pro
         hint=hint,
         on_key=at[-1] == "train",
     )
+
+
+def _warning(
+    message: str, *, code: str, path: KeyPath, hint: str, found: str | None = None, on_key: bool = False
+) -> Problem:
+    return Problem(message, code=code, path=path, found=found, hint=hint, on_key=on_key, severity="warning")
+
+
+def _roots(modules: Iterable[str]) -> frozenset[str]:
+    return frozenset(module.split(".", 1)[0] for module in modules)
+
+
+def _trained_roots(planned: StagePlan) -> frozenset[str] | None:
+    """The root modules in which something trains; None where the sizes are not known."""
+    return None if planned.trainable_modules is None else _roots(planned.trainable_modules)
+
+
+def _pretrained(recipe: Recipe) -> frozenset[str]:
+    """The root modules that start from trained weights."""
+    language, tower = recipe.model.language_model, recipe.model.vision_tower
+    roots = set()
+    if isinstance(language, str) or language.source is not None:
+        roots.add("language_model")
+    if tower.source is not None:
+        roots.add("vision_tower")
+    return frozenset(roots)

@@ -1,24 +1,34 @@
-"""From a stage's `train` settings to its plan and to transformers.TrainingArguments (version 5)."""
+"""The `train` of a stage: its plan, its keyword arguments of TrainingArguments (version 5), its errors."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from pydantic import JsonValue
 
 from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.plan.batch import BatchSizes, StepCounts
 from llava_recipes.plan.types import TrainPlan
-from llava_recipes.recipe.names import EXTRA_FIELDS as EXTRA_FIELDS
-from llava_recipes.recipe.names import INSTEAD, OPTIMIZERS
-from llava_recipes.recipe.names import REFUSED_FIELDS as REFUSED_FIELDS
+from llava_recipes.recipe.names import EXTRA_FIELDS, INSTEAD, OPTIMIZERS, REFUSED_FIELDS
 from llava_recipes.recipe.renames import did_you_mean, nearest, same_digits
 from llava_recipes.recipe.schema import Train
 
 _ADAM = ("adam", "adamw", "adamw_hf", "adam_w", "torch_adamw")
-"""What is meant by AdamW without more words; Hugging Face's own `adamw_hf` is gone."""
+"""Names of plain AdamW in other programs; transformers 5 has no `adamw_hf` of its own."""
+
+_KIND_WORDS = {
+    "None": "null",
+    "bool": "true or false",
+    "dict": "a mapping",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list",
+    "str": "a string",
+}
 
 
 def plan_train(train: Train, batch: BatchSizes, steps: StepCounts) -> TrainPlan:
-    """The plan of a stage's `train`, its batch and steps counted."""
+    """The plan of a stage's `train` with its counted batch and steps."""
     return TrainPlan(
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,
@@ -36,7 +46,7 @@ def plan_train(train: Train, batch: BatchSizes, steps: StepCounts) -> TrainPlan:
 
 
 def keyword_arguments(train: TrainPlan) -> dict[str, JsonValue]:
-    """All keyword arguments of TrainingArguments that a plan comes to, without paths and processes."""
+    """All keyword arguments of TrainingArguments for a plan, without paths and processes."""
     length = "max_steps" if train.num_train_epochs is None else "num_train_epochs"
     warmup = {} if train.warmup_steps is None else {"warmup_steps": train.warmup_steps}
     return {
@@ -54,9 +64,9 @@ def keyword_arguments(train: TrainPlan) -> dict[str, JsonValue]:
 
 
 def _other_arguments(train: Train, *, warmup_steps: int | None) -> dict[str, JsonValue]:
-    """Keyword arguments of TrainingArguments that a plan says in no field of its own.
+    """Keyword arguments of TrainingArguments that have no field in the plan.
 
-    `warmup_steps` are those of the plan; where it can't count them the recipe's share is an argument.
+    Where the plan cannot count `warmup_steps`, the recipe's share is among them.
     """
     wanted: dict[str, JsonValue] = {
         "per_device_eval_batch_size": train.per_device_eval_batch_size,
@@ -83,72 +93,51 @@ def _other_arguments(train: Train, *, warmup_steps: int | None) -> dict[str, Jso
     if train.tf32:
         wanted["tf32"] = True
     if train.gradient_checkpointing:
-        # The reentrant kind gives no gradient where the first layers are frozen.
+        # Reentrant checkpointing gives no gradients where the first layers are frozen.
         wanted["activation_checkpointing_kwargs"] = {"use_reentrant": False}
     return wanted | train.extra
 
 
-def check_arguments(train: Train, *, path: KeyPath) -> list[Problem]:
-    """What in `optim` and `extra` is not known, belongs elsewhere or has the wrong type.
+def check_arguments(train: Train, *, path: KeyPath) -> Iterator[Problem]:
+    """Unknown optimizers, and keys of `extra` that are unknown, belong elsewhere or have a wrong type.
 
     `path` is that of `train`.
     """
-    problems = []
     if train.optim not in OPTIMIZERS:
-        near = (
-            None
-            if train.optim.lower() in _ADAM
-            else did_you_mean(train.optim, same_digits(train.optim, OPTIMIZERS))
-        )
-        hint = near or "write `optim: adamw_torch`, the usual one"
-        problems.append(
-            Problem(
-                f"unknown optimizer {train.optim!r}",
-                code="unknown-optimizer",
-                path=(*path, "optim"),
-                found=train.optim,
-                hint=hint,
-            )
+        near = None
+        if train.optim.lower() not in _ADAM:
+            near = did_you_mean(train.optim, same_digits(train.optim, OPTIMIZERS))
+        yield Problem(
+            f"unknown optimizer {train.optim!r}",
+            code="unknown-optimizer",
+            path=(*path, "optim"),
+            found=train.optim,
+            hint=near or "write `optim: adamw_torch`, the usual one",
         )
     for name, value in train.extra.items():
-        problem = _check_extra(name, value, path=(*path, "extra", name))
-        if problem is not None:
-            problems.append(problem)
-    return problems
+        yield from _check_extra(name, value, path=(*path, "extra", name))
 
 
-def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Problem | None:
+def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Iterator[Problem]:
     if name in INSTEAD:
-        message, hint = f"`{name}` has no place in `extra`", INSTEAD[name]
-        return Problem(message, code="not-for-extra", path=path, hint=hint, on_key=True)
-    if name not in EXTRA_FIELDS:
+        message, hint = f"`{name}` does not belong in `extra`", INSTEAD[name]
+        yield Problem(message, code="not-for-extra", path=path, hint=hint, on_key=True)
+    elif name not in EXTRA_FIELDS:
         known = (*EXTRA_FIELDS, *REFUSED_FIELDS)
         near = nearest(name, known)
         if near is not None and near in REFUSED_FIELDS:
-            hint = f"if `{near}` is meant: {REFUSED_FIELDS[near]}"
+            hint = f"for `{near}`: {REFUSED_FIELDS[near]}"
         else:
             hint = did_you_mean(name, known) or "`extra` takes fields of transformers.TrainingArguments"
-        return Problem(
-            f"`{name}` is no field of TrainingArguments",
+        yield Problem(
+            f"TrainingArguments has no field `{name}`",
             code="unknown-training-argument",
             path=path,
             hint=hint,
             on_key=True,
         )
-    accepted = EXTRA_FIELDS[name].split("|")
-    kind = type(value).__name__.replace("NoneType", "None")
-    if kind in accepted or (kind == "int" and "float" in accepted):
-        return None
-    words = " or ".join(_KIND_WORDS[kind] for kind in accepted)
-    return Problem(f"`{name}` takes {words}", code="value-of-wrong-kind", path=path, found=_KIND_WORDS[kind])
-
-
-_KIND_WORDS = {
-    "None": "null",
-    "bool": "true or false",
-    "dict": "a mapping",
-    "float": "a number",
-    "int": "a whole number",
-    "list": "a list",
-    "str": "a text",
-}
+    else:
+        accepted, kind = EXTRA_FIELDS[name].split("|"), type(value).__name__.replace("NoneType", "None")
+        if kind not in accepted and not (kind == "int" and "float" in accepted):
+            message = f"`{name}` takes {' or '.join(_KIND_WORDS[each] for each in accepted)}"
+            yield Problem(message, code="value-of-wrong-kind", path=path, found=_KIND_WORDS[kind])

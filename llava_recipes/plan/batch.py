@@ -1,4 +1,4 @@
-"""Batch and step arithmetic, as the Hugging Face Trainer counts with one data loader for all processes."""
+"""Batches and steps, as the Hugging Face Trainer counts them with one data loader for all processes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Final
 from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.recipe.schema import Train
 
-MOST_TRIED = 100_000
-"""Divisors that are looked for one by one: a number of a recipe may have 19 digits."""
-
-
-SIZES_TRIED: Final = 64
-"""Batches of a device that are looked at for a batch that divides."""
+MOST_DIVISORS: Final = 100_000
+"""Candidates tried one by one as divisors: a number of a recipe may have 19 digits."""
+MOST_SIZES: Final = 64
+"""Candidates tried as the batch of a device."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class BatchSizes:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Optimizer steps; None where the samples are not counted."""
+    """Optimizer steps; None where samples are not counted."""
 
     per_epoch: int | None
     in_all: int | None
@@ -37,7 +35,7 @@ class StepCounts:
 
 
 def derive_batch(train: Train, *, world_size: int) -> BatchSizes | None:
-    """The batch for a number of processes, or None where the global batch size does not divide."""
+    """The batch for a number of processes; None where the global batch size cannot be divided."""
     per_pass = train.per_device_train_batch_size * world_size
     if train.global_batch_size is None:
         accumulation = train.gradient_accumulation_steps or 1
@@ -49,16 +47,16 @@ def derive_batch(train: Train, *, world_size: int) -> BatchSizes | None:
 
 
 def explain_batch(train: Train, *, world_size: int, path: KeyPath, stage: str) -> Problem:
-    """Why the global batch size does not divide, with values that do.
+    """Why the global batch size cannot be divided, and values that can.
 
-    `path` is that of `train`, in the stage with the name `stage`.
+    `path` is that of `train` in the stage named `stage`.
     """
     wanted, per_device = train.global_batch_size, train.per_device_train_batch_size
-    assert wanted is not None, "only a given global batch size can fail to divide"
+    assert wanted is not None, "only a global batch size can be indivisible"
     per_pass = per_device * world_size
     share, rest = divmod(wanted, world_size)
     size = fitting_on_device(share, per_device) if rest == 0 else 0
-    # The number of processes is that of one command, and the value may stand in a shared file.
+    # The number of processes belongs to one command, while the value may be in a shared file.
     place = _spell_train(path, stage)
     one_device = f"{place}.per_device_train_batch_size"
     proposals = []
@@ -83,10 +81,10 @@ def explain_batch(train: Train, *, world_size: int, path: KeyPath, stage: str) -
 
 
 def count_steps(train: Train, batch: BatchSizes, *, num_samples: int | None, world_size: int) -> StepCounts:
-    """Optimizer steps; `per_epoch` is 0 where not one batch can be filled.
+    """Optimizer steps; `per_epoch` is 0 where the samples do not fill one batch.
 
-    The last batch of an epoch is kept even when it is not full, unless `dataloader_drop_last` is set, and
-    the data loader gives every process the same number of batches.
+    An incomplete last batch of an epoch is kept unless `dataloader_drop_last` is set, and every process gets
+    the same number of batches.
     """
     per_epoch = None
     if num_samples is not None:
@@ -109,7 +107,7 @@ def count_steps(train: Train, batch: BatchSizes, *, num_samples: int | None, wor
 
 
 def count_evaluations(train: Train, steps: StepCounts) -> int | None:
-    """How often the validation loss is measured; the end is always among them. None without a step count."""
+    """How often the validation loss is measured, including at the end; None where steps are not counted."""
     if train.eval_strategy == "no":
         return 1
     every = train.eval_steps if train.eval_strategy == "steps" else steps.per_epoch
@@ -117,7 +115,7 @@ def count_evaluations(train: Train, steps: StepCounts) -> int | None:
 
 
 def batch_notes(train: Train, batch: BatchSizes, *, world_size: int) -> Iterator[str]:
-    """What was derived from the number of processes."""
+    """What follows from the number of processes."""
     if train.global_batch_size is not None:
         steps = "step" if batch.accumulation == 1 else "steps"
         yield (
@@ -127,35 +125,35 @@ def batch_notes(train: Train, batch: BatchSizes, *, world_size: int) -> Iterator
 
 
 def _spell_train(path: KeyPath, stage: str) -> str:
-    """The `train` of a stage as `--set` takes it: by the stage's name, unless it reads as something else."""
+    """The `train` of a stage for `--set`: with the stage's name, or its index where the name is ambiguous."""
     by_index = "." in stage or stage.isdecimal()
     return ".".join(stage if segment == path[1] and not by_index else str(segment) for segment in path)
 
 
 def suitable_share(num_samples: int) -> int:
-    """A batch that leaves an epoch several steps: a tenth of the samples, or 8 where that is too few."""
+    """A batch that gives an epoch several steps: a tenth of the samples, or 8 where that is too few."""
     wanted = max(1, num_samples // 10, min(8, num_samples // 2))
     return 1 << (wanted.bit_length() - 1)
 
 
 def fitting_on_device(share: int, per_device: int) -> int:
-    """The largest batch of a device that divides its share; never more than was meant to fit on it."""
+    """The largest divisor of a device's share that does not exceed its current batch."""
     return max(size for size in divisors(share) if size <= per_device)
 
 
 def _nearest_share(wanted: float, per_device: int) -> tuple[int, int]:
-    """The share of a process nearest to a wanted one, and a batch that divides it and isn't tiny."""
+    """The share of a process nearest to the wanted one, and a batch that divides it and isn't tiny."""
     if wanted <= per_device:
         share = max(1, round(wanted))
         return share, share
-    fewest = max(math.ceil(per_device / 2), per_device - SIZES_TRIED)
+    fewest = max(math.ceil(per_device / 2), per_device - MOST_SIZES)
     shares = [(max(1, round(wanted / size)) * size, size) for size in range(fewest, per_device + 1)]
     return min(shares, key=lambda pair: (abs(pair[0] - wanted), -pair[1]))
 
 
 def divisors(number: int) -> list[int]:
-    """What divides a number, in order; beyond the square of MOST_TRIED perhaps not all of it."""
-    small = [size for size in range(1, min(math.isqrt(number), MOST_TRIED) + 1) if number % size == 0]
+    """The divisors of a number in order; beyond the square of MOST_DIVISORS some may be missing."""
+    small = [size for size in range(1, min(math.isqrt(number), MOST_DIVISORS) + 1) if number % size == 0]
     return sorted({*small, *(number // size for size in small)})
 
 

@@ -1,4 +1,4 @@
-"""What differs between two plans, in meaning."""
+"""What differs in meaning between two plans, and between two models of plans."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llava_recipes.plan.types import Plan, StagePlan
 
 Values: TypeAlias = dict[str, JsonValue]
 
-# Names and notes are for people; the rest is compared elsewhere.
+# Names and notes have no effect on a run; stages are compared separately.
 _LABELS = {"recipe", "notes", "stages", "world_size", "plan_version"}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A path of the plan, and the value of each side where it has one."""
+    """A path of the plan with the value of each plan that has one."""
 
     path: str
     a: JsonValue = None
@@ -29,11 +29,11 @@ class Difference:
 
 
 def compare(a: Plan, b: Plan) -> tuple[Difference, ...]:
-    """Every difference between two plans for the same number of processes; empty when they mean the same.
+    """Every difference between two plans for the same number of processes; empty where they mean the same.
 
-    Stages are compared with those of the same name, and those left over in their order. Two spellings of the
-    same thing (globs that come to the same modules, a DeepSpeed preset and a file with the same content) are
-    no difference; nor are names, which no step of a run depends on.
+    Stages are compared by name, and the remaining ones in their order. Two spellings of the same thing (globs
+    that match the same modules, a DeepSpeed preset and a file with the same content) are not a difference;
+    nor are names, since no step of a run depends on them.
     """
     assert a.world_size == b.world_size
     left, right = (_without(plan.model_dump(mode="json"), _LABELS) for plan in (a, b))
@@ -54,7 +54,7 @@ def compare(a: Plan, b: Plan) -> tuple[Difference, ...]:
 def _pair(
     a: tuple[StagePlan, ...], b: tuple[StagePlan, ...]
 ) -> tuple[list[tuple[StagePlan, StagePlan]], list[StagePlan], list[StagePlan]]:
-    """Stages that belong together, and those of each side that are left over."""
+    """Pairs of stages to compare, and the stages of each plan without a partner."""
     names = {stage.name: stage for stage in b}
     partners = {stage.name: names[stage.name] for stage in a if stage.name in names}
     rest_a = [stage for stage in a if stage.name not in partners]
@@ -65,14 +65,13 @@ def _pair(
 
 
 def _comparable(a: StagePlan, b: StagePlan) -> tuple[Values, Values]:
-    """The values of two stages, without what is only another spelling of something else in them."""
+    """The values of two stages, without those that are only spelled differently."""
     left_out = {"name"}
     if a.trainable_modules is not None and b.trainable_modules is not None:
         left_out |= {"freeze", "trainable"}
     if a.deepspeed == b.deepspeed:
         left_out.add("deepspeed_source")
-    one, other = (_without(stage.model_dump(mode="json"), left_out) for stage in (a, b))
-    return one, other
+    return _without(a.model_dump(mode="json"), left_out), _without(b.model_dump(mode="json"), left_out)
 
 
 def _without(values: Values, keys: set[str]) -> Values:
@@ -88,19 +87,20 @@ def _between(a: JsonValue, b: JsonValue, path: str) -> Iterator[Difference]:
                 yield Difference(inner, a=a.get(key), b=b.get(key), in_a=key in a, in_b=key in b)
             else:
                 yield from _between(a[key], b[key], inner)
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and _holds_mappings(a):
+    elif (
+        isinstance(a, list)
+        and isinstance(b, list)
+        and len(a) == len(b)
+        and any(isinstance(entry, dict) for entry in a)
+    ):
         for index, (one, other) in enumerate(zip(a, b, strict=True)):
             yield from _between(one, other, f"{path}[{index}]")
     elif a != b or isinstance(a, bool) != isinstance(b, bool):
         yield Difference(path, a=a, b=b)
 
 
-def _holds_mappings(entries: list[JsonValue]) -> bool:
-    return any(isinstance(entry, dict) for entry in entries)
-
-
 def _by_name(value: JsonValue) -> JsonValue:
-    """A list of mappings that have names, as a mapping; any other value as it is."""
+    """A list of named mappings as a mapping by name; any other value as it is."""
     if not isinstance(value, list) or not value:
         return value
     named: Values = {}
@@ -113,7 +113,7 @@ def _by_name(value: JsonValue) -> JsonValue:
 
 
 def identity(part: Mapping[str, JsonValue]) -> str | None:
-    """What tells one language model or tower of a plan from another: its source, or its config and seed."""
+    """What identifies a language model or a tower of a plan: its source, or its config and seed."""
     source = part.get("source")
     if isinstance(source, str):
         return source
@@ -122,19 +122,19 @@ def identity(part: Mapping[str, JsonValue]) -> str | None:
 
 
 def is_same(left: str, right: str | None) -> bool:
-    """Whether two identities are one: the same text, or a folder named like the hub's repository."""
+    """Whether two identities are the same: equal, or a folder with the name of the hub's repository."""
     if right is None or left == right:
         return left == right
     return not left.startswith("[") and last_name(left) == last_name(right)
 
 
 def last_name(source: str) -> str:
-    """`vicuna-7b-v1.5`, of `lmsys/Vicuna-7B-v1.5` or a folder of that name."""
+    """`vicuna-7b-v1.5`, from `lmsys/Vicuna-7B-v1.5` or a folder of that name."""
     return source.rstrip("/").rpartition("/")[2].lower()
 
 
 def spell_identity(identity: str | None) -> str:
-    """An identity for a person: the source, or what kind of random weights."""
+    """An identity in words: the source, or the kind of random weights."""
     if identity is None:
         return "none"
     if not identity.startswith("["):

@@ -1,4 +1,4 @@
-"""Compile a recipe for a number of processes: every derived value, and every contradiction at its place."""
+"""From a recipe to a plan for a number of processes: every derived value, and every error at its place."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ from llava_recipes.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Earlier:
-    """What a run that a stage starts from was started from itself, the oldest first."""
+    """The runs that an earlier run started from itself, the oldest first."""
 
     folders: tuple[str, ...]
     missing: tuple[str, ...]
-    """Not there any more, and not needed: the run trained all of language model and projector itself."""
+    """Deleted, and not needed: the run trained all of language model and projector itself."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was read from disk for a recipe, since compiling reads nothing itself."""
+    """What was read from disk for a recipe; compiling reads nothing itself."""
 
     language_config: Mapping[str, JsonValue] | None = None
-    """Config of a language model found on disk; inline configs and the catalog need no disk."""
+    """Config found on disk; inline configs and the catalog need no disk."""
     vision_config: Mapping[str, JsonValue] | None = None
     tokenizer: str | None = None
-    """The kind of the tokenizer, as `plan.exports` names it; None where it isn't available."""
+    """The kind of the tokenizer as in `plan.exports`; None where it isn't available."""
     num_samples: Mapping[str, int] = field(default_factory=dict)
-    """Records of annotation files whose `num_samples` the recipe does not give."""
+    """Records of the annotation files whose `num_samples` the recipe leaves out."""
     deepspeed_files: Mapping[str, dict[str, JsonValue]] = field(default_factory=dict)
     earlier: Mapping[str, Earlier] = field(default_factory=dict)
-    """By the folder of another run that an `init_from` names."""
+    """By the folder of another run in an `init_from`."""
     problems: tuple[Problem, ...] = ()
-    """Files that are there and cannot be read; told with everything else that is wrong."""
+    """Files that exist but cannot be read; reported with all other problems."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A plan, the model that it was counted from, and what a person has probably not meant."""
+    """A plan, the model that it was counted from, and the warnings about it."""
 
     plan: Plan
     model: PlannedModel
@@ -76,7 +76,7 @@ class Compiled:
 
 
 def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled:
-    """The plan of a recipe on `world_size` processes, with all that was found out.
+    """The plan of a recipe for `world_size` processes.
 
     Raises RecipeError with every problem at once; their paths are those of the recipe.
     """
@@ -87,8 +87,8 @@ def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled
         vision_config=facts.vision_config,
         image_newline=any(stage.data.mm_patch_merge_type == "spatial_unpad" for stage in recipe.stages),
     )
-    told = {problem.path for problem in problems}
-    problems += [problem for problem in model.problems if problem.path not in told]
+    reported = {problem.path for problem in problems}
+    problems += [problem for problem in model.problems if problem.path not in reported]
     notes += model.notes
     quantization = model.plan.language_model.quantization
     stages: list[StagePlan | None] = []
@@ -131,7 +131,7 @@ def compile_recipe(recipe: Recipe, *, world_size: int, facts: Facts) -> Compiled
 
 
 class _StageCompiler:
-    """One stage's plan, with the problems and notes met on the way."""
+    """Compiles one stage, and collects its problems and notes."""
 
     def __init__(
         self, recipe: Recipe, index: int, model: PlannedModel, world_size: int, facts: Facts
@@ -145,17 +145,12 @@ class _StageCompiler:
         self.notes: list[str] = []
 
     def plan(self) -> StagePlan | None:
-        """The stage's plan, or None where the global batch size cannot be reached."""
+        """The stage's plan; None where the global batch size cannot be divided."""
         stage, train = self._stage, self._stage.train
         train_path = (*self._path, "train")
         self.problems += check_arguments(train, path=train_path)
-        found = plan_data(
-            stage,
-            self._model.plan.sizes,
-            counted=self._facts.num_samples,
-            world_size=self._world_size,
-            path=self._path,
-        )
+        sizes, counted = self._model.plan.sizes, self._facts.num_samples
+        found = plan_data(stage, sizes, counted=counted, world_size=self._world_size, path=self._path)
         data = found.plan
         self.problems += found.problems
         self.notes += found.notes
@@ -170,8 +165,8 @@ class _StageCompiler:
             return None
         steps = count_steps(train, batch, num_samples=data.num_samples, world_size=self._world_size)
         if data.validation is not None:
-            counted = data.validation.model_copy(update={"num_evaluations": count_evaluations(train, steps)})
-            data = data.model_copy(update={"validation": counted})
+            update = {"num_evaluations": count_evaluations(train, steps)}
+            data = data.model_copy(update={"validation": data.validation.model_copy(update=update)})
         if steps.per_epoch == 0 and data.num_samples != 0:
             self.problems.append(self._explain_no_step(batch, data))
         self.notes += batch_notes(train, batch, world_size=self._world_size)
@@ -220,7 +215,7 @@ class _StageCompiler:
         )
 
     def _starts_from(self, index: int) -> tuple[str, ...]:
-        """Output folders whose trained weights are laid over the base weights, the oldest first."""
+        """Output folders whose trained weights replace base weights, the oldest first."""
         stages = self._recipe.stages
         start = stages[index].init_from or (stages[index - 1].name if index else "base")
         if start == "base":
@@ -233,7 +228,7 @@ class _StageCompiler:
             choices = ("base", *names[:index])
             self.problems.append(
                 Problem(
-                    "`init_from` names no earlier stage",
+                    "`init_from` doesn't name an earlier stage",
                     code="init-from-unknown-stage",
                     path=(*self._path, "init_from"),
                     found=start,
@@ -244,18 +239,18 @@ class _StageCompiler:
         before = self._facts.earlier.get(start, Earlier((), ()))
         if index == self._index:
             self.notes += [
-                f"{start} was started from {folder}, which is not there; it trained language model and "
-                "projector itself, so that only what was trained of the tower there would be missing"
+                f"{start} started from {folder}, which does not exist any more; since {start} trained the "
+                "whole language model and projector, at most trained weights of the tower are missing"
                 for folder in before.missing
             ]
         return (*before.folders, start)
 
     def _explain_no_step(self, batch: BatchSizes, data: DataPlan) -> Problem:
         return Problem(
-            "not one full batch for every process, and `dataloader_drop_last` drops what is not full",
+            "the samples do not fill one batch per process, and `dataloader_drop_last` drops the rest",
             code="no-full-batch",
             path=(*self._path, "train", "extra", "dataloader_drop_last"),
-            found=f"{data.num_samples} samples, {batch.per_device * self._world_size} are needed",
+            found=f"{data.num_samples} samples of {batch.per_device * self._world_size} needed",
             hint="remove `dataloader_drop_last`, or make the batch smaller",
         )
 

@@ -1,6 +1,6 @@
-"""What a stage's `data:` comes to: how many records train, validate and are asked, and how they are given.
+"""The data of a stage: how many records of each source train, validate and are sampled, and in what form.
 
-Shares are rounded up, as LLaVA-NeXT rounds its percentages. Which records they are, `data/draw.py` draws.
+Shares are rounded up, as LLaVA-NeXT rounds its percentages. `data/records.py` chooses the records.
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from pydantic import JsonValue
-
 from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.layouts import meaning_of
-from llava_recipes.plan.families import LANGUAGE_FAMILIES
 from llava_recipes.plan.image_tokens import plan_images
 from llava_recipes.plan.trainable import trains_image_tokens
 from llava_recipes.plan.types import DataPlan, ModelSizes, SamplingPlan, SourcePlan, StagePlan, ValidationPlan
 from llava_recipes.recipe.schema import Samples, Source, Stage
 
 NUM_RECORDS = 4
-"""Asked while the model trains, where a recipe names no number."""
+"""Records sampled during training where a recipe sets no number."""
 
 
 @dataclass(frozen=True)
 class PlannedData:
-    """The plan, with the problems and notes met on the way."""
+    """The plan of a stage's data, with its problems and notes."""
 
     plan: DataPlan
     problems: tuple[Problem, ...]
@@ -36,9 +33,9 @@ class PlannedData:
 def plan_data(
     stage: Stage, sizes: ModelSizes | None, *, counted: Mapping[str, int], world_size: int, path: KeyPath
 ) -> PlannedData:
-    """The data of the stage at `path`; how often it is measured is not known yet.
+    """The data of the stage at `path`; the number of evaluations is not known yet.
 
-    counted  records of annotation files whose `num_samples` the recipe does not give
+    counted  records of the annotation files whose `num_samples` the recipe leaves out
     """
     data, seed, path = stage.data, stage.train.seed, (*path, "data")
     validation, sources = data.validation, _Sources(counted)
@@ -89,22 +86,22 @@ def plan_data(
 
 @dataclass
 class _Sources:
-    """Counts records, and gathers what is to be told of their files."""
+    """Counts records, and collects the problems and notes of their files."""
 
     counted: Mapping[str, int]
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def count(self, sources: Sequence[Source], path: KeyPath) -> list[int | None]:
-        """Records of each source's file; notes of files that are not here, problems of those too small."""
+        """Records in each source's file; notes of missing files, problems of files that are too small."""
         counts = []
         for number, source in enumerate(sources):
             count = source.num_samples or self.counted.get(source.annotations)
             counts.append(count)
             if count is None:
                 self.notes.append(
-                    f"{source.annotations} is not here, so its samples are not counted; "
-                    "`num_samples` of the source would tell"
+                    f"{source.annotations} does not exist here, so its samples are not counted; "
+                    "`num_samples` of the source sets their number"
                 )
             elif (problem := overdrawn(source.sampling_strategy, count)) is not None:
                 self.problems.append(replace(problem, path=(*path, number, *(problem.path or ()))))
@@ -112,7 +109,7 @@ class _Sources:
 
 
 def plan_sampling(stage: Stage) -> SamplingPlan | None:
-    """The plan of `sample_every`, or None where nothing is asked."""
+    """The plan of `sample_every`, or None where the model is not sampled."""
     if stage.sample_every is None:
         return None
     samples = stage.samples or Samples()
@@ -126,7 +123,7 @@ def plan_sampling(stage: Stage) -> SamplingPlan | None:
 
 
 def describe_sampling(sampling: SamplingPlan) -> str:
-    """How much is asked, and when."""
+    """How many images are sampled, and when: `about 4 images every 500 steps and after the last`."""
     number = len(sampling.images) or sampling.num_records or 0
     images = f"{number} {'image' if number == 1 else 'images'}"
     return f"about {images} every {sampling.every:,} steps and after the last"
@@ -141,7 +138,7 @@ def when_measured(stage: StagePlan) -> str:
 
 @dataclass(frozen=True)
 class MixedSources:
-    """The sources that are trained on, and those that are held out; None where nothing is."""
+    """The sources to train on, and what is held out of them; None where nothing is."""
 
     training: tuple[SourcePlan, ...]
     held_out: tuple[SourcePlan, ...] | None
@@ -150,9 +147,11 @@ class MixedSources:
 def mix_sources(
     sources: Sequence[Source], counts: Sequence[int | None], *, seed: str, split: float | None
 ) -> MixedSources:
-    """What is used of each source that holds so many records; None where a file is not at hand.
+    """What is used of each source.
 
-    `seed` begins the text that every draw by chance is seeded with.
+    counts  records in the file of each source; None for a missing file
+    seed    start of the string that seeds every random draw
+    split   share or number of records to hold out; None to hold out nothing
     """
     drawn = [
         None if count is None else count_drawn(source.sampling_strategy, count)
@@ -190,18 +189,18 @@ def _by_chance(source: Source, split: float | None) -> bool:
 
 
 def every_record(source: SourcePlan) -> SourcePlan:
-    """The source with each of its chosen records once, to be trained on or held out."""
+    """The source with each of its chosen records exactly once, whether held out or not."""
     return source.model_copy(update={"weight": 1.0, "num_held_out": 0, "part": "training"})
 
 
 def total_used(sources: Sequence[SourcePlan]) -> int | None:
-    """Samples that an epoch draws; None while a file is not at hand."""
+    """Samples of an epoch; None while a file is missing."""
     counts = [source.num_used for source in sources]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def count_drawn(strategy: str, num_records: int) -> int:
-    """How many of a file's records a sampling strategy chooses; may be more than there are."""
+    """How many records of a file a sampling strategy chooses; may exceed `num_records`."""
     word, _, amount = strategy.partition(":")
     if word == "all":
         return num_records
@@ -211,20 +210,20 @@ def count_drawn(strategy: str, num_records: int) -> int:
 
 
 def overdrawn(strategy: str, num_records: int) -> Problem | None:
-    """The problem of a strategy that asks for more records than there are; its path is the key's name."""
+    """The problem of a strategy that asks for more records than exist; its path is the key alone."""
     if count_drawn(strategy, num_records) <= num_records:
         return None
     return Problem(
-        "`sampling_strategy` asks for more records than the file holds",
+        "`sampling_strategy` asks for more records than the file contains",
         code="too-few-records",
         path=("sampling_strategy",),
-        found=f"{strategy}, and the file holds {num_records:,}",
+        found=f"{strategy}, and the file contains {num_records:,}",
         hint="write `all`",
     )
 
 
 def nothing_left(held_out: Sequence[SourcePlan], path: KeyPath) -> Problem:
-    """The problem of a `split` that takes every record; `path` is its own."""
+    """The problem of the `split` at `path` that holds out every record."""
     return Problem(
         "`split` holds out every record: nothing is left to train on",
         code="too-few-records",
@@ -235,12 +234,12 @@ def nothing_left(held_out: Sequence[SourcePlan], path: KeyPath) -> Problem:
 
 
 def count_used(weight: float, num_records: int) -> int:
-    """How many samples an epoch draws from so many records."""
+    """How many samples an epoch draws from this number of records."""
     return math.ceil(Fraction(repr(weight)) * num_records)
 
 
 def count_held_out(split: float, drawn: Sequence[int | None]) -> list[int | None]:
-    """How many records of each source are held out: its share of the whole, by largest remainder."""
+    """How many records of each source are held out: in proportion, by largest remainder."""
     known = [count for count in drawn if count is not None]
     if len(known) < len(drawn):
         return [None] * len(drawn)
@@ -252,60 +251,3 @@ def count_held_out(split: float, drawn: Sequence[int | None]) -> list[int | None
     for number in by_remainder[: wanted - sum(held_out)]:
         held_out[number] += 1
     return list[int | None](held_out)
-
-
-Config = Mapping[str, JsonValue]
-
-HF_TYPES = ("llava", "llava_next")
-"""What transformers calls its own LLaVA models, llava-hf's among them."""
-
-_MARKS = ("mm_projector_type", "mm_vision_tower")
-
-_LANGUAGE_TYPES = {
-    family.llava_class: name for name, family in LANGUAGE_FAMILIES.items() if family.llava_class is not None
-}
-
-
-def comes_from_original_llava(language: Config) -> bool:
-    """Whether a language model's config is the part of a whole LLaVA model as the original saves it."""
-    classes = language.get("architectures")
-    named = classes[0] if isinstance(classes, list) and classes else None
-    return str(named) in _LANGUAGE_TYPES or any(key in language for key in _MARKS)
-
-
-def is_original_llava(config: Config) -> bool:
-    """Whether a config.json is that of a whole LLaVA model as the original saves it.
-
-    transformers' own LLaVA holds its language model's config in `text_config`.
-    """
-    return (
-        "text_config" not in config
-        and any(key in config for key in _MARKS)
-        and language_type(config) is not None
-    )
-
-
-def is_hf_llava(config: Config) -> bool:
-    """Whether a config.json is that of transformers' own LLaVA or LLaVA-NeXT."""
-    return config.get("model_type") in HF_TYPES and isinstance(config.get("text_config"), dict)
-
-
-def language_type(config: Config) -> str | None:
-    """The type of the language model inside, by the name of its class; None for one that is not known."""
-    classes = config.get("architectures")
-    named = classes[0] if isinstance(classes, list) and classes else None
-    if isinstance(named, str) and named in _LANGUAGE_TYPES:
-        return _LANGUAGE_TYPES[named]
-    given = str(config.get("model_type", ""))
-    return given.removeprefix("llava_") if given.startswith("llava_") else None
-
-
-def language_part(config: Config) -> Config:
-    """The config of the language model inside a LLaVA checkpoint; any other config as it is."""
-    inner = config.get("text_config")
-    if isinstance(inner, dict) and is_hf_llava(config):
-        # llava-hf's folders leave the type out where it is Llama's.
-        return {"model_type": "llama", **inner}
-    if not is_original_llava(config):
-        return config
-    return {**config, "model_type": language_type(config)}

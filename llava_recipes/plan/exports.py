@@ -1,7 +1,7 @@
-"""What each export refuses: one rule, for the exporters and for the warnings before a training.
+"""Which models each export refuses: one rule for the exporters and for the warnings before training.
 
-Targets are the layouts of `llava-recipe export --to`, and `adapters`: a LoRA run's own folder, read by the
-original LLaVA (haotian-liu/LLaVA at c121f04, with the peft 0.8.2 that it pins).
+Targets are the layouts of `llava-recipe export --to`. Whether the original reads adapters is that of
+haotian-liu/LLaVA at c121f04 with the peft 0.8.2 that it pins.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import JsonValue
-
 from llava_recipes.errors import KeyPath, Problem
-from llava_recipes.plan.data import comes_from_original_llava
-from llava_recipes.plan.families import LANGUAGE_FAMILIES, TOWER_FAMILIES
-from llava_recipes.plan.outline import vision_part
+from llava_recipes.plan.families import (
+    LANGUAGE_FAMILIES,
+    TOWER_FAMILIES,
+    Config,
+    comes_from_original_llava,
+    vision_part,
+)
 from llava_recipes.plan.trainable import IMAGE_TOKENS
 from llava_recipes.plan.types import DataPlan, ModelPlan, StagePlan
 from llava_recipes.projectors import STOCK, type_named
 from llava_recipes.recipe.globs import split_glob
 from llava_recipes.recipe.schema import Recipe
 
-Config = Mapping[str, JsonValue]
 Target = Literal["hf", "llava", "gguf-ready"]
 TARGETS: tuple[Target, ...] = ("hf", "llava", "gguf-ready")
 
 _WAYS_OUT: tuple[Target, ...] = ("hf", "llava")
 
 Part = Literal["language_model", "tokenizer", "vision_tower", "select_feature", "projector", "images"]
-"""What of a model the reason is in."""
+"""The part of a model that a reason is about."""
 
 SENTENCEPIECE = "sentencepiece"
-"""The kind of a tokenizer whose folder has a tokenizer.model; the others are tokenizer.json's own names."""
+"""A tokenizer whose folder has a tokenizer.model; other kinds have the names of tokenizer.json."""
 
 _NO_JSON_TOKENIZER = frozenset({"gemma", "gemma2", "gemma3_text"})
-"""Language models whose tokenizer llama.cpp reads from tokenizer.model alone (its conversion/gemma.py)."""
+"""Language models whose tokenizer llama.cpp reads only from tokenizer.model (its conversion/gemma.py)."""
 
-# convert_image_encoder_to_gguf.py writes whether it's `gelu`; llama.cpp takes all others for quick_gelu.
+# convert_image_encoder_to_gguf.py writes whether it's `gelu`; llama.cpp treats all others as quick_gelu.
 _CLIP_ACTIVATIONS = ("quick_gelu", "gelu")
 
-# Heads that transformers gives more than a matrix; values of keys that a config leaves out.
+# Heads that are more than a matrix in transformers; defaults of keys that a config leaves out.
 _SOFT_CAPS: Mapping[str, float] = MappingProxyType(
     {"gemma2": 30.0, "gemma3n_text": 30.0, "vaultgemma": 30.0, "nanochat": 15.0}
 )
@@ -52,11 +53,11 @@ _BIASED_HEADS = frozenset({"phi", "gptj", "codegen"})
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFacts:
-    """What the exports ask of a model; None for what isn't known."""
+    """What the exports need to know of a model; None for what isn't known."""
 
     language_type: str | None
     head: str | None
-    """What the head does beside a matrix; empty for a plain one."""
+    """What the head does besides its matrix; empty for a plain one."""
     tokenizer: str | None
     tower_type: str | None
     tower_activation: str | None
@@ -65,18 +66,18 @@ class ExportFacts:
     image_aspect_ratio: str
     merge_type: str
     base_has_projector: bool | None
-    """Whether the language model's own folder is a LLaVA checkpoint whose projector the run starts from."""
+    """Whether the run starts from the projector of a LLaVA checkpoint that is the language model's folder."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One reason why an export is refused."""
+    """A reason why an export is refused."""
 
     part: Part
     reason: str
     found: str
     hint: str | None = None
-    """What to do, where that is something else than another layout."""
+    """What to do, where this isn't the choice of another layout."""
 
 
 def facts_of(
@@ -89,7 +90,7 @@ def facts_of(
     usual_activation = "gelu_pytorch_tanh" if family is None else family.activation
     return ExportFacts(
         language_type=None if language is None else str(language.get("model_type")),
-        head=None if language is None else beside_the_head(language),
+        head=None if language is None else besides_the_head(language),
         tokenizer=tokenizer,
         tower_type=tower_type,
         tower_activation=None if tower is None else str(tower.get("hidden_act", usual_activation)),
@@ -107,8 +108,8 @@ def _base_has_projector(model: ModelPlan, language: Config | None) -> bool | Non
     return None if language is None else comes_from_original_llava(language)
 
 
-def beside_the_head(config: Config) -> str:
-    """What a language model does to its logits beside the head's matrix; empty for nothing."""
+def besides_the_head(config: Config) -> str:
+    """What a language model does to its logits besides the head's matrix; empty for nothing."""
     kind = str(config.get("model_type"))
     found = []
     cap = config.get("final_logit_softcapping", _SOFT_CAPS.get(kind))
@@ -123,13 +124,13 @@ def beside_the_head(config: Config) -> str:
 
 
 def refusals(facts: ExportFacts, target: Target) -> tuple[Refusal, ...]:
-    """Every reason why a model can't be exported to a target; none where it can, for all that is known."""
+    """Every reason why a model can't be exported to a target, as far as is known; none where it can."""
     rules = {"hf": _hf, "llava": lambda _: iter(()), "gguf-ready": _gguf}
     return tuple(rules[target](facts))
 
 
 def way_out(facts: ExportFacts) -> str:
-    """The layouts that take a model, as an advice; `llava` takes all, and the original not all of those."""
+    """Advice that names layouts for a model; `llava` takes all, but the original can't read all of them."""
     taking = [target for target in _WAYS_OUT if not refusals(facts, target)]
     if len(taking) > 1 and unread_by_original(facts):
         taking.remove("llava")
@@ -146,7 +147,7 @@ def _hf(facts: ExportFacts) -> Iterator[Refusal]:
     if facts.head:
         yield Refusal(
             "language_model",
-            "transformers' LLaVA has a plain linear head, this language model's does more",
+            "transformers' LLaVA has a plain linear head, but that of this language model does more",
             f"{facts.language_type}: {facts.head}",
         )
     if facts.image_aspect_ratio == "anyres" and facts.merge_type != "spatial_unpad":
@@ -192,7 +193,7 @@ def _gguf(facts: ExportFacts) -> Iterator[Refusal]:
 
 
 def _gguf_tokenizer(facts: ExportFacts) -> Iterator[Refusal]:
-    """llama.cpp converts tokenizer.model, and of the kinds of tokenizer.json byte pair encoding."""
+    """llama.cpp converts tokenizer.model, and a tokenizer.json only for byte pair encoding."""
     kind = facts.tokenizer
     if kind in (None, SENTENCEPIECE):
         return
@@ -206,13 +207,13 @@ def _gguf_tokenizer(facts: ExportFacts) -> Iterator[Refusal]:
         yield Refusal(
             "tokenizer",
             f"llama.cpp's converter reads the tokenizer of {facts.language_type} from tokenizer.model",
-            "no tokenizer.model beside tokenizer.json",
+            "tokenizer.json without tokenizer.model",
             "put the model's own tokenizer.model into the folder of the tokenizer",
         )
 
 
 def unread_by_original(facts: ExportFacts) -> tuple[str, ...]:
-    """Why the original's code can't read a model whatever files it's in; none where it can."""
+    """Why the original's code can't read a model in any layout; none where it can."""
     reasons = []
     language = LANGUAGE_FAMILIES.get(str(facts.language_type))
     if facts.language_type is not None and not (language and language.in_original):
@@ -225,11 +226,11 @@ def unread_by_original(facts: ExportFacts) -> tuple[str, ...]:
 
 
 def unread_adapters(stage: StagePlan, facts: ExportFacts) -> tuple[tuple[str, str], ...]:
-    """Why the original can't read a LoRA run's folder: keys of the stage, each with the reason in it.
+    """Why the original can't read a LoRA run's folder: keys of the stage, each with its reason.
 
-    None for a stage without adapters. What it reads is said by peft 0.8.2 and by the original's
-    model/builder.py, which loads the vision tower after everything else, from where config.json names it, and
-    the projector from the base or from what trained in full beside the adapters.
+    None for a stage without adapters. Sources are peft 0.8.2 and the original's model/builder.py, which loads
+    the vision tower last, from the place in config.json, and the projector from the base or from what trained
+    in full besides the adapters.
     """
     if stage.lora is None:
         return ()
@@ -241,11 +242,11 @@ def unread_adapters(stage: StagePlan, facts: ExportFacts) -> tuple[tuple[str, st
     trains = stage.trainable_modules or stage.trainable
     in_full = {module.split(".", 1)[0] for module in trains if ".lora_" not in module}
     if "projector" not in in_full and facts.base_has_projector is False:
-        found.append(("trainable", "it leaves a projector random that doesn't train in full beside them"))
+        found.append(("trainable", "it leaves a projector random that doesn't train in full besides them"))
     if "vision_tower" in in_full:
-        found.append(("trainable", "it drops what the vision tower has learned beside adapters"))
+        found.append(("trainable", "it drops a vision tower that trains besides adapters"))
     if IMAGE_TOKENS in in_full:
-        found.append(("trainable", "it drops trained image tokens beside adapters"))
+        found.append(("trainable", "it drops image tokens that train besides adapters"))
     return tuple(found)
 
 
@@ -258,7 +259,7 @@ def export_warnings(
     vision: Config | None,
     tokenizer: str | None,
 ) -> Iterator[Problem]:
-    """Warnings about targets that will refuse the model, and about adapters that the original can't read.
+    """Warnings about targets that refuse the model, and about adapters that the original can't read.
 
     Paths are those of the recipe.
     """
@@ -296,7 +297,7 @@ def export_warnings(
 
 
 def _path_of(recipe: Recipe, part: Part, stage: int) -> KeyPath:
-    """Where a recipe says what a reason is in."""
+    """The key of a recipe for the part that a reason is about."""
     language, tower = recipe.model.language_model, recipe.model.vision_tower
     if part == "images":
         return ("stages", stage, "data", "mm_patch_merge_type")

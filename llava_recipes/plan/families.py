@@ -1,7 +1,7 @@
-"""Families of language models and vision towers, by the `model_type` of their configs: one entry each.
+"""Families of language models and vision towers, one entry each, and which family a config belongs to.
 
-Defaults of keys that a config leaves out are those of transformers 5. A test holds them, and the parameters
-that are counted from them, against the models that transformers builds.
+A family is named by the `model_type` of its configs. Defaults of keys that a config leaves out are those of
+transformers 5. A test compares them, and the parameters counted from them, with the models of transformers.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ class LanguageFamily:
     """Language models of one `model_type`."""
 
     template: Template
-    """How LLaVA models of this family are usually given text, where nothing says it."""
+    """What LLaVA models of this family usually use."""
     template_with: Mapping[str, Template] = field(default_factory=dict)
-    """The usual template of those whose vocabulary has this token."""
+    """The usual template of models whose vocabulary has this token."""
     llava_class: str | None = None
-    """What LLaVA or LLaVA-NeXT call their model of this family."""
+    """The class of LLaVA or LLaVA-NeXT for this family."""
     llava_type: str | None = None
-    """The end of that model's `model_type`, `llava_…`."""
+    """The part after `llava_` in the `model_type` of that class."""
     in_original: bool = False
     """Whether the original LLaVA, and not LLaVA-NeXT alone, has that class."""
 
     defaults: Config | None = None
-    """Of every key that changes sizes; None for a family that is not counted here. `attention_bias` and
-    `mlp_bias` among them are what a config may say; without them there is no such bias."""
+    """Of every key that changes sizes; None for a family whose sizes are not counted here. Only where
+    `attention_bias` and `mlp_bias` are among them may a config ask for such a bias."""
     reads_with_bias: bool = False
     """Whether the projections to queries, keys and values always have a bias."""
     norms_heads: bool = False
-    """Whether queries and keys of each head pass a norm."""
+    """Whether queries and keys of each head are normalized."""
 
 
 _LANGUAGE: Config = {
@@ -104,19 +104,19 @@ class TowerFamily:
     """Vision towers of one `model_type`."""
 
     title: str
-    """For messages."""
+    """Its name in messages."""
     pair: str
-    """The `model_type` of the pair of encoders that such a tower is half of."""
+    """The `model_type` of the pair of encoders that the tower is part of."""
     model_class: str
     """Its class in transformers."""
     activation: str
-    """`hidden_act` where a config leaves it out."""
+    """The default of `hidden_act`."""
     class_token: bool = False
-    """Whether a token of the whole image stands before the patches."""
+    """Whether a token for the whole image precedes the patches."""
     patch_bias: bool = True
     """Whether the patch embedding has a bias."""
     norm_before: bool = False
-    """Whether a norm stands before the first layer."""
+    """Whether a norm precedes the first layer."""
     pooling_head: bool = False
     """Whether attention pooling follows the last norm, unless the config says `vision_use_head: false`."""
     defaults: Config
@@ -157,6 +157,13 @@ LANGUAGE_DEFAULTS: Mapping[str, Config] = {
 }
 VISION_DEFAULTS: Mapping[str, Config] = {name: family.defaults for name, family in TOWER_FAMILIES.items()}
 
+HF_TYPES = ("llava", "llava_next")
+"""What transformers calls its own LLaVA models, among them those of llava-hf."""
+
+_TYPES_BY_CLASS = {
+    family.llava_class: name for name, family in LANGUAGE_FAMILIES.items() if family.llava_class is not None
+}
+
 
 def tower_titles() -> str:
     """`CLIP or SigLIP`."""
@@ -173,10 +180,63 @@ def tower_of(model_type: object) -> str | None:
 
 
 def usual_template(model_type: str, vocabulary: Mapping[str, int]) -> Template | None:
-    """How LLaVA models of a language model's kind are usually given text; None for an unknown kind."""
+    """The template that LLaVA models of a language model's family usually use; None for an unknown family."""
     family = LANGUAGE_FAMILIES.get(model_type)
     if family is None:
         return None
-    return next(
-        (name for token, name in family.template_with.items() if token in vocabulary), family.template
-    )
+    names = (name for token, name in family.template_with.items() if token in vocabulary)
+    return next(names, family.template)
+
+
+def vision_part(config: Config) -> Config:
+    """The config of the vision tower inside that of a CLIP or SigLIP pair; any other config as it is."""
+    model_type, nested = config.get("model_type"), config.get("vision_config")
+    tower = tower_of(model_type)
+    if tower not in (None, model_type) and isinstance(nested, dict):
+        return {"model_type": tower, **nested}
+    return config
+
+
+def language_part(config: Config) -> Config:
+    """The config of the language model inside that of a LLaVA checkpoint; any other config as it is."""
+    inner = config.get("text_config")
+    if isinstance(inner, dict) and is_hf_llava(config):
+        # The folders of llava-hf leave the type out where it is Llama's.
+        return {"model_type": "llama", **inner}
+    return {**config, "model_type": language_type(config)} if is_original_llava(config) else config
+
+
+def is_hf_llava(config: Config) -> bool:
+    """Whether a config.json is that of transformers' own LLaVA or LLaVA-NeXT."""
+    return config.get("model_type") in HF_TYPES and isinstance(config.get("text_config"), dict)
+
+
+def is_original_llava(config: Config) -> bool:
+    """Whether a config.json is that of a whole LLaVA model as the original saves it.
+
+    transformers' own LLaVA has the config of its language model in `text_config`.
+    """
+    return "text_config" not in config and _has_llava_keys(config) and language_type(config) is not None
+
+
+def comes_from_original_llava(language: Config) -> bool:
+    """Whether a language model's config is part of that of a whole LLaVA model of the original."""
+    return _first_class(language) in _TYPES_BY_CLASS or _has_llava_keys(language)
+
+
+def language_type(config: Config) -> str | None:
+    """The type of the language model inside an original LLaVA, by its class; None for an unknown class."""
+    named = _first_class(config)
+    if named in _TYPES_BY_CLASS:
+        return _TYPES_BY_CLASS[named]
+    given = str(config.get("model_type", ""))
+    return given.removeprefix("llava_") if given.startswith("llava_") else None
+
+
+def _first_class(config: Config) -> str:
+    classes = config.get("architectures")
+    return str(classes[0]) if isinstance(classes, list) and classes else ""
+
+
+def _has_llava_keys(config: Config) -> bool:
+    return "mm_projector_type" in config or "mm_vision_tower" in config

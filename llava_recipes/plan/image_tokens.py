@@ -1,4 +1,4 @@
-"""What an image of a stage comes to: sizes it may be spread over, its tokens, the images in the tower."""
+"""The images of a stage: the sizes they may be spread over, their tokens, their crops in the tower."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from llava_recipes.plan.types import DataPlan, ImageCounts, ModelSizes
 from llava_recipes.recipe.schema import Data
 
 _LEAST_TEXT = 256
-"""Tokens of text, question and answer, that a usual length leaves beside an image."""
+"""Tokens of question and answer for which a usual length leaves room after an image."""
 
 
 def any_res(data: Data | DataPlan, *, image_px: int, num_image_tokens: int) -> AnyRes | None:
-    """How a stage spreads its images over crops; None where each is one image of the tower's size.
+    """How a stage spreads its images over crops; None where it resizes each image to the tower's size.
 
-    `num_image_tokens` are those of one such image.
+    image_px          height and width of the tower's input, pixels
+    num_image_tokens  tokens of one image of that size
     """
     if data.image_aspect_ratio != "anyres":
         return None
@@ -33,14 +34,14 @@ def any_res(data: Data | DataPlan, *, image_px: int, num_image_tokens: int) -> A
 
 
 def pinpoints_of(data: Data | DataPlan) -> tuple[Size, ...] | None:
-    """The pinpoints that are given, width before height."""
+    """The pinpoints of a stage, width before height; None where it sets none."""
     given = data.image_grid_pinpoints
     return None if given is None else tuple((width, height) for width, height in given)
 
 
 @dataclass(frozen=True)
 class ImagesPlan:
-    """What a stage's keys of images come to, and what is wrong with them."""
+    """The sizes and counts of a stage's images, with problems and notes."""
 
     pinpoints: tuple[Size, ...] | None
     counts: ImageCounts | None
@@ -49,27 +50,27 @@ class ImagesPlan:
 
 
 def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path: KeyPath) -> ImagesPlan:
-    """The images of a stage; `path` is that of its data. Counted where the tower's size is at hand."""
+    """The images of a stage; `path` is that of its data. Without `sizes` nothing is counted."""
     if sizes is None:
-        uncounted = "tokens of images follow from the tower's size, and are not counted here"
+        uncounted = "image tokens depend on the tower's size, which is not known, and are not counted"
         notes = (uncounted,) if data.image_aspect_ratio == "anyres" else ()
         return ImagesPlan(pinpoints_of(data), None, notes=notes)
     spread = any_res(data, image_px=sizes.image_px, num_image_tokens=sizes.num_image_tokens)
     problems = list(pinpoint_problems(data, image_px=sizes.image_px, path=path))
     if problems:
-        # A grid smaller than the tower's image has no crop that could be counted.
+        # A grid smaller than the tower's image has no crop to count.
         return ImagesPlan(pinpoints_of(data), None, tuple(problems))
     counts = _count(spread, sizes)
     if has_images and data.max_length <= counts.least_tokens:
-        takes = f"{counts.least_tokens}"
-        if spread is not None:
-            takes = f"{takes} to {counts.most_tokens}"
+        takes = (
+            f"{counts.least_tokens}" if spread is None else f"{counts.least_tokens} to {counts.most_tokens}"
+        )
         problems.append(
             Problem(
-                "`max_length` leaves no room for text beside an image",
+                "`max_length` leaves no room for text after an image",
                 code="max-length-leaves-no-room",
                 path=(*path, "max_length"),
-                found=f"{data.max_length}, and one image takes {takes} tokens",
+                found=f"{data.max_length}, but one image takes {takes} tokens",
                 hint=f"write `max_length: {roomy_length(counts.most_tokens)}`",
             )
         )
@@ -77,7 +78,7 @@ def plan_images(data: Data, sizes: ModelSizes | None, *, has_images: bool, path:
 
 
 def roomy_length(image_tokens: int) -> int:
-    """A usual `max_length` that leaves room for text beside an image: 2048, or a greater power of two."""
+    """A `max_length` with room for text after an image: 2048, or a greater power of two."""
     return int(max(2048, 1 << (image_tokens + _LEAST_TEXT).bit_length()))
 
 
@@ -98,22 +99,21 @@ def _count(spread: AnyRes | None, sizes: ModelSizes) -> ImageCounts:
 
 
 def pinpoint_problems(data: Data | DataPlan, *, image_px: int, path: KeyPath) -> Iterator[Problem]:
-    """Pinpoints that cannot be cut into crops of the tower's size."""
-    px = image_px
+    """Pinpoints that cannot be divided into crops of the tower's size."""
     for index, (width, height) in enumerate(data.image_grid_pinpoints or ()):
-        if width % px or height % px:
-            near = [max(1, round(each / px)) * px for each in (width, height)]
+        if width % image_px or height % image_px:
+            near = [max(1, round(each / image_px)) * image_px for each in (width, height)]
             yield Problem(
-                "a grid pinpoint is no multiple of the tower's image size",
+                "a grid pinpoint isn't a multiple of the tower's image size",
                 code="invalid-grid-pinpoint",
                 path=(*path, "image_grid_pinpoints", index),
-                found=f"[{width}, {height}], and the tower takes {px} × {px} pixels",
+                found=f"[{width}, {height}], but the tower takes {image_px} × {image_px} pixels",
                 hint=f"write [{near[0]}, {near[1]}]",
             )
 
 
 def describe_images(data: DataPlan) -> str:
-    """How a stage spreads its images over grids, and what that comes to."""
+    """How a stage spreads its images over grids, with the resulting tokens and crops."""
     counts, pinpoints = data.image_counts, data.image_grid_pinpoints or ()
     over = f" over {', '.join(f'{width} × {height}' for width, height in pinpoints)} px" if pinpoints else ""
     words = f"anyres{over}, {data.mm_patch_merge_type}"

@@ -1,4 +1,4 @@
-"""The model's part of a plan: where its parts come from, how large they are, whether they fit together."""
+"""The model of a plan: where its parts come from, how large they are, whether they fit together."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from pydantic import JsonValue
-
 from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.plan import catalog
-from llava_recipes.plan.data import language_part
-from llava_recipes.plan.families import LANGUAGE_DEFAULTS, TOWER_FAMILIES, VISION_DEFAULTS
+from llava_recipes.plan.families import (
+    LANGUAGE_DEFAULTS,
+    TOWER_FAMILIES,
+    VISION_DEFAULTS,
+    Config,
+    language_part,
+)
 from llava_recipes.plan.outline import (
     ConfigValueError,
     ModelOutline,
@@ -26,8 +29,6 @@ from llava_recipes.projectors import STOCK, type_named
 from llava_recipes.recipe.foreign import in_short
 from llava_recipes.recipe.renames import nearest
 from llava_recipes.recipe.schema import LanguageModel, Model
-
-Config = Mapping[str, JsonValue]
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ def plan_model(
     vision_config: Config | None,
     image_newline: bool = False,
 ) -> PlannedModel:
-    """The plan of a model from its recipe; configs found on disk go before the catalog's.
+    """The plan of a model; configs found on disk take precedence over the catalog's.
 
-    `image_newline` says that a stage ends rows of features with a learned one.
+    `image_newline` says that a stage ends each row of features with a learned one.
     """
     language = _plan_language(model.language_model)
     tower = model.vision_tower
@@ -102,7 +103,7 @@ def _plan_language(choice: str | LanguageModel) -> LanguageModelPlan:
     if isinstance(choice, str):
         return LanguageModelPlan(source=choice, revision=None, config=None, tokenizer=choice, seed=0)
     tokenizer = choice.tokenizer or choice.source
-    assert tokenizer is not None, "a rule asks for a tokenizer where there is no source"
+    assert tokenizer is not None, "a rule requires a tokenizer where there is no source"
     return LanguageModelPlan(
         source=choice.source,
         revision=choice.revision,
@@ -115,10 +116,10 @@ def _plan_language(choice: str | LanguageModel) -> LanguageModelPlan:
 
 def _unknown_notes(part: str, source: str | None, config: Config | None) -> Iterator[str]:
     if config is None:
-        yield f"the config of {part} {source} is not here; its sizes are read when the model is built"
+        yield f"the config of {part} {source} does not exist here; its sizes are read when the model is built"
     elif not is_known(config):
         name = config.get("model_type")
-        yield f"sizes of the {part}'s type {name} are not known here; they are read when the model is built"
+        yield f"the sizes of {part} type {name} are not known; they are read when the model is built"
 
 
 def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model: Model) -> Problem:
@@ -137,7 +138,7 @@ def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model:
 
 
 def _check_keys(config: Config | None, known: Mapping[str, Config], part: str) -> Iterator[Problem]:
-    """Misspelt keys of an inline config: transformers would keep them and read its defaults instead."""
+    """Misspelt keys of an inline config, in place of which transformers would use its defaults."""
     keys = known.get(str((config or {}).get("model_type")), {})
     for key in config or {}:
         near = None if key in keys else nearest(key, keys)
@@ -159,8 +160,8 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
             "`select_layer` is outside the vision tower",
             code="no-such-hidden-state",
             path=(*path, "select_layer"),
-            found=f"{tower.select_layer}, and the tower has {num_layers} layers",
-            hint=f"{-num_layers - 1} to {num_layers}; -2 is the second to last layer",
+            found=f"{tower.select_layer}, but the tower has {num_layers} layers",
+            hint=f"write a number from {-num_layers - 1} to {num_layers}; -2 is the second to last layer",
         )
     has_class_token = TOWER_FAMILIES[str(outline.vision["model_type"])].class_token
     if tower.select_feature == "cls_patch" and not has_class_token:
@@ -185,4 +186,4 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
 
 def _token_notes(model: Model) -> Iterator[str]:
     if model.image_tokens.start_end or model.image_tokens.patch:
-        yield "the rows of added image tokens are not in the parameter counts"
+        yield "the parameter counts do not include the rows of added image tokens"

@@ -1,7 +1,7 @@
-"""Names and shapes of every parameter, counted from configs: the model's outline without the model.
+"""Name and shape of every parameter of a model, and the sizes that follow, all from its configs.
 
-Names are canonical (`vision_tower`, `projector`, `language_model`, `lm_head`). What differs from family to
-family is in `families.py`. A test holds them against the model that transformers builds.
+Names are canonical (`vision_tower`, `projector`, `language_model`, `lm_head`). What differs between families
+is in `families.py`. A test compares them with the model that transformers builds.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from llava_recipes.plan.families import (
     TOWER_FAMILIES,
     VISION_DEFAULTS,
     Config,
-    tower_of,
+    vision_part,
 )
 from llava_recipes.plan.types import ModelPlan, ModelSizes, ModuleSize
 from llava_recipes.projectors import ProjectorType, projector_shapes, type_named
-from llava_recipes.recipe.globs import ROOTS, Root
+from llava_recipes.recipe.globs import ROOTS
 
 Shapes = dict[str, tuple[int, ...]]
 
 MOST_LAYERS, MOST = 1_000, 2**31
-"""Bounds that keep the names of a model in memory and its counts in 64 bits."""
+"""Bounds for which the names of a model fit in memory and its counts in 64 bits."""
 
 
 class ConfigValueError(ValueError):
-    """A config key holds what no model can be built from."""
+    """A config key has a value that no model can be built from."""
 
     def __init__(self, config: Config, key: str, message: str) -> None:
         super().__init__(message)
@@ -44,24 +44,15 @@ class ConfigValueError(ValueError):
 
 @dataclass(frozen=True)
 class ModelOutline:
-    """What both configs say once defaults are filled in."""
+    """Both configs with their defaults filled in, and the shapes that follow from them."""
 
     language: Config
     vision: Config
     shapes: Shapes
 
 
-def vision_part(config: Config) -> Config:
-    """The vision config itself, also where it is nested in the config of a CLIP or SigLIP pair."""
-    model_type, nested = config.get("model_type"), config.get("vision_config")
-    tower = tower_of(model_type)
-    if tower not in (None, model_type) and isinstance(nested, dict):
-        return {"model_type": tower, **nested}
-    return config
-
-
 def is_known(config: Config) -> bool:
-    """Whether this type of language model or vision tower can be counted here."""
+    """Whether the sizes of this type of language model or vision tower can be counted."""
     model_type = str(vision_part(config).get("model_type"))
     return model_type in LANGUAGE_DEFAULTS or model_type in VISION_DEFAULTS
 
@@ -69,9 +60,9 @@ def is_known(config: Config) -> bool:
 def outline_model(
     *, language: Config, vision: Config, projector_type: str, image_newline: bool = False
 ) -> ModelOutline | None:
-    """The assembled model's outline, or None where a model type is not known here.
+    """The outline of the assembled model; None where a model type is not known.
 
-    Raises ConfigValueError on a value that no model can be built from.
+    Raises ConfigValueError for a value that no model can be built from.
     """
     vision = vision_part(vision)
     language_defaults = LANGUAGE_DEFAULTS.get(str(language.get("model_type")))
@@ -95,17 +86,17 @@ def outline_model(
 
 
 def model_sizes(outline: ModelOutline, *, select_feature: Literal["patch", "cls_patch"]) -> ModelSizes:
-    """Sizes of the outlined model and the number of tokens that one image takes."""
+    """The sizes of the outlined model and the number of tokens of one image."""
     counts = dict.fromkeys(ROOTS, 0)
     for name, shape in outline.shapes.items():
-        counts[_root(name)] += math.prod(shape)
+        counts[next(root for root in ROOTS if name.split(".", 1)[0] == root)] += math.prod(shape)
     language, vision = outline.language, outline.vision
     side = _count(vision, "image_size") // _count(vision, "patch_size")
     return ModelSizes(
         language_hidden_size=_count(language, "hidden_size"),
         vision_hidden_size=_count(vision, "hidden_size"),
         image_px=_count(vision, "image_size"),
-        num_image_tokens=side**2 + (1 if select_feature == "cls_patch" else 0),
+        num_image_tokens=side**2 + (select_feature == "cls_patch"),
         vocab_size=_count(language, "vocab_size"),
         max_position_embeddings=_count(language, "max_position_embeddings"),
         modules=tuple(
@@ -121,17 +112,13 @@ def num_vision_layers(outline: ModelOutline) -> int:
     return _count(outline.vision, "num_hidden_layers")
 
 
-def _root(name: str) -> Root:
-    return next(root for root in ROOTS if name.split(".", 1)[0] == root)
-
-
 def _count(config: Config, key: str) -> int:
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ConfigValueError(config, key, f"`{key}` must be a whole number above 0")
     most = MOST_LAYERS if key == "num_hidden_layers" else MOST
     if value > most:
-        raise ConfigValueError(config, key, f"`{key}` is beyond any model: {most:,} at most")
+        raise ConfigValueError(config, key, f"`{key}` exceeds any model: {most:,} at most")
     return value
 
 
@@ -233,7 +220,7 @@ def _vision_shapes(config: Config) -> Shapes:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """The numbers of both halves that activations and FLOPs are counted from."""
+    """The numbers of language model and tower that activations and FLOPs are counted from."""
 
     hidden: int
     inner: int
@@ -249,20 +236,20 @@ class Dimensions:
     tower_inner: int
     tower_heads: int
     num_tower_layers: int
-    """Layers of the tower that are run."""
+    """Layers of the tower that run."""
     tower_tokens: int
-    """Tokens of one image inside the tower, the class token among them."""
+    """Tokens of one image inside the tower, including the class token."""
     tower_patch_inputs: int
     """Numbers in one patch of pixels."""
     tower_gate: bool
-    """The tower's activation keeps two tensors (quick GELU), not one."""
+    """Whether the tower's activation keeps two tensors (quick GELU), not one."""
     image_tokens: int
     """Tokens of one image in the sequence."""
     projector: ProjectorType
 
 
 def read_dimensions(outline: ModelOutline, model: ModelPlan) -> Dimensions:
-    """The numbers of an outline; its configs are complete and checked."""
+    """The numbers of an outline, whose configs are complete and checked."""
     language, vision = outline.language, outline.vision
     hidden, num_heads = _int(language, "hidden_size"), _int(language, "num_attention_heads")
     width = _int(language, "head_dim") or hidden // num_heads

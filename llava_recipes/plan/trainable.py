@@ -1,7 +1,7 @@
-"""What a stage trains of a model whose parameter shapes are known: decided once, and what is wrong with it.
+"""What a stage trains, of a model whose parameter shapes are known: decided once, with its errors.
 
-Globs name it, LoRA puts adapters beside linear layers, the rows of `<im_start>` and `<im_end>` may train by
-themselves, `param_groups` give rates of their own, and what few bits hold has no gradient.
+Globs choose modules, LoRA adds adapters to linear layers, the rows of `<im_start>` and `<im_end>` may train
+alone, `param_groups` set their own rates, and quantized weights have no gradient.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ ADAPTER = re.compile(r"\.lora_[A-Za-z_]+\.")
 
 EMBEDDINGS = "language_model.embed_tokens.weight"
 IMAGE_TOKENS = "image_tokens"
-"""The root that holds the embeddings of `<im_start>` and `<im_end>` where they train by themselves."""
+"""The root of the embeddings of `<im_start>` and `<im_end>` where they train alone."""
 IMAGE_TOKENS_WEIGHT = "image_tokens.weight"
 NUM_TOKENS = 2
 """`<im_start>` and `<im_end>`."""
 
 BLOCK = 64
-"""Weights of 4 bits that share one scale."""
+"""Weights in 4 bits that share one scale."""
 SCALES_BLOCK = 256
 """Scales that share one scale, with `double_quant`."""
 
@@ -53,20 +53,20 @@ StoredType = Literal["nf4", "fp4", "int8"]
 _EMBEDDINGS = ("embed_tokens", "position_embedding")
 _LAYER = re.compile(r"\.\d+\.")
 _NUM_SHOWN = 3
-# These make groups of their own, from the names of layers.
+# These make their own groups from the names of layers.
 _SELF_GROUPING = ("galore", "apollo", "lomo", "adalomo")
 
 
 @dataclass(frozen=True)
 class Trains:
-    """What trains and what does not, adapters included."""
+    """What trains and what does not, including adapters."""
 
     decision: Decision
     shapes: Shapes
     base_shapes: Shapes
     """Those of the model without adapters."""
     modules: tuple[str, ...]
-    """The shortest list of names that holds exactly what trains; globs for adapters."""
+    """The shortest list of modules that covers exactly what trains; globs for adapters."""
 
     def count(self, names: Collection[str]) -> int:
         """Parameters under these names."""
@@ -77,7 +77,7 @@ class Trains:
 
 
 def what_trains(shapes: Shapes, stage: AnyStage) -> Trains:
-    """What a stage trains. `shapes` are those of the model without adapters."""
+    """What a stage trains; `shapes` are those of the model without adapters."""
     if trains_image_tokens(stage) and EMBEDDINGS in shapes:
         shapes = {**shapes, IMAGE_TOKENS_WEIGHT: (NUM_TOKENS, shapes[EMBEDDINGS][1])}
     decision = decide(shapes, freeze=stage.freeze, trainable=stage.trainable)
@@ -92,12 +92,12 @@ def what_trains(shapes: Shapes, stage: AnyStage) -> Trains:
 
 
 def trains_image_tokens(stage: AnyStage) -> bool:
-    """Whether a stage trains these rows alone: only where a glob of `trainable` begins with their name."""
+    """Whether a stage trains these rows alone: where a glob of `trainable` starts with their name."""
     return any(split_glob(glob)[0] == IMAGE_TOKENS for glob in stage.trainable)
 
 
 def linear_weights(shapes: Shapes) -> tuple[str, ...]:
-    """The weights of linear layers: matrices that are not embeddings. A SigLIP tower's head never runs."""
+    """The weights of linear layers, without embeddings and a SigLIP tower's head, which never runs."""
     return tuple(
         name
         for name, shape in shapes.items()
@@ -109,14 +109,20 @@ def linear_weights(shapes: Shapes) -> tuple[str, ...]:
 
 
 def lora_targets(linear: Collection[str], lora: Lora) -> tuple[str, ...]:
-    """The linear weights that get adapters. Outside the language model only what a glob names by its root."""
+    """The linear weights that get adapters: outside the language model only those whose root a glob names."""
     linear = tuple(linear)
     targets = {name for glob in dict.fromkeys(lora.modules) for name in _reached(glob, linear)}
     return tuple(name for name in linear if name in targets)
 
 
+def _reached(glob: str, linear: tuple[str, ...]) -> list[str]:
+    """The linear weights that a glob adapts."""
+    roots = ("language_model", split_glob(glob)[0])
+    return [name for name in tree_of(linear).matched(glob) if name.split(".", 1)[0] in roots]
+
+
 def adapter_shapes(shapes: Shapes, targets: Collection[str], lora: Lora) -> dict[str, tuple[int, ...]]:
-    """The parameters that adapters add, by canonical name."""
+    """The shapes of the parameters that adapters add, by canonical name."""
     added: dict[str, tuple[int, ...]] = {}
     for name in targets:
         module, (num_out, num_in) = name.removesuffix(".weight"), shapes[name]
@@ -130,7 +136,7 @@ def adapter_shapes(shapes: Shapes, targets: Collection[str], lora: Lora) -> dict
 def decide_with_lora(
     decision: Decision, *, targets: Collection[str], adapters: Collection[str], lora: Lora
 ) -> Decision:
-    """What trains once adapters are there: they do, and the biases that `bias` asks for."""
+    """The decision with adapters, which train, and with the biases that `lora.bias` selects."""
     names = {*decision.trainable, *decision.frozen}
     modules = {name.removesuffix(".weight") for name in targets}
     roots = {name.split(".")[0] for name in targets}
@@ -151,21 +157,15 @@ def decide_with_lora(
 
 
 def summarize_adapters(adapters: Iterable[str]) -> tuple[str, ...]:
-    """Globs that hold exactly these parameters, those of no layer first."""
+    """Globs that match exactly these parameters, those outside of layers first."""
     modules = dict.fromkeys(name[: name.index(".lora_")] for name in adapters)
     return fold_layers(
         f"{module}.lora_*" for module in sorted(modules, key=lambda module: bool(_LAYER.search(module)))
     )
 
 
-def _reached(glob: str, linear: tuple[str, ...]) -> list[str]:
-    """The linear weights that a glob adapts."""
-    roots = ("language_model", split_glob(glob)[0])
-    return [name for name in tree_of(linear).matched(glob) if name.split(".", 1)[0] in roots]
-
-
 def groups_of(names: Collection[str], groups: Groups) -> dict[str, int]:
-    """Which group each of these parameters belongs to: the first with a glob that matches it."""
+    """The group of each of these parameters: the first with a glob that matches it."""
     tree, found = tree_of(names), dict[str, int]()
     for index, group in enumerate(groups):
         for glob in dict.fromkeys(group.modules):
@@ -175,7 +175,7 @@ def groups_of(names: Collection[str], groups: Groups) -> dict[str, int]:
 
 
 def quantized_weights(shapes: Shapes) -> tuple[str, ...]:
-    """The weights that few bits hold: those of linear layers inside the language model."""
+    """The weights that `quantization` quantizes: those of linear layers inside the language model."""
     return tuple(name for name in linear_weights(shapes) if name.startswith("language_model."))
 
 
@@ -184,7 +184,7 @@ def stored_type(quantization: Quantization) -> StoredType:
 
 
 def quantized_bytes(quantization: Quantization, shapes: Shapes, names: Collection[str]) -> int:
-    """Bytes of these weights with their scales: one for each block in 4 bits, for each row in 8."""
+    """Bytes of these weights with their scales: one per block in 4 bits, one per row in 8."""
     num_weights = sum(math.prod(shapes[name]) for name in names)
     if quantization.bits == 8:
         return num_weights + 4 * sum(shapes[name][0] for name in names)
@@ -203,9 +203,9 @@ def describe_quantization(quantization: Quantization) -> str:
 def tuning_problems(
     trains: Trains, stage: AnyStage, *, quantized: bool, stage_path: KeyPath
 ) -> Iterator[Problem]:
-    """What is wrong with `freeze`, `trainable`, `lora` and `param_groups` of a stage on this model.
+    """Errors in `freeze`, `trainable`, `lora` and `param_groups` of the stage at `stage_path`.
 
-    `quantized` says that few bits hold the language model.
+    `quantized` says that the language model is quantized.
     """
     yield from freezing_problems(
         trains.decision,
@@ -232,7 +232,7 @@ def freezing_problems(
     has_lora: bool,
     stage_path: KeyPath,
 ) -> Iterator[Problem]:
-    """Globs that match nothing in these canonical parameter names, and a stage in which nothing trains."""
+    """Globs that match none of these canonical parameter names, and a stage in which nothing trains."""
     for key, globs in (("freeze", freeze if isinstance(freeze, tuple) else ()), ("trainable", trainable)):
         for index, glob in enumerate(globs):
             path: KeyPath = (*stage_path, key, index)
@@ -251,7 +251,7 @@ def freezing_problems(
 
 
 def _lora_problems(trains: Trains, lora: Lora, *, freeze: Freeze, stage_path: KeyPath) -> Iterator[Problem]:
-    """Globs of `lora.modules` that reach no linear layer, or one that trains in full."""
+    """Globs of `lora.modules` that match no linear layer, or one that trains in full."""
     shapes, trainable = trains.base_shapes, frozenset(trains.decision.trainable)
     linear, tree = linear_weights(shapes), tree_of(shapes)
     for index, glob in enumerate(lora.modules):
@@ -263,38 +263,45 @@ def _lora_problems(trains: Trains, lora: Lora, *, freeze: Freeze, stage_path: Ke
         in_full = [name for name in reached if name in trainable]
         if not reached:
             yield Problem(
-                f'glob "{glob}" in `modules` reaches no linear layer',
+                f'glob "{glob}" in `modules` matches no linear layer',
                 code="lora-without-linear-layers",
                 path=path,
-                hint="LoRA goes beside linear layers, e.g. `language_model`; "
-                "vision_tower, projector and lm_head are adapted only where a glob begins with their name",
+                hint="LoRA adapts linear layers, for example those of `language_model`; those of "
+                "vision_tower, projector and lm_head only where a glob starts with their name",
             )
         elif in_full:
             yield Problem(
                 f'glob "{glob}" in `modules` adapts what trains in full',
                 code="lora-on-trained-modules",
                 path=path,
-                found=f"{len(in_full)} weight(s), the first {in_full[0]}",
+                found=_first_of(in_full),
                 hint=_freezing_hint(lora, freeze),
             )
 
 
+def _first_of(weights: Sequence[str], noun: str = "weight") -> str:
+    """`1 weight, x.weight`, or `3 weights, the first x.weight`."""
+    return (
+        f"1 {noun}, {weights[0]}" if len(weights) == 1 else f"{len(weights)} {noun}s, the first {weights[0]}"
+    )
+
+
 def _freezing_hint(lora: Lora, freeze: Freeze) -> str:
     if freeze != "all":
-        return "write `freeze: all`, with `trainable` naming only what trains beside LoRA"
+        return "write `freeze: all`, and in `trainable` only what trains besides LoRA"
     if "modules" in lora.model_fields_set:
         return "remove it here, or from `trainable`"
-    return "remove it from `trainable`: what LoRA adapts stays frozen itself"
+    return "remove it from `trainable`: modules that LoRA adapts stay frozen"
 
 
 def _image_token_problems(trains: Trains, stage: AnyStage, *, stage_path: KeyPath) -> Iterator[Problem]:
-    """Rows that would train twice: alone, and with all others."""
+    """Rows that would train twice: alone and with all others."""
     if {IMAGE_TOKENS_WEIGHT, EMBEDDINGS} <= set(trains.decision.trainable):
         index = next(
             index for index, glob in enumerate(stage.trainable) if split_glob(glob)[0] == IMAGE_TOKENS
         )
         yield Problem(
-            "`image_tokens` are rows of language_model.embed_tokens, which trains as a whole",
+            "`image_tokens` are rows of language_model.embed_tokens, which trains in full",
             code="image-tokens-train-already",
             path=(*stage_path, "trainable", index),
             hint="remove it here; the two rows train with the others",
@@ -325,10 +332,9 @@ def _param_group_problems(trains: Trains, groups: Groups, *, stage_path: KeyPath
 
 def _explain_frozen(glob: str, path: KeyPath) -> Problem:
     return Problem(
-        f'glob "{glob}" in `modules` matches only what is frozen',
+        f'glob "{glob}" in `modules` matches only frozen modules',
         code="parameter-group-is-frozen",
         path=path,
-        found="nothing of it trains in this stage",
         hint=f'add "{glob}" to `trainable`, or remove it here',
     )
 
@@ -346,11 +352,11 @@ def _explain_claimed(glob: str, taken: Sequence[str], claimed: Mapping[str, int]
 
 
 def optimizer_problem(optim: str, groups: Groups, *, stage_path: KeyPath) -> Problem | None:
-    """Some optimizers sort parameters into groups themselves."""
+    """An optimizer that makes its own parameter groups."""
     if not groups or not optim.startswith(_SELF_GROUPING):
         return None
     return Problem(
-        f"`optim: {optim}` makes parameter groups of its own, and `param_groups` asks for others",
+        f"`optim: {optim}` makes its own parameter groups, and cannot use `param_groups`",
         code="optimizer-makes-its-own-groups",
         path=(*stage_path, "train", "optim"),
         hint="write `optim: adamw_torch` under `train:`, or remove `param_groups`",
@@ -358,7 +364,7 @@ def optimizer_problem(optim: str, groups: Groups, *, stage_path: KeyPath) -> Pro
 
 
 def _quantization_problems(trains: Trains, stage: AnyStage, *, stage_path: KeyPath) -> Iterator[Problem]:
-    """A quantized weight that trains in full: it has no gradient."""
+    """Quantized weights that would train in full, though they have no gradient."""
     trainable = frozenset(trains.decision.trainable)
     in_full = [name for name in quantized_weights(trains.base_shapes) if name in trainable]
     if not in_full:
@@ -369,7 +375,7 @@ def _quantization_problems(trains: Trains, stage: AnyStage, *, stage_path: KeyPa
         "a quantized language model cannot train in full",
         code="quantized-model-trains-in-full",
         path=(*stage_path, "trainable", globs[0]) if globs else (*stage_path, "freeze"),
-        found=f"{len(in_full)} weight(s) in few bits, the first {in_full[0]}",
+        found=_first_of(in_full, "quantized weight"),
         hint=f"{freezing} `lora: {{modules: [language_model]}}` in the stage for adapters; or remove "
         "`quantization`",
     )
@@ -382,10 +388,10 @@ def quantized_stage_problems(
     *,
     stage_path: KeyPath,
 ) -> Iterator[Problem]:
-    """An engine, a kind of adapters or a beginning that a quantized language model does not go with."""
+    """DoRA, ZeRO-3 or an `init_from` that a quantized language model does not support."""
     if quantization.bits == 8 and stage.lora is not None and stage.lora.use_dora:
         yield Problem(
-            "DoRA goes with 4 bits, and not with 8",
+            "DoRA supports 4 bits, not 8",
             code="dora-with-8-bits",
             path=(*stage_path, "lora", "use_dora"),
             hint="remove `use_dora`, or write `bits: 4` in `model.language_model.quantization`",
@@ -406,7 +412,7 @@ def quantized_stage_problems(
                 "adapters of an earlier stage cannot be merged into a quantized language model",
                 code="merge-into-quantized-model",
                 path=(*stage_path, "init_from"),
-                found=f"it starts from {folder}, which LoRA trains",
+                found=f"the stage starts from {folder}, which LoRA trains",
                 hint="write `init_from:` with a stage that trains the projector, or train this stage with a "
                 "recipe without `quantization`",
             )

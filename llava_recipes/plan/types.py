@@ -24,7 +24,7 @@ class LanguageModelPlan(Frozen):
     tokenizer: str = Field(description="Hub id or folder of the tokenizer.")
     seed: int
     quantization: Quantization | None = Field(
-        None, description="How the linear layers are held in few bits; None where they are not."
+        None, description="How the linear layers are quantized; None where they are not."
     )
 
 
@@ -60,19 +60,17 @@ class ModelPlan(Frozen):
     image_newline: bool = Field(
         False, description="Whether the model has a learned end of a row of features: `spatial_unpad`."
     )
-    sizes: ModelSizes | None = Field(
-        description="None where the configs are not at hand; see the plan's notes."
-    )
+    sizes: ModelSizes | None = Field(description="None where a config is missing; see the plan's notes.")
 
 
 class ImageCounts(Frozen):
-    """What one image of a stage comes to, in the sequence and in the tower."""
+    """What one image of a stage takes, in the sequence and in the tower."""
 
-    least_tokens: int = Field(description="Tokens that every image takes.")
+    least_tokens: int = Field(description="Tokens of the smallest image.")
     usual_tokens: int = Field(description="Tokens of a photograph of 640 × 480 pixels.")
-    most_tokens: int = Field(description="Tokens of the largest image there can be.")
-    usual_crops: int = Field(description="Images that the tower sees of that photograph.")
-    most_crops: int = Field(description="Images that the tower sees of an image at most.")
+    most_tokens: int = Field(description="Tokens of the largest possible image.")
+    usual_crops: int = Field(description="Crops of that photograph that the tower sees.")
+    most_crops: int = Field(description="Crops of an image that the tower sees at most.")
 
 
 class SourcePlan(Frozen):
@@ -80,63 +78,61 @@ class SourcePlan(Frozen):
 
     annotations: str
     images: str | None
-    num_samples: int | None = Field(description="Records in the file; None while it is not at hand.")
+    num_samples: int | None = Field(description="Records in the file; None while it is missing.")
     sampling_strategy: str = "all"
     weight: float = 1.0
     num_held_out: int | None = Field(0, description="Of the chosen records, those kept for validation.")
     part: Literal["training", "held_out"] = Field(
-        "training", description="Which of the two parts the samples are."
+        "training", description="Which of the two parts the samples belong to."
     )
     num_used: int | None = Field(None, description="Samples that an epoch draws from it.")
     draw_seed: str = Field(
         "",
-        description="Seeds what is drawn by chance: the stage's seed and the source. Empty where nothing is.",
+        description="Seeds the random draws: the stage's seed and the source. Empty where nothing is drawn.",
     )
 
     @property
-    def may_hold_images(self) -> bool:
-        """Whether its samples may have images, for all that the recipe tells."""
+    def may_have_images(self) -> bool:
+        """Whether its samples may have images, as far as the recipe says."""
         return self.images is not None or not self.annotations.endswith((".json", ".jsonl"))
 
 
 class ValidationPlan(Frozen):
-    """What the loss is measured on, and how often."""
+    """What the validation loss is measured on, and how often."""
 
     sources: tuple[SourcePlan, ...]
-    split: float | None = Field(description="None where the sources are files of their own.")
+    split: float | None = Field(description="None where the sources are separate files.")
     num_samples: int | None
-    num_evaluations: int | None = Field(description="Over the stage, the one at the end among them.")
+    num_evaluations: int | None = Field(description="Over the stage, including the one at the end.")
 
 
 class DataPlan(Frozen):
-    template: Template | None = Field(
-        description="The name that stands for all that mean the same; None with a chat template."
-    )
+    template: Template | None = Field(description="The main one of its names; None with a chat template.")
     chat_template: Literal["tokenizer"] | None = None
-    system_prompt: str | None = Field(None, description="None for the template's own.")
+    system_prompt: str | None = Field(None, description="None for that of the template.")
     tokens_in_plain: bool = Field(
-        False, description="Whether `plain` writes `<im_start>` and `<im_end>`: where they train."
+        False, description="Whether `plain` writes `<im_start>` and `<im_end>`, as it does where they train."
     )
     sources: tuple[SourcePlan, ...]
     num_samples: int | None = Field(
-        description="Samples of an epoch, the sum over the sources; None while a file is not at hand."
+        description="Samples of an epoch, the sum over the sources; None while a file is missing."
     )
     image_aspect_ratio: Literal["square", "pad", "anyres"]
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = Field(
         None,
         description="Sizes that an image may be spread over, width and height in pixels. None without "
-        "`anyres`, and where the tower's size is not at hand: then the usual five of it.",
+        "`anyres`, and where the tower's size is not known: then its usual five.",
     )
     mm_patch_merge_type: MergeType = Field(
-        "flat", description="How the features of an image's crops are put in a row."
+        "flat", description="How the features of an image's crops are joined."
     )
-    image_counts: ImageCounts | None = Field(None, description="None where the tower's size is not at hand.")
+    image_counts: ImageCounts | None = Field(None, description="None where the tower's size is not known.")
     max_length: int
     shuffle: bool
     order: Literal["file", "seed", "original"] = Field(
         "seed",
-        description="Which order is drawn: that of the files, one from the seed, or the original's with two "
-        "or more processes. What the original draws with one process is the order of the seed.",
+        description="Order of the samples: that of the files, one drawn from the seed, or the original's "
+        "with two or more processes. With one process the original's is that of the seed.",
     )
     group_by: Literal["none", "length", "modality_length"]
     on_bad_image: Literal["error", "skip"]
@@ -144,7 +140,7 @@ class DataPlan(Frozen):
     validation: ValidationPlan | None = None
 
     def for_validation(self) -> DataPlan | None:
-        """What is measured on, as data of its own: in file order. None where nothing is."""
+        """The validation data as data of a stage, in file order; None where there is none."""
         if self.validation is None:
             return None
         changes = {
@@ -158,13 +154,18 @@ class DataPlan(Frozen):
         return self.model_copy(update=changes)
 
     @property
+    def may_have_images(self) -> bool:
+        """Whether its samples may have images, as far as the recipe says."""
+        return any(source.may_have_images for source in self.sources)
+
+    @property
     def wording(self) -> str:
-        """What writes the conversations, in words."""
+        """What writes the conversations: `template v1`, or the chat template."""
         return "the tokenizer's chat template" if self.template is None else f"template {self.template}"
 
 
 class TrainPlan(Frozen):
-    """Batch and step arithmetic, and what else TrainingArguments are told."""
+    """Batch and step arithmetic, and the other keyword arguments of TrainingArguments."""
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
@@ -184,21 +185,31 @@ class TrainPlan(Frozen):
         "paths and processes."
     )
 
+    @property
+    def num_processes(self) -> int:
+        return self.global_batch_size // (self.per_device_train_batch_size * self.gradient_accumulation_steps)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        return bool(self.training_arguments.get("activation_checkpointing"))
+
 
 class ParamGroupPlan(Frozen):
-    """Modules that are trained at their own rate."""
+    """Modules with a learning rate or weight decay of their own."""
 
     modules: tuple[str, ...]
     learning_rate: float
     weight_decay: float = Field(description="Not applied to biases and norms.")
-    num_parameters: int | None = Field(description="What trains in the group; None without sizes.")
+    num_parameters: int | None = Field(description="Trainable ones in the group; None without sizes.")
 
 
 class SamplingPlan(Frozen):
-    """What the model is asked while it trains, and when."""
+    """What the model is asked during training, and when."""
 
-    every: int = Field(description="Steps between two looks; one more after the last step.")
-    num_records: int | None = Field(description="First records with an image; None where `images` are asked.")
+    every: int = Field(description="Steps between two rounds; one more follows the last step.")
+    num_records: int | None = Field(
+        description="The first records with an image; None where `images` are set."
+    )
     images: tuple[str, ...]
     prompt: str | None
     max_new_tokens: int
@@ -207,13 +218,13 @@ class SamplingPlan(Frozen):
 class StagePlan(Frozen):
     name: str
     starts_from: tuple[str, ...] = Field(
-        description="Output folders whose trained weights are laid over the base weights, in order."
+        description="Output folders whose trained weights replace base weights, in order."
     )
     freeze: Literal["all", "none"] | tuple[str, ...]
     trainable: tuple[str, ...]
     num_trainable_parameters: int | None
     trainable_modules: tuple[str, ...] | None = Field(
-        description="Shortest list of module names that holds exactly what trains; globs for adapters. "
+        description="Shortest list of module names that covers exactly what trains; globs for adapters. "
         "None without sizes."
     )
     lora: Lora | None
@@ -222,7 +233,7 @@ class StagePlan(Frozen):
     train: TrainPlan
     deepspeed: dict[str, JsonValue] | None
     sampling: SamplingPlan | None = None
-    deepspeed_source: str = Field(description="Preset name, file path, `inline` or `none`.")
+    deepspeed_source: str = Field(description="Name of a preset, path of a file, `inline` or `none`.")
     output_dir: str
 
 
@@ -238,11 +249,11 @@ class Plan(Frozen):
     model: ModelPlan
     stages: tuple[StagePlan, ...]
     notes: tuple[str, ...] = Field(
-        description="What a person should know: values derived, things not yet known."
+        description="What the reader should know: derived values, warnings, things not yet known."
     )
 
 
-# What version 1 said in a field and again among the arguments.
+# Version 1 said these in a field and again among the arguments.
 _SAID_TWICE = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps"),
     *("learning_rate", "seed", "bf16", "fp16", "average_tokens_across_devices"),

@@ -1,4 +1,4 @@
-"""Which keys exclude or need each other: tables, for `extends`, `--set` and the rules.
+"""Which keys exclude or need each other: tables for `extends`, `--set` and the rules.
 
 A rule that fits no table is a function of `rules.py`.
 """
@@ -30,13 +30,13 @@ class Exclusion:
     message: str
     hint: str = "keep one of the two"
     mutual: bool = True
-    """A new `loser` takes the place of an inherited `winner` too; the later of the two is shown as wrong."""
+    """A new `loser` also replaces an inherited `winner`; the later of the two is reported."""
     unless: str | None = None
-    """A third key whose own exclusion is enough to report."""
+    """A third key; if it is given, its own exclusion is reported instead."""
     companions: tuple[str, ...] = ()
-    """Keys that belong to an inherited `loser` and go with it, though they may stand beside `winner`."""
+    """Keys that are removed with an inherited `loser`, though `winner` allows them."""
     if_neither: str | None = None
-    """The hint where neither is given, and one of them is needed."""
+    """The hint if neither is given; None if neither is needed."""
 
 
 def _both(place: KeyPath, left: str, right: str, reason: str, *, if_neither: str | None = None) -> Exclusion:
@@ -51,9 +51,10 @@ def _idle(
 
 
 def _origins(part: str, *idle: str, companions: tuple[str, ...] = ()) -> Iterator[Exclusion]:
-    """The exclusions of a part of the model; `idle` are the keys that only `config` reads.
+    """The exclusions of a part of the model.
 
-    companions  keys that are another part's with `config`, and its own model's with `source`
+    idle        keys that only `config` uses
+    companions  keys that `config` needs and `source` may have, with another value
     """
     place = ("model", part)
     yield Exclusion(
@@ -83,7 +84,7 @@ EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
         DATA,
         "template",
         "chat_template",
-        "each of them says how conversations become text",
+        "each sets how conversations become text",
         if_neither="write `template: v1`, another of LLaVA's names, or `chat_template: tokenizer`",
     ),
     Exclusion(
@@ -98,16 +99,16 @@ EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
         TRAIN,
         "num_train_epochs",
         "max_steps",
-        "each of them says how long to train",
+        "each sets how long to train",
         if_neither="write `num_train_epochs: 1`, or `max_steps:` for a number of optimizer steps",
     ),
-    _both(TRAIN, "gradient_accumulation_steps", "global_batch_size", "the one follows from the other"),
-    _both(TRAIN, "warmup_ratio", "warmup_steps", "each of them says how long to warm up"),
+    _both(TRAIN, "gradient_accumulation_steps", "global_batch_size", "one follows from the other"),
+    _both(TRAIN, "warmup_ratio", "warmup_steps", "each sets how long to warm up"),
     _idle(
         (*STAGE, "samples"),
         "images",
         "num",
-        "`num` counts records, and `images` are asked instead of records",
+        "`num` counts records, which `images` replaces",
         "remove one of the two",
     ),
 )
@@ -115,38 +116,33 @@ EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
 
 @dataclass(frozen=True)
 class Idle:
-    """A key without effect because of the value of another, or because another is missing."""
+    """A key that has no effect because of the value of another key, or because another is missing."""
 
     place: KeyPath
     key: str
     message: str
     hint: str
     when: Callable[[Values, Value], object]
-    """Asked of the mapping and of the key's value there."""
+    """Whether it has no effect, given the mapping and the key's value."""
     code: str = "key-has-no-effect"
 
 
-def _is_of_type(name: str) -> Callable[[Values, Value], object]:
-    return lambda mapping, _: mapping.get("type") == name
-
+_WEIGHTLESS: Final = tuple(kind.name for kind in PROJECTOR_TYPES if not kind.shapes(1, 1, 1))
 
 IDLE: Final[tuple[Idle, ...]] = (
-    *(
-        Idle(
-            ("model", "projector"),
-            "init_from",
-            f"an `{name}` projector has no weights to load",
-            "remove `init_from`",
-            _is_of_type(name),
-            code="identity-projector-has-no-weights",
-        )
-        for name in (kind.name for kind in PROJECTOR_TYPES if not kind.shapes(1, 1, 1))
+    Idle(
+        ("model", "projector"),
+        "init_from",
+        "a projector of this type has no weights to load",
+        "remove `init_from`",
+        lambda projector, _: projector.get("type") in _WEIGHTLESS,
+        code="identity-projector-has-no-weights",
     ),
     Idle(
         ("model", "language_model"),
         "quantization",
-        "`quantization` has no use with random weights",
-        "remove it, or give pretrained weights with `source`",
+        "`quantization` cannot be used with random weights",
+        "remove it, or load pretrained weights with `source`",
         lambda part, _: part.get("config") is not None,
     ),
     *(
@@ -199,43 +195,35 @@ IDLE: Final[tuple[Idle, ...]] = (
 def displaced(
     path: KeyPath, value: Value, *, given: Collection[str], below: Collection[str]
 ) -> list[KeyPath]:
-    """The paths that a new value takes the place of.
+    """The paths whose values a new value replaces.
 
-    given  the keys that were given together with it, which stay
-    below  the keys that stand there so far
+    given  the keys that are given together with it, which stay
+    below  the keys that the mapping has so far
     """
     if value is None or not path:
         return []
     place, key = path[:-1], path[-1]
     others: list[str] = []
-    for exclusion in EXCLUSIONS:
-        if not _matches(place, exclusion.place):
-            continue
+    for exclusion in (each for each in EXCLUSIONS if _matches(place, each.place)):
         if key == exclusion.winner:
-            others.append(exclusion.loser)
-            others += (
-                exclusion.companions if exclusion.loser in below and exclusion.loser not in given else ()
-            )
+            is_replaced = exclusion.loser in below and exclusion.loser not in given
+            others += (exclusion.loser, *(exclusion.companions if is_replaced else ()))
         elif exclusion.mutual and key == exclusion.loser:
             others.append(exclusion.winner)
     return [(*place, other) for other in others if other not in given]
 
 
 def check_exclusions(root: Value) -> Iterator[Problem]:
-    """Every two keys of a recipe that exclude each other and are both given."""
+    """Pairs of keys in a recipe that exclude each other and are both given."""
     for exclusion in EXCLUSIONS:
         for place, mapping in _mappings(root, exclusion.place):
             pair = given_keys(mapping, exclusion.winner, exclusion.loser)
             if len(pair) < 2 or (exclusion.unless is not None and mapping.get(exclusion.unless) is not None):
                 continue
             wrong = max(pair, key=list(mapping).index) if exclusion.mutual else exclusion.loser
-            yield Problem(
-                exclusion.message,
-                code="keys-exclude-each-other" if exclusion.mutual else "key-has-no-effect-beside-another",
-                path=(*place, wrong),
-                hint=exclusion.hint,
-                on_key=True,
-            )
+            code = "keys-exclude-each-other" if exclusion.mutual else "key-has-no-effect-beside-another"
+            path, hint = (*place, wrong), exclusion.hint
+            yield Problem(exclusion.message, code=code, path=path, hint=hint, on_key=True)
 
 
 def check_one_given(root: Value) -> Iterator[Problem]:
@@ -244,13 +232,8 @@ def check_one_given(root: Value) -> Iterator[Problem]:
         keys = (exclusion.winner, exclusion.loser)
         for place, mapping in _mappings(root, exclusion.place) if exclusion.if_neither else ():
             if not given_keys(mapping, *keys) and not misspelt(mapping, place, *keys):
-                yield Problem(
-                    f"`{place[-1]}` needs one of `{keys[0]}` and `{keys[1]}`",
-                    code="one-of-two-keys-is-needed",
-                    path=place,
-                    hint=exclusion.if_neither,
-                    on_key=True,
-                )
+                message, hint = f"`{place[-1]}` needs `{keys[0]}` or `{keys[1]}`", exclusion.if_neither
+                yield Problem(message, code="one-of-two-keys-is-needed", path=place, hint=hint, on_key=True)
 
 
 def check_idle(root: Value) -> Iterator[Problem]:
@@ -264,7 +247,7 @@ def check_idle(root: Value) -> Iterator[Problem]:
 
 
 def misspelt(mapping: Values, place: KeyPath, *names: str) -> bool:
-    """Whether one of the names is there under another spelling: then the spelling is all there is to tell."""
+    """Whether a key is another spelling of one of the names; then only the spelling is reported."""
     known = keys_at(place)
     return any(
         nearest(key, known) in names or any(f"`{name}:" in OTHER_NAMES.get(key, "") for name in names)
@@ -284,7 +267,7 @@ def _mappings(root: Value, place: KeyPath) -> Iterator[tuple[KeyPath, Values]]:
 
 
 def values_under(root: Value, place: KeyPath) -> list[tuple[KeyPath, Value]]:
-    """The values of a recipe that a place stands for, with their paths."""
+    """The values of a recipe at every path that a place matches, with their paths."""
     found: list[tuple[KeyPath, Value]] = [((), root)]
     for segment in place:
         inner: list[tuple[KeyPath, Value]] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Literal, TypeAlias, TypeGuard, Union, get_args, get_origin
 
@@ -12,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from llava_recipes.errors import KeyPath
+from llava_recipes.recipe.keys import Key
 from llava_recipes.recipe.scalars import Value, spell
 from llava_recipes.recipe.schema import Frozen, Recipe
 
@@ -116,41 +116,9 @@ def _kind(shape: Shape) -> str | None:
     return "list" if is_list(shape) else _WORDS.get(shape)
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key of the language. In `path` a list entry is `[]`: `stages[].train.learning_rate`."""
-
-    path: str
-    type: str
-    needed: bool
-    default: Value
-    meaning: str
-    examples: tuple[Value, ...]
-    choices: tuple[Value, ...]
-    is_free: bool
-    """Whether it takes keys from outside the language, such as those of a Hugging Face config."""
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition(".")[2]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The path's segments without `[]`."""
-        return tuple(self.path.replace("[]", "").split("."))
-
-    @property
-    def default_text(self) -> str:
-        if self.needed:
-            return "none; the key is required"
-        if self.default is None or self.default == {} or self.default == []:
-            return "not set"
-        return "see its keys" if isinstance(self.default, dict) else spell(self.default)
-
-
 @functools.cache
-def all_keys() -> tuple[Key, ...]:
-    """Every key of the language, each mapping followed by its own keys."""
+def schema_keys() -> tuple[Key, ...]:
+    """Every key of the language, each mapping followed by its own keys; keys.json lists the same."""
     return tuple(_keys(Recipe, ""))
 
 
@@ -212,7 +180,7 @@ def homes() -> dict[str, tuple[str, ...]]:
     A parameter group repeats keys of `train`; for those only `train` is listed.
     """
     found: dict[str, list[str]] = {}
-    for key in all_keys():
+    for key in schema_keys():
         found.setdefault(key.name, []).append(key.path.rpartition(".")[0])
     return {
         key: tuple(place for place in places if place != "stages[].param_groups[]") or tuple(places)

@@ -1,10 +1,10 @@
-"""From a recipe file to a checked recipe: read, resolve, validate, and tell every problem at once."""
+"""From a recipe file to a checked recipe: read, resolve, validate, and report every problem at once."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ from llava_recipes.recipe.source import Document, parse_source, read_file
 from llava_recipes.screen import shown
 
 MAX_PROBLEMS = 300
-"""What is told of one file; nobody reads more."""
+"""Reported of one file; nobody reads more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LoadedRecipe:
         return self.document.locate(path, on_key=on_key)
 
     def origin(self, path: KeyPath) -> str:
-        """The place of a value: `file:line`, `--set …` or `default`, and the variables that it is made of."""
+        """Where a value comes from: `file:line`, `--set …` or `default`, and the variables in it."""
         if value_at(self.values, path) is None:
             return "default"
         marks = self.document.key_marks
@@ -57,7 +57,7 @@ class LoadedRecipe:
 def _spell(mark: Mark | None) -> str:
     if mark is None:
         return "unknown"
-    # The remark stands on one line, whatever the file is called.
+    # The place is printed on one line, whatever the file is called.
     file = shown(mark.file)
     return f"{file}:{mark.line}" if mark.line > 0 else file
 
@@ -67,24 +67,15 @@ def load_recipe(file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     data = read_file(file)
     if not is_named_as_recipe(file) and not looks_like_recipe(data):
         hint = "a recipe is a YAML file with keys such as `model:` and `stages:`"
-        raise RecipeError.of("this is no recipe", code="no-recipe", mark=Mark(file, 0, 0), hint=hint)
+        raise RecipeError.of("this isn't a recipe", code="no-recipe", mark=Mark(file, 0, 0), hint=hint)
     return load_source(data, file, overrides)
 
 
 def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Check a recipe that is already read."""
+    """Check the text of a recipe; raises RecipeError as `load_recipe` does."""
     document = resolve(_with_parents(parse_source(source, file)), overrides, os.environ)
-    found: list[Problem] = []
-    recipe = None
-    try:
-        recipe = Recipe.model_validate_json(json.dumps(document.root))
-    except ValidationError as error:
-        # A recipe without errors of shape need not wait for the words about them.
-        from llava_recipes.recipe.explain import explain_validation
-
-        found += explain_validation(error, document.root)
-    found += check_rules(document.root)
-    problems = [*document.problems, *_without_echoes(found, document.spoiled)]
+    recipe, found = _validated(document)
+    problems = [*document.problems, *found, *_without_echoes(check_rules(document.root), document)]
     if problems or recipe is None:
         raise RecipeError(*_in_order(document, problems))
     assert isinstance(document.root, dict)
@@ -92,28 +83,33 @@ def load_source(source: str | bytes, file: str, overrides: Sequence[str] = ()) -
 
 
 def _with_parents(document: Document) -> Document:
-    """The document over its parents; where they cannot be read, what is wrong with it by itself is told."""
-    problems = list(document.problems)
+    """The document over its parents; where they cannot be read, its own problems are reported with theirs."""
+    problems = document.problems
     try:
         keys = as_mapping(document.root)
         if "extends" in keys or not misspelt(keys, (), "extends"):
             return extend(document)
     except RecipeError as error:
-        problems = list(error.problems)
+        problems = error.problems
+    _, found = _validated(document, is_part=True)
+    own = [problem for problem in found if problem.path is None or problem.path[:1] != ("extends",)]
+    raise RecipeError(*_in_order(document, (*problems, *own)))
+
+
+def _validated(document: Document, *, is_part: bool = False) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe of a document by the schema, or the schema's problems; of a part, those of its own keys."""
     try:
-        Recipe.model_validate_json(json.dumps(document.root))
+        return Recipe.model_validate_json(json.dumps(document.root)), []
     except ValidationError as error:
+        # Only a recipe with errors of shape needs the words for them.
         from llava_recipes.recipe.explain import explain_validation
 
-        found = explain_validation(error, document.root, is_part=True)
-        found = [problem for problem in found if problem.path is None or problem.path[:1] != ("extends",)]
-        problems += _without_echoes(found, document.spoiled)
-    raise RecipeError(*_in_order(document, problems))
+        return None, _without_echoes(explain_validation(error, document.root, is_part=is_part), document)
 
 
-def _without_echoes(problems: Iterable[Problem], spoiled: Collection[KeyPath]) -> list[Problem]:
+def _without_echoes(problems: Iterable[Problem], document: Document) -> list[Problem]:
     """The problems without those that only follow from a value that could not be read."""
-    return [problem for problem in problems if problem.path is None or problem.path not in spoiled]
+    return [problem for problem in problems if problem.path is None or problem.path not in document.spoiled]
 
 
 def _with_mark(document: Document, problem: Problem) -> Problem:
@@ -126,18 +122,16 @@ def _with_mark(document: Document, problem: Problem) -> Problem:
 
 
 def _in_order(document: Document, problems: Iterable[Problem]) -> list[Problem]:
-    # A value that an alias repeats is wrong in every place and told once.
-    told: dict[Problem, Problem] = {}
+    # A value that an alias repeats is wrong in every place and reported once.
+    unique: dict[Problem, Problem] = {}
     for problem in problems:
         marked = _with_mark(document, problem)
-        told.setdefault(replace(marked, path=None), marked)
-    ordered = sorted(told.values(), key=lambda problem: _place(document.file, problem.mark))
+        unique.setdefault(replace(marked, path=None), marked)
+    ordered = sorted(unique.values(), key=lambda problem: _place(document.file, problem.mark))
     if len(ordered) > MAX_PROBLEMS:
-        hidden = len(ordered) - MAX_PROBLEMS
-        more = Problem(
-            f"{hidden:,} more problems are not shown", code="more-problems", mark=Mark(document.file, 0, 0)
-        )
-        ordered = [*ordered[:MAX_PROBLEMS], more]
+        message = f"{len(ordered) - MAX_PROBLEMS:,} more problems are not shown"
+        whole = Mark(document.file, 0, 0)
+        ordered = [*ordered[:MAX_PROBLEMS], Problem(message, code="more-problems", mark=whole)]
     return ordered
 
 

@@ -1,9 +1,9 @@
-"""Lay `--set a.b=c` of the command line over a recipe, then fill `${name}` in; values and marks together."""
+"""Apply `--set a.b=c` of the command line to a recipe, then fill `${name}` in; values and marks together."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias, get_origin
@@ -12,13 +12,52 @@ from llava_recipes.errors import KeyPath, Mark, Problem, RecipeError
 from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.exclusions import displaced
 from llava_recipes.recipe.language import is_free, is_list, keys_at, shapes_at, spell_path, wanted_at
-from llava_recipes.recipe.renames import did_you_mean, nearest
+from llava_recipes.recipe.renames import did_you_mean
 from llava_recipes.recipe.scalars import Value, as_mapping, kind_of, value_at
 from llava_recipes.recipe.source import Document, parse_value
-from llava_recipes.recipe.variables import MAX_ADVISED, Filling, check_declarations, declared, references_in
+from llava_recipes.recipe.variables import fill_variables, references_in
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 Marks: TypeAlias = dict[KeyPath, Mark]
+
+
+def resolve(
+    document: Document, overrides: Sequence[str], environment: Mapping[str, str] = NO_ENVIRONMENT
+) -> Document:
+    """The document with overrides applied in order and every `${name}` filled in; it keeps its problems."""
+    # A variable is used, too, where an override has replaced the value that refers to it.
+    return fill_variables(_override(document, overrides), environment, used=references_in(document.root))
+
+
+def _override(document: Document, overrides: Sequence[str]) -> Document:
+    root = copy.deepcopy(document.root)
+    value_marks, key_marks = dict(document.value_marks), dict(document.key_marks)
+    problems, spoiled = list(document.problems), set(document.spoiled)
+    set_paths: set[KeyPath] = set()
+    for text in overrides:
+        try:
+            override = read_override(text, root)
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        below = as_mapping(value_at(root, override.path[:-1]))
+        others = displaced(override.path, override.value, given=(), below=below)
+        for path in (override.path, *(path for path in others if path not in set_paths)):
+            _remove(root, path, value_marks, key_marks)
+            problems = [problem for problem in problems if not _is_under(problem.path, path)]
+            spoiled = {place for place in spoiled if not _is_under(place, path)}
+        _insert(root, override, value_marks, key_marks)
+        problems += override.problems
+        spoiled.update(problem.path for problem in override.problems if problem.path and not problem.on_key)
+        set_paths.add(override.path)
+    return replace(
+        document,
+        root=root,
+        value_marks=value_marks,
+        key_marks=key_marks,
+        problems=tuple(problems),
+        spoiled=frozenset(spoiled),
+    )
 
 
 @dataclass(frozen=True)
@@ -36,36 +75,27 @@ def read_override(text: str, root: Value) -> Override:
     """Read `path=value`, with stages by name or index; raises RecipeError when the path cannot exist."""
     mark = Mark(f"--set {mask_assignment(text)}", 0, 0)
     if not text.isascii() and text != text.encode("utf-8", "replace").decode("utf-8"):
-        # Bytes that are no text come from the shell as half characters.
-        raise RecipeError.of(
-            "an override must be UTF-8", code="not-utf-8", mark=mark, hint="set the terminal to UTF-8"
-        )
+        # The shell's bytes that are not UTF-8 arrive as unpaired surrogates.
+        message, hint = "`--set` must be UTF-8", "set the terminal to UTF-8"
+        raise RecipeError.of(message, code="not-utf-8", mark=mark, hint=hint)
     written, equals, value = text.partition("=")
     if not equals or not written.strip():
-        hint = "for example --set stages.0.train.max_steps=5"
-        raise RecipeError.of("an override needs `path=value`", code="invalid-override", mark=mark, hint=hint)
+        message, hint = "`--set` needs `path=value`", "for example --set stages.0.train.max_steps=5"
+        raise RecipeError.of(message, code="invalid-override", mark=mark, hint=hint)
     path = _path(written.strip(), root, mark)
     if path[0] == "extends":
-        hint = "write it in a recipe of its own; `--set` changes single values"
-        raise RecipeError.of(
-            "`extends` cannot be set on the command line",
-            code="extends-on-command-line",
-            mark=mark,
-            hint=hint,
-        )
-    document = _value(value, mark)
+        message = "`--set` cannot set `extends`"
+        hint = "write it in a recipe; `--set` changes single values"
+        raise RecipeError.of(message, code="extends-on-command-line", mark=mark, hint=hint)
+    try:
+        document = parse_value(value, mark.file)
+    except RecipeError as error:
+        raise RecipeError(*(replace(problem, mark=mark) for problem in error.problems)) from None
     problems = tuple(
         replace(problem, mark=mark, path=None if problem.path is None else (*path, *problem.path))
         for problem in document.problems
     )
     return Override(path, document.root, mark, tuple(document.value_marks), problems)
-
-
-def _value(text: str, mark: Mark) -> Document:
-    try:
-        return parse_value(text, mark.file)
-    except RecipeError as error:
-        raise RecipeError(*(replace(problem, mark=mark) for problem in error.problems)) from None
 
 
 def _path(written: str, root: Value, mark: Mark) -> KeyPath:
@@ -87,9 +117,9 @@ def _path(written: str, root: Value, mark: Mark) -> KeyPath:
 
 
 def _entry(words: list[str], entries: list[Value], path: KeyPath, mark: Mark) -> tuple[int, int]:
-    """The index of the list entry that the words begin with, and how many words it took.
+    """The index of the list entry that the words start with, and how many words it took.
 
-    A stage's name may hold dots, so the longest name that fits wins.
+    A stage's name may contain dots, so the longest name that fits wins.
     """
     names = {
         str(entry["name"]): index
@@ -105,119 +135,36 @@ def _entry(words: list[str], entries: list[Value], path: KeyPath, mark: Mark) ->
     place = spell_path(path)
     stages = ", ".join(f"`{name}`" for name in names)
     hint = did_you_mean(word, names) or (f"stages: {stages}" if names else None)
-    number = f"`{place}` has {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, counted from 0"
-    raise RecipeError.of(
-        f"`{place}` has no entry `{word}`", code="list-has-no-entry", mark=mark, found=number, hint=hint
-    )
+    found = f"`{place}` has {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, counted from 0"
+    message = f"`{place}` has no entry `{word}`"
+    raise RecipeError.of(message, code="list-has-no-entry", mark=mark, found=found, hint=hint)
 
 
 def _check_key(key: str, path: KeyPath, value: Value, mark: Mark) -> None:
     place = f"`{spell_path(path)}`" if path else "the recipe"
     if value is not None and not isinstance(value, dict):
-        message = f"{place} is {kind_of(value)} and holds no key `{key}`"
+        message = f"{place} is {kind_of(value)} and has no key `{key}`"
         raise RecipeError.of(message, code="value-holds-no-key", mark=mark, hint=f"set {place} as a whole")
-    shapes = shapes_at(path)
-    if any(is_free(shape) or get_origin(shape) is dict for shape in shapes) and key:
+    if key and any(is_free(shape) or get_origin(shape) is dict for shape in shapes_at(path)):
         return
     known = keys_at(path)
     if not known:
-        message = f"{place} takes {wanted_at(path)} and holds no key `{key}`"
+        message = f"{place} takes {wanted_at(path)} and has no key `{key}`"
         raise RecipeError.of(message, code="value-holds-no-key", mark=mark)
     if key not in known:
         hint = did_you_mean(key, known) or f"keys: {', '.join(known)}"
         raise RecipeError.of(f"{place} has no key `{key}`", code="unknown-key", mark=mark, hint=hint)
 
 
-def resolve(
-    document: Document, overrides: Sequence[str], environment: Mapping[str, str] = NO_ENVIRONMENT
-) -> Document:
-    """The document with overrides laid over it and every `${name}` filled in; it keeps its problems."""
-    with_overrides = _override(document, overrides)
-    declarations = list(check_declarations(with_overrides))
-    told = frozenset(problem.path for problem in declarations if problem.path is not None)
-    # A name that may not be read is not read, and its uses are not told as well.
-    filling = Filling(replace(with_overrides, spoiled=with_overrides.spoiled | told), environment)
-    root = filling.fill(with_overrides.root, ())
-    used = references_in(document.root) | references_in(with_overrides.root)
-    # A reference with a slip is told as such; the variable that was meant is not told as unused too.
-    known = (*filling.variables, *filling.declared)
-    if len(known) <= MAX_ADVISED:
-        used |= {near for name in used if name not in known and (near := nearest(name, known)) is not None}
-    unused = [problem for problem in _unused(with_overrides, used) if problem.path not in told]
-    return replace(
-        with_overrides,
-        root=root,
-        problems=(*with_overrides.problems, *declarations, *filling.told, *unused),
-        spoiled=frozenset(filling.spoiled),
-        uses={path: tuple(names) for path, names in filling.uses.items()},
-    )
-
-
-def _unused(document: Document, used: set[str]) -> Iterator[Problem]:
-    """Variables that nothing uses. Those of a parent may be meant for its other children."""
-    variables = document.root.get("vars") if isinstance(document.root, dict) else None
-    places: dict[KeyPath, str] = {}
-    if isinstance(variables, dict):
-        places = {("vars", name): name for name in variables}
-    places |= {path: name for name, path in declared(document.root).items() if path != ("env",)}
-    for path, name in places.items():
-        mark = document.locate(path, on_key=path[0] == "vars")
-        if name in used or (mark is not None and mark.file in document.parents):
-            continue
-        what = "the variable" if path[0] == "vars" else "the environment variable"
-        hint = f"write `${{{name}}}` where it belongs, or remove it"
-        yield Problem(
-            f"{what} `{name}` is used nowhere",
-            code="name-is-not-used",
-            path=path,
-            hint=hint,
-            on_key=path[0] == "vars",
-        )
-
-
-def _override(document: Document, overrides: Sequence[str]) -> Document:
-    """Lay `--set` overrides over a document, in order."""
-    root = copy.deepcopy(document.root)
-    value_marks, key_marks = dict(document.value_marks), dict(document.key_marks)
-    problems = list(document.problems)
-    spoiled = set(document.spoiled)
-    set_paths: set[KeyPath] = set()
-    for text in overrides:
-        try:
-            override = read_override(text, root)
-        except RecipeError as error:
-            problems += error.problems
-            continue
-        below = as_mapping(value_at(root, override.path[:-1]))
-        others = displaced(override.path, override.value, given=(), below=below)
-        gone = [path for path in others if path not in set_paths]
-        for path in (override.path, *gone):
-            _remove(root, path, value_marks, key_marks)
-            problems = [problem for problem in problems if not _is_under(problem.path, path)]
-            spoiled = {place for place in spoiled if not _is_under(place, path)}
-        _insert(root, override, value_marks, key_marks)
-        problems += override.problems
-        spoiled.update(problem.path for problem in override.problems if problem.path and not problem.on_key)
-        set_paths.add(override.path)
-    return replace(
-        document,
-        root=root,
-        value_marks=value_marks,
-        key_marks=key_marks,
-        problems=tuple(problems),
-        spoiled=frozenset(spoiled),
-    )
-
-
 def _is_under(path: KeyPath | None, parent: KeyPath) -> bool:
     return path is not None and path[: len(parent)] == parent
 
 
-def _remove(root: Value, path: KeyPath, value_marks: Marks, key_marks: Marks) -> None:
+def _remove(root: Value, path: KeyPath, *all_marks: Marks) -> None:
     parent = value_at(root, path[:-1])
     if isinstance(parent, dict) and isinstance(path[-1], str):
         parent.pop(path[-1], None)
-    for marks in (value_marks, key_marks):
+    for marks in all_marks:
         for marked in [marked for marked in marks if _is_under(marked, path)]:
             del marks[marked]
 

@@ -1,7 +1,7 @@
-"""Rules between keys, which the schema cannot say; on plain values, so that they run beside its errors.
+"""Rules between keys that the schema cannot express; on plain values, so that they run next to its errors.
 
-Which keys exclude or need each other stands in the tables of `exclusions.py`; the functions here are for the
-rest. A value of the wrong kind is passed over: the schema tells it.
+The tables of `exclusions.py` say which keys exclude or need each other; the functions here check the rest.
+They skip values of the wrong kind, which the schema reports.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ _ON_HUB: Final[tuple[KeyPath, ...]] = (
 )
 """Values that are hub ids or folders."""
 _SHARED: Final[tuple[KeyPath, ...]] = (("vars",), (*TRAIN, "extra"), (*STAGE, "deepspeed"))
-"""Free mappings, in which a key may be that of a secret."""
+"""Free mappings, in which a key may name a secret."""
 _GLOBS: Final[tuple[KeyPath, ...]] = tuple(
     (*STAGE, *place, ANY)
     for place in (("freeze",), ("trainable",), ("lora", "modules"), ("param_groups", ANY, "modules"))
 )
 _MOST_GLOBS: Final = 2_000
-"""In one recipe: a list of every adapted layer of a large model, for each of three stages."""
+"""In one recipe: enough to list every adapted layer of a large model in each of three stages."""
 _MOST_PIXELS: Final = 2**26
-"""No image with more is opened; a grid that is larger holds nothing but enlargement."""
+"""Larger images are not opened, so a larger grid would only enlarge them."""
 
 
 def check_rules(root: Value) -> list[Problem]:
-    """Every rule that the values break."""
+    """The problems of a recipe's values, one for each rule that they break."""
     recipe = as_mapping(root)
     problems = [*_check_version(recipe.get("version"))]
     for path, value in _each(recipe, *_SHARED):
@@ -78,7 +78,8 @@ def check_rules(root: Value) -> list[Problem]:
     for path, value in _each(recipe, *_LOCAL):
         problems += check_local(value, path)
     for path, value in _each(recipe, *_GLOBS):
-        problems += check_glob(value, path) if isinstance(value, str) and value else ()
+        if isinstance(value, str) and value and (problem := check_glob(value, path)) is not None:
+            problems.append(problem)
     problems += _check_number_of_globs(recipe)
     for path, value in _each(recipe, *_PARTS):
         problems += _check_part(as_mapping(value), path)
@@ -118,14 +119,14 @@ def _check_number_of_globs(recipe: Values) -> Iterator[Problem]:
                 f"the recipe has more than {_MOST_GLOBS:,} globs",
                 code="too-many-globs",
                 path=path,
-                hint="name the modules that hold what is listed, or write ranges: `layers.{0..31}`",
+                hint="name the modules that contain them, or write ranges: `layers.{0..31}`",
                 on_key=True,
             )
             return
 
 
 def _check_version(version: Value) -> Iterator[Problem]:
-    # For Python, and so for Pydantic, these equal 1.
+    # For Python, and so for Pydantic, True and 1.0 equal 1.
     if version == 1 and not (isinstance(version, int) and not isinstance(version, bool)):
         message, found, hint = "`version` must be `1`", spell_value(version), "write `version: 1`"
         yield Problem(message, code="unknown-version", path=("version",), found=found, hint=hint)
@@ -136,21 +137,13 @@ def _check_part(part: Values, path: KeyPath) -> Iterator[Problem]:
     config = part.get("config") if not given_keys(part, "source") else None
     is_language_model = path[-1] == "language_model"
     if config is not None and is_language_model and not given_keys(part, "tokenizer"):
-        yield Problem(
-            "`language_model` with `config` needs the key `tokenizer`",
-            code="key-is-missing",
-            path=path,
-            hint="write `tokenizer:` with a hub id or a folder",
-            on_key=True,
-        )
+        message = "`language_model` with `config` needs the key `tokenizer`"
+        hint = "write `tokenizer:` with a hub id or a folder"
+        yield Problem(message, code="key-is-missing", path=path, hint=hint, on_key=True)
     if isinstance(config, dict) and not isinstance(config.get("model_type"), str):
-        yield Problem(
-            "`config` needs the key `model_type`",
-            code="model-type-missing",
-            path=(*path, "config"),
-            hint=f"write `model_type: {'llama' if is_language_model else 'clip_vision_model'}`",
-            on_key=True,
-        )
+        message = "`config` needs the key `model_type`"
+        hint = f"write `model_type: {'llama' if is_language_model else 'clip_vision_model'}`"
+        yield Problem(message, code="model-type-missing", path=(*path, "config"), hint=hint, on_key=True)
     for key in ("config", "image_processor"):
         yield from code_problems(part.get(key), (*path, key))
 
@@ -163,17 +156,17 @@ def _check_source(source: Values, path: KeyPath) -> Iterator[Problem]:
         yield wrong_kind(kind, file, path=path)
     if file.lower().endswith((".yaml", ".yml")):
         yield Problem(
-            "`annotations` is a file of records, not a list of data sets",
+            "`annotations` must be a file of records, not a list of data sets",
             code="annotations-is-a-list-of-files",
             path=path,
             found=spell_value(file),
-            hint="write each of its `datasets` as an entry of `sources:`, with `annotations:` for its "
-            "`json_path` and its `sampling_strategy:` as it stands",
+            hint="write each of its `datasets` as an entry of `sources:`, with its `json_path` as "
+            "`annotations:` and its `sampling_strategy:` unchanged",
         )
 
 
 def _repeated(values: list[Value]) -> Iterator[tuple[int, int, str]]:
-    """The texts that stand earlier too: their index, the index of the first one, and the text."""
+    """The strings that occur earlier too: their index, the index of the first one, and the string."""
     first: dict[str, int] = {}
     for index, value in enumerate(values):
         if isinstance(value, str) and first.setdefault(value, index) < index:
@@ -187,67 +180,55 @@ def _as_folders(values: list[Value]) -> list[Value]:
 def _check_names(stages: list[Values]) -> Iterator[Problem]:
     names = [stage.get("name") for stage in stages]
     for index, first, name in _repeated(names):
-        yield Problem(
-            f"two stages have the name `{name}`",
-            code="duplicate-stage-name",
-            path=("stages", index, "name"),
-            found=f"stages[{first}] has it too",
-            hint="rename one of them",
-        )
+        message, found = f"two stages have the name `{name}`", f"stages[{first}] has the same name"
+        path: KeyPath = ("stages", index, "name")
+        yield Problem(message, code="duplicate-stage-name", path=path, found=found, hint="rename one of them")
     for index, given in enumerate(names):
         if given == "base":
-            yield Problem(
-                "a stage cannot have the name `base`",
-                code="invalid-stage-name",
-                path=("stages", index, "name"),
-                hint="choose another; `init_from: base` means the base weights",
-            )
+            message = "a stage cannot have the name `base`"
+            path, hint = ("stages", index, "name"), "choose another; `init_from: base` means the base weights"
+            yield Problem(message, code="invalid-stage-name", path=path, hint=hint)
     for index, first, folder in _repeated(_as_folders([stage.get("output_dir") for stage in stages])):
         yield Problem(
             "two stages write to the same folder",
             code="duplicate-output-dir",
             path=("stages", index, "output_dir"),
-            found=f"stages[{first}] writes to {folder} too",
-            hint="give each stage a folder of its own",
+            found=f"stages[{first}] also writes to {folder}",
+            hint="choose a different folder for each stage",
         )
 
 
 def _check_init_from(stages: list[Values], index: int) -> Iterator[Problem]:
     start = stages[index].get("init_from")
     path: KeyPath = ("stages", index, "init_from")
-    if not isinstance(start, str) or not start or start == "base":
-        return
     names = [name if isinstance(name := stage.get("name"), str) else "" for stage in stages]
-    if start in names[:index]:
+    if not isinstance(start, str) or start in ("", "base", *names[:index]):
         return
-    if start in names or ("/" not in start and "." not in start):
+    if start not in names and ("/" in start or "." in start):
+        yield from check_hub_id(start, path)
+        return
+    if start == names[index]:
+        message, code = "a stage cannot start from itself", "init-from-itself"
+        hint = "name an earlier one, or `base`"
+    elif start in names:
+        message, code = "`init_from` names a later stage", "init-from-later-stage"
+        hint = "stages run in the order of the file"
+    else:
+        message, code = "`init_from` doesn't name an earlier stage", "init-from-unknown-stage"
         earlier = ["base", *filter(None, names[:index])]
         choices = ", ".join(f"`{name}`" for name in earlier)
-        if start == names[index]:
-            message, code = "a stage cannot start from itself", "init-from-itself"
-            hint = "name an earlier one, or `base`"
-        elif start in names:
-            message, code = "`init_from` names a later stage", "init-from-later-stage"
-            hint = "stages run in their order"
-        else:
-            message, code = "`init_from` names no earlier stage", "init-from-unknown-stage"
-            hint = did_you_mean(start, earlier) or f"{choices}, or a folder, written ./{start}"
-        yield Problem(message, code=code, path=path, found=spell_value(start), hint=hint)
-    else:
-        yield from check_hub_id(start, path)
+        hint = did_you_mean(start, earlier) or f"{choices}, or a folder, written ./{start}"
+    yield Problem(message, code=code, path=path, found=spell_value(start), hint=hint)
 
 
 def _check_trainable(stage: Values, path: KeyPath) -> Iterator[Problem]:
     freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
     absent = "trainable" not in stage and not misspelt(stage, path, "trainable", "freeze")
     if freeze == "all" and (stage.get("trainable") == [] or absent) and stage.get("lora") is None:
-        written = next((key for key in ("trainable", "freeze") if key in stage), None)
-        yield Problem(
-            "nothing trains in this stage: all is frozen, and `trainable` names nothing",
-            code="nothing-trains",
-            path=path if written is None else (*path, written),
-            hint="write `trainable: [projector]` for feature alignment",
-        )
+        message = "nothing trains in this stage: everything is frozen, and `trainable` lists nothing"
+        written = next(((*path, key) for key in ("trainable", "freeze") if key in stage), path)
+        hint = "write `trainable: [projector]` for feature alignment"
+        yield Problem(message, code="nothing-trains", path=written, hint=hint)
     if freeze == []:
         message, hint = "`freeze` is an empty list", "write `freeze: none`"
         yield Problem(message, code="list-is-empty", path=(*path, "freeze"), hint=hint)
@@ -259,7 +240,7 @@ def _check_image_tokens(stage: Values, model: Values, path: KeyPath) -> Iterator
     for number, glob in enumerate(as_list(stage.get("trainable"))):
         if isinstance(glob, str) and glob.partition(".")[0] == "image_tokens":
             yield Problem(
-                "`image_tokens` trains, and the model has none",
+                "`image_tokens` trains, but the model has none",
                 code="no-image-tokens",
                 path=(*path, "trainable", number),
                 hint="write `image_tokens: {start_end: true}` in `model:`, or remove it here",
@@ -271,11 +252,11 @@ def _check_deepspeed(choice: Value, path: KeyPath) -> Iterator[Problem]:
         return
     if "/" in choice or "." in choice:
         yield from check_local(choice, path)
-    else:
-        from llava_recipes.recipe.value_hints import deepspeed_hint
+        return
+    from llava_recipes.recipe.value_hints import deepspeed_hint
 
-        message, found, hint = "`deepspeed` names no preset", spell_value(choice), deepspeed_hint(choice)
-        yield Problem(message, code="unknown-deepspeed-preset", path=path, found=found, hint=hint)
+    message = f"unknown DeepSpeed preset {spell_value(choice)}"
+    yield Problem(message, code="unknown-deepspeed-preset", path=path, hint=deepspeed_hint(choice))
 
 
 def _check_data(data: Values, stage: Values, path: KeyPath) -> Iterator[Problem]:
@@ -285,31 +266,23 @@ def _check_data(data: Values, stage: Values, path: KeyPath) -> Iterator[Problem]
         yield from _check_split(validation.get("split"), as_list(data.get("sources")), path)
     elif validation is None and data and strategy in ("steps", "epoch"):
         yield Problem(
-            "`eval_strategy` has nothing to measure: the stage has no validation data",
+            "`eval_strategy` needs validation data, and the stage has none",
             code="no-validation-data",
             path=(*path[:-1], "train", "eval_strategy"),
             found=spell_value(strategy),
             hint="write `validation: {split: 0.01}` under `data:`, or `eval_strategy: no`",
         )
     if data.get("shuffle") is False and data.get("group_by") in ("length", "modality_length"):
-        yield Problem(
-            "`group_by` draws an order of its own, and `shuffle: false` asks for that of the file",
-            code="keys-exclude-each-other",
-            path=(*path, _later(data, "shuffle", "group_by")),
-            hint="remove one of the two",
-            on_key=True,
-        )
+        message = "`group_by` changes the order of the records, and `shuffle: false` keeps that of the file"
+        later, hint = (*path, _later(data, "shuffle", "group_by")), "remove one of the two"
+        yield Problem(message, code="keys-exclude-each-other", path=later, hint=hint, on_key=True)
     template = data.get("template")
     name = ALIASES.get(template, template) if isinstance(template, str) else None
     without_system = [known for known, layout in LAYOUTS.items() if layout.system is None]
     if name in without_system and given_keys(data, "system_prompt", "chat_template") == ["system_prompt"]:
-        yield Problem(
-            f"template `{template}` has no place for a system prompt",
-            code="no-place-for-system-prompt",
-            path=(*path, "system_prompt"),
-            hint="remove it, or choose another template",
-            on_key=True,
-        )
+        message = f"template `{template}` has no place for a system prompt"
+        place, hint = (*path, "system_prompt"), "remove it, or choose another template"
+        yield Problem(message, code="no-place-for-system-prompt", path=place, hint=hint, on_key=True)
 
 
 def _later(mapping: Values, *keys: str) -> str:
@@ -319,7 +292,7 @@ def _later(mapping: Values, *keys: str) -> str:
 def _check_split(split: Value, sources: list[Value], path: KeyPath) -> Iterator[Problem]:
     if isinstance(split, float) and split >= 1 and not split.is_integer():
         yield Problem(
-            "`split` from 1 up is a number of records",
+            "a `split` of 1 or more is a number of records",
             code="invalid-split",
             path=(*path, "validation", "split"),
             found=spell_value(split),
@@ -328,37 +301,34 @@ def _check_split(split: Value, sources: list[Value], path: KeyPath) -> Iterator[
     files = [as_mapping(source).get("annotations") for source in sources]
     for index, first, file in _repeated(_as_folders(files)) if split is not None else ():
         yield Problem(
-            "with `validation.split` a file can be named once: what one source holds out, the other "
-            "would train on",
+            "`validation.split` needs different files in `sources`: the stage would train on records of one "
+            "entry that another holds out",
             code="validation-split-twice",
             path=(*path, "sources", index, "annotations"),
-            found=f"sources[{first}] names {file} too",
-            hint="write `weight:` to use records several times, or give `validation.sources`",
+            found=f"sources[{first}] also reads {file}",
+            hint="write `weight:` to use records several times, or set `validation.sources`",
         )
 
 
 def _check_grid(data: Values, model: Values, path: KeyPath) -> Iterator[Problem]:
-    """The crops of large images, and how their features are put in a row."""
+    """The crops of large images, and the rows in which their features are arranged."""
     pinpoints = as_list(data.get("image_grid_pinpoints"))
     for index, pinpoint in enumerate(pinpoints):
         place: KeyPath = (*path, "image_grid_pinpoints", index)
         if pinpoint in pinpoints[:index]:
-            message = f"`image_grid_pinpoints` names {spell_value(pinpoint)} twice"
+            message = f"`image_grid_pinpoints` lists {spell_value(pinpoint)} twice"
             yield Problem(message, code="name-given-twice", path=place, hint="remove one of the two")
         sides = [side for side in as_list(pinpoint) if isinstance(side, int)]
         if len(sides) == 2 and sides[0] * sides[1] > _MOST_PIXELS:
-            yield Problem(
-                "a grid pinpoint is larger than any image may be",
-                code="invalid-grid-pinpoint",
-                path=place,
-                found=f"{sides[0]} × {sides[1]} pixels, and images have {_MOST_PIXELS:,} at most",
-                hint="a pinpoint is `[width, height]` in pixels, a few times the tower's image size",
-            )
+            message = "a grid pinpoint is larger than the largest image that can be read"
+            found = f"{sides[0]} × {sides[1]} pixels; an image has at most {_MOST_PIXELS:,}"
+            hint = "a pinpoint is `[width, height]` in pixels, a few times the tower's image size"
+            yield Problem(message, code="invalid-grid-pinpoint", path=place, found=found, hint=hint)
     merge = data.get("mm_patch_merge_type")
     keeps_class = as_mapping(model.get("vision_tower")).get("select_feature") == "cls_patch"
     if keeps_class and merge in ("spatial", "spatial_unpad"):
         yield Problem(
-            f"`mm_patch_merge_type: {merge}` lays patches out in rows, and a class token is no patch",
+            f"`mm_patch_merge_type: {merge}` arranges patches in rows, and a class token is not a patch",
             code="class-token-in-image-rows",
             path=(*path, "mm_patch_merge_type"),
             found="`select_feature: cls_patch` of the vision tower",
@@ -368,12 +338,9 @@ def _check_grid(data: Values, model: Values, path: KeyPath) -> Iterator[Problem]
 
 def _check_group(group: Values, path: KeyPath) -> Iterator[Problem]:
     if set(group) == {"modules"}:
-        yield Problem(
-            "a parameter group says nothing of its modules",
-            code="parameter-group-without-settings",
-            path=path,
-            hint="give it a `learning_rate` or a `weight_decay`, or remove it",
-        )
+        message = "a parameter group sets nothing for its modules"
+        hint = "set its `learning_rate` or `weight_decay`, or remove it"
+        yield Problem(message, code="parameter-group-without-settings", path=path, hint=hint)
 
 
 def _check_samples(stage: Values, path: KeyPath) -> Iterator[Problem]:
@@ -381,13 +348,13 @@ def _check_samples(stage: Values, path: KeyPath) -> Iterator[Problem]:
     is_plain = as_mapping(stage.get("data")).get("template") == "plain"
     code = "key-needs-another"
     if given == ["prompt"]:
-        message = "`prompt` goes with `images`: records have questions of their own"
+        message = "`prompt` needs `images`: records contain their own questions"
         hint = "add `images:`, or remove it"
     elif "prompt" in given and is_plain:
         message = "`prompt` has no effect with `template: plain`, which captions images"
         code, hint = "key-has-no-effect", "remove it"
     elif given == ["images"] and not is_plain:
-        message, hint = "`images` need a `prompt`", "write what is asked"
+        message, hint = "`images` needs a `prompt`", "write `prompt:` with the question to ask"
     else:
         return
     yield Problem(message, code=code, path=(*path, given[-1]), hint=hint, on_key=True)
@@ -395,26 +362,18 @@ def _check_samples(stage: Values, path: KeyPath) -> Iterator[Problem]:
 
 def _check_train(train: Values, path: KeyPath) -> Iterator[Problem]:
     if train.get("bf16") is True and train.get("fp16") is True:
-        yield Problem(
-            "`bf16` and `fp16` are both on",
-            code="keys-exclude-each-other",
-            path=(*path, _later(train, "bf16", "fp16")),
-            hint="keep one; bf16 where the GPU has it",
-        )
+        place, hint = (*path, _later(train, "bf16", "fp16")), "keep one; bf16 if the GPU supports it"
+        yield Problem("`bf16` and `fp16` are both on", code="keys-exclude-each-other", path=place, hint=hint)
     reports = as_list(train.get("report_to"))
     for index, name in enumerate(reports):
         if name in reports[:index]:
-            message = f"`report_to` names {spell_value(name)} twice"
+            message = f"`report_to` lists {spell_value(name)} twice"
             yield Problem(message, code="name-given-twice", path=(*path, "report_to", index))
     homes = {
         **dict.fromkeys(Stage.model_fields, "the stage"),
         **dict.fromkeys(Train.model_fields, "`train:` itself"),
     }
     for key in homes.keys() & as_mapping(train.get("extra")):
-        yield Problem(
-            f"`{key}` has a key of its own",
-            code="extra-has-a-key-of-its-own",
-            path=(*path, "extra", key),
-            hint=f"move it to {homes[key]}",
-            on_key=True,
-        )
+        message, place = f"`{key}` has a key of its own outside `extra`", (*path, "extra", key)
+        hint = f"move it to {homes[key]}"
+        yield Problem(message, code="extra-has-a-key-of-its-own", path=place, hint=hint, on_key=True)

@@ -1,4 +1,4 @@
-"""`validate --deep`: what only the model's own names, the data and the images can tell; without weights."""
+"""`validate --deep`: check the model's own names, the records and the images; no weights are read."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+from transformers import BaseImageProcessor
 
 from llava_recipes.anyres import AnyRes, Size
 from llava_recipes.data.chat_template import TemplateLimit
 from llava_recipes.data.collate import images_take
 from llava_recipes.data.conversation import Record
+from llava_recipes.data.crops import check_size
+from llava_recipes.data.image_sizes import CannotPrepare
+from llava_recipes.data.images import BadImage, check_record_image, load_image_processor, open_images
 from llava_recipes.data.records import Records, at_source, check_records, open_records
 from llava_recipes.errors import KeyPath, Problem, RecipeError, SampleError
-from llava_recipes.layouts import LAYOUTS, Template
+from llava_recipes.layouts import LAYOUTS
+from llava_recipes.model.assemble import skeleton_shapes
 from llava_recipes.plan.data import every_record
 from llava_recipes.plan.image_tokens import any_res
-from llava_recipes.plan.trainable import Trains, tuning_problems, what_trains
+from llava_recipes.plan.trainable import tuning_problems, what_trains
 from llava_recipes.plan.types import DataPlan, Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.runner.hand_off import Shapes, hand_off_problems, projector_problems
 from llava_recipes.runner.preflight import model_problems, open_prompts
 from llava_recipes.templates import spell
 
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
-
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
-
 NUM_OPENED: Final = 500
-"""Images that are opened where not all are asked for."""
+"""Images of a source that are opened without `--all`."""
 NUM_DECODED: Final = 100
 """Those of them that are also decoded, which takes a hundred times as long."""
 
@@ -42,14 +41,131 @@ Spell = Callable[[Record], object]
 
 _SEED: Final = 0
 _NUM_SHOWN: Final = 5
-_ROOM_HINT: Final = "raise `max_length`, or give it fewer images"
+_ROOM_HINT: Final = "raise `max_length`, or use fewer images"
+
+
+@dataclass(frozen=True)
+class StageFindings:
+    """The counts of one stage."""
+
+    stage: str
+    num_records: int
+    """Samples of an epoch."""
+    num_validation_records: int
+    num_images: int
+    num_images_opened: int
+    num_images_decoded: int
+    num_trainable_parameters: int | None
+    num_parameters: int | None
+
+    def summary(self) -> str:
+        """The counts in one line. To open an image reads its first bytes, to decode it the whole."""
+        parts = [f"{self.num_records:,} records"]
+        if self.num_validation_records:
+            parts.append(f"{self.num_validation_records:,} to validate on")
+        if self.num_images_opened > self.num_images_decoded:
+            opened = "all" if self.num_images == self.num_images_opened else f"{self.num_images_opened:,}"
+            parts.append(
+                f"{opened} of {self.num_images:,} images opened, {self.num_images_decoded:,} decoded"
+            )
+        elif self.num_images:
+            parts.append(f"all of {self.num_images:,} images decoded")
+        if self.num_trainable_parameters is not None:
+            parts.append(f"{self.num_trainable_parameters:,} of {self.num_parameters:,} parameters train")
+        return f"{self.stage}: {', '.join(parts)}"
+
+
+def look_deeply(
+    loaded: LoadedRecipe, plan: Plan, *, every_image: bool
+) -> tuple[list[Problem], tuple[StageFindings, ...]]:
+    """Every problem of the model and the data, and the counts of each stage.
+
+    With `every_image` all images are decoded. Otherwise a sample of them is opened, and a part of it
+    decoded: the same sample every time.
+    """
+    problems = [*model_problems(loaded, plan)]
+    has_files = not problems
+    image_processor = _image_processor(plan, problems) if has_files else None
+    shapes = _model_shapes(plan, problems) if has_files else None
+    quantized = plan.model.language_model.quantization is not None
+    findings = []
+    for index, stage in enumerate(plan.stages):
+        path: KeyPath = ("stages", index)
+        trains = None if shapes is None else what_trains(shapes, stage)
+        if trains is not None:
+            problems += tuning_problems(trains, stage, quantized=quantized, stage_path=path)
+        spell_record, spread = _speller(plan, index, problems), _spread(plan, stage)
+        look = _DataLook(stage.data, path, spell_record, spread, image_processor)
+        problems += look.find(every_image=every_image)
+        findings.append(
+            StageFindings(
+                stage=stage.name,
+                num_records=look.num_records,
+                num_validation_records=look.num_validation_records,
+                num_images=look.num_images,
+                num_images_opened=look.num_images_opened,
+                num_images_decoded=look.num_images_decoded,
+                num_trainable_parameters=trains.count_trainable() if trains else None,
+                num_parameters=sum(map(math.prod, shapes.values())) if shapes is not None else None,
+            )
+        )
+    if shapes is not None:
+        problems += hand_off_problems(plan, range(len(plan.stages)), lambda: shapes, fetch=False)
+    return problems, tuple(findings)
+
+
+def _image_processor(plan: Plan, problems: list[Problem]) -> BaseImageProcessor | None:
+    """The image processor of the tower; None where it cannot be loaded."""
+    try:
+        return load_image_processor(plan.model.vision_tower)
+    except RecipeError as error:
+        problems += error.problems
+        return None
+
+
+def _model_shapes(plan: Plan, problems: list[Problem]) -> Shapes | None:
+    """Shapes by canonical name, from the model on the meta device; None where it cannot be built."""
+    try:
+        shapes = skeleton_shapes(plan.model)
+    except RecipeError as error:
+        problems += error.problems
+        return None
+    problems += projector_problems(plan.model, lambda: shapes)
+    return shapes
+
+
+def _spread(plan: Plan, stage: StagePlan) -> AnyRes | None:
+    sizes = plan.model.sizes
+    if sizes is None:
+        return None
+    return any_res(stage.data, image_px=sizes.image_px, num_image_tokens=sizes.num_image_tokens)
+
+
+def _speller(plan: Plan, index: int, problems: list[Problem]) -> Spell | None:
+    """A function that writes a record of a stage, or raises; None where the tokenizer can write none."""
+    template, system_prompt = plan.stages[index].data.template, plan.stages[index].data.system_prompt
+    if template is None or LAYOUTS[template].tokens:
+        try:
+            prompts = open_prompts(plan, index)
+        except RecipeError as error:
+            problems += error.problems
+            return None
+        if template is None:
+            return lambda record: prompts.spell(record.turns, has_image=bool(record.images))
+    return lambda record: spell(
+        template,
+        record.turns,
+        has_image=bool(record.images),
+        start_end=False,
+        system_prompt=system_prompt,
+    )
 
 
 class _NoRoom(ValueError):
     """A record whose images fill `max_length`."""
 
 
-class DataLook:
+class _DataLook:
     """The records of a stage, read one after another."""
 
     def __init__(
@@ -67,24 +183,22 @@ class DataLook:
         self.num_images = self.num_images_opened = self.num_images_decoded = 0
 
     def find(self, *, every_image: bool) -> Iterator[Problem]:
-        data = self._data
+        data, validation, path = self._data, self._data.validation, (*self._path, "data")
         for number, source in enumerate(data.sources):
-            path = (*self._path, "data", "sources", number)
-            yield from self._look(every_record(source), path, every_image=every_image)
+            yield from self._look(source, (*path, "sources", number), every_image=every_image)
         self.num_records = sum(source.num_used or 0 for source in data.sources)
-        validation = data.validation
         if validation is None:
             return
         self.num_validation_records = validation.num_samples or 0
         if validation.split is None:
             for number, source in enumerate(validation.sources):
-                path = (*self._path, "data", "validation", "sources", number)
-                yield from self._look(every_record(source), path, every_image=every_image)
+                where = (*path, "validation", "sources", number)
+                yield from self._look(source, where, every_image=every_image)
 
     def _look(self, source: SourcePlan, path: KeyPath, *, every_image: bool) -> Iterator[Problem]:
-        """The chosen records of a source, whether they are trained on or held out."""
+        """What is wrong with the records of a source, used for training or held out."""
         try:
-            records = open_records([source])
+            records = open_records([every_record(source)])
         except RecipeError as error:
             yield from at_source(error.problems, path)
             return
@@ -94,7 +208,7 @@ class DataLook:
         yield from self._check_images(records, images, path, every_image=every_image)
 
     def _read(self, records: Records, images: list[tuple[int, int]]) -> Iterator[Problem]:
-        """Conversations that the stage's template cannot hold; `images` gets the images by record."""
+        """Conversations that the stage's template cannot write; adds (record, image) numbers to `images`."""
         first: tuple[Record, ValueError] | None = None
         num_bad = 0
         for record in _well_formed(records):
@@ -104,7 +218,7 @@ class DataLook:
                     self._spell(record)
                 self._check_room(record)
             except TemplateLimit as limit:
-                # It would take as long for each of the records.
+                # Each further record would take as long.
                 self._spell = None
                 yield from (replace(each, mark=records.mark(record.index)) for each in limit.problems)
             except ValueError as reason:
@@ -124,7 +238,7 @@ class DataLook:
             )
 
     def _check_room(self, record: Record) -> None:
-        """Raise ValueError when the images of a record, as small as can be, leave no room for text."""
+        """Raise _NoRoom when the images of a record leave no room for text even at their fewest tokens."""
         num_images, most = len(record.images), self._data.max_length
         num_tokens = num_images * self._least_tokens
         if num_tokens >= most:
@@ -134,10 +248,7 @@ class DataLook:
     def _check_images(
         self, records: Records, images: list[tuple[int, int]], path: KeyPath, *, every_image: bool
     ) -> Iterator[Problem]:
-        """Images that training cannot use, and those that `anyres` makes too many tokens of."""
-        # Here, since a look without --deep must stay free of torch.
-        from llava_recipes.data.images import BadImage
-
+        """Images that training cannot use, and records whose images are too many tokens under `anyres`."""
         drawn = images
         if not every_image:
             drawn = random.Random(_SEED).sample(images, min(len(images), NUM_OPENED))
@@ -172,10 +283,6 @@ class DataLook:
 
     def _size(self, records: Records, record: Record, number: int, *, decode: bool) -> Size:
         """An image's width and height as stored. Raises BadImage where training would."""
-        from llava_recipes.data.crops import check_size
-        from llava_recipes.data.image_sizes import CannotPrepare
-        from llava_recipes.data.images import BadImage, check_record_image, open_images
-
         if decode:
             (size,) = open_images(records, record, lambda image: image.size, numbers=[number])
         else:
@@ -188,12 +295,12 @@ class DataLook:
         return size
 
     def _crowded(self, records: Records, num_tokens: Mapping[int, int]) -> Iterator[Problem]:
-        """The first record whose images leave no room at their sizes; `num_tokens` by index of the record."""
+        """The first record whose images leave no room at their own sizes; `num_tokens` by record."""
         most = self._data.max_length
         crowded = [
             index
             for index, tokens in num_tokens.items()
-            # The others are told without their sizes.
+            # The others are reported without their sizes.
             if tokens >= most > len(records[index].images) * self._least_tokens
         ]
         for index in crowded[:1]:
@@ -204,144 +311,13 @@ class DataLook:
                 f"max_length is {most}",
                 code="sample-cannot-be-used",
                 mark=records.mark(index),
-                found=f"{len(crowded):,} of {len(num_tokens):,} records whose images were opened; the first",
+                found=f"{len(crowded):,} of {len(num_tokens):,} records whose images were opened",
                 hint=_ROOM_HINT,
             )
 
 
 def _well_formed(records: Records) -> Iterator[Record]:
     for index in range(len(records)):
-        # What is wrong with a record is told by `check_records`.
+        # `check_records` reports the others.
         with suppress(SampleError):
             yield records[index]
-
-
-@dataclass(frozen=True)
-class StageFindings:
-    """What was counted in one stage."""
-
-    stage: str
-    num_records: int
-    """Samples that an epoch draws."""
-    num_validation_records: int
-    num_images: int
-    num_images_opened: int
-    num_images_decoded: int
-    num_trainable_parameters: int | None
-    num_parameters: int | None
-
-    def summary(self) -> str:
-        """One line for a person."""
-        said = [f"{self.num_records:,} records"]
-        if self.num_validation_records:
-            said.append(f"{self.num_validation_records:,} to validate on")
-        if self.num_images:
-            said += self._looked_at()
-        if self.num_trainable_parameters is not None:
-            said.append(f"{self.num_trainable_parameters:,} of {self.num_parameters:,} parameters train")
-        return f"{self.stage}: {', '.join(said)}"
-
-    def _looked_at(self) -> Iterator[str]:
-        """What was done to how many images: opened, which reads their first bytes, or decoded."""
-        if self.num_images_opened > self.num_images_decoded:
-            every = self.num_images == self.num_images_opened
-            opened = "all" if every else f"{self.num_images_opened:,}"
-            yield f"{opened} of {self.num_images:,} images opened"
-            yield f"{self.num_images_decoded:,} decoded"
-        else:
-            yield f"all of {self.num_images:,} images decoded"
-
-
-def look_deeply(
-    loaded: LoadedRecipe, plan: Plan, *, every_image: bool
-) -> tuple[list[Problem], tuple[StageFindings, ...]]:
-    """Every problem that a look at the model and the data finds, and what was counted, stage by stage.
-
-    With `every_image` all images are decoded. Else a sample of them is opened, and a part of it decoded:
-    the same every time.
-    """
-    problems = [*model_problems(loaded, plan)]
-    is_known = not problems
-    image_processor = _image_processor(plan, problems) if is_known else None
-    shapes = _model_shapes(plan, problems) if is_known else None
-    quantized = plan.model.language_model.quantization is not None
-    findings = []
-    for index, stage in enumerate(plan.stages):
-        path: KeyPath = ("stages", index)
-        trains = None if shapes is None else what_trains(shapes, stage)
-        if trains is not None:
-            problems += tuning_problems(trains, stage, quantized=quantized, stage_path=path)
-        look = DataLook(
-            stage.data, path, _spelling(plan, index, problems), _spread(plan, stage), image_processor
-        )
-        problems += look.find(every_image=every_image)
-        findings.append(_findings(stage, look, shapes, trains))
-    if shapes is not None:
-        problems += hand_off_problems(plan, range(len(plan.stages)), lambda: shapes, fetch=False)
-    return problems, tuple(findings)
-
-
-def _image_processor(plan: Plan, problems: list[Problem]) -> BaseImageProcessor | None:
-    """What prepares images for the tower; None where it cannot be loaded."""
-    from llava_recipes.data.images import load_image_processor
-
-    try:
-        return load_image_processor(plan.model.vision_tower)
-    except RecipeError as error:
-        problems += error.problems
-        return None
-
-
-def _model_shapes(plan: Plan, problems: list[Problem]) -> Shapes | None:
-    """Shapes by canonical name, from the model on the meta device; None where it cannot be built."""
-    from llava_recipes.model.assemble import skeleton_shapes
-
-    try:
-        shapes = skeleton_shapes(plan.model)
-    except RecipeError as error:
-        problems += error.problems
-        return None
-    problems += projector_problems(plan.model, lambda: shapes)
-    return shapes
-
-
-def _findings(
-    stage: StagePlan, look: DataLook, shapes: Shapes | None, trains: Trains | None
-) -> StageFindings:
-    return StageFindings(
-        stage=stage.name,
-        num_records=look.num_records,
-        num_validation_records=look.num_validation_records,
-        num_images=look.num_images,
-        num_images_opened=look.num_images_opened,
-        num_images_decoded=look.num_images_decoded,
-        num_trainable_parameters=trains.count_trainable() if trains else None,
-        num_parameters=sum(map(math.prod, shapes.values())) if shapes is not None else None,
-    )
-
-
-def _spread(plan: Plan, stage: StagePlan) -> AnyRes | None:
-    sizes = plan.model.sizes
-    if sizes is None:
-        return None
-    return any_res(stage.data, image_px=sizes.image_px, num_image_tokens=sizes.num_image_tokens)
-
-
-def _spelling(plan: Plan, index: int, problems: list[Problem]) -> Spell | None:
-    """What tries a stage's conversations; None where its tokenizer does not write them at all."""
-    stage = plan.stages[index]
-    template, system_prompt = stage.data.template, stage.data.system_prompt
-    if template is None or LAYOUTS[template].tokens:
-        try:
-            prompts = open_prompts(plan, index)
-        except RecipeError as error:
-            problems += error.problems
-            return None
-        if template is None:
-            return lambda record: prompts.spell(record.turns, has_image=bool(record.images))
-    return partial(_spell_record, template, system_prompt)
-
-
-def _spell_record(template: Template, system_prompt: str | None, record: Record) -> object:
-    has_image = bool(record.images)
-    return spell(template, record.turns, has_image=has_image, start_end=False, system_prompt=system_prompt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,23 +27,22 @@ from llava_recipes.runner.run_folder import (
 )
 from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
 from llava_recipes.screen import say
-from llava_recipes.train.checkpoints import UNUSABLE, find_damage, list_checkpoints
 from llava_recipes.train.metrics import check_logs
 
 _NUM_SHOWN_DIFFERENCES = 12
 
 
 class WorkerBug(Exception):
-    """A training process ended by a mistake of ours; holds its traceback."""
+    """A training process failed because of a bug of ours; carries its traceback."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and did with a checkpoint. Holds what to tell the person."""
+    """The run stopped on request, with a checkpoint. Carries the line to print."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is run, how, and where words go."""
+    """What is run, and how."""
 
     loaded: LoadedRecipe
     plan: Plan
@@ -53,15 +51,11 @@ class Run:
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
 
-    def say(self, text: str) -> None:
-        """One line to the person; standard output belongs to the training processes too."""
-        say(text)
-
 
 def run_stages(run: Run) -> None:
     """Train every chosen stage that is not done yet.
 
-    Raises RecipeError for what the user can mend, Stopped after a signal, WorkerBug for what they cannot.
+    Raises RecipeError for what the user can fix, Stopped after a signal, WorkerBug for a bug of ours.
     """
     for index, beginning in find_beginnings(run).items():
         _run_stage(run, index, beginning)
@@ -72,14 +66,14 @@ class Beginning:
     """Where a stage begins: a checkpoint folder, or None for step 0."""
 
     checkpoint: Path | None
-    passed_over: Mapping[Path, str] = field(default_factory=dict)
-    """Newer checkpoints, and what is wrong with each."""
+    skipped: Mapping[Path, str] = field(default_factory=dict)
+    """Newer checkpoints that cannot be used, and what is wrong with each."""
 
 
 def find_beginnings(run: Run) -> dict[int, Beginning]:
-    """Where each chosen stage begins that is not done yet, by number. Writes nothing.
+    """Where each chosen stage that is not done yet begins, by number; nothing is written.
 
-    Raises RecipeError with what is wrong with the folders of all of them, before the first one starts.
+    Raises RecipeError with every problem of their folders, before the first one starts.
     """
     beginnings: dict[int, Beginning] = {}
     problems: list[Problem] = [*waiting_problems(run.plan, run.stages)]
@@ -106,16 +100,16 @@ def _decide(run: Run, index: int) -> Beginning | None:
     if state.kind == "done":
         if starts_from_then(folder) != read_finish_times(stage.starts_from):
             raise RecipeError(_stale(folder, index))
-        run.say(f"{stage.name}: done already, in {folder}")
+        say(f"{stage.name}: already done, in {folder}")
         return None
     check_logs(folder)
     if not state.has_checkpoint:
         if run.resume:
-            run.say(f"{stage.name}: no checkpoint in {folder}, so it starts at step 0")
+            say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None)
     if not run.resume:
         raise RecipeError.of(
-            "output_dir holds an unfinished run",
+            "output_dir contains an unfinished run",
             code="output-dir-holds-unfinished-run",
             path=("stages", index, "output_dir"),
             found=f"{folder} has checkpoints and no {DONE}",
@@ -124,14 +118,14 @@ def _decide(run: Run, index: int) -> Beginning | None:
     return _newest_sound(run, index, {})
 
 
-def _newest_sound(run: Run, index: int, passed_over: Mapping[Path, str]) -> Beginning:
-    """The newest checkpoint of a stage that can be resumed from; named, and what is wrong with newer ones.
+def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
+    """The newest usable checkpoint of a stage; printed, like each newer one with what is wrong with it.
 
-    `passed_over` are those that were looked at before.
+    `skipped` are those that were looked at before.
     """
-    from llava_recipes.train.checkpoints import find_unreadable
+    from llava_recipes.train.checkpoints import find_damage, find_unreadable, list_checkpoints
 
-    damages = dict(passed_over)
+    damages = dict(skipped)
     stage = run.plan.stages[index]
     for checkpoint in list_checkpoints(Path(stage.output_dir)):
         folder = checkpoint.folder
@@ -139,16 +133,16 @@ def _newest_sound(run: Run, index: int, passed_over: Mapping[Path, str]) -> Begi
             continue
         damage = find_damage(folder) or find_unreadable(folder)
         if damage is None:
-            run.say(f"{stage.name}: goes on from {folder}")
+            say(f"{stage.name}: resumes from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
-        run.say(f"{folder} is passed over: {damage}")
+        say(f"{stage.name}: skips {folder}: {damage}")
     raise RecipeError.of(
-        "no checkpoint can be resumed from",
+        "no checkpoint can be used",
         code="no-usable-checkpoint",
         path=("stages", index, "output_dir"),
         found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
-        hint="remove the checkpoint folders to start from the beginning",
+        hint="remove these folders to start again at step 0",
     )
 
 
@@ -163,11 +157,12 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     )
     result = _train(run, index, beginning)
     if result is None:
-        # The first process ran on another node, which reports.
+        # The first process ran on another node, which writes the results.
         return
     if result.stopped_early:
         raise Stopped(
-            f"{stage.name}: stopped at step {result.num_steps:,} with a checkpoint; `--resume` continues"
+            f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
+            "`--resume` continues from it"
         )
     write_done(
         folder,
@@ -179,7 +174,9 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
 
 
 def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
-    """Train a stage in its processes; from an older checkpoint where the one given cannot be loaded."""
+    """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
+    from llava_recipes.train.checkpoints import UNUSABLE
+
     while True:
         try:
             return _train_from(run, index, beginning.checkpoint)
@@ -188,9 +185,9 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
             # On several nodes each would have to start again, and at the same time.
             if why is None or beginning.checkpoint is None or run.processes.nnodes > 1:
                 raise
-        run.say(f"{beginning.checkpoint} is passed over: {why}")
+        say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")
         try:
-            beginning = _newest_sound(run, index, {**beginning.passed_over, beginning.checkpoint: why})
+            beginning = _newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
         except RecipeError as error:
             raise run.loaded.fail(*error.problems) from None
 
@@ -221,27 +218,23 @@ def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | Non
     if bug is not None:
         raise WorkerBug(bug)
     result = Result.read(answers)
-    if result is not None:
-        return result
-    if code != 0:
+    if result is None and code != 0:
         raise run.loaded.fail(
             Problem(
-                "a training process ended without a word",
+                "a training process exited without an error message",
                 code="training-process-died",
                 path=("stages", index),
                 found=f"exit code {code}" + (", killed by a signal" if code < 0 or code > 128 else ""),
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
             )
         )
-    return None if run.processes.nnodes > 1 else _missing_result()
-
-
-def _missing_result() -> Result:
-    raise WorkerBug("the first process ended well and left no result")
+    if result is None and run.processes.nnodes == 1:
+        raise WorkerBug("the first process exited with code 0 and left no result")
+    return result
 
 
 def at_stage(problem: Problem, index: int) -> Problem:
-    """A worker knows one stage, number 0; here it has its own number."""
+    """A problem of a worker, whose plan has one stage, number 0, with the stage's own number."""
     if problem.path is None or problem.path[:2] != ("stages", 0):
         return problem
     return replace(problem, path=("stages", index, *problem.path[2:]))
@@ -253,19 +246,21 @@ def _other_plan(folder: Path, index: int, state: FolderState) -> Problem:
         shown.append(f"and {len(state.differences) - len(shown)} more")
     what = "a finished run" if state.kind == "done" else "a run"
     return Problem(
-        f"output_dir holds {what} of another plan",
+        f"output_dir contains {what} of another plan",
         code="output-dir-holds-another-plan",
         path=("stages", index, "output_dir"),
         found="\n       ".join([f"{folder} differs in", *shown]),
-        hint="choose another folder, or bring the recipe back to what was run",
+        hint="choose another folder, or change the recipe back to what was run",
     )
 
 
 def _stale(folder: Path, index: int) -> Problem:
+    starts = starts_from_then(folder).items()
     return Problem(
-        "the stage before was trained again after this one was done",
+        "a run that this stage started from was trained again after this stage was done",
         code="base-run-changed",
         path=("stages", index, "output_dir"),
-        found=f"{json.dumps(starts_from_then(folder))} when {folder} was trained",
-        hint="remove the folder to train this stage again, or choose another one",
+        found=f"{folder} was started from "
+        + ", ".join(f"{start}, finished {time}" if time else start for start, time in starts),
+        hint="remove the folder to train this stage again, or choose another folder",
     )

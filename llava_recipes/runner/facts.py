@@ -1,4 +1,4 @@
-"""What a plan needs to know from disk: configs, sizes of annotation files, DeepSpeed files."""
+"""Read from disk what a plan needs: configs, kinds of tokenizer, numbers of samples, earlier runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.errors import KeyPath, Problem, RecipeError
-from llava_recipes.files import expanded
+from llava_recipes.files import expanded, odd_kind, system_folder
 from llava_recipes.plan import catalog
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
 from llava_recipes.plan.exports import SENTENCEPIECE
@@ -20,27 +20,11 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.foreign import folder_problems, read_object
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.renames import did_you_mean
-from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source
-from llava_recipes.runner.preflight import place_problems
+from llava_recipes.recipe.schema import LanguageModel, Model, Recipe, Source, Stage
 from llava_recipes.runner.run_folder import PLAN, started_in
 
+ALL_BUT_THE_TOWER = frozenset({"projector", "language_model", "lm_head"})
 SENTENCEPIECE_FILE, TOKENIZER_FILE = "tokenizer.model", "tokenizer.json"
-
-
-def tokenizer_kind(folder: Path) -> str | None:
-    """`sentencepiece`, or the type that tokenizer.json gives its model: `BPE`, `WordLevel`, ….
-
-    None where the folder has neither file, or one that cannot be read.
-    """
-    if (folder / SENTENCEPIECE_FILE).is_file():
-        return SENTENCEPIECE
-    try:
-        model = json.loads((folder / TOKENIZER_FILE).read_text("utf-8"))["model"]
-        # Files of the first versions leave it out, and only byte pair encoding was written by them.
-        return str(model.get("type") or "BPE")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
 
 Config = dict[str, JsonValue]
 
@@ -87,96 +71,147 @@ def compile_loaded(loaded: LoadedRecipe, *, world_size: int) -> Compiled:
 
 
 def gather_facts(loaded: LoadedRecipe) -> Facts:
-    """Read what there is. A file that is there and cannot be read becomes one of the facts' problems."""
-    model, problems = loaded.recipe.model, list(place_problems(loaded.recipe))
+    """Read the files that exist. One that exists and cannot be read becomes one of the facts' problems.
+
+    Raises RecipeError, before anything is opened, for pipes and other places that a read might never leave.
+    """
+    recipe, problems = loaded.recipe, list(_place_problems(loaded.recipe))
     if problems:
-        # Nothing is opened that might never end.
         raise RecipeError(*problems)
-    source, revision, path = _language_source(model.language_model)
-    language = _read_model_config(source, revision, catalog.LANGUAGE_MODELS, path, problems)
-    tower = model.vision_tower
-    tower_path = ("model", "vision_tower", "source")
-    vision = _read_model_config(tower.source, tower.revision, catalog.VISION_TOWERS, tower_path, problems)
-    problems += _code_problems(model)
+    language, *_, tower = _model_sources(recipe.model)
+    language_config = _read_config(*language, catalog.LANGUAGE_MODELS, problems)
+    vision_config = _read_config(*tower, catalog.VISION_TOWERS, problems)
+    problems += _code_problems(recipe.model)
+    starts = {stage.init_from for stage in recipe.stages if stage.init_from is not None}
     return Facts(
-        language_config=language,
-        vision_config=vision,
-        tokenizer=_tokenizer_of(model.language_model),
-        num_samples=_count_samples(loaded, problems),
+        language_config=language_config,
+        vision_config=vision_config,
+        tokenizer=_tokenizer_of(recipe.model.language_model),
+        num_samples=_count_samples(recipe, problems),
         deepspeed_files=read_deepspeed_files(loaded, problems),
-        earlier=_read_earlier(loaded.recipe),
+        earlier={folder: _read_earlier(Path(folder)) for folder in starts},
         problems=tuple(problems),
     )
 
 
-def _read_earlier(recipe: Recipe) -> dict[str, Earlier]:
-    folders = {stage.init_from for stage in recipe.stages if stage.init_from is not None}
-    if not folders:
-        return {}
-    # Here, since most recipes start from nothing and are read at once.
+def _place_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Pipes, sockets, devices and files of the system where a recipe names a file or a folder."""
+    for path, place in _places(recipe):
+        kind = odd_kind(place)
+        if kind is None and path[-1] == "output_dir" and (folder := system_folder(place)) is not None:
+            kind = f"a place in {folder}"
+        if kind is not None:
+            key = next(segment for segment in reversed(path) if isinstance(segment, str))
+            yield Problem(
+                f"`{key}` leads to {kind}, not to an ordinary file or folder",
+                code="not-an-ordinary-file",
+                path=path,
+                found=place,
+                hint="name an ordinary file or folder; pipes and devices are not read",
+            )
 
-    return {folder: read_earlier(Path(folder)) for folder in folders}
+
+def _places(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """Every file and folder that a recipe names, hub ids among them."""
+    given: list[tuple[KeyPath, str | None]] = [
+        (path, source) for path, source, _ in _model_sources(recipe.model)
+    ]
+    given.append((("model", "projector", "init_from"), recipe.model.projector.init_from))
+    names = {"base", *(stage.name for stage in recipe.stages)}
+    for index, stage in enumerate(recipe.stages):
+        path: KeyPath = ("stages", index)
+        for where, source in _sources(stage, path):
+            given += [((*where, "annotations"), source.annotations), ((*where, "images"), source.images)]
+        if stage.init_from not in names:
+            given.append(((*path, "init_from"), stage.init_from))
+        given.append(((*path, "deepspeed"), _deepspeed_file(stage)))
+        for number, file in enumerate((stage.samples and stage.samples.images) or ()):
+            given.append(((*path, "samples", "images", number), file))
+        given.append(((*path, "output_dir"), stage.output_dir))
+    yield from ((path, place) for path, place in given if place is not None)
 
 
-def _language_source(choice: str | LanguageModel) -> tuple[str | None, str | None, KeyPath]:
-    path: KeyPath = ("model", "language_model")
-    if isinstance(choice, str):
-        return choice, None, path
-    return choice.source, choice.revision, (*path, "source")
+def _model_sources(model: Model) -> Iterator[tuple[KeyPath, str | None, str | None]]:
+    """Path in the recipe, folder or hub id, and revision: language model, tokenizer, tower."""
+    language, path = model.language_model, ("model", "language_model")
+    if isinstance(language, LanguageModel):
+        yield (*path, "source"), language.source, language.revision
+        yield (*path, "tokenizer"), language.tokenizer, None
+    else:
+        yield path, language, None
+    yield ("model", "vision_tower", "source"), model.vision_tower.source, model.vision_tower.revision
 
 
-def _read_model_config(
+def _sources(stage: Stage, path: KeyPath) -> Iterator[tuple[KeyPath, Source]]:
+    for number, source in enumerate(stage.data.sources):
+        yield (*path, "data", "sources", number), source
+    validation = stage.data.validation
+    for number, source in enumerate((validation and validation.sources) or ()):
+        yield (*path, "data", "validation", "sources", number), source
+
+
+def _deepspeed_file(stage: Stage) -> str | None:
+    choice = stage.deepspeed
+    return choice if isinstance(choice, str) and choice not in ("none", *DEEPSPEED_PRESETS) else None
+
+
+def _read_config(
+    path: KeyPath,
     source: str | None,
     revision: str | None,
     known: Mapping[str, object],
-    path: KeyPath,
     problems: list[Problem],
 ) -> Config | None:
     """A config.json from a local folder, or from the hub's cache where the catalog has no numbers."""
     if source is None:
         return None
-    file = Path(source) / "config.json"
+    file: Path | None = Path(source) / "config.json"
     if not Path(source).is_dir():
-        cached = None if source in known else _cached_file(source, revision, "config.json")
-        if cached is None:
-            return None
-        file = cached
-    return _read_object(file, path, problems) if file.is_file() else None
+        file = None if source in known else _cached_file(source, revision, "config.json")
+    return _read_object(file, path, problems) if file is not None and file.is_file() else None
 
 
 def _code_problems(model: Model) -> Iterator[Problem]:
     """Settings of the model's parts that name code, in local folders and in the hub's cache."""
-    sources = [_language_source(model.language_model)]
-    if isinstance(model.language_model, LanguageModel) and model.language_model.tokenizer is not None:
-        sources.append((model.language_model.tokenizer, None, ("model", "language_model", "tokenizer")))
-    tower = model.vision_tower
-    sources.append((tower.source, tower.revision, ("model", "vision_tower", "source")))
-    for source, revision, path in dict.fromkeys(sources):
-        folder = None if source is None else _model_folder(source, revision)
+    for path, source, revision in _model_sources(model):
+        folder = _folder_of(source, revision, ("config.json", "tokenizer_config.json"))
         if folder is not None:
             yield from folder_problems(folder, path)
 
 
-def _model_folder(source: str, revision: str | None) -> Path | None:
-    folder = expanded(source)
-    if folder.is_dir():
-        return folder
-    cached = (_cached_file(source, revision, name) for name in ("config.json", "tokenizer_config.json"))
-    return next((file.parent for file in cached if file is not None), None)
-
-
 def _tokenizer_of(choice: str | LanguageModel) -> str | None:
     """The kind of the tokenizer, from a local folder or from the hub's cache."""
-    source, revision, _ = _language_source(choice)
+    source, revision = (choice, None) if isinstance(choice, str) else (choice.source, choice.revision)
     if isinstance(choice, LanguageModel) and choice.tokenizer not in (None, source):
         source, revision = choice.tokenizer, None
+    folder = _folder_of(source, revision, (SENTENCEPIECE_FILE, TOKENIZER_FILE))
+    return None if folder is None else tokenizer_kind(folder)
+
+
+def tokenizer_kind(folder: Path) -> str | None:
+    """`sentencepiece`, or the type that tokenizer.json gives its model: `BPE`, `WordLevel`, ….
+
+    None where the folder has neither file, or one that cannot be read.
+    """
+    if (folder / SENTENCEPIECE_FILE).is_file():
+        return SENTENCEPIECE
+    try:
+        model = json.loads((folder / TOKENIZER_FILE).read_text("utf-8"))["model"]
+        # Files of the first versions leave it out, and only byte pair encoding was written by them.
+        return str(model.get("type") or "BPE")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _folder_of(source: str | None, revision: str | None, names: tuple[str, ...]) -> Path | None:
+    """A local folder, or that of the hub's cache with one of these files; None where neither exists."""
     if source is None:
         return None
     folder = expanded(source)
     if folder.is_dir():
-        return tokenizer_kind(folder)
-    cached = [_cached_file(source, revision, name) for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE)]
-    return next((tokenizer_kind(file.parent) for file in cached if file is not None), None)
+        return folder
+    cached = (_cached_file(source, revision, name) for name in names)
+    return next((file.parent for file in cached if file is not None), None)
 
 
 def _cached_file(source: str, revision: str | None, name: str) -> Path | None:
@@ -192,12 +227,12 @@ def _cached_file(source: str, revision: str | None, name: str) -> Path | None:
     except (OSError, UnicodeDecodeError):
         commit = wanted
     file = folder / "snapshots" / commit / name
-    # Unlike Path's, this takes a name that is too long for one of a file that is not there.
+    # Unlike Path's, this takes a name that is too long for any file.
     return file if os.path.isfile(file) else None
 
 
 def _read_object(file: Path, path: KeyPath, problems: list[Problem]) -> Config | None:
-    """The mapping that a JSON file holds; what is wrong with it goes to `problems`."""
+    """The mapping that a JSON file contains; what is wrong with it goes to `problems`."""
     try:
         return read_object(file, path=path)
     except RecipeError as error:
@@ -205,19 +240,20 @@ def _read_object(file: Path, path: KeyPath, problems: list[Problem]) -> Config |
         return None
 
 
-def _count_samples(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, int]:
-    """Records of every annotation file that is there and whose `num_samples` is not given."""
+def _count_samples(recipe: Recipe, problems: list[Problem]) -> dict[str, int]:
+    """Records of every annotation file that exists and whose `num_samples` is not set."""
     counts: dict[str, int] = {}
-    for path, source in _all_sources(loaded):
+    stages = enumerate(recipe.stages)
+    for path, source in (each for index, stage in stages for each in _sources(stage, ("stages", index))):
         file = source.annotations
         if source.num_samples is not None or file in counts:
             continue
-        from llava_recipes.data.records import count_records, is_there
+        from llava_recipes.data.records import annotations_exist, open_file
 
-        if not is_there(file):
+        if not annotations_exist(file):
             continue
         try:
-            counts[file] = count_records(file)
+            counts[file] = len(open_file(file))
         except RecipeError as error:
             problems += [
                 problem if problem.mark else replace(problem, path=(*path, "annotations"))
@@ -226,40 +262,22 @@ def _count_samples(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, i
     return counts
 
 
-def _all_sources(loaded: LoadedRecipe) -> Iterator[tuple[KeyPath, Source]]:
-    for index, stage in enumerate(loaded.recipe.stages):
-        path: KeyPath = ("stages", index, "data")
-        for number, source in enumerate(stage.data.sources):
-            yield (*path, "sources", number), source
-        validation = stage.data.validation
-        for number, source in enumerate((validation and validation.sources) or ()):
-            yield (*path, "validation", "sources", number), source
-
-
 def read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> dict[str, Config]:
-    """The DeepSpeed files that a recipe names and that are here; adds a problem for each that isn't JSON."""
+    """The DeepSpeed files of a recipe that exist here; adds a problem for each that isn't JSON."""
     found: dict[str, Config] = {}
     for index, stage in enumerate(loaded.recipe.stages):
-        choice = stage.deepspeed
-        if (
-            not isinstance(choice, str)
-            or choice in ("none", *DEEPSPEED_PRESETS)
-            or not Path(choice).is_file()
-        ):
-            continue
-        config = _read_object(Path(choice), ("stages", index, "deepspeed"), problems)
-        if config is not None:
-            found[choice] = config
+        file = _deepspeed_file(stage)
+        if file is not None and Path(file).is_file():
+            config = _read_object(Path(file), ("stages", index, "deepspeed"), problems)
+            if config is not None:
+                found[file] = config
     return found
 
 
-ALL_BUT_THE_TOWER = frozenset({"projector", "language_model", "lm_head"})
-
-
-def read_earlier(folder: Path) -> Earlier:
+def _read_earlier(folder: Path) -> Earlier:
     """The folders whose weights lie under those of a run, the oldest first, as seen from here.
 
-    Empty for what is no run of ours; its plan is checked when its weights are looked at.
+    Empty for what isn't a run of ours; its plan is checked when its weights are looked at.
     """
     try:
         plan = json.loads((folder / PLAN).read_text("utf-8"))
@@ -279,6 +297,6 @@ def read_earlier(folder: Path) -> Earlier:
 
 
 def _seen_from_here(path: Path, folder: Path, output_dir: str) -> Path:
-    """A path of a run's plan, which starts where the run was started: told by the run's own path."""
+    """A path of a run's plan, which starts where the run was started; the run's own path shows where."""
     start = None if path.is_absolute() or path.exists() else started_in(folder, output_dir)
     return start / path if start is not None and (start / path).exists() else path

@@ -33,7 +33,7 @@ class Processes:
 
 
 def count_local_devices() -> int:
-    """GPUs that this process may use, or 1 process where there is none."""
+    """The number of GPUs that this process may use, or 1 where there is none: so many processes train."""
     if not _has_gpu():
         return 1
     import torch
@@ -42,12 +42,12 @@ def count_local_devices() -> int:
 
 
 def _has_gpu() -> bool:
-    """Whether a GPU's driver is there: known without importing torch."""
+    """Whether a GPU's driver exists: known without importing torch."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
 
 def run_processes(processes: Processes, request_file: Path, *, uses_deepspeed: bool) -> int:
-    """Run the workers to their end and return the exit code: 0 when every one did well."""
+    """Run the workers to their end and return the exit code: 0 when every one succeeded."""
     worker, torchrun = "llava_recipes.runner.worker", "llava_recipes.runner.torchrun"
     environment = _environment(processes)
     if processes.world_size > 1:
@@ -57,13 +57,13 @@ def run_processes(processes: Processes, request_file: Path, *, uses_deepspeed: b
         if uses_deepspeed:
             environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
             environment["MASTER_PORT"] = str(_free_port())
-    # A session of its own: Ctrl-C reaches this process alone, which then asks the workers once. They have no
-    # standard input, so that no library can ask anything there.
+    # A session of its own: Ctrl-C reaches this process alone, which then signals the workers once. They have
+    # no standard input, so that no library can wait for an answer there.
     return _wait(subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True))
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait for a child. The first signal asks it to save and stop, the second kills it."""
+    """Wait for a child. The first signal makes it save and stop, the second kills it."""
     asked = False
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -102,7 +102,7 @@ def _environment(processes: Processes) -> dict[str, str]:
 
 def _torchrun_options(processes: Processes) -> list[str]:
     endpoint = processes.rdzv_endpoint or f"127.0.0.1:{_free_port()}"
-    # The other ways to meet number the nodes themselves, and warn of a number that is given.
+    # Other backends number the nodes themselves, and warn of a number that is given.
     rank = [f"--node-rank={processes.node_rank}"] if processes.rdzv_backend == "static" else []
     return [
         f"--nnodes={processes.nnodes}",
@@ -120,16 +120,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-_EVERY_S = 2.0
-
-
 def stop_with_parent() -> None:
-    """Watch the parent process; when it is gone, ask this one to save and stop."""
+    """Ask this process to save and stop once its parent is gone; for the processes that a run starts."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_EVERY_S)
+            time.sleep(2.0)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The files of a run folder: which there are, who wrote them, when they may be written again."""
+"""A run folder: its files, what they record, and when a run may write them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from llava_recipes.plan.types import Plan, plan_from_json
 from llava_recipes.recipe.foreign import in_short, made_of, read_object
 from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.scalars import kind_of
-from llava_recipes.train.checkpoints import list_checkpoints
 
 if TYPE_CHECKING:
     from llava_recipes.train.stage import TrainedStage
@@ -33,15 +32,19 @@ if TYPE_CHECKING:
 PLAN, RECIPE, ENVIRONMENT, DONE = "plan.json", "recipe.resolved.yaml", "environment.json", "DONE"
 
 _OTHER_VERSION = (
-    "it is damaged, or written by another version of llava-recipes: run the recipe again, or use that version"
+    "it is damaged, or another version of llava-recipes wrote it: run the recipe again, or use that version"
+)
+_PACKAGES = (
+    *("torch", "transformers", "tokenizers", "accelerate", "deepspeed"),
+    *("safetensors", "pydantic", "pillow", "numpy"),
 )
 
 
 @dataclass(frozen=True)
 class FolderState:
-    """What a run folder holds before a run.
+    """What a run folder contains before a run.
 
-    `differences` compare the plan that is there with the one wanted, one line each.
+    `differences` compare its plan with the one wanted, one line each.
     """
 
     kind: Literal["new", "foreign", "started", "done"]
@@ -55,29 +58,31 @@ def stage_plan(plan: Plan, index: int) -> Plan:
 
 
 def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
-    """Look at a stage's output folder. Reads only."""
+    """What a stage's output folder contains; nothing is written."""
+    from llava_recipes.train.checkpoints import list_checkpoints
+
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # A plan that another node is about to put there, or that a kill kept from it, doesn't count yet.
+    # A plan that another node is writing, or that a kill left half-written, doesn't count yet.
     if all(name.startswith(f".{PLAN}.") for name in names):
         return FolderState("new")
     if not (folder / PLAN).is_file():
         return FolderState("foreign")
-    there = _as_written_now(folder)
-    # A stage is what it does: a recipe of another name may hold it too.
-    plan = wanted.model_dump(mode="json") | {"recipe": there.get("recipe")}
-    differences = tuple(_differences(there, plan, ""))
+    recorded = _as_written_now(folder)
+    # A stage is what it does: a recipe of another name may have it too.
+    plan = wanted.model_dump(mode="json") | {"recipe": recorded.get("recipe")}
+    differences = tuple(_differences(recorded, plan, ""))
     kind: Literal["done", "started"] = "done" if (folder / DONE).is_file() else "started"
     return FolderState(kind, differences, bool(list_checkpoints(folder)))
 
 
 def _as_written_now(folder: Path) -> dict[str, JsonValue]:
-    """A run folder's plan; what an earlier version left to defaults is written out, so that it goes on."""
-    there = _read_object(folder / PLAN)
+    """A run folder's plan, with what an earlier version left to defaults written out."""
+    recorded = _read_object(folder / PLAN)
     try:
-        plan = plan_from_json(there)
+        plan = plan_from_json(recorded)
     except ValidationError:
         # Of another version of the plan: what differs is shown as it stands.
-        return there
+        return recorded
     stages = []
     for stage in plan.stages:
         if not stage.data.shuffle:
@@ -94,7 +99,7 @@ def _as_written_now(folder: Path) -> dict[str, JsonValue]:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan that a run folder answers for.
+    """The plan of a run folder, which has one stage.
 
     Raises RecipeError where it is damaged, or of another version.
     """
@@ -103,7 +108,7 @@ def read_plan(folder: Path) -> Plan:
     with made_of(file, hint=_OTHER_VERSION):
         plan = plan_from_json(values)
     if len(plan.stages) != 1:
-        raise _damaged(file, f"`stages` must hold one stage, and holds {len(plan.stages)}")
+        raise _damaged(file, f"`stages` has {len(plan.stages)} entries instead of 1")
     for key, place in _places(plan):
         check_place(place, key=key, file=file)
     return plan
@@ -121,20 +126,22 @@ def _places(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def unfinished(folder: Path) -> Problem:
-    """What to say of a run folder that has no DONE."""
+    """The problem with a run folder that has no DONE."""
+    from llava_recipes.train.checkpoints import list_checkpoints
+
     names = [checkpoint.folder.name for checkpoint in list_checkpoints(folder)]
     return Problem(
         "this run is not finished",
         code="run-not-finished",
         found=f"no {DONE}; checkpoints: {', '.join(names) or 'none'}",
-        hint=f"`llava-recipe run {folder / RECIPE} --resume` goes on with it",
+        hint=f"`llava-recipe run {folder / RECIPE} --resume` continues it",
     )
 
 
 def started_in(folder: Path, output_dir: str) -> Path | None:
-    """Where the run was started, from which relative paths of its plan are seen; None where nothing tells.
+    """The folder where the run was started, which relative paths of its plan start from; None if unknown.
 
-    The end of the folder's own path is the plan's `output_dir`, and what stands before it is the place.
+    The folder's own path ends with the plan's `output_dir`; what stands before that is the place.
     """
     wanted = [part for part in Path(output_dir).parts if part != "."]
     here = real_path(folder)
@@ -146,16 +153,16 @@ def started_in(folder: Path, output_dir: str) -> Path | None:
 def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: dict[str, object]) -> None:
     """Write what is known before training."""
     folder.mkdir(parents=True, exist_ok=True)
-    # First what says that the folder is ours: another node may look at it meanwhile.
+    # The plan first, which marks the folder as ours: another node may look at it meanwhile.
     write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
     write_text(folder / RECIPE, recipe_yaml)
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 
 
 def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
-    """Write what training made: weights, config.json, trainer_state.json. On the first process only.
+    """Write what training made: weights, config.json, trainer_state.json. For the first process only.
 
-    Raises RecipeError, and writes nothing, when the last step made a weight that is not finite.
+    Raises RecipeError, and writes nothing, when a weight is not finite after the last step.
     """
     from llava_recipes.model.configs import language_half
     from llava_recipes.model.legacy_config import original_config
@@ -180,7 +187,7 @@ def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
 
 
 def read_finish_times(folders: tuple[str, ...]) -> dict[str, str | None]:
-    """When the stages that another one starts from were finished; None for folders without a DONE."""
+    """When the runs in these folders were finished; None for a folder without a DONE."""
     return {folder: _finished(Path(folder) / DONE) for folder in folders}
 
 
@@ -192,7 +199,7 @@ def write_done(
     starts_from: tuple[str, ...],
     eval_loss: float | None = None,
 ) -> None:
-    """Mark the stage as finished; the last file of a run. `eval_loss` is there where one was measured."""
+    """Mark the stage as finished, with the last file of a run."""
     facts = {
         "finished": datetime.now(UTC).isoformat(),
         "steps": num_steps,
@@ -204,21 +211,21 @@ def write_done(
 
 
 def starts_from_then(folder: Path, num_starts: int | None = None) -> dict[str, JsonValue]:
-    """What a finished stage was started from, as its DONE recorded it.
+    """The folders that a finished stage started from, each with the time when it was finished then.
 
-    Raises RecipeError where DONE is damaged, or records another number than `num_starts`.
+    Raises RecipeError where DONE is damaged, or names another number of them than `num_starts`.
     """
     file = folder / DONE
     recorded = _read_object(file, needs="started_from")["started_from"]
     if not isinstance(recorded, dict):
         raise _damaged(file, f"`started_from` is {kind_of(recorded)}, not a mapping")
     if num_starts not in (None, len(recorded)):
-        raise _damaged(file, f"`started_from` names {len(recorded)} folders, {PLAN} {num_starts}")
+        raise _damaged(file, f"{len(recorded)} folders in `started_from`, {num_starts} in {PLAN}")
     return recorded
 
 
 def find_obstacle(folder: Path) -> str | None:
-    """Why nothing can be written to a folder, or None. Makes nothing."""
+    """Why nothing can be written to a folder, or None; nothing is created."""
     try:
         return _obstacle(folder)
     except (OSError, ValueError, RuntimeError) as error:
@@ -228,13 +235,13 @@ def find_obstacle(folder: Path) -> str | None:
 def _obstacle(folder: Path) -> str | None:
     system = system_folder(folder)
     if system is not None:
-        return f"it lies in {system}, a folder of the system's own"
+        return f"it lies in {system}, a folder of the system"
     nearest = folder
     while not os.path.lexists(nearest):
         nearest = nearest.parent
     what = "it" if nearest == folder else str(nearest)
     if not nearest.exists():
-        return f"{what} is a link that leads nowhere, to {os.readlink(nearest)}"
+        return f"{what} is a broken link, to {os.readlink(nearest)}"
     if not nearest.is_dir():
         return f"{what} is {odd_kind(nearest) or 'a file'}"
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -255,7 +262,7 @@ def _read_object(file: Path, *, needs: str | None = None) -> dict[str, JsonValue
 
 def _damaged(file: Path, found: str) -> RecipeError:
     hint = (
-        "move it away; `run --resume` then goes on from the last checkpoint"
+        "move it away; `run --resume` then continues from the last checkpoint"
         if file.name == DONE
         else "move the folder away, or choose another `output_dir`"
     )
@@ -271,32 +278,19 @@ def _finished(done: Path) -> str | None:
     return str(_read_object(done, needs="finished")["finished"])
 
 
-def _differences(there: object, wanted: object, path: str) -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(wanted, dict):
-        for key in [*there, *(key for key in wanted if key not in there)]:
-            yield from _differences(there.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
-    elif isinstance(there, list) and isinstance(wanted, list) and len(there) == len(wanted):
-        for index, pair in enumerate(zip(there, wanted, strict=True)):
+def _differences(recorded: object, wanted: object, path: str) -> Iterator[str]:
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        for key in {**recorded, **wanted}:
+            yield from _differences(recorded.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(recorded, list) and isinstance(wanted, list) and len(recorded) == len(wanted):
+        for index, pair in enumerate(zip(recorded, wanted, strict=True)):
             yield from _differences(*pair, f"{path}.{index}")
-    elif there != wanted:
-        yield f"{path}: {in_short(there)} there, {in_short(wanted)} in the recipe"
-
-
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "deepspeed",
-    "safetensors",
-    "pydantic",
-    "pillow",
-    "numpy",
-)
+    elif recorded != wanted:
+        yield f"{path}: {in_short(recorded)} in {PLAN}, {in_short(wanted)} in the recipe"
 
 
 def describe_environment(argv: list[str]) -> dict[str, object]:
-    """Versions, platform and the command line, without secrets, as JSON."""
+    """Versions, platform and the command line without its secrets, for environment.json."""
     return {
         "llava_recipes": __version__,
         "command": mask_command(argv),

@@ -1,4 +1,4 @@
-"""torchrun without its traceback: the workers' own words say what went wrong."""
+"""torchrun without its traceback: the workers' own messages say what went wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava_recipes.screen import guard_streams
 
 
 def main(argv: list[str]) -> int:
-    """Run a `-m MODULE ARGUMENT…` on every process, after torchrun's options; give the worst exit code."""
+    """Run `-m MODULE ARGUMENT…`, given after torchrun's options, in every process; the highest exit code."""
     stop_with_parent()
     guard_streams(outlives_reader=True)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

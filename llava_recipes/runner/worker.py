@@ -1,4 +1,7 @@
-"""One training process: `python -m llava_recipes.runner.worker REQUEST.json`."""
+"""One training process, `python -m llava_recipes.runner.worker REQUEST.json`, and the files it answers with.
+
+The parent imports this too: torch and transformers are imported where they are needed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from llava_recipes.screen import OutputLost, drop_rest, guard_streams
 
 @dataclass(frozen=True)
 class Request:
-    """One stage to train. Paths are absolute; the plan is read from `output_dir`."""
+    """One stage to train. Paths are absolute; `plan_file` is the plan of this stage alone."""
 
     output_dir: str
     plan_file: str
@@ -54,33 +57,33 @@ class Result:
 
 
 def write_problems(folder: Path, rank: int, error: RecipeError) -> None:
-    """Leave the user's problems for the parent, which knows the lines of the recipe."""
+    """Pass problems that the user can fix to the parent, which knows the lines of the recipe."""
     problems = [problem.to_json() for problem in error.problems]
     write_text(folder / f"problems-{rank}.json", json.dumps(problems))
 
 
 def write_bug(folder: Path, rank: int, traceback_text: str) -> None:
-    """Leave the traceback of our own mistake for the parent."""
+    """Pass the traceback of a bug of ours to the parent."""
     write_text(folder / f"bug-{rank}.txt", traceback_text)
 
 
 def read_problems(folder: Path) -> list[Problem]:
-    """The problems of all processes; what several of them report alike, once."""
+    """The problems of all processes; one that several of them report comes once."""
     files = sorted(folder.glob("problems-*.json"))
     problems = [Problem.from_json(values) for file in files for values in json.loads(file.read_text("utf-8"))]
     return list(dict.fromkeys(problems))
 
 
 def read_bug(folder: Path) -> str | None:
-    """The first process's traceback, if any process left one."""
+    """The traceback of the first process that left one, or None."""
     paths = sorted(folder.glob("bug-*.txt"))
     return paths[0].read_text("utf-8") if paths else None
 
 
 def main(request_file: str) -> int:
-    """Train the stage of a request; leave the result, the problems or the traceback for the parent."""
+    """Train the stage of a request, and pass the result, the problems or the traceback to the parent."""
     stop_with_parent()
-    # Hours of training are not lost because a pager was closed.
+    # Training goes on when its reader, such as a pager, is closed.
     guard_streams(outlives_reader=True)
     request = Request.read(Path(request_file))
     answers = Path(request.answers_dir)
@@ -92,7 +95,7 @@ def main(request_file: str) -> int:
         return 1
     except OutputLost as lost:
         drop_rest(lost.stream)
-        message = "the output of the run cannot be written"
+        message = "the run cannot write to its output"
         problem = Problem(message, code="output-cannot-be-written", found=str(lost))
         write_problems(answers, rank, RecipeError(problem))
         return 1
@@ -118,41 +121,39 @@ def _train(request: Request) -> Result | None:
         return None
     if not trained.stopped_early:
         write_results(plan, trained, output_dir)
+    how = "stopped" if trained.stopped_early else "done"
     rows = [
-        (
-            "stopped" if trained.stopped_early else "done",
-            f"step {trained.num_steps:,} in {trained.seconds:,.1f} s",
-        ),
+        (how, f"step {trained.num_steps:,} in {trained.seconds:,.1f} s"),
         ("loss", "–" if trained.last_loss is None else f"{trained.last_loss:.4f}"),
-        ("written to", str(output_dir)),
     ]
-    if trained.eval_loss is not None:
-        rows.insert(2, ("validation", f"loss {trained.eval_loss:.4f}"))
     if trained.num_skipped:
-        rows.insert(2, ("skipped", f"{trained.num_skipped:,} samples with a bad image"))
-    trained.reporter.finish(tuple(rows))
+        samples = "1 sample" if trained.num_skipped == 1 else f"{trained.num_skipped:,} samples"
+        rows.append(("skipped", f"{samples} with a bad image"))
+    if trained.eval_loss is not None:
+        rows.append(("validation", f"loss {trained.eval_loss:.4f}"))
+    trained.reporter.finish((*rows, ("written to", str(output_dir))))
     return Result(
         trained.num_steps, trained.stopped_early, trained.last_loss, trained.seconds, trained.eval_loss
     )
 
 
 def _quiet_libraries(*, is_first_process: bool) -> None:
-    """Let the first process alone speak, and the libraries only of what the user can change."""
+    """Keep the warnings of the first process alone, and of libraries those that a user can act on."""
     if not is_first_process:
         warnings.simplefilter("ignore")
-    # DeepSpeed calls torch.distributed by names that torch is about to drop.
+    # DeepSpeed calls deprecated names of torch.distributed.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.")
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # It warns at import that a CPU kernel of the hub is not there, also where nothing is quantized.
+    # It warns at import of a missing CPU kernel, also where nothing is quantized.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _leave(code: int) -> None:
-    """End the process without running exit handlers, once all is written.
+    """End the process without its exit handlers, once everything is written.
 
     ZeRO-3 on a CPU sometimes aborts while the interpreter shuts down, after everything is saved.
     """
@@ -163,7 +164,7 @@ def _leave(code: int) -> None:
             try:
                 dist.barrier()
             except RuntimeError:
-                # Another process ended first, and says why itself.
+                # Another process failed first, and reports why itself.
                 code = 1
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,1 +1,1 @@
-"""One stage plan becomes one Hugging Face Trainer run."""
+"""Train one stage of a plan with the Hugging Face Trainer."""

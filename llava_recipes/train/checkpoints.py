@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: sealed when complete, checked before they are used."""
+"""The checkpoints of a run: seal them when they are whole, check them before they are loaded."""
 
 from __future__ import annotations
 
@@ -23,12 +23,27 @@ from llava_recipes.model.checkpoint import BadPickle, SafeGlobal, load_plain, no
 SEAL = "checkpoint.json"
 TRAINER_STATE = "trainer_state.json"
 UNUSABLE = "checkpoint-unusable"
-"""The code of a problem with a checkpoint itself: an older one may do."""
+"""The code of a problem with one checkpoint: an older one may be usable."""
 
 _ALWAYS = ("trained.safetensors", TRAINER_STATE, "scheduler.pt")
 _OPTIMIZER, _DEEPSPEED_TAG = "optimizer.pt", "latest"
 _LOADED = frozenset([".bin", ".json", ".pt", ".pth", ".safetensors"])
 _NAME = re.compile(r"checkpoint-(\d+)")
+_PICKLED = frozenset([".pt", ".pth", ".bin"])
+# The classes of numpy's random state, as transformers lists them.
+_NUMPY = (
+    *("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"),
+    "numpy.dtypes.UInt32DType",
+)
+# Records of plain numbers; unpickling them runs no other code.
+_DEEPSPEED = (
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+_MOMENTS = frozenset(["exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"])
+_OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Checkpoint:
 
 
 def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
-    """Every checkpoint folder of a run, newest first, sound or not."""
+    """Every checkpoint folder of a run, newest first, usable or not."""
     found = [
         Checkpoint(folder, int(match.group(1)))
         for folder in output_dir.glob("checkpoint-*")
@@ -50,7 +65,7 @@ def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
 
 
 def make_room(folder: Path) -> None:
-    """Remove what stands where a checkpoint is saved: one that was passed over, with files of its own."""
+    """Remove what exists where a checkpoint is saved, such as an older one that could not be used."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
     else:
@@ -58,7 +73,7 @@ def make_room(folder: Path) -> None:
 
 
 def seal(folder: Path, *, step: int, world_size: int) -> None:
-    """Write down size and SHA-256 of every file, as the last act of saving."""
+    """Record size and SHA-256 of every file, as the last step of saving."""
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -67,10 +82,17 @@ def seal(folder: Path, *, step: int, world_size: int) -> None:
     write_text(folder / SEAL, json.dumps({"step": step, "world_size": world_size, "files": files}, indent=1))
 
 
+def remove_old(output_dir: Path, *, keep: int) -> None:
+    """Remove all sealed checkpoints but the newest `keep`."""
+    checkpoints = [found for found in list_checkpoints(output_dir) if (found.folder / SEAL).is_file()]
+    for checkpoint in checkpoints[keep:]:
+        shutil.rmtree(checkpoint.folder)
+
+
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint in one sentence, or None when every byte is as it was saved."""
+    """What is wrong with a checkpoint, in a few words, or None when every byte is as it was saved."""
     try:
-        recorded = _sealed(folder)
+        recorded = _read_seal(folder)
         return _missing(folder, recorded) or next(_changed(folder, recorded), None)
     except OSError as error:
         return f"it cannot be read: {error}"
@@ -79,10 +101,10 @@ def find_damage(folder: Path) -> str | None:
 
 
 class _BadSeal(Exception):
-    """Why a seal says nothing of its checkpoint."""
+    """What is wrong with a seal."""
 
 
-def _sealed(folder: Path) -> dict[str, tuple[int, str]]:
+def _read_seal(folder: Path) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of every file that was saved, by its path inside the folder."""
     file = folder / SEAL
     if not file.exists():
@@ -94,31 +116,33 @@ def _sealed(folder: Path) -> dict[str, tuple[int, str]]:
             sealed = json.loads(opened.read())
         files = {name: (facts["bytes"], facts["sha256"]) for name, facts in sealed["files"].items()}
         step = sealed["step"]
+        if not all(isinstance(size, int) for size, _ in files.values()):
+            raise ValueError("sizes are whole numbers")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _BadSeal(f"its {SEAL} cannot be read") from None
     if step != int(folder.name.rpartition("-")[2]):
-        raise _BadSeal(f"its {SEAL} is that of another step")
+        raise _BadSeal(f"its {SEAL} is from another step")
     return files
 
 
 def _missing(folder: Path, recorded: Mapping[str, tuple[int, str]]) -> str | None:
-    """What a checkpoint of ours has and this one's seal doesn't name, or the other way round."""
+    """A file that a checkpoint needs and the seal doesn't name, or one that was added; or None."""
     tag = folder / _DEEPSPEED_TAG
     optimizer = _DEEPSPEED_TAG if tag.exists() or _DEEPSPEED_TAG in recorded else _OPTIMIZER
     for name in (*_ALWAYS, optimizer):
         if name not in recorded:
-            return f"its {SEAL} does not name {name}"
+            return f"{name} is missing in its {SEAL}"
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix in _LOADED and name not in recorded and name != SEAL:
             return f"{name} was not saved with it"
     if optimizer == _OPTIMIZER or not tag.is_file():
         return None
-    # DeepSpeed takes its files from the folder that this one names, wherever that is.
+    # DeepSpeed reads its files from the folder that this file names, wherever that is.
     with open_ordinary(tag) as opened:
         named = opened.read().decode("utf-8", errors="replace").strip()
     if not any(PurePosixPath(name).parts[0] == named for name in recorded if "/" in name):
-        return f"{_DEEPSPEED_TAG} names no folder that was saved with it"
+        return f"{_DEEPSPEED_TAG} names a folder that was not saved with it"
     return None
 
 
@@ -126,20 +150,13 @@ def _changed(folder: Path, recorded: Mapping[str, tuple[int, str]]) -> Iterator[
     for name, (size, digest) in recorded.items():
         path = folder / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            yield f"its {SEAL} names {name}, outside of it"
+            yield f"its {SEAL} names {name}, which is outside the folder"
         elif not path.is_file():
             yield f"{name} is missing"
         elif path.stat().st_size != size:
-            yield f"{name} has {path.stat().st_size:,} bytes, {size} were saved"
+            yield f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
         elif _sha256(path) != digest:
-            yield f"{name} has other content than was saved"
-
-
-def remove_old(output_dir: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; the newest sound one always stays."""
-    checkpoints = [found for found in list_checkpoints(output_dir) if (found.folder / SEAL).is_file()]
-    for checkpoint in checkpoints[keep:]:
-        shutil.rmtree(checkpoint.folder)
+            yield f"{name} was changed after it was saved"
 
 
 def _sha256(path: Path) -> str:
@@ -147,33 +164,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]  # a buffered reader
 
 
-_PICKLED = frozenset([".pt", ".pth", ".bin"])
-# The random state of numpy; transformers' own list.
-_NUMPY = (
-    *("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"),
-    "numpy.dtypes.UInt32DType",
-)
-# Records of plain numbers, whose making runs nothing else.
-_DEEPSPEED = (
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-)
-_MOMENTS = frozenset(["exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"])
-_OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out", re.IGNORECASE)
-
-
-class _StandIn:
-    """Takes the place of a class of DeepSpeed where a file is only looked at: its import costs seconds."""
-
-    def __init__(self, *given: object) -> None: ...
-
-
 def find_unreadable(folder: Path) -> str | None:
-    """What is wrong with the state files of a checkpoint in one sentence, or None. Runs nothing of them.
+    """What is wrong with the state files of a checkpoint, in a few words, or None; no code in them is run.
 
-    Tensors are mapped, not read: that they are as they were saved is the seal's to say.
+    Tensors are mapped, not read: `find_damage` compares their bytes.
     """
     safe = [*_named(_NUMPY), *((_StandIn, name) for name in _DEEPSPEED)]
     for file in sorted(folder.rglob("*")):
@@ -186,6 +180,12 @@ def find_unreadable(folder: Path) -> str | None:
     return None if trouble is None else f"{TRAINER_STATE} {trouble}"
 
 
+class _StandIn:
+    """Replaces a class of DeepSpeed, whose import takes seconds, while a file is only checked."""
+
+    def __init__(self, *given: object) -> None: ...
+
+
 def _state_trouble(folder: Path) -> str | None:
     step = int(folder.name.rpartition("-")[2])
     try:
@@ -195,7 +195,7 @@ def _state_trouble(folder: Path) -> str | None:
     if not isinstance(state, dict):
         return "is not a mapping"
     if state.get("global_step") != step:
-        return f"has global_step {json.dumps(state.get('global_step'))[:40]}, and {step} is the folder's"
+        return f"has global_step {json.dumps(state.get('global_step'))[:40]} instead of {step}"
     for key, kinds in (("epoch", (int, float)), ("total_flos", (int, float)), ("log_history", (list,))):
         value = state.get(key)
         if not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
@@ -205,9 +205,9 @@ def _state_trouble(folder: Path) -> str | None:
 
 @contextmanager
 def loading(checkpoint: Path, files: str, *, by_deepspeed: bool = False) -> Iterator[None]:
-    """Load files of a checkpoint in the block, tensors and plain values alone.
+    """Allow the block to load nothing but tensors and plain values from a checkpoint's files.
 
-    What fails there is the checkpoint's fault, and becomes a RecipeError of code UNUSABLE.
+    A failure is the checkpoint's fault, and becomes a RecipeError with code UNUSABLE.
     """
     try:
         with only_plain(_named((*_NUMPY, *(_DEEPSPEED if by_deepspeed else ())))):
@@ -218,17 +218,17 @@ def loading(checkpoint: Path, files: str, *, by_deepspeed: bool = False) -> Iter
         problem = error.problems[0]
         why = problem.message if problem.found is None else f"{problem.message}: {problem.found}"
         raise _unusable(checkpoint, f"{files}: {why}") from error
-    # transformers and DeepSpeed check little of what they load: it fails in whatever way its values ask for.
+    # transformers and DeepSpeed check little of what they load: bad values can raise anything.
     except Exception as error:
         if isinstance(error, RuntimeError) and _OF_OTHER_PROCESSES.search(str(error)):
-            # A process that waits for another one fails when that does, whose problem it is.
+            # A process that waits for another one fails with it; the other one reports the problem.
             raise
-        text = (str(error).strip() or "nothing said").splitlines()[0]
+        text = (str(error).strip() or "no message").splitlines()[0]
         raise _unusable(checkpoint, f"{files} cannot be loaded: {type(error).__name__}: {text}") from error
 
 
 def check_state(checkpoint: Path) -> None:
-    """Raise RecipeError when transformers cannot take a checkpoint's own state, before it is asked to."""
+    """Raise RecipeError when transformers cannot read a checkpoint's trainer_state.json."""
     from transformers import TrainerState
 
     with loading(checkpoint, TRAINER_STATE):
@@ -236,11 +236,12 @@ def check_state(checkpoint: Path) -> None:
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError when a loaded optimizer's averages are not those of its weights, or not finite.
+    """Raise ValueError when a loaded optimizer's averages do not fit its weights or are not finite.
 
-    torch takes any of them, and fails at the first step. Other optimizers keep averages of another shape.
+    torch loads any averages, and fails at the first step. Optimizers outside torch may keep them in other
+    shapes, and are not checked.
     """
-    # accelerate has wrapped it.
+    # accelerate wraps the optimizer.
     inner = getattr(optimizer, "optimizer", optimizer)
     if not type(inner).__module__.startswith("torch.optim"):
         return
@@ -249,8 +250,8 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
             state = optimizer.state.get(weight, {})
             for name in _MOMENTS & state.keys():
                 if tuple(state[name].shape) != tuple(weight.shape):
-                    shapes = f"{list(state[name].shape)}, that of its weight {list(weight.shape)}"
-                    raise ValueError(f"{name} has shape {shapes}")
+                    wanted = f"the shape {list(weight.shape)} of its weight"
+                    raise ValueError(f"{name} has shape {list(state[name].shape)} instead of {wanted}")
                 if (trouble := not_finite(state[name])) is not None:
                     raise ValueError(f"{name} has {trouble}")
 
@@ -261,7 +262,7 @@ def _unusable(checkpoint: Path, why: str) -> RecipeError:
         code=UNUSABLE,
         path=("stages", 0, "output_dir"),
         found=why,
-        hint=f"remove {checkpoint}; `--resume` then continues from the one before",
+        hint=f"remove {checkpoint}; `--resume` then continues from the checkpoint before it",
     )
 
 

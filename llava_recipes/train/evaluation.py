@@ -1,8 +1,7 @@
-"""What a stage is judged by while it trains: the loss on its validation data, and sample answers."""
+"""Measure a stage while it trains: the loss on its validation data, and sample answers."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.images import BadImage, open_images, read_prepared
 from llava_recipes.data.prompts import IGNORED
-from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded, real_path, write_text
 from llava_recipes.layouts import IMAGE
 from llava_recipes.model.base_weights import private_randomness
@@ -32,7 +31,7 @@ from llava_recipes.templates import Turn
 
 @dataclass(frozen=True)
 class Measured:
-    """A loss over all label tokens of the validation samples, and what it took."""
+    """The mean loss over all label tokens of the validation samples, and how long it took."""
 
     loss: float
     num_samples: int
@@ -42,7 +41,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Validation samples, and how they are put into batches."""
+    """Validation samples, and how they are batched."""
 
     dataset: StageDataset
     collator: Callable[[list[Any]], dict[str, Tensor]]
@@ -55,11 +54,11 @@ class ValidationSet:
         prepare: Callable[[dict[str, Tensor]], Mapping[str, Any]],
         device: torch.device,
     ) -> Measured:
-        """The sum of all label tokens' losses over their number: in eval mode, without dropout and gradient.
+        """The mean loss over all label tokens, in eval mode: without dropout and gradients.
 
         Every process must call it. Each takes its share of the samples, and runs as many batches as the
         others, since ZeRO-3 gathers weights from all of them: one that has run out repeats a sample that
-        does not count. `prepare` moves a batch to the device. No global random number is drawn.
+        does not count. `prepare` moves a batch to the device. The global random state stays as it is.
         """
         started_s = time.monotonic()
         total = torch.zeros(2, dtype=torch.float64, device=device)
@@ -79,8 +78,7 @@ class ValidationSet:
         )
 
     def _batches(self) -> Any:
-        several = dist.is_initialized()
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         own = range(rank, len(self.dataset), world_size)
         num_rows = -(-len(self.dataset) // world_size)
         loader = DataLoader(
@@ -89,7 +87,7 @@ class ValidationSet:
             sampler=[*own, *[0] * (num_rows - len(own))],
             collate_fn=self.collator,
             num_workers=self.num_workers,
-            # Without one of its own a loader draws from the generator that training's dropout uses.
+            # Without its own generator a loader draws from the one that dropout uses in training.
             generator=torch.Generator(),
         )
         for number, batch in enumerate(loader):
@@ -99,7 +97,7 @@ class ValidationSet:
 
 
 class MeasureAtTheEnd(TrainerCallback):  # type: ignore[misc]
-    """Asks for an evaluation after the last step, whatever the strategy."""
+    """Requests an evaluation after the last step, whatever the strategy."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -111,7 +109,7 @@ class MeasureAtTheEnd(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is asked every time, prepared once; `reference` is the record's own answer."""
+    """A question that is asked every time, prepared once; `reference` is the record's own answer."""
 
     images: tuple[str, ...]
     question: str
@@ -136,36 +134,37 @@ def choose_subjects(
 ) -> list[Subject]:
     """The subjects of a stage: the recipe's images, or the first records that have one.
 
-    Raises RecipeError when there is no image, when one cannot be used, or when a question leaves no room
-    for its answer.
+    Raises RecipeError when no record has an image, when an image cannot be used, or when a question leaves
+    no room for its answer.
     """
-    path = (*stage_path, "samples", "images")
+    path, where = (*stage_path, "samples", "images"), (*stage_path, "sample_every")
     found = (
         [_own(answerer, file, plan.prompt, (*path, number)) for number, file in enumerate(plan.images)]
         if plan.images
         else _of_records(answerer, records, plan.num_records or 0)
     )
     if not found:
-        where, hint = (*stage_path, "sample_every"), "give images of your own, in `samples.images`"
         raise RecipeError.of(
-            "no record has an image to ask about", code="no-image-to-sample", path=where, hint=hint
+            "no record has an image to ask about",
+            code="no-image-to-sample",
+            path=where,
+            hint="name images of your own in `samples.images`",
         )
     for subject in found:
         counts = [image.num_tokens for image in subject.prepared]
         num_tokens = answerer.num_tokens(subject.input_ids, counts)
         problem = answerer.does_not_fit(num_tokens, counts, Decoding(plan.max_new_tokens))
         if problem is not None:
-            hint = "lower `samples.max_new_tokens`, or give `samples.images`"
-            where = (*stage_path, "sample_every")
+            hint = "lower `samples.max_new_tokens`, or name other images in `samples.images`"
             raise RecipeError(replace(problem, path=where, hint=hint))
     return found
 
 
 class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
-    """Asks after every `every` steps and after the last.
+    """Asks the model about the subjects after every `every` steps and after the last.
 
-    log       where answers go; None on all processes but the first
-    together  under ZeRO-3 no process has whole weights, so all of them ask the same
+    log       where answers are written; None on all processes but the first
+    together  ask on all processes, since under ZeRO-3 none has whole weights
     """
 
     def __init__(
@@ -181,9 +180,8 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         assert stage.sampling is not None
         self._plan, self._answerer, self._subjects = stage.sampling, answerer, tuple(subjects)
         self._log, self._show, self._together = log, show, together
-        # DeepSpeed casts the weights themselves; without it, some are float32 beside others that are not.
-        dtype = torch.float32 if stage.deepspeed is not None else DTYPES[stage.train.precision]
-        self._autocast = None if dtype == torch.float32 else dtype
+        # DeepSpeed casts the weights themselves; without it, some are float32 and others are not.
+        self._dtype = torch.float32 if stage.deepspeed is not None else DTYPES[stage.train.precision]
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -191,29 +189,25 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         if step % self._plan.every and step != state.max_steps:
             return
-        # Greedy answers draw nothing; whoever changes that must not change training.
-        with private_randomness(), self._precision(args.device):
+        # Greedy answers draw no random numbers; other ways to decode must not change training either.
+        is_cast = self._dtype != torch.float32
+        with private_randomness(), torch.autocast(args.device.type, dtype=self._dtype, enabled=is_cast):
             answers = self._answers()
         for subject, answer in zip(self._subjects, answers, strict=True):
             if self._log is not None:
-                sampled = _sampled(step, subject, answer)
-                self._log.append(sampled)
-                self._show(step, str(sampled.image), answer)
+                image = subject.images[0] if len(subject.images) == 1 else list(subject.images)
+                self._log.append(Sampled(step, image, subject.question, answer, subject.reference))
+                self._show(step, str(image), answer)
 
     def _answers(self) -> list[str]:
         images = [image for subject in self._subjects for image in subject.prepared]
-        seen = iter(self._answerer.look(images))
+        features = iter(self._answerer.look(images))
         prompts = [
-            Prompt(subject.input_ids, tuple(next(seen) for _ in subject.prepared))
+            Prompt(subject.input_ids, tuple(next(features) for _ in subject.prepared))
             for subject in self._subjects
         ]
         decoding = Decoding(self._plan.max_new_tokens)
         return self._answerer.answer(prompts, decoding, synced_gpus=self._together)
-
-    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
-        if self._autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=self._autocast)
 
 
 class SamplesLog:
@@ -232,7 +226,7 @@ class SamplesLog:
 
 
 def _own(answerer: Answerer, file: str, prompt: str | None, path: KeyPath) -> Subject:
-    # A link that the recipe names leads where it leads.
+    # A recipe may name a link to any place.
     place = real_path(expanded(file))
     try:
         image = read_prepared(str(place.parent), place.name, answerer.prepare)
@@ -261,7 +255,7 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
         turns = record.turns[human : human + 2]
         if not record.images or turns[0].text.count(IMAGE) != len(record.images):
             continue
-        who = f"sample {index}, which `sample_every` asks about"
+        sample = f"sample {index}, which `sample_every` asks about"
         mark = dataset.records.mark(index)
         try:
             images = open_images(dataset.records, record, answerer.prepare)
@@ -269,13 +263,14 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
         except BadImage as error:
             if dataset.data.on_bad_image == "skip":
                 continue
-            problem = Problem(
-                f"{who}: its image cannot be used", code="bad-image", mark=mark, found=str(error)
-            )
-            raise RecipeError(problem) from None
+            raise RecipeError.of(
+                f"{sample}: its image cannot be used", code="bad-image", mark=mark, found=str(error)
+            ) from None
         except ValueError as error:
             raise RecipeError.of(
-                f"{who}: it cannot be written: {error}", code="output-cannot-be-written", mark=mark
+                f"{sample}: its question cannot be written: {error}",
+                code="output-cannot-be-written",
+                mark=mark,
             ) from None
         found.append(
             Subject(
@@ -289,13 +284,8 @@ def _of_records(answerer: Answerer, dataset: StageDataset, number: int) -> list[
     return found
 
 
-def _sampled(step: int, subject: Subject, answer: str) -> Sampled:
-    image = subject.images[0] if len(subject.images) == 1 else list(subject.images)
-    return Sampled(step, image, subject.question, answer, subject.reference)
-
-
 def _step(line: str) -> float:
-    """The step of a line; never reached for one that is not whole, which is left out so."""
+    """The step of a line; infinity for one that is cut short, which is dropped so."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):

@@ -1,10 +1,9 @@
-"""metrics.jsonl: one line per logged step, appended as the run goes."""
+"""metrics.jsonl: one line per logged step, appended while the run trains."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ METRICS, SUPERSEDED, SAMPLES = "metrics.jsonl", "metrics.superseded.jsonl", "sam
 
 @dataclass(frozen=True)
 class LoggedStep:
-    """A line of the log, and what the next run needs to know of it."""
+    """A line of the log, with what a resumed run needs of it."""
 
     text: str
     step: float
@@ -26,14 +25,14 @@ class LoggedStep:
 class MetricsLog:
     """Appends metrics to a file. A resumed run continues it after the step it resumes from.
 
-    Raises RecipeError, as `read_metrics`, when the log that is there is damaged.
+    Raises RecipeError, as `read_metrics`, when the existing log is damaged.
     """
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         lines = read_metrics(path)
         kept = [line for line in lines if line.step <= resumed_step]
         if len(kept) < len(lines):
-            # Steps that will be trained again: out of the log, not out of the world.
+            # These steps are trained again: they leave the log, and are kept in another file.
             with path.with_name(SUPERSEDED).open("a", encoding="utf-8") as superseded:
                 superseded.writelines(f"{line.text}\n" for line in lines if line.step > resumed_step)
         write_text(path, "".join(f"{line.text}\n" for line in kept))
@@ -43,7 +42,7 @@ class MetricsLog:
     def append(self, metrics: dict[str, float]) -> None:
         """Write one line. `seconds` counts training time, resumed runs included."""
         line = {**metrics, "seconds": round(metrics["seconds"] + self._seconds_before, 3)}
-        # JSON has no NaN: a step without a gradient norm says null.
+        # JSON has no NaN: a step without a gradient norm has null.
         clean = {
             key: None if isinstance(value, float) and math.isnan(value) else value
             for key, value in line.items()
@@ -53,7 +52,7 @@ class MetricsLog:
 
 
 def check_logs(folder: Path) -> None:
-    """Raise RecipeError when a run folder has logs that a run in it cannot go on with."""
+    """Raise RecipeError when a run cannot continue the logs of its folder."""
     read_metrics(folder / METRICS)
     for name in (SUPERSEDED, SAMPLES):
         if (folder / name).exists() and not (folder / name).is_file():
@@ -61,9 +60,9 @@ def check_logs(folder: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[LoggedStep]:
-    """The whole lines of a log; a last line that was cut short by a crash is left out.
+    """The lines of a log; a last line that was cut short by a crash is left out.
 
-    Raises RecipeError with the first line that no run has written.
+    Raises RecipeError with the first line that is damaged.
     """
     if not path.exists():
         return []
@@ -72,19 +71,17 @@ def read_metrics(path: Path) -> list[LoggedStep]:
             text = opened.read().decode("utf-8")
     except (OSError, ValueError) as error:
         raise RecipeError(_damaged(path, 0, str(error))) from None
-    return list(_logged(path, text[: text.rfind("\n") + 1].split("\n")[:-1]))
-
-
-def _logged(path: Path, lines: list[str]) -> Iterator[LoggedStep]:
-    for number, line in enumerate(lines, start=1):
+    lines = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             values = json.loads(line)
             step, seconds = float(values["step"]), float(values["seconds"])
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            raise RecipeError(_damaged(path, number, line[:80])) from None
+            step = seconds = math.nan
         if not (math.isfinite(step) and math.isfinite(seconds)):
             raise RecipeError(_damaged(path, number, line[:80]))
-        yield LoggedStep(line, step, seconds)
+        lines.append(LoggedStep(line, step, seconds))
+    return lines
 
 
 def _damaged(path: Path, line: int, found: str) -> Problem:
@@ -93,5 +90,5 @@ def _damaged(path: Path, line: int, found: str) -> Problem:
         code="run-folder-damaged",
         mark=Mark(str(path), line, 1 if line else 0),
         found=found,
-        hint="move it away; `run --resume` then goes on from the last checkpoint, with a new log",
+        hint="move it away; `run --resume` then continues from the last checkpoint, with a new log",
     )

@@ -1,4 +1,4 @@
-"""What a person sees while a stage trains: a start panel, a live bar or plain lines, a closing summary."""
+"""Show a stage while it trains: a start panel, a live bar or plain lines, a summary; stop on a signal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llava_recipes.screen import cell, console, guard_redirected, say, shown
 
 @dataclass(frozen=True)
 class StartPanel:
-    """What the start panel says, in order."""
+    """The rows of the start panel, in order."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
@@ -36,9 +36,9 @@ class StartPanel:
 
 
 class Reporter:
-    """Told of start, logged steps, evaluations, answers and end, and speaks to nobody; its kinds to a person.
+    """Receives start, logged steps, evaluations, answers and end; this one prints nothing, its subclasses do.
 
-    `abandon` gives the terminal back when training ends by an error.
+    `abandon` gives the terminal back when training ends with an error.
     """
 
     def start(self, start: StartPanel) -> None: ...
@@ -62,29 +62,25 @@ class LineReporter(Reporter):
 
     def start(self, start: StartPanel) -> None:
         self._num_steps = start.num_steps
-        self._print(start.title)
-        for name, value in start.rows:
-            self._print(f"  {name:<12} {value}")
+        say(start.title)
+        self.finish(start.rows)
 
     def step(self, metrics: dict[str, float]) -> None:
-        self._print(
+        say(
             f"step {metrics['step']:,}/{self._num_steps:,}  loss {metrics['loss']:.4f}  "
             f"lr {say_number(metrics['learning_rate'], digits=4)}  grad {metrics['grad_norm']:.3f}  "
             f"{metrics['samples_per_s']:.1f} samples/s"
         )
 
     def evaluation(self, metrics: dict[str, float]) -> None:
-        self._print(f"step {metrics['step']:,}/{self._num_steps:,}  {_evaluation_words(metrics)}")
+        say(f"step {metrics['step']:,}/{self._num_steps:,}  {_evaluation_words(metrics)}")
 
     def sample(self, step: int, image: str, answer: str) -> None:
-        self._print(f"step {step:,}/{self._num_steps:,}  {_sample_words(image, answer)}")
+        say(f"step {step:,}/{self._num_steps:,}  {_sample_words(image, answer)}")
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         for name, value in rows:
-            self._print(f"  {name:<12} {value}")
-
-    def _print(self, text: str) -> None:
-        say(text)
+            say(f"  {name:<12} {value}")
 
 
 class BarReporter(Reporter):
@@ -141,7 +137,7 @@ class BarReporter(Reporter):
 
 
 def choose_reporter(*, is_first_process: bool) -> Reporter:
-    """The one that suits where the output goes."""
+    """The bar on a terminal, plain lines elsewhere, and nothing on processes other than the first."""
     if not is_first_process:
         return Reporter()
     screen = console()
@@ -149,10 +145,9 @@ def choose_reporter(*, is_first_process: bool) -> Reporter:
 
 
 def _evaluation_words(metrics: dict[str, float]) -> str:
-    return (
-        f"validation loss {metrics['eval_loss']:.4f}  "
-        f"({metrics['eval_samples']:,} samples in {metrics['eval_seconds']:.1f} s)"
-    )
+    num_samples = metrics["eval_samples"]
+    samples = "1 sample" if num_samples == 1 else f"{num_samples:,} samples"
+    return f"validation loss {metrics['eval_loss']:.4f}  ({samples} in {metrics['eval_seconds']:.1f} s)"
 
 
 def _sample_words(image: str, answer: str) -> str:
@@ -167,32 +162,32 @@ def _grid(rows: tuple[tuple[str, str], ...]) -> Table:
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    """Save and stop after the current step once any process was asked to.
+    """Saves and stops after the current step once any process receives SIGTERM or SIGINT.
 
-    The processes agree by an all-reduce: a signal that reaches one of them alone must not leave the
-    others waiting.
+    The processes agree by an all-reduce: a signal that reaches only one of them must not leave the others
+    waiting.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self._has_signal = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self._has_signal = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> TrainerControl:
-        agreed = self.asked
+        agreed = self._has_signal
         if dist.is_initialized() and dist.get_world_size() > 1:
             flag = torch.tensor(int(agreed), device=args.device)
-            # A signal that comes while the processes agree is for the next step, and must not be forgotten.
+            # A signal that comes during the all-reduce is for the next step.
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
             agreed = bool(flag.item())
         if agreed and state.global_step < state.max_steps:
             control.should_save = True
-            # What asked may not wait for an evaluation.
+            # The sender of the signal may not wait for an evaluation.
             control.should_evaluate = False
             control.should_training_stop = True
         return control

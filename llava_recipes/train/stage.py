@@ -1,4 +1,4 @@
-"""Train one stage of a plan: parts in, trained weights and a record out."""
+"""Train one stage of a plan in this process: build the model, train it, return its trained weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
+from llava_recipes.errors import KeyPath
 from llava_recipes.model.assemble import Assembled, assemble, collator_of, open_samples
 from llava_recipes.model.forward import trains_in_vain
 from llava_recipes.model.generate import Answerer
@@ -34,38 +35,9 @@ from llava_recipes.train.trainer import StageTrainer, out_of_memory
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
 
-def build_arguments(
-    stage: StagePlan, *, output_dir: Path, run_name: str
-) -> tuple[TrainingArguments, list[str]]:
-    """TrainingArguments of a stage, and what a person should know of how this machine changes them."""
-    wanted = keyword_arguments(stage.train)
-    notes: list[str] = []
-    on_cpu = not torch.cuda.is_available()
-    if on_cpu and wanted.pop("tf32", None):
-        notes.append("tf32 has no meaning on a CPU: off")
-    if on_cpu:
-        # Pinned memory exists for copies to a GPU.
-        wanted.setdefault("dataloader_pin_memory", False)
-    arguments = TrainingArguments(
-        **{
-            **training_arguments(wanted),
-            "output_dir": str(output_dir),
-            "run_name": run_name,
-            "use_cpu": on_cpu,
-            "deepspeed": stage.deepspeed and dict(stage.deepspeed),
-            # Ours: checkpoints are rotated after they are sealed; a loss that is not finite ends the run.
-            "save_total_limit": None,
-            "logging_nan_inf_filter": False,
-            "remove_unused_columns": False,
-            "disable_tqdm": True,
-        }
-    )
-    return arguments, notes
-
-
 @dataclass(frozen=True)
 class TrainedStage:
-    """A stage that has run. `state` is empty on every process but the first."""
+    """A trained stage. `state` has the trained weights on the first process, and is empty on the others."""
 
     assembled: Assembled
     state: dict[str, torch.Tensor]
@@ -75,11 +47,11 @@ class TrainedStage:
     stopped_early: bool
     last_loss: float | None
     eval_loss: float | None
-    """After the last step; None without validation data, and where the stage stopped early."""
+    """After the last step; None without validation data, or where the stage stopped early."""
     seconds: float
     is_first_process: bool
     num_skipped: int
-    """Samples whose image could not be used when they were drawn, over all processes; each counts once."""
+    """Samples skipped for an image that could not be used, over all processes; each counts once."""
     trainer: StageTrainer
     reporter: Reporter
 
@@ -87,17 +59,18 @@ class TrainedStage:
 def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> TrainedStage:
     """Train stage number `index` of a plan in this process, one of `plan.world_size`.
 
-    Raises RecipeError for what the user can mend: weights that do not fit, a broken image, a loss that is not
-    finite, too little memory.
+    `resume_from` is a checkpoint folder. Raises RecipeError for what the user can fix: weights that do not
+    fit, a broken image, a loss that is not finite, too little memory.
     """
     stage = plan.stages[index]
-    arguments, notes = build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
+    arguments, notes = _build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
     _join_processes(stage, arguments)
     assembled, num_trainable = _build(plan, stage)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
     dataset = _dataset(stage.data, plan, assembled)
     first = arguments.process_index == 0
+    stage_path: KeyPath = ("stages", index)
     reporter = choose_reporter(is_first_process=first)
     resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
@@ -113,6 +86,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         reporter.step(line)
 
     assert stage.data.shuffle == (stage.data.order != "file")
+    keep = stage.train.training_arguments.get("save_total_limit")
     stop = StopOnSignal()
     trainer = StageTrainer(
         sampler=EpochSampler(
@@ -124,8 +98,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
                 num_shares=plan.world_size * stage.train.gradient_accumulation_steps,
             ),
         ),
-        stage_path=("stages", index),
-        keep_checkpoints=_checkpoints_to_keep(stage),
+        stage_path=stage_path,
+        keep_checkpoints=keep if isinstance(keep, int) else None,
         on_metrics=record,
         param_groups=stage.param_groups,
         model=assembled.model,
@@ -140,7 +114,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         answerer = Answerer(assembled, stage.data, start_end=plan.model.image_tokens.start_end)
         held_out = stage.data.for_validation()
         asked = dataset if held_out is None else _dataset(held_out, plan, assembled)
-        subjects = choose_subjects(stage.sampling, answerer, asked, stage_path=("stages", index))
+        subjects = choose_subjects(stage.sampling, answerer, asked, stage_path=stage_path)
         log = SamplesLog(output_dir / SAMPLES, resumed_step=resumed_step) if first else None
         trainer.add_callback(
             SampleWhileTraining(stage, answerer, subjects, log=log, show=reporter.sample, together=together)
@@ -148,7 +122,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     trainer.remove_callback(PrinterCallback)
     num_steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
     if stage.train.max_steps is not None and num_steps != stage.train.max_steps:
-        raise AssertionError(f"the plan counts {stage.train.max_steps} steps, the Trainer {num_steps}")
+        raise AssertionError(f"the plan has {stage.train.max_steps} steps, the Trainer {num_steps}")
     reporter.start(
         _describe(plan, stage, output_dir, num_trainable, num_steps, resumed_step, len(dataset), notes)
     )
@@ -159,7 +133,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except torch.OutOfMemoryError as error:
         reporter.abandon()
-        raise out_of_memory(detail=str(error).splitlines()[0], stage=("stages", index)) from error
+        raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
     except BaseException:
         reporter.abandon()
         raise
@@ -170,13 +144,42 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         num_steps=trainer.state.global_step,
         stopped_early=trainer.state.global_step < num_steps,
         last_loss=last_loss[0] if last_loss else None,
-        eval_loss=_eval_loss(trainer, num_steps),
+        eval_loss=trainer.measured[1].loss if trainer.measured and trainer.measured[0] >= num_steps else None,
         seconds=time.monotonic() - started_s,
         is_first_process=first,
         num_skipped=_count_skipped(dataset, arguments),
         trainer=trainer,
         reporter=reporter,
     )
+
+
+def _build_arguments(
+    stage: StagePlan, *, output_dir: Path, run_name: str
+) -> tuple[TrainingArguments, list[str]]:
+    """TrainingArguments of a stage, and notes on what this machine changes in them."""
+    wanted = keyword_arguments(stage.train)
+    notes: list[str] = []
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu and wanted.pop("tf32", None):
+        notes.append("`tf32` is off, since a CPU trains")
+    if on_cpu:
+        # Pinned memory only speeds up copies to a GPU.
+        wanted.setdefault("dataloader_pin_memory", False)
+    arguments = TrainingArguments(
+        **{
+            **training_arguments(wanted),
+            "output_dir": str(output_dir),
+            "run_name": run_name,
+            "use_cpu": on_cpu,
+            "deepspeed": stage.deepspeed and dict(stage.deepspeed),
+            # StageTrainer removes old checkpoints once a new one is sealed, and ends the run at a NaN loss.
+            "save_total_limit": None,
+            "logging_nan_inf_filter": False,
+            "remove_unused_columns": False,
+            "disable_tqdm": True,
+        }
+    )
+    return arguments, notes
 
 
 def _dataset(data: DataPlan, plan: Plan, assembled: Assembled) -> StageDataset:
@@ -198,14 +201,8 @@ def _validation(
     )
 
 
-def _eval_loss(trainer: StageTrainer, num_steps: int) -> float | None:
-    if trainer.measured is None or trainer.measured[0] < num_steps:
-        return None
-    return trainer.measured[1].loss
-
-
 def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
-    """Set up the process group; under DeepSpeed before any weight is made, since ZeRO-3 splits them then."""
+    """Set up the process group; under DeepSpeed before any weight exists, since ZeRO-3 splits new weights."""
     if arguments.use_cpu:
         load_to_numbered_cpu()
     if stage.deepspeed is not None:
@@ -213,14 +210,14 @@ def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
 
         backend = "gloo" if arguments.use_cpu else "nccl"
         if arguments.use_cpu:
-            # The shared-memory kernel is compiled at the first start, for a minute; gloo does the same work.
+            # The shared-memory kernel compiles for a minute at its first start; gloo does the same work.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
     assert arguments.device is not None
 
 
 def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
-    """The model with earlier stages' weights laid over it, frozen as the stage says; and how much trains."""
+    """The model with the weights that the stage starts from, frozen as it says; the number that trains."""
     zero3 = zero_stage(stage.deepspeed) == 3
     assembled = assemble(plan.model, dtype=DTYPES[stage.train.precision], zero3=zero3)
     for start in stage.starts_from:
@@ -235,7 +232,7 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     )
     trained = [parameter for parameter in assembled.model.parameters() if parameter.requires_grad]
     if stage.deepspeed is None:
-        # DeepSpeed keeps float32 masters itself; without it, what trains must be float32 under autocast.
+        # DeepSpeed keeps float32 copies itself; without it, trainable weights must be float32 under autocast.
         for parameter in trained:
             parameter.data = parameter.data.float()
     assembled.model.accepts_loss_kwargs = stage.train.loss_normalization == "token"
@@ -244,23 +241,11 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
 
 
 def _count_skipped(dataset: StageDataset, arguments: TrainingArguments) -> int:
-    """Samples that some process skipped; in another epoch it may be another process that draws them."""
+    """The number of samples that any process skipped; another process may skip them in another epoch."""
     skipped = dataset.skipped.to(torch.uint8).to(arguments.device)
     if dist.is_initialized():
         dist.all_reduce(skipped, op=dist.ReduceOp.MAX)
     return int(skipped.count_nonzero())
-
-
-def _checkpoints_to_keep(stage: StagePlan) -> int | None:
-    keep = stage.train.training_arguments.get("save_total_limit")
-    return keep if isinstance(keep, int) else None
-
-
-def _validation_rows(stage: StagePlan) -> list[tuple[str, str]]:
-    validation = stage.data.validation
-    if validation is None:
-        return []
-    return [("validation", f"{validation.num_samples:,} samples, measured {when_measured(stage)}")]
 
 
 def _describe(
@@ -273,18 +258,23 @@ def _describe(
     num_samples: int,
     notes: list[str],
 ) -> StartPanel:
-    train = stage.train
+    train, validation = stage.train, stage.data.validation
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     world_size = dist.get_world_size() if dist.is_initialized() else 1
+    processes = "1 process" if world_size == 1 else f"{world_size} processes"
     modules = ", ".join(stage.trainable_modules or stage.trainable) or "everything"
     batch = (
         f"{train.global_batch_size:,} = {train.per_device_train_batch_size} per device × "
-        f"{train.gradient_accumulation_steps} accumulated × {world_size} processes"
+        f"{train.gradient_accumulation_steps} accumulated × {processes}"
     )
     rows = [
         ("trains", f"{modules}: {num_trainable:,} parameters"),
         ("data", f"{num_samples:,} samples, {stage.data.wording}"),
-        *_validation_rows(stage),
+        *(
+            [("validation", f"{validation.num_samples:,} samples, measured {when_measured(stage)}")]
+            if validation is not None
+            else []
+        ),
         *([("asked", describe_sampling(stage.sampling))] if stage.sampling else []),
         ("steps", f"{num_steps:,}" + (f", resumed after {resumed_step:,}" if resumed_step else "")),
         ("batch", batch),

@@ -1,15 +1,16 @@
-"""The Hugging Face Trainer, held to what a LLaVA stage means.
+"""The Trainer of a stage, and the errors that it raises while it trains.
 
-It differs from the stock Trainer in six things: the order of samples is a pure function of seed and
+It differs from Hugging Face's Trainer in six things: the order of samples is a pure function of seed and
 epoch; modules may have a learning rate and weight decay of their own; only trainable weights are saved and
 loaded; a checkpoint is sealed when it is whole; a loss that is not finite ends the run; the validation loss
-is over all label tokens, however they are spread.
+is the mean over all label tokens, whatever the batches.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,89 +32,17 @@ from llava_recipes.train.checkpoints import TRAINER_STATE, check_moments, loadin
 from llava_recipes.train.evaluation import MeasureAtTheEnd, Measured, ValidationSet
 
 Group = dict[str, Any]
-"""As torch's optimizers hold them: `params`, `lr`, `weight_decay` and what else the optimizer knows."""
-
-
-def split_groups(
-    optimizer: torch.optim.Optimizer, model: nn.Module, groups: Sequence[ParamGroupPlan]
-) -> None:
-    """Part the Trainer's two groups, with weight decay and without, by the plan's groups.
-
-    Must run before the first step. What no group claims comes first and keeps its values: its learning rate
-    is the one that is reported. Biases and norms stay without weight decay in every group.
-    """
-    assert not optimizer.state, "an optimizer that has stepped cannot be regrouped"
-    decayed, plain = optimizer.param_groups
-    named = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
-    index_of = groups_of(named, groups)
-    membership = {id(parameter): index_of.get(name) for name, parameter in named.items()}
-    rest = [_part(group, membership, None) for group in (decayed, plain)]
-    parted = [*rest, *_claimed(decayed, plain, membership, groups)]
-    optimizer.param_groups[:] = [group for group in parted if group["params"]]
-
-
-def _claimed(
-    decayed: Group, plain: Group, membership: dict[int, int | None], groups: Sequence[ParamGroupPlan]
-) -> Iterator[Group]:
-    for index, wanted in enumerate(groups):
-        rate = wanted.learning_rate
-        yield _part(decayed, membership, index) | {"lr": rate, "weight_decay": wanted.weight_decay}
-        yield _part(plain, membership, index) | {"lr": rate}
-
-
-def _part(group: Group, membership: dict[int, int | None], index: int | None) -> Group:
-    members = [parameter for parameter in group["params"] if membership[id(parameter)] == index]
-    return {**group, "params": members}
-
-
-def nonfinite_loss(*, step: int, value: float, stage: KeyPath, what: str = "the loss") -> RecipeError:
-    """The loss became NaN or infinite: nothing learned after it is worth keeping."""
-    return RecipeError.of(
-        f"{what} is {value} at step {step:,}; training stopped and nothing was saved after it",
-        code="loss-or-gradient-not-finite",
-        path=(*stage, "train", "learning_rate"),
-        hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
-        "`--resume` continues from the last checkpoint",
-    )
-
-
-def nonfinite_weights(*, step: int, name: str, stage: KeyPath) -> RecipeError:
-    """A trained weight became NaN or infinite before it could be saved."""
-    return RecipeError.of(
-        f"{name} holds NaN or infinite values at step {step:,}; they were not saved",
-        code="weights-not-finite",
-        path=(*stage, "train", "learning_rate"),
-        hint="lower the learning rate or lengthen the warm-up; `--resume` continues from the last checkpoint",
-    )
-
-
-def check_finite(state: Mapping[str, Tensor], *, step: int, stage: KeyPath) -> None:
-    """Raise RecipeError when a trained weight is NaN or infinite: nobody can go on from it."""
-    for name, tensor in state.items():
-        if not_finite(tensor) is not None:
-            raise nonfinite_weights(step=step, name=name, stage=stage)
-
-
-def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
-    """The device ran out of memory."""
-    return RecipeError.of(
-        "the device ran out of memory",
-        code="out-of-memory",
-        path=(*stage, "train", "per_device_train_batch_size"),
-        found=detail,
-        hint="halve per_device_train_batch_size (and double gradient_accumulation_steps, unless "
-        "global_batch_size is given), turn on gradient_checkpointing, or use deepspeed: zero3",
-    )
+"""A parameter group of a torch optimizer: `params`, `lr`, `weight_decay` and the optimizer's own keys."""
 
 
 Metrics = dict[str, float]
 
 
 class StageTrainer(Trainer):  # type: ignore[misc]
-    """Trains one stage. `sampler` gives the order; `on_metrics` receives each logged step on rank 0.
+    """Trains one stage in the order of `sampler`; the first process calls `on_metrics` per logged step.
 
-    With `validation` its loss is measured as the arguments say and after the last step; `on_metrics` receives
-    it as a line of its own, which has `eval_loss` and no `loss`.
+    With `validation` its loss is measured when the arguments say so and after the last step. `on_metrics`
+    receives it as a line of its own, with `eval_loss` instead of `loss`.
     """
 
     def __init__(
@@ -132,7 +61,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             self.add_callback(MeasureAtTheEnd())
         self._validation = validation
         self.measured: tuple[int, Measured] | None = None
-        """After which step the validation loss was measured last, and what it was."""
+        """The last measured validation loss, and the step after which it was measured."""
         self._sampler = sampler
         self._stage_path = stage_path
         self._keep_checkpoints = keep_checkpoints
@@ -149,7 +78,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         return self._sampler
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
-        # After a resume with several processes accelerate's own `set_epoch` does not reach the sampler.
+        # On several processes accelerate's own `set_epoch` does not reach the sampler after a resume.
         self._sampler.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
 
@@ -178,21 +107,15 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            step = self.state.global_step
-            if not _is_finite(logs["loss"]):
-                raise nonfinite_loss(step=step, value=logs["loss"], stage=self._stage_path)
+            _check_loss(logs["loss"], "the loss", step=self.state.global_step, stage=self._stage_path)
             metrics = self._step_metrics(logs)
             if self.is_world_process_zero():
                 self._on_metrics(metrics)
-            logs = {
-                **logs,
-                "samples_per_s": metrics["samples_per_s"],
-                "tokens_per_s": metrics["tokens_per_s"],
-            }
+            logs = logs | {name: metrics[name] for name in ("samples_per_s", "tokens_per_s")}
         super().log(logs, start_time)
 
     def _step_metrics(self, logs: dict[str, float]) -> Metrics:
-        """One line of metrics.jsonl; rates are over all processes, since the line before."""
+        """One line of metrics.jsonl; rates are over all processes, since the previous line."""
         now_s = time.monotonic()
         elapsed_s = max(now_s - self._logged_at_s, 1e-9)
         local = torch.tensor([0.0, float(self._num_samples)], device=self.args.device, dtype=torch.float64)
@@ -216,7 +139,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     # ---- evaluation --------------------------------------------------------------------------------------
 
     def evaluate(self, *args: object, **kwargs: object) -> Metrics:
-        """Measure the validation loss, once for a step, and log it."""
+        """Measure the validation loss, once per step, and log it. Raises RecipeError for NaN or infinity."""
         assert self._validation is not None
         step = self.state.global_step
         if self.measured is not None and self.measured[0] == step:
@@ -224,12 +147,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         # ZeRO-3's weights are whole only inside its engine; DDP's wrapper would wait for the other processes.
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         measured = self._validation.measure(model, self._prepare_inputs, self.args.device)
-        if not _is_finite(measured.loss):
-            raise nonfinite_loss(
-                step=step, value=measured.loss, stage=self._stage_path, what="the validation loss"
-            )
+        _check_loss(measured.loss, "the validation loss", step=step, stage=self._stage_path)
         self.measured = step, measured
-        # Rates of training leave the evaluation out.
+        # The rates of training leave out the time of an evaluation.
         self._logged_at_s += measured.seconds
         if self.is_world_process_zero():
             self._on_metrics(
@@ -253,7 +173,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     # ---- checkpoints -------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trainable weights alone; frozen ones come from the base again."""
+        """Write only the trainable weights; a resumed run takes frozen ones from the base."""
         assert output_dir is not None
         state = trainable_state(self.model)
         if self.is_world_process_zero():
@@ -321,7 +241,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: object, resume_from_checkpoint: str | None
     ) -> tuple[torch.nn.Module, object]:
-        """As the Trainer's, but DeepSpeed loads a checkpoint that leaves the frozen weights out."""
+        """As the Trainer's, but DeepSpeed loads a checkpoint without the frozen weights."""
         by_us = resume_from_checkpoint is not None and self.is_deepspeed_enabled
         prepared: tuple[torch.nn.Module, object] = super()._prepare_for_training(
             max_steps, train_dataloader, None if by_us else resume_from_checkpoint
@@ -331,10 +251,69 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         with self._loading(resume_from_checkpoint, "DeepSpeed's files"):
             loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
             if loaded is None:
-                raise FileNotFoundError("DeepSpeed finds nothing to load")
+                raise FileNotFoundError("DeepSpeed found nothing to load")
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
 
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
+def split_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module, groups: Sequence[ParamGroupPlan]
+) -> None:
+    """Split the Trainer's two parameter groups, with weight decay and without, into those of the plan.
+
+    Must run before the first step. Parameters in no group of the plan come first and keep their values:
+    their learning rate is the one that is reported. Biases and norms have no weight decay in any group.
+    """
+    assert not optimizer.state, "an optimizer that has stepped cannot be regrouped"
+    named = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+    index_of = groups_of(named, groups)
+    membership = {id(parameter): index_of.get(name) for name, parameter in named.items()}
+
+    def part(group: Group, index: int | None) -> Group:
+        members = [parameter for parameter in group["params"] if membership[id(parameter)] == index]
+        return {**group, "params": members}
+
+    decayed, plain = optimizer.param_groups
+    parts = [part(decayed, None), part(plain, None)]
+    for index, wanted in enumerate(groups):
+        rate = {"lr": wanted.learning_rate}
+        parts.append(part(decayed, index) | rate | {"weight_decay": wanted.weight_decay})
+        parts.append(part(plain, index) | rate)
+    optimizer.param_groups[:] = [group for group in parts if group["params"]]
+
+
+def check_finite(state: Mapping[str, Tensor], *, step: int, stage: KeyPath) -> None:
+    """Raise RecipeError when a trained weight is NaN or infinite: no run can continue from it."""
+    for name, tensor in state.items():
+        if not_finite(tensor) is not None:
+            raise RecipeError.of(
+                f"{name} has NaN or infinite values after step {step:,}; the weights were not saved",
+                code="weights-not-finite",
+                path=(*stage, "train", "learning_rate"),
+                hint="lower the learning rate or lengthen the warm-up; "
+                "`--resume` continues from the last checkpoint",
+            )
+
+
+def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
+    """The device ran out of memory; `detail` is torch's own message."""
+    return RecipeError.of(
+        "the device ran out of memory",
+        code="out-of-memory",
+        path=(*stage, "train", "per_device_train_batch_size"),
+        found=detail,
+        hint="halve per_device_train_batch_size (and double gradient_accumulation_steps, unless "
+        "global_batch_size is set), turn on gradient_checkpointing, or use `deepspeed: zero3`",
+    )
+
+
+def _check_loss(value: float, what: str, *, step: int, stage: KeyPath) -> None:
+    """Raise RecipeError when a loss is NaN or infinite: nothing learned after it is worth keeping."""
+    if not math.isfinite(value):
+        raise RecipeError.of(
+            f"{what} is {value} at step {step:,}; training stopped, and nothing was saved after it",
+            code="loss-or-gradient-not-finite",
+            path=(*stage, "train", "learning_rate"),
+            hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
+            "`--resume` continues from the last checkpoint",
+        )

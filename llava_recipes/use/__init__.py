@@ -1,1 +1,1 @@
-"""Trained models put to use: opened, asked, evaluated."""
+"""Use trained models: open them, ask them, evaluate them."""

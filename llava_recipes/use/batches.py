@@ -1,4 +1,4 @@
-"""Answers to many questions, several at a time, in the order of the questions."""
+"""Answer many questions in batches, and keep the answers in a file that can be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Line = dict[str, JsonValue]
 
 
 class Asked(Protocol):
-    """A question from a file: where it stands, what was said before, which images it is about."""
+    """A question from a file: its place, the turns up to it, its images."""
 
     @property
     def index(self) -> int: ...
@@ -45,22 +45,12 @@ class Asked(Protocol):
 
 
 def check_questions(answerer: Answerer, questions: Sequence[Asked], decoding: Decoding) -> None:
-    """Raise RecipeError when the template cannot hold a question, or the context its answer."""
-    problems = []
-    for question in questions:
-        try:
-            input_ids = answerer.prompt_ids(question.turns)
-        except ValueError as error:
-            problems.append(
-                Problem(f"it cannot be written: {error}", code="output-cannot-be-written", mark=question.mark)
-            )
-            continue
-        counts = [answerer.least_image_tokens] * len(question.images)
-        num_tokens = answerer.num_tokens(input_ids, counts)
-        problem = answerer.does_not_fit(num_tokens, counts, decoding)
-        if problem is not None:
-            problems.append(replace(problem, mark=question.mark))
-    raise_first(problems, of=len(questions))
+    """Raise RecipeError when the template cannot write a question, or the context has no room for it.
+
+    Images count as the fewest tokens that they can be.
+    """
+    least = answerer.least_image_tokens
+    _check_room(answerer, questions, [[least] * len(question.images) for question in questions], decoding)
 
 
 def answer_in_batches(
@@ -68,17 +58,17 @@ def answer_in_batches(
 ) -> Iterator[list[str]]:
     """The answers of one batch of questions after another.
 
-    What is drawn depends on `seed` and the batch's first question alone, so that a part can be made again.
-    Raises RecipeError when an image cannot be decoded.
+    Random numbers depend only on `seed` and the batch's first question, so that a part can be repeated.
+    Raises RecipeError when an image cannot be decoded, or is too many tokens for the context.
     """
     for first in range(0, len(questions), batch_size):
         batch = questions[first : first + batch_size]
         images = [question.prepared_images(answerer) for question in batch]
-        _check_room(answerer, batch, images, decoding)
-        seen = iter(answerer.look([image for each in images for image in each]))
+        _check_room(answerer, batch, [[image.num_tokens for image in each] for each in images], decoding)
+        features = iter(answerer.look([image for each in images for image in each]))
         prompts = [
-            Prompt(answerer.prompt_ids(question.turns), tuple(next(seen) for _ in shown))
-            for question, shown in zip(batch, images, strict=True)
+            Prompt(answerer.prompt_ids(question.turns), tuple(next(features) for _ in question.images))
+            for question in batch
         ]
         if decoding.temperature > 0:
             torch.manual_seed(seed + batch[0].index)
@@ -86,26 +76,30 @@ def answer_in_batches(
 
 
 def _check_room(
-    answerer: Answerer, batch: Sequence[Asked], images: Sequence[Sequence[PromptImage]], decoding: Decoding
+    answerer: Answerer, questions: Sequence[Asked], counts: Sequence[list[int]], decoding: Decoding
 ) -> None:
-    """Raise RecipeError when a question's own images are too many tokens for the context."""
+    """Raise RecipeError for questions that do not fit; `counts` are the tokens of each one's images."""
     problems = []
-    for question, shown in zip(batch, images, strict=True):
-        counts = [image.num_tokens for image in shown]
-        num_tokens = answerer.num_tokens(answerer.prompt_ids(question.turns), counts)
-        problem = answerer.does_not_fit(num_tokens, counts, decoding)
+    for question, num_image_tokens in zip(questions, counts, strict=True):
+        try:
+            num_tokens = answerer.num_tokens(answerer.prompt_ids(question.turns), num_image_tokens)
+        except ValueError as error:
+            message = f"the question cannot be written: {error}"
+            problems.append(Problem(message, code="output-cannot-be-written", mark=question.mark))
+            continue
+        problem = answerer.does_not_fit(num_tokens, num_image_tokens, decoding)
         if problem is not None:
             problems.append(replace(problem, mark=question.mark))
-    raise_first(problems, of=len(batch))
+    raise_first(problems, of=len(questions))
 
 
 def plain_line(question: Question, answer: str, *, key: str) -> Line:
-    """The record as it came, with the answer."""
+    """The record as it was read, with the answer under `key`."""
     return {**question.values, key: answer}
 
 
 def llava_line(question: Question, answer: str, *, model_id: str) -> Line:
-    """The original's form of an answer (llava/eval/model_vqa.py); `answer_id` is a digest, not drawn."""
+    """An answer as the original writes it (llava/eval/model_vqa.py); `answer_id` is a digest, not random."""
     given = question.values.get("question_id", question.values.get("id", question.index))
     name = f"{model_id}\n{given}\n{answer}"
     return {
@@ -119,34 +113,34 @@ def llava_line(question: Question, answer: str, *, model_id: str) -> Line:
 
 
 def check_answer_key(questions: Sequence[Question], key: str) -> None:
-    """Raise RecipeError when the answer would take the place of something in a record."""
+    """Raise RecipeError when the answer would replace a value of a record."""
     taken = [question for question in questions if key in question.values]
     if taken:
         raise RecipeError.of(
-            f"records have the key `{key}` already, which the answers would replace",
+            f"records already have the key `{key}`, which the answers would replace",
             code="key-exists-in-records",
             mark=taken[0].mark,
-            found=f"{len(taken)} of {len(questions)} records",
-            hint="choose another with --answer-key",
+            found=f"{len(taken):,} of {len(questions):,} records",
+            hint="choose another key with --answer-key",
         )
 
 
 def model_name(path: Path) -> str:
-    """What the original calls `model_id`: the folder's name."""
+    """The folder's name, which the original calls `model_id`."""
     return real_path(path).name
 
 
 UNFINISHED = ".unfinished"
-_BEGIN_ANEW = "begin anew with --overwrite instead of --resume"
+_START_AGAIN = "start again with --overwrite instead of --resume"
 
 
 class AnswersFile:
-    """Answers on their way to `path`.
+    """Answers that are written to `path` once all of them exist.
 
-    They are kept in `path.unfinished` (its first line says how they are made) and come to `path` at the end,
-    so that what stands at `path` is always whole. `num_done` counts what an earlier call answered.
+    Until then they are in `path.unfinished`, whose first line has the settings that they were made with.
+    `num_done` is the number of answers from an earlier call.
 
-    Raises RecipeError as `check_place` does, and when the unfinished answers were made in another way.
+    Raises RecipeError as `check_place` does, and when unfinished answers were made with other settings.
     """
 
     def __init__(
@@ -157,7 +151,7 @@ class AnswersFile:
         self._settings = json.dumps(settings, ensure_ascii=False)
         check_place(path, resume=resume, overwrite=overwrite)
         lines = self._lines_before() if resume else []
-        # Answers of a batch that was cut short are made again, in the same company.
+        # A batch that was cut short is repeated whole, so that its answers stay the same.
         self.num_done = len(lines) - len(lines) % batch_size
         with replacing(self.unfinished) as temporary:
             text = "".join(f"{line}\n" for line in [self._settings, *lines[: self.num_done]])
@@ -173,13 +167,13 @@ class AnswersFile:
         self._file.close()
 
     def append(self, lines: list[dict[str, JsonValue]]) -> None:
-        """Add one batch of answers, and leave them to the disk."""
+        """Add one batch of answers, and flush them to the disk."""
         self._file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def finish(self) -> None:
-        """Put the answers in their place."""
+        """Move the answers to `path`."""
         self._file.close()
         with replacing(self.path) as temporary, self.unfinished.open("rb") as source:
             source.readline()
@@ -194,21 +188,21 @@ class AnswersFile:
         try:
             text = self.unfinished.read_text("utf-8")
         except (OSError, ValueError) as error:
-            raise unreadable(self.unfinished, error, hint=_BEGIN_ANEW) from error
+            raise unreadable(self.unfinished, error, hint=_START_AGAIN) from error
         whole = text[: text.rfind("\n") + 1].splitlines()
         if whole and whole[0] != self._settings:
             raise RecipeError.of(
-                "these answers were begun in another way",
+                "these answers were started with other settings",
                 code="answers-of-other-settings",
                 mark=Mark(str(self.unfinished), 0, 0),
                 found="\n       ".join(_differences(whole[0], self._settings)),
-                hint="ask as then, or begin anew with --overwrite instead of --resume",
+                hint=f"use the same settings, or {_START_AGAIN}",
             )
         for number, line in enumerate(whole[1:], start=2):
             if not _is_object(line):
                 mark = Mark(str(self.unfinished), number, 1)
-                message = "this line is no answer: the file is damaged"
-                raise RecipeError.of(message, code="answer-damaged", mark=mark, hint=_BEGIN_ANEW)
+                message = "this line is not an answer: the file is damaged"
+                raise RecipeError.of(message, code="answer-damaged", mark=mark, hint=_START_AGAIN)
         return whole[1:]
 
 
@@ -225,39 +219,40 @@ def check_place(path: Path, *, resume: bool, overwrite: bool) -> None:
     unfinished = path.with_name(path.name + UNFINISHED)
     _check_name(unfinished)
     if unfinished.exists() and not (resume or overwrite):
-        hint = "continue it with --resume, or begin anew with --overwrite"
         raise RecipeError.of(
-            f"{unfinished}: there are unfinished answers", code="unfinished-answers", hint=hint
+            f"{unfinished} contains unfinished answers",
+            code="unfinished-answers",
+            hint="continue with --resume, or start again with --overwrite",
         )
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise RecipeError when no file can be written to `path`, or what stands there must not be replaced."""
+    """Raise RecipeError when no file can be written to `path`, or an existing one must not be replaced."""
     if not os.path.isdir(path.parent):
         raise RecipeError.of(
-            f"{path}: its folder does not exist",
+            f"the folder of {path} does not exist",
             code="folder-does-not-exist",
-            hint="make it, or choose another -o",
+            hint="create it, or choose another -o",
         )
     if os.path.isdir(path):
         raise RecipeError.of(
-            f"{path}: this is a folder", code="path-is-a-folder", hint="give -o the name of a file"
+            f"{path} is a folder", code="path-is-a-folder", hint="pass the name of a file to -o"
         )
     _check_name(path)
     if path.exists() and not overwrite:
         hint = "choose another file, or replace it with --overwrite"
-        raise RecipeError.of(f"{path}: the file is there already", code="file-exists", hint=hint)
+        raise RecipeError.of(f"{path} already exists", code="file-exists", hint=hint)
 
 
 def _check_name(file: Path) -> None:
-    """Raise RecipeError when no ordinary file can be written under this name of -o."""
+    """Raise RecipeError when no ordinary file can be written to this path."""
     fault = name_fault(file)
     if fault is not None:
         raise RecipeError.of(f"{file}: {fault}", code="output-cannot-be-written")
     kind = kind_of_target(file)
     if kind is not None:
-        message = f"{file}: this is {kind}, not an ordinary file"
-        raise RecipeError.of(message, code="not-an-ordinary-file", hint="give -o the name of a file")
+        message = f"{file} is {kind}, not an ordinary file"
+        raise RecipeError.of(message, code="not-an-ordinary-file", hint="pass the name of a file to -o")
 
 
 def _differences(then: str, now: str) -> list[str]:
@@ -266,7 +261,7 @@ def _differences(then: str, now: str) -> list[str]:
     except (ValueError, RecursionError):
         before = None
     if not isinstance(before, dict):
-        return ["the first line does not say how"]
+        return ["the first line has no settings"]
     after: dict[str, JsonValue] = json.loads(now)
     return [
         f"{key}: {json.dumps(before.get(key))} then, {json.dumps(after.get(key))} now"

@@ -1,4 +1,4 @@
-"""Benchmarks by lmms-eval, in a process of its own, and LLaVA-1.5's published scores beside them."""
+"""Run benchmarks of lmms-eval in a process of its own, next to LLaVA-1.5's published scores."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llava_recipes.interpreter import python_environment, python_words
 from llava_recipes.recipe.foreign import read_object
 from llava_recipes.versions import check_versions
 
-# lmms-eval's llava_hf imports decord and does not ask for it.
+# lmms-eval's llava_hf imports decord, which it does not declare.
 NEEDED = ("lmms_eval", "decord")
 _RESULTS = "_results.json"
 
 
 @dataclass(frozen=True)
 class Published:
-    """What LLaVA-1.5 reached on a task, in the order of `models`; `metric` is lmms-eval's name for it."""
+    """LLaVA-1.5's scores on a task, in the order of `models`; `metric` is lmms-eval's name for them."""
 
     name: str
     metric: str
@@ -42,7 +42,7 @@ class PublishedScores:
 
 @dataclass(frozen=True)
 class BenchmarkScore:
-    """One figure of a task, in the unit of the published one where there is one."""
+    """One score of a task, in the unit of the published score if there is one."""
 
     task: str
     metric: str
@@ -73,7 +73,7 @@ def check_lmms_eval() -> None:
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder is in the layout that lmms-eval's llava_hf loads, by its config.json."""
+    """Whether a folder has the layout that lmms-eval's llava_hf loads, by its config.json."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -94,19 +94,19 @@ def command(
     limit: int | None,
     include: str | None,
 ) -> list[str]:
-    """The words that start lmms-eval. Raises RecipeError for a folder whose name it would take apart."""
-    if any(letter in str(model) for letter in ",='\"{}"):
+    """The command that starts lmms-eval. Raises RecipeError for a folder whose name it would split."""
+    if any(character in str(model) for character in ",='\"{}"):
         raise RecipeError.of(
-            "lmms-eval cannot be given a folder with this name",
+            "lmms-eval cannot read a folder with this name",
             code="lmms-eval-folder-name",
             found=str(model),
-            hint="use a path without commas, quotes, braces and equals signs",
+            hint="use a path without commas, quotes, braces or equals signs",
         )
-    # Without a device map it passes an empty one on, which transformers 5 refuses.
+    # Without a device map it passes an empty one, which transformers 5 refuses.
     arguments = f"pretrained={model},device_map={device},trust_remote_code=False"
     arguments += f",dtype={dtype}" if dtype else ""
     words = [*python_words("lmms_eval"), "--model", "llava_hf", "--model_args", arguments]
-    # Its llava_hf takes one question at a time and no more.
+    # Its llava_hf only takes batches of one question.
     words += ["--tasks", tasks, "--batch_size", "1", "--output_path", str(output)]
     words += ["--device", device]
     words += ["--include_path", include] if include else []
@@ -114,48 +114,48 @@ def command(
 
 
 def run_benchmarks(words: list[str], output: Path) -> dict[str, JsonValue]:
-    """Start lmms-eval, wait, and read what it wrote.
+    """Run lmms-eval, and read the results that it writes under `output`.
 
     Raises RecipeError when it leaves no results: it ends with exit code 0 even after an error.
     """
     before = set(output.rglob(f"*{_RESULTS}"))
-    # Its llava_hf says nothing of trust when it reads the config, so transformers would ask for it.
+    # Its llava_hf reads the config without trust_remote_code, so transformers would ask on standard input.
     code = subprocess.run(words, check=False, env=python_environment(), stdin=subprocess.DEVNULL).returncode
     written = sorted(set(output.rglob(f"*{_RESULTS}")) - before, key=lambda file: file.stat().st_mtime)
     if code != 0 or not written:
         raise RecipeError.of(
-            "lmms-eval ended without results",
+            "lmms-eval left no results",
             code="lmms-eval-failed",
             found=f"exit code {code}; nothing new in {output}" if not written else f"exit code {code}",
-            hint="its own words above say why; benchmarks are fetched from the hub",
+            hint="its own output above says why; it downloads benchmarks from the hub",
         )
     return read_results(written[-1])
 
 
 def read_results(file: Path) -> dict[str, JsonValue]:
-    """A results file of lmms-eval. Raises RecipeError when it is none."""
+    """A results file of lmms-eval. Raises RecipeError when it is damaged or something else."""
     try:
         values = read_object(file)
     except RecipeError as error:
-        message, found = f"{file}: these results cannot be read", error.problems[0].found
+        message, found = f"the results in {file} cannot be read", error.problems[0].found
         raise RecipeError.of(message, code="results-unreadable", found=found) from None
     if not isinstance(values.get("results"), dict):
-        raise RecipeError.of(f"{file}: there are no `results` in it", code="results-are-missing")
+        raise RecipeError.of(f"{file} has no `results`", code="results-are-missing")
     return values
 
 
 def scores_of(results: dict[str, JsonValue], published: PublishedScores) -> list[BenchmarkScore]:
-    """The figures of every task: the published one's counterpart first, then all others.
+    """The scores of every task: first those with a published counterpart, then all others.
 
-    lmms-eval names a figure `metric,filter`; its standard errors are left out.
+    lmms-eval names a score `metric,filter`; its standard errors are left out.
     """
     tasks = results["results"]
     assert isinstance(tasks, dict)
     found = []
-    for task, figures in tasks.items():
+    for task, values in tasks.items():
         known = published.tasks.get(task)
         scores = []
-        for key, value in figures.items() if isinstance(figures, dict) else ():
+        for key, value in values.items() if isinstance(values, dict) else ():
             metric = key.partition(",")[0]
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                 continue

@@ -1,4 +1,4 @@
-"""A conversation about images: what was said, what was shown, what fits."""
+"""A conversation with a model about images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from llava_recipes.templates import Turn
 
 @dataclass(frozen=True)
 class _Shown:
-    """An image of the conversation, seen once: float[K, D] that every later answer uses again."""
+    """An image of the conversation, encoded once: `features` float[K, D] serve every later answer."""
 
     features: Tensor
     num_tokens: int
 
 
 class Chat:
-    """Turns and images up to now. A question that cannot be asked leaves them as they were.
+    """The turns and images so far. A question that cannot be asked leaves them as they were.
 
-    say  is told what a person should know and did not ask for
+    say  receives notes for the user, such as that an image tag was added
     """
 
     def __init__(self, answerer: Answerer, decoding: Decoding, *, say: Callable[[str], None]) -> None:
@@ -34,7 +34,7 @@ class Chat:
         self._turns: list[Turn] = []
         self._shown: list[_Shown] = []
         self._waiting: list[_Shown] = []
-        self._has_told_of_tag = False
+        self._has_said_so = False
         self.is_plain = answerer.data.template == "plain"
 
     @property
@@ -44,12 +44,12 @@ class Chat:
 
     def show(self, file: str) -> None:
         """Add an image to the next question. Raises RecipeError when it cannot be used."""
-        # A link that the person names leads where it leads.
+        # A user may name a link to any place.
         path = real_path(expanded(file))
         try:
             image = read_prepared(str(path.parent), path.name, self._answerer.prepare)
         except BadImage as error:
-            message = f"{file}: this image cannot be used"
+            message = f"the image {file} cannot be used"
             raise RecipeError.of(message, code="bad-image", found=error.reason) from None
         self._waiting.append(_Shown(self._answerer.look([image])[0], image.num_tokens))
 
@@ -60,8 +60,8 @@ class Chat:
     def ask(self, text: str, listen: Callable[[str], None] | None = None) -> str:
         """The answer to a question, also given to `listen` piece by piece.
 
-        Raises RecipeError when tags and images differ in number, the prompt does not fit, or the question
-        holds bytes that are no text. When the person interrupts, what was said until then is the answer.
+        Raises RecipeError when the numbers of tags and images differ, the prompt does not fit, or the
+        question is not UTF-8. After an interrupt the answer is what was generated until then.
         """
         if text != text.encode("utf-8", "replace").decode("utf-8"):
             raise RecipeError.of(
@@ -94,21 +94,21 @@ class Chat:
         num_tags, num_images = text.count(IMAGE), len(self._waiting)
         if self.is_plain:
             if not num_images:
-                hint = "give one with --image, or /image in a conversation"
-                message = "this run's template is `plain`: it captions images, and there is none"
+                hint = "add one with --image, or with /image in a conversation"
+                message = "this run has the template `plain`, which captions images, and no image was added"
                 raise RecipeError.of(message, code="plain-needs-an-image", hint=hint)
             words = text.replace(IMAGE, "").strip()
             if words:
-                self._say("the run's template is `plain`: it captions images, the question is left out")
+                self._say("this run has the template `plain`, which captions images: the question is ignored")
             return IMAGE * num_images
         if num_tags == num_images:
             return text
         if num_tags == 0:
-            if not self._has_told_of_tag:
-                self._say(f"{IMAGE} is put at the front of the question, which has no tag of its own")
-                self._has_told_of_tag = True
+            if not self._has_said_so:
+                self._say(f"the question has no {IMAGE} tag: images are put in front of it")
+                self._has_said_so = True
             return f"{IMAGE}\n" * num_images + text
-        raise RecipeError(tags_problem(num_tags, num_images))
+        raise RecipeError(_tags_problem(num_tags, num_images))
 
     def _prompt(self, turns: Sequence[Turn], shown: Sequence[_Shown]) -> Prompt:
         try:
@@ -125,19 +125,15 @@ class Chat:
         return Prompt(input_ids, tuple(image.features for image in shown))
 
 
-def tags_problem(num_tags: int, num_images: int) -> Problem:
-    """A question whose `<image>` tags and images differ in number."""
+def _tags_problem(num_tags: int, num_images: int) -> Problem:
+    """A question whose numbers of `<image>` tags and images differ."""
+    hint = f"write {IMAGE} once for every image, or not at all"
     if num_images == 0:
-        return Problem(
-            f"{IMAGE} is written where no image is given",
-            code="images-and-tags-differ",
-            found=f"{num_tags} in the question",
-            hint="give an image with --image FILE (or /image FILE), or leave the tag out",
-        )
+        hint = "add an image with --image FILE (or /image FILE), or leave the tag out"
     more = "images than tags" if num_images > num_tags else "tags than images"
     return Problem(
-        f"there are more {more}",
+        f"the question has more {more}",
         code="images-and-tags-differ",
-        found=f"{num_images} images, {num_tags} {IMAGE} tags",
-        hint=f"write {IMAGE} once for every image, or not at all",
+        found=f"{num_images} image{'s' * (num_images != 1)}, {num_tags} {IMAGE} tag{'s' * (num_tags != 1)}",
+        hint=hint,
     )

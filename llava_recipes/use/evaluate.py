@@ -1,4 +1,4 @@
-"""Measures on any annotated file: the loss of the reference answers, and how often the model gives them."""
+"""Measure a model on an annotated file: the loss of the reference answers, and how often it gives them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class TokenMeasure:
-    """Of the reference answers, given all that stands before each of their tokens.
+    """A measure of the reference answers, each token given all tokens before it.
 
     loss            mean of -log p over all learned tokens of all samples, in nats
-    token_accuracy  share of them that are the model's most likely token
+    token_accuracy  share of these tokens that are the model's most likely one
     """
 
     num_samples: int
@@ -44,7 +44,7 @@ class TokenMeasure:
 
 @dataclass(frozen=True)
 class MatchMeasure:
-    """Of the answers that the model gives itself, each after the reference conversation before it."""
+    """A measure of the model's own answers, each after the reference conversation before it."""
 
     num_answers: int
     num_exact: int
@@ -61,7 +61,7 @@ class MatchMeasure:
 
 @dataclass(frozen=True)
 class Referenced:
-    """A question and the answer that stands in the file."""
+    """A question and its answer in the file."""
 
     record: Record
     records: Records
@@ -71,7 +71,7 @@ class Referenced:
 
     @property
     def index(self) -> int:
-        """Which conversation of the file it is in."""
+        """The number of its conversation in the file."""
         return self.record.index
 
     @property
@@ -84,14 +84,14 @@ class Referenced:
         try:
             return open_images(self.records, self.record, answerer.prepare, numbers=range(len(self.images)))
         except BadImage as error:
-            message = f"{error.file}: this image cannot be used"
+            message = f"the image {error.file} cannot be used"
             raise RecipeError.of(message, code="bad-image", mark=self.mark, found=error.reason) from None
 
 
 def open_data(opened: Opened, file: str, *, images: str) -> StageDataset:
     """An annotation file as the run's last stage would read it, in file order.
 
-    Raises RecipeError for every source of error that needs no image: the file, its records.
+    Raises RecipeError for a file or records that cannot be used; images are not read.
     """
     changes = {
         "sources": (SourcePlan(annotations=file, images=images, num_samples=None),),
@@ -115,15 +115,15 @@ def open_data(opened: Opened, file: str, *, images: str) -> StageDataset:
 def measure_tokens(
     opened: Opened, dataset: StageDataset, *, num_samples: int, batch_size: int, advance: Advance
 ) -> TokenMeasure:
-    """Loss and token accuracy over the first `num_samples`, with training's own forward pass.
+    """Loss and token accuracy over the first `num_samples`, with the forward pass of training.
 
-    Raises SampleError for a sample that cannot be used, or of which nothing is left at `max_length`.
+    Raises SampleError for a sample that cannot be used, or has no learned token within `max_length`.
     """
     model = opened.run.assembled.model
     collator = collator_of(opened.run.assembled, dataset)
     device = next(model.parameters()).device
     logits_LV = []
-    # The forward pass applies the head to learned positions alone, and gives their loss, not their logits.
+    # The forward pass applies the head to learned positions only, and returns their loss, not their logits.
     hook = model.lm_head.register_forward_hook(lambda module, given, made: logits_LV.append(made))
     total, num_tokens, num_right = 0.0, 0, 0
     try:
@@ -143,7 +143,7 @@ def measure_tokens(
 
 
 def read_references(records: Records, *, num_samples: int) -> list[Referenced]:
-    """Every answer of the first `num_samples` conversations, with what stands before it."""
+    """Every answer of the first `num_samples` conversations, with the turns before it."""
     return [found for index in range(num_samples) for found in _references(records, records[index])]
 
 
@@ -155,7 +155,7 @@ def measure_matches(
     batch_size: int,
     advance: Advance,
 ) -> MatchMeasure:
-    """How many of the model's answers are the reference: letter by letter, and after `normalised`.
+    """How many of the model's answers equal the reference, exactly and after `normalised`.
 
     Raises RecipeError when a question does not fit or an image cannot be used.
     """
@@ -172,12 +172,12 @@ def measure_matches(
 
 
 def normalised(text: str) -> str:
-    """Without case, punctuation (each becomes a space) and extra space."""
-    letters = (
-        " " if unicodedata.category(letter).startswith("P") else letter
-        for letter in unicodedata.normalize("NFKC", text).casefold()
+    """The text without case, punctuation (replaced by spaces) and extra spaces."""
+    characters = (
+        " " if unicodedata.category(character).startswith("P") else character
+        for character in unicodedata.normalize("NFKC", text).casefold()
     )
-    return " ".join("".join(letters).split())
+    return " ".join("".join(characters).split())
 
 
 def _references(records: Records, record: Record) -> list[Referenced]:
@@ -187,14 +187,6 @@ def _references(records: Records, record: Record) -> list[Referenced]:
         if turn.role == "human":
             continue
         before = tuple(turns[:place])
-        num_images = sum(said.text.count(IMAGE) for said in before)
-        found.append(
-            Referenced(
-                record=record,
-                records=records,
-                turns=before,
-                images=record.images[:num_images],
-                reference=turn.text,
-            )
-        )
+        num_images = sum(each.text.count(IMAGE) for each in before)
+        found.append(Referenced(record, records, before, record.images[:num_images], turn.text))
     return found

@@ -1,4 +1,4 @@
-"""Folders in the layouts of others: llava-hf, and the original with its bases and adapters."""
+"""Open folders in other layouts: that of llava-hf, and the original's with its bases and adapters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import LlavaConfig, LlavaNextConfig
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.files import expanded
+from llava_recipes.layouts import IMAGE_PATCH, IMAGE_START
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint
@@ -24,118 +25,28 @@ from llava_recipes.model.starts import open_start
 from llava_recipes.model.weight_names import Renamed
 from llava_recipes.model.weights import PROJECTOR_FILES, lay_over
 from llava_recipes.plan.compare import last_name
-from llava_recipes.plan.data import language_part
-from llava_recipes.plan.families import LANGUAGE_FAMILIES, usual_template
+from llava_recipes.plan.families import LANGUAGE_FAMILIES, language_part, usual_template
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, ModelPlan
 from llava_recipes.projectors import STOCK
 from llava_recipes.recipe.foreign import made_of, read_object
 from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
-from llava_recipes.templates import IMAGE_PATCH, IMAGE_START
 
 NOTE = "llava_recipe.json"
-"""The file in which an export says how text and images were given to the model."""
+"""The file in which an export records how text and images were prepared for the model."""
+TOWER_FOLDER = "vision_tower"
+"""Where an export keeps the tower that no hub id and no other folder names."""
 
 _USUAL_LENGTH = 2048
-
-
-def noted_data(folder: Path) -> DataPlan | None:
-    """How an export of ours was given text and images; None for anybody else's folder."""
-    file = folder / NOTE
-    if not file.is_file():
-        return None
-    data = read_object(file).get("data")
-    hint = f"it was written by another version of llava-recipes; without {file.name} the folder opens too"
-    with made_of(file, hint=hint):
-        return DataPlan.model_validate_json(json.dumps(data))
-
-
-def noted_chat_template(folder: Path) -> str | None:
-    """The tokenizer's own chat template, where an export of ours has put another around it."""
-    file = folder / NOTE
-    found = read_object(file).get("chat_template") if file.is_file() else None
-    return found if isinstance(found, str) else None
-
-
-def write_note(folder: Path, data: DataPlan, *, chat_template: str | None = None) -> None:
-    """Leave the note that `noted_data` reads; files and counts of a run stay behind."""
-    own = data.model_copy(update={"sources": (), "num_samples": None, "validation": None})
-    note = {"data": own.model_dump(mode="json"), "chat_template": chat_template}
-    text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
-    (folder / NOTE).write_text(text, "utf-8")
-
-
-def usual_data(
-    language_config: Mapping[str, JsonValue],
-    *,
-    images: Mapping[str, JsonValue],
-    vocabulary: Mapping[str, int],
-) -> DataPlan:
-    """How LLaVA models of a language model's kind are usually given text, where nothing says it.
-
-    `images` are the keys of a plan that say how those are given. Raises RecipeError for a kind that has no
-    usual template.
-    """
-    kind = str(language_config.get("model_type"))
-    template = usual_template(kind, vocabulary)
-    if template is None:
-        message = f"nothing says how prompts are written for this {kind} model"
-        raise RecipeError.of(
-            message, code="template-not-known", hint=f"known are {', '.join(LANGUAGE_FAMILIES)}"
-        )
-    lengths = (language_config.get(key) for key in ("tokenizer_model_max_length", "max_position_embeddings"))
-    values: dict[str, JsonValue] = {
-        "template": template,
-        "sources": [],
-        "num_samples": None,
-        "max_length": next((length for length in lengths if isinstance(length, int)), _USUAL_LENGTH),
-        "shuffle": False,
-        "order": "file",
-        "group_by": "none",
-        "on_bad_image": "error",
-        "lazy_preprocess": True,
-    }
-    return DataPlan.model_validate_json(json.dumps({**values, **images}))
-
-
-def images_of(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """How a config.json of the original or of LLaVA-NeXT says that images are given.
-
-    Raises RecipeError for a way that is not known here.
-    """
-    ratio = str(config.get("image_aspect_ratio") or "square")
-    if ratio in ("square", "pad"):
-        return {"image_aspect_ratio": ratio}
-    merge, pinpoints = str(config.get("mm_patch_merge_type") or "flat"), config.get("image_grid_pinpoints")
-    sizes = _sizes(pinpoints)
-    if ratio != "anyres" or merge not in ("flat", "spatial", "spatial_unpad") or sizes is None:
-        message = f'images are given to this model in a way that is not known here: "{ratio}"'
-        found = (
-            f"mm_patch_merge_type {merge}, image_grid_pinpoints {pinpoints}" if ratio == "anyres" else None
-        )
-        raise RecipeError.of(
-            message, code="unknown-llava-model", found=found or "image_aspect_ratio in config.json"
-        )
-    return {"image_aspect_ratio": ratio, "mm_patch_merge_type": merge, "image_grid_pinpoints": sizes}
-
-
-def _sizes(pinpoints: JsonValue) -> list[JsonValue] | None:
-    """Pairs of whole numbers, given as such or, as the original's scripts do, in text."""
-    if isinstance(pinpoints, str):
-        try:
-            pinpoints = json.loads(pinpoints.replace("(", "[").replace(")", "]"))
-        except ValueError:
-            return None
-    if not isinstance(pinpoints, list) or not pinpoints:
-        return None
-    pairs = [pair for pair in pinpoints if isinstance(pair, list) and len(pair) == 2]
-    whole = all(isinstance(number, int) and number > 0 for pair in pairs for number in pair)
-    return [*pairs] if whole and len(pairs) == len(pinpoints) else None
+_BASE_HINT = "pass its hub id or folder with `--base`"
+_STORED = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+_TOWER = "vision_tower."
+_Config = Mapping[str, JsonValue]
 
 
 def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, ModelPlan, DataPlan]:
-    """The model of the folder on the CPU, and plans that say the same."""
-    config = _config(folder)
+    """The model of a folder in the layout of llava-hf, on the CPU, and plans that describe it."""
+    config = _hf_config(folder)
     check_stock_projector(config, folder, ())
     layer = config.vision_feature_layer
     assert isinstance(layer, int)
@@ -153,7 +64,7 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
             image_newline=isinstance(config, LlavaNextConfig),
             sizes=None,
         )
-    dtype = dtype or _stored_dtype(config)
+    dtype = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
     assembled = assemble(plan, dtype=dtype)
     cast_weights(assembled.model, dtype)
     own_template = noted_chat_template(folder)
@@ -164,14 +75,25 @@ def assemble_hf(folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, Mod
     with made_of(folder / CONFIG):
         data = noted_data(folder) or usual_data(
             language_half(config).to_dict(),
-            images=_images(config, assembled),
+            images=_hf_images(config, assembled),
             vocabulary=vocabulary,
         )
     return assembled, plan.model_copy(update={"image_tokens": tokens}), data
 
 
-def _images(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> dict[str, JsonValue]:
-    """The keys of a plan that say how images are given to the model."""
+def _hf_config(folder: Path) -> LlavaConfig | LlavaNextConfig:
+    config = folder_config(folder, ())
+    if not isinstance(config, LlavaConfig | LlavaNextConfig):
+        raise RecipeError.of(
+            "this kind of LLaVA model is not supported",
+            code="unknown-llava-model",
+            found=f"{folder / CONFIG}: model_type {config.model_type}",
+        )
+    return config
+
+
+def _hf_images(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> dict[str, JsonValue]:
+    """The keys of a plan that say how images are prepared for the model."""
     if isinstance(config, LlavaNextConfig):
         # transformers has height before width.
         sizes: list[JsonValue] = [[width, height] for height, width in config.image_grid_pinpoints]
@@ -184,35 +106,13 @@ def _images(config: LlavaConfig | LlavaNextConfig, assembled: Assembled) -> dict
     return {"image_aspect_ratio": "pad" if padded else "square"}
 
 
-def _config(folder: Path) -> LlavaConfig | LlavaNextConfig:
-    config = folder_config(folder, ())
-    if not isinstance(config, LlavaConfig | LlavaNextConfig):
-        raise RecipeError.of(
-            "this kind of LLaVA model is not opened here",
-            code="unknown-llava-model",
-            found=f"{folder / CONFIG}: model_type {config.model_type}",
-        )
-    return config
-
-
-def _stored_dtype(config: LlavaConfig | LlavaNextConfig) -> torch.dtype:
-    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-
-
-TOWER_FOLDER = "vision_tower"
-"""Where an export keeps the tower that no hub id and no other folder names."""
-
-_STORED = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-_TOWER = "vision_tower."
-_Config = Mapping[str, JsonValue]
-
-
 def assemble_llava(
     folder: Path, config: _Config, dtype: torch.dtype | None, base: str | None
 ) -> tuple[Assembled, ModelPlan, DataPlan, frozenset[str]]:
-    """The model of the folder on the CPU, adapters merged; plans that say the same; the roots it holds.
+    """The model of a folder in the original's layout, on the CPU, with its adapters merged.
 
-    Raises RecipeError when weights are missing or do not fit, or a base is needed and none is given.
+    Also plans that describe it, and the roots whose weights are in the folder. Raises RecipeError when
+    weights are missing or do not fit, or the folder needs a base and `base` is None.
     """
     needed = _base_of(folder, base)
     with made_of(folder / CONFIG):
@@ -226,7 +126,7 @@ def assemble_llava(
     with made_of(folder / CONFIG):
         data = noted_data(folder) or usual_data(
             {**config, "model_type": language_part(config)["model_type"]},
-            images=images_of(config),
+            images=_llava_images(config),
             vocabulary=assembled.tokenizer.get_vocab(),
         )
     whole = {"language_model", "lm_head", "projector"} if needed is None else set()
@@ -234,43 +134,40 @@ def assemble_llava(
 
 
 def _base_of(folder: Path, base: str | None) -> str | None:
-    """The language model that a folder's weights are laid over; None where they are a whole model."""
-    projector = [folder / name for name in PROJECTOR_FILES if (folder / name).is_file()]
+    """The language model that a folder's weights belong to; None where they are a whole model."""
     if (folder / ADAPTER_CONFIG).is_file():
         if not (folder / OTHER_WEIGHTS).is_file():
-            hint = "the projector is in it; fetch the folder again"
+            hint = "it contains the projector; download the folder again"
             raise RecipeError.of(
-                f"beside these adapters {OTHER_WEIGHTS} is missing", code="adapter-file-missing", hint=hint
+                f"{OTHER_WEIGHTS} is missing next to these adapters", code="adapter-file-missing", hint=hint
             )
         return _adapter_base(folder / ADAPTER_CONFIG, base)
     if has_weights(folder):
         return None
-    if projector:
+    if any((folder / name).is_file() for name in PROJECTOR_FILES):
         if base is None:
-            hint = "name it with `--base`: hub id or folder"
             raise RecipeError.of(
-                "a projector alone needs its language model", code="base-model-needed", hint=hint
+                "a projector alone needs its language model", code="base-model-needed", hint=_BASE_HINT
             )
         return base
     raise RecipeError.of(
         "this folder has a config.json and no weights",
         code="weights-missing",
-        hint="expected model.safetensors, pytorch_model.bin or shards of them, adapter_config.json with "
-        "its adapters, or mm_projector.bin",
+        hint="it needs model.safetensors, pytorch_model.bin or shards of them, adapter_config.json with its "
+        "adapters, or mm_projector.bin",
     )
 
 
 def _adapter_base(file: Path, given: str | None) -> str:
-    """The base of adapters: what was given, if they were made for a model of that name."""
+    """The base of adapters: `given`, if they were made for a model of that name, or the recorded one."""
     recorded = str(read_object(file).get("base_model_name_or_path") or "")
     check_place(recorded, key="base_model_name_or_path", file=file)
     if given is None:
         if not recorded:
-            hint = "name it with `--base`: hub id or folder"
             raise RecipeError.of(
-                "adapters need the language model they were trained beside",
+                "these adapters need the language model that they were trained with",
                 code="base-model-needed",
-                hint=hint,
+                hint=_BASE_HINT,
             )
         return recorded
     if recorded and last_name(recorded) not in (last_name(given), last_name(_name_inside(given))):
@@ -278,13 +175,13 @@ def _adapter_base(file: Path, given: str | None) -> str:
             "these adapters are for another language model",
             code="adapters-of-another-language-model",
             found=f"{file.name} names {recorded}, `--base` is {given}",
-            hint="give the model they were trained beside",
+            hint="pass the model that they were trained with",
         )
     return given
 
 
 def _name_inside(base: str) -> str:
-    """The name that a local folder's config.json gives itself."""
+    """The model's name in a local folder's config.json."""
     file = expanded(base) / CONFIG
     return str(read_object(file).get("_name_or_path") or "") if file.is_file() else ""
 
@@ -294,13 +191,13 @@ def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | N
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     is_whole = needed is None
     if is_whole and not has_tokenizer and base is None:
-        hint = "name the language model it was made from with `--base`, for its tokenizer"
+        hint = "pass the language model that it was made from with `--base`, for its tokenizer"
         raise RecipeError.of("this checkpoint has no tokenizer", code="tokenizer-missing", hint=hint)
     layer, feature = config.get("mm_vision_select_layer", -2), config.get("mm_vision_select_feature", "patch")
     if not isinstance(layer, int) or feature not in ("patch", "cls_patch"):
         found = f"mm_vision_select_layer {layer}, mm_vision_select_feature {feature}"
         raise RecipeError.of(
-            "config.json selects features that are not known here", code="unknown-select-feature", found=found
+            "config.json selects unknown features of the tower", code="unknown-select-feature", found=found
         )
     return ModelPlan(
         language_model=LanguageModelPlan(
@@ -315,7 +212,8 @@ def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | N
             select_layer=layer,
             select_feature="cls_patch" if feature == "cls_patch" else "patch",
         ),
-        projector=Projector(type=_projector_type(config)),
+        # The first LLaVA has one layer and no key for it.
+        projector=Projector(type=str(config.get("mm_projector_type") or "linear")),
         image_tokens=ImageTokens(
             start_end=bool(config.get("mm_use_im_start_end")), patch=bool(config.get("mm_use_im_patch_token"))
         ),
@@ -324,13 +222,8 @@ def _model_plan(folder: Path, config: _Config, needed: str | None, base: str | N
     )
 
 
-def _projector_type(config: _Config) -> str:
-    # The first LLaVA has one layer and no word for it.
-    return str(config.get("mm_projector_type") or "linear")
-
-
 def _tower(folder: Path, config: _Config) -> str:
-    """The tower that config.json names, or the one that was kept in the folder itself."""
+    """The tower that config.json names, or the one inside the folder."""
     named = str(config.get("mm_vision_tower") or "")
     check_place(named, key="mm_vision_tower", file=folder / CONFIG)
     own = folder / TOWER_FOLDER
@@ -338,14 +231,105 @@ def _tower(folder: Path, config: _Config) -> str:
         return str(own)
     if not named:
         raise RecipeError.of(
-            "config.json names no vision tower",
-            code="vision-tower-not-named",
-            found="no mm_vision_tower in it",
+            "config.json names no vision tower", code="vision-tower-not-named", found="no mm_vision_tower"
         )
     return named
 
 
 def _tower_of(source: TensorSource) -> dict[str, Tensor]:
-    """The tower's weights in a whole checkpoint, by our names."""
+    """The tower's weights in a whole checkpoint, by canonical name."""
     tower = Renamed(source, "llava", _TOWER)
     return {_TOWER + name: tower.read(name) for name in tower.names() if not COMPUTED.search(name)}
+
+
+def _llava_images(config: _Config) -> dict[str, JsonValue]:
+    """The keys of a plan that say how images are prepared, from a config.json of LLaVA or LLaVA-NeXT.
+
+    Raises RecipeError for a way that is not supported.
+    """
+    ratio = str(config.get("image_aspect_ratio") or "square")
+    if ratio in ("square", "pad"):
+        return {"image_aspect_ratio": ratio}
+    merge, pinpoints = str(config.get("mm_patch_merge_type") or "flat"), config.get("image_grid_pinpoints")
+    sizes = _sizes(pinpoints)
+    if ratio != "anyres" or merge not in ("flat", "spatial", "spatial_unpad") or sizes is None:
+        message = f'this model takes images in an unsupported way: "{ratio}"'
+        found = (
+            f"mm_patch_merge_type {merge}, image_grid_pinpoints {pinpoints}" if ratio == "anyres" else None
+        )
+        raise RecipeError.of(
+            message, code="unknown-llava-model", found=found or "image_aspect_ratio in config.json"
+        )
+    return {"image_aspect_ratio": ratio, "mm_patch_merge_type": merge, "image_grid_pinpoints": sizes}
+
+
+def _sizes(pinpoints: JsonValue) -> list[JsonValue] | None:
+    """Pairs of positive whole numbers, as a list or, as in the original's scripts, as a string."""
+    if isinstance(pinpoints, str):
+        try:
+            pinpoints = json.loads(pinpoints.replace("(", "[").replace(")", "]"))
+        except ValueError:
+            return None
+    if not isinstance(pinpoints, list) or not pinpoints:
+        return None
+    pairs = [pair for pair in pinpoints if isinstance(pair, list) and len(pair) == 2]
+    whole = all(isinstance(number, int) and number > 0 for pair in pairs for number in pair)
+    return [*pairs] if whole and len(pairs) == len(pinpoints) else None
+
+
+def usual_data(
+    language_config: Mapping[str, JsonValue],
+    *,
+    images: Mapping[str, JsonValue],
+    vocabulary: Mapping[str, int],
+) -> DataPlan:
+    """How text is usually prepared for LLaVA models of a language model's kind, where nothing records it.
+
+    `images` are the keys of a plan that say how images are prepared. Raises RecipeError for a kind without
+    a usual template.
+    """
+    kind = str(language_config.get("model_type"))
+    template = usual_template(kind, vocabulary)
+    if template is None:
+        message = f"the template of this {kind} model is unknown"
+        hint = f"templates are known for {', '.join(LANGUAGE_FAMILIES)}"
+        raise RecipeError.of(message, code="template-not-known", hint=hint)
+    lengths = (language_config.get(key) for key in ("tokenizer_model_max_length", "max_position_embeddings"))
+    values: dict[str, JsonValue] = {
+        "template": template,
+        "sources": [],
+        "num_samples": None,
+        "max_length": next((length for length in lengths if isinstance(length, int)), _USUAL_LENGTH),
+        "shuffle": False,
+        "order": "file",
+        "group_by": "none",
+        "on_bad_image": "error",
+        "lazy_preprocess": True,
+    }
+    return DataPlan.model_validate_json(json.dumps({**values, **images}))
+
+
+def noted_data(folder: Path) -> DataPlan | None:
+    """How text and images are prepared for an export of ours; None for any other folder."""
+    file = folder / NOTE
+    if not file.is_file():
+        return None
+    data = read_object(file).get("data")
+    hint = f"another version of llava-recipes wrote it; the folder also opens without {file.name}"
+    with made_of(file, hint=hint):
+        return DataPlan.model_validate_json(json.dumps(data))
+
+
+def noted_chat_template(folder: Path) -> str | None:
+    """The tokenizer's own chat template, where an export of ours has wrapped it in another one."""
+    file = folder / NOTE
+    found = read_object(file).get("chat_template") if file.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def write_note(folder: Path, data: DataPlan, *, chat_template: str | None = None) -> None:
+    """Write the note that `noted_data` reads, without the files and counts of a run."""
+    own = data.model_copy(update={"sources": (), "num_samples": None, "validation": None})
+    note = {"data": own.model_dump(mode="json"), "chat_template": chat_template}
+    text = json.dumps(note, indent=2, ensure_ascii=False) + "\n"
+    (folder / NOTE).write_text(text, "utf-8")

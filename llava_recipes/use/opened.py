@@ -1,4 +1,4 @@
-"""A run or a checkpoint as one whole model: every weight in place, adapters merged, ready to speak."""
+"""Open a run or a checkpoint as one whole model: every weight in place, adapters merged."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Kind = Literal["run", "hf", "llava"]
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A model to generate with, to export or to measure, and what is known about where it came from."""
+    """A whole model, and what is known about where it came from."""
 
     assembled: Assembled
-    """In evaluation mode, without gradients, on the device that was asked for."""
+    """In evaluation mode, without gradients, on the requested device."""
     plan: ModelPlan
     data: DataPlan
-    """How text and images were given to it last: template, aspect ratio, length."""
+    """How its text and images were prepared last: template, aspect ratio, length."""
     kind: Kind
     path: Path
     trained: frozenset[str]
-    """Roots (`projector`, `language_model`, …) of which the files hold weights of their own."""
+    """Roots (`projector`, `language_model`, …) whose weights are in the files."""
 
 
 def open_run(
@@ -49,19 +49,19 @@ def open_run(
     device: torch.device | None = None,
     base: str | None = None,
 ) -> OpenedRun:
-    """Open what `path` holds: a folder, or a whole model of the hub by its id.
+    """Open a folder, or a whole model of the hub by its id.
 
-    dtype   of the weights; default: what the last stage computed in
-    device  default: the GPU where there is one, else the CPU
-    base    the language model, hub id or folder, for files that hold less than the whole; for a run of ours
-            in place of the one that its plan names
+    dtype   of the weights; default: the precision of the last stage
+    device  default: the GPU if there is one, else the CPU
+    base    the language model, hub id or folder, for files that contain only a part of the model; for a run
+            of ours it replaces the one in its plan
 
-    Raises RecipeError when there is no model, when it is not finished, broken, or does not fit its base.
+    Raises RecipeError when there is no model, or it is unfinished, broken, or does not fit its base.
     """
     folder = expanded(path)
     try:
         opened = _open(folder, dtype, base)
-        # A folder's own word on images that its tower cannot take is the folder's fault.
+        # Settings of images that the tower cannot take are a fault of the folder too.
         opened.assembled.image_layout(opened.data)
     except RecipeError as error:
         mark = Mark(str(path), 0, 0)
@@ -77,17 +77,15 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
     if _is_hub_id(folder):
         folder = pretrained_folder(str(folder), None, parts=_PARTS, path=())
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "is not there"
-        raise RecipeError.of(
-            f"this {what}; a folder of a run or a checkpoint is needed", code="not-a-model-folder"
-        )
+        what = "this is a file" if folder.exists() else "this folder does not exist"
+        raise RecipeError.of(f"{what}; a run folder or a checkpoint is needed", code="not-a-model-folder")
     check_model_folder(folder, ())
     if (folder / PLAN).is_file():
         plan = with_base(read_run(folder), base)
         assembled, trained = assemble_run(plan, folder, dtype)
         return OpenedRun(assembled, plan.model, plan.stages[0].data, "run", folder, trained)
     if not (folder / "config.json").is_file():
-        raise no_model(folder)
+        raise _no_model(folder)
     config = read_object(folder / "config.json")
     layout = layout_of(config)
     if layout == "hf":
@@ -95,33 +93,33 @@ def _open(folder: Path, dtype: torch.dtype | None, base: str | None) -> OpenedRu
     if layout == "llava":
         assembled, model_plan, data, trained = assemble_llava(folder, config, dtype, base)
         return OpenedRun(assembled, model_plan, data, "llava", folder, trained)
-    hint = "a LLaVA model has a projector, and a vision tower named or inside"
+    hint = "the config.json of a LLaVA model has a projector and a vision tower"
     found = f"model_type {config.get('model_type')}"
-    raise RecipeError.of("this is no LLaVA model", code="not-a-model-folder", found=found, hint=hint)
+    raise RecipeError.of("this isn't a LLaVA model", code="not-a-model-folder", found=found, hint=hint)
 
 
 def _is_hub_id(path: Path) -> bool:
-    """Whether a path that is not there reads as `owner/name` on the hub."""
+    """Whether a path that does not exist has the form `owner/name` of the hub."""
     is_relative = len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in (".", "..")
     return is_relative and not path.exists() and not path.parent.exists()
 
 
-def no_model(folder: Path) -> RecipeError:
-    """Why a folder is nothing to open, with the runs below it named."""
+def _no_model(folder: Path) -> RecipeError:
+    """Why a folder cannot be opened; a hint names the runs in it."""
     runs = sorted(file.parent.name for file in folder.glob(f"*/{PLAN}"))
     if runs:
         hint = f"open one of them, the last for the finished model: {', '.join(runs)}"
         return RecipeError.of(
-            "this folder holds stages of a run, not a model", code="run-folder-of-stages", hint=hint
+            "this folder contains stages of a run, not a model", code="run-folder-of-stages", hint=hint
         )
     names = sorted(entry.name for entry in folder.iterdir())
     return RecipeError.of(
-        "this is no model folder",
+        "this isn't a model folder",
         code="not-a-model-folder",
         found=", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
         if names
         else "nothing in it",
-        hint=f"a run of ours has {PLAN}, a checkpoint config.json",
+        hint=f"a run has {PLAN}, a checkpoint config.json",
     )
 
 
@@ -130,7 +128,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Opened:
-    """A run, and the one who answers with it."""
+    """A run, ready to answer questions."""
 
     run: OpenedRun
     answerer: Answerer
@@ -146,12 +144,12 @@ def open_to_ask(
 ) -> Opened:
     """Open a run, an exported folder or an original checkpoint.
 
-    precision      default: float32 on a CPU, else what the run computed in
-    device         `cpu`, `cuda`, `cuda:1`; default: the GPU where there is one
-    system_prompt  in place of the run's
+    precision      default: float32 on a CPU, else the run's precision
+    device         `cpu`, `cuda`, `cuda:1`; default: the GPU if there is one
+    system_prompt  replaces the run's
 
-    Raises RecipeError when there is no such device, when the template has no place for a system prompt, and
-    what `open_run` raises.
+    Raises RecipeError when the device does not exist, when the template has no place for a system prompt,
+    and as `open_run` does.
     """
     place = _device(device)
     dtype = None if precision is None else DTYPES[precision]
@@ -181,9 +179,9 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         lines = str(error).splitlines()
         raise RecipeError.of(
-            f'there is no device "{name}" here',
+            f'device "{name}" cannot be used on this machine',
             code="unknown-device",
             found=lines[0] if lines else type(error).__name__,
-            hint="`cpu`, or `cuda` where there is a GPU",
+            hint="use `cpu`, or `cuda` on a machine with a GPU",
         ) from None
     return device

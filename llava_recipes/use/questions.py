@@ -1,4 +1,4 @@
-"""Questions from a file: what is asked about which images, each record as its owner wrote it."""
+"""Read questions and their images from a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from llava_recipes.data.conversation import MalformedRecord, check_letters, images_of
+from llava_recipes.data.conversation import MalformedRecord, check_characters, images_of
 from llava_recipes.data.images import BadImage, check_image, read_prepared
 from llava_recipes.data.records import NUM_SHOWN_PROBLEMS
 from llava_recipes.data.scan import AnnotationFile
@@ -31,16 +31,16 @@ class Question:
     folder: str
     file: AnnotationFile
     had_no_tag: bool
-    """The images were put at the front, since the record does not say where they go."""
+    """The images were put in front, since the record has no image tag."""
 
     @property
     def mark(self) -> Mark:
-        """Where the record begins."""
+        """The place of the record in its file."""
         return self.file.mark(self.index)
 
     @property
     def text(self) -> str:
-        """What is asked last, as the record has it."""
+        """The last question, as in the record."""
         return self.turns[-1].text
 
     def prepared_images(self, answerer: Answerer) -> list[PromptImage]:
@@ -48,14 +48,14 @@ class Question:
         try:
             return [read_prepared(self.folder, name, answerer.prepare) for name in self.images]
         except BadImage as error:
-            raise RecipeError(_bad_image(error, self.mark)) from None
+            raise RecipeError(_image_problem(error, self.mark)) from None
 
 
 def read_questions(file: str, *, images: str) -> list[Question]:
     """All records of a JSON or JSONL file.
 
-    Raises RecipeError that names the line of every record that cannot be asked: no question in it, roles that
-    do not alternate, tags and images that differ in number, an image that is missing or is none.
+    Raises RecipeError with the line of every bad record: no question, roles that do not alternate, numbers of
+    tags and images that differ, an image that is missing or isn't one.
     """
     records = AnnotationFile(file)
     questions: list[Question] = []
@@ -66,7 +66,7 @@ def read_questions(file: str, *, images: str) -> list[Question]:
             for name in question.images:
                 check_image(images, name)
         except BadImage as error:
-            problems.append(_bad_image(error, records.mark(index)))
+            problems.append(_image_problem(error, records.mark(index)))
         except MalformedRecord as error:
             mark = records.mark(index)
             problems.append(
@@ -79,32 +79,25 @@ def read_questions(file: str, *, images: str) -> list[Question]:
 
 
 def raise_first(problems: Sequence[Problem], *, of: int) -> None:
-    """Raise a RecipeError with the first few problems and how many more there are, if there are any."""
-    if not problems:
-        return
-    hidden = len(problems) - NUM_SHOWN_PROBLEMS
-    more = (
-        [Problem(f"{hidden} more of {of} records have such problems", code="more-problems")]
-        if hidden > 0
-        else []
-    )
-    raise RecipeError(*problems[:NUM_SHOWN_PROBLEMS], *more)
-
-
-def _check_rest(values: dict[str, JsonValue]) -> None:
-    """Raise MalformedRecord for what no file can hold: all of a record goes into the answers."""
-    try:
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        hint = "remove it, or the record"
-        message = "the record holds an unpaired surrogate (invalid Unicode)"
-        raise MalformedRecord(message, hint=hint) from None
+    """Raise RecipeError with the first few problems, if any, and the number of the others."""
+    shown, num_hidden = list(problems[:NUM_SHOWN_PROBLEMS]), len(problems) - NUM_SHOWN_PROBLEMS
+    if num_hidden > 0:
+        verb = "has" if num_hidden == 1 else "have"
+        message = f"{num_hidden:,} more of {of:,} records {verb} such problems"
+        shown.append(Problem(message, code="more-problems"))
+    if shown:
+        raise RecipeError(*shown)
 
 
 def _question(index: int, values: dict[str, JsonValue], folder: str, file: AnnotationFile) -> Question:
     turns, images = _turns(values), _images(values)
-    check_letters(turns)
-    _check_rest(values)
+    check_characters(turns)
+    try:
+        # The whole record is written with its answer.
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        message = "the record contains an unpaired surrogate (invalid Unicode)"
+        raise MalformedRecord(message, hint="remove it, or the record") from None
     try:
         spoken = spoken_turns(turns)
     except ValueError as error:
@@ -116,7 +109,7 @@ def _question(index: int, values: dict[str, JsonValue], folder: str, file: Annot
     elif num_tags != len(images):
         raise MalformedRecord(
             f"{IMAGE} tags and images differ in number",
-            found=f"{num_tags} tags, {len(images)} images",
+            found=f"{num_tags} tag{'s' * (num_tags != 1)}, {len(images)} image{'s' * (len(images) != 1)}",
             hint=f"write {IMAGE} once for every image, or not at all",
         )
     return Question(index, values, tuple(spoken), images, folder, file, had_no_tag)
@@ -124,30 +117,30 @@ def _question(index: int, values: dict[str, JsonValue], folder: str, file: Annot
 
 def _turns(values: dict[str, JsonValue]) -> list[Turn]:
     if "conversations" in values:
-        return _turns_before_the_last_answer(values["conversations"])
+        return _turns_to_last_question(values["conversations"])
     given = [key for key in QUESTION_KEYS if key in values]
     if len(given) != 1:
         names = " or ".join(f"`{key}`" for key in QUESTION_KEYS)
         raise MalformedRecord(
-            "the record asks nothing" if not given else "the record says in several keys what is asked",
+            "the record has no question" if not given else "the record has several questions",
             found=f"keys {', '.join(values) or 'none'}"[:100],
-            hint=f"give one of {names}, or `conversations`",
+            hint=f"write one of {names}, or `conversations`",
         )
     text = values[given[0]]
     if not isinstance(text, str):
-        raise MalformedRecord(f"`{given[0]}` is not text", found=json.dumps(text)[:60])
+        raise MalformedRecord(f"`{given[0]}` is not a string", found=json.dumps(text)[:60])
     return [Turn("human", text)]
 
 
-def _turns_before_the_last_answer(conversation: JsonValue) -> list[Turn]:
-    """A conversation up to its last human turn; what stands after it is what the model is asked for."""
+def _turns_to_last_question(conversation: JsonValue) -> list[Turn]:
+    """A conversation up to its last human turn; the model is to write what comes after it."""
     listed = conversation if isinstance(conversation, list) else []
     turns = []
     for place, turn in enumerate(listed):
         role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if role not in ("human", "gpt") or not isinstance(text, str):
             hint = 'write {"from": "human" or "gpt", "value": "…"}'
-            raise MalformedRecord(f"turn {place} is not one", found=json.dumps(turn)[:60], hint=hint)
+            raise MalformedRecord(f"turn {place} is malformed", found=json.dumps(turn)[:60], hint=hint)
         turns.append(Turn("human" if role == "human" else "gpt", text))
     while turns and turns[-1].role == "gpt":
         turns.pop()
@@ -162,8 +155,7 @@ def _images(values: dict[str, JsonValue]) -> tuple[str, ...]:
     return images_of(values)
 
 
-def _bad_image(error: BadImage, mark: Mark) -> Problem:
+def _image_problem(error: BadImage, mark: Mark) -> Problem:
+    message = f"the image {error.file} cannot be used"
     hint = "paths start from --images, by default the folder of the input"
-    return Problem(
-        f"{error.file}: this image cannot be used", code="bad-image", mark=mark, found=error.reason, hint=hint
-    )
+    return Problem(message, code="bad-image", mark=mark, found=error.reason, hint=hint)

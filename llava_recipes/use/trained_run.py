@@ -1,4 +1,4 @@
-"""Our own run folder: the plan beside the weights says what they belong to."""
+"""Open a run folder of ours: its plan says what its weights belong to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.placing import DTYPES, cast_weights
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import load_trained
-from llava_recipes.plan.types import LanguageModelPlan, ModelPlan, Plan, StagePlan
+from llava_recipes.plan.types import ModelPlan, Plan, StagePlan
 from llava_recipes.runner.facts import ALL_BUT_THE_TOWER
 from llava_recipes.runner.run_folder import (
     DONE,
@@ -27,7 +27,7 @@ from llava_recipes.runner.run_folder import (
 
 
 def read_run(folder: Path) -> Plan:
-    """The plan of a finished stage, its paths as they are from here.
+    """The plan of a finished stage, with its paths as seen from here.
 
     Raises RecipeError when the run is not finished, or its plan cannot be read.
     """
@@ -38,23 +38,23 @@ def read_run(folder: Path) -> Plan:
 
 
 def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> tuple[Assembled, frozenset[str]]:
-    """The model as a finished stage left it, adapters merged, on the CPU; and the roots that were trained.
+    """The model after a finished stage, adapters merged, on the CPU; and the roots that were trained.
 
-    What was trained beside a quantized language model is laid over the whole one.
+    Weights trained with a quantized language model are laid over the unquantized one.
     """
     stage = plan.stages[0]
     dtype = dtype or DTYPES[stage.train.precision]
-    assembled = assemble(in_full(plan.model), dtype=dtype)
+    assembled = assemble(_unquantized(plan.model), dtype=dtype)
     names = [*_lay_starts_over(assembled.model, stage, folder), *load_trained(assembled.model, folder)]
     cast_weights(assembled.model, dtype)
     return assembled, frozenset(name.partition(".")[0] for name in names)
 
 
 def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterator[str]:
-    """Lay what the stage was started from over the model; names of weights as they change.
+    """Lay the weights that the stage was started from over the model; yields their names.
 
-    Raises RecipeError when one of the folders is gone, or was trained again, and the run does not hold all
-    of those weights itself.
+    Raises RecipeError when one of the folders is gone, or was trained again, and the run does not contain
+    all of these weights itself.
     """
     trained = set(stage.trainable_modules or ())
     then = starts_from_then(folder, len(stage.starts_from)).values()
@@ -63,19 +63,18 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
         if is_gone and trained >= ALL_BUT_THE_TOWER:
             continue
         if is_gone:
-            hint = "its weights lie under this run's: bring it back to where it was"
             raise RecipeError.of(
-                "the run that this one was started from is gone",
+                "the run that this one was started from does not exist",
                 code="base-run-missing",
                 found=start,
-                hint=hint,
+                hint="this run needs its weights: move it back to this place",
             )
         names = load_start(model, start, ("stages",))
         yield from names
         now = read_finish_times((start,))[start]
         if now != finished and not {name.partition(".")[0] for name in names} <= trained:
             raise RecipeError.of(
-                "the run that this one was started from was trained again, and its weights lie under it",
+                "the run that this one was started from, and needs the weights of, was trained again",
                 code="base-run-changed",
                 found=f"{start} was finished {finished}, and now {now or 'is not'}",
                 hint="run this stage again",
@@ -83,7 +82,7 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
 
 
 def with_base(plan: Plan, base: str | None) -> Plan:
-    """The plan with its language model taken from another place, e.g. a copy of the folder it names."""
+    """The plan with its language model from another place, such as a copy of the folder that it names."""
     language = plan.model.language_model
     if base is None or language.source is None:
         return plan
@@ -92,21 +91,20 @@ def with_base(plan: Plan, base: str | None) -> Plan:
     return plan.model_copy(update={"model": plan.model.model_copy(update={"language_model": language})})
 
 
-def in_full(plan: ModelPlan) -> ModelPlan:
-    """The same model with every weight in its own precision."""
+def _unquantized(plan: ModelPlan) -> ModelPlan:
     language = plan.language_model.model_copy(update={"quantization": None})
     return plan.model_copy(update={"language_model": language})
 
 
 def _moved(plan: Plan, folder: Path) -> Plan:
-    """Relative paths of a plan start where the run was started; that place is told by the run's own path."""
+    """The plan with paths that start where the run was started; the run's own path shows where that is."""
     stage, here = plan.stages[0], real_path(folder)
     start = started_in(folder, stage.output_dir)
     if start is None or real_path(stage.output_dir) == here:
         return plan
     stage = stage.model_copy(
         update={
-            "starts_from": tuple(_from(start, path, must_be_there=True) for path in stage.starts_from),
+            "starts_from": tuple(_from(start, path, must_exist=True) for path in stage.starts_from),
             "output_dir": str(here),
         }
     )
@@ -114,9 +112,14 @@ def _moved(plan: Plan, folder: Path) -> Plan:
     init = model.projector.init_from
     model = model.model_copy(
         update={
-            "language_model": _language_from(start, language),
+            "language_model": language.model_copy(
+                update={
+                    "source": language.source and _from(start, language.source, must_exist=True),
+                    "tokenizer": _from(start, language.tokenizer, must_exist=True),
+                }
+            ),
             "vision_tower": tower.model_copy(
-                update={"source": tower.source and _from(start, tower.source, must_be_there=True)}
+                update={"source": tower.source and _from(start, tower.source, must_exist=True)}
             ),
             "projector": model.projector.model_copy(update={"init_from": init and _from(start, init)}),
         }
@@ -124,13 +127,7 @@ def _moved(plan: Plan, folder: Path) -> Plan:
     return plan.model_copy(update={"stages": (stage,), "model": model})
 
 
-def _language_from(start: Path, language: LanguageModelPlan) -> LanguageModelPlan:
-    source = language.source and _from(start, language.source, must_be_there=True)
-    tokenizer = _from(start, language.tokenizer, must_be_there=True)
-    return language.model_copy(update={"source": source, "tokenizer": tokenizer})
-
-
-def _from(start: Path, path: str, *, must_be_there: bool = False) -> str:
-    """A path seen from `start`; a hub id looks like one and stays when there is no such folder."""
+def _from(start: Path, path: str, *, must_exist: bool = False) -> str:
+    """A path seen from `start`; with `must_exist` what does not exist there stays: a hub id."""
     moved = start / expanded(path)
-    return path if must_be_there and not moved.exists() else str(moved)
+    return path if must_exist and not moved.exists() else str(moved)

@@ -15,7 +15,8 @@ from llava_recipes.authoring.gallery import schema_file
 from llava_recipes.authoring.reference import HOW_TO, reference
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
-from llava_recipes.recipe.language import Key, all_keys, keys_at, spell_path
+from llava_recipes.recipe.keys import Key, all_keys
+from llava_recipes.recipe.language import keys_at, spell_path
 from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.schema import Recipe

@@ -62,7 +62,7 @@ def test_a_recipe_says_what_to_expect(entry: GalleryRecipe) -> None:
         ("2,181 steps", "", ""),
     ],
 )
-def test_time_and_loss_are_told_apart(
+def test_time_and_loss_are_distinguished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect: str, time: str, loss: str
 ) -> None:
     (tmp_path / "one.yaml").write_text(
@@ -125,7 +125,7 @@ def test_a_recipe_is_found_by_its_name(name: str) -> None:
     assert find(name).file == gallery_folder() / "demo.yaml"
 
 
-def test_a_near_miss_is_told() -> None:
+def test_a_near_miss_is_reported() -> None:
     with pytest.raises(RecipeError) as stopped:
         find("pretrain_v15_7")
     assert stopped.value.problems[0].hint == "did you mean `pretrain_v15_7b`?"

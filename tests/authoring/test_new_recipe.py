@@ -40,7 +40,7 @@ def test_a_template_says_what_its_keys_are_for(name: str) -> None:
     assert all(len(line) <= 110 for line in lines)
 
 
-def test_a_chat_template_beside_the_language_model_is_told(tmp_path: Path) -> None:
+def test_a_chat_template_beside_the_language_model_is_reported(tmp_path: Path) -> None:
     def notes(template: str) -> list[str]:
         draft = draft_recipe(Wishes(template, language_model=str(tmp_path)), Path("x.yaml"))
         return [note for note in draft.notes if "chat_template: tokenizer" in note]
@@ -96,7 +96,7 @@ def test_stages_take_the_data_that_fits_them(write_data: WriteData) -> None:
     ]
 
 
-def test_a_stage_without_data_is_told(write_data: WriteData) -> None:
+def test_a_stage_without_data_is_reported(write_data: WriteData) -> None:
     draft = draft_recipe(Wishes("custom", data=(write_data(talks(3)),)), Path("x.yaml"))
     assert any("stage `pretrain`" in warning for warning in draft.warnings)
 

@@ -84,7 +84,7 @@ def test_images_outside_their_folder_do_not_count(write_data: WriteData) -> None
     assert survey(file, None).num_images_found == 0
 
 
-def test_malformed_records_are_told(write_data: WriteData) -> None:
+def test_malformed_records_are_reported(write_data: WriteData) -> None:
     records = captions(50)
     for index in (0, 3):
         records[index]["conversations"] = []
@@ -129,7 +129,7 @@ def test_what_is_no_file(write_data: WriteData) -> None:
     for name in ("pipe", "/dev/zero"):
         with pytest.raises(RecipeError, match="no ordinary file"):
             survey(name, None)
-    with pytest.raises(RecipeError, match=r"the folder holds no `\.parquet` files"):
+    with pytest.raises(RecipeError, match=r"the folder contains no `\.parquet` files"):
         survey("data", None)
 
 

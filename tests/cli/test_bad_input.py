@@ -102,24 +102,24 @@ CASES: dict[str, tuple[str | bytes, str]] = {
     "a tag of one's own": (GOOD.replace("example", "!mine x"), "the tag `!mine` is not allowed"),
     "variables in each other": (
         _with_variables(_repeated("  v{0}: &v{0} ${{w{0}}}\n", 2_900), "out"),
-        "no variable for `${w0}`",
+        "unknown variable `${w0}`",
     ),
     "a chain of variables": (
         _with_variables(
             "".join(f'  v{i}: "${{v{i - 1}}}"\n' for i in range(3_000, 0, -1)) + "  v0: x\n", "${v3000}"
         ),
-        "variables inside variables, more than 32 deep",
+        "variables refer to other variables more than 32 levels deep",
     ),
     "variables that grow": (
         _with_variables(
             "  v0: xxxxxxxxxx\n" + "".join(f'  v{i}: "{f"${{v{i - 1}}}" * 10}"\n' for i in range(1, 30)),
             "${v29}",
         ),
-        "the text grows beyond 100,000 characters",
+        "the string grows beyond 100,000 characters",
     ),
     "a long variable, often": (
         _with_variables(f'  big: "{"x" * 90_000}"\n', "out") + '  - "${big}"\n' * 8_000,
-        "the texts of the recipe grow beyond 2,000,000 characters",
+        "the strings of the recipe grow beyond 2,000,000 characters",
     ),
     "a layer count": (
         GOOD.replace(

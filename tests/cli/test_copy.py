@@ -25,7 +25,7 @@ def test_every_recipe_of_the_gallery_can_be_copied(elsewhere: Path) -> None:
     assert main(["validate", *files]) == 0
 
 
-def test_it_is_called_after_the_recipe_unless_told_otherwise(elsewhere: Path) -> None:
+def test_it_is_called_after_the_recipe_unless_another_name_is_given(elsewhere: Path) -> None:
     assert main(["copy", "demo"]) == 0
     assert (elsewhere / "demo.yaml").is_file()
     assert [file.name for file in elsewhere.iterdir()] == ["demo.yaml"]

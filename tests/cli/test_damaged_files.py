@@ -23,7 +23,7 @@ def test_a_damaged_file_ends_in_0_or_1_and_is_named(part: int, tmp_path: Path) -
     words = map(str, (tmp_path / "ground", PER_FILE, part, PARTS))
     done = run_process([*python("tests.damage.campaign"), *words], cwd=ROOT, timeout_s=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["num_trials"] >= 1_000 / PARTS
-    faults = told["faults"]
+    reported = json.loads(done.stdout.splitlines()[-1])
+    assert reported["num_trials"] >= 1_000 / PARTS
+    faults = reported["faults"]
     assert not faults, "\n".join([f"{len(faults)} faults", *faults[:MOST_FAULTS_SHOWN]])

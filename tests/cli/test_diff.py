@@ -1,4 +1,4 @@
-"""`llava-recipe diff`: what differs in meaning is told, other spellings are not."""
+"""`llava-recipe diff`: what differs in meaning is reported, other spellings are not."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_two_sizes_differ_in_the_language_model_alone(capsys: pytest.CaptureFixt
     assert main(["diff", SMALL, LARGE, "--world-size", "8"]) == 1
     title, *rows = capsys.readouterr().out.splitlines()
     assert title.split() == [SMALL, LARGE]
-    told = {row.split()[0]: row.split()[1:] for row in rows}
-    assert told["model.language_model.source"] == ["lmsys/vicuna-7b-v1.5", "lmsys/vicuna-13b-v1.5"]
-    assert told["stages.pretrain.num_trainable_parameters"] == ["20,979,712", "31,467,520"]
-    assert not [path for path in told if ".train." in path or "vision_tower" in path or ".data." in path]
+    reported = {row.split()[0]: row.split()[1:] for row in rows}
+    assert reported["model.language_model.source"] == ["lmsys/vicuna-7b-v1.5", "lmsys/vicuna-13b-v1.5"]
+    assert reported["stages.pretrain.num_trainable_parameters"] == ["20,979,712", "31,467,520"]
+    assert not [path for path in reported if ".train." in path or "vision_tower" in path or ".data." in path]
 
 
 def test_two_names_of_one_template_are_no_difference() -> None:
@@ -84,10 +84,10 @@ def test_json_holds_every_difference(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["diff", SMALL, DEMO, "--world-size", "8", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["equal"], report["a"], report["b"], report["world_size"]) == (False, SMALL, DEMO, 8)
-    told = {entry["path"]: entry for entry in report["differences"]}
-    assert len(told) == len(report["differences"])
-    assert told["stages.warm-up"] == {"path": "stages.warm-up", "b": "there"}
-    assert told["stages.pretrain.data.max_length"] == {
+    reported = {entry["path"]: entry for entry in report["differences"]}
+    assert len(reported) == len(report["differences"])
+    assert reported["stages.warm-up"] == {"path": "stages.warm-up", "b": "there"}
+    assert reported["stages.pretrain.data.max_length"] == {
         "path": "stages.pretrain.data.max_length",
         "a": 2048,
         "b": 64,
@@ -100,7 +100,7 @@ def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["diff", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "Exit code 0 when both mean the same, 1 when they differ" in said
+    assert "The exit code is 0 if both mean the same, 1 if they differ" in said
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_another_spelling_is_no_difference(overrides: list[str]) -> None:
         ("model.image_tokens.patch=true", "model.image_tokens.patch"),
     ],
 )
-def test_a_change_is_told_at_its_path(override: str, path: str) -> None:
+def test_a_change_is_reported_at_its_path(override: str, path: str) -> None:
     assert path in paths(plan(LARGE), plan(LARGE, override))
 
 
@@ -165,7 +165,7 @@ def test_stages_are_compared_by_name() -> None:
     assert (renamed.path, renamed.a, renamed.b) == ("stages.b|c.output_dir", "out/b", "out/c")
 
 
-def test_a_recipe_that_is_wrong_is_told_at_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_that_is_wrong_is_reported_at_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", LARGE, "tests/errors/key_misspelt.yaml"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""

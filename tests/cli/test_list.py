@@ -33,7 +33,7 @@ def test_a_person_sees_a_line_of_each_recipe_under_its_family(capsys: pytest.Cap
     assert "base/" not in printed
 
 
-def test_of_a_recipe_everything_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_recipe_everything_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     words = " ".join(printed_by("pretrain_v15_13b", capsys=capsys).split())
     assert "LLaVA-1.5 13B, Stage 1" in words
     assert "hardware 8×A100-80G" in words
@@ -42,10 +42,10 @@ def test_of_a_recipe_everything_is_told(capsys: pytest.CaptureFixture[str]) -> N
     assert "finetune" not in words
 
 
-def test_of_a_family_all_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_family_all_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     printed = printed_by("llava-1.5", capsys=capsys)
-    told = [line for line in printed.splitlines() if line and not line.startswith((" ", "`"))]
-    assert set(told) == {entry.name for entry in gallery() if entry.family == "LLaVA-1.5"}
+    reported = [line for line in printed.splitlines() if line and not line.startswith((" ", "`"))]
+    assert set(reported) == {entry.name for entry in gallery() if entry.family == "LLaVA-1.5"}
 
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

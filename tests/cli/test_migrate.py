@@ -21,7 +21,7 @@ def test_the_recipe_goes_to_standard_output_and_the_report_beside_it(
     assert "name: llava-v1.5-7b-pretrain\n" in printed.out
     assert "-> train.learning_rate" in printed.err
     assert "-> data.image_aspect_ratio" in printed.err
-    assert printed.err.endswith("The recipe is valid and says all that the script says.\n")
+    assert printed.err.endswith("The recipe is valid and contains every setting of the script.\n")
 
 
 def test_the_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,15 +34,15 @@ def test_the_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "vicuna-7b" in recipe.read_text(encoding="utf-8")
 
 
-def test_a_recipe_that_is_not_complete_is_written_and_told(
+def test_a_recipe_that_is_not_complete_is_written_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script, recipe = tmp_path / "train.sh", tmp_path / "recipe.yaml"
     script.write_text("python -m llava.train.train --version v0_mmtag --output_dir out\n", encoding="utf-8")
     assert main(["migrate", str(script), "-o", str(recipe)]) == 1
-    told = capsys.readouterr().err
-    assert "The recipe is not complete yet" in told
-    assert f"{recipe}:" in told
+    reported = capsys.readouterr().err
+    assert "The recipe is not complete yet" in reported
+    assert f"{recipe}:" in reported
     assert "v0_mmtag" in recipe.read_text(encoding="utf-8")
 
 
@@ -50,7 +50,7 @@ def test_what_is_lost_fails_only_when_asked(tmp_path: Path, capsys: pytest.Captu
     script = tmp_path / "train.sh"
     script.write_text(SCRIPT.read_text(encoding="utf-8").rstrip() + " --bits 2\n", encoding="utf-8")
     assert main(["migrate", str(script)]) == 0
-    assert "The recipe is valid; 1 setting is lost, see above." in capsys.readouterr().err
+    assert "The recipe is valid; 1 setting is lost, as listed above." in capsys.readouterr().err
     assert main(["migrate", str(script), "--strict"]) == 1
 
 
@@ -66,7 +66,7 @@ def test_variables_come_from_the_command_line_alone(
     assert main(["migrate", str(script), "--var", "SIZE=7b"]) == 0
     assert "vicuna-7b" in capsys.readouterr().out
     assert main(["migrate", str(script), "--var", "SIZE"]) == 1
-    assert "a variable is given as NAME=VALUE" in capsys.readouterr().err
+    assert "--var needs NAME=VALUE" in capsys.readouterr().err
 
 
 def test_where_it_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

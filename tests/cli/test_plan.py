@@ -88,7 +88,7 @@ def test_brackets_are_no_markup(width: int) -> None:
 def test_unknown_sizes_are_said_to_be_unknown() -> None:
     text = "\n".join(plain(planned("model.language_model=some/unknown-model")))
     assert "freeze all, trainable [projector]; not counted" in text
-    assert "the config of language model some/unknown-model is not here" in text
+    assert "the config of language model some/unknown-model does not exist here" in text
 
 
 def test_layers_are_folded_into_ranges() -> None:
@@ -116,7 +116,7 @@ def test_a_world_size_that_is_none_is_a_usage_error(size: str) -> None:
     assert caught.value.code == 2
 
 
-def test_a_recipe_that_does_not_compile_is_told_at_its_line(
+def test_a_recipe_that_does_not_compile_is_reported_at_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "bad.yaml"
@@ -223,7 +223,7 @@ def test_an_unknown_model_has_no_estimate(capsys: pytest.CaptureFixture[str]) ->
     text = "\n".join(
         lines_of(capsys, "--gpu", "h100", "--fit", "--set", "model.language_model=some/unknown-model")
     )
-    assert "a config is not at hand, so that nothing can be counted" in text
+    assert "a config isn't available, so nothing can be counted" in text
 
 
 RECIPES = sorted(file for file in Path(RECIPE).parent.glob("*.yaml"))

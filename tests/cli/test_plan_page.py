@@ -105,7 +105,7 @@ def test_another_file_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("name", ["absent/plan.html", "."])
-def test_where_no_page_can_be_written_is_told(
+def test_where_no_page_can_be_written_is_reported(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", RECIPE, "--html", str(tmp_path / name)]) == 1

@@ -91,7 +91,7 @@ def test_the_table_marks_what_is_learned(tmp_path: Path, capsys: pytest.CaptureF
     assert "[image: 16 tokens]" in words
     assert "⟦ Tall</s>⟧" in words
     assert words.count("⟦") == words.count("⟧") == 1 + 3 + 1
-    assert "learned tokens⟧ stand in brackets" in words
+    assert "learned tokens⟧ are in brackets" in words
 
 
 def test_the_table_shows_where_a_sample_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,8 +118,8 @@ def test_colour_takes_the_place_of_brackets(
     ("options", "message"),
     [
         (["--stage", "pretain"], "the recipe has no stage `pretain`"),
-        (["--samples", "24:30"], "there is no sample 24"),
-        (["--set", "stages.0.data.sources.0.num_samples=25"], "does not hold `num_samples` records"),
+        (["--samples", "24:30"], "sample 24 doesn't exist"),
+        (["--set", "stages.0.data.sources.0.num_samples=25"], "does not contain `num_samples` records"),
         (["--set", "stages.0.data.sources.0.images=nowhere"], "the image folder does not exist"),
         (["--set", "stages.0.data.sources.0.annotations=nowhere.json"], "nowhere.json"),
         (

@@ -21,7 +21,7 @@ from tests.installed import only_with_the_tested
 ROOT = Path(__file__).parent.parent.parent
 BASES = sorted((ROOT / "recipes" / "base").rglob("*.yaml"))
 RECIPES = sorted(set((ROOT / "recipes").rglob("*.yaml")) - set(BASES))
-# Errors of shape, which a schema can tell; the others are rules between keys, or of YAML itself.
+# Errors of shape, which a schema can find; the others are rules between keys, or of YAML itself.
 SHAPE_ERRORS = [
     file
     for file in sorted((ROOT / "tests" / "errors").glob("*.yaml"))

@@ -151,7 +151,7 @@ def test_the_environment_is_named(
     assert values["stages"][0]["data"]["sources"][0]["images"] == "/data # not a remark/x/images"
 
 
-def test_a_recipe_that_is_wrong_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_that_is_wrong_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "tests/errors/extends_misspelt.yaml"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""

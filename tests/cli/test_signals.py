@@ -1,4 +1,4 @@
-"""A command that is told to end leaves nothing half-written."""
+"""A command that is asked to end leaves nothing half-written."""
 
 from __future__ import annotations
 

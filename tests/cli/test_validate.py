@@ -32,7 +32,7 @@ def good(tmp_path: Path) -> Path:
     return file
 
 
-def test_good_and_bad_files_are_told_apart(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_good_and_bad_files_are_distinguished(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = good.with_name("bad.yaml")
     bad.write_text(GOOD.replace("trainable", "trainabel"), encoding="utf-8")
     assert main(["validate", str(good), str(bad), str(good.parent / "none.yaml")]) == 1
@@ -77,16 +77,16 @@ def test_an_override_that_fits(good: Path, override: str) -> None:
         ("stages.0.train.max_step=5", "has no key `max_step`"),
         ("stages.pretrain.v2.train.max_steps=5", "`stages` has no entry `pretrain`"),
         ("stages.7.name=x", "`stages` has no entry `7`"),
-        ("name.first=x", "`name` is a string and holds no key `first`"),
+        ("name.first=x", "`name` is a string and has no key `first`"),
         ("model.language_model.source=x", "`model.language_model` is a string"),
         ("stages.0.train.seed.x=1", "`stages[0].train.seed` takes a whole number"),
         ("stages..name=x", "`stages` has no entry ``"),
-        ("max_steps", "an override needs `path=value`"),
-        ("=5", "an override needs `path=value`"),
+        ("max_steps", "`--set` needs `path=value`"),
+        ("=5", "`--set` needs `path=value`"),
         ("stages.0.train.max_steps=[", "bad YAML"),
         ("stages.0.train.max_steps=.nan", "infinity and NaN"),
-        ("vars.unread=1", "the variable `unread` is used nowhere"),
-        ("stages.0.output_dir=${nowhere}", "no variable for `${nowhere}`"),
+        ("vars.unread=1", "the variable `unread` is never used"),
+        ("stages.0.output_dir=${nowhere}", "unknown variable `${nowhere}`"),
     ],
 )
 def test_an_override_that_does_not_fit(
@@ -102,7 +102,7 @@ def test_an_override_that_does_not_fit(
 def test_an_override_that_is_no_text(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes that are not UTF-8, as Python takes them from the shell."""
     assert main(["validate", str(good), "--set", "name=\udcff"]) == 1
-    assert "an override must be UTF-8" in capsys.readouterr().err
+    assert "`--set` must be UTF-8" in capsys.readouterr().err
 
 
 def test_a_secret_is_not_printed(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +110,7 @@ def test_a_secret_is_not_printed(good: Path, capsys: pytest.CaptureFixture[str])
     assert "hf_abcdefgh" not in capsys.readouterr().err
 
 
-def test_a_missing_deepspeed_file_is_told(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_deepspeed_file_is_reported(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Data may come later; the DeepSpeed file is part of the recipe."""
     assert main(["validate", str(good), "--set", "stages.0.deepspeed=./none/zero2.json"]) == 1
     assert "--set stages.0.deepspeed=./none/zero2.json" in capsys.readouterr().err

@@ -213,7 +213,7 @@ def test_github_annotations_are_one_line_each(gallery: list[str], capsys: pytest
     assert all(annotation.fullmatch(line) for line in lines)
 
 
-def test_nothing_to_tell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert _run(capsys, "recipes/demo.yaml", "--format", "github") == (0, "")
     code, out = _run(capsys, "recipes/demo.yaml", "--format", "sarif")
@@ -235,7 +235,7 @@ def test_strict_makes_errors_of_warnings(
     assert json.loads(_run(capsys, file, "--format", "json", "--strict")[1])["num_errors"] == 1
 
 
-def test_what_the_command_line_gave_is_told_at_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_command_line_gave_is_reported_at_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     override = "stages.0.train.max_steps=many"
     file = str(ROOT / "tests" / "errors" / "warning_save_steps.yaml")
     _, out = _run(capsys, file, "--format", "json", "--set", override)
@@ -261,10 +261,10 @@ def test_nothing_leaves_its_field() -> None:
 
 def test_all_goes_with_deep(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "recipes/demo.yaml", "--all"]) == 2
-    assert "--all goes with --deep" in capsys.readouterr().err
+    assert "--all needs --deep" in capsys.readouterr().err
 
 
-def test_machines_are_told_what_an_export_will_refuse(
+def test_machines_are_reported_what_an_export_will_refuse(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)

@@ -92,7 +92,7 @@ def test_what_a_template_writes_before_an_answer_and_not_in_a_prompt_is_learned(
 def test_thoughts_that_a_template_drops_are_told(tokenizer: PreTrainedTokenizerBase) -> None:
     template = opened(tokenizer, THINKING)
     turns = [TURNS[0], Turn("gpt", "<think>\nhm\n</think>\n\nA"), *TURNS[2:]]
-    with pytest.raises(ValueError, match="changes the text of the turns"):
+    with pytest.raises(ValueError, match="changes the turns' text"):
         template.spell(turns)
 
 
@@ -140,10 +140,10 @@ def test_no_text_depends_on_the_day(tokenizer: PreTrainedTokenizerBase) -> None:
     ("text", "message"),
     [
         (None, "has no chat template"),
-        ("{{ strftime_now('%Y') }}" + CHATML, "writes the date"),
+        ("{{ strftime_now('%Y') }}" + CHATML, "writes today's date"),
         (
             CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>' }}"),
-            "a prompt otherwise",
+            "a prompt differently",
         ),
         (CHATML.replace("'<|im_end|>' + '\n'", "'\n'"), "no token that ends an answer"),
         # Qwen/Qwen1.5-1.8B-Chat, as it was first published: the last answer has no end.
@@ -158,10 +158,10 @@ def test_no_text_depends_on_the_day(tokenizer: PreTrainedTokenizerBase) -> None:
             CHATML.replace("message['content'] +", "message['content'] + message['content'] +"),
             "every turn once",
         ),
-        ("{{ raise_exception('not today') }}", "refuses it: not today"),
-        ("{% if %}", "refuses it"),
-        ("{{ messages.__class__.__mro__ }}", "refuses it|every turn once"),
-        ("{{ 1 / 0 }}", "refuses it"),
+        ("{{ raise_exception('not today') }}", "refuses the conversation: not today"),
+        ("{% if %}", "refuses the conversation"),
+        ("{{ messages.__class__.__mro__ }}", "refuses the conversation|every turn once"),
+        ("{{ 1 / 0 }}", "refuses the conversation"),
     ],
 )
 def test_refused(tokenizer: PreTrainedTokenizerBase, text: str | None, message: str) -> None:

@@ -188,7 +188,7 @@ def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
         collator([images])
     (problem,) = caught.value.problems
     assert problem.message == 'sample 4 (id "many"): its images leave no room for text'
-    assert problem.found == "3 images take 1,728 tokens, max_length is 1024"
+    assert problem.found == "3 images take 1,728 tokens, max_length is 1,024"
     assert problem.mark == Mark("a.json", 4, 1)
     assert collator.max_length == 1024
     roomy = Collator(ImageLayout(576), max_length=1732, pad_token_id=0)([images])

@@ -77,7 +77,7 @@ def test_words_are_counted(values: dict[str, Any], length: int) -> None:
             "message 0 has an unknown role",
             'write "user" or "assistant"',
         ),
-        ({"messages": [message("user", None)]}, "the `content` of message 0 is not text", None),
+        ({"messages": [message("user", None)]}, "the `content` of message 0 is not a string", None),
         (
             {"messages": [message("user", [{"type": "video"}])]},
             "message 0 has a part that is neither text nor an image",
@@ -101,7 +101,7 @@ def test_words_are_counted(values: dict[str, Any], length: int) -> None:
         (
             {"images": ["a.png"] * 3, "messages": [message("user", [PART, PART])]},
             "<image> tags and images differ in number",
-            "give one <image> tag in a human turn for every image",
+            "write one <image> tag in a human turn for every image",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_recipes.data import parquet
 from llava_recipes.data.dataset import BadImageError, StageDataset
 from llava_recipes.data.images import load_image_processor
-from llava_recipes.data.records import Records, count_records, open_records
+from llava_recipes.data.records import Records, open_file, open_records
 from llava_recipes.data.tokenizer import load_tokenizer
 from llava_recipes.errors import RecipeError, SampleError
 from llava_recipes.plan.types import DataPlan, LanguageModelPlan, SourcePlan
@@ -76,7 +76,7 @@ def test_samples_are_those_of_the_json(
     file = write_parquet([shape(record) for record in records(name)], tmp_path / "data.parquet")
     ours = dataset(tokenizer, source(file, images))
     theirs = dataset(tokenizer, source(FIXTURES / name, IMAGES))
-    assert len(ours) == len(theirs) == count_records(str(file))
+    assert len(ours) == len(theirs) == len(open_file(str(file)))
     assert ours.records.lengths() == theirs.records.lengths()
     for one, other in zip(map(ours.read, range(len(ours))), map(theirs.read, range(len(ours))), strict=True):
         assert (one.index, one.id) == (other.index, other.id)
@@ -131,7 +131,7 @@ def test_shards_follow_each_other_by_name(pattern: str, tmp_path: Path) -> None:
 
 def test_an_ending_in_capitals_is_parquet_too(tmp_path: Path) -> None:
     file = write_parquet([with_structs(record) for record in records()[:3]], tmp_path / "DATA.PARQUET")
-    assert count_records(str(file)) == 3
+    assert len(open_file(str(file))) == 3
 
 
 def test_a_problem_names_file_and_row(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_problem_names_file_and_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "it holds no bytes"),
+        (b"", "the image is empty"),
         (b"no image", "not an image of a known format"),
         (None, "its bytes are not in the file, and the source has no image folder"),
         ((IMAGES / "rgb_0.jpg").read_bytes()[:700], "truncated"),
@@ -229,24 +229,30 @@ def test_one_row_group_is_held(tmp_path: Path) -> None:
         opened.images(record.index)
     held = opened._sources[0].file
     assert isinstance(held, parquet.ParquetFiles)
-    assert {what: table.num_rows for what, (_, table) in held._held.items()} == {"texts": 5, "bytes": 5}
+    assert {what: table.num_rows for what, (_, table) in held._kept_tables.items()} == {
+        "texts": 5,
+        "bytes": 5,
+    }
 
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: folder / "none.parquet", "cannot be read as a Parquet file"),
     (lambda folder: folder / "none-*.parquet", "no file matches the pattern"),
-    (lambda folder: folder, "the folder holds no `.parquet` files"),
+    (lambda folder: folder, "the folder contains no `.parquet` files"),
     (lambda folder: _bytes_in(folder, b"PAR1 and no more"), "cannot be read as a Parquet file"),
-    (lambda folder: _table(folder, {"text": ["a"]}), "there is no column with conversations"),
-    (lambda folder: _table(folder, {"conversations": []}), "the file holds no records"),
-    (lambda folder: _table(folder, {"messages": [[]], "image": [1]}), "the column `image` holds no images"),
+    (lambda folder: _table(folder, {"text": ["a"]}), "no column contains conversations"),
+    (lambda folder: _table(folder, {"conversations": []}), "the file contains no records"),
+    (
+        lambda folder: _table(folder, {"messages": [[]], "image": [1]}),
+        "the column `image` contains no images",
+    ),
     (
         lambda folder: _table(folder, {"messages": [[]], "image": ["a"], "images": [["a"]]}),
-        "there are both `image` and `images`",
+        "it has both `image` and `images`",
     ),
     (
         lambda folder: shards(folder, "train-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
-        "the folder holds several splits",
+        "the folder contains several splits",
     ),
     (
         lambda folder: (
@@ -297,8 +303,8 @@ def test_a_file_that_changes_under_a_run_is_told(tmp_path: Path) -> None:
 
 def test_json_needs_no_pyarrow() -> None:
     code = (
-        "import sys; from llava_recipes.data.records import count_records; "
-        f"assert count_records({str(FIXTURES / 'stage1.json')!r}) == 24; assert 'pyarrow' not in sys.modules"
+        "import sys; from llava_recipes.data.records import open_file; "
+        f"assert len(open_file({str(FIXTURES / 'stage1.json')!r})) == 24; assert 'pyarrow' not in sys.modules"
     )
     done = run_process([sys.executable, "-c", code], cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -155,8 +155,10 @@ def test_a_template_for_another_tokenizer_is_refused(template: Template) -> None
         Prompts(data_plan(template=template), tokenizer, start_end=False)
     (problem,) = caught.value.problems
     assert problem.path == ("data", "template")
-    assert problem.message == f"template `{template}` needs the token {token}, which this tokenizer has not"
-    assert problem.found is not None and problem.found.endswith(f"spells it in {num_pieces} pieces")
+    assert (
+        problem.message == f"template `{template}` needs the token {token}, which this tokenizer doesn't have"
+    )
+    assert problem.found is not None and problem.found.endswith(f"spells it in {num_pieces} tokens")
     assert num_pieces > 1
     assert problem.hint == "choose the template of this language model"
 

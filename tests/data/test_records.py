@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_recipes.data import scan
-from llava_recipes.data.records import Records, check_records, count_records, open_records
+from llava_recipes.data.records import Records, check_records, open_file, open_records
 from llava_recipes.errors import Mark, RecipeError, SampleError, sample_problem
 from llava_recipes.plan.types import SourcePlan
 from llava_recipes.templates import Turn
@@ -47,7 +47,7 @@ def record(**changes: Any) -> dict[str, Any]:
 def test_records_are_those_of_the_file(tmp_path: Path, indent: int | None, ascii_only: bool) -> None:
     values = json.loads((FIXTURES / "stage1.json").read_text())
     records = opened(tmp_path, json.dumps(values, indent=indent, ensure_ascii=ascii_only))
-    assert len(records) == len(values) == count_records(str(tmp_path / "data.json"))
+    assert len(records) == len(values) == len(open_file(str(tmp_path / "data.json")))
     for index, (ours, value) in enumerate(zip(records, values, strict=True)):
         assert (ours.index, ours.id, ours.images) == (index, value["id"], (value["image"],))
         assert ours.turns == tuple(Turn(turn["from"], turn["value"]) for turn in value["conversations"])
@@ -116,7 +116,7 @@ def test_any_window_finds_the_same_records(
 @pytest.mark.parametrize(
     ("text", "place", "found"),
     [
-        ('{"id": 1}\n{"id":\n{"id": 3}\n', (4, 1), "in the record that begins in line 2"),
+        ('{"id": 1}\n{"id":\n{"id": 3}\n', (4, 1), "in the record that starts in line 2"),
         ('{"id": 1}\n{"id" 2}', (2, 7), None),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_cut_record_is_told_with_its_beginning(
     file = tmp_path / "cut.jsonl"
     file.write_text(text)
     with pytest.raises(RecipeError) as caught:
-        count_records(str(file))
+        open_file(str(file))
     (problem,) = caught.value.problems
     assert problem.mark is not None
     assert (problem.mark.line, problem.mark.column) == place
@@ -192,9 +192,9 @@ def test_every_source_is_told_at_once(tmp_path: Path) -> None:
         ("cannot read the annotation file", ("annotations",)),
         ("the image folder does not exist", ("images",)),
         ("the image folder is not a folder", ("images",)),
-        ("the file does not hold `num_samples` records", ("num_samples",)),
+        ("the file does not contain `num_samples` records", ("num_samples",)),
     ]
-    assert caught.value.problems[3].found == "num_samples is 25, the file holds 24"
+    assert caught.value.problems[3].found == "num_samples is 25, the file contains 24"
 
 
 @pytest.mark.parametrize(
@@ -206,10 +206,10 @@ def test_every_source_is_told_at_once(tmp_path: Path) -> None:
         ({"conversations": ["x"]}, "turn 0 is not a mapping", '"x"'),
         ({"conversations": [{"from": "user", "value": "x"}]}, "unknown role", '"user"'),
         ({"conversations": [{"value": "x"}]}, "unknown role", "null"),
-        ({"conversations": [{"from": "human", "value": None}]}, "`value` of turn 0 is not text", "null"),
+        ({"conversations": [{"from": "human", "value": None}]}, "`value` of turn 0 is not a string", "null"),
         (
             {"conversations": conversation("<image>", "a \ud83d")},
-            "text of turn 1 holds half of a character",
+            "text of turn 1 contains an unpaired surrogate",
             '"a \\ud83d"',
         ),
         ({"conversations": conversation("<image>", "a", "b")[1:2]}, "no human turn", None),

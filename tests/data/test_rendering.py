@@ -283,5 +283,5 @@ def test_conversations_of_many_lengths_share_what_is_found(
         template.spell([Turn("gpt" if place % 2 else "human", "x") for place in range(num_turns)])
     # Of each length the marks and the conversation, and of each answer but the first its prompt.
     assert len(asked) <= 20 * 2 + 20
-    with pytest.raises(ValueError, match=r"has 1,002 turns; .* at most 1,000"):
+    with pytest.raises(ValueError, match=r"has 1,002 turns; at most 1,000"):
         template.spell([Turn("gpt" if place % 2 else "human", "x") for place in range(1002)])

@@ -46,7 +46,7 @@ def test_the_demo_trains_captions_and_prints_its_score(tmp_path: Path) -> None:
 
     again = run_demo(tmp_path, *FEW)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "there already" in again.stdout
+    assert "drawn before" in again.stdout
     assert "finetune: done already" in again.stdout
     assert json.loads((tmp_path / "runs" / "score.json").read_text("utf-8")) == scores
 

@@ -1,4 +1,4 @@
-"""Every recipe of the gallery fits the machine that its head names, and takes the time that it tells."""
+"""Every recipe of the gallery fits the machine that its head names, and takes the time that it states."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def test_an_estimated_time_is_that_of_the_plan(entry: GalleryRecipe) -> None:
     gpu, world_size = machine_of(entry)
     found = ESTIMATE.search(entry.time)
     assert found, entry.time
-    told = [float(hours) for hours in found.groups()[:3] if hours]
+    reported = [float(hours) for hours in found.groups()[:3] if hours]
     samples = (found["samples"] or "").replace(",", "").replace("a million", "1000000")
     estimate = estimated(entry, gpu=gpu, world_size=world_size, num_samples=int(samples) if samples else None)
     hours = [stage.compute.hours or 0.0 for stage in estimate.stages]
     expected = [sum(hours), *hours] if len(hours) > 1 else hours
-    assert told == pytest.approx(expected, abs=0.051)
+    assert reported == pytest.approx(expected, abs=0.051)

@@ -270,8 +270,8 @@ def test_the_commands(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     refusals = (
         (["merge", str(pipeline / "full"), "-o", str(tmp_path / "no")], "no adapters to merge"),
         (["import", str(pipeline / "full"), "-o", str(tmp_path / "no")], "a run of llava-recipes already"),
-        (["export", str(merged), "--to", "hf", "--with-tower"], "goes with `--to llava`"),
-        (["export", str(tmp_path / "nothing"), "--to", "hf"], "is not there"),
+        (["export", str(merged), "--to", "hf", "--with-tower"], "--with-tower has no effect with `--to hf`"),
+        (["export", str(tmp_path / "nothing"), "--to", "hf"], "does not exist"),
         (["export", str(merged), "--to", "hf"], "is not empty"),
     )
     for words, reason in refusals:

@@ -21,17 +21,18 @@ def migrated(name: str, *positional: str) -> Migration:
     return migrate(file.read_text(encoding="utf-8"), name, positional=positional)
 
 
-def plan_of_text(text: str) -> Plan:
-    return _without_words_on_the_batch(plan_recipe(load_source(text, "migrated.yaml"), world_size=WORLD_SIZE))
+def plan_of_text(text: str, world_size: int = WORLD_SIZE) -> Plan:
+    return _without_notes_on_the_batch(plan_recipe(load_source(text, "migrated.yaml"), world_size=world_size))
 
 
-def plan_of_recipe(file: Path) -> Plan:
-    return _without_words_on_the_batch(plan_recipe(load_recipe(str(file)), world_size=WORLD_SIZE))
+def plan_of_recipe(name: str, world_size: int = WORLD_SIZE) -> Plan:
+    """The plan of a shipped recipe, by its name."""
+    recipe = load_recipe(str(ROOT / f"recipes/{name}.yaml"))
+    return _without_notes_on_the_batch(plan_recipe(recipe, world_size=world_size))
 
 
-def _without_words_on_the_batch(plan: Plan) -> Plan:
-    """A script says the batch of a device, a shipped recipe that of a step: here the same."""
+def _without_notes_on_the_batch(plan: Plan) -> Plan:
+    """A script sets the batch of a device, a shipped recipe that of a step: here they are the same."""
     words = ("global batch", "depends on the number of processes")
-    return plan.model_copy(
-        update={"notes": tuple(note for note in plan.notes if not any(word in note for word in words))}
-    )
+    notes = tuple(note for note in plan.notes if not any(word in note for word in words))
+    return plan.model_copy(update={"notes": notes})

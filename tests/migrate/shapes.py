@@ -68,8 +68,8 @@ FORK = frozenset({"program"})
 
 
 def fork(name: str, launcher: str, values: Mapping[str, Value], lost: str = "", **changes: str) -> Shape:
-    told = FORK | frozenset(lost.split())
-    return Shape(name, script(launcher, **changes), values=values, lost=told)
+    reported = FORK | frozenset(lost.split())
+    return Shape(name, script(launcher, **changes), values=values, lost=reported)
 
 
 def unknown(name: str, launcher: str, version: str) -> Shape:
@@ -560,7 +560,7 @@ YAML = [
         "LLaMA-Factory: preferences",
         FACTORY.replace("sft", "dpo") + "finetuning_type: lora\n",
         "config.yaml",
-        refused="another kind of training",
+        refused="the kind of training",
     ),
     Shape(
         "LLaMA-Factory: another model's text",
@@ -576,6 +576,6 @@ YAML = [
         {"model.language_model.quantization.bits": 4, "stages.0.lora.modules": ["language_model"]},
         frozenset({"datasets[0].type"}),
     ),
-    Shape("axolotl: preferences", QLORA + "rl: dpo\n", "config.yaml", refused="another kind of training"),
+    Shape("axolotl: preferences", QLORA + "rl: dpo\n", "config.yaml", refused="the kind of training"),
 ]
 SHAPES = [*FORKS, *PROGRAMS, *VALUES, *DEEPSPEED, *CONFIGS, *YAML]

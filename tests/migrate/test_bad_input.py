@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import resource
+import warnings
 from pathlib import Path
 
 import pytest
@@ -100,8 +102,8 @@ def test_a_folder_or_nothing_at_all(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["migrate", str(tmp_path)]) == 1
     assert main(["migrate", str(tmp_path / "none.sh")]) == 1
     assert main(["migrate", "a\0b"]) == 1
-    told = capsys.readouterr().err
-    assert "this is a folder" in told and "no such file" in told and "cannot be read" in told
+    reported = capsys.readouterr().err
+    assert "this is a folder" in reported and "no such file" in reported and "cannot be read" in reported
 
 
 GOOD = [(file.read_text(encoding="utf-8"), file.name) for file in sorted(SCRIPTS.rglob("*.sh"))]
@@ -109,46 +111,8 @@ GOOD += [
     (file.read_text(encoding="utf-8"), file.name.removesuffix(".txt"))
     for file in sorted((Path(__file__).parent / "configs").iterdir())
 ]
-SNIPPETS = [
-    "'",
-    '"',
-    "$",
-    "${",
-    "}",
-    "(",
-    ")",
-    "`",
-    "\\",
-    "\n",
-    " ",
-    "--",
-    "=",
-    "#",
-    "<<",
-    ";",
-    "&&",
-    "|",
-    "if ",
-]
-SNIPPETS += [
-    "fi",
-    "done",
-    "{",
-    "[",
-    "]",
-    ":",
-    "- ",
-    "&a ",
-    "*a",
-    "!!x ",
-    "\t",
-    "\r",
-    "\0",
-    "é",
-    "\ud7ff",
-    "9" * 400,
-    "%",
-]
+SNIPPETS = [*"'\"$}()`\\\n =#;|{[]:\t\r\0é%", "${", "--", "<<", "&&", "if ", "fi", "done", "- ", "&a ", "*a"]
+SNIPPETS += ["!!x ", "\ud7ff", "9" * 400]
 
 
 @st.composite
@@ -173,3 +137,17 @@ def test_any_change_of_a_good_file_is_read_or_refused(changed: tuple[str, str]) 
     except RecipeError as error:
         assert error.problems
         assert all(problem.mark is not None for problem in error.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        (f"{TRAIN} o --image_aspect_ratio anyres --image_grid_pinpoints '[1if 2else 3]'", "x.sh"),
+        ("model = dict(type=LLaVAModel, freeze_llm=1if 2else 3)", "x.py"),
+    ],
+)
+def test_pythons_warnings_about_a_file_are_not_shown(text: str, file: str) -> None:
+    with warnings.catch_warnings(record=True) as caught, contextlib.suppress(RecipeError):
+        warnings.simplefilter("always")
+        migrate(text, file)
+    assert not caught

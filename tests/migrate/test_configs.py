@@ -64,23 +64,23 @@ def test_an_xtuner_config_with_adapters_and_grouping() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('root = "./data/llava_data/"', "root = os.environ['DATA']", "cannot be told without running"),
-        ("type=LLaVAModel", "type=SupervisedFinetune", "no LLaVA config of XTuner"),
+        ('root = "./data/llava_data/"', "root = os.environ['DATA']", "known without running"),
+        ("type=LLaVAModel", "type=SupervisedFinetune", "a LLaVA config of XTuner"),
         ("max_epochs = 1", "max_epochs = (1", "this is not Python"),
-        ("max_epochs = 1", "with read_base():\n    from .base import *", "over other configs"),
+        ("max_epochs = 1", "with read_base():\n    from .base import *", "parent configs are not read"),
         ("max_epochs = 1", f"max_epochs = {'(' * 300}1{')' * 300}", "this is not Python"),
         ("max_epochs = 1", f"max_epochs = {'-' * 5000}1", "this is not Python|deeper than"),
         ("max_epochs = 1", f"max_epochs = {'1+' * 3000}1", "this is not Python|deeper than"),
         ("max_epochs = 1", f"max_epochs = {'9' * 10000}", "this is not Python"),
-        ("max_epochs = 1", "if True:\n    max_epochs = 1", "cannot be told without running"),
+        ("max_epochs = 1", "if True:\n    max_epochs = 1", "known without running"),
         (
             "max_epochs = 1",
             "max_epochs = 1\nfor max_epochs in (1, 2): pass",
-            "cannot be told without running",
+            "known without running",
         ),
-        ("randomness =", "train_cfg.update(max_epochs=2)\nrandomness =", "cannot be told without running"),
-        ("randomness =", "model['llm'].type = 1\nrandomness =", "cannot be told without running"),
-        ("lr=1e-3", "lr=10**10**10", "cannot be told|takes|number|`learning_rate`"),
+        ("randomness =", "train_cfg.update(max_epochs=2)\nrandomness =", "known without running"),
+        ("randomness =", "model['llm'].type = 1\nrandomness =", "known without running"),
+        ("lr=1e-3", "lr=10**10**10", "known without|takes|number|`learning_rate`"),
     ],
 )
 def test_an_xtuner_config_that_cannot_be_read(old: str, new: str, message: str) -> None:
@@ -112,7 +112,7 @@ def test_a_setting_with_two_names_is_told_under_the_one_that_counts() -> None:
     assert not {"adam.lr", "adam.eps", "adam.type"} & names(migration, "lost")
 
 
-def test_axolotl_comes_to_the_same_run_as_the_original_s_pretraining() -> None:
+def test_axolotl_is_the_same_run_as_the_original_s_pretraining() -> None:
     migration = migrate(AXOLOTL, "config.yaml")
     (stage,) = plan_of_text(migration.text).stages
     assert (stage.train.global_batch_size, stage.train.max_steps, stage.train.warmup_steps) == (256, 2181, 66)

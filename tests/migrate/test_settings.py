@@ -23,7 +23,9 @@ FORMS: Mapping[str, Callable[[], Settings]] = {
     "keys": lambda: Keys(parse_source("".join(f"{k}: {v}\n" for k, v in VALUES.items()), "config.yaml")),
     "tree": lambda: Tree(read_python_config("".join(f"{k} = {v}\n" for k, v in VALUES.items()), "config.py")),
 }
-deeds = st.tuples(st.sampled_from(NAMES), st.sampled_from(["row", "put", "tell", "needless", "lost", "read"]))
+deeds = st.tuples(
+    st.sampled_from(NAMES), st.sampled_from(["row", "put", "mapped", "needless", "lost", "read"])
+)
 
 
 def do(settings: Settings, name: str, deed: str) -> None:
@@ -31,8 +33,8 @@ def do(settings: Settings, name: str, deed: str) -> None:
         settings.translate([Row(name, f"train.{name}", "number", 7)])
     elif deed == "put":
         settings.put(name, f"train.{name}", 1)
-    elif deed == "tell":
-        settings.tell(name, f"train.{name}")
+    elif deed == "mapped":
+        settings.mapped(name, f"train.{name}")
     elif deed == "read":
         settings.read(name, "text")
     else:
@@ -60,5 +62,5 @@ def test_a_row_says_the_default_of_what_is_left_out_and_only_of_that() -> None:
     assert settings.draft.read("train.epsilon") == 5
     # A value of a wrong kind is a problem, never the default.
     assert settings.draft.read("train.delta") is None
-    (problem,) = settings.problems
+    (problem,) = settings.draft.problems
     assert problem.message == "`--delta` takes a whole number"

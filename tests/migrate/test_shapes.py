@@ -72,16 +72,16 @@ def test_the_last_sentence_and_strict_say_whether_all_is_there(
         (tmp_path / path).write_text(text, encoding="utf-8")
     variables = [word for name, value in shape.variables.items() for word in ("--var", f"{name}={value}")]
     code = main(["migrate", shape.file, "-o", "recipe.yaml", "--strict", *variables])
-    told = capsys.readouterr().err
-    assert code == (1 if shape.lost else 0), told
-    assert ("says all that the script says" in told) == (not shape.lost)
+    reported = capsys.readouterr().err
+    assert code == (1 if shape.lost else 0), reported
+    assert ("contains every setting of the script" in reported) == (not shape.lost)
 
 
 def sections_of(migration: Migration, name: str) -> set[str]:
     return {
         entry.kind
-        for _, told in migration.stages
-        for entry in told
+        for _, entries in migration.stages
+        for entry in entries
         if entry.name == name or entry.name.startswith((f"{name}.", f"{name}["))
     }
 
@@ -106,8 +106,8 @@ def test_every_setting_is_told_in_one_section(shape: Shape) -> None:
     settings = list(settings_of(shape))
     assert len(settings) > 4
     if shape.file.endswith(".py"):
-        told = {entry.name.rpartition(".")[2] for _, found in migration.stages for entry in found}
-        assert set(settings) <= told
+        reported = {entry.name.rpartition(".")[2] for _, found in migration.stages for entry in found}
+        assert set(settings) <= reported
         names = {entry.name for _, found in migration.stages for entry in found}
     else:
         names = set(settings)

@@ -24,7 +24,7 @@ POSITIONAL = ("one", "two words", "three", *"456789", "ten")
 
 
 def ours(script: str, *positional: str, variables: Mapping[str, str] | None = None) -> list[str]:
-    """The arguments that the training program gets; raises RecipeError where one cannot be told."""
+    """The arguments that the training program gets; raises RecipeError if one is not known."""
     for command in walk_commands(script, "script.sh", positional=positional, variables=variables):
         words = [word.text for word in command.words]
         if words[:1] == ["deepspeed"] and "train.py" in words:
@@ -113,7 +113,7 @@ def test_what_a_command_prints_elsewhere_is_not_its_value() -> None:
 
 def test_a_name_that_goes_on_in_the_next_line_is_refused() -> None:
     """Bash joins the lines first: `$A` and `a` are the one name `Aa`."""
-    with pytest.raises(RecipeError, match="goes on in the next line"):
+    with pytest.raises(RecipeError, match="continues in the next line"):
         ours("A=1\ndeepspeed train.py --a $A\\\na\n")
     assert ours("A=1\ndeepspeed train.py --a $A\\\n --b\n") == ["--a", "1", "--b"]
 

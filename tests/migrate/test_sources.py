@@ -51,8 +51,8 @@ def test_a_mix_becomes_sources() -> None:
     ]
     load_source(migration.text, "recipe.yaml")
     assert not entries(migration, "lost")
-    told = {entry.name: entry.key for entry in entries(migration, "mapped")}
-    assert told["--data_path"] == told["--image_folder"] == "data.sources"
+    reported = {entry.name: entry.key for entry in entries(migration, "mapped")}
+    assert reported["--data_path"] == reported["--image_folder"] == "data.sources"
 
 
 def test_names_in_braces_become_sources() -> None:
@@ -91,7 +91,7 @@ def test_keys_without_a_place_are_told() -> None:
     assert mix.lost == ("conv_type", "image_root")
     migration = of_path("mix.yaml", "datasets: [{json_path: a.json, image_root: b}]")
     (lost,) = entries(migration, "lost")
-    assert "`image_root` of its data sets has no place" in lost.remark
+    assert "no key for `image_root`" in lost.remark
 
 
 def test_a_mix_is_found_beside_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

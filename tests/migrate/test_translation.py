@@ -68,14 +68,14 @@ def entries(migration: Migration, kind: str) -> list[Entry]:
         ("stages.0.trainable", ["projector", "language_model", "lm_head"]),
     ],
 )
-def test_a_flag_left_out_is_the_original_s_default_said_out_loud(path: str, value: Value) -> None:
+def test_a_flag_left_out_is_the_original_s_default_stated(path: str, value: Value) -> None:
     migration = run()
     assert at(migration, path) == value
     assert path.removeprefix("stages.0.") in {entry.key for entry in entries(migration, "default")}
 
 
 def test_the_default_length_leaves_no_room_beside_an_image() -> None:
-    with pytest.raises(RecipeError, match="leaves no room for text beside an image"):
+    with pytest.raises(RecipeError, match="leaves no room for text after an image"):
         plan_of_text(run().text)
 
 
@@ -129,7 +129,7 @@ def test_what_trains(flags: str, trained: list[Value]) -> None:
         ("--mm_tunable_parts mm_vision_resampler", "--mm_tunable_parts"),
     ],
 )
-def test_what_would_change_the_run_is_lost_out_loud(flags: str, name: str) -> None:
+def test_what_would_change_the_run_is_lost(flags: str, name: str) -> None:
     assert name in {entry.name for entry in entries(run(flags), "lost")}
 
 
@@ -168,8 +168,8 @@ def test_a_misspelt_flag_is_recognised() -> None:
 @pytest.mark.parametrize(
     ("flag", "remark"),
     [
-        ("vision_tower_aux", "a flag of the program's own, or `--vision_tower` misspelt"),
-        ("image_size_aux", "recipes have no key for it: a flag of the program's own"),
+        ("vision_tower_aux", "a flag of the fork, or `--vision_tower` misspelt"),
+        ("image_size_aux", "recipes have no key for it: a flag of the fork"),
     ],
 )
 def test_a_fork_may_have_flags_whose_names_are_near_ours(flag: str, remark: str) -> None:
@@ -226,8 +226,8 @@ def test_a_missing_data_path_is_told_as_missing_in_the_recipe() -> None:
     migration = run(script="python llava/train/train.py --version plain --output_dir out")
     with pytest.raises(RecipeError) as caught:
         load_source(migration.text, "recipe.yaml")
-    told = " ".join(problem.message for problem in caught.value.problems)
-    assert all(key in told for key in ("`language_model`", "`sources`", "`vision_tower`"))
+    reported = " ".join(problem.message for problem in caught.value.problems)
+    assert all(key in reported for key in ("`language_model`", "`sources`", "`vision_tower`"))
 
 
 @pytest.mark.parametrize(
@@ -326,17 +326,17 @@ def test_clipping_is_what_the_deepspeed_file_makes_of_it(
     migration = migrate(text, "script.sh", read_beside=read_beside)
     assert at(migration, "stages.0.deepspeed") == "zero2"
     assert at(migration, "stages.0.train.max_grad_norm") == norm
-    told = [
+    reported = [
         entry
         for kind in ("default", "mapped")
         for entry in entries(migration, kind)
         if "doesn't clip without `gradient_clipping`, and my.json has none" in entry.remark
     ]
-    assert bool(told) == (clipping is None and "max_grad_norm 0 " not in f"{flags} ")
-    assert {entry.name for entry in told} <= {
+    assert bool(reported) == (clipping is None and "max_grad_norm 0 " not in f"{flags} ")
+    assert {entry.name for entry in reported} <= {
         "--max_grad_norm" if "--max_grad_norm" in flags else "gradient_clipping"
     }
-    assert ("not clipped: my.json has no gradient_clipping" in migration.text) == bool(told)
+    assert ("not clipped: my.json has no gradient_clipping" in migration.text) == bool(reported)
     assert not [entry for entry in entries(migration, "needless") if entry.name == "--max_grad_norm"]
 
 
@@ -427,7 +427,7 @@ def test_a_label_that_only_a_shell_could_tell_is_left_out(
 
 def test_a_label_is_no_excuse_for_what_training_needs() -> None:
     script = f"NAME=my-$(date)\n{BARE}/$NAME --run_name $NAME"
-    with pytest.raises(RecipeError, match="not evaluated, and its value is needed"):
+    with pytest.raises(RecipeError, match="needed but not evaluated"):
         migrate(script, "script.sh")
     flags = "--run_name $(date) --model_name_or_path a/b --vision_tower c/d --data_path e.json --output_dir o"
     (entry,) = [
@@ -529,7 +529,7 @@ def test_llava_next_is_said_in_full() -> None:
     ],
 )
 def test_what_becomes_of_the_flags_of_images(flags: str, name: str, kind: str) -> None:
-    (entry,) = (entry for _, told in run(flags).stages for entry in told if entry.name == f"--{name}")
+    (entry,) = (entry for _, reported in run(flags).stages for entry in reported if entry.name == f"--{name}")
     assert entry.kind == kind
 
 
@@ -581,7 +581,7 @@ def test_the_rate_of_a_module_that_does_not_train_is_needless() -> None:
 
 def test_a_quote_with_escapes_is_not_guessed() -> None:
     assert at(run("--run_name $'plain'"), "name") == "plain"
-    with pytest.raises(RecipeError, match="a quote with escapes is not evaluated"):
+    with pytest.raises(RecipeError, match="a quote with escapes is needed"):
         run("--output_dir $'a\\tb'")
 
 

@@ -14,7 +14,7 @@ from llava_recipes.data.tokenizer import load_tokenizer
 from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
 from llava_recipes.model.weight_names import canonical_parameters
-from llava_recipes.plan.data import is_original_llava, language_part
+from llava_recipes.plan.families import is_original_llava, language_part
 from llava_recipes.plan.model import plan_model
 from llava_recipes.plan.types import LanguageModelPlan
 from llava_recipes.recipe.schema import ImageTokens, Model

@@ -50,7 +50,7 @@ def pretrained(**changes: Any) -> dict[str, Any]:
     return values
 
 
-def test_the_gallery_is_there() -> None:
+def test_the_gallery_is_not_empty() -> None:
     assert GALLERY
 
 
@@ -73,7 +73,7 @@ def test_an_ordinary_stage_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_steps", "save", "is_told"),
+    ("max_steps", "save", "is_reported"),
     [
         (100, {"save_steps": 100}, False),
         (100, {"save_steps": 101}, True),
@@ -85,18 +85,18 @@ def test_an_ordinary_stage_has_none() -> None:
         (100, {}, False),
     ],
 )
-def test_saving(max_steps: int, save: dict[str, Any], is_told: bool) -> None:
+def test_saving(max_steps: int, save: dict[str, Any], is_reported: bool) -> None:
     values = stage_values()
     train = values["stages"][0]["train"]
     del train["save_steps"], train["num_train_epochs"]
     train |= {"max_steps": max_steps, **save}
     assert [problem.path for problem in warnings_of(values)] == [
         ("stages", 0, "train", "save_steps")
-    ] * is_told
+    ] * is_reported
 
 
 def test_steps_of_one_process_are_an_upper_bound() -> None:
-    """`validate` does not know the number of processes: what it tells is true for any."""
+    """`validate` does not know the number of processes: what it reports is true for any."""
     values = stage_values(train__save_steps=600)
     # 500 steps on one process, 125 on four.
     values["stages"][0]["data"]["sources"][0]["num_samples"] = 2000
@@ -110,13 +110,13 @@ def test_steps_of_one_process_are_an_upper_bound() -> None:
     assert problem.found is None
 
 
-@pytest.mark.parametrize(("steps", "is_told"), [(24, False), (25, True), (1000, True)])
-def test_warm_up_that_never_ends(steps: int, is_told: bool) -> None:
-    assert bool(warnings_of(stage_values(train__warmup_steps=steps))) == is_told
+@pytest.mark.parametrize(("steps", "is_reported"), [(24, False), (25, True), (1000, True)])
+def test_warm_up_that_never_ends(steps: int, is_reported: bool) -> None:
+    assert bool(warnings_of(stage_values(train__warmup_steps=steps))) == is_reported
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "warm_up", "is_told"),
+    ("num_samples", "warm_up", "is_reported"),
     [
         # Of batches of four: one step, two, five, and a hundred.
         (4, {"warmup_ratio": 0.03}, True),
@@ -131,12 +131,12 @@ def test_warm_up_that_never_ends(steps: int, is_told: bool) -> None:
         (400, {"warmup_ratio": 0.03}, False),
     ],
 )
-def test_a_run_that_is_all_warm_up(num_samples: int, warm_up: dict[str, float], is_told: bool) -> None:
+def test_a_run_that_is_all_warm_up(num_samples: int, warm_up: dict[str, float], is_reported: bool) -> None:
     values = stage_values(data__sources__0__num_samples=num_samples)
     train = values["stages"][0]["train"]
     train |= warm_up
     found = warnings_of(values)
-    assert [problem.path for problem in found] == [("stages", 0, "train", *warm_up)] * is_told
+    assert [problem.path for problem in found] == [("stages", 0, "train", *warm_up)] * is_reported
     for problem in found:
         (pair,) = re.findall(r"`(warmup_ratio|warmup_steps): ([0-9.]+)`", str(problem.hint))
         values["stages"][0]["train"] = {key: train[key] for key in train if key not in warm_up}
@@ -168,7 +168,7 @@ def test_a_batch_larger_than_an_epoch(batch: dict[str, int], num_samples: int, w
 
 
 @pytest.mark.parametrize(
-    ("trainable", "rate", "is_told"),
+    ("trainable", "rate", "is_reported"),
     [
         (["projector"], 1e-3, False),
         (["projector"], 2e-3, False),
@@ -180,9 +180,9 @@ def test_a_batch_larger_than_an_epoch(batch: dict[str, int], num_samples: int, w
         (["vision_tower", "projector"], 1e-3, True),
     ],
 )
-def test_learning_rates(trainable: list[str], rate: float, is_told: bool) -> None:
+def test_learning_rates(trainable: list[str], rate: float, is_reported: bool) -> None:
     found = warnings_of(pretrained(trainable=trainable, train__learning_rate=rate))
-    assert [problem.path for problem in found] == [("stages", 0, "train", "learning_rate")] * is_told
+    assert [problem.path for problem in found] == [("stages", 0, "train", "learning_rate")] * is_reported
 
 
 def test_random_weights_may_be_trained_at_any_rate() -> None:
@@ -208,13 +208,13 @@ def test_adapters_and_groups_have_rates_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "is_told"), [({}, True), ({"bf16": True}, False), ({"fp16": True}, False)]
+    ("precision", "is_reported"), [({}, True), ({"bf16": True}, False), ({"fp16": True}, False)]
 )
-def test_large_models_in_float32(precision: dict[str, bool], is_told: bool) -> None:
+def test_large_models_in_float32(precision: dict[str, bool], is_reported: bool) -> None:
     values = pretrained()
     values["stages"][0]["train"].pop("bf16")
     values["stages"][0]["train"] |= precision
-    assert [problem.path for problem in warnings_of(values)] == [("stages", 0, "train")] * is_told
+    assert [problem.path for problem in warnings_of(values)] == [("stages", 0, "train")] * is_reported
 
 
 def test_zero3_is_for_models_that_train_or_do_not_fit() -> None:
@@ -228,7 +228,7 @@ def test_zero3_is_for_models_that_train_or_do_not_fit() -> None:
     assert warnings_of(trains) == []
 
 
-def test_a_frozen_random_projector_is_told_unless_it_has_weights() -> None:
+def test_a_frozen_random_projector_is_reported_unless_it_has_weights() -> None:
     values = pretrained(trainable=["language_model"], train__learning_rate=2e-5)
     assert [problem.path for problem in warnings_of(values)] == [("model", "projector")]
     values["model"]["projector"] = {"init_from": "mm_projector.bin"}
@@ -276,7 +276,10 @@ def test_an_order_that_is_not_drawn() -> None:
 @pytest.mark.parametrize(
     ("batch", "hint"),
     [
-        ({"per_device_train_batch_size": 32}, "write `global_batch_size: 256`, LLaVA's batch at this rate"),
+        (
+            {"per_device_train_batch_size": 32},
+            "write `global_batch_size: 256`, LLaVA's batch at this",
+        ),
         ({"per_device_train_batch_size": 24}, "write `global_batch_size:` with the batch that the learning"),
         ({"gradient_accumulation_steps": 2}, "in place of `gradient_accumulation_steps`"),
         ({"per_device_train_batch_size": 32, "global_batch_size": 256}, None),
@@ -300,7 +303,7 @@ def test_a_tiny_model_may_have_the_batch_of_one_device() -> None:
 
 @pytest.mark.parametrize("template", ["plain", "v0_plain"])
 @pytest.mark.parametrize(
-    ("stage", "is_told"),
+    ("stage", "is_reported"),
     [
         ({"trainable": ["projector"]}, False),
         ({"trainable": ["projector", "language_model"]}, True),
@@ -309,11 +312,11 @@ def test_a_tiny_model_may_have_the_batch_of_one_device() -> None:
         ({"trainable": ["vision_tower"]}, False),
     ],
 )
-def test_plain_leaves_the_prompts_out(template: str, stage: dict[str, Any], is_told: bool) -> None:
+def test_plain_leaves_the_prompts_out(template: str, stage: dict[str, Any], is_reported: bool) -> None:
     values = pretrained()
     values["stages"][0] |= stage
     values["stages"][0]["data"]["template"] = template
-    found = [each for each in warnings_of(values) if "leaves out what is asked" in each.message]
-    assert [each.path for each in found] == ([("stages", 0, "data", "template")] if is_told else [])
+    found = [each for each in warnings_of(values) if "leaves out the questions" in each.message]
+    assert [each.path for each in found] == ([("stages", 0, "data", "template")] if is_reported else [])
     values["stages"][0]["data"]["template"] = "v1"
     assert not [each for each in warnings_of(values) if "leaves out" in each.message]

@@ -11,10 +11,10 @@ from transformers import TrainingArguments
 
 from llava_recipes import versions
 from llava_recipes.errors import Problem
-from llava_recipes.plan.arguments import REFUSED_FIELDS, check_arguments, keyword_arguments, plan_train
+from llava_recipes.plan.arguments import check_arguments, keyword_arguments, plan_train
 from llava_recipes.plan.batch import count_steps, derive_batch
 from llava_recipes.plan.types import TrainPlan
-from llava_recipes.recipe.names import TRAINING_ARGUMENTS
+from llava_recipes.recipe.names import REFUSED_FIELDS, TRAINING_ARGUMENTS
 from llava_recipes.recipe.schema import Train
 
 PATH = ("stages", 0, "train")
@@ -136,7 +136,7 @@ def test_a_secret_is_refused_and_never_shown(name: str) -> None:
 
 def test_a_misspelt_field_is_corrected() -> None:
     problem = problem_with(extra={"dataloader_pin_memry": False})
-    assert problem.message == "`dataloader_pin_memry` is no field of TrainingArguments"
+    assert problem.message == "TrainingArguments has no field `dataloader_pin_memry`"
     assert problem.hint == "did you mean `dataloader_pin_memory`?"
 
 
@@ -154,7 +154,7 @@ def test_values_of_the_wrong_type_are_refused(name: str, value: object, message:
 
 def test_values_of_the_right_type_are_taken() -> None:
     extra = {"neftune_noise_alpha": 5, "ddp_bucket_cap_mb": None, "optim_target_modules": ["projector"]}
-    assert check_arguments(train(extra=extra), path=PATH) == []
+    assert not list(check_arguments(train(extra=extra), path=PATH))
 
 
 def test_an_unknown_optimizer_is_corrected() -> None:

@@ -1,8 +1,11 @@
+"""DeepSpeed configs: the original's presets, contradictions, and "auto" values as in transformers."""
+
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,19 +14,25 @@ from deepspeed.runtime.zero.offload_config import (
     DeepSpeedZeroOffloadOptimizerConfig,
     DeepSpeedZeroOffloadParamConfig,
 )
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.errors import Problem
+from llava_recipes.plan.arguments import keyword_arguments
 from llava_recipes.plan.batch import BatchSizes
 from llava_recipes.plan.deepspeed import (
     check_config,
     complete,
+    effective_deepspeed,
     original_file,
     preset,
     unknown_choice,
     zero_stage,
 )
 from llava_recipes.recipe.schema import Train
+from llava_recipes.versions import training_arguments
+from tests.plan.recipes import compiled, stage_values
 
 PATH = ("stages", 0, "deepspeed")
 BATCH = BatchSizes(per_device=4, accumulation=2, in_all=64)
@@ -136,21 +145,21 @@ def test_no_default_differs_between_deepspeeds_versions_that_is_not_written_out(
         installed |= {f"{zero}.{block}.{key}": value for key, value in model.model_dump(mode="json").items()}
     bare: dict[str, Any] = {zero: {"stage": 3, **{block: {"device": "cpu"} for block in blocks}}}
     written: Any = complete(bare, max_grad_norm=1.0)
-    told = {
+    reported = {
         f"{zero}.{block}.{key}"
         for block in blocks
         for key in written[zero][block]
         if key not in bare[zero][block]
     }
-    assert told == {f"{zero}.{block}.pin_memory" for block in blocks}
+    assert reported == {f"{zero}.{block}.pin_memory" for block in blocks}
     assert len(lowest) > 50
-    assert {key: installed[key] for key in lowest if key not in told} == {
-        key: value for key, value in lowest.items() if key not in told
+    assert {key: installed[key] for key in lowest if key not in reported} == {
+        key: value for key, value in lowest.items() if key not in reported
     }
 
 
 @pytest.mark.parametrize(
-    ("offload", "optim", "is_told"),
+    ("offload", "optim", "is_reported"),
     [
         ({"device": "cpu"}, "adamw_torch", False),
         ({"device": "cpu"}, "sgd", True),
@@ -158,26 +167,26 @@ def test_no_default_differs_between_deepspeeds_versions_that_is_not_written_out(
         (None, "sgd", False),
     ],
 )
-def test_an_optimizer_that_offload_would_replace(offload: Any, optim: str, is_told: bool) -> None:
+def test_an_optimizer_that_offload_would_replace(offload: Any, optim: str, is_reported: bool) -> None:
     zero = {"zero_optimization": {"stage": 2, "offload_optimizer": offload}}
     problems = check({**ZERO2, **zero}, optim=optim)
     assert [problem.path for problem in problems] == [
         (*PATH, "zero_optimization", "offload_optimizer")
-    ] * is_told
+    ] * is_reported
     forced = {**ZERO2, **zero, "zero_force_ds_cpu_optimizer": False}
     assert check(forced, optim=optim) == []
 
 
-def test_a_misspelt_key_of_zero_is_told() -> None:
+def test_a_misspelt_key_of_zero_is_reported() -> None:
     (problem,) = check({**ZERO2, "zero_optimization": {"stage": 2, "overlap_com": True}})
     assert problem.path == (*PATH, "zero_optimization", "overlap_com")
     assert problem.hint == "did you mean `overlap_comm`?"
 
 
-def test_a_removed_key_of_zero_is_told() -> None:
+def test_a_removed_key_of_zero_is_reported() -> None:
     (problem,) = check({**ZERO2, "zero_optimization": {"stage": 3, "mics_shard_size": -1}})
     assert problem.path == (*PATH, "zero_optimization", "mics_shard_size")
-    assert "no key `mics_shard_size` from 0.19.8 on" in problem.message
+    assert "no key `mics_shard_size` since 0.19.8" in problem.message
 
 
 @pytest.mark.parametrize("name", DEEPSPEED_PRESETS)
@@ -192,29 +201,34 @@ def test_presets_agree_with_every_recipe(name: str, precision: dict[str, bool]) 
         ({"bf16": {"enabled": False}}, {}, ("bf16", "enabled"), "the recipe says `bf16: true`"),
         ({"bf16": {"enabled": True}}, {"bf16": False}, ("bf16", "enabled"), "the recipe says `bf16: false`"),
         ({"fp16": {"enabled": True}}, {}, ("fp16", "enabled"), "the recipe says `fp16: false`"),
-        ({"bf16": None}, {}, (), "does not switch bf16 on"),
+        ({"bf16": None}, {}, (), "does not enable bf16"),
         ({"amp": {"enabled": True}}, {}, ("amp", "enabled"), "`amp.enabled` of DeepSpeed"),
-        ({"amp": {"enabled": False}}, {}, ("amp",), "no key `amp` from 0.19.8 on"),
-        ({"elasticity": {"enabled": False}}, {}, ("elasticity",), "no key `elasticity` from 0.19.8 on"),
+        ({"amp": {"enabled": False}}, {}, ("amp",), "no key `amp` since 0.19.8"),
+        ({"elasticity": {"enabled": False}}, {}, ("elasticity",), "no key `elasticity` since 0.19.8"),
         (
             {"train_batch_size": 128},
             {},
             ("train_batch_size",),
-            "`train_batch_size: 128`, the recipe comes to 64",
+            "`train_batch_size: 128`, the recipe results in 64",
         ),
         (
             {"train_micro_batch_size_per_gpu": 8},
             {},
             ("train_micro_batch_size_per_gpu",),
-            "`train_micro_batch_size_per_gpu: 8`, the recipe comes to 4",
+            "`train_micro_batch_size_per_gpu: 8`, the recipe results in 4",
         ),
         (
             {"gradient_accumulation_steps": 1},
             {},
             ("gradient_accumulation_steps",),
-            "`gradient_accumulation_steps: 1`, the recipe comes to 2",
+            "`gradient_accumulation_steps: 1`, the recipe results in 2",
         ),
-        ({"gradient_accumulation_steps": None}, {}, (), "comes to 2 accumulation steps, DeepSpeed takes 1"),
+        (
+            {"gradient_accumulation_steps": None},
+            {},
+            (),
+            "2 accumulation steps, but DeepSpeed takes 1",
+        ),
         (
             {"train_micro_batch_size_per_gpu": None, "train_batch_size": None},
             {},
@@ -250,7 +264,7 @@ def test_presets_agree_with_every_recipe(name: str, precision: dict[str, bool]) 
         ({"zero_optimisation": {}}, {}, ("zero_optimisation",), "no key `zero_optimisation`"),
     ],
 )
-def test_contradictions_are_told_at_their_key(
+def test_contradictions_are_reported_at_their_key(
     change: dict[str, Any], settings: dict[str, Any], path: tuple[str, ...], message: str
 ) -> None:
     config = {key: value for key, value in (ZERO2 | change).items() if value is not None}
@@ -271,7 +285,7 @@ def test_keys_that_resemble_nothing_are_left_alone() -> None:
     assert check(ZERO2 | {"my_own_launcher_setting": 1}) == []
 
 
-def test_every_contradiction_is_told_at_once() -> None:
+def test_every_contradiction_is_reported_at_once() -> None:
     config = ZERO2 | {"train_batch_size": 1, "optimizer": {}, "bf16": {"enabled": False}}
     assert len(check(config)) == 3
 
@@ -299,11 +313,11 @@ def test_the_stage_of_a_config() -> None:
     ("change", "path", "message"),
     [
         ({"gradient_clipping": True}, ("gradient_clipping",), "`gradient_clipping: True`"),
-        ({"fp16": "auto"}, ("fp16",), "`fp16` is a mapping"),
-        ({"stage": 3.0}, ("stage",), "is 0, 1, 2 or 3"),
-        ({"stage": True}, ("stage",), "is 0, 1, 2 or 3"),
-        ({"offload_optimizer": "cpu"}, ("offload_optimizer",), "`offload_optimizer` is a mapping"),
-        ({"stage": 3, "offload_param": ["cpu"]}, ("offload_param",), "`offload_param` is a mapping"),
+        ({"fp16": "auto"}, ("fp16",), "`fp16` must be a mapping"),
+        ({"stage": 3.0}, ("stage",), "must be 0, 1, 2 or 3"),
+        ({"stage": True}, ("stage",), "must be 0, 1, 2 or 3"),
+        ({"offload_optimizer": "cpu"}, ("offload_optimizer",), "`offload_optimizer` must be a mapping"),
+        ({"stage": 3, "offload_param": ["cpu"]}, ("offload_param",), "`offload_param` must be a mapping"),
         ({"offload_optimizer": {"device": None}}, ("offload_optimizer", "device"), "none, cpu, nvme"),
         ({"offload_optimizer": {"device": {}}}, ("offload_optimizer", "device"), "none, cpu, nvme"),
         (
@@ -316,7 +330,7 @@ def test_the_stage_of_a_config() -> None:
     ],
     ids=str,
 )
-def test_what_deepspeed_would_stop_at_is_told_before(
+def test_what_deepspeed_would_stop_at_is_reported_before(
     change: dict[str, Any], path: tuple[str, ...], message: str
 ) -> None:
     at_the_top = set(change) <= {"gradient_clipping", "fp16"}
@@ -324,3 +338,58 @@ def test_what_deepspeed_would_stop_at_is_told_before(
     (problem,) = check(config, max_grad_norm=1.0)
     assert problem.path == (*PATH, *(() if at_the_top else ("zero_optimization",)), *path)
     assert message in problem.message
+
+
+INLINE = {
+    "bf16": {"enabled": "auto"},
+    "gradient_clipping": "auto",
+    "gradient_accumulation_steps": 3,
+    "train_micro_batch_size_per_gpu": "auto",
+    "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000},
+}
+
+
+BF16 = {"bf16": True}
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("zero2", {}), ("zero2", BF16), ("zero3", {}), ("zero3", BF16), (INLINE, BF16)]
+)
+def test_every_auto_is_filled_in_as_transformers_does(
+    engine: str | dict[str, Any], precision: dict[str, bool]
+) -> None:
+    train = {
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "max_grad_norm": 0.5,
+        **precision,
+    }
+    stage = compiled(stage_values(deepspeed=engine, train=train)).stages[0]
+    wanted = training_arguments({**keyword_arguments(stage.train), "bf16": False})
+    arguments = TrainingArguments(output_dir="unused", use_cpu=True, **wanted)
+    arguments.bf16 = stage.train.precision == "bf16"
+    theirs = HfTrainerDeepSpeedConfig(stage.deepspeed)
+    theirs.trainer_config_process(arguments)
+    model = SimpleNamespace(config=SimpleNamespace(hidden_size=64))
+    theirs.trainer_config_finalize(arguments, model, 25)
+    ours = effective_deepspeed(stage, world_size=1, hidden=64)
+    assert "auto" not in str(ours)
+    assert ours == theirs.config
+
+
+def test_the_plan_keeps_its_auto() -> None:
+    stage = compiled(stage_values(deepspeed="zero2")).stages[0]
+    assert effective_deepspeed(stage, world_size=8, hidden=64)["train_batch_size"] == 32  # type: ignore[index]
+    assert stage.deepspeed is not None and stage.deepspeed["train_batch_size"] == "auto"
+
+
+def test_sizes_that_are_not_known_stay_auto() -> None:
+    stage = compiled(stage_values(deepspeed="zero2")).stages[0]
+    config = effective_deepspeed(stage, world_size=1, hidden=None)
+    assert config is not None and config["zero_optimization"]["reduce_bucket_size"] == "auto"  # type: ignore[index,call-overload]
+
+
+def test_without_deepspeed_there_is_none() -> None:
+    assert effective_deepspeed(compiled(stage_values()).stages[0], world_size=1, hidden=64) is None

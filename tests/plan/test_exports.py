@@ -1,4 +1,4 @@
-"""What exports refuse is one rule: told before the training, and only where it's true."""
+"""What exports refuse is one rule: reported before the training, and only where it's true."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava_recipes.plan.exports import (
     TARGETS,
     ExportFacts,
     Target,
-    beside_the_head,
+    besides_the_head,
     refusals,
     unread_by_original,
     way_out,
@@ -96,8 +96,8 @@ def test_what_the_original_has_no_class_for() -> None:
     ],
     ids=str,
 )
-def test_a_config_says_what_stands_beside_the_head(config: dict[str, Any], found: str) -> None:
-    assert beside_the_head(config) == found
+def test_a_config_says_what_stands_besides_the_head(config: dict[str, Any], found: str) -> None:
+    assert besides_the_head(config) == found
 
 
 @pytest.mark.slow
@@ -119,8 +119,8 @@ def test_heads_are_those_that_transformers_builds(kind: str) -> None:
         causal = causal_skeleton(config)
     except (ValueError, RecipeError):
         pytest.skip(f"this transformers has no {kind}")
-    said = beside_the_head({"model_type": kind})
-    assert said == beside_the_head(config.to_dict())
+    said = besides_the_head({"model_type": kind})
+    assert said == besides_the_head(config.to_dict())
     assert (getattr(causal.get_output_embeddings(), "bias", None) is not None) == ("bias" in said)
     cap = getattr(config, "final_logit_softcapping", None)
     assert (cap is not None) == ("soft cap" in said)
@@ -225,11 +225,11 @@ def test_shipped_recipes_warn_of_two_targets_at_most(
     from llava_recipes.recipe.load import load_recipe
 
     compiled = compile_loaded(load_recipe(str(file)), world_size=1)
-    told = {message.split("`")[1] for message in compiled.plan.notes if "cannot be exported" in message}
+    reported = {message.split("`")[1] for message in compiled.plan.notes if "cannot be exported" in message}
     model = compiled.plan.model
     if model.projector.type != "mlp2x_gelu":
-        assert told == {"hf", "gguf-ready"}
+        assert reported == {"hf", "gguf-ready"}
     elif "siglip" in str(model.vision_tower.source):
-        assert told == {"gguf-ready"}
+        assert reported == {"gguf-ready"}
     else:
-        assert told == set()
+        assert reported == set()

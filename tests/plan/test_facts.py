@@ -80,7 +80,7 @@ def test_nothing_at_hand_is_no_error() -> None:
     ("text", "found"),
     [('{"model_type": "llama",\n  oops}', "config.json:2:3: "), ("[1]", "config.json contains a list")],
 )
-def test_a_broken_config_is_told_at_its_source(text: str, found: str) -> None:
+def test_a_broken_config_is_reported_at_its_source(text: str, found: str) -> None:
     write("llm/config.json", text)
     problem = only_problem(recipe_values(model__language_model={"source": "./llm"}))
     assert problem.path == ("model", "language_model", "source")
@@ -100,7 +100,7 @@ def test_lines_are_counted_in_jsonl() -> None:
     assert plan_recipe(load(values), world_size=1).stages[0].data.num_samples == 5
 
 
-def test_broken_annotations_are_told() -> None:
+def test_broken_annotations_are_reported() -> None:
     write("align.json", '[{"id": "0"},\n {"id": ]')
     problem = only_problem(without_counts(stage_values()))
     assert problem.mark is not None

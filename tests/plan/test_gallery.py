@@ -241,7 +241,7 @@ def golden_name(recipe: Path) -> str:
 def test_shipped_recipes_compile_to_their_golden_plan(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In an empty folder, where no data is at hand that could be counted.
+    # In an empty folder, without data that could be counted.
     # To renew one there: llava-recipe plan RECIPE --world-size 8 --json > golden/NAME.json
     monkeypatch.chdir(tmp_path)
     golden = json.loads((GOLDEN / f"{golden_name(file)}.json").read_text(encoding="utf-8"))

@@ -87,16 +87,16 @@ def test_where_the_tower_is_not_known_nothing_is_counted() -> None:
     plan = compiled(values, facts=Facts())
     data = plan.stages[0].data
     assert (data.image_counts, data.image_grid_pinpoints) == (None, None)
-    assert "tokens of images follow from the tower's size, and are not counted here" in plan.notes
+    assert "image tokens depend on the tower's size, which is not known, and are not counted" in plan.notes
     assert describe_images(data) == "anyres, spatial_unpad; tokens not counted"
 
 
 def test_a_length_that_holds_no_image_is_refused() -> None:
     (problem,) = problems_of(stage_values(**UNPAD, data__max_length=16))
-    assert problem.found == "16, and one image takes 16 to 88 tokens"
+    assert problem.found == "16, but one image takes 16 to 88 tokens"
 
 
-def test_a_grid_smaller_than_the_towers_image_is_told_at_its_place() -> None:
+def test_a_grid_smaller_than_the_towers_image_is_reported_at_its_place() -> None:
     images = {
         "data__image_aspect_ratio": "anyres",
         "data__image_grid_pinpoints": [[56, 112], [20, 20]],

@@ -122,7 +122,7 @@ def test_a_list_of_globs_freezes_those_and_trains_the_rest() -> None:
     }
 
 
-def test_globs_that_match_nothing_are_told_in_their_order() -> None:
+def test_globs_that_match_nothing_are_reported_in_their_order() -> None:
     decision = decide(
         MODEL, freeze=("mm_projector",), trainable=("projector", "language_model.layers.{50..60}")
     )

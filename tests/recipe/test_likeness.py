@@ -1,4 +1,4 @@
-"""A file that is no recipe is not quoted: not its lines, not its values, in no format."""
+"""A file that isn't a recipe is not quoted: not its lines, not its values, in no format."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_file_that_is_no_recipe_is_not_quoted(
         assert main(["validate", "--format", form, file]) == 1
         said = capsys.readouterr()
         assert SECRET not in said.out + said.err
-        assert "no recipe" in said.out + said.err
+        assert "isn't a recipe" in said.out + said.err
 
 
 @pytest.mark.parametrize("kind", ["users", "environment", "text", "a mapping on a line", "another list"])

@@ -1,4 +1,4 @@
-"""Loading: a good recipe keeps its values and places; a bad one tells everything in order."""
+"""Loading: a good recipe keeps its values and places; a bad one reports everything in order."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_there_are_shipped_recipes() -> None:
     assert RECIPES
 
 
-def test_everything_is_told_in_order() -> None:
+def test_everything_is_reported_in_order() -> None:
     text = GOOD.replace("plain", "plan").replace("trainable", "trainabel").replace("version: 1", "version: 3")
     messages = _messages(text.replace("name: pretrain", "name: pretrain\n    freeze: none\n    freeze: all"))
     assert len(messages) == 4
@@ -103,7 +103,7 @@ def test_everything_is_told_in_order() -> None:
         ("num_train_epochs", "torch_compile: true, num_train_epochs", "`extra: {torch_compile: true}`"),
     ],
 )
-def test_an_unknown_key_is_told_what_was_meant(old: str, new: str, hint: str) -> None:
+def test_an_unknown_key_gets_the_key_that_was_meant(old: str, new: str, hint: str) -> None:
     with pytest.raises(RecipeError) as caught:
         _load(GOOD.replace(old, new))
     assert any(hint in str(problem.hint) for problem in caught.value.problems)
@@ -164,7 +164,7 @@ def test_far_words_are_not_suggested() -> None:
     assert nearest("learning-rate", ("learning_rate", "max_steps")) == "learning_rate"
 
 
-def test_a_slip_is_told_once_and_nothing_that_follows_from_it() -> None:
+def test_a_slip_is_reported_once_and_nothing_that_follows_from_it() -> None:
     """No "missing" and no "nothing trains" beside the misspelt key itself."""
     text = GOOD.replace("trainable", "trainabel").replace("num_train_epochs", "num_train_epoch")
     text = text.replace("{source", "{sorce").replace("output_dir", "output_dirr")
@@ -176,7 +176,7 @@ def test_a_slip_is_told_once_and_nothing_that_follows_from_it() -> None:
     ]
 
 
-def test_a_value_repeated_by_an_alias_is_told_once() -> None:
+def test_a_value_repeated_by_an_alias_is_reported_once() -> None:
     text = (
         GOOD.replace("{num", "&t {num").replace('"${rate}"', "-1")
         + "  - {name: b, output_dir: b, train: *t}\n"
@@ -185,7 +185,7 @@ def test_a_value_repeated_by_an_alias_is_told_once() -> None:
     assert messages.count("`learning_rate` must be above 0") == 1
 
 
-def test_thousands_of_faults_are_told_by_a_few() -> None:
+def test_thousands_of_faults_are_reported_by_a_few() -> None:
     messages = _messages(
         GOOD.replace("model:", "model:\n" + "".join(f"  k{i}: 1\n" for i in range(4_000)), 1)
     )

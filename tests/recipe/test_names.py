@@ -1,4 +1,4 @@
-"""names.json says what the installed libraries say."""
+"""names.json says what the installed libraries say, keys.json what the schema says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import typing
 from transformers import SchedulerType
 
 from llava_recipes import versions
+from llava_recipes.recipe import keys
+from llava_recipes.recipe.language import schema_keys
 from llava_recipes.recipe.names import (
     DEEPSPEED_KEYS,
     DEEPSPEED_REMOVED_KEYS,
@@ -21,7 +23,7 @@ from llava_recipes.recipe.names import (
 )
 from llava_recipes.recipe.schema import Train
 from tests.installed import only_with_the_tested
-from tests.library_names import library_names
+from tests.library_names import keys_text, library_names
 
 
 def test_training_arguments_are_those_of_every_allowed_version() -> None:
@@ -55,3 +57,9 @@ def test_the_file_is_that_of_the_tested_versions() -> None:
 def test_what_extra_takes_and_refuses_is_all_of_training_arguments() -> None:
     assert EXTRA_FIELDS.keys() | REFUSED_FIELDS.keys() >= TRAINING_ARGUMENTS.keys()
     assert REFUSED_FIELDS.keys() - TRAINING_ARGUMENTS.keys() == {"global_batch_size", "loss_normalization"}
+
+
+def test_the_keys_are_those_of_the_schema() -> None:
+    """After a change of the schema: make names."""
+    assert keys.FILE.read_text("utf-8") == keys_text()
+    assert keys.all_keys() == schema_keys()

@@ -81,9 +81,9 @@ def test_keys_above_an_override_come_into_being() -> None:
     assert mark is not None and mark.line == 0
 
 
-def test_an_override_mends_what_is_wrong_in_the_file() -> None:
+def test_an_override_fixes_what_is_wrong_in_the_file() -> None:
     document = _resolved("vars: {x: .inf}\nname: ${nowhere}\n", "name=good", "vars.x=1")
-    assert [problem.message for problem in document.problems] == ["the variable `x` is used nowhere"]
+    assert [problem.message for problem in document.problems] == ["the variable `x` is never used"]
 
 
 def test_a_variable_whose_last_use_is_overridden_stays_used() -> None:
@@ -96,7 +96,7 @@ def test_a_document_is_not_changed() -> None:
     assert document == parse_source("vars: {x: 1}\nname: a${x}\nmodel: {}\n", "f")
 
 
-def test_every_bad_override_is_told() -> None:
+def test_every_bad_override_is_reported() -> None:
     document = _resolved("name: x\n", "nam=1", "model.projektor.type=linear", "stages.0.name=x")
     assert len(document.problems) == 3
     assert document.problems[0].hint == "did you mean `name`?"

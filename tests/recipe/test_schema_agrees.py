@@ -34,7 +34,7 @@ BAD_RECIPES = sorted((ROOT / "tests" / "errors").glob("*.yaml"))
 
 @functools.cache
 def _validator() -> Draft202012Validator:
-    # JSON has one kind of number: for JSON Schema 1.0 is a whole one. YAML tells them apart, and so do we.
+    # JSON has one kind of number: for JSON Schema 1.0 is a whole one. YAML distinguishes them, and so do we.
     whole = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )

@@ -84,7 +84,7 @@ def test_an_alias_repeats_a_value_and_its_inner_marks() -> None:
     assert (outer.line, inner.line) == (2, 1)
 
 
-def test_all_duplicate_keys_are_told_and_the_first_one_stays() -> None:
+def test_all_duplicate_keys_are_reported_and_the_first_one_stays() -> None:
     document = parse_value("a: 1\nb: {c: 1, c: 2}\na: 3\n", "f")
     assert document.root == {"a": 1, "b": {"c": 1}}
     assert [problem.mark.line for problem in document.problems if problem.mark] == [2, 3]
@@ -158,7 +158,7 @@ def test_line_ends_and_a_byte_order_mark_change_nothing(ending: str) -> None:
         (b"a: \x1b[31mred\n", (1, 4), "U+001B"),
     ],
 )
-def test_other_encodings_are_told(data: bytes, place: tuple[int, int], found: str) -> None:
+def test_other_encodings_are_reported(data: bytes, place: tuple[int, int], found: str) -> None:
     with pytest.raises(RecipeError) as caught:
         decode(data, "f")
     (problem,) = caught.value.problems

@@ -93,11 +93,11 @@ def dry_run(recipe: Path, *options: str) -> int:
 
 def test_what_a_stage_starts_from_must_be_done(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dry_run(recipe, "--stage", "tower") == 1
-    told = capsys.readouterr().err
-    assert "stage `tower` starts from `pretrain`, which is not finished" in told
-    assert "stage `tower` starts from `finetune`, which is not finished" in told
-    assert f"found: there is no folder {recipe.parent / 'two'}" in told
-    assert "or both with `--from-stage finetune`" in told
+    printed = capsys.readouterr().err
+    assert "stage `tower` starts from `pretrain`, which is not finished" in printed
+    assert "stage `tower` starts from `finetune`, which is not finished" in printed
+    assert f"found: no folder {recipe.parent / 'two'}" in printed
+    assert "or run both with `--from-stage finetune`" in printed
 
     pretend_done(recipe, 0)
     assert dry_run(recipe, "--from-stage", "finetune") == 0
@@ -116,8 +116,10 @@ def test_what_a_stage_starts_from_must_be_done(recipe: Path, capsys: pytest.Capt
 def test_a_stage_before_that_another_plan_trained(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretend_done(recipe, 0)
     assert dry_run(recipe, "--stage", "finetune", "--set", "stages.pretrain.train.learning_rate=2e-3") == 1
-    told = capsys.readouterr().err
-    assert "was trained by another plan: stages.0.train.learning_rate: 0.001 there, 0.002 in" in told
+    printed = capsys.readouterr().err
+    assert (
+        "was trained with another plan: stages.0.train.learning_rate: 0.001 in plan.json, 0.002 in" in printed
+    )
 
 
 def test_what_is_done_needs_no_look_at_its_beginning(
@@ -127,8 +129,8 @@ def test_what_is_done_needs_no_look_at_its_beginning(
     (recipe.parent / "one" / "mm_projector.safetensors").unlink()
     assert dry_run(recipe, "--stage", "finetune") == 0
     assert dry_run(recipe) == 1
-    told = capsys.readouterr().err
-    assert "`init_from` names a folder without trained weights" in told and "name: tower" in told
+    printed = capsys.readouterr().err
+    assert "`init_from` names a folder without trained weights" in printed and "name: tower" in printed
 
 
 def test_a_stage_that_another_recipe_trained_is_done(
@@ -137,7 +139,7 @@ def test_a_stage_that_another_recipe_trained_is_done(
     """Its plan says what it is, not the name of the recipe that it was in."""
     pretend_done(recipe, 0)
     assert dry_run(recipe, "--set", "name=another-name") == 0
-    assert "pretrain: done already" in capsys.readouterr().out
+    assert "pretrain: already done" in capsys.readouterr().out
 
 
 def test_only_what_the_chosen_stages_need_must_be_there(
@@ -161,10 +163,10 @@ def test_every_folder_is_looked_at_before_the_first_stage(
     pretend_done(recipe, 0, 1, 2)
     (recipe.parent / "one" / "DONE").unlink()
     assert dry_run(recipe) == 1
-    told = capsys.readouterr().err
-    assert told.count("was trained again after this one was done") == 2
+    printed = capsys.readouterr().err
+    assert printed.count("was trained again after this stage was done") == 2
     assert dry_run(recipe, "--set", "stages.tower.train.learning_rate=2e-3") == 1
-    assert "output_dir holds a finished run of another plan" in capsys.readouterr().err
+    assert "output_dir contains a finished run of another plan" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -176,7 +178,7 @@ def test_a_stage_alone_and_a_pipeline_that_goes_on_in_its_middle(tmp_path: Path)
     two = tmp_path / "two"
     pretend_done(recipe, 0)
     said = run_to_end(recipe, "--stage", "finetune")
-    assert (two / "DONE").exists() and "pretrain: done" not in said
+    assert (two / "DONE").exists() and "pretrain: already done" not in said
     losses = [line["loss"] for line in read_metrics(two)]
     trained = load_file(two / "trained.safetensors")
 
@@ -188,7 +190,7 @@ def test_a_stage_alone_and_a_pipeline_that_goes_on_in_its_middle(tmp_path: Path)
         (two / name).unlink()
     assert main(["run", str(recipe), "--processes", "1"]) == 1
     said = run_to_end(recipe, "--resume")
-    assert "pretrain: done already" in said and "resumed after 2" in said
+    assert "pretrain: already done" in said and "resumed after 2" in said
     assert [line["loss"] for line in read_metrics(two)] == pytest.approx(losses, rel=1e-6)
     again = load_file(two / "trained.safetensors")
     assert again.keys() == trained.keys()

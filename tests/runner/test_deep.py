@@ -61,7 +61,7 @@ def test_it_reads_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert _validate(values, tmp_path, capsys)[0] == 0
 
 
-def test_everything_is_told_at_once_and_in_its_own_file(
+def test_everything_is_reported_at_once_and_in_its_own_file(
     tmp_path: Path, records: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     records[2]["conversations"] = [*records[2]["conversations"], {"from": "human", "value": "and?"}]
@@ -72,16 +72,18 @@ def test_everything_is_told_at_once_and_in_its_own_file(
     values["model"]["projector"]["type"] = "linear"
     code, out, err = _validate(values, tmp_path, capsys)
     assert (code, out) == (1, "")
-    told_of_exports = [block for block in err.strip().split("\n\n") if ": warning: " in block]
-    assert [block.split("`")[1] for block in told_of_exports] == ["hf", "gguf-ready"]
-    blocks = [block for block in err.strip().split("\n\n") if block not in told_of_exports]
+    of_exports = [block for block in err.strip().split("\n\n") if ": warning: " in block]
+    assert [block.split("`")[1] for block in of_exports] == ["hf", "gguf-ready"]
+    blocks = [block for block in err.strip().split("\n\n") if block not in of_exports]
     assert "these projector weights do not fit" in blocks[0]
-    assert "`mlp2x_gelu`, 32 to 32 to 32; the recipe says `linear`, 32 to 32" in blocks[0]
-    told = "\n".join(blocks[1:])
-    assert 'sample 2 (id "s1_002"): template `plain` takes one human turn and one answer, not 4 turns' in told
-    assert "1 of 24 records; this is the first" in told
-    assert 'sample 3 (id "s1_003"): the file does not exist' in told
-    assert 'sample 4 (id "s1_004"): <image> tags and images differ in number' in told
+    assert "`mlp2x_gelu`, 32 to 32 to 32; the recipe has `linear`, 32 to 32" in blocks[0]
+    printed = "\n".join(blocks[1:])
+    assert (
+        'sample 2 (id "s1_002"): template `plain` takes one human turn and one answer, not 4 turns' in printed
+    )
+    assert "1 of 24 records; this is the first" in printed
+    assert 'sample 3 (id "s1_003"): the file does not exist' in printed
+    assert 'sample 4 (id "s1_004"): <image> tags and images differ in number' in printed
     lines = (tmp_path / "data.json").read_text(encoding="utf-8").splitlines()
     for block in blocks[1:]:
         place, sample = block.split(": ")[0].split(":"), block.split('(id "')[1].split('"')[0]
@@ -171,7 +173,7 @@ def test_some_images_are_decoded_and_with_all_every_one(
 
 
 @pytest.mark.parametrize("num_decoded", [0, 100])
-def test_a_image_that_is_too_thin_to_prepare_is_found(
+def test_an_image_that_is_too_thin_to_prepare_is_found(
     num_decoded: int,
     tmp_path: Path,
     records: list[dict[str, Any]],
@@ -253,7 +255,7 @@ def test_parts_of_a_file_and_weights_are_counted(tmp_path: Path, capsys: pytest.
     assert "pretrain: 30 records, all of 12 images decoded" in out
 
 
-def test_too_many_images_are_told(
+def test_too_many_images_are_reported(
     tmp_path: Path, records: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     records[5] |= {"image": ["rgb_0.jpg"] * 4}
@@ -263,12 +265,12 @@ def test_too_many_images_are_told(
     code, _, err = _validate(values, tmp_path, capsys)
     assert code == 1
     assert 'sample 5 (id "s1_005"): its images leave no room for text: 4 images take 64 tokens' in err
-    assert "raise `max_length`, or give it fewer images" in err
+    assert "raise `max_length`, or use fewer images" in err
     values["stages"][0]["data"]["max_length"] = 65
     assert _validate(values, tmp_path, capsys)[0] == 0
 
 
-def test_a_image_that_anyres_makes_too_long_is_found(
+def test_an_image_that_anyres_makes_too_long_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = _recipe(tmp_path)

@@ -55,16 +55,16 @@ def check(values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[st
     """What `run` prints before it would train; nothing when all is well."""
     recipe = write_recipe(values, folder / "recipe.yaml")
     code = main(["run", str(recipe), "--processes", "1", "--dry-run"])
-    told = capsys.readouterr().err
-    assert code == (1 if told else 0)
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert code == (1 if printed else 0)
+    assert "Traceback" not in printed
     assert not (folder / "next").exists()
-    if told:
+    if printed:
         lines = recipe.read_text().splitlines()
-        places = [text for text in told.splitlines() if text.startswith(f"{recipe}:")]
+        places = [text for text in printed.splitlines() if text.startswith(f"{recipe}:")]
         assert places
-        assert all("init_from" in lines[int(place.split(":")[1]) - 1] for place in places), told
-    return told
+        assert all("init_from" in lines[int(place.split(":")[1]) - 1] for place in places), printed
+    return printed
 
 
 def next_values(folder: Path, start: Path | str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_a_run_before_that_is_gone(runs: Path, tmp_path: Path, capsys: pytest.Ca
     gone = str(tmp_path / "gone" / "run")
     plan["stages"][0]["starts_from"] = [gone]
     (moved / "plan.json").write_text(json.dumps(plan))
-    assert f"there is no {gone}" in check(next_values(tmp_path, moved), tmp_path, capsys)
+    assert f"found: {gone}" in check(next_values(tmp_path, moved), tmp_path, capsys)
     # One that trained all of it needs nothing of the run before.
     plan["stages"][0]["trainable_modules"] = ["projector", "language_model", "lm_head"]
     (moved / "plan.json").write_text(json.dumps(plan))
@@ -177,7 +177,7 @@ def wider(values: dict[str, Any], folder: Path) -> None:
         (
             "projector/mm_projector.bin",
             deeper,
-            ["has another projector", "holds `mlp2x_gelu`, 32 to 32 to 32"],
+            ["has another projector", "has `mlp2x_gelu`, 32 to 32 to 32"],
         ),
         ("llava", deeper, ["has another projector"]),
         ("projector", other_layer, ["another `select_layer`", "has -2, this recipe -1"]),
@@ -185,8 +185,8 @@ def wider(values: dict[str, Any], folder: Path) -> None:
         ("projector", other_tower, ["another vision tower", "another_clip", "`model.projector.init_from`"]),
         ("projector", other_language_model, ["was trained with another language model", "another_llm"]),
         ("projector", tokens, ["without start and end tokens", "start_end: false"]),
-        ("lora", other_language_model, ["holds adapters for another language model", "another_llm"]),
-        ("lora", wider, ["holds adapters for another", "random weights of a llama config, seed 0"]),
+        ("lora", other_language_model, ["contains adapters for another language model", "another_llm"]),
+        ("lora", wider, ["contains adapters for another", "random weights of a llama config, seed 0"]),
         ("layer", other_language_model, ["trained a part of another language model"]),
         ("llava", tokens, ["without start and end tokens", "another vocabulary", "1,002"]),
         ("llava", wider, ["does not fit this recipe's language model", "has another projector"]),
@@ -195,7 +195,7 @@ def wider(values: dict[str, Any], folder: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None) or (value if isinstance(value, str) else ""),
 )
-def test_what_does_not_fit_is_told_with_both_sides(
+def test_what_does_not_fit_is_reported_with_both_sides(
     start: str,
     change: Change,
     expected: list[str],
@@ -206,9 +206,9 @@ def test_what_does_not_fit_is_told_with_both_sides(
 ) -> None:
     values = next_values(tmp_path, llava if start == "llava" else runs / start)
     change(values, tmp_path)
-    told = check(values, tmp_path, capsys)
+    printed = check(values, tmp_path, capsys)
     for words in expected:
-        assert words in told
+        assert words in printed
 
 
 def test_a_whole_language_model_may_take_the_place_of_another(
@@ -240,10 +240,10 @@ def test_a_whole_model_of_transformers_is_held_against_the_recipe(
     save_file({"language_model.lm_head.weight": padded}, folder / "model.safetensors")
     values = next_values(tmp_path, folder)
     other_layer(values, tmp_path)
-    told = check(values, tmp_path, capsys)
-    assert "another `select_layer`" in told and "has -2, this recipe -1" in told
-    assert f"has 1,024 rows, this recipe's model {len(theirs['lm_head.weight']):,}" in told
-    assert f"hint:  write `language_model: {folder}` in `model:`" in told
+    printed = check(values, tmp_path, capsys)
+    assert "another `select_layer`" in printed and "has -2, this recipe -1" in printed
+    assert f"has 1,024 rows, this recipe's model {len(theirs['lm_head.weight']):,}" in printed
+    assert f"hint:  write `language_model: {folder}` in `model:`" in printed
     values = next_values(tmp_path, folder)
     other_feature(values, tmp_path)
     assert "has patch, this recipe cls_patch" in check(values, tmp_path, capsys)
@@ -257,11 +257,11 @@ def test_a_vocabulary_that_was_filled_up_is_no_matter_of_image_tokens(
     folder.mkdir()
     shutil.copy(llava / "config.json", folder)
     save_file({"lm_head.weight": torch.zeros(1024, 32)}, folder / "model.safetensors")
-    told = check(next_values(tmp_path, folder), tmp_path, capsys)
-    assert f"hint:  write `language_model: {folder}`" in told and "image_tokens" not in told
+    printed = check(next_values(tmp_path, folder), tmp_path, capsys)
+    assert f"hint:  write `language_model: {folder}`" in printed and "image_tokens" not in printed
 
 
-def test_a_language_model_that_cannot_be_had_is_told_at_its_line(
+def test_a_language_model_that_cannot_be_had_is_reported_at_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llava_recipes.model.pretrained._repository_files", lambda source, revision: None)
@@ -269,8 +269,8 @@ def test_a_language_model_that_cannot_be_had_is_told_at_its_line(
     values["model"]["language_model"] = "runs/merged"
     recipe = write_recipe(values, tmp_path / "recipe.yaml")
     assert main(["run", str(recipe), "--processes", "1", "--dry-run"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"{recipe}:4:19: no such folder, not in the local cache")
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{recipe}:4:19: no such folder, not in the local cache")
 
 
 def test_the_originals_checkpoint_is_laid_over_the_base(llava: Path, tmp_path: Path) -> None:
@@ -300,9 +300,9 @@ def test_the_originals_adapters_are_merged(tmp_path: Path, capsys: pytest.Captur
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = "lmsys/vicuna-13b-v1.5"
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    told = check(values, tmp_path, capsys)
-    assert "holds adapters for another language model" in told
-    assert "has lmsys/vicuna-13b-v1.5, this recipe" in told
+    printed = check(values, tmp_path, capsys)
+    assert "contains adapters for another language model" in printed
+    assert "has lmsys/vicuna-13b-v1.5, this recipe" in printed
 
 
 def cut(file: Path) -> None:
@@ -354,9 +354,9 @@ def test_a_run_that_was_cut_short(
     shutil.copytree(runs / "lora", tmp_path / "lora")
     damage(tmp_path / "lora")
     there = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "lora").iterdir()}
-    told = check(next_values(tmp_path, tmp_path / "lora"), tmp_path, capsys)
+    printed = check(next_values(tmp_path, tmp_path / "lora"), tmp_path, capsys)
     for words in expected:
-        assert words in told
+        assert words in printed
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "lora").iterdir()} == there
 
 
@@ -371,8 +371,8 @@ def test_a_checkpoint_with_a_missing_shard(
     save_file({name: tensors[name] for name in names[:10]}, folder / "model-00001-of-00002.safetensors")
     shards = {name: f"model-0000{1 if name in names[:10] else 2}-of-00002.safetensors" for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    told = check(next_values(tmp_path, folder), tmp_path, capsys)
-    assert "1 weight file(s) named by model.safetensors.index.json are missing" in told
+    printed = check(next_values(tmp_path, folder), tmp_path, capsys)
+    assert "1 weight file(s) named by model.safetensors.index.json are missing" in printed
 
 
 def test_a_finished_stage_of_this_recipe_that_was_damaged(
@@ -388,7 +388,7 @@ def test_a_finished_stage_of_this_recipe_that_was_damaged(
     assert "cut short" in check(values, tmp_path, capsys)
 
 
-def test_everything_wrong_is_told_before_the_first_stage(
+def test_everything_wrong_is_reported_before_the_first_stage(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A second stage whose beginning does not fit, and a third one's that is not there."""
@@ -398,9 +398,9 @@ def test_everything_wrong_is_told_before_the_first_stage(
         stage = json.loads(json.dumps(values["stages"][0]))
         folder = str(tmp_path / name)
         values["stages"].append({**stage, "name": name, "init_from": str(start), "output_dir": folder})
-    told = check(values, tmp_path, capsys)
-    assert "has another projector" in told
-    assert "`init_from` names no folder and no file" in told
+    printed = check(values, tmp_path, capsys)
+    assert "has another projector" in printed
+    assert "the file or folder of `init_from` does not exist" in printed
 
 
 def test_a_hub_id_is_read_from_the_cache(
@@ -424,20 +424,23 @@ def test_a_hub_id_is_read_from_the_cache(
         values = next_values(tmp_path, f"owner/{name}")
         assert check(values, tmp_path, capsys) == ""
         linear(values, tmp_path)
-        assert f"owner/{name} holds `mlp2x_gelu`" in check(values, tmp_path, capsys)
+        assert f"owner/{name} has `mlp2x_gelu`" in check(values, tmp_path, capsys)
     theirs = load_file(llava / "model.safetensors")
     values = next_values(tmp_path, "owner/llava")
     (after,) = train_all(values)
     assert torch.equal(after["lm_head.weight"], theirs["lm_head.weight"])
     shutil.rmtree(tmp_path / "next")
-    told = check(next_values(tmp_path, "owner/never"), tmp_path, capsys)
-    assert "no such folder, not in the local cache, and the hub cannot be reached" in told
+    printed = check(next_values(tmp_path, "owner/never"), tmp_path, capsys)
+    assert "no such folder, not in the local cache, and the hub cannot be reached" in printed
 
 
 def test_a_deep_look_downloads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(next_values(tmp_path, "owner/never"), tmp_path / "recipe.yaml")
     assert main(["validate", "--deep", str(recipe)]) == 0
-    assert "warning: `init_from` is no folder here, and as a hub id it was not" in capsys.readouterr().err
+    assert (
+        "warning: `init_from` isn't a folder here, and was not looked up on the hub"
+        in capsys.readouterr().err
+    )
     values = next_values(tmp_path, FIXTURES)
     capsys.readouterr()
     assert main(["validate", "--deep", str(write_recipe(values, recipe))]) == 1

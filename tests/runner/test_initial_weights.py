@@ -37,7 +37,7 @@ def steps_values(folder: Path, **stage: Any) -> dict[str, Any]:
     return values
 
 
-def told(values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def printed(values: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What a dry run says is wrong; nothing when all is well."""
     recipe = write_recipe(values, folder / "recipe.yaml")
     code = main(["run", str(recipe), "--processes", "1", "--dry-run"])
@@ -85,17 +85,17 @@ def test_a_projectors_values_are_read(
     values = steps_values(tmp_path / "run")
     tensors = load_file(values["model"]["projector"]["init_from"])
     values["model"]["projector"]["init_from"] = save(tensors, tmp_path / f"whole{suffix}")
-    assert told(values, tmp_path, capsys) == ""
+    assert printed(values, tmp_path, capsys) == ""
     change(tensors)
     file = values["model"]["projector"]["init_from"] = save(tensors, tmp_path / f"changed{suffix}")
-    said = told(values, tmp_path, capsys)
+    said = printed(values, tmp_path, capsys)
     assert file in said and words in said and [*tensors][-1].removeprefix("model.mm_") in said
 
 
 def test_a_projector_of_other_sizes_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = steps_values(tmp_path / "run")
     values["model"]["projector"]["type"] = "linear"
-    assert "do not fit" in told(values, tmp_path, capsys)
+    assert "do not fit" in printed(values, tmp_path, capsys)
 
 
 def test_a_projector_that_would_run_code_is_refused(
@@ -105,7 +105,7 @@ def test_a_projector_that_would_run_code_is_refused(
     file = tmp_path / "p.bin"
     torch.save(torch.nn.Linear(2, 2), file)
     values["model"]["projector"]["init_from"] = str(file)
-    assert "more than tensors" in told(values, tmp_path, capsys)
+    assert "more than tensors" in printed(values, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("change", "words"), CHANGES)
@@ -128,11 +128,11 @@ def test_a_starts_values_are_read(
         file = start / "adapter_model.safetensors"
     values = steps_values(tmp_path / "run", init_from=str(start))
     del values["model"]["projector"]["init_from"]
-    assert told(values, tmp_path, capsys) == ""
+    assert printed(values, tmp_path, capsys) == ""
     tensors = load_file(file)
     change(tensors)
     save(tensors, file)
-    assert words in told(values, tmp_path, capsys)
+    assert words in printed(values, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("buffer", ["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"])
@@ -144,7 +144,7 @@ def test_whole_numbers_that_are_computed_are_no_fault(
     save({**tensors, buffer: torch.arange(5)[None]}, tmp_path / "model.safetensors")
     values = steps_values(tmp_path / "run", init_from=str(tmp_path))
     del values["model"]["projector"]["init_from"]
-    assert told(values, tmp_path, capsys) == ""
+    assert printed(values, tmp_path, capsys) == ""
 
 
 def two_stages(folder: Path) -> dict[str, Any]:
@@ -158,18 +158,18 @@ def two_stages(folder: Path) -> dict[str, Any]:
 def test_a_stage_that_is_not_trained_yet_is_no_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told(two_stages(tmp_path), tmp_path, capsys) == ""
+    assert printed(two_stages(tmp_path), tmp_path, capsys) == ""
 
 
 def test_a_finished_stage_with_nan_does_not_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = two_stages(tmp_path)
     train_all({**values, "stages": values["stages"][:1]})
-    assert told(values, tmp_path, capsys) == ""
+    assert printed(values, tmp_path, capsys) == ""
     file = tmp_path / "one" / "mm_projector.safetensors"
     tensors = load_file(file)
     not_finite(tensors)
     save(tensors, file)
-    said = told(values, tmp_path, capsys)
+    said = printed(values, tmp_path, capsys)
     assert str(tmp_path / "one") in said and "NaN" in said
 
 
@@ -193,15 +193,15 @@ def base_folder(values: dict[str, Any], folder: Path) -> Path:
 def test_a_damaged_base_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = steps_values(tmp_path / "run")
     file = base_folder(values, tmp_path)
-    assert told(values, tmp_path, capsys) == ""
+    assert printed(values, tmp_path, capsys) == ""
     shard = file.rename(file.with_name("shard-1.safetensors"))
     names = load_file(shard)
     index = {"weight_map": dict.fromkeys(names, shard.name)}
     file.with_name("model.safetensors.index.json").write_text(json.dumps(index))
-    assert told(values, tmp_path, capsys) == ""
+    assert printed(values, tmp_path, capsys) == ""
     index["weight_map"]["model.other.weight"] = shard.name
     file.with_name("model.safetensors.index.json").write_text(json.dumps(index))
-    assert "has no model.other.weight" in told(values, tmp_path, capsys)
+    assert "has no model.other.weight" in printed(values, tmp_path, capsys)
     shard.write_bytes(shard.read_bytes()[:-100])
-    said = told(values, tmp_path, capsys)
+    said = printed(values, tmp_path, capsys)
     assert "cannot read weights" in said and str(shard) in said

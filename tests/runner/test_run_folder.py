@@ -72,7 +72,7 @@ def test_frozen_weights_are_not_saved(finished: Path) -> None:
 def test_same_plan_again_does_nothing(finished: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (finished / "run").iterdir()}
     said = run_to_end(finished / "recipe.yaml")
-    assert "done already" in said
+    assert "already done" in said
     assert {path.name: path.stat().st_mtime_ns for path in (finished / "run").iterdir()} == before
 
 
@@ -149,11 +149,11 @@ def test_a_run_folder_of_version_1_is_resumed_and_used(tmp_path: Path) -> None:
     run = tmp_path / "run"
     losses = [line["loss"] for line in read_metrics(run)]
     write_plan_of_version_1(run)
-    assert "done already" in run_to_end(file)
+    assert "already done" in run_to_end(file)
     exported = llava_recipe("export", run, "--to", "llava", "-o", "exported", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     cut_after(run, 16)
-    assert "goes on from" in run_to_end(file, "--resume")
+    assert "resumes from" in run_to_end(file, "--resume")
     assert [line["loss"] for line in read_metrics(run)] == losses
     assert json.loads((run / "plan.json").read_text())["plan_version"] == 2
 
@@ -178,7 +178,7 @@ def test_a_damaged_file_of_the_run_is_named(
     assert refused.returncode == 1, refused.stderr
     assert f"{name} of the run folder is damaged" in refused.stderr
     assert "Traceback" not in refused.stderr and "bug" not in refused.stderr
-    hint = "choose another `output_dir`" if name == "plan.json" else "goes on from the last checkpoint"
+    hint = "choose another `output_dir`" if name == "plan.json" else "continues from the last checkpoint"
     assert hint in refused.stderr
 
 
@@ -232,7 +232,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_told_before_training(name: str, tmp_path: Path) -> None:
+def test_bad_input_is_reported_before_training(name: str, tmp_path: Path) -> None:
     path, value, expected, marked = BAD_INPUT[name]
     values = stage1_values(tmp_path / "run")
     change(values, path, value)

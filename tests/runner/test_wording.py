@@ -1,4 +1,4 @@
-"""A tokenizer that does not go with a stage's template is told before anything is loaded."""
+"""A tokenizer that does not go with a stage's template is reported before anything is loaded."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_preview_and_deep_look_tell_it_at_its_line_too(
     file = recipe(tmp_path, template="qwen")
     for words in (("preview", str(file)), ("validate", "--deep", str(file))):
         assert main(list(words)) == 1
-        told = capsys.readouterr().err
-        assert f"{file}:" in told.splitlines()[0]
-        assert "template `qwen` needs the token <|im_start|>, which this tokenizer has not" in told
+        printed = capsys.readouterr().err
+        assert f"{file}:" in printed.splitlines()[0]
+        assert "template `qwen` needs the token <|im_start|>, which this tokenizer doesn't have" in printed
 
 
 @pytest.mark.parametrize("data", [{"template": "qwen"}, {"chat_template": "tokenizer"}])
@@ -96,13 +96,13 @@ def test_a_deep_look_tries_a_chat_template_on_every_record(
     sources = [{"annotations": str(tmp_path / "data.json"), "images": str(FIXTURES / "images")}]
     file = recipe(tmp_path, tokenizer=tokenizer, chat_template="tokenizer", sources=sources)
     assert main(["validate", "--deep", str(file)]) == 1
-    told = capsys.readouterr().err
-    assert "the tokenizer's chat template changes the text of the turns" in told
-    assert "of 3 records; this is the first" in told
+    printed = capsys.readouterr().err
+    assert "the tokenizer's chat template changes the turns' text" in printed
+    assert "of 3 records; this is the first" in printed
 
 
 @pytest.mark.parametrize("template", ["plain", "v1", "qwen"])
-def test_a_folder_without_tokenizer_is_told_before_loading(tmp_path: Path, template: str) -> None:
+def test_a_folder_without_tokenizer_is_reported_before_loading(tmp_path: Path, template: str) -> None:
     """Whatever the template needs, the run needs a tokenizer; a template of ours has nothing to say of it."""
     folder = tmp_path / "model"
     folder.mkdir()
@@ -111,7 +111,7 @@ def test_a_folder_without_tokenizer_is_told_before_loading(tmp_path: Path, templ
     with pytest.raises(RecipeError) as caught:
         check(recipe(tmp_path, tokenizer=folder, template=template))
     (problem,) = caught.value.problems
-    assert problem.message == f'the folder "{folder}" holds no tokenizer'
+    assert problem.message == f'the folder "{folder}" contains no tokenizer'
     assert problem.found == f"neither tokenizer.json nor tokenizer.model in {folder}"
     assert problem.mark is not None and problem.mark.text is not None
     assert "language_model:" in problem.mark.text

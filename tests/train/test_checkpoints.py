@@ -132,28 +132,28 @@ def _without(*names: str) -> Callable[[dict[str, Any]], object]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "damage"),
     [
-        (_without("optimizer.pt"), "does not name optimizer.pt"),
-        (_without("scheduler.pt"), "does not name scheduler.pt"),
-        (_without("trained.safetensors"), "does not name trained.safetensors"),
+        (_without("optimizer.pt"), "optimizer.pt is missing in its"),
+        (_without("scheduler.pt"), "scheduler.pt is missing in its"),
+        (_without("trained.safetensors"), "trained.safetensors is missing in its"),
         (_without("rng_state.pth"), "rng_state.pth was not saved with it"),
-        (lambda sealed: sealed.update(files={}), "does not name"),
+        (lambda sealed: sealed.update(files={}), "is missing in its"),
         (lambda sealed: sealed.update(files=[1]), "cannot be read"),
         (lambda sealed: sealed.update(step=8), "another step"),
         (lambda sealed: sealed["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "outside"),
         (lambda sealed: sealed["files"].update({"x": {"bytes": 1, "sha256": ""}}), "x is missing"),
-        (lambda sealed: sealed["files"]["scheduler.pt"].update(bytes="many"), "many were saved"),
-        (lambda sealed: sealed["files"]["scheduler.pt"].update(sha256=None), "other content"),
+        (lambda sealed: sealed["files"]["scheduler.pt"].update(bytes="many"), "cannot be read"),
+        (lambda sealed: sealed["files"]["scheduler.pt"].update(sha256=None), "changed after it was saved"),
     ],
 )
 def test_a_seal_that_says_otherwise_is_damage(
-    checkpoint: Path, change: Callable[[dict[str, Any]], object], told: str
+    checkpoint: Path, change: Callable[[dict[str, Any]], object], damage: str
 ) -> None:
     sealed = json.loads((checkpoint / SEAL).read_text())
     change(sealed)
     (checkpoint / SEAL).write_text(json.dumps(sealed))
-    assert told in str(find_damage(checkpoint))
+    assert damage in str(find_damage(checkpoint))
 
 
 @examples(300)
@@ -174,9 +174,9 @@ def test_any_change_of_a_seal_is_damage(
         )
     )
     (folder / SEAL).write_bytes(changed)
-    told = find_damage(folder)
-    assert told is None or isinstance(told, str)
-    if told is None:
+    damage = find_damage(folder)
+    assert damage is None or isinstance(damage, str)
+    if damage is None:
         # Blanks, and the number of processes, which the plan says again.
         assert json.loads(changed)["files"] == json.loads(whole)["files"]
 
@@ -209,7 +209,7 @@ def test_latest_names_what_was_saved(checkpoint: Path, latest: str) -> None:
     folder = as_deepspeeds(checkpoint, {})
     (folder / "latest").write_text(latest, errors="surrogateescape")
     seal(folder, step=4, world_size=1)
-    assert find_damage(folder) == "latest names no folder that was saved with it"
+    assert find_damage(folder) == "latest names a folder that was not saved with it"
 
 
 def _state(**changed: object) -> str:

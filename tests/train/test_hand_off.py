@@ -60,7 +60,7 @@ def test_what_trains_is_saved_and_nothing_else(pipeline: Path) -> None:
 
 def test_both_stages_are_done_the_second_time(pipeline: Path) -> None:
     said = run_to_end(pipeline / "recipe.yaml")
-    assert said.count("done already") == 2
+    assert said.count("already done") == 2
 
 
 def test_a_stage_whose_beginning_was_trained_again_is_refused(pipeline: Path) -> None:

@@ -71,8 +71,8 @@ def test_two_nodes_agree_with_two_processes(reference: Path, tmp_path: Path) -> 
         port = probe.getsockname()[1]
     options = ["--processes=1", "--nnodes=2", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"]
     with ThreadPoolExecutor(2) as nodes:
-        told = list(nodes.map(lambda rank: run_to_end(recipe, *options, f"--node-rank={rank}"), (0, 1)))
-    assert sum("step 12/12" in said for said in told) == 1
+        printed = list(nodes.map(lambda rank: run_to_end(recipe, *options, f"--node-rank={rank}"), (0, 1)))
+    assert sum("step 12/12" in said for said in printed) == 1
     assert (tmp_path / "run" / "DONE").exists()
     for ours, theirs in zip(read_metrics(tmp_path / "run"), read_metrics(reference), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)

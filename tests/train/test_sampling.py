@@ -104,7 +104,7 @@ def test_what_cannot_be_asked_ends_the_run_before_it_begins(
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
-def test_data_without_a_image(tmp_path: Path) -> None:
+def test_data_without_an_image(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "hello yourself"}]
     (tmp_path / "text.json").write_text(json.dumps([{"id": "a", "conversations": turns}] * 4))
     data = {**conversations(), "sources": [{"annotations": str(tmp_path / "text.json")}]}

@@ -58,7 +58,7 @@ def test_a_run_is_exported_for_the_while(model: Path, runs: Path, capfd: pytest.
     out = model / "results.json"
     assert main(["eval", str(runs / "v1"), "--tasks=gqa", "--device=cpu", f"-o={out}"]) == 0
     told = capfd.readouterr().out
-    assert f"model: {runs / 'v1'}, exported for lmms-eval into a folder that goes afterwards" in told
+    assert f"model: {runs / 'v1'}, exported for lmms-eval into a temporary folder" in told
     assert "opened again, it gives the run's logits" in told
     (results,) = (model / "lmms_eval").rglob("*_results.json")
     words = json.loads(results.read_text())["config"]["model_args"].split(",")
@@ -67,13 +67,13 @@ def test_a_run_is_exported_for_the_while(model: Path, runs: Path, capfd: pytest.
     assert json.loads(out.read_text())["scores"][0]["value"] == 60.0
 
 
-def test_an_error_that_it_hides_is_told(
+def test_an_error_that_it_hides_is_reported(
     model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_LMMS_EVAL", "fails")
     assert main(["eval", str(model), "--tasks=gqa", "--device=cpu"]) == 1
     assert capfd.readouterr().err.startswith(
-        f"lmms-eval ended without results\nfound: exit code 0; nothing new in {model / 'lmms_eval'}\n"
+        f"lmms-eval left no results\nfound: exit code 0; nothing new in {model / 'lmms_eval'}\n"
     )
     assert not (model / "benchmarks.json").exists()
 
@@ -106,7 +106,7 @@ def test_a_batch_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_name_that_would_be_taken_apart() -> None:
-    with pytest.raises(RecipeError, match="cannot be given a folder with this name"):
+    with pytest.raises(RecipeError, match="cannot read a folder with this name"):
         command(Path("/a,b"), "gqa", output=Path("out"), device="cpu", dtype=None, limit=None, include=None)
 
 

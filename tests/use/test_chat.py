@@ -49,10 +49,10 @@ def test_what_was_said_and_shown_is_remembered(answerer: Answerer) -> None:
     assert first == answer_to(answerer, turns, RED)
     turns += [Turn("gpt", first), Turn("human", "And this <image>, is it the same?")]
     assert second == answer_to(answerer, turns, RED, WIDE)
-    assert notes == ["<image> is put at the front of the question, which has no tag of its own"]
+    assert notes == ["the question has no <image> tag: images are put in front of it"]
 
 
-def test_a_image_is_looked_at_once(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_looked_at_once(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     look = answerer.look
 
@@ -95,9 +95,9 @@ def test_an_interrupted_answer_stays_as_far_as_it_was_said(answerer: Answerer) -
 @pytest.mark.parametrize(
     ("images", "question", "message"),
     [
-        ((), "What is <image>?", "<image> is written where no image is given"),
-        ((RED,), "<image> or <image>?", "there are more tags than images"),
-        ((RED, WIDE), "What is <image>?", "there are more images than tags"),
+        ((), "What is <image>?", "the question has more tags than images"),
+        ((RED,), "<image> or <image>?", "the question has more tags than images"),
+        ((RED, WIDE), "What is <image>?", "the question has more images than tags"),
         ((RED,) * 130, "Which?", "too many images for the model's context"),
         ((), "why " * 3000, "the prompt is too long for the model's context"),
         ((), "why\udcff", "the question must be UTF-8"),
@@ -116,11 +116,11 @@ def test_what_cannot_be_asked_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "not_an_image.jpg"])
-def test_a_image_that_is_not_one(answerer: Answerer, tmp_path: Path, name: str) -> None:
+def test_an_image_that_is_not_one(answerer: Answerer, tmp_path: Path, name: str) -> None:
     (tmp_path / "not_an_image.jpg").write_text("words")
     with pytest.raises(RecipeError) as caught:
         conversation(answerer).show(str(tmp_path / name))
-    assert caught.value.problems[0].message == f"{tmp_path / name}: this image cannot be used"
+    assert caught.value.problems[0].message == f"the image {tmp_path / name} cannot be used"
 
 
 def test_a_captioner_has_no_conversation(answerer: Answerer) -> None:
@@ -130,6 +130,6 @@ def test_a_captioner_has_no_conversation(answerer: Answerer) -> None:
     first = talk.ask("What is it?")
     talk.show(RED)
     assert talk.ask("") == first
-    assert notes == ["the run's template is `plain`: it captions images, the question is left out"]
-    with pytest.raises(RecipeError, match="it captions images, and there is none"):
+    assert notes == ["this run has the template `plain`, which captions images: the question is ignored"]
+    with pytest.raises(RecipeError, match="and no image was added"):
         talk.ask("")

@@ -27,7 +27,7 @@ def test_a_pipe_gives_the_answers_of_a_conversation(
 ) -> None:
     run = str(runs / "v1")
     code, first, notes = chat(capsys, run, "--image", RED, "What is it?")
-    assert code == 0 and first.strip() and notes.startswith("note: <image> is put at the front")
+    assert code == 0 and first.strip() and notes.startswith("note: the question has no <image> tag")
     lines = ["What is it?", "", "/reset", f"/image {WIDE}", "<image> And this?", "/quit", "Not asked"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     code, answers, notes = chat(capsys, run, "--image", RED)
@@ -53,7 +53,7 @@ class Terminal(io.StringIO):
 def test_at_a_terminal_one_may_try_again(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slip and a Ctrl-C during an answer are told, and the conversation goes on."""
+    """A slip and a Ctrl-C during an answer are reported, and the conversation goes on."""
     lines = iter(["/image a.jpg", "/image none.jpg", "Stop this", "What is it?"])
 
     def typed(console: Console, prompt: str) -> str:
@@ -72,13 +72,13 @@ def test_at_a_terminal_one_may_try_again(
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr(Console, "input", typed)
     monkeypatch.setattr(Chat, "ask", interrupted)
-    code, said, told = chat(capsys, str(runs / "v1"))
+    code, said, printed = chat(capsys, str(runs / "v1"))
     assert code == 0 and said.strip()
-    assert [line for line in told.splitlines() if line] == [
+    assert [line for line in printed.splitlines() if line] == [
         f"{runs / 'v1'} · template v1 · /image FILE · /reset · /quit",
-        "there is no command '/image a.jpg'",
+        "unknown command '/image a.jpg'",
         "hint:  /image FILE · /reset · /quit",
-        "none.jpg: this image cannot be used",
+        "none.jpg cannot be used",
         "found: the file does not exist",
         "(stopped)",
     ]
@@ -111,7 +111,7 @@ def test_another_system_prompt(runs: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
-def test_what_cannot_be_done_is_told(
+def test_what_cannot_be_done_is_reported(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = str(runs / "v1")
@@ -119,14 +119,14 @@ def test_what_cannot_be_done_is_told(
     assert chat(capsys, run) == (
         1,
         "",
-        "there is no command '/image a.jpg'\nhint:  /image FILE · /reset · /quit\n",
+        "unknown command '/image a.jpg'\nhint:  /image FILE · /reset · /quit\n",
     )
     assert chat(capsys, run, "hello", "--top-p=0.5") == (
         1,
         "",
         "--top-p has no effect with temperature 0\nhint:  add --temperature, for example 0.2\n",
     )
-    code, _, told = chat(capsys, run, "hello", "--device", "abacus")
-    assert code == 1 and told.startswith('there is no device "abacus" here\nfound: ')
-    code, _, told = chat(capsys, str(runs), "hello")
-    assert code == 1 and "this folder holds stages of a run, not a model" in told
+    code, _, printed = chat(capsys, run, "hello", "--device", "abacus")
+    assert code == 1 and printed.startswith('device "abacus" cannot be used on this machine\nfound: ')
+    code, _, printed = chat(capsys, str(runs), "hello")
+    assert code == 1 and "this folder contains stages of a run, not a model" in printed

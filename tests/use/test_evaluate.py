@@ -132,13 +132,13 @@ def test_what_cannot_be_measured(runs: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "eval.json").write_text("mine")
     out = f"-o={tmp_path / 'eval.json'}"
     assert main(["eval", run, f"--data={good}", out]) == 1
-    assert "the file is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert (tmp_path / "eval.json").read_text() == "mine"
     bad = tmp_path / "bad.json"
     bad.write_text('[{"id": "x", "conversations": [{"from": "human", "value": "a"}], "image": "rgb_0.jpg"}]')
     assert main(["eval", run, f"--data={bad}", f"-o={tmp_path / 'new.json'}"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f'{bad}:1:2: sample 0 (id "x"): <image> tags and images differ in number')
+    printed = capsys.readouterr().err
+    assert printed.startswith(f'{bad}:1:2: sample 0 (id "x"): <image> tags and images differ in number')
     assert not (tmp_path / "new.json").exists()
 
 

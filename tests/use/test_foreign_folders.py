@@ -165,6 +165,6 @@ def test_adapters_cut_short_are_refused(adapters: Path) -> None:
 
 
 def test_a_language_model_is_no_llava(tmp_path: Path) -> None:
-    assert "no LLaVA model" in refused(VICUNA)
+    assert "isn't a LLaVA model" in refused(VICUNA)
     (tmp_path / "config.json").write_text("[]")
     assert "must contain a mapping" in refused(tmp_path)

@@ -60,7 +60,7 @@ def test_batches_give_what_one_by_one_gives(
     assert len({line["answer"] for line in lines}) > 1
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == f"6 answers in {four}"
-    assert "note: 2 of 6 records have images and no tag; <image> is put at the front" in said.err
+    assert "note: 2 of 6 records have images but no <image>: their images come first" in said.err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "alone.jsonl",
         "four.jsonl",
@@ -124,11 +124,11 @@ def test_what_was_cut_short_goes_on(
 
     capsys.readouterr()
     assert generate(runs / "v1", file, out, "--batch-size=2", *options) == 1
-    assert "there are unfinished answers" in capsys.readouterr().err
+    assert "contains unfinished answers" in capsys.readouterr().err
     assert generate(runs / "v1", file, out, "--batch-size=3", "--resume", *options) == 1
     assert "batch_size: 2 then, 3 now" in capsys.readouterr().err
     assert generate(runs / "v1", file, out, "--batch-size=2", "--resume", *options) == 0
-    assert "note: 2 of 6 answers are there already" in capsys.readouterr().err
+    assert "note: 2 of 6 answers exist already" in capsys.readouterr().err
     assert out.read_bytes() == whole.read_bytes()
     assert not unfinished.exists()
 
@@ -140,7 +140,7 @@ def test_what_is_there_stays(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
     for options in ((), ("--resume",)):
         assert generate(runs / "v1", file, out, *options) == 1
         assert capsys.readouterr().err == (
-            f"{out}: the file is there already\nhint:  choose another file, or replace it with --overwrite\n"
+            f"{out} already exists\nhint:  choose another file, or replace it with --overwrite\n"
         )
         assert out.read_text() == "mine\n"
     assert generate(runs / "v1", file, out, "--overwrite") == 0
@@ -148,17 +148,17 @@ def test_what_is_there_stays(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"id": 1}, "the record asks nothing"),
-    ({"text": "a", "prompt": "b"}, "the record says in several keys what is asked"),
-    ({"text": 3}, "`text` is not text"),
+    ({"id": 1}, "the record has no question"),
+    ({"text": "a", "prompt": "b"}, "the record has several questions"),
+    ({"text": 3}, "`text` is not a string"),
     ({"text": "What is <image>?"}, "<image> tags and images differ in number"),
     ({"image": "rgb_0.jpg", "text": "<image> or <image>?"}, "<image> tags and images differ in number"),
     ({"image": "rgb_0.jpg", "images": [], "text": "a"}, "the record has both `image` and `images`"),
     ({"image": 5, "text": "a"}, "`image` is not a path or a list of paths"),
-    ({"image": "none.jpg", "text": "a"}, "this image cannot be used"),
-    ({"image": "../stage1.json", "text": "a"}, "this image cannot be used"),
+    ({"image": "none.jpg", "text": "a"}, "cannot be used"),
+    ({"image": "../stage1.json", "text": "a"}, "cannot be used"),
     ({"conversations": []}, "`conversations` has no human turn"),
-    ({"conversations": [{"from": "user", "value": "a"}]}, "turn 0 is not one"),
+    ({"conversations": [{"from": "user", "value": "a"}]}, "turn 0 is malformed"),
     (
         {"conversations": [TALK[0], TALK[0]]},
         "two human turns follow each other; human and gpt must alternate",
@@ -167,27 +167,27 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("record", "message"), BAD, ids=[str(number) for number in range(len(BAD))])
-def test_a_bad_record_is_told_by_its_line(
+def test_a_bad_record_is_reported_by_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict[str, Any], message: str
 ) -> None:
     file = questions(tmp_path, [RECORDS[0], record, RECORDS[1]])
     assert generate(tmp_path / "no run is opened", file, tmp_path / "out.jsonl") == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"{file}:2:1: ") and message in told.splitlines()[0]
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{file}:2:1: ") and message in printed.splitlines()[0]
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_half_of_a_character_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_of_a_character_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text('{"text": "a \\ud83d"}\n')
     assert generate(tmp_path / "no run is opened", file, tmp_path / "out.jsonl") == 1
-    assert "the text of turn 0 holds half of a character" in capsys.readouterr().err
+    assert "the text of turn 0 contains an unpaired surrogate" in capsys.readouterr().err
 
 
 def test_a_key_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = questions(tmp_path, [{"text": "a", "answer": "red"}])
     assert generate(tmp_path / "no run is opened", file, tmp_path / "out.jsonl") == 1
-    assert "records have the key `answer` already, which the answers would replace" in capsys.readouterr().err
+    assert "records already have the key `answer`, which the answers would replace" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -195,8 +195,8 @@ def test_a_question_that_does_not_fit(runs: Path, tmp_path: Path, capsys: pytest
     records = [RECORDS[1], {"prompt": "why " * 3000}]
     file = questions(tmp_path, records)
     assert generate(runs / "v1", file, tmp_path / "out.jsonl") == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"{file}:2:1: the prompt is too long for the model's context")
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{file}:2:1: the prompt is too long for the model's context")
     records = [RECORDS[3]]
     assert generate(runs / "plain", questions(tmp_path, records), tmp_path / "new.jsonl") == 1
     assert "template `plain` takes one human turn and one answer, not 3 turns" in capsys.readouterr().err

@@ -93,8 +93,8 @@ def test_a_run_whose_beginning_is_gone(pipeline: Path, tmp_path: Path) -> None:
     assert torch.equal(
         logits_of(opened(tmp_path / "full").assembled), logits_of(opened(pipeline / "full").assembled)
     )
-    told = refused(tmp_path / "lora")
-    assert "the run that this one was started from is gone" in told
+    printed = refused(tmp_path / "lora")
+    assert "the run that this one was started from does not exist" in printed
 
 
 def test_a_run_whose_beginning_was_trained_again(pipeline: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def refused(path: Path) -> str:
 
 def test_a_folder_of_stages_is_refused_with_their_names(pipeline: Path) -> None:
     said = refused(pipeline)
-    assert "holds stages of a run" in said and "dora, full, lora, projector" in said
+    assert "contains stages of a run" in said and "dora, full, lora, projector" in said
 
 
 def test_a_run_that_is_not_finished_is_refused_with_its_checkpoints(pipeline: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_run_that_is_not_finished_is_refused_with_its_checkpoints(pipeline: Pa
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    assert "is not there" in refused(tmp_path / "nothing")
+    assert "does not exist" in refused(tmp_path / "nothing")
     assert "nothing in it" in refused(tmp_path)
     (tmp_path / "notes.txt").write_text("years of work")
     assert "notes.txt" in refused(tmp_path)
