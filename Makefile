@@ -1,12 +1,12 @@
-# `make demo` and `make test` do all the set-up: they make .venv/ where it is absent or out of date.
+# `make demo` and `make test` do the whole set-up: they make .venv/ if it is absent or out of date.
 PYTHON ?= python3
 # Options for pip, such as the index of another build of torch.
 PIP_FLAGS ?=
-# uv installs where it is available and no PIP_FLAGS are given: they are pip's. `make UV=` takes pip.
+# uv installs if it is available and PIP_FLAGS, which are pip's, is empty. `make UV=` uses pip.
 UV ?= $(shell command -v uv)
-# Two tests at a time: many of them start processes and wait. `PYTEST_FLAGS=` runs one after another.
+# Two tests at a time: many start processes and wait. `PYTEST_FLAGS=` runs one after another.
 PYTEST_FLAGS ?= -n 2 --dist worksteal
-# The order of the tests is drawn anew each time; `make test SEED=N PYTEST_FLAGS=` repeats one.
+# The order of the tests is random; `make test SEED=N PYTEST_FLAGS=` repeats one.
 SEED ?= $(shell date +%s)
 SEED := $(SEED)
 
@@ -21,12 +21,12 @@ TESTS := -m pytest $(PYTEST_FLAGS) --randomly-seed=$(SEED)
 OTHER_VERSIONS := -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick test-long test-oldest test-newest coverage lint format names docs bench clean
+.PHONY: help setup demo test check quick durations test-long test-oldest test-newest coverage lint format names docs bench clean
 
-help:  ## say what there is
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-setup: $(READY)  ## make or renew the virtual environment .venv/
+setup: $(READY)  ## make or update the virtual environment .venv/
 
 # $(call install,FOLDER,OPTIONS,WHAT): a terminal shows the installer's own progress, a log stays short.
 installer = $(if $(strip $(PIP_FLAGS)),pip,$(if $(UV),uv,pip))
@@ -41,7 +41,7 @@ endef
 # nor the resolver reaches for another one.
 define environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-  { echo "$(PYTHON) is too old or absent: name a Python 3.11 or newer, as in make PYTHON=python3.12"; exit 1; }
+  { echo "$(PYTHON) is too old or absent; name Python 3.11 or newer, as in make PYTHON=python3.12"; exit 1; }
 @$(1)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
   $(PYTHON) -m venv --clear $(1)
 @echo "setting up $(1)/ once, with $$($(1)/bin/python -V): gigabytes, one to several minutes"
@@ -56,45 +56,48 @@ $(READY): pyproject.toml constraints.txt
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(call environment,.venv-oldest,-c constraints-oldest.txt $(call torch_of,constraints-oldest.txt))
 
-demo: $(READY)  ## train and judge a tiny model on drawn images: no network, no GPU
+demo: $(READY)  ## train and score a tiny model on drawn images: no network, no GPU
 	@$(RUN) llava-recipe demo
 
-test: check  ## what CI runs: linters, types, import rules and every test
+test: check  ## run what CI runs: linters, types, import rules and every test
 
-check: lint  ## the same under its other name
+check: lint  ## the same as `make test`
 	@$(RUN) python $(TESTS)
 
-quick: lint  ## linters, and the tests that take under 2 s and don't train
+quick: lint  ## run linters, and the tests that tests/durations.json does not call slow
 	@$(RUN) python $(TESTS) -m 'not slow'
 
-test-long: lint  ## every test with all its examples, a fresh Python for each run: far longer
+durations: $(READY)  ## run every test on an idle machine, and record how long each takes
+	@$(RUN) LLAVA_RECIPES_DURATIONS=1 python $(TESTS)
+
+test-long: lint  ## run every test with all its examples and a fresh Python per run: far longer
 	@$(RUN) LLAVA_RECIPES_LONG=1 LLAVA_RECIPES_FRESH=1 python $(TESTS)
 
-test-oldest: .venv-oldest/.ready  ## every test on the lowest versions that pyproject.toml allows
+test-oldest: .venv-oldest/.ready  ## run every test on the lowest versions that pyproject.toml allows
 	@$(call in,.venv-oldest) python $(TESTS) $(OTHER_VERSIONS)
 
 test-newest: override UV :=
-test-newest:  ## every test on the newest versions that pyproject.toml allows
+test-newest:  ## run every test on the newest versions that pyproject.toml allows
 	$(call environment,.venv-newest,--upgrade --upgrade-strategy eager torch)
 	@$(call in,.venv-newest) python $(TESTS) $(OTHER_VERSIONS)
 
-coverage: $(READY)  ## which share of the branches `make quick` goes through
+coverage: $(READY)  ## measure the branches that `make quick` covers
 	@$(RUN) python $(TESTS) -m 'not slow' --cov=llava_recipes --cov-branch --cov-report=term
 	@$(RUN) python -m coverage json -q -o - | $(RUN) python -c 'import json, sys; \
 	  found = json.load(sys.stdin)["totals"]; \
 	  print("branches: {covered_branches} of {num_branches}, {percent_branches_covered:.0f} %".format(**found))'
 
-lint: $(READY)  ## ruff, mypy --strict and import-linter
+lint: $(READY)  ## run ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-format: $(READY)  ## let ruff write what it can
+format: $(READY)  ## fix and format with ruff
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-names: $(READY)  ## write names.json and keys.json again: names of settings, and the recipe keys
+names: $(READY)  ## regenerate names.json and keys.json in llava_recipes/recipe/
 	@$(RUN) python -m tests.library_names
 
 .venv/.docs: $(READY)

@@ -115,7 +115,6 @@ def test_a_command_that_breaks_on_another_version_says_so(tmp_path: Path) -> Non
     Path(log[1]).unlink()
 
 
-@pytest.mark.slow
 def test_an_extra_is_looked_at_only_where_it_is_needed(tmp_path: Path) -> None:
     environment = pretend(tmp_path, bitsandbytes="0.40", lmms_eval="0.1")
     told = llava_recipe("run", "--help", cwd=tmp_path, env=environment, fresh=True)

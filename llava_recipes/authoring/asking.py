@@ -1,4 +1,4 @@
-"""Ask on a terminal for what the command line of `llava-recipe new` left open."""
+"""Ask on a terminal for values that the command line of `llava-recipe new` doesn't give."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llava_recipes.screen import cell, console, say
 
 
 class _Prompt(Prompt):
-    """Without markup in its words, which our console shows as it is written."""
+    """Has no markup in its message, which our console would show as it is written."""
 
     illegal_choice_message = "Please select one of the available options"
 
 
 def ask_template() -> str:
-    """Which template, by name."""
+    """Ask for the name of a template."""
     screen = console()
     for name, purpose in TEMPLATES.items():
         screen.print(cell(f"  {name:<10}", style="bold"), cell(purpose))
@@ -27,7 +27,7 @@ def ask_template() -> str:
 
 
 def ask_wishes(given: Wishes) -> Wishes:
-    """The wishes with answers in place of what was not given; an empty answer leaves the template's value."""
+    """Ask for every wish that is missing; an empty answer leaves the template's value."""
     text = template_text(given.template)
     wishes = given
     if given.language_model is None:
@@ -37,21 +37,21 @@ def ask_wishes(given: Wishes) -> Wishes:
         default = _default(text, "vision_tower")
         wishes = replace(wishes, vision_tower=_ask("vision tower (hub id or folder)", default))
     if not given.data:
-        data = _ask("data file (JSON or JSONL; empty: the template's)", "")
+        data = _ask("data file (JSON or JSONL; empty for the template's)", "")
         wishes = replace(wishes, data=(data,) if data else ())
         if data and not given.images:
-            images = _ask("its image folder (empty: looked for)", "")
+            images = _ask("its image folder (empty to search for it)", "")
             wishes = replace(wishes, images=(images,) if images else ())
     return wishes
 
 
 def ask_output(default: str) -> str:
-    """Under which name to write the recipe."""
+    """Ask for the file to write."""
     while True:
         answer = Prompt.ask("write to", default=default, console=console())
         if not os.path.exists(answer):
             return answer
-        say(f"{answer} is there already")
+        say(f"{answer} already exists")
 
 
 def _ask(question: str, default: str) -> str | None:
@@ -61,6 +61,6 @@ def _ask(question: str, default: str) -> str | None:
 
 
 def _default(text: str, part: str) -> str:
-    """What a template has for a model; empty where it is built from a config."""
+    """The template's source of a model; empty if it is built from a config."""
     path = ("model", part)
     return value_text(text, (*path, "source")) or value_text(text, path) or ""

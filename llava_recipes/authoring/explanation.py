@@ -1,11 +1,10 @@
-"""Find the keys that a person means by `train.learning_rate` or `learning_rate`, and explain them."""
+"""Find the keys that `train.learning_rate` or `learning_rate` names, and explain them."""
 
 from __future__ import annotations
 
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from llava_recipes.errors import Problem, RecipeError
@@ -13,80 +12,59 @@ from llava_recipes.recipe.keys import Key, all_keys
 from llava_recipes.recipe.renames import OTHER_NAMES, nearest
 from llava_recipes.recipe.scalars import Value, spell
 
-
-@dataclass(frozen=True)
-class OriginalFlag:
-    """A flag of the original's script, and what it does when it is left out there."""
-
-    name: str
-    default: str
-
-
-FLAGS: Mapping[str, OriginalFlag] = MappingProxyType(
+FLAGS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "model.language_model": OriginalFlag("model_name_or_path", "facebook/opt-125m"),
-        "model.language_model.source": OriginalFlag("model_name_or_path", "facebook/opt-125m"),
-        "model.vision_tower.source": OriginalFlag("vision_tower", "none, a model without images"),
-        "model.vision_tower.select_layer": OriginalFlag("mm_vision_select_layer", "-1"),
-        "model.vision_tower.select_feature": OriginalFlag("mm_vision_select_feature", "patch"),
-        "model.projector.type": OriginalFlag("mm_projector_type", "linear"),
-        "model.projector.init_from": OriginalFlag("pretrain_mm_mlp_adapter", "none"),
-        "model.image_tokens.start_end": OriginalFlag("mm_use_im_start_end", "False"),
-        "model.image_tokens.patch": OriginalFlag("mm_use_im_patch_token", "True"),
-        "stages[].freeze": OriginalFlag("freeze_backbone", "False"),
-        "stages[].trainable": OriginalFlag("tune_mm_mlp_adapter", "False, everything trains"),
-        "stages[].data.template": OriginalFlag("version", "v0"),
-        "stages[].data.sources[].annotations": OriginalFlag("data_path", "none"),
-        "stages[].data.sources[].images": OriginalFlag("image_folder", "none"),
-        "stages[].data.image_aspect_ratio": OriginalFlag("image_aspect_ratio", "square"),
-        "stages[].data.max_length": OriginalFlag("model_max_length", "512"),
-        "stages[].data.lazy_preprocess": OriginalFlag("lazy_preprocess", "False"),
-        "stages[].data.group_by": OriginalFlag("group_by_modality_length", "False"),
-        "stages[].lora": OriginalFlag("lora_enable", "False"),
-        "stages[].lora.r": OriginalFlag("lora_r", "64"),
-        "stages[].lora.alpha": OriginalFlag("lora_alpha", "16"),
-        "stages[].lora.dropout": OriginalFlag("lora_dropout", "0.05"),
-        "stages[].lora.bias": OriginalFlag("lora_bias", "none"),
-        "stages[].param_groups": OriginalFlag("mm_projector_lr", "none, the projector learns like the rest"),
-        "stages[].deepspeed": OriginalFlag("deepspeed", "none"),
-        "stages[].output_dir": OriginalFlag("output_dir", "none"),
+        "model.language_model": ("model_name_or_path", "facebook/opt-125m"),
+        "model.language_model.source": ("model_name_or_path", "facebook/opt-125m"),
+        "model.vision_tower.source": ("vision_tower", "none, a model without images"),
+        "model.vision_tower.select_layer": ("mm_vision_select_layer", "-1"),
+        "model.vision_tower.select_feature": ("mm_vision_select_feature", "patch"),
+        "model.projector.type": ("mm_projector_type", "linear"),
+        "model.projector.init_from": ("pretrain_mm_mlp_adapter", "none"),
+        "model.image_tokens.start_end": ("mm_use_im_start_end", "False"),
+        "model.image_tokens.patch": ("mm_use_im_patch_token", "True"),
+        "stages[].freeze": ("freeze_backbone", "False"),
+        "stages[].trainable": ("tune_mm_mlp_adapter", "False, everything trains"),
+        "stages[].data.template": ("version", "v0"),
+        "stages[].data.sources[].annotations": ("data_path", "none"),
+        "stages[].data.sources[].images": ("image_folder", "none"),
+        "stages[].data.image_aspect_ratio": ("image_aspect_ratio", "square"),
+        "stages[].data.max_length": ("model_max_length", "512"),
+        "stages[].data.lazy_preprocess": ("lazy_preprocess", "False"),
+        "stages[].data.group_by": ("group_by_modality_length", "False"),
+        "stages[].lora": ("lora_enable", "False"),
+        "stages[].lora.r": ("lora_r", "64"),
+        "stages[].lora.alpha": ("lora_alpha", "16"),
+        "stages[].lora.dropout": ("lora_dropout", "0.05"),
+        "stages[].lora.bias": ("lora_bias", "none"),
+        "stages[].param_groups": ("mm_projector_lr", "none, the projector learns like the rest"),
+        "stages[].deepspeed": ("deepspeed", "none"),
+        "stages[].output_dir": ("output_dir", "none"),
     }
 )
-"""Keys that the original's script has as flags of its own, with the default there."""
+"""Keys for which the original LLaVA has a flag of its own, and the default there."""
 
 _TRAIN = "stages[].train."
 _OURS = ("global_batch_size", "loss_normalization", "extra")
-
-
-def origin(path: str) -> str:
-    """Where a key comes from, in a few words."""
-    if path in FLAGS:
-        flag = FLAGS[path]
-        return f"the original's `--{flag.name}` (left out there: {flag.default})"
-    name = path.removeprefix(_TRAIN)
-    if path.startswith(_TRAIN) and "." not in name and name not in _OURS:
-        return f"Hugging Face `TrainingArguments.{name}`; in the original `--{name}`"
-    return "this recipe language"
-
-
+"""Keys of `train` that TrainingArguments doesn't have."""
 _INDEX = re.compile(r"\[[^\[\]]*\]")
 _MAX_QUERY_CHARACTERS = 200
 
 
 def find_keys(query: str) -> tuple[Key, ...]:
-    """The keys that `query` names: by full path, by its end, or the free mapping that holds it.
+    """The keys that `query` names: by full path, by its end, or as a key of a free mapping.
 
-    Raises RecipeError, with what was probably meant, when there is none.
+    Raises RecipeError, with the nearest key as hint, if there is none.
     """
     if len(query) > _MAX_QUERY_CHARACTERS:
         hint = "llava-recipe explain train.learning_rate"
-        raise RecipeError.of("this is too long for a key", code="key-too-long", hint=hint)
+        raise RecipeError.of("the key is too long", code="key-too-long", hint=hint)
     words, keys = _words(query), all_keys()
     for candidate in _candidates(words):
         exact = [key for key in keys if key.names == candidate and len(candidate) > 1]
         found = exact or [key for key in keys if key.names[-len(candidate) :] == candidate]
         if candidate and found:
-            # Of several keys with one name, the one with the plainer path is more often meant.
+            # Of several keys with one name, the one with fewer lists in its path comes first.
             return tuple(sorted(found, key=lambda key: key.path.count("[]")))
     for length in range(len(words) - 1, 0, -1):
         for candidate in _candidates(words[:length]):
@@ -130,7 +108,7 @@ def _unknown(query: str, words: tuple[str, ...]) -> Problem:
 
 
 def explain_key(key: Key, *, width: int) -> str:
-    """Everything about one key, as a page."""
+    """A page about one key, lines wrapped at `width`."""
     rows = [("type", key.type), ("default", key.default_text), ("source", origin(key.path))]
     lines = [key.path, "", *textwrap.wrap(key.meaning, width), ""]
     for label, text in rows:
@@ -144,13 +122,24 @@ def explain_key(key: Key, *, width: int) -> str:
     return "\n".join(lines)
 
 
+def origin(path: str) -> str:
+    """The source of a key: a flag of the original LLaVA, a training argument or this language."""
+    if path in FLAGS:
+        flag, default = FLAGS[path]
+        return f"the original's `--{flag}` (default there: {default})"
+    name = path.removeprefix(_TRAIN)
+    if path.startswith(_TRAIN) and "." not in name and name not in _OURS:
+        return f"Hugging Face `TrainingArguments.{name}`; in the original `--{name}`"
+    return "this recipe language"
+
+
 def children_of(key: Key) -> list[Key]:
     """The keys directly inside a mapping, or inside the entries of a list."""
     return [other for other in all_keys() if other.names[:-1] == key.names]
 
 
 def overview(keys: Sequence[Key], *, width: int) -> list[str]:
-    """One entry for each key: name, and the first sentence of what it means."""
+    """Lines of one entry for each key: its name and the first sentence of its meaning."""
     column = min(28, max(len(key.name) for key in keys))
     lines: list[str] = []
     for key in keys:
@@ -170,7 +159,7 @@ def first_sentence(text: str) -> str:
 
 
 def example_value(key: Key) -> Value:
-    """A value to show: the schema's own example, else the default, else the first choice."""
+    """A value to show: the first example, default, choice or value of its type; None if there is none."""
     for value in (*key.examples, key.default, *key.choices):
         if value not in (None, {}, []):
             return value
@@ -178,7 +167,7 @@ def example_value(key: Key) -> Value:
 
 
 def example_lines(key: Key) -> list[str]:
-    """The key as it stands in a recipe, inside its parents; empty where there is nothing to show."""
+    """Lines of a recipe with the key inside its parents; empty where no value can be shown."""
     value = example_value(key)
     if value is None or (isinstance(value, dict) and not key.is_free):
         return []

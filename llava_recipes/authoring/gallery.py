@@ -1,4 +1,4 @@
-"""The gallery's recipes, and what the comment at the head of each says about it."""
+"""The gallery: find its recipes, read what their heads say, copy one into a file of its own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ from llava_recipes.screen import shown
 
 _PACKAGE = Path(__file__).parent.parent
 _NOT_IN_A_RECIPE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+_LABEL = re.compile(r"#\s(?P<label>[A-Z][a-z]+)\s{2,}(?P<text>\S.*)")
+_AMOUNT = r"(?:\d+(?:\.\d+)?|one|two|three|four|five|ten)"
+_DURATION = re.compile(rf"(?:{_AMOUNT}(?: to |–|-))?{_AMOUNT} ?(?:h|hours?|min|minutes?|s|seconds?|days?)\b")
+_ELSEWHERE = re.compile(r" on \d+×[\w-]+")
+# A comma ends a clause, but not inside a number.
+_CLAUSE = re.compile(r";\s*|,\s+")
+_SENTENCE = re.compile(r"[:.](?:\s+|$)")
+_REMARK = re.compile(r"[:;.](?:\s+|$)")
+_LINE_REMARK = re.compile(r"\s+# ?(.*)")
+_KEY_REMARK = re.compile(r":\s+# ?(.*)")
+_REMARK_COLUMN = 47
 
 
 def gallery_folder() -> Path:
@@ -42,57 +53,9 @@ def _shipped(in_package: str, in_checkout: str) -> Path:
     return packaged if packaged.is_dir() else _PACKAGE.parent / in_checkout
 
 
-def readdress(text: str, old: str, output: Path) -> str:
-    """A recipe's text for its new place: schema of the editor, and `output` for `old` in its comments.
-
-    Raises RecipeError when the name of `output` cannot stand in a recipe.
-    """
-    check_words(str(output))
-    quoted = shown(shlex.quote(str(output)))
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        if line.startswith("# yaml-language-server"):
-            lines[number] = modeline(output) + "\n"
-        elif line.startswith("#"):
-            lines[number] = re.sub(rf"(?<![\w/]){re.escape(old)}(?!\w)", lambda _: quoted, line)
-    return "".join(lines)
-
-
-def check_words(*words: str) -> None:
-    """Raise RecipeError for a name or value that holds what YAML text cannot, such as half a character."""
-    for word in words:
-        found = _NOT_IN_A_RECIPE.search(word)
-        if found:
-            message = f"{word!a} holds the character U+{ord(found.group()):04X}, which no recipe can hold"
-            raise RecipeError.of(message, code="invalid-yaml-character", hint="rename it")
-
-
-def modeline(output: Path) -> str:
-    """The comment by which an editor finds the schema from `output`.
-
-    It is relative where both lie in one checkout, so that the file can be committed; else it names the
-    installed schema.
-    """
-    schema = schema_file().resolve()
-    folder = output.parent.resolve()
-    checkout = schema.parent.parent
-    place = os.path.relpath(schema, folder) if folder.is_relative_to(checkout) else str(schema)
-    return f"# yaml-language-server: $schema={Path(place).as_posix()}"
-
-
-_LABEL = re.compile(r"#\s(?P<label>[A-Z][a-z]+)\s{2,}(?P<text>\S.*)")
-_AMOUNT = r"(?:\d+(?:\.\d+)?|one|two|three|four|five|ten)"
-_DURATION = re.compile(rf"(?:{_AMOUNT}(?: to |–|-))?{_AMOUNT} ?(?:h|hours?|min|minutes?|s|seconds?|days?)\b")
-_ELSEWHERE = re.compile(r" on \d+×[\w-]+")
-# A comma ends a clause, but not inside a number.
-_CLAUSE = re.compile(r";\s*|,\s+")
-_SENTENCE = re.compile(r"[:.](?:\s+|$)")
-_REMARK = re.compile(r"[:;.](?:\s+|$)")
-
-
 @dataclass(frozen=True)
 class GalleryRecipe:
-    """One recipe of the gallery. Texts are empty where its head does not say."""
+    """One recipe of the gallery. Strings are empty where its head has no such line."""
 
     name: str
     family: str
@@ -113,7 +76,7 @@ class GalleryRecipe:
 
     @property
     def machine(self) -> str:
-        """The hardware without what is said about it."""
+        """The hardware without remarks about it."""
         return _REMARK.split(self.hardware, maxsplit=1)[0]
 
     @property
@@ -131,7 +94,7 @@ class GalleryRecipe:
 
 
 def gallery() -> tuple[GalleryRecipe, ...]:
-    """Every recipe that can be run, by name. A file that others extend has no `Run` line and is no recipe."""
+    """Every recipe, by name. A base that others extend has no `Run` line in its head and is left out."""
     folder = gallery_folder()
     entries = []
     for file in sorted(folder.rglob("*.yaml")):
@@ -142,14 +105,14 @@ def gallery() -> tuple[GalleryRecipe, ...]:
 
 
 def families() -> dict[str, tuple[GalleryRecipe, ...]]:
-    """The gallery by family; families by name, their recipes by title: 7B, 13B; Stage 1, Stage 2."""
+    """The gallery by family, families by name; their recipes by title: 7B, 13B; Stage 1, Stage 2."""
     entries = sorted(gallery(), key=lambda entry: _counting(entry.title))
     names = sorted({entry.family for entry in entries})
     return {name: tuple(entry for entry in entries if entry.family == name) for name in names}
 
 
 def _counting(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A key by which texts are sorted with the numbers in them as numbers."""
+    """A sort key that compares the numbers in a text as numbers."""
     parts = re.split(r"(\d+)", text)
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
@@ -174,12 +137,12 @@ def find(name: str) -> GalleryRecipe:
     if len(same_stem) == 1:
         return same_stem[0]
     near = nearest(wanted, [entry.name for entry in entries])
-    hint = f"did you mean `{near}`?" if near else "`llava-recipe list` shows what there is"
+    hint = f"did you mean `{near}`?" if near else "`llava-recipe list` shows all recipes"
     raise RecipeError.of(f"no recipe `{name}` in the gallery", code="unknown-gallery-recipe", hint=hint)
 
 
 def read_head(text: str) -> dict[str, str]:
-    """The labelled lines of the comment at the head of a recipe; what stands before them is under ""."""
+    """The labelled lines of the comment at the head of a recipe; the lines before them are under ""."""
     head: dict[str, str] = {"": ""}
     label = ""
     for line in _comment_lines(text):
@@ -205,7 +168,7 @@ def _entry(name: str, file: Path, head: dict[str, str]) -> GalleryRecipe:
     expect = head.get("Expect", "")
     clauses = [clause for clause in _CLAUSE.split(expect) if clause]
     loss = next((clause for clause in clauses if re.search(r"\bloss\b", clause)), "")
-    # "no duration is published" is an answer too.
+    # "no duration is published" is kept too.
     timed = next((clause for clause in clauses if _DURATION.search(clause) or "duration" in clause), "")
     spoken = _DURATION.search(f"{head.get('Hardware', '')} {head['']}")
     return GalleryRecipe(
@@ -223,17 +186,11 @@ def _entry(name: str, file: Path, head: dict[str, str]) -> GalleryRecipe:
     )
 
 
-_LINE_REMARK = re.compile(r"\s+# ?(.*)")
-_KEY_REMARK = re.compile(r":\s+# ?(.*)")
-_REMARK_COLUMN = 47
-
-
 def copied_text(entry: GalleryRecipe, output: Path) -> str:
     """The text of a copy of a gallery recipe, written for `output`.
 
-    A recipe that extends nothing is copied as it stands, comments included. One that extends others is
-    flattened: the values after all its files are put together, variables still in them, with the head of the
-    recipe and the remarks that stood behind the values.
+    A recipe without `extends` is copied as it is, comments included. Otherwise its parents are merged
+    into it; variables, its head and the comments after values are kept.
     """
     text = entry.file.read_text(encoding="utf-8")
     document = parse_source(text, str(entry.file))
@@ -251,13 +208,13 @@ def _head(text: str) -> str:
 
 
 def _flat(document: Document) -> str:
-    """The values of a document that is put together, in block style and with their remarks."""
+    """The values of a merged document, in block style and with their comments."""
     root = in_order(_without_unused(document.root))
     return _spaced(_with_remarks("\n".join(block_lines(root)), document))
 
 
 def _without_unused(root: Value) -> Value:
-    """The values without variables that only other children of the parents use: alone they are an error."""
+    """The values without unused variables, used by other children of the parents; they would be an error."""
     assert isinstance(root, dict)
     variables, environment = root.get("vars"), root.get("env")
     used = references_in(root)
@@ -267,12 +224,12 @@ def _without_unused(root: Value) -> Value:
     if isinstance(environment, list):
         kept["env"] = [name for name in environment if name in used]
     kept = {key: value for key, value in kept.items() if key not in ("vars", "env") or value}
-    # A variable that is gone may have been the only one to use another.
+    # A removed variable may have been the only one to use another.
     return kept if kept == root else _without_unused(kept)
 
 
 def _with_remarks(text: str, document: Document) -> str:
-    """The text with what stood behind its values and keys in the files they come from."""
+    """The text with the comments after its values and keys in the files they come from."""
     places = parse_value(text, "")
     remarks: dict[int, str] = {}
     for marks, written in (
@@ -293,3 +250,42 @@ def _spaced(text: str) -> str:
     text = re.sub(r"^(?=model:|stages:)", "\n", text, flags=re.MULTILINE)
     first, *others = re.split(r"^(?=  - name:)", text, flags=re.MULTILINE)
     return first + "\n".join(others)
+
+
+def readdress(text: str, old: str, output: Path) -> str:
+    """A recipe's text for a new file: the editor's schema, and `output` for `old` in its comments.
+
+    Raises RecipeError if a recipe can't contain the name of `output`.
+    """
+    check_words(str(output))
+    quoted = shown(shlex.quote(str(output)))
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if line.startswith("# yaml-language-server"):
+            lines[number] = modeline(output) + "\n"
+        elif line.startswith("#"):
+            lines[number] = re.sub(rf"(?<![\w/]){re.escape(old)}(?!\w)", lambda _: quoted, line)
+    return "".join(lines)
+
+
+def check_words(*words: str) -> None:
+    """Raise RecipeError for a character that YAML can't contain, such as an unpaired surrogate."""
+    for word in words:
+        found = _NOT_IN_A_RECIPE.search(word)
+        if found:
+            message = (
+                f"{word!a} contains the character U+{ord(found.group()):04X}, which a recipe can't contain"
+            )
+            raise RecipeError.of(message, code="invalid-yaml-character", hint="rename it")
+
+
+def modeline(output: Path) -> str:
+    """The comment by which an editor of `output` finds the schema.
+
+    Its path is relative inside a checkout, so that the file can be committed, and absolute elsewhere.
+    """
+    schema = schema_file().resolve()
+    folder = output.parent.resolve()
+    checkout = schema.parent.parent
+    place = os.path.relpath(schema, folder) if folder.is_relative_to(checkout) else str(schema)
+    return f"# yaml-language-server: $schema={Path(place).as_posix()}"

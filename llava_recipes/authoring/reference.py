@@ -1,4 +1,4 @@
-"""docs/reference.md, from the schema: python -m llava_recipes.authoring.reference > docs/reference.md"""
+"""docs/reference.md from the schema: python -m llava_recipes.authoring.reference > docs/reference.md"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEAD = f"""\
 
 Every key, from the descriptions in the schema. [Recipe language](recipes.md) explains how they work
 together, and `llava-recipe explain KEY` prints one of them. `[]` stands for the entries of a list. Instead of
-a value, `${{name}}` puts a variable in.
+a value, `${{name}}` inserts a variable.
 """
 
 
@@ -41,7 +41,7 @@ def _contents(mappings: Sequence[Key]) -> Iterator[str]:
 
 def _anchor(title: str) -> str:
     """The anchor that Markdown viewers give a heading."""
-    return "".join(letter for letter in title.lower() if letter.isalnum() or letter in "_-")
+    return "".join(character for character in title.lower() if character.isalnum() or character in "_-")
 
 
 def _table(keys: Sequence[Key]) -> str:
@@ -57,7 +57,7 @@ def _cell(text: str) -> str:
 
 
 def _details(keys: Sequence[Key]) -> Iterator[str]:
-    """Where keys come from, and an example of each that the schema gives one for."""
+    """The sources of keys, and the examples that the schema has."""
     rows = [
         f"- `{key.name}`: {origin(key.path)}" for key in keys if "recipe language" not in origin(key.path)
     ]

@@ -1,4 +1,4 @@
-"""Look at a data file: how many records, which template they call for, where their images lie."""
+"""Survey a data file: how many records, which template they need, where their images are."""
 
 from __future__ import annotations
 
@@ -18,40 +18,42 @@ NUM_IMAGES_TRIED = 200
 MAX_MALFORMED = 20
 MAX_FOLDERS_TRIED = 100
 MANY_INSTRUCTIONS = 30
-"""Caption data asks for a caption in a few ways; more ways than this are questions."""
+"""Caption data uses a few instructions; more different ones than this are questions."""
 
 Template = Literal["plain", "v1"]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a data file holds. Records are looked at evenly over the file, all of them when they are few."""
+    """What a data file contains, judged by records spread evenly over it."""
 
     annotations: str
     num_records: int
     num_looked_at: int
     num_with_image: int
     holds_images: bool
-    """Whether the images lie in the file itself."""
+    """Whether the images are in the file itself."""
     template: Template | None
-    """The layout that the conversations call for; None where either would do."""
+    """The template that the conversations need; None if either would do."""
     reason: str
     images: str | None
-    """The folder that the records' images were found in."""
+    """The folder in which images of the records were found."""
     num_images_found: int
     num_images_tried: int
     warnings: tuple[str, ...]
 
 
 def survey(annotations: str, images: str | None) -> Survey:
-    """Look at a file and, when `images` is None, for its images.
+    """Read a part of a file and search for its images, in the folder `images` if given.
 
-    Raises RecipeError when the file cannot be read as records.
+    Raises RecipeError if the file can't be read as records.
     """
     if os.path.exists(annotations) and not (os.path.isfile(annotations) or os.path.isdir(annotations)):
-        # Opening a pipe would wait for ever.
+        # Opening a pipe could wait forever.
         raise RecipeError.of(
-            f"{annotations} is no ordinary file", code="no-ordinary-file", hint="`--data` names a JSON file"
+            f"{annotations} isn't an ordinary file",
+            code="no-ordinary-file",
+            hint="name a JSON file in `--data`",
         )
     file = open_file(annotations)
     indices = _evenly(len(file), NUM_LOOKED_AT)
@@ -78,13 +80,13 @@ def survey(annotations: str, images: str | None) -> Survey:
 
 
 def _evenly(size: int, most: int) -> list[int]:
-    """At most `most` indices, spread evenly over `size`, the first one among them."""
+    """At most `most` indices, spread evenly over `size` from 0 on."""
     number = min(size, most)
     return [index * size // number for index in range(number)]
 
 
 def _read(file: RecordFile, indices: Sequence[int]) -> tuple[list[Record], list[str]]:
-    """The well-formed records, and what is wrong with the others."""
+    """The well-formed records, and the problems of the others."""
     # The folder is not known yet; without one a record with an image counts as malformed.
     records = Records([OpenedSource(file, ".", range(len(file)))])
     good, malformed = [], []
@@ -93,7 +95,7 @@ def _read(file: RecordFile, indices: Sequence[int]) -> tuple[list[Record], list[
             good.append(records[index])
         except SampleError as error:
             malformed.append("; ".join(problem.message for problem in error.problems))
-            # Finding the place of a record in a large file takes time, and one is enough to tell.
+            # Finding the place of each record in a large file takes time, and one is reported.
             if len(malformed) == MAX_MALFORMED:
                 break
     return good, malformed
@@ -101,7 +103,7 @@ def _read(file: RecordFile, indices: Sequence[int]) -> tuple[list[Record], list[
 
 def _template(records: Sequence[Record]) -> tuple[Template | None, str]:
     if not records:
-        return None, "no well-formed record to judge by"
+        return None, "no well-formed record"
     exchanges = [spoken_turns(record.turns) for record in records]
     longest = max(map(len, exchanges))
     if longest > 2:
@@ -110,20 +112,20 @@ def _template(records: Sequence[Record]) -> tuple[Template | None, str]:
         return "v1", "some conversations have no answer"
     if not all(record.images for record in records):
         without = sum(not record.images for record in records)
-        return "v1", f"{without:,} of {len(records):,} records looked at have no image"
+        return "v1", f"{without:,} of {len(records):,} sampled records have no image"
     asked = {turns[0].text.replace(IMAGE, "").strip() for turns in exchanges}
     if asked == {""}:
         return "plain", "an image and a caption each, and no question"
     if len(asked) > MANY_INSTRUCTIONS or len(asked) > max(1, len(records) // 2):
         if len(records) < MANY_INSTRUCTIONS:
-            return None, "too few records to tell captions from answers"
-        return "v1", f"one question each, {len(asked):,} different ones in {len(records):,} records looked at"
+            return None, "too few records to distinguish captions from answers"
+        return "v1", f"one question each, {len(asked):,} different ones in {len(records):,} sampled records"
     words = "the same instruction" if len(asked) == 1 else f"{len(asked)} instructions"
     return "plain", f"an image and a caption each, asked for with {words}"
 
 
 def _find_images(annotations: str, images: str | None, tried: Sequence[str]) -> tuple[str | None, int]:
-    """The folder under which most of the images lie, and how many; None where none does."""
+    """The folder that contains most of the images, and how many; None if no folder contains any."""
     best: tuple[str | None, int] = (None, 0)
     if not tried:
         return best
@@ -137,7 +139,7 @@ def _find_images(annotations: str, images: str | None, tried: Sequence[str]) -> 
 
 
 def _is_file(folder: str, image: str) -> bool:
-    # An image's path stays inside its folder in a run, so one that leaves it is not found here.
+    # A run refuses paths that leave the folder.
     path = os.path.normpath(image)
     if os.path.isabs(path) or path.startswith("..") or "\0" in path:
         return False
@@ -145,7 +147,7 @@ def _is_file(folder: str, image: str) -> bool:
 
 
 def _folders(annotations: str) -> Iterator[str]:
-    """Where images usually lie: beside the file, in folders beside it, and the same one level up."""
+    """Folders where images usually are: next to the file, and one level up."""
     home = os.path.dirname(annotations) or "."
     above = os.path.join(home, "..") if not os.path.isabs(home) else os.path.dirname(home)
     for folder in (home, os.path.normpath(above)):
@@ -163,10 +165,10 @@ def _warnings(
 ) -> Iterator[str]:
     if malformed:
         more = f" (and at least {len(malformed) - 1} more such records)" if len(malformed) > 1 else ""
-        yield f"{malformed[0]}{more}: a run stops at such records"
+        yield f"{malformed[0]}{more}: a run stops at them"
     if tried and folder is None:
-        yield f"the images were not found beside the file: {tried[0]} for one; set `images`"
+        yield f"no image was found near the file, such as {tried[0]}; set `images`"
     elif tried and folder is not None and num_found < len(tried):
         missing = next(image for image in tried if not _is_file(folder, image))
         num_missing = len(tried) - num_found
-        yield f"{num_missing:,} of {len(tried):,} images looked for are not in {folder}: {missing} for one"
+        yield f"{num_missing:,} of {len(tried):,} images tried are missing in {folder}, such as {missing}"

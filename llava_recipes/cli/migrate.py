@@ -15,13 +15,16 @@ from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.files import write_new
 from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.source import read_file
-from llava_recipes.screen import console, is_terminal, say, say_document, say_lines
+from llava_recipes.screen import cell, console, is_terminal, say, say_document, say_lines, shown
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from llava_recipes.migrate.draft import Migration
 
 MAX_BYTES = 200_000
 _ENDINGS = (".sh", ".bash", ".zsh", ".slurm", ".sbatch", ".py", ".yaml", ".yml", ".json", ".txt", ".args")
+_STYLES = {"mapped": "green", "default": "yellow", "needless": "dim", "lost": "bold red"}
 _FLAG = re.compile(r"(^|\s)--[a-z]+[_-][a-z_-]+[ =]")
 
 
@@ -82,13 +85,38 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _report(migration: Migration, file: str) -> None:
     if is_terminal(sys.stderr):
-        from llava_recipes.cli.migrate_table import show_report
-
         show_report(migration, file, console(to_stderr=True))
         return
     from llava_recipes.migrate.draft import report_lines
 
     say(*report_lines(migration, file), to_stderr=True)
+
+
+def show_report(migration: Migration, file: str, console: Console) -> None:
+    """Print what happened to every setting on a terminal, long values folded inside their column."""
+    from rich.table import Table
+
+    from llava_recipes.migrate.draft import TITLES, stage_title, value_of
+
+    for (name, entries), program in zip(migration.stages, migration.programs, strict=True):
+        console.print(cell(stage_title(file, name, entries), style="bold"))
+        if program:
+            console.print(cell(f"  program: {program}"))
+        for kind, title in TITLES:
+            chosen = [entry for entry in entries if entry.kind == kind]
+            if not chosen:
+                continue
+            console.print()
+            console.print(cell(f"  {title}", style=_STYLES[kind]))
+            table = Table.grid(padding=(0, 2, 0, 0))
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
+            table.add_column(overflow="fold")
+            for entry in chosen:
+                says = " – ".join(part for part in (entry.key, entry.remark) if part)
+                table.add_row(cell(f"    {shown(entry.name)}", style="cyan"), value_of(entry), shown(says))
+            console.print(table)
+        console.print()
 
 
 def _closing(lost: int) -> str:

@@ -104,16 +104,23 @@ def _treatment(members: Sequence[Assignment], shown: str) -> str:
     size = sum(member.num_parameters for member in members)
     words = [f"{size:,} in {shown}" if "." in shown else f"{size:,}"]
     if first.trains:
+        decay = decay_words(members)
         words.append(f"train at {say_number(first.learning_rate or 0)}")
-        decayed = sum(member.num_decayed for member in members)
-        decay = (
-            f"decay {say_number(first.weight_decay or 0)} on {decayed:,}" if decayed else "no weight decay"
-        )
-        words.append(decay)
+        words.append("no weight decay" if decay == "none" else f"decay {decay}")
     else:
         words.append("frozen")
-    words.append(first.dtype + (" and float32 masters" if first.masters else ""))
+    words.append(dtype_words(first))
     return f"{', '.join(words)}  ({first.rule})"
+
+
+def decay_words(members: Sequence[Assignment]) -> str:
+    """The weight decay of trained modules and how many parameters it applies to."""
+    decayed = sum(member.num_decayed for member in members)
+    return f"{say_number(members[0].weight_decay or 0)} on {decayed:,}" if decayed else "none"
+
+
+def dtype_words(module: Assignment) -> str:
+    return module.dtype + (" and float32 masters" if module.masters else "")
 
 
 def _cost_rows(stage: StageEstimate, estimate: Estimate) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""A plan as one page of HTML for people: nothing loaded from elsewhere, every text escaped."""
+"""A plan as one page of HTML: it loads nothing from elsewhere, and every text is escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from llava_recipes.cli.plan_estimate import (
     compute_rows,
     config_sections,
+    decay_words,
     disk_rows,
+    dtype_words,
     gib,
     group_modules,
     merged_parts,
@@ -49,9 +51,9 @@ def write_page(
     headline: str,
     force: bool,
 ) -> None:
-    """Write the page of a plan. Replaces a page that this wrote before, another file only with `force`.
+    """Write the page of a plan. Replaces an earlier page, and any other file only with `force`.
 
-    Raises RecipeError where the file cannot be written or is not ours.
+    Raises RecipeError if the file can't be written or isn't such a page.
     """
     file = Path(path)
     if not force:
@@ -97,7 +99,7 @@ def _shown(value: object) -> object:
 
 
 def _check_ours(file: Path) -> None:
-    """Refuse to write over what is not a page of this command."""
+    """Raise RecipeError if the file exists and isn't a page of this command."""
     try:
         with open_ordinary(file) as stream:
             start = stream.read(_MARKER_WITHIN)
@@ -110,7 +112,7 @@ def _check_ours(file: Path) -> None:
 
 
 def _refused(file: Path, message: str, *, found: str) -> RecipeError:
-    hint = "give another name, or --force to replace it" if "not written by" in message else None
+    hint = "choose another name, or replace it with --force" if "not written by" in message else None
     return RecipeError.of(
         message, code="output-cannot-be-written", mark=Mark(f"--html {file}", 0, 0), found=found, hint=hint
     )
@@ -141,18 +143,13 @@ def _stage(stage: StageEstimate, estimate: Estimate) -> dict[str, object]:
 
 def _module(members: Sequence[Assignment], modules: Sequence[Assignment]) -> dict[str, str]:
     first = members[0]
-    decayed = sum(member.num_decayed for member in members)
     return {
         "module": ", ".join(module_names(members, modules)),
         "num_parameters": f"{sum(member.num_parameters for member in members):,}",
         "trains": "yes" if first.trains else "no",
         "learning_rate": "" if first.learning_rate is None else say_number(first.learning_rate),
-        "weight_decay": f"{say_number(first.weight_decay or 0)} on {decayed:,}"
-        if decayed
-        else "none"
-        if first.trains
-        else "",
-        "dtype": first.dtype + (" and float32 masters" if first.masters else ""),
+        "weight_decay": decay_words(members) if first.trains else "",
+        "dtype": dtype_words(first),
         "rule": first.rule,
     }
 

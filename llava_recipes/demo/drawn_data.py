@@ -1,4 +1,4 @@
-"""Draw one image of the demo: a coloured shape somewhere on noisy ground."""
+"""The demo's dataset: draw coloured shapes, write them as training data, caption the held-out ones."""
 
 from __future__ import annotations
 
@@ -49,13 +49,24 @@ RADIUS_PX = {"small": (7.5, 8.5), "large": (10.5, 11.5)}
 SHIFT_PX = 2.0
 TURN = 0.12
 
+DATASET, TRAIN, HELD_OUT, NOTES = "dataset.json", "train.json", "held_out.json", "captions.json"
+TALKS = "instruct.json"
+IMAGES, TOKENIZER = "images", "tokenizer"
+DRAWING_VERSION = 2
+"""Raised with every change to what is drawn or written, so that folders of an older version are redrawn."""
+
+IMAGES_PER_NOTES = 3
+BATCH_SIZE = 32
+MAX_CAPTION_TOKENS = 12
+
+Record = dict[str, object]
 Combination = tuple[str, str]
 """A colour and a shape."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows; places and lengths in pixels, the angle in radians."""
+    """The content of an image; places and lengths in pixels, the angle in radians."""
 
     colour: str
     shape: str
@@ -88,7 +99,7 @@ def unseen_combinations() -> tuple[Combination, ...]:
 
 
 def make_scene(combination: Combination, *, seed: str) -> Scene:
-    """A scene with this colour and shape; all else is drawn from the seed."""
+    """A scene with this colour and shape; everything else is drawn from the seed."""
     draw = random.Random(seed)
     size = draw.choice(SIZES)
     radius = draw.uniform(*RADIUS_PX[size])
@@ -133,10 +144,7 @@ def _tint(rgb: tuple[int, int, int], draw: random.Random) -> tuple[int, int, int
 
 
 def _outlines(scene: Scene) -> list[list[tuple[float, float]]]:
-    """Polygons that make up the shape, turned by its angle, in image coordinates.
-
-    Raises ValueError for a shape that nobody can draw.
-    """
+    """Polygons of the shape, turned by its angle, in pixels. Raises ValueError for an unknown shape."""
     arm = 0.34
     unit: list[list[tuple[float, float]]]
     if scene.shape == "circle":
@@ -159,23 +167,12 @@ def _outlines(scene: Scene) -> list[list[tuple[float, float]]]:
     ]
 
 
-DATASET, TRAIN, HELD_OUT, NOTES = "dataset.json", "train.json", "held_out.json", "captions.json"
-TALKS = "instruct.json"
-IMAGES, TOKENIZER = "images", "tokenizer"
-DRAWING_VERSION = 2
-"""Goes up with every change to what is drawn or written, so that old folders are not taken for new ones."""
-
-IMAGES_PER_NOTES = 3
-
-Record = dict[str, object]
-
-
 @dataclass(frozen=True)
 class DatasetSettings:
     """How much is drawn, and from which seed.
 
-    `num_held_out` images show combinations of colour and shape that training knows, `num_unseen` images
-    show combinations that no training image has.
+    `num_held_out` images show combinations of colour and shape that training images have, `num_unseen`
+    images show others.
     """
 
     num_train: int
@@ -187,7 +184,7 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An image to be captioned, what it shows, and whether training knows the combination."""
+    """An image to caption, its true caption, and whether no training image has its combination."""
 
     image: Path
     caption: str
@@ -195,17 +192,17 @@ class HeldOut:
 
 
 def write_dataset(folder: Path, settings: DatasetSettings, *, redraw: bool) -> bool:
-    """Draw the dataset, or keep the one that is there with the same settings; true when it was drawn.
+    """Draw the dataset unless it exists with the same settings; true if it was drawn.
 
-    The folder appears whole, by one rename. Raises RecipeError when something else stands there; with
-    `redraw` an older dataset of the demo is replaced, anything else never.
+    The folder appears whole, by one rename. Raises RecipeError if the folder contains anything else; with
+    `redraw`, only a dataset of the demo with other settings is replaced.
     """
     wanted = {"drawing_version": DRAWING_VERSION, **asdict(settings)}
-    there = _read_settings(folder)
-    if there == wanted:
+    found = _read_settings(folder)
+    if found == wanted:
         return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        _check_replaceable(folder, there, redraw=redraw)
+        _check_replaceable(folder, found, redraw=redraw)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as parent:
         fresh = Path(parent) / "fresh"
@@ -231,25 +228,25 @@ def read_held_out(folder: Path) -> tuple[HeldOut, ...]:
 
 
 def _read_settings(folder: Path) -> object:
-    """What the folder says it holds; None when it is not a dataset of the demo."""
+    """The settings of a dataset; None if the folder isn't a dataset of the demo."""
     try:
         return json.loads((folder / DATASET).read_text("utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _check_replaceable(folder: Path, there: object, *, redraw: bool) -> None:
-    if there is None:
+def _check_replaceable(folder: Path, found: object, *, redraw: bool) -> None:
+    if found is None:
         raise RecipeError.of(
-            f"{folder}: the folder holds something that the demo did not draw",
+            f"{folder}: the folder contains files that the demo didn't draw",
             code="demo-folder-in-use",
             hint="choose an empty or a new folder with `--data`",
         )
     if not redraw:
         raise RecipeError.of(
-            f"{folder}: the folder holds images that were drawn with other settings",
+            f"{folder}: the folder contains images drawn with other settings",
             code="demo-data-of-other-settings",
-            found=json.dumps(there),
+            found=json.dumps(found),
             hint="replace them with `--redraw`, or choose another folder with `--data`",
         )
 
@@ -296,9 +293,9 @@ def _write_notes(settings: DatasetSettings) -> list[Record]:
 
 
 def _write_talks(images: Sequence[Record], settings: DatasetSettings) -> list[Record]:
-    """Conversations of two questions: one about each training image, one in three about notes instead.
+    """Conversations of two questions: one for each training image, and one about notes for every third.
 
-    The latter stand for the text-only conversations of LLaVA's own mix, and know every combination.
+    The latter stand for the text-only conversations of LLaVA's mix, and have every combination.
     """
     records = []
     for index, record in enumerate(images):
@@ -314,7 +311,7 @@ def _write_talks(images: Sequence[Record], settings: DatasetSettings) -> list[Re
 
 
 def _talk(name: str, shown: str, caption: str, draw: random.Random) -> Record:
-    """Two questions about what is shown, the first below it; one of them asks for the whole caption."""
+    """Two questions about an image or notes, the first below them; one of them asks for the caption."""
     questions = [WHAT, draw.choice([question for question in QUESTIONS if question != WHAT])]
     draw.shuffle(questions)
     turns = []
@@ -341,14 +338,10 @@ def _write_records(file: Path, records: Sequence[Record]) -> None:
     file.write_text(f"[\n{lines}\n]\n", "utf-8")
 
 
-BATCH_SIZE = 32
-MAX_CAPTION_TOKENS = 12
-
-
 def caption_held_out(assembled: Assembled, data: DataPlan, folder: Path) -> list[str]:
-    """The first line that the model says to each held-out image of a dataset, in file order.
+    """The first line of the model's answer to each held-out image of a dataset, in file order.
 
-    The prompt is what the stage's template writes before the answer; the answer itself is not shown.
+    The prompt is what the stage's template writes before the answer.
     """
     source = SourcePlan(annotations=str(folder / HELD_OUT), images=str(folder / IMAGES), num_samples=None)
     data = data.model_copy(update={"sources": (source,), "num_samples": None})

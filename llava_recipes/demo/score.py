@@ -1,4 +1,4 @@
-"""How often captions of the held-out images name colour and shape, beside chance."""
+"""How often captions of the held-out images name colour and shape, compared with chance."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Tally:
 class CaptionScore:
     """Captions of one kind of held-out images, after each stage by name.
 
-    `chance` is how often a guess is right: one among the combinations that training shows, or for images of
-    the others, one among all.
+    `chance` is how often a guess is right: among the combinations of the training images, or for unseen
+    combinations among all.
     """
 
     images: str
@@ -50,7 +50,7 @@ class CaptionScore:
 def count_right(said: Sequence[str], true: Sequence[str]) -> Tally:
     """Compare captions with the true ones, one by one.
 
-    A caption that names no colour or several has the colour wrong; the same for shapes.
+    A caption with no colour or several colours is wrong; the same for shapes.
     """
     pairs = list(zip(said, true, strict=True))
     colours = [_named(COLOURS, caption) == _named(COLOURS, truth) for caption, truth in pairs]
@@ -62,9 +62,9 @@ def count_right(said: Sequence[str], true: Sequence[str]) -> Tally:
 def score_captions(
     held_out: Sequence[HeldOut], said: Mapping[str, Sequence[str]]
 ) -> tuple[CaptionScore, CaptionScore]:
-    """Scores of the new images with known combinations, and of those with combinations never trained on.
+    """Scores of the held-out images with known combinations, and of those with unseen ones.
 
-    `said` holds the captions that the model gave after each stage.
+    `said` has the model's captions after each stage, by the stage's name.
     """
     num_all, num_unseen = len(all_combinations()), len(unseen_combinations())
     kinds = (("known combinations", False, num_all - num_unseen), ("unseen combinations", True, num_all))
@@ -83,7 +83,7 @@ def score_captions(
 
 
 def render_scores(scores: Sequence[CaptionScore]) -> str:
-    """The scores as a table for a person, a column for each stage."""
+    """The scores as a table with a column for each stage."""
     stages = [*scores[0].after]
     head = f"{'held-out images':<28}{'chance':>8}" + "".join(f"{stage:>12}" for stage in stages)
     rows = [
@@ -95,11 +95,11 @@ def render_scores(scores: Sequence[CaptionScore]) -> str:
 
 
 def render_examples(held_out: Sequence[HeldOut], said: Sequence[str]) -> list[str]:
-    """A few held-out images, spread over the file, and what the model says to them."""
+    """A few held-out images, spread over the file, with the model's captions."""
     lines = []
     for index in range(0, len(held_out), max(1, len(held_out) // NUM_EXAMPLES)):
         image = held_out[index]
-        note = "  (a combination that training never showed)" if image.is_unseen else ""
+        note = "  (a combination never trained on)" if image.is_unseen else ""
         lines += [f"{image.image}{note}", f"  shows  {image.caption}", f"  said   {said[index]}"]
     return lines
 

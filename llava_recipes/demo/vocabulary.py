@@ -1,4 +1,4 @@
-"""The words of the demo: captions, the notes of the warm-up, questions and answers, and a tokenizer."""
+"""The demo's language: captions, notes for the warm-up, questions and answers, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CAPTION_WORDS = (*GLUE, *COLOURS, *SHAPES, *SIZES, *ROWS, *COLUMNS)
 
 
 def _conversation_words() -> tuple[str, ...]:
-    """Words of the questions and of the frame that the template `v1` puts around them, each once."""
+    """Words of the questions and of what the template `v1` adds to them, each once."""
     turns = (Turn("human", " ".join(QUESTIONS)), Turn("gpt", "a"))
     text = "".join(segment.text for segment in spell("v1", turns, has_image=False, start_end=False))
     words = dict.fromkeys(text.replace(EOS, " ").split())
@@ -42,10 +42,10 @@ def _conversation_words() -> tuple[str, ...]:
 
 
 WORDS = (UNKNOWN, BOS, EOS, PAD, "\n", FILLER, *_CAPTION_WORDS, *_conversation_words())
-"""Every token, in the order of its id; the language model's `vocab_size` is their number."""
+"""Every token in the order of ids; the recipe's `vocab_size` is their number."""
 
 NUM_NOTES = 9
-"""Words before a caption in the warm-up: as many as the demo's tower makes patches."""
+"""Words before a caption in the warm-up: one for each patch of the demo's tower."""
 REPEAT_SHARE = 0.4
 
 
@@ -73,7 +73,7 @@ class Notes:
 
 
 def answer_to(question: str, caption: str) -> str:
-    """What is answered to one of QUESTIONS about a thing with this caption."""
+    """The answer to one of QUESTIONS about a thing with this caption."""
     _, size, colour, shape, *place = caption.split()
     answers = {WHAT: caption, COLOUR: colour, SHAPE: f"a {shape}", SIZE: size, PLACE: " ".join(place)}
     return answers[question]
@@ -82,9 +82,9 @@ def answer_to(question: str, caption: str) -> str:
 def draw_notes(*, colour: str, shape: str, draw: random.Random) -> Notes:
     """Messy notes about a thing of this colour and shape.
 
-    NUM_NOTES words in any order: each word that matters at least once, some of them again, the rest filler.
-    A language model that has learned to finish such notes weighs the words before the caption, and a
-    projector can then speak to it by putting patches near those words.
+    NUM_NOTES words in any order: each relevant word at least once, some of them again, the rest filler.
+    A language model that has learned to caption such notes reads the words before the caption, so that a
+    projector only has to map patches near those words.
     """
     size, row, column = draw.choice(SIZES), draw.choice(ROWS), draw.choice(COLUMNS)
     seen = (colour, shape, size, row, column)

@@ -235,7 +235,7 @@ def find_obstacle(folder: Path) -> str | None:
 def _obstacle(folder: Path) -> str | None:
     system = system_folder(folder)
     if system is not None:
-        return f"it lies in {system}, a folder of the system"
+        return f"it is inside {system}, a system folder"
     nearest = folder
     while not os.path.lexists(nearest):
         nearest = nearest.parent

@@ -117,7 +117,7 @@ def test_data_that_is_not_there_yet(write_data: WriteData) -> None:
     draft = draft_recipe(Wishes("pretrain", data=("later/captions.json",)), Path("x.yaml"))
     source = _plan(draft.text).stages[0].data.sources[0]
     assert (source.images, source.num_samples) == ("later/images", None)
-    assert any("not there yet" in warning for warning in draft.warnings)
+    assert any("doesn't exist yet" in warning for warning in draft.warnings)
 
 
 def test_image_folders_go_with_their_data(write_data: WriteData) -> None:
@@ -130,7 +130,7 @@ def test_image_folders_go_with_their_data(write_data: WriteData) -> None:
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
-        (Wishes("pretrain", images=("x",)), "`--images` goes with `--data`"),
+        (Wishes("pretrain", images=("x",)), "`--images` needs `--data`"),
         (Wishes("pretrain", data=("a", "b", "c"), images=("x", "y")), "differ in number"),
         (Wishes("pretrain", overrides=("stages.0.trian.max_steps=1",)), "no key `trian`"),
         (Wishes("pretrain", overrides=("a=1", "b=2")), "no key `a`"),
@@ -152,7 +152,7 @@ def test_a_strange_file_name_stays_in_its_comment(file: str) -> None:
 
 @pytest.mark.parametrize("word", ["a\nversion: 2", "a\rb", "a\u2028b", "a\0b", "a\udcffb", "\x1b[31m"])
 def test_what_no_recipe_can_hold_is_refused(word: str) -> None:
-    with pytest.raises(RecipeError, match="which no recipe can hold"):
+    with pytest.raises(RecipeError, match="which a recipe can't contain"):
         draft_recipe(Wishes("pretrain"), Path(word))
     for wishes in (
         Wishes("pretrain", language_model=word),
@@ -161,7 +161,7 @@ def test_what_no_recipe_can_hold_is_refused(word: str) -> None:
         Wishes("pretrain", overrides=(f"name={word}",)),
         Wishes("pretrain", output_dir=word),
     ):
-        with pytest.raises(RecipeError, match="which no recipe can hold"):
+        with pytest.raises(RecipeError, match="which a recipe can't contain"):
             draft_recipe(wishes, Path("x.yaml"))
 
 

@@ -24,8 +24,8 @@ from .conftest import WriteData, captions, questions, talks, text_only
         (questions(5), None, "too few"),
         (talks(3), "v1", "up to 4 turns"),
         (captions(50) + talks(1), "v1", "up to 4 turns"),
-        (text_only(4), "v1", "4 of 4 records"),
-        (captions(4) + text_only(1), "v1", "1 of 5 records"),
+        (text_only(4), "v1", "4 of 4 sampled records"),
+        (captions(4) + text_only(1), "v1", "1 of 5 sampled records"),
     ],
 )
 def test_the_conversations_decide_the_template(
@@ -65,7 +65,7 @@ def test_a_given_folder_is_the_only_one_looked_in(write_data: WriteData) -> None
     Path("other/1.jpg").touch()
     seen = survey(file, "other")
     assert (seen.images, seen.num_images_found) == ("other", 1)
-    assert "4 of 5 images looked for are not in other: 0.jpg for one" in seen.warnings[0]
+    assert "4 of 5 images tried are missing in other, such as 0.jpg" in seen.warnings[0]
 
 
 def test_images_that_are_nowhere(write_data: WriteData) -> None:
@@ -127,7 +127,7 @@ def test_what_is_no_file(write_data: WriteData) -> None:
     write_data([])
     os.mkfifo("pipe")
     for name in ("pipe", "/dev/zero"):
-        with pytest.raises(RecipeError, match="no ordinary file"):
+        with pytest.raises(RecipeError, match="isn't an ordinary file"):
             survey(name, None)
     with pytest.raises(RecipeError, match=r"the folder contains no `\.parquet` files"):
         survey("data", None)

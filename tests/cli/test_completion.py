@@ -159,7 +159,7 @@ def test_fish_offers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "fish"]) == 0
     script = capsys.readouterr().out + "complete -C 'llava-recipe run --dr'\n"
     done = run_process([FISH, "--no-config", "-c", script], cwd=folder)
-    assert done.stdout == "--dry-run\tcheck everything and stop before training\n"
+    assert done.stdout == "--dry-run\tcheck everything, but don't train\n"
 
 
 def test_another_shell_is_wrong_usage() -> None:

@@ -62,7 +62,7 @@ def test_variables_come_from_the_command_line_alone(
     script.write_text(text, encoding="utf-8")
     monkeypatch.setenv("SIZE", "7b")
     assert main(["migrate", str(script)]) == 1
-    assert "give it: --var SIZE=VALUE" in capsys.readouterr().err
+    assert "add --var SIZE=VALUE" in capsys.readouterr().err
     assert main(["migrate", str(script), "--var", "SIZE=7b"]) == 0
     assert "vicuna-7b" in capsys.readouterr().out
     assert main(["migrate", str(script), "--var", "SIZE"]) == 1
@@ -96,7 +96,7 @@ def test_a_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_on_a_terminal_the_report_fits_its_width() -> None:
     from rich.console import Console
 
-    from llava_recipes.cli.migrate_table import show_report
+    from llava_recipes.cli.migrate import show_report
 
     migration = migrate(SCRIPT.read_text(encoding="utf-8"), "pretrain.sh")
     console = Console(width=80, record=True, file=io.StringIO())

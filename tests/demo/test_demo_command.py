@@ -10,8 +10,6 @@ import pytest
 
 from tests.processes import ROOT, llava_recipe
 
-pytestmark = pytest.mark.slow
-
 STAGES = ("warm-up", "pretrain", "finetune")
 FEW = ["--images=42", *(f"--set=stages.{name}.train.max_steps=3" for name in STAGES)]
 
@@ -47,7 +45,7 @@ def test_the_demo_trains_captions_and_prints_its_score(tmp_path: Path) -> None:
     again = run_demo(tmp_path, *FEW)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "drawn before" in again.stdout
-    assert "finetune: done already" in again.stdout
+    assert "finetune: already done" in again.stdout
     assert json.loads((tmp_path / "runs" / "score.json").read_text("utf-8")) == scores
 
 
@@ -56,7 +54,7 @@ def test_the_demo_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None
     (tmp_path / "data" / "thesis.txt").write_text("years of work", "utf-8")
     refused = run_demo(tmp_path, *FEW)
     assert refused.returncode == 1
-    assert "the demo did not draw" in refused.stderr
+    assert "the demo didn't draw" in refused.stderr
     assert "--data" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "runs").exists()
@@ -65,4 +63,4 @@ def test_the_demo_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None
 def test_a_number_of_images_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
     refused = run_demo(tmp_path, "--images=0")
     assert refused.returncode == 2
-    assert "0 is not 1 or more" in refused.stderr
+    assert "0 is less than 1" in refused.stderr

@@ -1,4 +1,4 @@
-"""The drawn dataset: held out means held out, drawing again changes nothing, other people's files stay."""
+"""The drawn dataset: images match captions, held out means held out, other people's files stay."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llava_recipes.data.records import check_records, open_records
-from llava_recipes.demo.drawn_data import DatasetSettings, read_held_out, unseen_combinations, write_dataset
-from llava_recipes.demo.vocabulary import WHAT, answer_to
+from llava_recipes.demo.drawn_data import (
+    IMAGE_PX,
+    RGB,
+    DatasetSettings,
+    Scene,
+    all_combinations,
+    draw_scene,
+    make_scene,
+    read_held_out,
+    unseen_combinations,
+    write_dataset,
+)
+from llava_recipes.demo.vocabulary import COLOURS, COLUMNS, ROWS, SHAPES, WHAT, answer_to
 from llava_recipes.errors import RecipeError
 from llava_recipes.plan.types import SourcePlan
 
@@ -113,7 +125,7 @@ def test_other_settings_need_redraw(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", "utf-8")
     for redraw in (False, True):
-        with pytest.raises(RecipeError, match="did not draw"):
+        with pytest.raises(RecipeError, match="didn't draw"):
             write_dataset(tmp_path, SETTINGS, redraw=redraw)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 
@@ -126,3 +138,59 @@ def test_a_drawing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="disk"):
         write_dataset(tmp_path / "data", SETTINGS, redraw=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def pixels(scene: Scene) -> np.ndarray:
+    return np.asarray(draw_scene(scene)).astype(int)
+
+
+def distance_from_ground(scene: Scene) -> np.ndarray:
+    """int[H, W]: how far each pixel is from the colour of the ground."""
+    distance: np.ndarray = np.abs(pixels(scene) - scene.ground).max(axis=2)
+    return distance
+
+
+@pytest.mark.parametrize("combination", all_combinations())
+def test_a_scene_is_drawn_the_same_every_time(combination: tuple[str, str]) -> None:
+    first, second = (draw_scene(make_scene(combination, seed="5")) for _ in range(2))
+    assert first.size == (IMAGE_PX, IMAGE_PX)
+    assert first.mode == "RGB"
+    assert first.tobytes() == second.tobytes()
+    assert first.tobytes() != draw_scene(make_scene(combination, seed="6")).tobytes()
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_the_shape_stands_where_the_caption_says_in_its_colour(number: int) -> None:
+    scene = make_scene(all_combinations()[number % 32], seed=f"place/{number}")
+    seen = distance_from_ground(scene) > 60
+    rows, columns = np.nonzero(seen)
+    third = IMAGE_PX / 3
+    assert ROWS[int(rows.mean() // third)] == scene.row
+    assert COLUMNS[int(columns.mean() // third)] == scene.column
+    mean = pixels(scene)[seen].mean(axis=0)
+    nearest = min(RGB, key=lambda name: float(np.abs(mean - RGB[name]).sum()))
+    assert nearest == scene.colour
+    assert scene.caption == (f"a {scene.size} {scene.colour} {scene.shape} at the {scene.row} {scene.column}")
+
+
+def test_shapes_differ_in_more_than_noise() -> None:
+    scene = make_scene(("green", "circle"), seed="same")
+    images = [pixels(dataclasses.replace(scene, shape=shape)) for shape in SHAPES]
+    for index, image in enumerate(images):
+        for other in images[index + 1 :]:
+            assert (np.abs(image - other).max(axis=2) > 60).sum() >= 20
+
+
+def test_an_unknown_shape_is_refused() -> None:
+    scene = dataclasses.replace(make_scene(("green", "circle"), seed="s"), shape="ring")
+    with pytest.raises(ValueError, match="ring"):
+        draw_scene(scene)
+
+
+def test_unseen_combinations_leave_every_word_in_training() -> None:
+    unseen = unseen_combinations()
+    seen = set(all_combinations()) - set(unseen)
+    assert len(set(unseen)) == len(SHAPES)
+    assert {colour for colour, _ in seen} == set(COLOURS)
+    assert {shape for _, shape in seen} == set(SHAPES)
+    assert len({colour for colour, _ in unseen}) == len(unseen)

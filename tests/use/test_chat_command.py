@@ -21,7 +21,6 @@ def chat(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
     return code, *capsys.readouterr()
 
 
-@pytest.mark.slow
 def test_a_pipe_gives_the_answers_of_a_conversation(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,7 +35,6 @@ def test_a_pipe_gives_the_answers_of_a_conversation(
     assert (code, notes, answers) == (0, "", first + second)
 
 
-@pytest.mark.slow
 def test_a_captioner_needs_no_question(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, caption, notes = chat(capsys, str(runs / "plain"), "--image", RED)
     assert code == 0 and caption.strip() and notes == ""
@@ -49,12 +47,11 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.slow
 def test_at_a_terminal_one_may_try_again(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slip and a Ctrl-C during an answer are reported, and the conversation goes on."""
-    lines = iter(["/image a.jpg", "/image none.jpg", "Stop this", "What is it?"])
+    lines = iter(["/photo a.jpg", "/image none.jpg", "Stop this", "What is it?"])
 
     def typed(console: Console, prompt: str) -> str:
         line = next(lines, None)
@@ -76,15 +73,14 @@ def test_at_a_terminal_one_may_try_again(
     assert code == 0 and said.strip()
     assert [line for line in printed.splitlines() if line] == [
         f"{runs / 'v1'} · template v1 · /image FILE · /reset · /quit",
-        "unknown command '/image a.jpg'",
+        "unknown command '/photo a.jpg'",
         "hint:  /image FILE · /reset · /quit",
-        "none.jpg cannot be used",
+        "the image none.jpg cannot be used",
         "found: the file does not exist",
         "(stopped)",
     ]
 
 
-@pytest.mark.slow
 def test_an_answer_does_not_steer_the_terminal(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +94,6 @@ def test_an_answer_does_not_steer_the_terminal(
     assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\ufffd[2Jb\n\tc\ufffd\n"
 
 
-@pytest.mark.slow
 def test_another_system_prompt(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     usual = chat(capsys, str(runs / "v1"), "What is it?")
     other = chat(capsys, str(runs / "v1"), "What is it?", "--system", "Answer like a pirate would.")
@@ -110,16 +105,15 @@ def test_another_system_prompt(runs: Path, capsys: pytest.CaptureFixture[str]) -
     )
 
 
-@pytest.mark.slow
 def test_what_cannot_be_done_is_reported(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = str(runs / "v1")
-    monkeypatch.setattr("sys.stdin", io.StringIO("/image a.jpg\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("/photo a.jpg\n"))
     assert chat(capsys, run) == (
         1,
         "",
-        "unknown command '/image a.jpg'\nhint:  /image FILE · /reset · /quit\n",
+        "unknown command '/photo a.jpg'\nhint:  /image FILE · /reset · /quit\n",
     )
     assert chat(capsys, run, "hello", "--top-p=0.5") == (
         1,
