@@ -46,6 +46,9 @@ ALIASES: Mapping[str, Template] = MappingProxyType(
 puts before the first turn; training writes the same text."""
 
 IMAGE = "<image>"
+IMAGE_START = "<im_start>"
+IMAGE_END = "<im_end>"
+IMAGE_PATCH = "<im_patch>"
 
 _VICUNA_SYSTEM = (
     "A chat between a curious {person} and an artificial intelligence assistant. "

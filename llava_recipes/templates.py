@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llava_recipes.layouts import IMAGE, LAYOUTS, Layout, Template
-
-IMAGE_START = "<im_start>"
-IMAGE_END = "<im_end>"
-IMAGE_PATCH = "<im_patch>"
+from llava_recipes.layouts import IMAGE, IMAGE_END, IMAGE_START, LAYOUTS, Layout, Template
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_recipes.data.chat_template import ChatTemplate, TemplateLimit, template_place
 from llava_recipes.errors import RecipeError
-from llava_recipes.layouts import IMAGE, LAYOUTS
+from llava_recipes.layouts import IMAGE, IMAGE_END, IMAGE_START, LAYOUTS
 from llava_recipes.plan.types import DataPlan
-from llava_recipes.templates import IMAGE_END, IMAGE_START, Segment, Turn, spell, spoken_turns, stop_text
+from llava_recipes.templates import Segment, Turn, spell, spoken_turns, stop_text
 
 IMAGE_ID = -200
 IGNORED = -100

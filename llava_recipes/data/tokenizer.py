@@ -15,12 +15,11 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded
-from llava_recipes.layouts import IMAGE
+from llava_recipes.layouts import IMAGE, IMAGE_END, IMAGE_PATCH, IMAGE_START
 from llava_recipes.plan.families import is_original_llava, language_type
 from llava_recipes.plan.types import LanguageModelPlan, ModelPlan
 from llava_recipes.recipe.foreign import check_model_folder, check_settings, read_by_library
 from llava_recipes.recipe.schema import ImageTokens
-from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
 
 _PATH: Final[KeyPath] = ("model", "language_model")
 _FILES = (

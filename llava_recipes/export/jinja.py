@@ -15,8 +15,8 @@ from typing import Literal
 
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.export.checking import QUESTION
-from llava_recipes.layouts import LAYOUTS, Layout, Template
-from llava_recipes.templates import IMAGE_END, IMAGE_START, Turn
+from llava_recipes.layouts import IMAGE_END, IMAGE_START, LAYOUTS, Layout, Template
+from llava_recipes.templates import Turn
 from llava_recipes.use.opened import OpenedRun
 
 Reader = Literal["hf", "llama.cpp"]

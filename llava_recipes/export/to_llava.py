@@ -14,12 +14,12 @@ from llava_recipes.export.public_names import public_name, without_paths
 from llava_recipes.export.refusing import tokenizer_folder
 from llava_recipes.export.target import Piece, piece_of, write_json, write_shards
 from llava_recipes.files import expanded, real_path
+from llava_recipes.layouts import IMAGE_END, IMAGE_PATCH, IMAGE_START
 from llava_recipes.model.configs import tower_origin
 from llava_recipes.model.legacy_config import whole_config
 from llava_recipes.model.pretrained import CODE, PATTERNS
 from llava_recipes.model.weight_names import canonical_parameters, original_name
 from llava_recipes.plan.families import TOWER_FAMILIES
-from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
 from llava_recipes.use.foreign_folders import TOWER_FOLDER, write_note
 from llava_recipes.use.opened import OpenedRun, open_run
 

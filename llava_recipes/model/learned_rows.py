@@ -12,11 +12,11 @@ from torch.nn.functional import embedding
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.layouts import IMAGE_END, IMAGE_START
 from llava_recipes.model.checkpoint import open_checkpoint
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
 from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.plan.trainable import NUM_TOKENS
-from llava_recipes.templates import IMAGE_END, IMAGE_START
 
 ORIGINAL_KEY = "model.embed_tokens.weight"
 """The original's name for the image tokens in a projector's file; elsewhere, for all embeddings."""

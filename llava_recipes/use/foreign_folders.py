@@ -13,6 +13,7 @@ from transformers import LlavaConfig, LlavaNextConfig
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.files import expanded
+from llava_recipes.layouts import IMAGE_PATCH, IMAGE_START
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint
@@ -30,7 +31,6 @@ from llava_recipes.projectors import STOCK
 from llava_recipes.recipe.foreign import made_of, read_object
 from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.schema import ImageTokens, Projector, VisionTower
-from llava_recipes.templates import IMAGE_PATCH, IMAGE_START
 
 NOTE = "llava_recipe.json"
 """The file in which an export records how text and images were prepared for the model."""

@@ -76,7 +76,7 @@ def test_everything_is_reported_at_once_and_in_its_own_file(
     assert [block.split("`")[1] for block in of_exports] == ["hf", "gguf-ready"]
     blocks = [block for block in err.strip().split("\n\n") if block not in of_exports]
     assert "these projector weights do not fit" in blocks[0]
-    assert "`mlp2x_gelu`, 32 to 32 to 32; the recipe says `linear`, 32 to 32" in blocks[0]
+    assert "`mlp2x_gelu`, 32 to 32 to 32; the recipe has `linear`, 32 to 32" in blocks[0]
     printed = "\n".join(blocks[1:])
     assert (
         'sample 2 (id "s1_002"): template `plain` takes one human turn and one answer, not 4 turns' in printed
