@@ -1,9 +1,9 @@
-"""How long the commands take that a person waits for: whole processes, interpreter start included.
+"""Time the commands that a person waits for: whole processes, interpreter start included.
 
     python benchmarks/cli.py [--repeats 10]
 
 Bytecode is cached as in any installed package, in a folder of its own that is filled by a first run of each
-command. CPU seconds (user and system) stand beside the wall's, since they do not grow on a busy machine.
+command. CPU seconds (user and system) are printed next to wall seconds, which grow on a busy machine.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ COMMANDS: dict[str, list[str]] = {
     "python -c 'import pydantic.main, yaml'": ["-c", "import pydantic.main, yaml"],
     "--help": ["-m", "llava_recipes", "--help"],
     "validate RECIPE": ["-m", "llava_recipes", "validate", RECIPE],
-    "plan RECIPE --world-size 8": [
-        *("-m", "llava_recipes", "plan", RECIPE, "--world-size", "8"),
-    ],
+    "explain KEY": ["-m", "llava_recipes", "explain", "train.learning_rate"],
+    "plan RECIPE --world-size 8": ["-m", "llava_recipes", "plan", RECIPE, "--world-size", "8"],
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="runs of each (default 10)")
+    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="runs of each (default: 10)")
     repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory() as bytecode:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
