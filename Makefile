@@ -21,7 +21,7 @@ TESTS := -m pytest $(PYTEST_FLAGS) --randomly-seed=$(SEED)
 OTHER_VERSIONS := -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick test-long test-oldest test-newest coverage lint format names docs bench clean
+.PHONY: help setup demo test check quick durations test-long test-oldest test-newest coverage lint format names docs bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -64,8 +64,11 @@ test: check  ## run what CI runs: linters, types, import rules and every test
 check: lint  ## the same as `make test`
 	@$(RUN) python $(TESTS)
 
-quick: lint  ## run linters, and the tests that take under 2 s and don't train
+quick: lint  ## run linters, and the tests that tests/durations.json does not call slow
 	@$(RUN) python $(TESTS) -m 'not slow'
+
+durations: $(READY)  ## run every test on an idle machine, and record how long each takes
+	@$(RUN) LLAVA_RECIPES_DURATIONS=1 python $(TESTS)
 
 test-long: lint  ## run every test with all its examples and a fresh Python per run: far longer
 	@$(RUN) LLAVA_RECIPES_LONG=1 LLAVA_RECIPES_FRESH=1 python $(TESTS)

@@ -85,14 +85,14 @@ def full_tasks() -> Iterator[Task]:
 
 def tiny_tasks() -> Iterator[Task]:
     """The same on a CPU, as small as can be."""
-    yield Task("a", {}, "speed", {"size": 256, "num_products": 3}, 60, ("torch",))
-    yield Task("b", {}, "golden", {"stage1": ["base"], "stage2": ["lora"]}, 180, (*_BASE, "peft"))
-    yield _steps_task("c", "tiny", "Stage 1", True, first_batch=4, limit_s=60)
-    yield _steps_task("c", "tiny", "Stage 1", False, first_batch=4, limit_s=60)
-    resumed = {"num_epochs": 16, "save_steps": 12, "stop_after": 5, "farthest": 1e-6, "limit_s": 120.0}
-    yield _resume_task(resumed, limit_s=240)
+    yield Task("a", {}, "speed", {"size": 256, "num_products": 3}, 300, ("torch",))
+    yield Task("b", {}, "golden", {"stage1": ["base"], "stage2": ["lora"]}, 900, (*_BASE, "peft"))
+    yield _steps_task("c", "tiny", "Stage 1", True, first_batch=4, limit_s=300)
+    yield _steps_task("c", "tiny", "Stage 1", False, first_batch=4, limit_s=300)
+    resumed = {"num_epochs": 16, "save_steps": 12, "stop_after": 5, "farthest": 1e-6, "limit_s": 300.0}
+    yield _resume_task(resumed, limit_s=900)
     for tuning in ("LoRA", "QLoRA"):
-        yield _steps_task("d", "tiny", tuning, True, first_batch=2, limit_s=60)
+        yield _steps_task("d", "tiny", tuning, True, first_batch=2, limit_s=300)
 
 
 def _steps_task(

@@ -1,8 +1,8 @@
-"""Images of any size: which grid an image is spread over, and in what order its features are read.
+"""Images of any size: the grid of crops that an image is split into, and the order of their features.
 
 An image becomes one crop of the whole and, row by row, the crops of a grid. Sizes are width and height in
 pixels, as in the original. Follows `process_anyres_image` and `prepare_inputs_labels_for_multimodal` of
-LLaVA-NeXT; what the padding takes away is counted as transformers does, which rounds where the original cuts.
+LLaVA-NeXT; padding is counted as in transformers, which rounds where the original truncates.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Size = tuple[int, int]
 MergeType = Literal["flat", "spatial", "spatial_unpad"]
 
 NEWLINE: Final = -1
-"""Stands in an order of features for the learned end of a row."""
+"""In an order of features: the learned end of a row."""
 
 USUAL_SIZE: Final[Size] = (640, 480)
-"""The photograph that stands for all where sizes are not known: COCO's."""
+"""The size that is assumed for images of unknown size: that of COCO's photographs."""
 
 _USUAL_GRIDS: Final = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
@@ -30,9 +30,9 @@ def usual_pinpoints(image_px: int) -> tuple[Size, ...]:
 
 
 def best_resolution(size: Size, pinpoints: Iterable[Size]) -> Size:
-    """The pinpoint that keeps most of an image's pixels, and of those the one that wastes least.
+    """The pinpoint that keeps most of an image's pixels; of several, the one with the least padding.
 
-    The first of equals: the order of pinpoints counts.
+    Of equals, the first: the order of pinpoints matters.
     """
     width, height = size
     best, best_rank = None, (-1, 0)
@@ -42,15 +42,15 @@ def best_resolution(size: Size, pinpoints: Iterable[Size]) -> Size:
         rank = (kept, kept - across * down)
         if best is None or rank > best_rank:
             best, best_rank = (across, down), rank
-    assert best is not None, "there is a pinpoint"
+    assert best is not None, "there are no pinpoints"
     return best
 
 
 @dataclass(frozen=True)
 class AnyRes:
-    """How images are spread over crops, and their features put in a row.
+    """How an image is split into crops, and how their features become a sequence.
 
-    A crop of `image_px` has `side` × `side` features, and with `class_token` one more before them.
+    A crop of `image_px` pixels has `side` × `side` features, and one more before them with `class_token`.
     """
 
     pinpoints: tuple[Size, ...]
@@ -60,21 +60,21 @@ class AnyRes:
     merge: MergeType
 
     def resolution(self, size: Size) -> Size:
-        """What an image is resized and padded to."""
+        """The size that an image is resized and padded to."""
         return best_resolution(size, self.pinpoints)
 
     def grid(self, size: Size) -> Size:
-        """Crops across and down, the one of the whole aside."""
+        """Crops across and down, without the one of the whole."""
         across, down = self.resolution(size)
         return across // self.image_px, down // self.image_px
 
     def num_crops(self, size: Size) -> int:
-        """Images that the tower sees of one: the whole, and the grid's crops."""
+        """Number of crops that the tower sees: the whole image, and those of the grid."""
         columns, rows = self.grid(size)
         return 1 + columns * rows
 
     def num_tokens(self, size: Size) -> int:
-        """Tokens that an image takes in the sequence."""
+        """Number of tokens of an image in the sequence."""
         if self.merge == "flat":
             return self.num_crops(size) * self._crop_features
         left, top, right, bottom = self._window(size)
@@ -82,9 +82,9 @@ class AnyRes:
         return self._crop_features + (bottom - top) * per_row
 
     def order(self, size: Size) -> tuple[int, ...]:
-        """Places of an image's tokens among the features of its crops, one crop after another.
+        """For each of an image's `num_tokens(size)` tokens, its index in the features of all crops in order.
 
-        NEWLINE where a row ends. `num_tokens(size)` of them.
+        NEWLINE at the end of a row.
         """
         columns, rows = self.grid(size)
         if self.merge == "flat":
@@ -92,11 +92,11 @@ class AnyRes:
         return _spatial_order(columns, self.side, self._window(size), self.merge == "spatial_unpad")
 
     def most(self) -> tuple[int, int]:
-        """Tokens and crops of the largest image there can be: it fills a grid."""
+        """Tokens and crops of the largest possible image, which fills a grid."""
         return max(map(self.num_tokens, self.pinpoints)), max(map(self.num_crops, self.pinpoints))
 
     def least_tokens(self) -> int:
-        """Tokens that every image takes: of a very thin one nothing but the whole is left."""
+        """Fewest tokens of any image: of a very thin one only the whole is left."""
         if self.merge == "spatial_unpad":
             return self._crop_features
         return min(map(self.num_tokens, self.pinpoints))
@@ -106,7 +106,7 @@ class AnyRes:
         return self.side**2 + self.class_token
 
     def _window(self, size: Size) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what the image covers of the grid's features."""
+        """Left, top, right and bottom of the part of the grid's features that the image covers."""
         columns, rows = self.grid(size)
         across, down = columns * self.side, rows * self.side
         if self.merge == "spatial":

@@ -1,6 +1,6 @@
-"""The DeepSpeed presets: a table of configs, and which file of the original LLaVA each of them is.
+"""The table of DeepSpeed presets: each config, and the file of the original LLaVA that it equals.
 
-It lies below the recipe language, which takes the names from it.
+The table is below the recipe language, whose schema takes the names from it.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _ZERO_3: Config = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A config, without what DeepSpeed takes another default for in another version."""
+    """A config, without keys whose default depends on the version of DeepSpeed."""
 
     zero: Config
     """Its `zero_optimization`."""
     file: str | None = None
-    """The file of the original's `scripts/` that it is."""
+    """The file in the original's `scripts/` that it equals."""
     blocks: Config = field(default_factory=dict)
-    """What that file has besides, and what would replace the recipe's own keys."""
+    """Blocks that the file has as well, and that would replace keys of the recipe."""
 
     @property
     def config(self) -> dict[str, JsonValue]:
@@ -63,7 +63,7 @@ class Preset:
 
     @property
     def offloads(self) -> bool:
-        """Whether something of the model or its optimizer lies in the CPU's memory."""
+        """Whether part of the model or its optimizer is in the CPU's memory."""
         return any(block in self.zero for block in OFFLOADS)
 
 

@@ -1,4 +1,4 @@
-"""What a person is told when a recipe, its data or its run is wrong, and theirs to mend."""
+"""Problems that the user can fix, in a recipe, its data or its run, and the errors that carry them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 KeyPath = tuple[str | int, ...]
-"""Where a value stands in a recipe: ("stages", 0, "train", "learning_rate")."""
+"""The place of a value in a recipe: ("stages", 0, "train", "learning_rate")."""
 
 _CARRIED = "problems of samples: "
 
@@ -17,7 +17,7 @@ _CARRIED = "problems of samples: "
 class Mark:
     """A place in a file. Lines and columns count from 1; `width` is in characters.
 
-    Line 0 is the file as a whole, or a `--set` of the command line named in `file`.
+    Line 0 is the file as a whole, or the `--set` of the command line that `file` names.
     """
 
     file: str
@@ -25,31 +25,31 @@ class Mark:
     column: int
     width: int = 1
     text: str | None = field(default=None, compare=False, repr=False)
-    """The line itself, to be shown; None where it is not at hand."""
+    """The line itself, to be shown; None if it isn't available."""
     row: int | None = None
-    """In a file that has rows and no lines: the row, counted from 0."""
+    """In a file with rows instead of lines: the row, counted from 0."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to mend: where (a mark, or a recipe path that has one), what, found, what to do."""
+    """One thing to fix: where (a mark, or a recipe path that has one), what, what was found, what to do."""
 
     message: str
     code: str = field(kw_only=True)
-    """The stable name of its kind, such as "unknown-key": for programs, which must not read the words."""
+    """The name of its kind, such as "unknown-key". It never changes: programs read it, not the message."""
     path: KeyPath | None = None
     mark: Mark | None = None
     found: str | None = None
     hint: str | None = None
     on_key: bool = field(default=False)
-    """Point at the key rather than at its value."""
+    """Point at the key, not at its value."""
     is_secret: bool = field(default=False)
-    """Show the place, but not the line: it holds what should not be printed."""
+    """Show the place without the line, which contains a secret."""
     severity: Literal["error", "warning"] = field(default="error")
-    """An error keeps a recipe from running; a warning says that it may not do what was meant."""
+    """An error keeps the recipe from running; a warning says that it may not do what was meant."""
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values: what crosses from one process to another."""
+        """All of it as JSON values, to send to another process."""
         return asdict(self)
 
     @classmethod
@@ -64,7 +64,7 @@ class Problem:
 
 
 class RecipeError(Exception):
-    """The user's to mend: printed without a traceback, exit code 1."""
+    """Problems that the user can fix: printed without a traceback, exit code 1."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("\n".join(problem.message for problem in problems))
@@ -83,15 +83,15 @@ class RecipeError(Exception):
         on_key: bool = False,
         is_secret: bool = False,
     ) -> RecipeError:
-        """The error of one problem, whose fields these are."""
+        """The error of one problem with these fields."""
         return cls(Problem(message, path, mark, found, hint, on_key, is_secret, code=code))
 
 
 class SampleError(RecipeError):
-    """One or more samples that their owner must mend.
+    """One or more samples of the user's data cannot be used.
 
-    torch rebuilds a worker's exception from the text of its traceback alone. That text ends with the
-    problems as one line of JSON, from which this class fills itself again.
+    torch rebuilds a worker's exception from the text of its traceback only. That text ends with the problems
+    as one line of JSON, from which this class reads them again.
     """
 
     def __init__(self, *problems: Problem | str) -> None:

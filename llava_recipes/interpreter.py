@@ -1,8 +1,8 @@
-"""The Python that our processes run in: it imports nothing from the current folder.
+"""Start Python processes that import nothing from the current folder.
 
-With `-m` and `-c` Python puts the folder it is started in first on its path, so that a `secrets.py` beside a
-recipe would be run in place of Python's own. There is no `from __future__` here, which is an import too: this
-module is loaded while the current folder is still on the path.
+With `-m` and `-c`, Python puts the current folder first on its path: it would run a `secrets.py` next to a
+recipe instead of its own. There is no `from __future__` here, which is an import too: this module is loaded
+while the current folder is still on the path.
 """
 
 import os
@@ -15,10 +15,10 @@ _has_left = False
 
 
 def leave_current_folder() -> None:
-    """Take the current folder off this process's import path, and off that of every process it starts.
+    """Remove the current folder from the import path of this process and of every process it starts.
 
-    Folders that PYTHONPATH names stay, the current one too; an empty entry, as `PYTHONPATH=$UNSET:/x` makes
-    one, names none. For a process that is the command's own; what comes after the first call has no effect.
+    Folders that PYTHONPATH names stay, even the current one; an empty entry, as in `PYTHONPATH=$UNSET:/x`,
+    names none. For processes of the command line only; calls after the first have no effect.
     """
     global _has_left
     if _has_left:
@@ -31,22 +31,22 @@ def leave_current_folder() -> None:
     named = _named(given)
     if given and "" in given.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
-        # Python has made the empty entry the current folder's absolute path.
+        # Python has replaced the empty entry by the absolute path of the current folder.
         if here not in (*map(os.path.abspath, named), *_folders_of_python()):
             sys.path[:] = [folder for folder in sys.path if folder not in ("", here)]
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def python_words(module: str) -> list[str]:
-    """The words that start a module as `python -m` does, without the current folder on the path."""
+    """The command line that runs a module as `python -m` does, without the current folder on the path."""
     return [sys.executable, "-P", "-m", module]
 
 
 def python_environment() -> dict[str, str]:
-    """This process's environment, in which no Python puts the current folder on its path.
+    """This process's environment, changed so that no Python puts the current folder on its path.
 
-    A checkout that is run without being installed is found by the current folder alone: its own folder is
-    named in PYTHONPATH then, so that all processes run the same code.
+    A checkout that isn't installed would only be found through the current folder: PYTHONPATH then names its
+    folder, so that all processes run the same code.
     """
     folders = _named(os.environ.get("PYTHONPATH", ""))
     if not _is_found():
@@ -60,7 +60,7 @@ def _named(python_path: str) -> list[str]:
 
 
 def _current_folder() -> str | None:
-    """None where it was removed: nothing is imported from it then."""
+    """None if it was removed: nothing can be imported from it then."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def _current_folder() -> str | None:
 
 
 def _folders_of_python() -> tuple[str, ...]:
-    """Where Python's own modules and installed packages are; these stay, whoever stands in them."""
+    """The folders of Python's own modules and of installed packages, which stay on the path."""
     return (os.path.dirname(os.__file__), *site.getsitepackages(), site.getusersitepackages())
 
 
@@ -77,7 +77,7 @@ def _package_folder() -> str:
 
 
 def _is_found() -> bool:
-    """Whether an import of this package finds the code that runs now, and no other checkout's."""
+    """Whether importing this package finds the code that runs now, not another checkout's."""
     for finder in sys.meta_path:
         spec = finder.find_spec(llava_recipes.__name__, None)
         if spec is not None:

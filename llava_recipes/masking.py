@@ -1,4 +1,4 @@
-"""Secrets: the names that carry them, and how they are hidden in a text that leaves the program."""
+"""Recognize secrets, by their names and in texts, and hide them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SECRET_WORDS = frozenset({
     "secret", "secrets", "credential", "credentials", "cred", "creds", "apikey", "accesskey",
     "privatekey", "sas", "dsn", "webhook", "webhooks", "netrc", "kubeconfig", "connstr",
 })  # fmt: skip
-# A name in one piece, as GITHUBTOKEN. No English word ends like these.
+# For names without separators, such as GITHUBTOKEN. No English word ends in one of these.
 _SECRET_ENDINGS = (
     *("token", "password", "passwd", "secret", "apikey", "accesskey", "privatekey", "privkey", "secretkey"),
     *("authkey", "passkey", "signingkey"),
 )
 _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("connection", "string"), ("conn", "str")}
-# What a language model calls a token, and a table a key.
+# Words next to which a token is one of a language model, and a key one of a table.
 _OF_MODELS = frozenset({
     "max", "min", "num", "n", "total", "len", "length", "count", "counts", "per", "limit", "budget",
     "image", "img", "pad", "eos", "bos", "unk", "cls", "sep", "mask", "special", "text", "label", "new",
@@ -48,7 +48,7 @@ _HARMLESS_BESIDE = {
 # The working folders of every shell.
 _HARMLESS_NAMES = frozenset({"PWD", "OLDPWD"})
 
-# `user:password@` where the host is due, else with a slash in the password; or a user alone, often a token.
+# `user:password@` before a host, with or without a slash in the password; or a user alone, often a token.
 _USER_INFO = re.compile(
     r"""(?P<start>(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)?:?\\?/\\?/)
     (?:
@@ -60,7 +60,7 @@ _USER_INFO = re.compile(
 _USER_IS_NO_SECRET = frozenset(
     {"ssh", "git", "sftp", "rsync", "git+ssh", "hdfs", "abfs", "abfss", "wasb", "wasbs"}
 )
-"""Schemes whose `user@` names an account or a container."""
+"""Schemes in which `user@` names an account or a container."""
 _QUERY = re.compile(r"(?P<name>(?<=[?&;#])[A-Za-z0-9_.-]+)=(?P<value>[^&\s\"'<>;]+)")
 _TOKENS = re.compile(
     r"""(?<![A-Za-z0-9_-])
@@ -79,12 +79,12 @@ _TOKENS = re.compile(
     )""",
     re.VERBOSE,
 )
-# Small letters stand in captions too: "basic responsibilities".
+# In lower case only with a digit: captions contain words such as "basic responsibilities".
 _BEARER = re.compile(
     r"\b(?P<start>(?:Bearer|Basic)\s+|(?:bearer|basic|BEARER|BASIC)\s+(?=[\w.~+/=-]*[0-9]))[A-Za-z0-9._~+/=-]{16,}"
 )
 _PRIVATE_KEY = re.compile(r"(?P<start>-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]*")
-# Where none of these stands there is nothing to hide, and nothing more to look for.
+# A text without any of these has nothing to hide, and is searched no further.
 _HINTS = (
     *("//", "\\/", "hf_", "api_org_", "gh", "glpat-", "xox", "AKIA", "ASIA", "AIza", "sk-", "pypi-", "eyJ"),
     *("wandb_v1_", "earer ", "EARER ", "asic ", "ASIC ", "PRIVATE KEY", "?", "&", "#"),
@@ -94,9 +94,9 @@ _PROXY_USER = re.compile(r"[^\s/@:]*:[^\s@]+@\S")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable or a key of this name carries a secret, by the words of the name.
+    """Whether the words of a variable's or key's name say that its value is a secret.
 
-    Words end at what is no letter, and where small letters turn to capitals: `hfToken`, `HF_TOKEN`.
+    Words end at anything but a letter, and where lower case turns to upper case: `HF_TOKEN`, `hfToken`.
     """
     if name in _HARMLESS_NAMES:
         return False
@@ -104,7 +104,7 @@ def is_secret_name(name: str) -> bool:
     for place, word in enumerate(words):
         others = {*words[:place], *words[place + 1 :]}
         is_suspect = word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS)
-        # `KEY_FRAMES` counts frames; a name that ends in KEY opens something.
+        # `KEY_FRAMES` counts frames; only at the end of a name is KEY a secret.
         is_suspect |= word in ("key", "keys") and 0 < place == len(words) - 1
         if is_suspect and not others & _HARMLESS_BESIDE.get(word, frozenset()):
             return True
@@ -114,7 +114,7 @@ def is_secret_name(name: str) -> bool:
 def is_secret_value(value: str, name: str = "") -> bool:
     """Whether a value is or contains a secret: a password in a URL, a token of a known kind.
 
-    `name` is of the variable that has the value, where there is one.
+    name  of the variable or key with this value, if it has one
     """
     if mask(value) != value:
         return True
@@ -125,7 +125,7 @@ def is_secret_value(value: str, name: str = "") -> bool:
 
 
 def mask(text: str) -> str:
-    """The text with `***` in place of passwords in URLs and of tokens of known kinds."""
+    """The text with `***` instead of passwords in URLs and tokens of known kinds."""
     if not any(hint in text for hint in _HINTS):
         return text
     if "@" in text:
@@ -137,7 +137,7 @@ def mask(text: str) -> str:
 
 
 def mask_assignment(text: str) -> str:
-    """A `KEY=VALUE` of the command line, its value hidden where the key or itself says that it is secret."""
+    """A `KEY=VALUE` of the command line, with the value hidden if the key or the value shows a secret."""
     key, equals, value = text.partition("=")
     last = key.rpartition(".")[2]
     if equals and value and (is_secret_name(last) or is_secret_value(value, last)):
@@ -147,12 +147,12 @@ def mask_assignment(text: str) -> str:
 
 
 def mask_command(words: list[str]) -> list[str]:
-    """The words of a command line as they may be stored."""
+    """The words of a command line without secrets, to be stored."""
     masked = []
     for before, word in zip(["", *words], words, strict=False):
         option, equals, rest = word.partition("=")
         if option.startswith("--") and equals:
-            # `--set=KEY=VALUE`, or an option of its own as `--hub-token=…`.
+            # `--set=KEY=VALUE`, or an option such as `--hub-token=…`.
             masked.append(f"{option}={mask_assignment(rest)}" if "=" in rest else mask_assignment(word))
         elif before.startswith("--") and not word.startswith("-") and is_secret_name(before.strip("-")):
             masked.append(HIDDEN)

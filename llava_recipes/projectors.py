@@ -1,7 +1,7 @@
-"""The types of projector: how a recipe names each, its weights, and what it keeps for the backward pass.
+"""The table of projector types: name, parameter shapes, and memory for the backward pass, without torch.
 
-An entry says all that is known of a type without torch; `model/projector.py` builds its module. The table
-lies below the recipe language, as that of the templates does, since the schema takes the names from it.
+`model/projector.py` builds the modules. The table is below the recipe language, whose schema takes the names
+from it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 MOST_LAYERS = 99
 STOCK = "mlp2x_gelu"
-"""The type of LLaVA 1.5, and the only one that transformers and llama.cpp have a place for."""
+"""The type of LLaVA 1.5, and the only one that transformers and llama.cpp support."""
 
 
 def linear(name: str, num_in: int, num_out: int) -> dict[str, tuple[int, ...]]:
@@ -32,26 +32,26 @@ def _stack(num_layers: int, vision: int, language: int) -> Shapes:
 
 
 def _kept_by_stack(trained: Collection[str], vision: int, language: int) -> int:
-    """The input of the first layer that trains; then, between two of them, a GELU's input and output."""
+    """The input of the first layer that trains, and input and output of the GELU between each two."""
     return bool(trained) * vision + max(0, len(trained) - 1) * 2 * language
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorType:
-    """One type. Sizes are N (1 where the name has none) and the hidden sizes of tower and language model."""
+    """One type. Sizes are N (1 if the name has none) and the hidden sizes of tower and language model."""
 
     name: str
-    """As in a recipe; an `N` in it stands for a number of layers from 1 to 99."""
+    """As in a recipe; `N` is a number of layers from 1 to 99."""
     meaning: str
     shapes: Callable[[int, int, int], Shapes]
-    """Shapes of its parameters by their names inside the module. The first matrix reads the tower's features,
-    the last one gives the language model's."""
+    """Shapes of its parameters, by their names inside the module. The first matrix takes the tower's
+    features, the last one returns those of the language model."""
     kept: Callable[[Collection[str], int, int], int] = _kept_by_stack
-    """Numbers that a patch leaves in memory for the backward pass, from what trains and the sizes."""
+    """How many numbers one patch keeps in memory for the backward pass, from what trains and the sizes."""
     keeps_width: bool = False
     """Whether tower and language model must have the same hidden size."""
     in_original: bool = False
-    """Whether the original LLaVA reads it."""
+    """Whether the original LLaVA supports it."""
 
     @property
     def pattern(self) -> str:
@@ -87,12 +87,12 @@ PROJECTOR_TYPES = (
 
 
 def pattern() -> str:
-    """A regular expression for every name that a recipe may give."""
+    """A regular expression for all names in recipes."""
     return f"^({'|'.join(kind.pattern for kind in PROJECTOR_TYPES)})$"
 
 
 def type_named(name: str) -> tuple[ProjectorType, int]:
-    """The type of this name and its number of layers. Raises ValueError for an unknown name."""
+    """The type with this name, and its number of layers. Raises ValueError for an unknown name."""
     for kind in PROJECTOR_TYPES:
         if re.fullmatch(kind.pattern, name):
             number = re.search("[1-9][0-9]?", name) if "N" in kind.name else None
@@ -107,14 +107,14 @@ def projector_shapes(name: str, vision_hidden: int, language_hidden: int) -> Sha
 
 
 def has_weights(name: str) -> bool:
-    """Whether a type of this name has parameters. Raises ValueError for an unknown name."""
+    """Whether the type with this name has parameters. Raises ValueError for an unknown name."""
     return bool(projector_shapes(name, 1, 1))
 
 
 def recognize(shapes: Shapes) -> tuple[str, int, int] | None:
-    """The name of the type that has these parameters, and both its widths; None where there is none.
+    """The name of the type with these parameters, and its input and output width; None if there is none.
 
-    Widths are 0 for a type without weights.
+    The widths of a type without weights are 0.
     """
     for kind in PROJECTOR_TYPES:
         numbers = range(1, min(len(shapes), MOST_LAYERS) + 1) if "N" in kind.name else (1,)
@@ -130,12 +130,12 @@ def recognize(shapes: Shapes) -> tuple[str, int, int] | None:
 
 
 def spell_projector(shapes: Shapes) -> str:
-    """A projector's type and the widths that it goes through: `mlp2x_gelu`, 1024 to 5120 to 5120.
+    """A projector's type and its widths, for a message: `mlp2x_gelu`, 1024 to 5120 to 5120.
 
-    Names are canonical: `projector.0.weight`.
+    shapes  by canonical names: `projector.0.weight`
     """
     matrices = [shape for shape in shapes.values() if len(shape) == 2]
     found = recognize({name.removeprefix("projector."): shape for name, shape in shapes.items()})
-    kind = "a part of one" if found is None else f"`{found[0]}`"
+    kind = "part of a projector" if found is None else f"`{found[0]}`"
     widths = [matrices[0][1], *(shape[0] for shape in matrices)] if matrices else []
     return ", ".join([kind, " to ".join(map(str, widths))] if widths else [kind])

@@ -1,4 +1,4 @@
-"""Print problems: where, the line with a caret, what was found, what to do."""
+"""Problems as text: where, what, the line with carets below, what was found, what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_recipes.screen import shown
 
 MAX_LINE_CHARACTERS = 120
 MAX_WORDS_CHARACTERS = 800
-"""Of a message, or a line of what was found: a value in it may be as long as its file."""
+"""Longest message, or line of what was found: a value in it may be as long as its file."""
 
 
 def render_problems(problems: Iterable[Problem]) -> str:
@@ -23,7 +23,7 @@ def _lines(problem: Problem) -> list[str]:
     word = "warning: " if problem.severity == "warning" else ""
     lines = [_short(shown(_place(problem.mark) + word + problem.message))]
     text = problem.mark.text if problem.mark is not None and problem.mark.line > 0 else None
-    # A line that holds a secret stays away as a whole: its carets would point beside it.
+    # A line with a secret is not shown at all: hiding the secret would move the carets.
     if problem.mark is not None and text is not None and mask(text) == text:
         lines += _snippet(problem.mark, text)
     for word, text in (("found:", problem.found), ("hint: ", problem.hint)):
@@ -61,8 +61,8 @@ def _snippet(mark: Mark, text: str) -> list[str]:
 
 
 def _columns(text: str) -> int:
-    """Terminal columns that a text takes."""
+    """The number of terminal columns of a text."""
     return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-        for letter in text
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
     )

@@ -1,7 +1,7 @@
-"""The one place where text leaves for a terminal, a pipe or a page: nothing in it steers what shows it.
+"""Print text so that nothing in it controls the terminal, and no secret is shown.
 
-Data may hold anything: names, captions, answers of a model, messages of a library. Whatever is printed goes
-through here, where control characters are replaced, secrets are hidden and every stream can take the text.
+Names, captions, answers of a model and messages of a library may contain anything. All output passes through
+here: control characters are replaced, secrets are hidden, and the text fits the encoding of the stream.
 """
 
 from __future__ import annotations
@@ -25,76 +25,78 @@ if TYPE_CHECKING:
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 _NAMED = {"\n": "↵", "\t": "→"}
-# Controls; what turns text around, joins or hides; half characters; line and paragraph separators.
+# Controls; characters that reverse, join or hide text; surrogates; line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"
-# What a workflow of GitHub would obey: as the first thing on a line, and anywhere in it.
+# Commands of a GitHub workflow: at the start of a line, and anywhere in it.
 _COMMAND = re.compile(r"^(\s*)::", re.MULTILINE)
 _OLD_COMMAND = "##["
-# What tqdm, which downloads of the hub use, sends to draw its bar again.
+# What tqdm, which shows downloads from the hub, sends to redraw its bar.
 _BAR_MOVES = re.compile(r"(\x1b\[A)+|\n+(?:\x1b\[A)*")
 
 
 class OutputLost(Exception):
-    """Standard output or standard error takes no more text."""
+    """Standard output or standard error accepts no more text."""
 
     def __init__(self, stream: TextIO, reason: str, *, reader_left: bool) -> None:
         super().__init__(reason)
         self.stream = stream
         self.reader_left = reader_left
-        """Whether whoever read it went away, as `head` does: no fault, and nobody to tell."""
+        """Whether the reader closed its end, as `head` does: not a fault, and nobody sees a message."""
 
 
 def shown(text: str, *, keep: str = "") -> str:
-    """A text as one line that moves no cursor, turns nothing around and shows no secret.
+    """The text as one line that moves no cursor, reverses nothing and shows no secret.
 
-    Of each character that could, a visible one takes the place; those in `keep` stay.
+    A visible character replaces each one that could; those in `keep` stay.
     """
     if not text.isprintable():
         text = "".join(
-            letter if letter in keep or not _is_unsafe(letter, text, place) else _NAMED.get(letter, REPLACED)
-            for place, letter in enumerate(text)
+            character
+            if character in keep or not _is_unsafe(character, text, place)
+            else _NAMED.get(character, REPLACED)
+            for place, character in enumerate(text)
         )
     return mask(text).replace(_OLD_COMMAND, r"##\[")
 
 
 def escape_json(text: str, *, encoding: str = "utf-8") -> str:
-    r"""JSON with `\uXXXX` for what `shown` would replace, and for what `encoding` has no bytes for.
+    r"""JSON with `\uXXXX` for what `shown` would replace and what `encoding` cannot encode.
 
-    Values stay equal, but for secrets, which are hidden.
+    Values stay equal, except for secrets, which are hidden.
     """
     return mask(_escape(text, encoding, _spell_in_json)).replace(_OLD_COMMAND, r"##\u005b")
 
 
 def escape_yaml(text: str) -> str:
-    """YAML whose special characters stand in double quotes, escaped where `shown` would replace them."""
+    """YAML with escapes for what `shown` would replace; such characters must be in double quotes."""
     return mask(_escape(text, "utf-8", _spell_in_yaml)).replace(_OLD_COMMAND, r"##\u005b")
 
 
 def say(*lines: str, to_stderr: bool = False) -> None:
-    """Print lines for a person. A line break inside one is data, and is shown as such."""
+    """Print lines for a person. A line break inside a line is data and shown as a character."""
     say_lines("\n".join(shown(line) for line in lines or ("",)), to_stderr=to_stderr)
 
 
 def say_lines(text: str, *, to_stderr: bool = False, end: str = "\n") -> None:
-    """Print a text for a person whose line breaks are meant."""
-    _write(_obeyed_by_nobody(shown(text, keep="\n")) + end, to_stderr=to_stderr)
+    """Print a text for a person, with its line breaks."""
+    _write(_without_commands(shown(text, keep="\n")) + end, to_stderr=to_stderr)
 
 
 def say_document(text: str) -> None:
-    """Print a file: a recipe, a script. Its writer has quoted what could be read as something else."""
+    """Print a file, such as a recipe or a script. Its writer has quoted what needs quotes."""
     _write(shown(text, keep="\n\t"), to_stderr=False)
 
 
 def say_json(text: str) -> None:
-    """Print JSON: its values stay as they are, spelled so that a terminal of any encoding takes them."""
+    """Print JSON with unchanged values, escaped so that a terminal of any encoding can show them."""
     stream = _Stream.over(sys.stdout)
     if stream is not None:
         _write(escape_json(text, encoding=stream.encoding) + "\n", to_stderr=False)
 
 
 def write_log(text: str) -> str:
-    """Keep a traceback, which may quote anything, in a file of its own; gives the file's name."""
+    """Write a traceback, which may quote anything, to a new file; returns the file's name."""
     import tempfile
 
     with tempfile.NamedTemporaryFile(
@@ -105,19 +107,19 @@ def write_log(text: str) -> str:
 
 
 class Spoken:
-    """An answer, printed as it grows; line breaks are meant."""
+    """Prints an answer while it grows, with its line breaks."""
 
     def __init__(self) -> None:
         self._waiting = ""
         self._at_line_start = True
 
     def add(self, piece: str) -> None:
-        """Print what can be judged so far: half a URL may yet turn out to hold a password."""
+        """Print what is safe so far: half a URL may still turn out to contain a password."""
         whole, self._waiting = _split(self._waiting + piece)
         self._print(whole)
 
     def finish(self) -> None:
-        """Print what waits, and end the line."""
+        """Print the rest, and end the line."""
         self._print(self._waiting)
         _write("\n", to_stderr=False)
         self._waiting, self._at_line_start = "", True
@@ -126,23 +128,23 @@ class Spoken:
         if not text:
             return
         before = "" if self._at_line_start else "."
-        _write(_obeyed_by_nobody(before + shown(text, keep="\n\t"))[len(before) :], to_stderr=False)
+        _write(_without_commands(before + shown(text, keep="\n\t"))[len(before) :], to_stderr=False)
         _, has_break, line = text.rpartition("\n")
         self._at_line_start = (self._at_line_start or bool(has_break)) and not line.strip()
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person sits at it; a stream that was closed has nobody."""
+    """Whether the stream is open and a terminal."""
     return stream is not None and stream.isatty()
 
 
 def console(*, to_stderr: bool = False) -> Console:
-    """A console of Rich that reads no markup in what it prints; the only kind that is made."""
+    """A Rich console that treats all text as data, never as markup; make no other kind."""
     from rich.console import Console
     from rich.segment import Segment
 
     class Plain(Console):
-        """Shows every text as `shown` has it, and leaves what Rich itself sends to the terminal."""
+        """Passes every text through `shown`, but not Rich's own control codes."""
 
         def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
             for segment in super().render(*arguments, **options):
@@ -150,7 +152,7 @@ def console(*, to_stderr: bool = False) -> Console:
                 yield segment if control else Segment(shown(text, keep="\n"), style)
 
         def render_str(self, text: str, **options: Any) -> Text:
-            # Before a table cuts it into lines: a half secret is not seen to be one.
+            # Before a table breaks it into lines: half a secret is not recognized as one.
             return super().render_str(shown(text), **options)
 
     stream = _Stream.over(sys.stderr if to_stderr else sys.stdout)
@@ -159,16 +161,16 @@ def console(*, to_stderr: bool = False) -> Console:
 
 
 def cell(*lines: str, style: str = "") -> Text:
-    """Lines for a table or a panel, in a style of ours."""
+    """Lines for a table or a panel, safe and in one style."""
     from rich.text import Text
 
     return Text("\n".join(map(shown, lines)), style=style)
 
 
 def guard_streams(*, outlives_reader: bool = False) -> None:
-    """Let what libraries print pass through here too, and what is typed be read in any encoding.
+    """Pass what libraries print through here too, and accept typed input in any encoding.
 
-    With `outlives_reader` the process goes on in silence when nobody reads its output any more.
+    outlives_reader  continue silently when nobody reads the output any more
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -180,7 +182,7 @@ def guard_streams(*, outlives_reader: bool = False) -> None:
 
 
 def guard_redirected() -> None:
-    """The same for the streams that a live bar of Rich has put in place: it would obey what they are sent."""
+    """The same for the streams that a live bar of Rich has installed, which would obey control codes."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if hasattr(stream, "rich_proxied_file") and not isinstance(stream, _Guard):
@@ -188,7 +190,7 @@ def guard_redirected() -> None:
 
 
 def flush_streams() -> None:
-    """Send what waits in standard output and error; raises OutputLost."""
+    """Flush standard output and standard error; raises OutputLost."""
     for stream in (sys.stdout, sys.stderr):
         whole = _Stream.over(stream)
         if whole is not None:
@@ -196,7 +198,7 @@ def flush_streams() -> None:
 
 
 def drop_rest(stream: TextIO) -> None:
-    """Send whatever is still to come to nobody, so that the end of the process does not fail as well."""
+    """Redirect a lost stream to nowhere, so that the process does not fail again at its end."""
     nobody = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nobody, stream.fileno())
@@ -205,7 +207,7 @@ def drop_rest(stream: TextIO) -> None:
 
 
 class _Stream:
-    """A text stream that takes every character, and says by OutputLost when it takes no more."""
+    """A text stream that accepts every character, and raises OutputLost when it accepts no more text."""
 
     def __init__(self, stream: TextIO, *, outlives_reader: bool = False) -> None:
         self._stream = stream
@@ -214,7 +216,7 @@ class _Stream:
 
     @classmethod
     def over(cls, stream: TextIO | None) -> _Stream | None:
-        """The stream below any guard: for text that is safe already."""
+        """The stream below all guards, for text that is safe already."""
         while stream is not None and not isinstance(stream, _Guard):
             inner = getattr(stream, "rich_proxied_file", None)
             if inner is None:
@@ -261,7 +263,7 @@ class _Stream:
 
 
 class _Guard(_Stream):
-    """What stands as `sys.stdout`: for the prints, warnings and logs of libraries."""
+    """Replaces `sys.stdout` and `sys.stderr` for the prints, warnings and logs of libraries."""
 
     def write(self, text: str) -> int:
         if self._stream.isatty() and (_BAR_MOVES.fullmatch(text) or text == "\r"):
@@ -283,34 +285,34 @@ def _write(text: str, *, to_stderr: bool) -> None:
         stream.flush()
 
 
-def _is_unsafe(letter: str, text: str, place: int) -> bool:
-    if letter.isprintable() or unicodedata.category(letter) not in _UNSAFE:
+def _is_unsafe(character: str, text: str, place: int) -> bool:
+    if character.isprintable() or unicodedata.category(character) not in _UNSAFE:
         return False
-    # Persian and Hindi are not written without joiners, nor is a family in one image.
+    # Persian, Hindi and composed emoji need joiners.
     between = text[place - 1 : place] + text[place + 1 : place + 2]
-    return not (letter in _JOINERS and len(between) == 2 and all(map(_takes_joiners, between)))
+    return not (character in _JOINERS and len(between) == 2 and all(map(_takes_joiners, between)))
 
 
-def _takes_joiners(letter: str) -> bool:
-    return ord(letter) > 0x2FF and unicodedata.category(letter) in ("Lo", "Mn", "Mc", "So", "Sk")
+def _takes_joiners(character: str) -> bool:
+    return ord(character) > 0x2FF and unicodedata.category(character) in ("Lo", "Mn", "Mc", "So", "Sk")
 
 
-def _obeyed_by_nobody(text: str) -> str:
-    r"""The text with a `\` before what GitHub would take for a command of its workflow."""
+def _without_commands(text: str) -> str:
+    r"""The text with a `\` before what GitHub would read as a workflow command."""
     return _COMMAND.sub(r"\1\\::", text)
 
 
 def _split(text: str) -> tuple[str, str]:
-    """What may be printed, and the end of it that has to wait for more."""
+    """What can be printed, and the end, which has to wait for more text."""
     place = max(text.rfind(space) for space in " \n\t") + 1
     word = text[place:]
     if "/" in word or word[-1:] in (":", "#", *_JOINERS):
         return text[:place], word
-    # A joiner that follows is judged by the letter before it.
-    num_held = int(bool(word) and _takes_joiners(word[-1]))
-    while 0 < num_held < len(word) and word[-num_held - 1] in _JOINERS:
-        num_held += 2
-    cut = max(place, len(text) - num_held)
+    # Whether a following joiner is safe depends on the character before it.
+    num_waiting = int(bool(word) and _takes_joiners(word[-1]))
+    while 0 < num_waiting < len(word) and word[-num_waiting - 1] in _JOINERS:
+        num_waiting += 2
+    cut = max(place, len(text) - num_waiting)
     return text[:cut], text[cut:]
 
 
@@ -318,24 +320,24 @@ def _escape(text: str, encoding: str, spell: Callable[[str], str]) -> str:
     if text.isascii() and "\x7f" not in text:
         return text
     return "".join(
-        spell(letter)
-        if letter not in "\n\t" and (_is_unsafe(letter, "", 0) or not _fits(letter, encoding))
-        else letter
-        for letter in text
+        spell(character)
+        if character not in "\n\t" and (_is_unsafe(character, "", 0) or not _fits(character, encoding))
+        else character
+        for character in text
     )
 
 
-def _fits(letter: str, encoding: str) -> bool:
+def _fits(character: str, encoding: str) -> bool:
     try:
-        letter.encode(encoding)
+        character.encode(encoding)
     except UnicodeEncodeError:
         return False
     return True
 
 
-def _spell_in_json(letter: str) -> str:
-    return json.dumps(letter)[1:-1] if letter != "\x7f" else r"\u007f"
+def _spell_in_json(character: str) -> str:
+    return json.dumps(character)[1:-1] if character != "\x7f" else r"\u007f"
 
 
-def _spell_in_yaml(letter: str) -> str:
-    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
+def _spell_in_yaml(character: str) -> str:
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"

@@ -1,6 +1,6 @@
-"""The library versions that this package works with, and what differs between them.
+"""Which library versions this package works with, and what differs between them.
 
-Each difference says which lower bound makes it needless. No other module asks for a version.
+Each difference says which lower bound makes it unnecessary. No other module asks for a version.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llava_recipes.errors import RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_INSTALL = "install what works with llava-recipes: pip install"
+_INSTALL = "install a version that works with llava-recipes: pip install"
 
 # ---- what is allowed -------------------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ _INSTALL = "install what works with llava-recipes: pip install"
 def check_versions(extra: str = "") -> None:
     """Raise RecipeError when a library is missing or its version is outside pyproject.toml's bounds.
 
-    With the name of an extra its libraries are looked at too, which nothing else needs.
+    With the name of an extra, the libraries of that extra are checked too.
     """
     found = version_problem(extra)
     if found is not None:
@@ -34,7 +34,7 @@ def check_versions(extra: str = "") -> None:
 
 @functools.cache
 def version_problem(extra: str = "") -> str | None:
-    """One line on every library that isn't of an allowed version, and what to install; None where all are."""
+    """One line with every library of a wrong version and what to install; None if there is none."""
     found, wanted = [], []
     try:
         from packaging.requirements import Requirement
@@ -47,19 +47,19 @@ def version_problem(extra: str = "") -> str | None:
             installed = version(requirement.name)
         except PackageNotFoundError:
             if requirement.marker is not None:
-                # Reported where it is needed; or it is there without being installed.
+                # Reported where it is needed; it may also be available without being installed.
                 continue
             found.append(f"{requirement.name} is not installed")
         else:
             if requirement.specifier.contains(installed, prereleases=True):
                 continue
-            found.append(f"{requirement.name} {installed} is installed, {requirement.specifier} is needed")
+            found.append(f"{requirement.name} {installed} is installed, {requirement.specifier} is required")
         wanted.append(f"'{requirement.name}{requirement.specifier}'")
     return f"{'; '.join(found)}; {_INSTALL} {' '.join(wanted)}" if found else None
 
 
 def _requirements() -> list[str]:
-    """What the installed package asks for, or a checkout that is run without being installed."""
+    """The requirements of the installed package, or of a checkout that isn't installed."""
     try:
         return requires("llava-recipes") or []
     except PackageNotFoundError:
@@ -76,7 +76,7 @@ def _requirements() -> list[str]:
 
 
 def training_arguments(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of TrainingArguments, under the names that the installed transformers knows.
+    """Keyword arguments of TrainingArguments, under the names of the installed transformers.
 
     Can go with transformers>=5.23: up to 5.22 `activation_checkpointing` is `gradient_checkpointing` there.
     """
@@ -91,7 +91,7 @@ def training_arguments(wanted: Mapping[str, Any]) -> dict[str, Any]:
 def auto_image_processor() -> Any:
     """transformers' AutoImageProcessor, which doesn't need torchvision for Pillow's classes.
 
-    Can go with transformers>=5.18: in 5.17 the name at the package's top asks for torchvision.
+    Can go with transformers>=5.18: in 5.17 the name at the top of the package requires torchvision.
     """
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -99,7 +99,7 @@ def auto_image_processor() -> Any:
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Let a model recompute its layers' activations in the backward pass, as the Trainer asks it to.
+    """Let a model recompute its layers' activations in the backward pass, as the Trainer does.
 
     Can go with transformers>=5.23: up to 5.22 `activation_checkpointing` is `gradient_checkpointing` there.
     """
@@ -109,9 +109,9 @@ def recompute_activations(model: PreTrainedModel) -> None:
 
 
 def keep_rotary_frequencies(model: PreTrainedModel) -> None:
-    """Compute rotary frequencies in float32 again, which ZeRO-3 has rounded to the weights' precision.
+    """Compute rotary frequencies again in float32, after ZeRO-3 has rounded them to the weights' precision.
 
-    Can go with transformers>=5.23, which keeps ZeRO-3 from them.
+    Can go with transformers>=5.23, which protects them from ZeRO-3.
     """
     for module in model.modules():
         given = dict(module.named_buffers(recurse=False))
@@ -121,18 +121,18 @@ def keep_rotary_frequencies(model: PreTrainedModel) -> None:
 
 
 def unnamed_config_keys(model_type: str) -> frozenset[str]:
-    """Keys that a model reads from its config, where the config's class doesn't name them.
+    """Keys that a model reads from its config although the config's class doesn't declare them.
 
-    Can go with transformers>=5.23: SigLIP's class names all of them.
+    Can go with transformers>=5.23: where SigLIP's class declares all of them.
     """
     return frozenset({"vision_use_head"} if model_type == "siglip_vision_model" else ())
 
 
 @functools.cache
 def load_to_numbered_cpu() -> None:
-    """Let torch.load take "cpu:0", which the Trainer asks for where several processes resume on a CPU.
+    """Let torch.load accept "cpu:0", which the Trainer passes when several processes resume on a CPU.
 
-    Can go with transformers>=5.18, which asks for "cpu".
+    Can go with transformers>=5.18, which passes "cpu".
     """
     from torch.serialization import register_package
 

@@ -9,7 +9,6 @@ import gc
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import settings
 from tqdm import tqdm
 
+from tests.durations import SLOW_S, Clock, functions_in, is_slow, record
 from tests.laws import LONG, examples
 from tests.leaks import Surroundings, may_end
 from tests.warm import client
@@ -45,13 +45,11 @@ tqdm.monitor_interval = 0
 
 LOOPBACK = ("127.", "::1", "localhost")
 
-SLOW_S = 2.0
-"""A test above this, its setup included and on an idle machine, is to be marked `slow`."""
+RECORD = os.environ.get("LLAVA_RECIPES_DURATIONS") == "1"
 
-_GRACE_S = 5.0
+_GRACE_S = 30.0
 _SURROUNDINGS = pytest.StashKey[Surroundings]()
-_seconds: dict[str, float] = defaultdict(float)
-_marked: set[str] = set()
+_clock = Clock()
 
 
 def _refuse_the_network(event: str, arguments: tuple[object, ...]) -> None:
@@ -69,6 +67,7 @@ sys.addaudithook(_refuse_the_network)
 def pytest_configure(config: pytest.Config) -> None:
     # A test that draws numbers seeds them itself. No option in pyproject.toml: `-p no:randomly` must work.
     config.option.randomly_reset_seed = False
+    config.pluginmanager.register(_clock)
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         client.join(worker["testrunuid"])
@@ -76,12 +75,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave a file that is slow as a whole unread where slow tests are left out: imports take seconds."""
-    if config.getoption("markexpr") != "not slow" or collection_path.suffix != ".py":
+    if config.getoption("markexpr") != "not slow" or not collection_path.name.startswith("test_"):
         return None
-    return True if "\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8") else None
+    functions = functions_in(collection_path)
+    return True if functions and all(map(is_slow, functions)) else None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item.nodeid.partition("[")[0]):
+            item.add_marker("slow")
     left_out = [] if LONG else [item for item in items if item.get_closest_marker("long")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -134,22 +138,23 @@ def _put_back(item: pytest.Item) -> list[str]:
     return differences
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _seconds[report.nodeid] += report.duration
-    if "slow" in report.keywords:
-        _marked.add(report.nodeid)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+) -> None:
     seed = config.getoption("randomly_seed", None)
     if seed is not None:
         terminalreporter.write_line(
             f"order of the tests: --randomly-seed={seed} (with -n 0 exactly the same)"
         )
-    above = [
-        (seconds, test) for test, seconds in _seconds.items() if seconds > SLOW_S and test not in _marked
-    ]
+    taken = _clock.seconds()
+    if RECORD:
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            record(taken)
+        return
+    above = [(seconds, name) for name, seconds in taken.items() if seconds > SLOW_S and not is_slow(name)]
     if above:
-        terminalreporter.write_line(f"not marked slow, and above {SLOW_S:g} s (idle machine: mark them):")
-        for seconds, test in sorted(above, reverse=True):
-            terminalreporter.write_line(f"  {seconds:5.1f} s  {test}")
+        terminalreporter.write_line(
+            f"above {SLOW_S:g} s, and recorded as below (on an idle machine: `make durations`):"
+        )
+        for seconds, name in sorted(above, reverse=True):
+            terminalreporter.write_line(f"  {seconds:5.1f} s  {name}")

@@ -33,14 +33,10 @@ class Outcome:
     memory_kb: int | None
 
 
-def run_measured(
-    *arguments: str, folder: Path, timeout_s: float, limit: Callable[[], None] | None = None
-) -> Outcome:
+def run_measured(*arguments: str, folder: Path, limit: Callable[[], None] | None = None) -> Outcome:
     """Run `llava-recipe` with these arguments in a folder; `limit` sets the process's own limits."""
     peak = folder / "peak_kb"
-    done = run_process(
-        [sys.executable, "-c", _MEASURED, peak, *arguments], cwd=folder, timeout_s=timeout_s, limit=limit
-    )
+    done = run_process([sys.executable, "-c", _MEASURED, peak, *arguments], cwd=folder, limit=limit)
     return Outcome(
         code=done.returncode,
         out=done.stdout,

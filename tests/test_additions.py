@@ -142,7 +142,6 @@ assert [each.text for each in segments if each.learn] == ["A cat.</s>"]
 """
 
 
-@pytest.mark.slow
 def test_a_recipe_with_all_of_them_trains(changed: Path, tmp_path: Path) -> None:
     file = write_recipe(values(tmp_path), tmp_path / "recipe.yaml")
     done = run_process(

@@ -10,8 +10,6 @@ import pytest
 from llava_recipes.cli.main import COMMANDS
 from tests.processes import run_process
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 RECIPE = "recipes/pretrain_v15_13b.yaml"
 HEAVY = ("torch", "transformers", "deepspeed", "accelerate", "numpy", "PIL", "pyarrow", "jinja2", "rich")

@@ -96,7 +96,6 @@ def test_a_light_command_imports_nothing_from_the_current_folder(
     _run([*start, *words], trapped)
 
 
-@pytest.mark.slow
 def test_no_process_of_a_run_imports_from_the_current_folder(trapped: Path) -> None:
     for words in HEAVY:
         # The one by which Python itself puts the folder first.

@@ -144,7 +144,6 @@ CALLS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("environment", ENCODINGS, ids=lambda values: "-".join(values.values()))
 def test_any_encoding_is_enough(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("nä→☃😀me: 1\n", encoding="utf-8")
@@ -168,7 +167,6 @@ def test_any_encoding_is_enough(environment: dict[str, str], tmp_path: Path) -> 
     assert code == 0, text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("call", ["list --json", "--help", "plan --help", "schema", "explain train"])
 def test_an_output_that_ends_early_ends_the_command_in_peace(call: str, tmp_path: Path) -> None:
     program = f"{python('llava_recipes', fresh=True)[0]} -m llava_recipes {call}"

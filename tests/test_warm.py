@@ -25,9 +25,6 @@ BEHAVIOUR = {
 }
 
 
-pytestmark = pytest.mark.slow
-
-
 def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
 

@@ -142,7 +142,7 @@ class Collator:
         if expanded.num_image_tokens >= self.max_length:
             code, message = "images-leave-no-room", "its images leave no room for text"
             taken = images_take(expanded.num_images, expanded.num_image_tokens)
-            hint = "raise `max_length`, or remove some of its images"
+            hint = "raise `max_length`, or use fewer images"
         mark = None if self.mark_of is None else self.mark_of(sample.index)
         found = f"{taken}, max_length is {self.max_length:,}"
         return sample_problem(sample.index, sample.id, message, code=code, mark=mark, found=found, hint=hint)

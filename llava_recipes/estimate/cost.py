@@ -228,7 +228,8 @@ def sample_flops(stage: StagePlan, sizes: Dimensions, tokens: Tokens, trained: T
     """Operations of one sample of the usual length, forward and backward."""
     checkpoints = stage.train.gradient_checkpointing
     length = tokens.usual_length
-    layer = 2 * length * _layer_weights(sizes) + 2 * sizes.attention * length**2
+    weights = 2 * sizes.hidden * (sizes.attention + sizes.keys) + 3 * sizes.hidden * sizes.inner
+    layer = 2 * length * weights + 2 * sizes.attention * length**2
     in_graph = sizes.num_layers - trained.first_layer
     total = layer * (sizes.num_layers + in_graph * (1 + checkpoints)) + 2.0 * length * trained.language
     head = 2 * sizes.hidden * sizes.vocab * tokens.labels
@@ -299,10 +300,6 @@ def _count_checkpoints(stage: StagePlan) -> tuple[int | None, int | None]:
     limit = arguments.get("save_total_limit")
     kept = written if not isinstance(limit, int) or written is None else min(written, limit)
     return written, kept
-
-
-def _layer_weights(sizes: Dimensions) -> int:
-    return 2 * sizes.hidden * (sizes.attention + sizes.keys) + 3 * sizes.hidden * sizes.inner
 
 
 def _kind(stage: StagePlan, trained: TrainedWeights) -> str:

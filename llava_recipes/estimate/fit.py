@@ -172,19 +172,9 @@ def _proposal(choice: Choice, fit: Fit, host_bytes: int, stage: StagePlan) -> Pr
         lines += ["    train:", *(f"      {key}: {value}" for key, value in values.items())]
         overrides = [f"stages.{stage.name}.train.{key}={value}" for key, value in values.items()]
     if choice.engine != "as it is":
-        lines += _engine_lines(choice)
-        overrides.append(f"stages.{stage.name}.deepspeed={_engine_value(choice)}")
+        engine = _config(choice) if choice.offloads else choice.engine
+        lines += block_lines({"deepspeed": engine}, "    ")
+        overrides.append(f"stages.{stage.name}.deepspeed={spell(engine)}")
     if host_bytes:
         notes.append(f"each process needs {host_bytes / GIB:,.0f} GiB of main memory")
     return Proposal(stage.name, tuple(changes), tuple(lines), tuple(overrides), fit, tuple(notes))
-
-
-def _engine_lines(choice: Choice) -> Iterator[str]:
-    if not choice.offloads:
-        yield f"    deepspeed: {choice.engine}"
-        return
-    yield from block_lines({"deepspeed": _config(choice)}, "    ")
-
-
-def _engine_value(choice: Choice) -> str:
-    return spell(_config(choice)) if choice.offloads else choice.engine

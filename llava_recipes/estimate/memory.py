@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from llava_recipes.deepspeed_presets import OFFLOADS
-from llava_recipes.estimate.activations import ActivationModel, Activations, ForwardPass
+from llava_recipes.estimate.activations import ActivationModel, ForwardPass
 from llava_recipes.estimate.assignment import stays_float32
 from llava_recipes.estimate.cost import GIB
 from llava_recipes.plan.deepspeed import offload_device, zero_block, zero_stage
@@ -144,10 +144,21 @@ class MemoryModel:
         before = gradients if accumulates else []
         # Recomputation also copies again, a layer at a time.
         kept = [] if self._checkpoints else copies
+        forward = _part("activations", activations.kept, "kept for the backward pass")
         moments = {
-            "end of the forward pass": [*before, *copies, *_loss(activations)],
-            "start of the backward pass": [*before, *kept, *_start(activations)],
-            "end of the backward pass": [*gradients, *_end(activations)],
+            "end of the forward pass": [
+                *(*before, *copies, forward),
+                _part("logits", activations.logits, "at the label positions, with softmax and its gradient"),
+            ],
+            "start of the backward pass": [
+                *(*before, *kept, forward),
+                _part("one layer again", activations.recomputed, "computed again for its backward pass"),
+                _part("working room", activations.working, "gradients in flight inside a layer"),
+            ],
+            "end of the backward pass": [
+                *gradients,
+                _part("activations", activations.layer, "of one layer, with its working room"),
+            ],
             "optimizer step": [*gradients, *self._step()],
         }
         totals = {name: _total([*always, *_with_slack(parts)]) for name, parts in moments.items()}
@@ -263,21 +274,6 @@ class MemoryModel:
         """A size from the DeepSpeed config; `auto` is the Trainer's value for "auto"."""
         value = self._options.get(key, auto if default is None else default)
         return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else auto
-
-
-def _loss(activations: Activations) -> Iterator[MemoryPart]:
-    yield _part("activations", activations.kept, "kept for the backward pass")
-    yield _part("logits", activations.logits, "at the label positions, with their softmax and its gradient")
-
-
-def _start(activations: Activations) -> Iterator[MemoryPart]:
-    yield _part("activations", activations.kept, "kept for the backward pass")
-    yield _part("one layer again", activations.recomputed, "computed again for its backward pass")
-    yield _part("working room", activations.working, "gradients in flight inside a layer")
-
-
-def _end(activations: Activations) -> Iterator[MemoryPart]:
-    yield _part("activations", activations.layer, "of the last layer on the way back, and its working room")
 
 
 def _with_slack(parts: list[MemoryPart]) -> list[MemoryPart]:

@@ -1,4 +1,4 @@
-"""Whether an export says what its run says: to the same prompt and image, computed in float32."""
+"""Whether an export computes the logits of its run, for the same prompt and image, in float32."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run makes of the prompt and the image.
+    """The run's inputs and logits for the prompt and the image.
 
-    input_ids     int64[T]  -200 on every position that the image takes
-    pixel_values  float32[M, C, H, W]  the image, with `anyres` its crops too
-    places        int64[K]  which of their features each position takes, -1 for the newline
+    input_ids     int64[T]  -200 at every position of the image
+    pixel_values  float32[M, C, H, W]  the image; with `anyres` its crops too
+    places        int64[K]  the feature at each position of the image, -1 for the newline
     logits        float32[T, V]
     """
 
@@ -41,7 +41,7 @@ class Expected:
 
 
 def drawn_image() -> Image.Image:
-    """An image with smooth and sharp parts, wider than high, the same every time."""
+    """An image with smooth and sharp parts, wider than high, always the same."""
     rows, columns = np.mgrid[0:160, 0:240]
     pixels = np.stack([rows, columns, (rows * columns) // 40], axis=-1) % 256
     pixels[40:90, 60:140] = (230, 40, 60)
@@ -49,7 +49,7 @@ def drawn_image() -> Image.Image:
 
 
 def expected_of(run: OpenedRun) -> Expected:
-    """Logits of the run's own forward, in float32 whatever its weights have."""
+    """What the run computes, in float32 for weights of any dtype. Raises RecipeError unless it is finite."""
     assembled = run.assembled
     prompts = Prompts(run.data, assembled.tokenizer, start_end=run.plan.image_tokens.start_end)
     question = IMAGE if run.data.template == "plain" else f"{IMAGE}\n{QUESTION}"
@@ -61,16 +61,16 @@ def expected_of(run: OpenedRun) -> Expected:
     logits = own_logits(assembled.model, input_ids, prepared.crops, places)
     if not logits.isfinite().all():
         raise RecipeError.of(
-            "the model computes no finite numbers, so there is nothing to compare an export with",
+            "the model's logits aren't finite, so an export cannot be checked",
             code="logits-not-finite",
             found=f"{run.path}: NaN or infinity in the logits of a test prompt",
-            hint="its weights, or those it stands on, are damaged: fetch or train them again",
+            hint="its weights, or those of its base, are damaged: download or train them again",
         )
     return Expected(input_ids, prepared.crops, places, logits)
 
 
 def expanded(prompt_ids: Sequence[int], num_image_tokens: int) -> Tensor:
-    """int64[T]: every -200 of a prompt as often as an image takes positions."""
+    """int64[T]: a prompt with every -200 repeated for each position of the image."""
     return torch.tensor(
         [token for id in prompt_ids for token in [id] * (num_image_tokens if id == IMAGE_ID else 1)]
     )
@@ -83,7 +83,7 @@ def own_logits(
     pixel_values: Tensor,
     feature_places: Tensor | None = None,
 ) -> Tensor:
-    """float32[T, V] by training's forward."""
+    """float32[T, V]: logits by the forward of training."""
     is_image = (input_ids == IMAGE_ID)[None]
     with in_float32(model):
         output = model(
@@ -97,9 +97,9 @@ def own_logits(
 
 
 def largest_difference(expected: Expected, logits: Tensor) -> float:
-    """The largest difference of two models' logits, over the largest logit where that is above 1.
+    """The largest difference of two models' logits, relative to the largest logit if that is above 1.
 
-    Rows that an export added to the vocabulary are left aside.
+    Rows that an export added to the vocabulary are ignored.
     """
     ours, theirs = expected.logits, logits[:, : expected.logits.shape[1]]
     assert ours.shape == theirs.shape, f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
@@ -108,24 +108,23 @@ def largest_difference(expected: Expected, logits: Tensor) -> float:
 
 
 def check_logits(expected: Expected, logits: Tensor) -> float:
-    """The difference, when it is small enough; raises RecipeError when it is not."""
+    """The largest difference; raises RecipeError if it is too large."""
     difference = largest_difference(expected, logits)
-    # Also not for NaN.
+    # `not <=` is also true of NaN.
     if not difference <= TOLERANCE:
-        found = say_number(difference, digits=2)
         raise RecipeError.of(
-            "what was written does not say what the run says, so it was thrown away",
+            "the exported model computes other logits than the run, so the export was removed",
             code="export-answers-otherwise",
-            found=f"logits differ by {found}, {say_number(TOLERANCE)} is allowed",
+            found=f"they differ by {say_number(difference, digits=2)}; {say_number(TOLERANCE)} is allowed",
         )
     return difference
 
 
 @contextlib.contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Compute in float32 with weights of fewer bits: each layer's are widened while it runs, then let go."""
+    """Compute in float32 with narrower weights: each layer's weights are widened only while it runs."""
     handles = []
-    # Whoever calls the projector looks at its dtype first.
+    # The forward reads the projector's dtype before it calls it.
     projector = [
         parameter
         for name, parameter in model.named_parameters()
@@ -162,7 +161,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """The model in parts that run one after another: layers of a stack, and what is beside the stacks."""
+    """The parts of a model that run one after another: the layers of its stacks, and the rest."""
     if not any(isinstance(each, nn.ModuleList) for each in module.modules()):
         yield module
         return

@@ -1,14 +1,14 @@
-"""Write an opened run in a layout that others read, and only when it was read back and says the same."""
+"""`export`, `merge` and `import`: a model in another layout, kept only if it computes the same logits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.errors import Mark, RecipeError
 from llava_recipes.export.checking import Expected, expected_of
 from llava_recipes.export.model_card import training_of, write_card
 from llava_recipes.export.refusing import notes_of
@@ -22,8 +22,6 @@ from llava_recipes.plan.exports import Target
 from llava_recipes.use.foreign_folders import TOWER_FOLDER
 from llava_recipes.use.opened import OpenedRun, open_run
 
-ExportLayout = Target
-
 
 class _Exporter(Protocol):
     def pieces(self) -> list[Piece]: ...
@@ -35,21 +33,21 @@ class _Exporter(Protocol):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far its logits are from the run's, relative to the largest."""
+    """What was written, and the difference of its logits from the run's, relative to the largest."""
 
     folder: Path
     dtype: torch.dtype
     num_bytes: int
     difference: float
     notes: tuple[str, ...] = ()
-    """What a person should know about who reads it."""
+    """What a user should know about programs that read it."""
 
 
 def export_run(
     path: str | Path,
     target: Path,
     *,
-    to: ExportLayout,
+    to: Target,
     dtype: torch.dtype | None,
     max_bytes: int,
     with_tower: bool | None = None,
@@ -57,13 +55,13 @@ def export_run(
 ) -> Exported:
     """Export a run or a checkpoint into the new folder `target`.
 
-    dtype       of the weights; default: what the run computed in, or the checkpoint is stored in. The check
-                compares with the run's weights rounded in the same way
-    max_bytes   of one file of weights
-    with_tower  for `llava`: whether the tower's weights are written too; default: where it was trained
+    dtype       of the weights; default: that of the run's computation, or of the checkpoint's files. The
+                check compares with the run's weights in the same dtype
+    max_bytes   largest size of one file of weights
+    with_tower  for `llava`: whether to write the tower's weights; default: if it was trained
 
-    Raises RecipeError when `target` is not empty, the layout cannot hold the model, or what was written does
-    not give the run's logits. Nothing is left behind then.
+    Raises RecipeError if `target` is not empty, the layout can't express the model, or the logits differ.
+    Then nothing is left behind.
     """
     check_target(target)
     run = open_run(path, dtype=dtype, device=torch.device("cpu"), base=base)
@@ -71,12 +69,9 @@ def export_run(
 
 
 def write_export(
-    run: OpenedRun, target: Path, *, to: ExportLayout, max_bytes: int, with_tower: bool | None = None
+    run: OpenedRun, target: Path, *, to: Target, max_bytes: int, with_tower: bool | None = None
 ) -> Exported:
-    """Export an opened run, whose weights have the dtype to be written; as `export_run`.
-
-    The run's weights are let go.
-    """
+    """Export an opened run, with its dtype; as `export_run`. The run loses its weights."""
     exporter = _exporter(run, target, to, with_tower)
     dtype = next(run.assembled.model.parameters()).dtype
     size = num_bytes(exporter.pieces(), dtype)
@@ -84,14 +79,14 @@ def write_export(
     expected = expected_of(run)
     with new_folder(target, num_bytes=size) as folder:
         exporter.write(folder, dtype=dtype, max_bytes=max_bytes)
-        # What was written is read now, and two models at once would need twice the memory.
+        # The export is opened now; two models at once would need twice the memory.
         run.assembled.model.to("meta")
         difference = exporter.check(folder, expected)
         write_card(run, folder, layout=to, dtype=dtype, difference=difference, training=training)
     return Exported(target, dtype, size, difference, notes)
 
 
-def _exporter(run: OpenedRun, target: Path, to: ExportLayout, with_tower: bool | None) -> _Exporter:
+def _exporter(run: OpenedRun, target: Path, to: Target, with_tower: bool | None) -> _Exporter:
     if to == "hf":
         return HfExport(run)
     if to == "llava":
@@ -102,40 +97,40 @@ def _exporter(run: OpenedRun, target: Path, to: ExportLayout, with_tower: bool |
 def merge_run(
     path: str | Path, target: Path, *, dtype: torch.dtype | None, max_bytes: int, base: str | None
 ) -> Exported:
-    """Write a LoRA run, or adapters of the original, as a whole model in the original's layout.
+    """Write a LoRA run, or the original's adapters, as a whole model in the original's layout.
 
-    Raises RecipeError as `export_run`, and when the run trained no adapters.
+    Raises RecipeError as `export_run`, and if the run has no adapters.
     """
     check_target(target)
     if not (expanded(path) / ADAPTER_CONFIG).is_file():
-        hint = "`llava-recipe export` writes any run"
-        problem = Problem(
-            "there are no adapters to merge", code="no-adapters", found=f"no {ADAPTER_CONFIG}", hint=hint
-        )
-        # What is no run at all says so itself.
+        # Raises for a folder that isn't a run.
         open_run(path, dtype=dtype, device=torch.device("cpu"), base=base)
-        raise RecipeError(replace(problem, mark=Mark(str(path), 0, 0)))
+        raise RecipeError.of(
+            "there are no adapters to merge",
+            code="no-adapters",
+            mark=Mark(str(path), 0, 0),
+            found=f"no {ADAPTER_CONFIG}",
+            hint="`llava-recipe export` exports any run",
+        )
     return export_run(path, target, to="llava", dtype=dtype, max_bytes=max_bytes, base=base)
 
 
 def import_checkpoint(
     path: str | Path, target: Path, *, dtype: torch.dtype | None, max_bytes: int, base: str | None
 ) -> tuple[Exported, str]:
-    """Write a checkpoint of others in the original's layout; also says where its vision tower is.
+    """Write another program's checkpoint in the original's layout; also returns its vision tower's source.
 
-    Raises RecipeError as `export_run`, and for a run of ours.
+    Raises RecipeError as `export_run`, and for a run of llava-recipes.
     """
     check_target(target)
     run = open_run(path, dtype=dtype, device=torch.device("cpu"), base=base)
     if run.kind == "run":
-        hint = "`init_from` of a stage takes it as it is; `llava-recipe export` writes it for others"
-        problem = Problem(
-            "this is a run of llava-recipes already",
+        raise RecipeError.of(
+            "this is already a run of llava-recipes",
             code="already-a-run",
             mark=Mark(str(path), 0, 0),
-            hint=hint,
+            hint="write its folder as `init_from` of a stage; `llava-recipe export` writes other layouts",
         )
-        raise RecipeError(problem)
     done = write_export(run, target, to="llava", max_bytes=max_bytes)
     own = target / TOWER_FOLDER
     return done, str(own if own.is_dir() else run.plan.vision_tower.source)

@@ -1,11 +1,11 @@
 """A conversation template as the Jinja text that transformers, vLLM and llama.cpp render for chat requests.
 
-It writes what `templates.spell` writes: images where training had them, its system prompt unless the request
-brings one. A message's content is a text with `<image>` tags, or a list of parts. For llama.cpp it's a text
-with llama.cpp's own marks in place of the tags.
+It writes what `templates.spell` writes: images as in training, and its system prompt unless the request has
+one. A message's content is text with `<image>` tags, or a list of parts; for llama.cpp it is text with
+llama.cpp's marks instead of the tags.
 
-llama.cpp has a Jinja of its own (common/jinja/value.cpp). It knows some of a string's methods, not `count`
-for one, and in a string the escapes in `_ESCAPES`.
+llama.cpp has another Jinja (common/jinja/value.cpp), with some methods of strings (not `count`), and the
+escapes of `_ESCAPES`.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ _TURNS = """\
 {%- endif -%}
 """
 
-# A tokenizer's own template takes texts; `<image>` stands in them as training had it.
+# A tokenizer's template takes text, with `<image>` as in training.
 _FLATTEN = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -142,12 +142,12 @@ def jinja_of(
 ) -> str:
     """The Jinja text of a template.
 
-    end_of_answer  the tokenizer's end-of-sequence text
-    system_prompt  in place of the template's own
+    end_of_answer  the tokenizer's end-of-sequence token
+    system_prompt  replaces the template's
     start_end      put `<im_start>` and `<im_end>` around every image
-    after_image    written after every `<image>`: a space, for tokenizers that spell the text behind an image
-                   as the beginning of a text and have to be told
-    before_all     written before everything: a space, for llama.cpp where it has to leave out its own
+    after_image    written after every `<image>`: a space, for tokenizers that treat the text after an image
+                   as a beginning
+    before_all     written first: a space, if llama.cpp must not put one
     """
     layout = LAYOUTS[template]
     is_plain = template == "plain"
@@ -195,7 +195,7 @@ def wrapped(
     before_all: str = "",
     reader: Reader = "hf",
 ) -> str:
-    """A tokenizer's own chat template, made to take messages with images."""
+    """A tokenizer's chat template, extended to messages with images."""
     before, behind = (IMAGE_START, IMAGE_END) if start_end else ("", after_image)
     message = "" if system_prompt is None else f"{{'role': 'system', 'content': {_literal(system_prompt)}}}"
     constants = _constants({"BEFORE_IMAGE": before, "BEHIND_IMAGE": behind})
@@ -225,14 +225,14 @@ def _constants(values: dict[str, str | bool]) -> str:
 
 
 def _literal(value: str | bool) -> str:
-    """A constant as both kinds of Jinja read it; llama.cpp's has no escapes for code points."""
+    """A constant that both kinds of Jinja read; llama.cpp's has no escapes for code points."""
     if isinstance(value, bool):
         return str(value).lower()
-    return '"' + "".join(_ESCAPES.get(letter, letter) for letter in value) + '"'
+    return '"' + "".join(_ESCAPES.get(character, character) for character in value) + '"'
 
 
 def writes_first_token(run: OpenedRun) -> bool:
-    """Whether the chat template writes the token that begins a text, as tokenizers' own often do."""
+    """Whether the chat template writes the first token of a text, as tokenizers' templates often do."""
     token = run.assembled.tokenizer.bos_token
     if run.data.template is not None or not token:
         return False
@@ -242,10 +242,7 @@ def writes_first_token(run: OpenedRun) -> bool:
 
 
 def chat_template_of(run: OpenedRun, *, reader: Reader, after_image: str = "", before_all: str = "") -> str:
-    """The Jinja text by which others write the prompts that the run was trained with.
-
-    For `after_image` and `before_all` see `jinja_of`.
-    """
+    """The Jinja text that writes the run's prompts; for `after_image` and `before_all` see `jinja_of`."""
     tokens, system = run.plan.image_tokens, run.data.system_prompt
     if run.data.template is None:
         return wrapped(
@@ -256,7 +253,7 @@ def chat_template_of(run: OpenedRun, *, reader: Reader, after_image: str = "", b
             before_all=before_all,
             reader=reader,
         )
-    # `plain` leaves the tokens out, except where they trained.
+    # `plain` has the tokens only if they were trained.
     is_written = run.data.template != "plain" or run.data.tokens_in_plain
     return jinja_of(
         run.data.template,

@@ -1,4 +1,4 @@
-"""Text of others inside Markdown: shown as it was written, never read as markup."""
+"""The README.md of an export: what the model is, how to use it, and how it was trained."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _BACKTICKS = re.compile(r"`+")
 
 
 def one_line(text: str) -> str:
-    """White space and control characters as single spaces."""
+    """Text on one line, with white space and control characters as single spaces."""
     return shown(" ".join(text.split()))
 
 
 def inline(text: str) -> str:
-    """Text in a line, a heading or a cell of a table."""
+    """Text in a line, a heading or a table cell, never read as markup."""
     escaped = _SPECIAL.sub(r"\\\g<0>", one_line(text))
-    escaped = "".join(_HTML.get(letter, letter) for letter in escaped)
+    escaped = "".join(_HTML.get(character, character) for character in escaped)
     # An underscore inside a word starts no emphasis.
     return _INSIDE_A_WORD.sub("_", escaped)
 
 
 def code(text: str) -> str:
-    """Text as code in a line, outside of tables."""
+    """Text as inline code, outside of tables."""
     line = one_line(text)
     fence = "`" * (_longest_run(line) + 1)
     space = " " if line.startswith("`") or line.endswith("`") or not line else ""
@@ -59,7 +59,7 @@ def code(text: str) -> str:
 
 
 def code_block(text: str, language: str) -> str:
-    """Text as a block of code, in a fence longer than any inside it."""
+    """Text as a code block, with a fence longer than any inside it."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{text.strip()}\n{fence}\n"
 
@@ -93,12 +93,12 @@ print(processor.decode(answer, skip_special_tokens=True))
 """
 _FIRST_TOKEN = {
     False: """\
-The chat template leaves the beginning-of-text token to the tokenizer, as llava-hf's do: chat requests to vLLM
-say `"add_special_tokens": true`.
+The tokenizer, not the chat template, writes the beginning-of-text token, as in llava-hf's models: set
+`"add_special_tokens": true` in chat requests to vLLM.
 """,
     True: """\
-The chat template writes the beginning-of-text token itself: chat requests to vLLM leave `add_special_tokens`
-at its default, false.
+The chat template writes the beginning-of-text token: leave `add_special_tokens` at its default, false, in
+chat requests to vLLM.
 """,
 }
 _USE = {
@@ -109,9 +109,9 @@ _USE = {
 
 
 def training_of(run: OpenedRun) -> str:
-    """What the card says of the training; "" where a checkpoint of others leaves no word of it.
+    """The card's section on the training; empty for another program's checkpoint.
 
-    Raises RecipeError for a damaged file of the run: read it before hours go into an export.
+    Raises RecipeError for a damaged file of the run: call it before a long export.
     """
     return _training(run.path, _folders(run)) if run.kind == "run" else ""
 
@@ -119,7 +119,7 @@ def training_of(run: OpenedRun) -> str:
 def write_card(
     run: OpenedRun, folder: Path, *, layout: str, dtype: torch.dtype, difference: float, training: str
 ) -> None:
-    """Write README.md, or add to the one that the layout has; `training` is what `training_of` gave."""
+    """Write README.md, or add to the layout's; `training` is the result of `training_of`."""
     file = folder / "README.md"
     before = file.read_text("utf-8") if file.exists() else ""
     folders = _folders(run)
@@ -136,7 +136,7 @@ def write_card(
 
 
 def _folders(run: OpenedRun) -> frozenset[str]:
-    """Sources of the run's recipe that are folders, though they may read as hub ids from here."""
+    """Sources of the run's recipe that are folders, though they may look like hub ids."""
     if run.kind != "run":
         return frozenset()
     said = read_plan(run.path)
@@ -154,7 +154,7 @@ def _front_matter(run: OpenedRun, folders: frozenset[str]) -> str:
 
 
 def _bases(run: OpenedRun, folders: frozenset[str]) -> list[str]:
-    """Hub ids of what it was made from; the hub has no names for local folders."""
+    """Hub ids of the base models; local folders are left out."""
     sources = (run.plan.language_model.source, run.plan.vision_tower.source)
     return list(dict.fromkeys(source for source in sources if source and is_hub_id(source, folders=folders)))
 
@@ -175,9 +175,9 @@ def _head(run: OpenedRun, layout: str, dtype: torch.dtype, difference: float, fo
     table = "\n".join(f"| {name} | {inline(value)} |" for name, value in rows)
     return (
         f"# {inline(_name(run))}\n\nA LLaVA model in {LAYOUTS[layout]}.\n\n| | |\n|---|---|\n{table}\n\n"
-        f"Read back after it was written: on a fixed prompt and image its logits differ from the run's by "
-        f"{say_number(difference, digits=2)} of the largest, in float32, with weights rounded to {stored} "
-        "on both sides.\n"
+        "The export was opened again and checked: for a fixed prompt and image its logits differ from the "
+        f"run's by {say_number(difference, digits=2)}, relative to the largest, in float32 with {stored} "
+        "weights on both sides.\n"
     )
 
 
@@ -210,7 +210,7 @@ def _training(folder: Path, folders: frozenset[str]) -> str:
 
 
 def _recipe(folder: Path, folders: frozenset[str]) -> str:
-    """The recipe as it was resolved, without paths of the machine."""
+    """The resolved recipe without paths of the machine."""
     file = folder / RECIPE
     with read_by_library(f"{RECIPE} cannot be read", code="file-cannot-be-read", files=[file]):
         text = file.read_text("utf-8")
@@ -242,7 +242,7 @@ def _versions(folder: Path) -> str:
             f"{ENVIRONMENT} has no mapping `packages`",
             code="file-cannot-be-read",
             found=f"{folder / ENVIRONMENT}: {in_short(given)}",
-            hint="the run wrote it; bring it back, or write it as an earlier run has it",
+            hint="the run wrote it: restore it, or copy the one of an earlier run",
         )
     packages = ", ".join(f"{name} {number}" for name, number in given.items() if number)
     versions = f"llava-recipes {found.get('llava_recipes')}, Python {found.get('python')}, {packages}"
@@ -256,6 +256,6 @@ def _licence(run: OpenedRun, folders: frozenset[str]) -> str:
     )
     ours = f"the licences of {named}" if named else "a licence that you choose"
     return (
-        f"## Licence\n\nThese weights come under {ours} and the terms of the data they were trained on; "
-        "look at both before you share them.\n"
+        f"## Licence\n\nThese weights are under {ours} and the terms of their training data; "
+        "check both before you share them.\n"
     )

@@ -1,7 +1,7 @@
-"""What others may see of a run: hub ids and ordinary text as they are, of places the last name alone.
+"""What an export may publish of a run: hub ids and ordinary text, and of places the last name alone.
 
-A place is a path of some machine, or an address that not everybody may open: with a user, a password or a
-query, or with a scheme other than http and https.
+A place is a path of a machine, or an address that isn't public: with a user, a password or a query, or with a
+scheme other than http and https.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _FILES = frozenset({"annotations", "images", "init_from", "deepspeed", "extends"
 """Keys of a recipe with a path, or with a name that has no slash."""
 _FILE_KEY = re.compile(r"(.*_)?(path|paths|dir|dirs|file|files|folder|directory)")
 _TEXTS = frozenset({"name", "prompt", "system_prompt", "chat_template"})
-"""Keys of a recipe whose value is written for people or the model; others with a place at their beginning
-are that place, spaces and all."""
+"""Keys of a recipe with text for people or the model; any other value that begins with a place is that place,
+including its spaces."""
 
 _ADDRESS = r"[A-Za-z][A-Za-z0-9+.-]*:(?://|\\\\)"
 _HOMES = r"(?:home|users|root|mnt|media|scratch|private|workspace|volumes)"
@@ -38,27 +38,27 @@ _START = (
     r"|(?<!\\)\\\\(?=[^\s\\]+\\)"
     # /x/y; one name alone is more often a word (/no_think, </s>)
     r"|(?<![\w.)}%$/<])/+(?=NAME/)"
-    # The usual beginnings, whatever stands before them.
+    # The usual beginnings, after any character.
     rf"|/+(?i:{_HOMES})/"
     # A name and a password before a machine's name, and scp's way to write a path there.
     r"|(?<![^\s\"'`=,;(])[A-Za-z_][^\s/@:\"'`=]*:[^\s/@]+@(?=\S)"
     r"|(?<![^\s\"'`=,;(])[\w.-]+@[\w.-]+:(?=\S)"
 )
 _LETTER = r"(?:(?!,\w+=)[^\s<>|])"
-# In a text, a word with a slash goes on with a path that has a space; among options, all does up to the next.
+# In text, a word with a slash continues a path with a space; in options, all up to the next option does.
 _IN_TEXT = rf"{_LETTER}*(?:\ [^\s/\\<>|]+[/\\]{_LETTER}*)*"
 _IN_OPTIONS = r"(?:(?!,\w+=|\s+-|\s+\w+=)[^\n<>|])*"
 
 
 _LONGEST = 1000
-"""Of a place in quotes, in characters: a quote that nothing closes is looked for so far."""
+"""Longest place in quotes, in characters: the limit for finding the closing quote."""
 _SPACED = _START.replace("NAME", r"[^\s/<>][^\n/<>]*")
 
 
 def _places(start: str, rest: str) -> re.Pattern[str]:
     end = r"(?P=quote)(?=$|[\s,;:)\]}])"
     return re.compile(
-        # In quotes up to the second one, so that spaces count.
+        # In quotes, up to the second one and with spaces.
         rf"(?P<quote>[\"'`])(?P<quoted>(?:{_ADDRESS}|{_SPACED})(?:(?!{end})[^\n]){{0,{_LONGEST}}}){end}"
         rf"|(?P<address>{_ADDRESS}{_LETTER}+)|(?P<path>(?:{start}){rest})"
     )
@@ -72,15 +72,15 @@ _BARE_HOME = re.compile(r"(?:(?:[A-Za-z]:)?[\\/]+(?:home|users)[\\/]+[^\\/]+|~[^
 
 
 def is_hub_id(source: str, *, folders: frozenset[str] = frozenset()) -> bool:
-    """Whether a source reads as `owner/name` and is neither one of `folders` nor a folder seen from here."""
+    """Whether a source looks like `owner/name` and is neither among `folders` nor an existing folder."""
     return _HUB_ID.fullmatch(source) is not None and source not in folders and not Path(source).exists()
 
 
 def opened_as_folders(said: ModelPlan, opened: ModelPlan) -> frozenset[str]:
-    """The sources of a plan that were folders when the model was opened; they may read as hub ids.
+    """The sources of a plan that were folders when the model was opened; they may look like hub ids.
 
-    said    the plan as it was written where the run was started
-    opened  the same plan as it's read from here, with relative folders where they are now
+    said    the plan as the run wrote it
+    opened  the same plan as it is read here, with relative folders at their present place
     """
     pairs = zip(_sources(said), _sources(opened), strict=True)
     return frozenset(ours for ours, now in pairs if ours and now and expanded(now).is_dir())
@@ -92,27 +92,27 @@ def _sources(plan: ModelPlan) -> tuple[str | None, ...]:
 
 
 def public_name(source: str, *, folders: frozenset[str] = frozenset()) -> str:
-    """A hub id as it is; of a local path the last name."""
+    """A hub id, or the last name of a local path."""
     return source if is_hub_id(source, folders=folders) else last_part(source)
 
 
 def last_part(place: str) -> str:
-    """The last name of a path of any system, or of an address without what follows a question mark."""
+    """The last name of a path of any system, or of an address without its query."""
     place = place.strip()
     if _BARE_HOME.fullmatch(place):
         return "~"
     address = re.match(rf"{_ADDRESS}[^/\\]*", place)
     if address is not None:
-        # Of an address that names a machine alone nothing is left.
+        # Nothing is left of an address without a path.
         place = re.split(r"[?#]", place[address.end() :])[0]
     kind = PureWindowsPath if "\\" in place else PurePosixPath
     name = kind(place).name or "."
-    # scp's `user@machine:name`, and a password that no scheme goes before.
+    # scp's `user@machine:name`, and a password without a scheme before it.
     return name.rpartition("@")[2].rpartition(":")[2] or "." if "@" in name else name
 
 
 def public_text(text: str) -> str:
-    """A text in which of each place the last name is left."""
+    """A text with each place replaced by its last name."""
     return _shortened(text, _TEXT_PLACE)
 
 
@@ -131,7 +131,7 @@ def _shortened(text: str, places: re.Pattern[str]) -> str:
 
 
 def without_paths(settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Settings of a tokenizer without keys that say where its files were once: nobody reads those."""
+    """A tokenizer's settings without former places of its files, which nothing reads."""
     return {
         key: value
         for key, value in settings.items()
@@ -141,7 +141,7 @@ def without_paths(settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def public_values(value: JsonValue, key: str = "", *, folders: frozenset[str] = frozenset()) -> JsonValue:
-    """A recipe's values without the paths of the machine that they were written on."""
+    """A recipe's values without paths of the machine."""
     if isinstance(value, Mapping):
         return {
             public_text(name): public_values(inner, name, folders=folders) for name, inner in value.items()

@@ -1,4 +1,4 @@
-"""A new folder that is there whole or not at all."""
+"""The export's folder, complete or absent, and its files of weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +23,10 @@ from llava_recipes.files import give_usual_mode
 
 
 def check_target(target: Path) -> None:
-    """Raise RecipeError unless `target` is absent or an empty folder, in a place that can be written to."""
+    """Raise RecipeError unless `target` is absent or an empty folder, in a writable place."""
     hint = "choose another with `-o DIR`"
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise RecipeError.of(
-            f"{target} is there already, and is no folder", code="output-is-not-a-folder", hint=hint
-        )
+        raise RecipeError.of(f"{target} exists and isn't a folder", code="output-is-not-a-folder", hint=hint)
     if target.is_dir() and any(target.iterdir()):
         names = sorted(entry.name for entry in target.iterdir())
         found = ", ".join(names[:5]) + (f", and {len(names) - 5} more" if len(names) > 5 else "")
@@ -39,7 +38,7 @@ def check_target(target: Path) -> None:
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise RecipeError.of(
-            f"{target} cannot be made",
+            f"{target} cannot be created",
             code="output-cannot-be-made",
             found=f"{nearest} is not writable",
             hint=hint,
@@ -48,10 +47,10 @@ def check_target(target: Path) -> None:
 
 @contextmanager
 def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
-    """Give a folder beside `target` to write into; when the block ends well, it takes the name `target`.
+    """A temporary folder next to `target`, which becomes `target` at the end of the block.
 
-    When the block raises, what was written goes. Raises RecipeError when `target` holds something, or when
-    the disk has no room for `num_bytes`.
+    If the block raises, the folder is removed. Raises RecipeError if `target` is not empty, or if the disk
+    has less than `num_bytes` free.
     """
     check_target(target)
     try:
@@ -59,22 +58,22 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(target.absolute().parent).free
         if free < num_bytes:
             found = f"{free / 2**30:,.1f} GiB free, {num_bytes / 2**30:,.1f} GiB needed"
-            raise RecipeError.of(f"the disk of {target} has no room", code="disk-full", found=found)
+            raise RecipeError.of(f"the disk of {target} is too full", code="disk-full", found=found)
         temporary = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
     except OSError as error:
         raise RecipeError.of(
-            f"{target} cannot be made", code="output-cannot-be-made", found=error.strerror
+            f"{target} cannot be created", code="output-cannot-be-made", found=error.strerror
         ) from None
     try:
         yield temporary
         give_usual_mode(temporary)
-        # Takes the place of an empty folder, and fails over one that is not.
+        # Replaces an empty folder, and fails for any other.
         try:
             temporary.rename(target)
         except OSError as error:
-            message = f"something was put into {target} meanwhile"
+            message = f"{target} was written to by something else"
             raise RecipeError.of(message, code="output-changed-meanwhile", found=error.strerror) from None
-    # The second is what safetensors makes of a disk that is full.
+    # safetensors raises the second if the disk is full.
     except (OSError, SafetensorError) as error:
         raise RecipeError.of(
             f"{target} cannot be written", code="output-cannot-be-written", found=str(error)
@@ -89,7 +88,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor to be written: its shape is known before it is read, its dtype is the writer's."""
+    """A tensor to write: its shape is known before it is read; the writer chooses the dtype."""
 
     name: str
     shape: tuple[int, ...]
@@ -102,23 +101,23 @@ def piece_of(name: str, tensor: Tensor) -> Piece:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `5GB`, `500MB`, `2GiB`; raises RecipeError for another spelling."""
+    """The bytes of `5GB`, `500MB`, `2GiB`; raises RecipeError for any other format."""
     match = _SIZE.fullmatch(text.strip())
     unit = None if match is None else _UNITS.get(match.group(2).upper())
     if match is None or unit is None or float(match.group(1)) * unit < 1:
         raise RecipeError.of(
-            f'"{text}" is no size of a file', code="invalid-file-size", hint="write it as 5GB, 500MB or 2GiB"
+            f'"{text}" isn\'t a file size', code="invalid-file-size", hint="write it as 5GB, 500MB or 2GiB"
         )
     return int(float(match.group(1)) * unit)
 
 
 def num_bytes(pieces: list[Piece], dtype: torch.dtype) -> int:
-    """Bytes that the pieces take in files."""
+    """The bytes of all pieces."""
     return sum(_bytes_of(piece, dtype) for piece in pieces)
 
 
 def write_shards(pieces: list[Piece], folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
-    """Write `model.safetensors`, or numbered shards with their index where that would be too large."""
+    """Write `model.safetensors`, or numbered shards and their index if that would be too large."""
     shards: list[list[Piece]] = [[]]
     filled = 0
     for piece in pieces:
@@ -139,7 +138,12 @@ def write_shards(pieces: list[Piece], folder: Path, *, dtype: torch.dtype, max_b
     if len(shards) > 1:
         weight_map = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
         index = {"metadata": {"total_size": num_bytes(pieces, dtype)}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        write_json(index, folder / "model.safetensors.index.json")
+
+
+def write_json(values: Mapping[str, Any], file: Path, *, sort_keys: bool = False) -> None:
+    """Write a JSON file for people and programs to read."""
+    file.write_text(json.dumps(values, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _as_stored(piece: Piece, dtype: torch.dtype) -> Tensor:

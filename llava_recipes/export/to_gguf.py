@@ -1,8 +1,8 @@
-"""The pair of folders that llama.cpp's converters take: the language model, and the vision side.
+"""The two folders that llama.cpp's converters read: the language model, and the tower with the projector.
 
-Written for llama.cpp's `convert_hf_to_gguf.py` and `convert_image_encoder_to_gguf.py`, as its
-docs/multimodal/llava.md says how to use them; what the surgery script there takes apart is apart already.
-Tried with the llama.cpp that llama-cpp-python 0.3.36 carries.
+They are for `convert_hf_to_gguf.py` and `convert_image_encoder_to_gguf.py`, used as llama.cpp's
+docs/multimodal/llava.md describes, after its surgery script. Tested with the llama.cpp of llama-cpp-python
+0.3.36.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from llava_recipes.export.checking import Expected, check_logits, in_float32
 from llava_recipes.export.jinja import chat_template_of
 from llava_recipes.export.public_names import public_name
 from llava_recipes.export.refusing import check_allowed, spelling_for
-from llava_recipes.export.target import Piece, piece_of, write_shards
+from llava_recipes.export.target import Piece, piece_of, write_json, write_shards
 from llava_recipes.export.to_llava import CHAT_TEMPLATE, write_tokenizer, write_tower
 from llava_recipes.model.configs import language_half
 from llava_recipes.model.forward import num_layers_run, place_image_features
 from llava_recipes.model.head import causal_skeleton
-from llava_recipes.model.learned_rows import CANONICAL_NAME as IMAGE_NEWLINE
+from llava_recipes.model.learned_rows import IMAGE_NEWLINE
 from llava_recipes.model.weight_names import canonical_parameters, original_name
 from llava_recipes.use.opened import OpenedRun
 
@@ -35,17 +35,18 @@ LANGUAGE, VISION, PROJECTOR = "language_model", "vit", "llava.projector"
 
 _RATIOS = {
     "pad": "llama.cpp resizes images and then pads them to a square; this model was trained on images "
-    "padded first, so that those that aren't square look a little different to it there.",
-    "square": "llama.cpp pads images to a square; this model was trained on their middle, so that images "
-    "that are not square look different to it there.",
-    "anyres": "llama.cpp cuts images into the same crops; it keeps the padding and puts no newline behind "
-    "a row, which this model was trained with, so that images look a little different to it there.",
+    "padded first, so images that aren't square look slightly different in llama.cpp.",
+    "square": "llama.cpp pads images to a square; this model was trained on their centre, so images "
+    "that aren't square look different in llama.cpp.",
+    "anyres": "llama.cpp cuts images into the same crops, but keeps the padding and puts no newline after "
+    "a row; this model was trained without padding and with newlines, so images look slightly different in "
+    "llama.cpp.",
 }
 _README = Text("""\
 # For llama.cpp
 
-`$language` is the language model as a plain Hugging Face folder, `$vision` the vision tower with the
-projector beside it. In a checkout of llama.cpp, with its Python requirements installed
+`$language` is the language model as a plain Hugging Face folder, `$vision` the vision tower and the
+projector. In a checkout of llama.cpp, with its Python requirements installed
 (`pip install -r tools/mtmd/requirements.txt`):
 
 ```sh
@@ -60,15 +61,15 @@ llama-mtmd-cli -m $$EXPORT/$language/model-f16.gguf --mmproj $$EXPORT/$vision/mm
 
 $ratio
 
-llama.cpp at 0c1e57098 (in llama-cpp-python 0.3.36), with which this was tried, puts the class token of CLIP
-towers behind the patches and reads it from before them (its issue 25814), so that its answers aren't this
-model's. Until that is fixed there, swap `inp` and `model.class_embedding` in the `ggml_concat` of
+This was tested with llama.cpp at 0c1e57098 (in llama-cpp-python 0.3.36), which puts the class token of CLIP
+towers after the patches but reads it from before them (its issue 25814), so its answers aren't this
+model's. Until that is fixed, swap `inp` and `model.class_embedding` in the `ggml_concat` of
 tools/mtmd/models/llava.cpp and build it again.
 """)
 
 
 class GgufExport:
-    """A run as two folders for llama.cpp. Raises RecipeError for what its converter would read wrongly."""
+    """A run as two folders for llama.cpp. Raises RecipeError for what its converters would read wrongly."""
 
     def __init__(self, run: OpenedRun) -> None:
         check_allowed(run, "gguf-ready")
@@ -77,7 +78,7 @@ class GgufExport:
         self._spread = run.assembled.image_layout(run.data).spread
 
     def pieces(self) -> list[Piece]:
-        """All weights, for their size."""
+        """All weights; only their size is used."""
         return [piece_of(name, parameter) for name, parameter in canonical_parameters(self._model).items()]
 
     def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
@@ -86,7 +87,7 @@ class GgufExport:
         vision = folder / VISION
         write_tower(self._run, vision, dtype=dtype)
         config = json.loads((vision / "config.json").read_text("utf-8"))
-        # The converter asks for one, and the tower alone has none.
+        # The converter requires it, but the tower alone has none.
         config.setdefault("projection_dim", 0)
         # Without this key the converter drops the last layer, and llama-mtmd-cli the one before it too.
         config["mm_vision_select_layer"] = num_layers_run(self._model.config)
@@ -94,7 +95,7 @@ class GgufExport:
             config["image_aspect_ratio"] = "anyres"
             config["mm_patch_merge_type"] = self._spread.merge
             config["image_grid_pinpoints"] = [list(size) for size in self._spread.pinpoints]
-        (vision / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        write_json(config, vision / "config.json", sort_keys=True)
         projector = {
             original_name(name): parameter.detach().float().cpu().clone()
             for name, parameter in canonical_parameters(self._model).items()
@@ -104,7 +105,7 @@ class GgufExport:
         (folder / "README.md").write_text(self._readme(), "utf-8")
 
     def check(self, folder: Path, expected: Expected) -> float:
-        """Put the parts together again with transformers alone; the difference of their logits."""
+        """Open the parts with transformers alone; return the difference of their logits."""
         return check_logits(expected, self._logits(folder, expected))
 
     def _write_language_model(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
@@ -173,7 +174,7 @@ class GgufExport:
 
 
 def write_chat_template(run: OpenedRun, folder: Path) -> None:
-    """The run's prompts as llama.cpp renders them; it prefers a template in tokenizer_config.json."""
+    """Write the chat template that llama.cpp renders; it prefers one in tokenizer_config.json."""
     spelling = spelling_for(run)
     text = chat_template_of(
         run, reader="llama.cpp", after_image=spelling.after_image, before_all=spelling.before_all
@@ -182,10 +183,10 @@ def write_chat_template(run: OpenedRun, folder: Path) -> None:
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     settings.pop("chat_template", None)
-    # Without settings the converter looks for no chat template; transformers 4 has no TokenizersBackend.
+    # Without a class the converter reads no chat template; transformers 4 has no TokenizersBackend.
     if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
         is_fast = (folder / "tokenizer.json").is_file()
         settings["tokenizer_class"] = "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer"
     if not spelling.adds_spaces:
         settings["add_prefix_space"] = False
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(settings, file)

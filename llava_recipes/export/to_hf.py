@@ -1,8 +1,4 @@
-"""A model with `spatial_unpad` as transformers' LlavaNextForConditionalGeneration: its config and processor.
-
-Both read sizes height before width, where recipes have width before height. Its weights are called as in
-`checkpoint_names.hf_name`; the newline is `image_newline` there.
-"""
+"""llava-hf's layout, for transformers and vLLM; models with `spatial_unpad` as LLaVA-NeXT."""
 
 from __future__ import annotations
 
@@ -38,12 +34,12 @@ from llava_recipes.export.checking import QUESTION, Expected, check_logits, draw
 from llava_recipes.export.jinja import chat_template_of
 from llava_recipes.export.public_names import public_name, without_paths
 from llava_recipes.export.refusing import check_allowed
-from llava_recipes.export.target import Piece, write_shards
+from llava_recipes.export.target import Piece, write_json, write_shards
 from llava_recipes.layouts import IMAGE
 from llava_recipes.model.configs import has_class_token, language_half, vision_half
 from llava_recipes.model.generate import ends_of
 from llava_recipes.model.head import causal_class
-from llava_recipes.model.learned_rows import CANONICAL_NAME as IMAGE_NEWLINE
+from llava_recipes.model.learned_rows import IMAGE_NEWLINE
 from llava_recipes.model.weight_names import canonical_parameters, hf_name
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.templates import Turn
@@ -52,10 +48,10 @@ from llava_recipes.use.opened import OpenedRun
 
 
 def next_config(config: LlavaConfig, spread: AnyRes) -> LlavaNextConfig:
-    """The config under which LlavaNextForConditionalGeneration computes what our model does.
+    """The config with which LlavaNextForConditionalGeneration computes what our model does.
 
-    It has no words for another merging of crops than `spatial_unpad`, and for another projector than
-    `mlp2x_gelu`: `plan.exports` refuses those.
+    It can't express other merges of crops than `spatial_unpad` or other projectors than `mlp2x_gelu`:
+    `plan.exports` refuses those.
     """
     assert spread.merge == "spatial_unpad", spread.merge
     return LlavaNextConfig(
@@ -73,27 +69,24 @@ def next_config(config: LlavaConfig, spread: AnyRes) -> LlavaNextConfig:
 
 
 def next_image_processor(processor: BaseImageProcessor, spread: AnyRes) -> LlavaNextImageProcessorPil:
-    """transformers' image processor that cuts images as `prepare_image` does."""
+    """transformers' image processor with the crops of `prepare_image`."""
     settings = {**any_res_processor(processor).to_dict(), "image_grid_pinpoints": height_first(spread)}
     made: LlavaNextImageProcessorPil = LlavaNextImageProcessorPil.from_dict(settings)
     return made
 
 
 def height_first(spread: AnyRes) -> list[list[int]]:
-    """The pinpoints in transformers' order, which is kept: the first of equals is taken."""
+    """The pinpoints as transformers reads them, height before width; of equal ones it takes the first."""
     return [[height, width] for width, height in spread.pinpoints]
 
 
 PAD = "<pad>"
 ROWS_MULTIPLE = 64
-"""llava-hf grows a vocabulary to a multiple of this."""
+"""llava-hf pads a vocabulary to a multiple of this."""
 
 
 class HfExport:
-    """A run in llava-hf's layout, first its tokenizer and sizes, then its files.
-
-    Raises RecipeError when transformers' class cannot hold the model.
-    """
+    """A run in llava-hf's layout. Raises RecipeError if transformers' class can't express the model."""
 
     def __init__(self, run: OpenedRun) -> None:
         check_allowed(run, "hf")
@@ -104,7 +97,7 @@ class HfExport:
         self._spread = run.assembled.image_layout(run.data).spread
 
     def pieces(self) -> list[Piece]:
-        """The weights under llava-hf's names, embeddings and head with rows for the new tokens."""
+        """The weights with llava-hf's names; embeddings and head have rows for the new tokens."""
         embeddings = self._model.get_input_embeddings().weight
         head = self._model.lm_head.weight
         return [
@@ -112,12 +105,12 @@ class HfExport:
             if parameter is embeddings or parameter is head
             else Piece(hf_name(name), tuple(parameter.shape), lambda parameter=parameter: parameter)  # type: ignore[misc]
             for name, parameter in canonical_parameters(self._model).items()
-            # A model whose last stage takes images of one size has no use for the newline.
+            # A model for images of one size doesn't use the newline.
             if name != IMAGE_NEWLINE or self._spread is not None
         ]
 
     def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
-        """Config, weights, processor and generation settings into a folder."""
+        """Write config, weights, processor and generation settings into a folder."""
         write_shards(self.pieces(), folder, dtype=dtype, max_bytes=max_bytes)
         config = self._config(dtype)
         config.save_pretrained(folder)
@@ -132,9 +125,9 @@ class HfExport:
         write_note(folder, self._run.data, chat_template=own)
 
     def check(self, folder: Path, expected: Expected) -> float:
-        """Open the folder with transformers alone; the difference of its logits.
+        """Open the folder with transformers alone; return the difference of its logits.
 
-        Raises RecipeError when prompt, pixels or logits are not the run's.
+        Raises RecipeError unless its prompt, pixels and logits are the run's.
         """
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         content = [{"type": "image", "image": drawn_image()}]
@@ -155,13 +148,12 @@ class HfExport:
         ours = expected.input_ids.masked_fill(expected.input_ids == IMAGE_ID, image_id)
         if theirs.tolist() != ours.tolist():
             raise _other_prompt(self._tokenizer, ours.tolist(), theirs.tolist())
-        # LLaVA-NeXT's processor puts the crops of each image in a dimension of their own.
+        # LLaVA-NeXT's processor adds a dimension for the crops of each image.
         pixels = inputs["pixel_values"].reshape(expected.pixel_values.shape)
         apart = float((pixels - expected.pixel_values).abs().max())
         if apart > 1e-6:
-            message = "the processor of this layout prepares images otherwise than the run"
             raise RecipeError.of(
-                message,
+                "the exported processor prepares images differently from the run",
                 code="export-prepares-images-otherwise",
                 found=f"pixel values differ by {say_number(apart, digits=2)}",
             )
@@ -182,7 +174,7 @@ class HfExport:
         halves[0].pad_token_id = config.pad_token_id = self._tokenizer.pad_token_id
         config.image_token_index = self._tokenizer.convert_tokens_to_ids(IMAGE)
         config.architectures = [architecture]
-        # vLLM builds the class that stands here; a LLaVA checkpoint as the base has left its own.
+        # vLLM builds this class; a LLaVA checkpoint as the base leaves another one here.
         halves[0].architectures = [causal_class(halves[0]).__name__]
         for each in (config, *halves):
             each.dtype = dtype
@@ -192,7 +184,7 @@ class HfExport:
     def _write_processor(self, folder: Path, config: LlavaConfig | LlavaNextConfig) -> None:
         tower = vision_half(config)
         kind = LlavaProcessor if self._spread is None else LlavaNextProcessor
-        # Tokenizers that spell the text behind an image as a beginning need a space to do so here.
+        # Tokenizers that treat the text after an image as a beginning need a space to do so here.
         for after_image in ("", " "):
             processor = kind(
                 image_processor=_image_processor(self._run, self._spread),
@@ -206,7 +198,7 @@ class HfExport:
                 break
         self._tokenizer.padding_side = "left"
         processor.save_pretrained(folder)
-        # Older versions of transformers, and other programs, look for the image's settings here.
+        # Older versions of transformers and other programs read the image settings here.
         processor.image_processor.save_pretrained(folder)
         _name_plain_tokenizer(folder)
 
@@ -231,7 +223,7 @@ def _prompts(run: OpenedRun) -> Prompts:
 def _rendered(
     run: OpenedRun, processor: LlavaProcessor | LlavaNextProcessor, messages: list[dict[str, Any]]
 ) -> str:
-    """What a processor's chat template writes before an answer; it may have the tokenizer's own in it."""
+    """What a processor's chat template, which may contain the tokenizer's, writes before an answer."""
     tokenizer = run.assembled.tokenizer
     try:
         return render(
@@ -252,13 +244,13 @@ def _without_image(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _constant(text: str) -> str:
-    """A chat template that writes a text, whatever it is given."""
+    """A chat template that writes a text for any messages."""
     spelled = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
     return f'{{{{ "{spelled}" }}}}'
 
 
 def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy that knows `<image>`, and pads with a token of its own where ours borrows one."""
+    """A copy with the token `<image>`, and with a padding token if ours uses another token for it."""
     own = copy.deepcopy(tokenizer)
     if IMAGE not in own.get_vocab():
         own.add_tokens(AddedToken(IMAGE, special=True, normalized=False), special_tokens=True)
@@ -268,12 +260,12 @@ def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 
 def _grown(num_rows: int, num_tokens: int) -> int:
-    """Rows of the vocabulary: as they are where the tokens fit, else the next multiple."""
+    """The rows of the vocabulary: unchanged if the tokens fit, else the next multiple."""
     return num_rows if num_tokens <= num_rows else -(-num_tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
 def _image_processor(run: OpenedRun, spread: AnyRes | None) -> BaseImageProcessor:
-    """The run's own, one that pads to a square first, or one that cuts images into crops."""
+    """The run's image processor, one that pads to a square first, or one that cuts images into crops."""
     own = run.assembled.image_processor
     if spread is not None:
         return next_image_processor(own, spread)
@@ -290,19 +282,19 @@ def _image_processor(run: OpenedRun, spread: AnyRes | None) -> BaseImageProcesso
 
 
 def _ends(run: OpenedRun) -> list[int]:
-    """Tokens that end an answer: the tokenizer's own, and the template's where that is one token."""
+    """Tokens that end an answer: the tokenizer's, and the template's if that is one token."""
     stop = _prompts(run).stop
     return ends_of(run.assembled.tokenizer, () if stop is None else (stop,))[0]
 
 
 def _name_plain_tokenizer(folder: Path) -> None:
-    """Have tokenizer.json read as it stands: a class of its own kind would spell spaces its own way."""
+    """Make transformers read tokenizer.json alone: a model's tokenizer class may treat spaces differently."""
     file = folder / "tokenizer_config.json"
     settings = without_paths(json.loads(file.read_text("utf-8")))
     for key in ("is_local", "local_files_only", "backend", "vocab_file", "add_prefix_space"):
         settings.pop(key, None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(settings, file)
 
 
 @torch.no_grad()
@@ -324,11 +316,11 @@ def _other_prompt(tokenizer: PreTrainedTokenizerBase, ours: list[int], theirs: l
         min(len(ours), len(theirs)),
     )
     found = (
-        f"from token {place} on: {tokenizer.convert_ids_to_tokens(ours[place : place + 4])} in training, "
-        f"{tokenizer.convert_ids_to_tokens(theirs[place : place + 4])} there"
+        f"from token {place:,} on: {tokenizer.convert_ids_to_tokens(ours[place : place + 4])} in training, "
+        f"{tokenizer.convert_ids_to_tokens(theirs[place : place + 4])} in the export"
     )
     return RecipeError.of(
-        "the processor of this layout cannot spell the run's prompts",
+        "the exported processor tokenizes prompts differently from the run",
         code="export-spells-otherwise",
         found=found,
     )

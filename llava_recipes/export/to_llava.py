@@ -1,4 +1,4 @@
-"""The original's layout: one checkpoint with its config keys and weight names, with or without the tower."""
+"""The original LLaVA's layout: a checkpoint with its config keys and weight names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from llava_recipes.errors import RecipeError
 from llava_recipes.export.checking import Expected, check_logits, expected_of
 from llava_recipes.export.public_names import public_name, without_paths
 from llava_recipes.export.refusing import tokenizer_folder
-from llava_recipes.export.target import Piece, piece_of, write_shards
+from llava_recipes.export.target import Piece, piece_of, write_json, write_shards
 from llava_recipes.files import expanded, real_path
 from llava_recipes.model.configs import tower_origin
 from llava_recipes.model.legacy_config import whole_config
 from llava_recipes.model.pretrained import CODE, PATTERNS
 from llava_recipes.model.weight_names import canonical_parameters, original_name
 from llava_recipes.plan.families import TOWER_FAMILIES
-from llava_recipes.plan.types import ModelPlan
 from llava_recipes.templates import IMAGE_END, IMAGE_PATCH, IMAGE_START
 from llava_recipes.use.foreign_folders import TOWER_FOLDER, write_note
 from llava_recipes.use.opened import OpenedRun, open_run
@@ -31,8 +30,8 @@ CHAT_TEMPLATE = "chat_template.jinja"
 class LlavaExport:
     """A run in the original's layout.
 
-    with_tower  whether the tower's weights are among the others; None: where it was trained
-    target      where the folder will stand in the end; a tower that nothing else names is kept inside it
+    with_tower  whether the checkpoint has the tower's weights; None: if the tower was trained
+    target      the final place of the folder; a tower without a lasting source is kept inside it
     """
 
     def __init__(self, run: OpenedRun, *, with_tower: bool | None, target: Path) -> None:
@@ -42,7 +41,7 @@ class LlavaExport:
         self._with_tower = "vision_tower" in run.trained if with_tower is None else with_tower
 
     def pieces(self) -> list[Piece]:
-        """The weights under the original's names."""
+        """The weights with the original's names."""
         return [
             piece_of(original_name(name), parameter)
             for name, parameter in canonical_parameters(self._run.assembled.model).items()
@@ -50,39 +49,38 @@ class LlavaExport:
         ]
 
     def write(self, folder: Path, *, dtype: torch.dtype, max_bytes: int) -> None:
-        """Config, weights, tokenizer, and the tower's folder where nothing else names it."""
+        """Write config, weights, tokenizer, and the tower if it has no lasting source."""
         run, source = self._run, self._run.plan.language_model.source
         write_shards(self.pieces(), folder, dtype=dtype, max_bytes=max_bytes)
         tower = str(self._target / TOWER_FOLDER) if self._keeps_tower else str(run.plan.vision_tower.source)
         config = whole_config(
-            run.plan, run.data, run.assembled, dtype=dtype, tower=tower, holds_tower=self._with_tower
+            run.plan, run.data, run.assembled, dtype=dtype, tower=tower, has_tower=self._with_tower
         )
         config["_name_or_path"] = public_name(source) if source else ""
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        write_json(config, folder / "config.json", sort_keys=True)
         write_tokenizer(run, folder)
         write_note(folder, run.data)
         if self._keeps_tower:
             write_tower(run, folder / TOWER_FOLDER, dtype=dtype)
 
     def check(self, folder: Path, expected: Expected) -> float:
-        """Open the folder again; the difference of its logits. Raises RecipeError when it is not small."""
+        """Open the folder; return the difference of its logits. Raises RecipeError if that is too large."""
         found = expected_of(open_run(folder, device=torch.device("cpu")))
         if found.input_ids.tolist() != expected.input_ids.tolist():
-            raise RecipeError.of(
-                "what was written spells prompts otherwise than the run", code="export-spells-otherwise"
-            )
+            message = "the exported tokenizer tokenizes prompts differently from the run"
+            raise RecipeError.of(message, code="export-spells-otherwise")
         return check_logits(expected, found.logits)
 
 
 def write_tower(run: OpenedRun, folder: Path, *, dtype: torch.dtype) -> None:
-    """The vision tower alone, as transformers saves one: config, image processor, weights."""
+    """Write the vision tower alone, as transformers does: config, image processor, weights."""
     folder.mkdir()
     model = run.assembled.model
     config = model.config.vision_config
     kind = TOWER_FAMILIES[config.model_type].model_class
     settings = {**config.to_dict(), "architectures": [kind], "dtype": str(dtype).removeprefix("torch.")}
     settings["_name_or_path"] = public_name(config.name_or_path or folder.name)
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_json(settings, folder / "config.json", sort_keys=True)
     pieces = [
         piece_of("vision_model." + name.removeprefix(_TOWER), parameter)
         for name, parameter in canonical_parameters(model).items()
@@ -93,7 +91,7 @@ def write_tower(run: OpenedRun, folder: Path, *, dtype: torch.dtype) -> None:
 
 
 def write_tokenizer(run: OpenedRun, folder: Path) -> None:
-    """The tokenizer's own files where it is as it was, else what it has become."""
+    """Write the tokenizer's files, which are copied if it has no new tokens."""
     tokenizer, source = run.assembled.tokenizer, tokenizer_folder(run)
     files = {
         file.name: file
@@ -102,7 +100,7 @@ def write_tokenizer(run: OpenedRun, folder: Path) -> None:
         if file.is_file() and file.name != "config.json" and not file.match(CODE)
     }
     if run.data.template is None:
-        # Read before the one in tokenizer_config.json; what lies there may be written around another.
+        # It is read before the one in tokenizer_config.json; the source's may contain another.
         (folder / CHAT_TEMPLATE).write_text(tokenizer.get_chat_template(), "utf-8")
         files.pop(CHAT_TEMPLATE, None)
     tokens = run.plan.image_tokens
@@ -119,39 +117,36 @@ def write_tokenizer(run: OpenedRun, folder: Path) -> None:
     for name, file in files.items():
         if name.endswith(".model"):
             shutil.copyfile(file, folder / name)
-    # Slow tokenizers, as the original's, look for added tokens here.
-    (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n", "utf-8")
+    # Slow tokenizers such as the original's read added tokens here.
+    write_json(added, folder / "added_tokens.json")
 
 
 def _make_special(tokens: list[str], file: Path) -> None:
-    """Name added tokens where transformers 4 looks for special ones.
+    """Write added tokens where transformers 4 reads special ones.
 
-    The original's 4.37 writes a beginning of a word (`▁`) before a token that it doesn't take for special.
+    The original's 4.37 puts a beginning of a word (`▁`) before a token that isn't special.
     """
     settings = json.loads(file.read_text("utf-8"))
     key = "additional_special_tokens"
     settings[key] = list(dict.fromkeys([*settings.get(key, ()), *tokens]))
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(settings, file)
 
 
 def _drop_paths(file: Path) -> None:
-    """Leave a tokenizer's settings as they are, unless they name places of a machine."""
+    """Remove paths of the machine from a tokenizer's settings, if there are any."""
     settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     public = without_paths(settings)
     if public != settings:
-        file.write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(public, file)
 
 
 def _needs_own_tower(run: OpenedRun) -> bool:
-    """Whether the tower is named by nothing that will last: drawn from a config, or part of a checkpoint."""
+    """Whether the tower has no lasting source: it was created from a config, or is part of a checkpoint."""
     source = run.plan.vision_tower.source
     if source is None:
         return True
     here = expanded(source)
     if not here.is_dir():
         return False
-    return real_path(here).is_relative_to(real_path(run.path)) or _is_part(run.plan)
-
-
-def _is_part(plan: ModelPlan) -> bool:
-    return tower_origin(plan.vision_tower, weights=False).layout != "language_model"
+    is_part = tower_origin(run.plan.vision_tower, weights=False).layout != "language_model"
+    return is_part or real_path(here).is_relative_to(real_path(run.path))

@@ -1,10 +1,10 @@
-"""A recipe's stages as commands of the original LLaVA, where it can say the same."""
+"""`export-script`: a recipe's stages as commands of the original LLaVA."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -33,26 +33,21 @@ _SAME_NAME = (
 
 @dataclass
 class _Export:
-    """The flags of one stage's command so far, and what the original cannot say of the stage."""
+    """The flags of one stage's command so far, and what the original cannot do."""
 
     path: KeyPath
     flags: list[tuple[str, str]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, **values: JsonValue) -> None:
-        """Flags with their values as Hugging Face's parser reads them; None for one that is left out."""
+        """Flags with their values as Hugging Face's parser reads them; None leaves a flag out."""
         self.flags += [(name, _spell(value)) for name, value in values.items() if value is not None]
 
     def refuse(
         self, message: str, *keys: str | int, found: str | None = None, hint: str | None = None
     ) -> None:
-        """Something that the original cannot say, at keys of the stage."""
-        self.refuse_at(message, (*self.path, *keys), found=found, hint=hint)
-
-    def refuse_at(
-        self, message: str, path: KeyPath, *, found: str | None = None, hint: str | None = None
-    ) -> None:
-        """Something that the original cannot say."""
+        """Something that the original cannot do: at keys of the stage, or of `model`."""
+        path = keys if keys[0] == "model" else (*self.path, *keys)
         self.problems.append(Problem(message, code="original-cannot-say", path=path, found=found, hint=hint))
 
 
@@ -64,39 +59,35 @@ def export_script(
     world_size: int | None,
     deepspeed_files: Mapping[str, Mapping[str, JsonValue]] = MappingProxyType({}),
 ) -> str:
-    """A shell script with the original's command for each of the stages, by their place in the recipe.
+    """A shell script with the original's command for each stage.
 
-    deepspeed_files  what is in the DeepSpeed files that the recipe names, of those that are here
+    stages           places of the stages in the recipe
+    deepspeed_files  the contents of those DeepSpeed files of the recipe that exist
 
-    Raises RecipeError, with paths of the recipe, for everything that the original cannot say.
+    Raises RecipeError, with paths of the recipe, for everything that the original cannot do.
     """
     problems: list[Problem] = []
-    commands: list[str] = []
+    # A stage starts from the result of the stage before it.
+    parts = [
+        "#!/bin/bash\n"
+        f"# Written by `llava-recipe export-script` from {shown(os.path.basename(file))}.\n"
+        "# Run it in a checkout of the original, with one process on each GPU that the recipe needs.\n"
+        "set -e"
+    ]
     for index in stages:
+        stage = recipe.stages[index]
         export = _export_stage(recipe, index, world_size, deepspeed_files)
         problems += export.problems
-        title = shown(f"# Stage {recipe.stages[index].name} of {recipe.name}")
-        meant = _processes_meant(recipe.stages[index].train)
+        title = shown(f"# Stage {stage.name} of {recipe.name}")
+        meant = _processes_meant(stage.train)
         if meant is not None and world_size is None:
-            batch = recipe.stages[index].train.global_batch_size
-            title += f"; its batch of {batch} needs {meant} GPUs (for others: --world-size)"
-        commands.append("\n".join([title, *_command_lines(export.flags)]))
+            batch, gpus = stage.train.global_batch_size, "1 GPU" if meant == 1 else f"{meant} GPUs"
+            title += f"; its batch of {batch} needs {gpus} (for others: --world-size)"
+        flags = [f"    --{name} {value}" for name, value in export.flags]
+        parts.append(f"{title}\n" + " \\\n".join(["deepspeed llava/train/train_mem.py", *flags]))
     if problems:
         raise RecipeError(*dict.fromkeys(problems))
-    header = [
-        "#!/bin/bash",
-        f"# Written by `llava-recipe export-script` from {shown(os.path.basename(file))}.",
-        "# Run it in a checkout of the original, with one process on each of the GPUs that the recipe means.",
-    ]
-    # A stage starts from what the one before it leaves.
-    return "\n".join([*header, "set -e"]) + "\n\n" + "\n\n".join(commands) + "\n"
-
-
-def _command_lines(flags: Sequence[tuple[str, str]]) -> Iterator[str]:
-    yield "deepspeed llava/train/train_mem.py \\"
-    for number, (name, value) in enumerate(flags, 1):
-        end = " \\" if number < len(flags) else ""
-        yield f"    --{name} {value}{end}"
+    return "\n\n".join(parts) + "\n"
 
 
 def _spell(value: JsonValue) -> str:
@@ -108,14 +99,11 @@ def _spell(value: JsonValue) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A word of a shell; one that a terminal should not be shown raw in bash's own escapes."""
+    """A word of a shell; in bash's own escapes if a terminal must not print it raw."""
     if shown(text) == text:
         return shlex.quote(text)
-    letters = map(chr, text.encode())
-    spelled = "".join(
-        letter if letter.isascii() and letter.isalnum() else f"\\x{ord(letter):02x}" for letter in letters
-    )
-    return f"$'{spelled}'"
+    characters = map(chr, text.encode())
+    return "$'" + "".join(c if c.isascii() and c.isalnum() else f"\\x{ord(c):02x}" for c in characters) + "'"
 
 
 def _export_stage(
@@ -135,8 +123,8 @@ def _export_stage(
     _freezing_flags(stage, trained, recipe.model.image_tokens.start_end, export)
     _data_flags(stage, export, world_size=world_size)
     if stage.sample_every is not None:
-        hint = "remove it from a copy of the recipe; training is the same without"
-        export.refuse("the original asks nothing while it trains", "sample_every", hint=hint)
+        hint = "remove it from a copy of the recipe; the training stays the same"
+        export.refuse("the original writes no answers during the training", "sample_every", hint=hint)
     export.add(output_dir=stage.output_dir)
     last_folder = recipe.stages[-1].output_dir.rstrip("/").rpartition("/")[2]
     if recipe.name != last_folder:
@@ -144,15 +132,15 @@ def _export_stage(
     processes = world_size or _processes_meant(stage.train)
     batch = derive_batch(stage.train, world_size=processes or 1)
     if stage.train.global_batch_size is not None and (processes is None or batch is None):
-        message = "the original takes accumulation steps, which follow from the number of processes"
-        hint = "give --world-size N, with a number that divides the batch"
+        message = "the original takes accumulation steps, which depend on the number of processes"
+        hint = "add --world-size N, with a number that divides the batch"
         export.refuse(message, "train", "global_batch_size", hint=hint)
     _training_flags(stage.train, export, accumulation=batch.accumulation if batch else 1)
     return export
 
 
 def _processes_meant(train: Train) -> int | None:
-    """The processes that a batch was written for: those that reach it with one pass of what each is given."""
+    """The number of processes that reach the batch with one pass each."""
     in_all, per_device = train.global_batch_size, train.per_device_train_batch_size
     is_given = in_all is not None and "per_device_train_batch_size" in train.model_fields_set
     return in_all // per_device if in_all is not None and is_given and in_all % per_device == 0 else None
@@ -172,25 +160,26 @@ def _adapter_flags(stage: Stage, trained: frozenset[str], export: _Export) -> No
     lora = stage.lora
     if lora is None:
         return
-    if not float(lora.alpha).is_integer():
-        export.refuse("the original takes a whole number here", "lora", "alpha")
     export.add(lora_enable=True, lora_r=lora.r, lora_alpha=int(lora.alpha), lora_dropout=lora.dropout)
     if lora.bias != "none":
         export.add(lora_bias=lora.bias)
-    if tuple(lora.modules) != ("language_model",):
-        export.refuse("the original's adapters go into the whole language model", "lora", "modules")
-    for key in ("use_dora", "use_rslora"):
-        if getattr(lora, key):
-            export.refuse(f"the original has no `{key}`", "lora", key)
-    if trained - {"projector"}:
-        export.refuse("beside adapters, the original trains the projector alone", "trainable")
+    modules = "the original puts adapters into the whole language model"
+    for is_refused, message, *keys in (
+        (not float(lora.alpha).is_integer(), "the original takes an integer here", "lora", "alpha"),
+        (tuple(lora.modules) != ("language_model",), modules, "lora", "modules"),
+        (lora.use_dora, "the original has no `use_dora`", "lora", "use_dora"),
+        (lora.use_rslora, "the original has no `use_rslora`", "lora", "use_rslora"),
+        (trained - {"projector"}, "with adapters, the original trains the projector alone", "trainable"),
+    ):
+        if is_refused:
+            export.refuse(message, *keys)
 
 
 def _group_flags(stage: Stage, export: _Export) -> None:
     for number, group in enumerate(stage.param_groups):
         where = ("param_groups", number)
         if tuple(group.modules) != ("projector",) or group.learning_rate is None:
-            export.refuse("the original gives the projector alone a learning rate of its own", *where)
+            export.refuse("in the original only the projector can have another learning rate", *where)
         elif group.weight_decay is not None and group.weight_decay != stage.train.weight_decay:
             export.refuse("the original has one weight decay", *where, "weight_decay")
         else:
@@ -202,17 +191,18 @@ def _deepspeed_flag(stage: Stage, export: _Export, files: Mapping[str, Mapping[s
     if choice == "none":
         return
     if isinstance(choice, dict):
-        hint = "write it to a JSON file, and name that file"
-        export.refuse("the original takes a DeepSpeed file, not a config inline", "deepspeed", hint=hint)
+        hint = "write it to a JSON file, and set `deepspeed` to that file"
+        export.refuse("the original takes a DeepSpeed file, not an inline config", "deepspeed", hint=hint)
         return
     is_originals = choice in DEEPSPEED_FILES
     if choice in DEEPSPEED_PRESETS and not is_originals:
         message = "the original has no file for this preset"
         if PRESETS[choice].blocks:
-            whose = f"the original's {PRESETS[choice].file}"
-            message = f"{whose} has a schedule of its own, which replaces `lr_scheduler_type`"
-        hint = "write the preset's config to a JSON file, as `llava-recipe plan` shows it, and name that file"
-        export.refuse(message, "deepspeed", hint=hint)
+            message = (
+                f"the original's {PRESETS[choice].file} has a schedule, which replaces `lr_scheduler_type`"
+            )
+        hint = "write the preset's config, as `llava-recipe plan` shows it, to a JSON file, and set "
+        export.refuse(message, "deepspeed", hint=hint + "`deepspeed` to that file")
         return
     export.add(deepspeed=DEEPSPEED_FILES.get(choice, choice))
     norm, key = stage.train.max_grad_norm, "gradient_clipping"
@@ -220,39 +210,43 @@ def _deepspeed_flag(stage: Stage, export: _Export, files: Mapping[str, Mapping[s
     if clipping is None and norm != 0:
         whose = "its files have" if is_originals else "the file has"
         message = f"under DeepSpeed 0.12.6 the original doesn't clip: {whose} no `{key}`"
-        hint = f"name a DeepSpeed file with `{key}`, or write `max_grad_norm: 0`, another training"
+        hint = f"use a DeepSpeed file with `{key}`, or write `max_grad_norm: 0`, which changes the training"
         export.refuse(message, "train", "max_grad_norm", hint=hint)
     elif clipping not in (None, "auto", norm):
         said = f"`{key}: {clipping}`, the recipe `max_grad_norm: {say_number(norm)}`"
-        hint = 'write "auto" there, or make the two agree'
-        export.refuse(f"the DeepSpeed file says {said}", "deepspeed", hint=hint)
+        hint = 'write "auto" in the file, or the same value in both'
+        export.refuse(f"the DeepSpeed file has {said}", "deepspeed", hint=hint)
 
 
 def _model_flags(model: Model, export: _Export) -> None:
-    """What is assembled."""
+    """The flags of the model's parts."""
     given, tower, projector = model.language_model, model.vision_tower, model.projector
     language = LanguageModel(source=given) if isinstance(given, str) else given
-    if language.source is None:
-        export.refuse_at("the original cannot make a random model", ("model", "language_model", "config"))
-    else:
-        export.add(model_name_or_path=language.source)
-        for key, value in (("revision", language.revision), ("tokenizer", language.tokenizer)):
-            if value is not None and value != language.source:
-                export.refuse_at(f"the original has no `{key}`", ("model", "language_model", key))
-        if language.quantization is not None:
-            export.add(bits=language.quantization.bits)
-        if language.quantization is not None and language.quantization.bits == 4:
-            export.add(quant_type=language.quantization.type, double_quant=language.quantization.double_quant)
-    if tower.source is None:
-        export.refuse_at("the original cannot make a random model", ("model", "vision_tower", "config"))
-    export.add(vision_tower=tower.source)
-    if tower.revision is not None:
-        export.refuse_at("the original has no `revision`", ("model", "vision_tower", "revision"))
-    if projector.seed != 0:
-        export.refuse_at("the original has no seed of the projector's own", ("model", "projector", "seed"))
-    if not type_named(projector.type)[0].in_original:
-        export.refuse_at("the original has no projector of this type", ("model", "projector", "type"))
+    quantization = language.quantization
+    own_tokenizer = language.source is not None and language.tokenizer not in (None, language.source)
+    is_random = "the original cannot create a random model"
+    for is_refused, message, *keys in (
+        (language.source is None, is_random, "language_model", "config"),
+        (language.revision is not None, "the original has no `revision`", "language_model", "revision"),
+        (own_tokenizer, "the original has no `tokenizer`", "language_model", "tokenizer"),
+        (tower.source is None, is_random, "vision_tower", "config"),
+        (tower.revision is not None, "the original has no `revision`", "vision_tower", "revision"),
+        (projector.seed != 0, "the original has no separate seed for the projector", "projector", "seed"),
+        (
+            not type_named(projector.type)[0].in_original,
+            "the original has no projector of this type",
+            *("projector", "type"),
+        ),
+    ):
+        if is_refused:
+            export.refuse(message, "model", *keys)
+    export.add(model_name_or_path=language.source)
+    if quantization is not None:
+        export.add(bits=quantization.bits)
+    if quantization is not None and quantization.bits == 4:
+        export.add(quant_type=quantization.type, double_quant=quantization.double_quant)
     export.add(
+        vision_tower=tower.source,
         mm_vision_select_layer=tower.select_layer,
         mm_vision_select_feature=tower.select_feature,
         mm_projector_type=projector.type,
@@ -272,7 +266,7 @@ def _start_flags(recipe: Recipe, index: int, export: _Export) -> None:
     if before is not None and is_alone and before.lora is None:
         export.add(pretrain_mm_mlp_adapter=f"{before.output_dir.rstrip('/')}/mm_projector.bin")
         return
-    message = "the original can start from a stage that trained the projector alone, not from this one"
+    message = "the original can only start from a stage that trained the projector alone"
     export.refuse(message, "init_from" if stages[index].init_from else "name", found=start)
 
 
@@ -286,11 +280,10 @@ def _freezing_flags(stage: Stage, trained: frozenset[str], start_end: bool, expo
     if stage.lora is not None:
         flags = {frozenset({"projector"}): "", frozenset(): "freeze_mm_mlp_adapter"}
     elif start_end and trained - {"image_tokens"} == {"projector"}:
-        export.refuse(
-            "the original stops at the first batch of a stage with start and end tokens that trains the "
-            "projector alone",
-            "trainable",
+        message = (
+            "with start and end tokens, the original stops at the first batch if only the projector trains"
         )
+        export.refuse(message, "trainable")
         return
     if flags.get(trained):
         export.add(**{flags[trained]: True})
@@ -299,42 +292,46 @@ def _freezing_flags(stage: Stage, trained: frozenset[str], start_end: bool, expo
             "the original cannot train just these modules",
             "trainable" if stage.trainable else "freeze",
             found=", ".join(sorted(trained)) or "nothing",
-            hint="it trains the projector alone, or language model and projector, or adapters",
+            hint="it trains the projector alone, or the language model and the projector, or adapters",
         )
 
 
 def _data_flags(stage: Stage, export: _Export, *, world_size: int | None) -> None:
     data, source = stage.data, stage.data.sources[0]
-    if len(data.sources) > 1:
-        export.refuse("the original takes one annotation file", "data", "sources", 1)
-    if data.system_prompt is not None:
-        export.refuse("the original's system prompts cannot be changed", "data", "system_prompt")
     template = "" if data.template is None else meaning_of(data.template)
-    if not template:
-        export.refuse("the original uses no chat templates", "data", "chat_template")
-    elif not LAYOUTS[template].in_original:
-        export.refuse("the original has no template of this name", "data", "template")
+    is_other = template and not LAYOUTS[template].in_original
+    is_list = not source.annotations.endswith((".jsonl", ".parquet"))
+    part = ("sources", 0, "weight" if source.weight != 1 else "sampling_strategy")
+    for is_refused, message, *keys in (
+        (len(data.sources) > 1, "the original takes one annotation file", "sources", 1),
+        (data.system_prompt is not None, "the original's system prompts are fixed", "system_prompt"),
+        (not template, "the original doesn't use chat templates", "chat_template"),
+        (is_other, "the original doesn't have this template", "template"),
+        (not data.shuffle, "the original always shuffles", "shuffle"),
+        (data.on_bad_image != "error", "the original stops at a bad image", "on_bad_image"),
+        (
+            data.image_aspect_ratio not in ("square", "pad"),
+            "the original has `square` and `pad` alone",
+            "image_aspect_ratio",
+        ),
+        (
+            source.sampling_strategy != "all" or source.weight != 1,
+            "the original takes the whole file, once",
+            *part,
+        ),
+        (not is_list, "the original reads JSON lists", "sources", 0, "annotations"),
+        (data.validation is not None, "the original measures no validation loss", "validation"),
+    ):
+        if is_refused:
+            export.refuse(message, "data", *keys)
     if data.group_by == "length":
-        message = "the original's grouping by length is Hugging Face's, which sorts otherwise"
+        message = "the original groups by length with Hugging Face's sampler, which sorts differently"
         export.refuse(message, "data", "group_by", hint="write `group_by: modality_length`, or `none`")
-    if not data.shuffle:
-        export.refuse("the original always shuffles", "data", "shuffle")
-    elif data.order != "original" and world_size != 1:
-        message = "with several processes the original draws an order of its own"
-        export.refuse(message, "data", "order", hint="write `order: original`, or give --world-size 1")
-    if data.on_bad_image != "error":
-        export.refuse("the original stops at a bad image", "data", "on_bad_image")
-    if data.image_aspect_ratio not in ("square", "pad"):
-        export.refuse("the original knows `square` and `pad`", "data", "image_aspect_ratio")
-    if source.sampling_strategy != "all" or source.weight != 1:
-        key = "weight" if source.weight != 1 else "sampling_strategy"
-        export.refuse("the original takes the whole file, once", "data", "sources", 0, key)
-    if source.annotations.endswith((".jsonl", ".parquet")):
-        export.refuse("the original reads JSON lists", "data", "sources", 0, "annotations")
-    if data.validation is not None:
-        export.refuse("the original measures no loss on other data", "data", "validation")
+    if data.shuffle and data.order != "original" and world_size != 1:
+        message = "with several processes the original has another order of samples"
+        export.refuse(message, "data", "order", hint="write `order: original`, or add --world-size 1")
     export.add(
-        # What the original calls `v0` is another template.
+        # The original uses another template for `v0`.
         version="default" if template == "v0" else template,
         data_path=source.annotations,
         image_folder=source.images,
@@ -346,7 +343,7 @@ def _data_flags(stage: Stage, export: _Export, *, world_size: int | None) -> Non
 
 
 def _training_flags(train: Train, export: _Export, *, accumulation: int) -> None:
-    """How the stage trains, in the names of transformers 4."""
+    """The flags of the training, with the names of transformers 4."""
     if train.loss_normalization != "device_batch":
         message = "the original averages the loss over each device batch"
         export.refuse(message, "train", "loss_normalization")
@@ -367,6 +364,6 @@ def _training_flags(train: Train, export: _Export, *, accumulation: int) -> None
     )
     for name, value in train.extra.items():
         if isinstance(value, dict | list):
-            export.refuse("a value of this kind has no flag", "train", "extra", name)
+            export.refuse("the original has no flags for lists and mappings", "train", "extra", name)
         else:
             export.add(**{name: value})

@@ -237,13 +237,13 @@ class _Reader:
         opened = self._at
         self._at += 1
         while not self._text.startswith(")", self._skip_blanks()):
-            letter = self._text[self._at : self._at + 1]
-            if not letter:
+            character = self._text[self._at : self._at + 1]
+            if not character:
                 raise self._never_closed("this list is never closed", opened, ")")
-            if letter in ";&|<>(":
-                message = f"`{letter}` is not allowed inside a list"
+            if character in ";&|<>(":
+                message = f"`{character}` is not allowed inside a list"
                 raise _refusal(message, "shell-syntax", self._mark(self._at))
-            if letter.isspace():
+            if character.isspace():
                 self._at += 1
             else:
                 yield self._word()
@@ -257,22 +257,22 @@ class _Reader:
             message = f"nested deeper than {MAX_NESTING} levels"
             raise _refusal(message, "script-too-large", self._mark(self._at))
         while self._at < len(text) and text[self._at] not in stops:
-            letter, start = text[self._at], self._at
-            if letter == "\\":
+            character, start = text[self._at], self._at
+            if character == "\\":
                 yield from self._escaped(stops, quoted=quoted)
-            elif letter == "'" and not quoted:
+            elif character == "'" and not quoted:
                 self._at = self._end("'", start, "this quote")
                 yield Plain(text[start + 1 : self._at - 1], quoted=True)
-            elif letter == '"':
+            elif character == '"':
                 self._at += 1
                 yield Plain("", quoted=True)
                 yield from self.parts('"', quoted=True)
                 if self._at >= len(text):
                     raise self._never_closed("this quote is never closed", start, '"')
                 self._at += 1
-            elif letter == "$":
+            elif character == "$":
                 yield self._dollar(quoted=quoted)
-            elif letter == "`":
+            elif character == "`":
                 self._at = self._end("`", start, "a command substitution with backticks")
                 source = re.sub(r"\\([\\`$])", r"\1", text[start + 1 : self._at - 1])
                 yield Computed(SUBSTITUTION, source, quoted, self._since(start))
@@ -355,13 +355,13 @@ class _Reader:
         """The place after the closing parenthesis, past quotes and parentheses inside."""
         text, depth, at = self._text, 0, opened
         while at < len(text):
-            letter = text[at]
-            if letter == "\\":
+            character = text[at]
+            if character == "\\":
                 at += 1
-            elif letter in "'\"":
-                at = self._end(letter, at, "this quote") - 1
-            elif letter in "()":
-                depth += 1 if letter == "(" else -1
+            elif character in "'\"":
+                at = self._end(character, at, "this quote") - 1
+            elif character in "()":
+                depth += 1 if character == "(" else -1
                 if depth == 0:
                     return at + 1
             at += 1

@@ -235,7 +235,7 @@ def _translate_model(config: Tree) -> None:
         config.put("model.projector_depth", "model.projector.type", kind, shown=str(depth))
     config.draft.put("model.image_tokens", {"start_end": False, "patch": False})
     if config.text("model.pretrained_pth") is not None:
-        why = "XTuner's checkpoints can't be read: write the folder of a recipe's Stage 1 as `init_from:`"
+        why = "XTuner's checkpoints cannot be read: write the folder of a recipe's Stage 1 as `init_from:`"
         config.lost("model.pretrained_pth", why)
     _translate_quantization(config, "model.llm.quantization_config")
     checkpoints, path = "model.use_activation_checkpointing", "train.gradient_checkpointing"

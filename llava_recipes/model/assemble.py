@@ -1,4 +1,4 @@
-"""The whole model from its plan: base weights straight into place, no second copy in memory."""
+"""The whole model from its plan, filled without a second copy in memory, and the data that it is fed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from llava_recipes.versions import keep_rotary_frequencies
 
 @dataclass(frozen=True)
 class Assembled:
-    """A model that is ready to be frozen and trained, and what belongs to it."""
+    """A model ready to be frozen and trained, with its tokenizer and image processor."""
 
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class Assembled:
     num_image_tokens: int
     """Features of one image of the tower's size."""
     language_config: dict[str, JsonValue]
-    """The language model's own config as it was found, its vocabulary size with the added tokens."""
+    """The language model's own config as found, with the added tokens in its vocabulary size."""
 
     def image_layout(self, data: DataPlan) -> ImageLayout:
         """How many tokens an image becomes under a stage's data settings, and which features they are.
@@ -68,7 +68,7 @@ class Assembled:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the plan's sources say, before any weight is read."""
+    """Configs, tokenizer and head of the plan's sources, before any weight is read."""
 
     language: Origin
     tower: Origin
@@ -79,9 +79,9 @@ class Parts:
 def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Assembled:
     """Build the model of a plan and fill it with its base weights.
 
-    Base weights get `dtype`; the projector is float32, since it is what Stage 1 trains. Weights that have
-    `dtype` already stay mapped from their files. With `zero3` a DeepSpeed config must be live and the process
-    group set up; all processes call this.
+    Base weights get `dtype`; the projector is float32, since Stage 1 trains it. Weights that already have
+    `dtype` stay mapped from their files. With `zero3` a DeepSpeed config must be live and the process group
+    set up; all processes call this.
     Raises RecipeError when a source cannot be read or does not fit the plan.
     """
     parts = read_parts(plan, weights=True)
@@ -89,7 +89,7 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     dress(model, plan, parts)
     keep_angles_exact(model)
     if plan.language_model.quantization is not None:
-        assert not zero3, "the plan refuses ZeRO-3 beside few bits"
+        assert not zero3, "the plan refuses ZeRO-3 with a quantized model"
         quantize_layers(model, plan.language_model.quantization, dtype)
     placement = Placement(model, dtype)
     place_language_model(placement, parts.language, parts.vocabulary, seed=plan.language_model.seed)
@@ -97,12 +97,12 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
     remember_image_tokens(model, parts.vocabulary.tokenizer)
     left = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
     assert not left, f"parameters without values: {left}"
-    if plan.projector.init_from is not None:
-        load_projector(model, plan.projector.init_from)
-    elif parts.language.layout != "language_model" and parts.language.folder is not None:
-        load_projector(model, parts.language.folder)
-    if parts.language.layout != "language_model" and parts.language.folder is not None:
-        load_newline(model, parts.language.folder)
+    whole_model = parts.language.folder if parts.language.layout != "language_model" else None
+    projector = plan.projector.init_from or whole_model
+    if projector is not None:
+        load_projector(model, projector)
+    if whole_model is not None:
+        load_newline(model, whole_model)
     adapt_forward(model)
     return Assembled(
         model=model,
@@ -116,7 +116,7 @@ def assemble(plan: ModelPlan, *, dtype: torch.dtype, zero3: bool = False) -> Ass
 def build_skeleton(plan: ModelPlan) -> LlavaForConditionalGeneration:
     """The model that `assemble` would build, every parameter on the meta device.
 
-    Reads configs and tokenizer, never weights. Raises RecipeError as `assemble` does for what those say.
+    Reads configs and tokenizer, never weights. Raises RecipeError as `assemble` does for these.
     """
     parts = read_parts(plan, weights=False)
     with torch.device("meta"):
@@ -133,22 +133,22 @@ def skeleton_shapes(plan: ModelPlan) -> dict[str, tuple[int, ...]]:
 
 
 def _image_processor(plan: ModelPlan, image_px: int) -> BaseImageProcessor:
-    """The tower's image processor. Raises RecipeError when its images are not of the tower's size."""
+    """The tower's image processor. Raises RecipeError when its images don't have the tower's size."""
     processor = load_image_processor(plan.vision_tower)
     made = prepared_px(processor)
     if made != (image_px, image_px):
         raise RecipeError.of(
-            "the image processor makes images of another size than the vision tower takes",
+            "the image processor and the vision tower have different image sizes",
             code="image-processor-other-size",
             path=TOWER_PATH,
-            found=f"{made[0]} × {made[1]} pixels by preprocessor_config.json or `image_processor`, "
-            f"{image_px} × {image_px} by the tower's config ({plan.vision_tower.source or 'inline'})",
+            found=f"{made[0]} × {made[1]} pixels from preprocessor_config.json or `image_processor`, "
+            f"{image_px} × {image_px} in the tower's config ({plan.vision_tower.source or 'inline'})",
         )
     return processor
 
 
 def read_parts(plan: ModelPlan, *, weights: bool) -> Parts:
-    """Configs and tokenizer of a plan; with `weights`, folders that hold the weights too."""
+    """Configs and tokenizer of a plan; with `weights` their folders contain the weights too."""
     language = language_origin(plan.language_model, weights=weights)
     tower = tower_origin(plan.vision_tower, weights=weights)
     head = head_like(causal_skeleton(language.config, place=language.place))
@@ -159,7 +159,7 @@ def read_parts(plan: ModelPlan, *, weights: bool) -> Parts:
 def stock_model(
     plan: ModelPlan, parts: Parts, dtype: torch.dtype, *, partitioned: bool
 ) -> LlavaForConditionalGeneration:
-    """transformers' own model at the plan's sizes; its parameters are made as the context says."""
+    """transformers' own model at the plan's sizes; the context decides how its parameters are made."""
     language = copy.deepcopy(parts.language.config)
     language.vocab_size = parts.vocabulary.vocab_size(language)
     config = llava_config(
@@ -173,7 +173,7 @@ def stock_model(
 
 
 def dress(model: LlavaForConditionalGeneration, plan: ModelPlan, parts: Parts) -> None:
-    """Give the stock model the language model's own head, the plan's projector and its image newline."""
+    """Give the stock model the language model's own head, the plan's projector and image newline."""
     parts.head.take_place_in(model)
     model.model.multi_modal_projector = build_projector(
         plan.projector.type,
@@ -208,14 +208,14 @@ def open_samples(assembled: Assembled, data: DataPlan, *, start_end: bool) -> St
 
 
 def collator_of(assembled: Assembled, dataset: StageDataset) -> Collator:
-    """What puts these samples into batches, as long as the stage allows."""
+    """The collator of these samples, with the stage's longest length."""
     tokenizer = assembled.tokenizer
     pad_id: int = tokenizer.pad_token_id
     return Collator(
         layout=assembled.image_layout(dataset.data),
         max_length=dataset.data.max_length,
         pad_token_id=pad_id,
-        # Where the unknown token is also the padding, the original loses it from the text.
+        # When the unknown token is also the padding, the original drops it from the text.
         dropped_token_id=pad_id if pad_id == tokenizer.unk_token_id else None,
         mark_of=dataset.records.mark,
     )

@@ -1,4 +1,4 @@
-"""Base weights: from files, or drawn from a seed, into the places of the assembled model."""
+"""Put base weights, from files or drawn from a seed, into the assembled model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava_recipes.data.tokenizer import Vocabulary, with_new_rows
-from llava_recipes.errors import KeyPath, Problem, RecipeError
+from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.checkpoint import TensorsInMemory, TensorSource, open_checkpoint
 from llava_recipes.model.configs import LANGUAGE_PATH, TOWER_PATH, Origin
 from llava_recipes.model.head import body_class, causal_class, causal_skeleton
@@ -25,7 +25,7 @@ OTHER_HALF = re.compile(r"^(text_model\.|text_projection\.|visual_projection\.|l
 
 
 def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocabulary, *, seed: int) -> None:
-    """Fill body and head from the origin's files, or from `seed` where it has none."""
+    """Fill body and head from the origin's files, or from `seed` when it has none."""
     causal = causal_skeleton(origin.config)
     body = f"{causal.base_model_prefix}."
     head = f"{_module_name(causal, causal.get_output_embeddings())}."
@@ -55,9 +55,9 @@ def place_language_model(placement: Placement, origin: Origin, vocabulary: Vocab
 
 
 def _current_name(name: str, layout: Layout, *, wanted: Collection[str], body: str, head: str) -> str | None:
-    """What a tensor of a file is called in the language model; None for another part of a whole model.
+    """The name in the language model of a file's tensor; None for another part of a whole model.
 
-    A body saved alone lacks its root.
+    Names of a body saved alone lack the root.
     """
     if layout != "language_model":
         root, _, rest = (canonical_in(layout, name) or "").partition(".")
@@ -74,7 +74,7 @@ def _check_tie(source: TensorSource, given: dict[str, str], head: str, embedding
         and not torch.equal(source.read(given[head]), source.read(given[embedding]))
     ):
         raise RecipeError.of(
-            "the language model's config ties embeddings and head, but its files hold two different ones",
+            "the language model's config ties embeddings and head, but its files contain two different ones",
             code="tied-embeddings-differ",
             path=LANGUAGE_PATH,
             found=f"{embedding} and {head} differ",
@@ -83,7 +83,7 @@ def _check_tie(source: TensorSource, given: dict[str, str], head: str, embedding
 
 
 def place_tower(placement: Placement, origin: Origin, *, seed: int) -> None:
-    """Fill the vision tower; of a full CLIP or SigLIP checkpoint, the text half is left aside."""
+    """Fill the vision tower; the text half of a full CLIP or SigLIP checkpoint is left out."""
     tower_class = body_class(origin.config)
     with torch.device("meta"):
         wanted = {
@@ -103,7 +103,7 @@ def place_tower(placement: Placement, origin: Origin, *, seed: int) -> None:
 
 
 class _Tensors:
-    """A part's tensors by its own names: all there, none too many, each of the right shape."""
+    """A part's tensors by its own names: complete, none too many, each of the right shape."""
 
     def __init__(
         self,
@@ -120,21 +120,17 @@ class _Tensors:
             tensor = source.read(given[name])
             check_shape(shape, tensor, what=f"{what} weight {name}", found=found, path=path)
             if not tensor.is_floating_point():
-                raise RecipeError(_not_floating(f"{what} weight {name}", tensor, found, path))
+                raise RecipeError.of(
+                    f"{what} weight {name} is not floating point",
+                    code="weights-not-floating-point",
+                    path=path,
+                    found=f"{found}: {str(tensor.dtype).removeprefix('torch.')}",
+                    hint="use weights in float16, bfloat16 or float32; quantized ones are not read",
+                )
         self._source, self._given = source, given
 
     def reader(self, name: str) -> Callable[[], Tensor]:
         return lambda: self._source.read(self._given[name])
-
-
-def _not_floating(what: str, tensor: Tensor, found: str, path: KeyPath) -> Problem:
-    return Problem(
-        f"{what} is not floating point",
-        code="weights-not-floating-point",
-        path=path,
-        found=f"{found}: {str(tensor.dtype).removeprefix('torch.')}",
-        hint="give the model in float16, bfloat16 or float32; quantized ones are not read",
-    )
 
 
 def _growing(read: Callable[[], Tensor], vocabulary: Vocabulary) -> Callable[[], Tensor]:
@@ -148,7 +144,7 @@ def _source(model_class: type[PreTrainedModel], origin: Origin, seed: int, path:
 
 
 def _random_tensors(model_class: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> TensorSource:
-    """The weights that transformers draws for a config, from this seed alone."""
+    """The weights that transformers draws for a config, from this seed only."""
     with private_randomness():
         torch.default_generator.manual_seed(seed)
         return TensorsInMemory(model_class(config).state_dict())

@@ -1,4 +1,4 @@
-"""Weights on disk, read one tensor at a time: safetensors mapped, or `.bin` files without their code."""
+"""Weights on disk: read one tensor at a time, never with code, and checked to be finite numbers."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from llava_recipes.recipe.foreign import read_by_library, read_object
 from llava_recipes.recipe.locations import check_place
 
 SafeGlobal = tuple[Callable[..., Any], str]
-"""What stands for a name in a file, and the name: `numpy.dtype`."""
+"""An object that a file may name, and its name: `numpy.dtype`."""
 
 _NAMED = re.compile(r"GLOBAL (\S{1,80})|got <(?:class|function) '?([^'> ]{1,80})")
 _PROTOCOL = b"\x80"
-"""What a pickle begins with; what is torch's own begins otherwise, or says what it names."""
+"""A pickle's first byte; torch's own files start otherwise, or errors say what they name."""
 _DETAIL = "WeightsUnpickler error: "
 _FORCED, _FORCED_OFF = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 class BadPickle(Exception):
-    """A file that is not read. Says why, as what follows the file's name."""
+    """A file is not read. The message says why, to follow the file's name."""
 
 
-class HoldsCode(BadPickle):
-    """A file that asks for more than tensors and plain values."""
+class ContainsCode(BadPickle):
+    """A file contains more than tensors and plain values."""
 
 
 def load_plain(file: pathlib.Path, safe: Collection[SafeGlobal] = ()) -> object:
-    """Tensors and plain values of a file of torch.save, on the CPU; tensors are mapped where they can be.
+    """Tensors and plain values of a file of torch.save, on the CPU; tensors are mapped where possible.
 
-    Raises BadPickle when the file is damaged or isn't one, HoldsCode when it names what isn't in `safe`.
+    Raises BadPickle when the file is damaged or isn't one, ContainsCode when it names what isn't in `safe`.
     """
     try:
         with torch.serialization.safe_globals([*safe]), warnings.catch_warnings():
-            # Of a foreign pickle's protocol, and of TorchScript: what follows is an error of ours.
+            # About a foreign pickle's protocol, and TorchScript: our own error follows.
             warnings.simplefilter("ignore")
             return _load(file)
     except MemoryError:
         raise
-    # A damaged pickle makes the unpickler fail in whatever way its bytes ask for.
+    # A damaged pickle makes the unpickler fail in any way.
     except Exception as error:
         raise _explained(error, file) from error
 
@@ -62,17 +62,17 @@ def _explained(error: Exception, file: pathlib.Path) -> BadPickle:
     if isinstance(error, pickle.UnpicklingError):
         named = _NAMED.search(text.rpartition(_DETAIL)[2])
         if named:
-            return HoldsCode(f"names {named.group(1) or named.group(2)}, which could run code")
+            return ContainsCode(f"names {named.group(1) or named.group(2)}, which could run code")
         with file.open("rb") as opened:
             if opened.read(1) == _PROTOCOL:
-                return HoldsCode("is a pickle of more than tensors and plain values, which could run code")
+                return ContainsCode("is a pickle of more than tensors and plain values, which could run code")
     elif isinstance(error, RuntimeError) and "weights_only=True" in text:
         # TorchScript's archives, and the tar files of the first versions.
-        return HoldsCode("is in a format that can run code")
+        return ContainsCode("is in a format that can run code")
     elif isinstance(error, OSError | RuntimeError) and text:
-        # torch's own words; its advice comes behind the first sentence.
+        # torch's own words; its advice comes after the first sentence.
         return BadPickle(f"cannot be read: {text.splitlines()[0].partition('. ')[0]}")
-    return BadPickle("cannot be read: it is not a file of torch.save, or it is damaged")
+    return BadPickle("cannot be read: it isn't a file of torch.save, or is damaged")
 
 
 def _load(file: pathlib.Path) -> object:
@@ -87,9 +87,9 @@ def _load(file: pathlib.Path) -> object:
 
 @contextlib.contextmanager
 def only_plain(safe: Collection[SafeGlobal] = ()) -> Iterator[None]:
-    """Let every torch.load of the block read tensors, plain values and `safe` alone, whatever it asks for."""
+    """Let every torch.load of the block read only tensors, plain values and `safe`, whatever it asks for."""
     before = {name: os.environ.pop(name, None) for name in (_FORCED, _FORCED_OFF)}
-    # torch's own switch reaches the loads of other libraries, which cannot be passed an argument.
+    # torch's own switch also works for the loads of other libraries, which take no argument.
     os.environ[_FORCED] = "1"
     try:
         with torch.serialization.safe_globals([*safe]):
@@ -99,7 +99,8 @@ def only_plain(safe: Collection[SafeGlobal] = ()) -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-_CUT_SHORT = "the file is cut short or not a weight file; fetch it again"
+_WEIGHT_FILES = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+_CUT_SHORT = "the file is cut short or isn't a weight file; download it again"
 
 
 class TensorSource(Protocol):
@@ -111,7 +112,7 @@ class TensorSource(Protocol):
 
 
 class TensorsInMemory:
-    """Tensors that are already there, e.g. freshly drawn ones."""
+    """Tensors that are already in memory, such as freshly drawn ones."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = dict(tensors)
@@ -138,7 +139,7 @@ class WeightFiles:
         return self._source(name).read(name)
 
     def open_all(self) -> None:
-        """Open every file, which reads its header and no weight. Raises RecipeError where one is damaged."""
+        """Open every file: reads headers, no weights. Raises RecipeError when a file is damaged."""
         for name in self._file_of:
             self._source(name)
 
@@ -148,11 +149,11 @@ class WeightFiles:
             self._open[file] = open_tensor_file(file, self._path)
         if name not in self._open[file].names():
             raise RecipeError.of(
-                "this folder's weights are not whole",
+                "this folder's weights are incomplete",
                 code="weights-not-whole",
                 path=self._path,
                 found=f"{file} has no {name}",
-                hint="its index names another file; fetch the model again",
+                hint="its index names another file; download the model again",
             )
         return self._open[file]
 
@@ -166,7 +167,7 @@ class _Safetensors:
         return frozenset(self._handle.keys())
 
     def read(self, name: str) -> Tensor:
-        # A type of numbers that torch doesn't have shows now.
+        # A number type that torch doesn't have fails only here.
         with _reading(self._file, self._path):
             tensor: Tensor = self._handle.get_tensor(name)
             return tensor
@@ -175,11 +176,11 @@ class _Safetensors:
 def open_tensor_file(file: pathlib.Path, path: KeyPath) -> TensorSource:
     """One `.safetensors` or `.bin` file.
 
-    Raises RecipeError when it is missing, broken, or holds more than tensors.
+    Raises RecipeError when it is missing, broken, or contains more than tensors.
     """
     kind = odd_kind(file)
     if kind is not None:
-        message = f"this is {kind}; weights are an ordinary file"
+        message = f"this is {kind}; weights must be an ordinary file"
         raise RecipeError.of(message, code="not-an-ordinary-file", path=path, found=str(file))
     if not os.path.isfile(file):
         raise RecipeError.of("no such weight file", code="weights-missing", path=path, found=str(file))
@@ -188,10 +189,10 @@ def open_tensor_file(file: pathlib.Path, path: KeyPath) -> TensorSource:
             return _Safetensors(file, path)
     try:
         return TensorsInMemory(_only_tensors(load_plain(file), file, path))
-    except HoldsCode as error:
+    except ContainsCode as error:
         hint = "only files of plain tensors are read, since others can run code; save it as .safetensors"
         raise RecipeError.of(
-            "this file holds more than tensors",
+            "this file contains more than tensors",
             code="weights-contain-code",
             path=path,
             found=f"{file} {error}",
@@ -208,7 +209,7 @@ def open_tensor_file(file: pathlib.Path, path: KeyPath) -> TensorSource:
 
 
 def _reading(file: pathlib.Path, path: KeyPath) -> AbstractContextManager[None]:
-    """What libraries raise in it becomes a problem of this weight file."""
+    """Turn what libraries raise in the block into a problem of this weight file."""
     return read_by_library(
         "cannot read weights", code="weights-unreadable", files=[file], path=path, hint=_CUT_SHORT
     )
@@ -224,20 +225,20 @@ def _only_tensors(loaded: object, file: pathlib.Path, path: KeyPath) -> dict[str
         if len(tensors) == len(loaded):
             return tensors
     raise RecipeError.of(
-        "this file is not a mapping of names to tensors",
+        "this file isn't a mapping of names to tensors",
         code="weights-not-a-state-dict",
         path=path,
         found=str(file),
-        hint="give a state dict",
+        hint="save a state dict",
     )
 
 
 def open_checkpoint(folder: pathlib.Path, path: KeyPath) -> WeightFiles:
     """All tensors of a model folder, single or sharded, safetensors before `.bin`.
 
-    Raises RecipeError when the folder holds no weights, or a shard that its index names is not there.
+    Raises RecipeError when the folder contains no weights, or a shard that its index names is missing.
     """
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+    for stem, suffix in _WEIGHT_FILES:
         index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
         if index.is_file():
             return WeightFiles(dict(_sharded(index, path)), path)
@@ -245,7 +246,7 @@ def open_checkpoint(folder: pathlib.Path, path: KeyPath) -> WeightFiles:
             names = open_tensor_file(single, path).names()
             return WeightFiles(dict.fromkeys(names, single), path)
     raise RecipeError.of(
-        "this folder holds no weights",
+        "this folder contains no weights",
         code="weights-missing",
         path=path,
         found=str(folder),
@@ -254,9 +255,8 @@ def open_checkpoint(folder: pathlib.Path, path: KeyPath) -> WeightFiles:
 
 
 def has_weights(folder: pathlib.Path) -> bool:
-    """Whether `open_checkpoint` finds weight files in a folder, sound or not."""
-    kinds = (("model", ".safetensors"), ("pytorch_model", ".bin"))
-    names = (f"{stem}{suffix}{end}" for stem, suffix in kinds for end in ("", ".index.json"))
+    """Whether `open_checkpoint` finds weight files in a folder, damaged or not."""
+    names = (f"{stem}{suffix}{end}" for stem, suffix in _WEIGHT_FILES for end in ("", ".index.json"))
     return any((folder / name).is_file() for name in names)
 
 
@@ -277,7 +277,7 @@ def _sharded(index: pathlib.Path, path: KeyPath) -> Iterator[tuple[str, pathlib.
             code="weights-missing",
             path=path,
             found=", ".join(missing[:3]),
-            hint="the download is not complete; fetch the model again",
+            hint="the download is incomplete; download the model again",
         )
     yield from shards.items()
 
@@ -288,7 +288,7 @@ _NUM_SHOWN = 4
 
 
 def check_values(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, found: str) -> None:
-    """Raise RecipeError unless all of these weights can be trained on; `found` names their file.
+    """Raise RecipeError unless training can start from all of these weights; `found` names their file.
 
     Every value is read, mapped ones page by page: a gigabyte takes half a second of one CPU core.
     """
@@ -312,11 +312,11 @@ def value_problems(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, foun
             code="weights-not-floating-point",
             path=path,
             found=f"{found}: {_shortened(others)}",
-            hint="give the weights in float16, bfloat16 or float32; quantized ones are not read",
+            hint="use weights in float16, bfloat16 or float32; quantized ones are not read",
         )
     if odd:
         yield Problem(
-            f"{len(odd)} weight(s) hold values that are NaN or infinite",
+            f"{len(odd)} weight(s) contain values that are NaN or infinite",
             code="weights-not-finite",
             path=path,
             found=f"{found}: {_shortened(odd)}",
@@ -326,7 +326,7 @@ def value_problems(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, foun
 
 def _other_kind(tensor: Tensor) -> str | None:
     if tensor.layout != torch.strided or tensor.device.type == "meta":
-        return "no plain tensor"
+        return "not a plain tensor"
     return None if tensor.dtype in DTYPES else str(tensor.dtype).removeprefix("torch.")
 
 
@@ -335,7 +335,7 @@ def not_finite(tensor: Tensor) -> str | None:
     """How many of a tensor's values are NaN or infinite in float32, in words; None where all are finite."""
     if tensor.numel() == 0:
         return None
-    # One pass without a copy; NaN in any place makes both ends NaN.
+    # One pass without a copy; one NaN makes both ends NaN.
     lowest, highest = torch.aminmax(tensor)
     if lowest.item() >= -_LARGEST and highest.item() <= _LARGEST:
         return None

@@ -30,13 +30,13 @@ TOWER_PATH: KeyPath = ("model", "vision_tower")
 
 @dataclass(frozen=True)
 class Origin:
-    """A config and where it came from: `folder` is None for one written in the recipe."""
+    """A config and where it comes from: `folder` is None for one written in the recipe."""
 
     config: PreTrainedConfig
     raw: dict[str, JsonValue]
     folder: pathlib.Path | None
     layout: Layout = "language_model"
-    """What the files hold beside this part: a whole LLaVA model brings its projector."""
+    """The layout of the folder's files: a whole LLaVA model also contains a projector."""
 
     @property
     def place(self) -> str:
@@ -45,7 +45,7 @@ class Origin:
 
 
 def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
-    """The language model's config, and with `weights` a folder that holds them too."""
+    """The language model's config, and its folder, with `weights` one that contains them too."""
     if plan.config is not None:
         return Origin(inline_config(plan.config, (*LANGUAGE_PATH, "config")), dict(plan.config), None)
     assert plan.source is not None
@@ -58,12 +58,12 @@ def language_origin(plan: LanguageModelPlan, *, weights: bool) -> Origin:
         return Origin(_language_half_of(inner, str(folder / CONFIG)), inner, folder, layout)
     if layout == "language_model" and str(raw.get("model_type", "")).startswith("llava"):
         raise RecipeError.of(
-            "this whole LLaVA model is of a kind that is not known here",
+            "this whole LLaVA model is of an unknown kind",
             code="unknown-llava-model",
             path=LANGUAGE_PATH,
             found=f"{plan.source} (model_type {raw.get('model_type')})",
-            hint="give one in the original's layout, such as liuhaotian/llava-v1.5-13b, in llava-hf's, "
-            "or the language model it was built on",
+            hint="use a model in the original's layout, such as liuhaotian/llava-v1.5-13b, or in llava-hf's, "
+            "or the language model that it is built on",
         )
     config = folder_config(folder, LANGUAGE_PATH)
     if layout == "language_model":
@@ -88,7 +88,7 @@ def tower_origin(tower: VisionTower, *, weights: bool) -> Origin:
 
 
 def has_class_token(tower_config: PreTrainedConfig) -> bool:
-    """Whether a token of the whole image stands before the patches, as CLIP has one."""
+    """Whether a token of the whole image precedes the patches, as in CLIP."""
     return TOWER_FAMILIES[tower_config.model_type].class_token
 
 
@@ -113,8 +113,8 @@ def llava_config(
 ) -> LlavaConfig:
     """The config of the whole model.
 
-    `image_token_id` is never looked up in training; it must still be below the vocabulary size, because
-    the stock forward embeds it when it searches for placeholders.
+    `image_token_id` is never looked up in training, but must be below the vocabulary size: the stock forward
+    embeds it when it searches for placeholders.
     """
     num_layers: int = tower.num_hidden_layers
     layer = plan.vision_tower.select_layer
@@ -124,7 +124,7 @@ def llava_config(
             code="no-such-hidden-state",
             path=(*TOWER_PATH, "select_layer"),
             found=str(layer),
-            hint=f"its {num_layers} layers give {-num_layers - 1} to {num_layers}; 0 is what enters them",
+            hint=f"its {num_layers} layers have the states {-num_layers - 1} to {num_layers}; 0 is the input",
         )
     drop_class_token = has_class_token(tower) and plan.vision_tower.select_feature == "patch"
     return LlavaConfig(
@@ -138,9 +138,9 @@ def llava_config(
 
 
 def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib.Path, path: KeyPath) -> None:
-    """Raise RecipeError unless the projector is that of every llava-hf model.
+    """Raise RecipeError unless the projector is like that of every llava-hf model.
 
-    It has two layers with a bias, GELU between them, and takes one of the tower's hidden states.
+    It has two layers with a bias and GELU between them, and takes one of the tower's hidden states.
     """
     odd = [
         f"{key}: {value}"
@@ -153,7 +153,7 @@ def check_stock_projector(config: LlavaConfig | LlavaNextConfig, folder: pathlib
     if not isinstance(config.vision_feature_layer, int):
         odd.append(f"vision_feature_layer: {config.vision_feature_layer}")
     if odd:
-        message = "this LLaVA model's projector is of a kind that is not known here"
+        message = "this LLaVA model's projector is of an unknown kind"
         raise RecipeError.of(
             message, code="unknown-llava-model", path=path, found=f"{folder}: {', '.join(odd)}"
         )
@@ -170,7 +170,7 @@ def vision_half(config: LlavaConfig) -> PreTrainedConfig:
 
 
 def _language_half_of(inner: Mapping[str, JsonValue], place: str) -> PreTrainedConfig:
-    """The language model's config, without the keys that LLaVA put beside its own."""
+    """The language model's config, without the keys that LLaVA adds to it."""
     known = known_keys(str(inner["model_type"]), place=place, path=LANGUAGE_PATH)
     own = {key: value for key, value in inner.items() if key in known}
     return config_of({**own, "model_type": inner["model_type"]}, place=place, path=LANGUAGE_PATH)
@@ -180,10 +180,10 @@ def _tower_half(config: PreTrainedConfig, path: KeyPath) -> PreTrainedConfig:
     whole = (*HF_TYPES, *(family.pair for family in TOWER_FAMILIES.values()))
     half = getattr(config, "vision_config", config) if config.model_type in whole else config
     if half.model_type not in TOWER_FAMILIES:
-        # Google's NaFlex checkpoints are of this type, those at fixed sizes are plain SigLIP.
+        # Google's NaFlex checkpoints have this type; those of a fixed size are plain SigLIP.
         any_size = config.model_type.startswith("siglip2")
         raise RecipeError.of(
-            f"a vision tower is a {tower_titles()} model",
+            f"a vision tower must be a {tower_titles()} model",
             code="unknown-vision-tower",
             path=path,
             found=f"model_type {config.model_type}",

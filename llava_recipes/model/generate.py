@@ -1,4 +1,4 @@
-"""Text from prompts: greedy or drawn, several prompts at once, streamed if someone listens."""
+"""Answers to prompts with images: greedy or drawn, several at once, or streamed to a listener."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTra
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
 from llava_recipes.data import crops
+from llava_recipes.data.collate import images_take
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import Problem
 from llava_recipes.layouts import IMAGE
@@ -30,13 +31,137 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen. `temperature` 0 takes the most likely one; else `top_p` bounds what is drawn."""
+    """How tokens are chosen: `temperature` 0 takes the most likely one; else `top_p` limits the draw."""
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     must_fit: bool = True
-    """Whether a prompt must leave room for `max_new_tokens`; else an answer may end with the context."""
+    """Whether a prompt must leave room for `max_new_tokens`; if not, an answer may be cut."""
+
+
+@dataclass(frozen=True)
+class PromptImage:
+    """An image as the tower takes it, and how many tokens it becomes."""
+
+    prepared: crops.PreparedImage
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to the answer, with its images' features from the projector.
+
+    input_ids  token ids, -200 where an image goes
+    images     float[K, D] each, in reading order
+    """
+
+    input_ids: tuple[int, ...]
+    images: tuple[Tensor, ...]
+
+
+class Answerer:
+    """Answers with the stage's template and its preparation of images.
+
+    Raises RecipeError when the tokenizer does not fit the template.
+    """
+
+    def __init__(self, assembled: Assembled, data: DataPlan, *, start_end: bool) -> None:
+        self.assembled, self.data = assembled, data
+        self._layout = assembled.image_layout(data)
+        self._prompts = Prompts(data, assembled.tokenizer, start_end=start_end)
+        stop = self._prompts.stop
+        self.stops = () if stop is None else (stop,)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that fit into the language model's context, or None when its config does not say."""
+        found = getattr(language_half(self.assembled.model.config), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    def prepare(self, image: Image.Image) -> PromptImage:
+        """An image in RGB, resized and normalised as in training. Raises CannotPrepare."""
+        prepared = crops.prepare_image(image, self.assembled.image_processor, self.data)
+        return PromptImage(prepared, self._layout.num_tokens(prepared))
+
+    @property
+    def least_image_tokens(self) -> int:
+        """Tokens that every image takes, whatever its shape."""
+        return self._layout.least_tokens
+
+    def look(self, images: Sequence[PromptImage]) -> list[Tensor]:
+        """`image_features` of several images, without gradients."""
+        model = self.assembled.model
+        with evaluating(model):
+            return image_features(model, [each.prepared for each in images], self._layout)
+
+    def prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """Token ids of a conversation that ends with a question, up to where the answer starts.
+
+        Raises ValueError when it does not fit the template.
+        """
+        has_image = any(IMAGE in turn.text for turn in turns)
+        return tuple(self._prompts.encode_prompt(turns, has_image=has_image))
+
+    def num_tokens(self, input_ids: Sequence[int], num_image_tokens: Sequence[int]) -> int:
+        """Positions of a prompt with its images in it."""
+        return len(input_ids) - len(num_image_tokens) + sum(num_image_tokens)
+
+    def does_not_fit(
+        self, num_tokens: int, num_image_tokens: Sequence[int], decoding: Decoding
+    ) -> Problem | None:
+        """The problem of a prompt of that length, or None when it and its answer fit into the context."""
+        room = self.max_positions
+        max_new_tokens = decoding.max_new_tokens if decoding.must_fit else 1
+        if room is None or num_tokens + max_new_tokens <= room:
+            return None
+        in_images = sum(num_image_tokens)
+        if in_images >= room:
+            return Problem(
+                "too many images for the model's context",
+                code="context-too-short",
+                found=f"{images_take(len(num_image_tokens), in_images)}, "
+                f"the context has {room:,} (max_position_embeddings)",
+                hint="use fewer images",
+            )
+        if num_tokens >= room:
+            return Problem(
+                "the prompt is too long for the model's context",
+                code="context-too-short",
+                found=f"{num_tokens:,} tokens, {in_images:,} of them images; "
+                f"the context has {room:,} (max_position_embeddings)",
+                hint="ask a shorter question or use fewer images; in a conversation, /reset starts a new one",
+            )
+        return Problem(
+            "the prompt leaves too little room for the answer",
+            code="context-too-short",
+            found=f"{num_tokens:,} tokens of prompt, {max_new_tokens:,} for the answer; "
+            f"the context has {room:,} (max_position_embeddings)",
+            hint=f"write --max-new-tokens {room - num_tokens} or less",
+        )
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        *,
+        listen: Callable[[str], None] | None = None,
+        synced_gpus: bool = False,
+    ) -> list[str]:
+        """The model's answers, in order; see `continue_prompts`."""
+        model = self.assembled.model
+        with evaluating(model):
+            embedded = [embed_with_images(model, each.input_ids, each.images) for each in prompts]
+        return continue_prompts(
+            model,
+            self.assembled.tokenizer,
+            embedded,
+            decoding=decoding,
+            stops=self.stops,
+            max_positions=self.max_positions,
+            listen=listen,
+            synced_gpus=synced_gpus,
+        )
 
 
 def continue_prompts(
@@ -50,20 +175,20 @@ def continue_prompts(
     listen: Callable[[str], None] | None = None,
     synced_gpus: bool = False,
 ) -> list[str]:
-    """What the model says after each prompt, without special tokens and space at its ends.
+    """The model's answer to each prompt, without special tokens and without white space around it.
 
     prompts        float[T, D] each, embedded; they are padded on the left to the longest
-    stops          texts that end an answer and do not belong to it, besides the tokenizer's end token
+    stops          texts that end an answer, without belonging to it, besides the tokenizer's end token
     max_positions  tokens of a prompt and its answer together, where the model has a limit
-    listen         is given the answer piece by piece, for one prompt; the pieces joined are the answer
-    synced_gpus    all processes generate, under ZeRO-3, until the last of them is done
+    listen         receives the answer to a single prompt in pieces, which joined are the answer
+    synced_gpus    under ZeRO-3 all processes generate until the last of them is done
 
     Modes of modules are restored; nothing is drawn with temperature 0.
     """
     assert listen is None or len(prompts) == 1, "one answer can be listened to"
     end_ids, end_texts = ends_of(tokenizer, stops)
     drawn = decoding.temperature > 0
-    # top_k 0: the library's own default would cut at 50 without a word.
+    # top_k 0: the library's own default silently cuts at 50.
     chance = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if drawn else {}
     settings = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
@@ -81,7 +206,7 @@ def continue_prompts(
     if reasons:
         extra["stopping_criteria"] = StoppingCriteriaList(reasons)
     if listen is not None:
-        extra["streamer"] = _Aloud(tokenizer, end_texts, listen)
+        extra["streamer"] = _Streamer(tokenizer, end_texts, listen)
     places = torch.arange(embeds_BTD.shape[1], device=embeds_BTD.device)
     mask_BT = (places >= embeds_BTD.shape[1] - lengths[:, None]).long()
     with evaluating(model):
@@ -132,11 +257,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> tuple[list[int], list[str]]:
-    """What ends an answer: the end token and stops that are one special token, by id; the others, as text."""
+    """What ends an answer: the end token and stops that are special tokens, as ids; other stops, as text."""
     ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts = []
     for stop in stops:
-        # An id is seen at once; a special token's text is no longer there when an answer is read.
+        # A special token is found by id; its text is removed before an answer is read.
         special = stop.strip()
         if special in tokenizer.all_special_tokens or special in tokenizer.get_added_vocab():
             ids.append(tokenizer.convert_tokens_to_ids(special))
@@ -151,7 +276,7 @@ def _before(text: str, ends: Sequence[str]) -> str:
 
 
 class _SaysOneOf(StoppingCriteria):  # type: ignore[misc]
-    """Stops each answer of a batch once it holds one of the texts."""
+    """Stops each answer of a batch once it contains one of the texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
         self._tokenizer, self._texts = tokenizer, tuple(texts)
@@ -165,9 +290,9 @@ class _SaysOneOf(StoppingCriteria):  # type: ignore[misc]
 
 
 class _FillsContext(StoppingCriteria):  # type: ignore[misc]
-    """Stops each answer of a batch where its own prompt leaves no more room, whatever the others are like.
+    """Stops each answer of a batch when its own prompt leaves no more room.
 
-    room_B  int64[B]  tokens that each answer may have
+    room_B  int64[B]  most tokens of each answer
     """
 
     def __init__(self, room_B: Tensor) -> None:
@@ -177,8 +302,8 @@ class _FillsContext(StoppingCriteria):  # type: ignore[misc]
         return self._room_B <= input_ids.shape[1]
 
 
-class _Aloud(BaseStreamer):  # type: ignore[misc]
-    """Hands an answer on as it grows, never a piece that later tokens would take back."""
+class _Streamer(BaseStreamer):  # type: ignore[misc]
+    """Passes an answer on as it grows, never a piece that later tokens would change."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str], listen: Callable[[str], None]
@@ -189,16 +314,16 @@ class _Aloud(BaseStreamer):  # type: ignore[misc]
 
     def put(self, value: Tensor) -> None:
         self._ids += value.flatten().tolist()
-        held = self._text(self._num_settled()).rstrip("\N{REPLACEMENT CHARACTER}")
-        # The beginning of an end may still turn out to be one.
-        longest = max((n for end in self._ends for n in range(len(end)) if held.endswith(end[:n])), default=0)
-        self._say(held[: len(held) - longest].rstrip())
+        text = self._text(self._num_settled()).rstrip("\N{REPLACEMENT CHARACTER}")
+        # The last characters may turn out to be the start of an end.
+        longest = max((n for end in self._ends for n in range(len(end)) if text.endswith(end[:n])), default=0)
+        self._say(text[: len(text) - longest].rstrip())
 
     def end(self) -> None:
         self._say(self._text(len(self._ids)).rstrip())
 
     def _num_settled(self) -> int:
-        """Tokens whose text stays: a run of single bytes is read anew with every byte that joins it."""
+        """Tokens whose text is final: a run of single bytes is decoded again with every byte added to it."""
         settled = len(self._ids)
         while settled and _BYTE.fullmatch(
             self._tokenizer.convert_ids_to_tokens(self._ids[settled - 1]) or ""
@@ -214,127 +339,3 @@ class _Aloud(BaseStreamer):  # type: ignore[misc]
         if len(text) > len(self._said):
             self._listen(text[len(self._said) :])
             self._said = text
-
-
-@dataclass(frozen=True)
-class PromptImage:
-    """An image as the tower takes it, and how many tokens it becomes."""
-
-    prepared: crops.PreparedImage
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation up to the answer, with what the projector made of its images.
-
-    input_ids  token ids, -200 where an image goes
-    images   float[K, D] each, in reading order
-    """
-
-    input_ids: tuple[int, ...]
-    images: tuple[Tensor, ...]
-
-
-class Answerer:
-    """Answers as the stage taught: the same template, the same preparation of images.
-
-    Raises RecipeError when the tokenizer does not go with the template.
-    """
-
-    def __init__(self, assembled: Assembled, data: DataPlan, *, start_end: bool) -> None:
-        self.assembled, self.data = assembled, data
-        self._layout = assembled.image_layout(data)
-        self._prompts = Prompts(data, assembled.tokenizer, start_end=start_end)
-        stop = self._prompts.stop
-        self.stops = () if stop is None else (stop,)
-
-    @property
-    def max_positions(self) -> int | None:
-        """Tokens that fit into the language model's context, or None where its config does not say."""
-        found = getattr(language_half(self.assembled.model.config), "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
-
-    def prepare(self, image: Image.Image) -> PromptImage:
-        """An image in RGB, resized and normalised as in training. Raises CannotPrepare."""
-        prepared = crops.prepare_image(image, self.assembled.image_processor, self.data)
-        return PromptImage(prepared, self._layout.num_tokens(prepared))
-
-    @property
-    def least_image_tokens(self) -> int:
-        """Tokens that every image takes, whatever its shape."""
-        return self._layout.least_tokens
-
-    def look(self, images: Sequence[PromptImage]) -> list[Tensor]:
-        """float[K, D] of each image: what the language model sees of it. The tower runs once for all."""
-        model = self.assembled.model
-        with evaluating(model):
-            return image_features(model, [each.prepared for each in images], self._layout)
-
-    def prompt_ids(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """Token ids of a conversation that ends with a question, up to where the answer begins.
-
-        Raises ValueError when the template cannot hold it.
-        """
-        has_image = any(IMAGE in turn.text for turn in turns)
-        return tuple(self._prompts.encode_prompt(turns, has_image=has_image))
-
-    def num_tokens(self, input_ids: Sequence[int], num_image_tokens: Sequence[int]) -> int:
-        """Positions of a prompt with its images in it."""
-        return len(input_ids) - len(num_image_tokens) + sum(num_image_tokens)
-
-    def does_not_fit(
-        self, num_tokens: int, num_image_tokens: Sequence[int], decoding: Decoding
-    ) -> Problem | None:
-        """What is wrong with a prompt of that length, or None when its answer fits into the context too."""
-        room = self.max_positions
-        max_new_tokens = decoding.max_new_tokens if decoding.must_fit else 1
-        if room is None or num_tokens + max_new_tokens <= room:
-            return None
-        in_images = sum(num_image_tokens)
-        if in_images >= room:
-            return Problem(
-                "too many images for the model's context",
-                code="context-too-short",
-                found=f"{len(num_image_tokens)} images take {in_images:,} tokens, "
-                f"the context has {room:,} (max_position_embeddings)",
-                hint="give fewer images",
-            )
-        if num_tokens >= room:
-            return Problem(
-                "the prompt is too long for the model's context",
-                code="context-too-short",
-                found=f"{num_tokens:,} tokens, {in_images:,} of them images; "
-                f"the context has {room:,} (max_position_embeddings)",
-                hint="ask a shorter question or give fewer images; in a conversation, /reset begins anew",
-            )
-        return Problem(
-            "the prompt leaves too little room for the answer",
-            code="context-too-short",
-            found=f"{num_tokens:,} tokens of prompt, {max_new_tokens:,} for the answer; "
-            f"the context has {room:,} (max_position_embeddings)",
-            hint=f"write --max-new-tokens {room - num_tokens} or less",
-        )
-
-    def answer(
-        self,
-        prompts: Sequence[Prompt],
-        decoding: Decoding,
-        *,
-        listen: Callable[[str], None] | None = None,
-        synced_gpus: bool = False,
-    ) -> list[str]:
-        """The model's answers, in order; see `continue_prompts`."""
-        model = self.assembled.model
-        with evaluating(model):
-            embedded = [embed_with_images(model, each.input_ids, each.images) for each in prompts]
-        return continue_prompts(
-            model,
-            self.assembled.tokenizer,
-            embedded,
-            decoding=decoding,
-            stops=self.stops,
-            max_positions=self.max_positions,
-            listen=listen,
-            synced_gpus=synced_gpus,
-        )

@@ -1,4 +1,4 @@
-"""The language model's head: hidden states to logits, proven on the model's own forward."""
+"""The language model's head, from hidden states to logits, checked against the model's own forward."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class Head(nn.Linear):
         return logits
 
     def take_place_in(self, model: LlavaForConditionalGeneration) -> None:
-        """Become the model's head around its weight; a plain head is the model's own already."""
+        """Become the model's head, with its weight; a plain head is already the model's own."""
         if self.scale == 1.0 and self.softcap is None and self.bias is None:
             return
         self.weight = model.lm_head.weight
         self.out_features = language_half(model.config).vocab_size
         if self.bias is not None:
-            # Never partitioned here: an engine that partitions takes it in when it wraps the model.
+            # Not partitioned here: an engine that partitions includes it when it wraps the model.
             device = "meta" if self.weight.device.type == "meta" else "cpu"
             self.bias = nn.Parameter(torch.zeros(self.out_features, device=device, dtype=self.weight.dtype))
         model.lm_head = self
 
 
 class _FixedBody(nn.Module):
-    """Stands for the body while its head is probed: gives the same hidden states whatever it is asked."""
+    """A body for checking its head: returns the same hidden states for any input."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def causal_skeleton(config: PreTrainedConfig, *, place: str = "its config") -> P
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_MAPPING:
         raise RecipeError.of(
-            "this is not a causal language model that transformers knows",
+            "transformers knows no causal language model of this type",
             code="unknown-language-model",
             path=LANGUAGE_PATH,
             found=f"{place}: model_type {config.model_type}",
@@ -84,10 +84,10 @@ def causal_skeleton(config: PreTrainedConfig, *, place: str = "its config") -> P
 
 
 def head_like(causal: PreTrainedModel) -> Head:
-    """A head on the meta device that gives the logits that `causal` would, from its body's hidden states.
+    """A head on the meta device that computes the logits of `causal` from its body's hidden states.
 
-    Proven by running the model's own forward over a fixed body.
-    Raises RecipeError for a model that does more between hidden states and logits than is known here.
+    Checked by running the model's own forward with a fixed body.
+    Raises RecipeError for a model that does anything else between hidden states and logits.
     """
     theirs = causal.get_output_embeddings()
     if type(theirs) is not nn.Linear or type(causal.base_model) is not body_class(causal.config):
@@ -113,7 +113,7 @@ def _scale(config: PreTrainedConfig) -> float:
 
 @torch.no_grad()
 def _agrees(causal: PreTrainedModel, head: Head) -> bool:
-    # Large values, so that a soft cap or a scale shows.
+    # Large values, so that a soft cap or a scale makes a difference.
     width = head.in_features
     hidden = 40 * torch.sin(torch.arange(width, dtype=torch.float32)).view(1, 1, width)
     small = nn.Linear(width, 5, bias=False, device="meta").to_empty(device="cpu")
@@ -130,7 +130,7 @@ def _agrees(causal: PreTrainedModel, head: Head) -> bool:
 
 def _unsupported(causal: PreTrainedModel, found: str) -> RecipeError:
     return RecipeError.of(
-        f"the head of {type(causal).__name__} does more than this code can repeat exactly",
+        f"the head of {type(causal).__name__} does more than this program can repeat exactly",
         code="head-not-supported",
         path=LANGUAGE_PATH,
         found=found,

@@ -1,4 +1,4 @@
-"""Embeddings of `<im_start>` and `<im_end>` that train while all others stay as they are."""
+"""Single embeddings that train while all others stay: the image tokens' rows and the image newline."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from llava_recipes.plan.trainable import NUM_TOKENS
 from llava_recipes.templates import IMAGE_END, IMAGE_START
 
 ORIGINAL_KEY = "model.embed_tokens.weight"
-"""What the original calls them beside a projector: there, the embeddings of all tokens."""
+"""The original's name for the image tokens in a projector's file; elsewhere, for all embeddings."""
+IMAGE_NEWLINE = "image_newline"
+"""The canonical name of the image newline."""
+_NEWLINE_NAMES = ("model.image_newline", "image_newline")
+"""Its name in the original's whole checkpoints, and in Hugging Face's."""
+_APART = int.from_bytes(b"newline", "big")
 
 
 class ImageTokenRows(nn.Module):
-    """Embeddings of a few tokens, which take the place of the model's own where those tokens stand."""
+    """Embeddings of a few tokens, which replace the model's own for these tokens."""
 
     def __init__(self, weight_ND: Tensor, token_ids: tuple[int, ...]) -> None:
         super().__init__()
@@ -31,22 +36,22 @@ class ImageTokenRows(nn.Module):
         self.token_ids = token_ids
 
     def forward(self, input_ids_BT: Tensor, embeds_BTD: Tensor) -> Tensor:
-        """float[B, T, D], in the dtype of `embeds_BTD` and equal to it wherever another token stands."""
+        """float[B, T, D], in the dtype of `embeds_BTD` and equal to it for every other token."""
         is_token_NBT = torch.stack([input_ids_BT == token for token in self.token_ids])
         row_BT = is_token_NBT.int().argmax(dim=0)
-        # Looked up for every token: the graph is the same whatever a batch holds.
+        # Looked up for every token: the graph is the same for every batch.
         rows_BTD = embedding(row_BT, self.weight).to(embeds_BTD.dtype)
         return torch.where(is_token_NBT.any(dim=0)[..., None], rows_BTD, embeds_BTD)
 
 
 def remember_image_tokens(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Note on the model which rows of its embeddings are those of `<im_start>` and `<im_end>`."""
+    """Note on the model which rows of its embeddings belong to `<im_start>` and `<im_end>`."""
     known = tokenizer.get_vocab()
     model.image_token_ids = tuple(known[token] for token in (IMAGE_START, IMAGE_END) if token in known)
 
 
 def free_image_tokens(model: LlavaForConditionalGeneration) -> None:
-    """Make the rows of `<im_start>` and `<im_end>` a parameter of their own, with the values that they have.
+    """Make the rows of `<im_start>` and `<im_end>` a parameter of their own, with their current values.
 
     Under ZeRO-3 all processes call this.
     """
@@ -77,11 +82,11 @@ def read_image_tokens(model: LlavaForConditionalGeneration) -> Tensor:
 def write_image_tokens(
     model: LlavaForConditionalGeneration, rows: Tensor, *, path: KeyPath, found: str
 ) -> None:
-    """Put embeddings of image tokens where a finished stage or the original left them.
+    """Overwrite the embeddings of the image tokens with those of a finished stage or of the original.
 
-    rows  float[2, D], or float[V, D] of the whole vocabulary: the original takes either.
-    Under ZeRO-3 all processes call this. Raises RecipeError when the model has no such tokens, or `rows` is
-    neither.
+    rows  float[2, D], or float[V, D] of the whole vocabulary: the original accepts both.
+    Under ZeRO-3 all processes call this. Raises RecipeError when the model has no such tokens, or `rows` has
+    another shape.
     """
     weight = model.get_input_embeddings().weight
     problem = rows_problem(
@@ -102,10 +107,10 @@ def write_image_tokens(
 def rows_problem(
     rows: tuple[int, ...], *, embeddings: tuple[int, ...], has_tokens: bool, path: KeyPath, found: str
 ) -> Problem | None:
-    """Why a file's embeddings of image tokens, of shape `rows`, cannot be put into a model's `embeddings`."""
+    """Why a file's embeddings of image tokens, of shape `rows`, do not fit the model's; None when they do."""
     if not has_tokens:
         return Problem(
-            "these weights hold embeddings of `<im_start>` and `<im_end>`, which the model does not have",
+            "these weights contain embeddings of `<im_start>` and `<im_end>`, which the model does not have",
             code="image-tokens-do-not-fit",
             path=path,
             found=found,
@@ -117,8 +122,8 @@ def rows_problem(
             "these embeddings of image tokens do not fit the model",
             code="image-tokens-do-not-fit",
             path=path,
-            found=f"{found} holds {list(rows)}",
-            hint=f"{list(few)} or the whole vocabulary, {list(embeddings)}, is needed",
+            found=f"{found} contains {list(rows)}",
+            hint=f"the shape must be {list(few)}, or {list(embeddings)} for the whole vocabulary",
         )
     return None
 
@@ -134,20 +139,13 @@ def _whole(parameter: nn.Parameter, *, written: bool = False) -> Iterator[None]:
         yield
 
 
-CANONICAL_NAME = "image_newline"
-CHECKPOINT_NAMES = ("model.image_newline", "image_newline")
-"""What whole checkpoints call it: the original's, and Hugging Face's."""
-
-_APART = int.from_bytes(b"newline", "big")
-
-
 class ImageNewline(nn.Module):
-    """One embedding. A module of its own, so that ZeRO-3 fetches it when it is called."""
+    """The embedding that ends a row of crops. A module of its own, so that ZeRO-3 fetches it when called."""
 
     def __init__(self, hidden_size: int, *, seed: int) -> None:
-        """float32, normal with LLaVA-NeXT's deviation of 1 / sqrt(hidden size), drawn from `seed` alone."""
+        """float32, normal with LLaVA-NeXT's deviation of 1 / sqrt(hidden size), drawn from `seed` only."""
         super().__init__()
-        # Apart from the projector's numbers, which are drawn from the same seed.
+        # Other numbers than the projector's, which are drawn from the same seed.
         generator = torch.Generator().manual_seed(seed ^ _APART)
         values = torch.randn(hidden_size, generator=generator, device="cpu", dtype=torch.float32)
         self.weight = nn.Parameter(values / hidden_size**0.5)
@@ -158,26 +156,27 @@ class ImageNewline(nn.Module):
 
 
 def image_newline(model: LlavaForConditionalGeneration) -> ImageNewline | None:
-    """The model's newline, if it has one."""
+    """The model's newline, or None."""
     found: ImageNewline | None = getattr(model.model, "image_newline", None)
     return found
 
 
 def load_newline(model: LlavaForConditionalGeneration, folder: pathlib.Path) -> None:
-    """Fill the model's newline from a whole checkpoint that holds one; else it keeps its values.
+    """Fill the model's newline from a whole checkpoint that contains one; else it keeps its values.
 
-    Under ZeRO-3 all processes call this. Raises RecipeError when the one there has another size.
+    Under ZeRO-3 all processes call this. Raises RecipeError when the checkpoint's has another size.
     """
     if image_newline(model) is None:
         return
     path = ("model", "language_model")
     source = open_checkpoint(folder, path)
-    name = next((name for name in CHECKPOINT_NAMES if name in source.names()), None)
+    name = next((name for name in _NEWLINE_NAMES if name in source.names()), None)
     if name is None:
         return
-    parameter, given = canonical_parameters(model)[CANONICAL_NAME], source.read(name)
-    if tuple(given.shape) != full_shape(parameter):
-        found = f"{name} in {folder} has shape {list(given.shape)}"
-        message = f"the image newline of a checkpoint does not fit; {list(full_shape(parameter))} is needed"
+    parameter, given = canonical_parameters(model)[IMAGE_NEWLINE], source.read(name)
+    wanted = full_shape(parameter)
+    if tuple(given.shape) != wanted:
+        found = f"{name} in {folder} has shape {list(given.shape)}, the model's has {list(wanted)}"
+        message = "the image newline of a checkpoint does not fit the model"
         raise RecipeError.of(message, code="weights-do-not-fit", path=path, found=found)
     overwrite(parameter, lambda: given)

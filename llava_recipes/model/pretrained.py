@@ -1,4 +1,4 @@
-"""Where pretrained files lie: a local folder, or a hub snapshot of the needed files alone."""
+"""The folder of pretrained files: a local one, or a hub snapshot of only the needed files."""
 
 from __future__ import annotations
 
@@ -30,14 +30,8 @@ Part = Literal["config", "tokenizer", "image_processor", "weights", "start"]
 PATTERNS: dict[Part, tuple[str, ...]] = {
     "config": ("config.json", "generation_config.json"),
     "tokenizer": (
-        "config.json",
-        "tokenizer*",
-        "*.model",
-        "vocab*",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
+        *("config.json", "tokenizer*", "*.model", "vocab*", "merges.txt"),
+        *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     ),
     "image_processor": ("preprocessor_config.json", "processor_config.json"),
     "weights": ("config.json", "model*.safetensors", "model.safetensors.index.json"),
@@ -49,42 +43,32 @@ PATTERNS: dict[Part, tuple[str, ...]] = {
     ),
 }
 CODE = "*.py"
-"""What a model's own code is in: it is never run, so it is neither fetched nor handed on."""
+"""Files of a model's own code: never run, so neither downloaded nor copied."""
 
-TIMEOUT_S = 20.0
-SERVER_FAULT = 500
-BIN_PATTERNS = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_TIMEOUT_S = 20.0
+_SERVER_FAULT = 500
+_BIN_PATTERNS = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def pretrained_folder(
     source: str, revision: str | None, *, parts: Sequence[Part], path: KeyPath
 ) -> pathlib.Path:
-    """The local folder that holds `parts` of a model given as folder or hub id.
+    """The local folder with `parts` of a model that is named by folder or hub id.
 
     Safetensors are preferred over `.bin`. `path` is the recipe path named in errors.
-    Raises RecipeError when there is no such folder, when the hub's repository cannot be had, or when settings
-    name code to run.
+    Raises RecipeError when the folder does not exist, the hub's repository is not available, or settings name
+    code to run.
     """
     folder = expanded(source)
     if os.path.isdir(folder):
         check_model_folder(folder, path)
         return folder
     if os.path.exists(folder):
-        raise _refusal(
-            source,
-            path,
-            "a model is a folder or a hub id, not a file",
-            "give the folder that holds it",
-            code="model-source-is-a-file",
-        )
+        message, hint = "a model is a folder or a hub id, not a file", "write the folder that contains it"
+        raise _refusal(source, path, message, hint, code="model-source-is-a-file")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise _refusal(
-            source,
-            path,
-            "no such folder",
-            "check the path; hub ids read `owner/name`",
-            code="folder-does-not-exist",
-        )
+        hint = "check the path; a hub id looks like `owner/name`"
+        raise _refusal(source, path, "no such folder", hint, code="folder-does-not-exist")
     fetched = _snapshot(source, revision, parts, path)
     check_model_folder(fetched, path)
     return fetched
@@ -104,14 +88,14 @@ def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: Ke
 
 
 def _pattern_choices(parts: Sequence[Part], available: Sequence[str] | None) -> list[list[str]]:
-    """Which files to ask for, best first. Offline, where nobody says what there is, both kinds of weights."""
+    """Which files to ask for, best first; offline, when the hub cannot list them, both kinds of weights."""
     safe = [pattern for part in parts for pattern in PATTERNS[part]]
     if not {"weights", "start"}.intersection(parts):
         return [safe]
     if available is None:
-        return [safe, [*safe, *BIN_PATTERNS]]
+        return [safe, [*safe, *_BIN_PATTERNS]]
     has_safetensors = any(fnmatch.fnmatch(name, "model*.safetensors") for name in available)
-    return [safe if has_safetensors else [*safe, *BIN_PATTERNS]]
+    return [safe if has_safetensors else [*safe, *_BIN_PATTERNS]]
 
 
 def _download(source: str, revision: str | None, patterns: list[str], *, cached: bool) -> pathlib.Path:
@@ -122,11 +106,11 @@ def _download(source: str, revision: str | None, patterns: list[str], *, cached:
 
 
 def _repository_files(source: str, revision: str | None) -> list[str] | None:
-    """Names in the hub's repository; None when it cannot be asked, and the cache must do."""
+    """Files of the hub's repository; None when the hub cannot be asked, so only the cache is left."""
     try:
-        siblings = HfApi().model_info(source, revision=revision, timeout=TIMEOUT_S).siblings
+        siblings = HfApi().model_info(source, revision=revision, timeout=_TIMEOUT_S).siblings
     except HfHubHTTPError as error:
-        if error.response.status_code < SERVER_FAULT:
+        if error.response.status_code < _SERVER_FAULT:
             raise
         return None
     except (OfflineModeIsEnabled, HTTPError):
@@ -135,7 +119,7 @@ def _repository_files(source: str, revision: str | None) -> list[str] | None:
 
 
 def _in_plain_words(error: Exception, revision: str | None) -> tuple[str, str]:
-    """What went wrong, and what to do. The first class that fits counts."""
+    """The message and the hint of an error; the first class that matches decides."""
     reasons: tuple[tuple[type[Exception], str, str], ...] = (
         (
             GatedRepoError,
@@ -148,18 +132,18 @@ def _in_plain_words(error: Exception, revision: str | None) -> tuple[str, str]:
             "no such folder, and no such repository on the hub",
             "check the spelling; a private one needs `hf auth login`",
         ),
-        (HFValidationError, "no such folder, and not a hub id", "hub ids read `owner/name`"),
+        (HFValidationError, "no such folder, and not a hub id", "a hub id looks like `owner/name`"),
         (
             LocalEntryNotFoundError,
             "no such folder, not in the local cache, and the hub cannot be reached",
-            "check the network, or give a local folder",
+            "check the network, or write a local folder",
         ),
     )
     for kind, message, hint in reasons:
         if isinstance(error, kind):
             return message, hint
     first_line = str(error).strip().split("\n")[0]
-    return f"the hub did not deliver this model: {first_line}", "try again later"
+    return f"the hub does not deliver this model: {first_line}", "try again later"
 
 
 def _refusal(source: str, path: KeyPath, message: str, hint: str, *, code: str) -> RecipeError:

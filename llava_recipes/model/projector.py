@@ -8,29 +8,28 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.errors import RecipeError
 from llava_recipes.projectors import PROJECTOR_TYPES, STOCK, type_named
 
 PATH = ("model", "projector", "type")
 
 
 def build_projector(name: str, vision_hidden: int, language_hidden: int, *, seed: int) -> nn.Module:
-    """A float32 projector on the CPU with torch's default linear weights, drawn from `seed` alone.
+    """A float32 projector on the CPU with torch's default linear weights, drawn from `seed` only.
 
-    Takes float[..., vision_hidden], gives float[..., language_hidden].
+    Maps float[..., vision_hidden] to float[..., language_hidden].
     Raises RecipeError for an unknown type, or `identity` between unequal sizes.
     """
     try:
         kind, num_layers = type_named(name)
     except ValueError:
         hint = f"use {', '.join(each.name for each in PROJECTOR_TYPES)}, e.g. {STOCK}"
-        problem = Problem(
+        raise RecipeError.of(
             "unknown projector type", code="unknown-projector-type", path=PATH, found=name, hint=hint
-        )
-        raise RecipeError(problem) from None
+        ) from None
     if kind.keeps_width and vision_hidden != language_hidden:
         raise RecipeError.of(
-            f"projector `{name}` needs a vision tower and a language model of one hidden size",
+            f"projector `{name}` needs a vision tower and a language model of the same hidden size",
             code="identity-projector-sizes-differ",
             path=PATH,
             found=f"vision tower {vision_hidden}, language model {language_hidden}",
@@ -64,6 +63,6 @@ _BUILDERS: Mapping[str, Callable[[int, int, int, torch.Generator], nn.Module]] =
 
 
 def projector_dtype(projector: nn.Module) -> torch.dtype | None:
-    """The dtype of its weights; None for one without weights."""
+    """The dtype of a projector's weights; None for one without weights."""
     first: Tensor | None = next(projector.parameters(), None)
     return None if first is None else first.dtype

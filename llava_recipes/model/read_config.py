@@ -1,4 +1,4 @@
-"""Read the configs of models, from a folder or from the recipe, and refuse what none can be built of."""
+"""Read the configs of models, from a folder or the recipe, and refuse those that no model can have."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from llava_recipes.versions import unnamed_config_keys
 
 CONFIG = "config.json"
 
-# Spellings of older configs that transformers translates while it reads them.
-TRANSLATED_KEYS = frozenset(
-    {"rope_theta", "rope_scaling", "torch_dtype", "partial_rotary_factor", "model_type"}
-)
+# Keys of older configs that transformers translates as it reads them.
+_OLD_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "partial_rotary_factor", "model_type"})
 _COUNTS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "vocab_size", "max_position_embeddings", "image_size", "patch_size", "num_channels"),
@@ -30,21 +28,21 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def raw_config(folder: pathlib.Path, path: KeyPath) -> dict[str, JsonValue]:
-    """What the config.json of a folder says; raises RecipeError where there is none, or a damaged one."""
+    """The values of a folder's config.json. Raises RecipeError when it is missing or damaged."""
     file = folder / CONFIG
     if not file.exists():
         raise RecipeError.of(
-            "this folder holds no config.json",
+            "this folder contains no config.json",
             code="config-missing",
             path=path,
             found=str(folder),
-            hint="is it a model folder?",
+            hint="write a folder that contains a model",
         )
     return read_object(file, path=path)
 
 
 def folder_config(folder: pathlib.Path, path: KeyPath) -> PreTrainedConfig:
-    """The config of a folder as transformers reads it. Raises RecipeError where no model comes of it."""
+    """The config of a folder as transformers reads it. Raises RecipeError when it fits no model."""
     raw_config(folder, path)
     with read_by_library(
         "transformers cannot read this model's config",
@@ -58,7 +56,7 @@ def folder_config(folder: pathlib.Path, path: KeyPath) -> PreTrainedConfig:
 
 
 def inline_config(values: Mapping[str, JsonValue], path: KeyPath) -> PreTrainedConfig:
-    """A config that is written in the recipe. Raises RecipeError at each key that its type does not have."""
+    """A config written in the recipe. Raises RecipeError for every key that its type does not have."""
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
         raise RecipeError.of(
@@ -69,35 +67,30 @@ def inline_config(values: Mapping[str, JsonValue], path: KeyPath) -> PreTrainedC
         )
     known = known_keys(model_type, place=model_type, path=path)
     config = config_of(values, place=model_type, path=path)
-    unknown = [key for key in values if key not in known and key not in config.attribute_map]
-    if unknown:
-        raise RecipeError(
-            *(
-                Problem(
-                    f"a {model_type} config has no key {key!r}",
-                    code="unknown-config-key",
-                    path=(*path, key),
-                    found=key,
-                    on_key=True,
-                )
-                for key in unknown
-            )
+    unknown = [
+        Problem(
+            f"a {model_type} config has no key {key!r}",
+            code="unknown-config-key",
+            path=(*path, key),
+            found=key,
+            on_key=True,
         )
+        for key in values
+        if key not in known and key not in config.attribute_map
+    ]
+    if unknown:
+        raise RecipeError(*unknown)
     return config
 
 
 def known_keys(model_type: str, *, place: str, path: KeyPath) -> set[str]:
-    """The keys of a type of models; `place` says in errors where the type was found."""
+    """The keys of a model type; `place` says in errors where the type was found."""
     with _made(place, path):
-        return (
-            set(AutoConfig.for_model(model_type).to_dict())
-            | TRANSLATED_KEYS
-            | unnamed_config_keys(model_type)
-        )
+        return {*AutoConfig.for_model(model_type).to_dict(), *_OLD_KEYS, *unnamed_config_keys(model_type)}
 
 
 def config_of(values: Mapping[str, JsonValue], *, place: str, path: KeyPath) -> PreTrainedConfig:
-    """The config with these values, its `model_type` among them; `place` says in errors where they are."""
+    """The config with these values, including `model_type`; `place` says in errors where they are."""
     with _made(place, path):
         config = AutoConfig.for_model(**values)
     check_values(config, place=place, path=path)
@@ -105,9 +98,9 @@ def config_of(values: Mapping[str, JsonValue], *, place: str, path: KeyPath) -> 
 
 
 def check_values(config: PreTrainedConfig, *, place: str, path: KeyPath) -> None:
-    """Raise RecipeError unless the values of a config, and of its halves, are those that a model can have.
+    """Raise RecipeError unless a model can have the values of a config and of its halves.
 
-    Before one is built: a million layers would take all memory to build, and fail in no other way.
+    Checked before a model is built: building a million layers would take all memory.
     """
     wrong = [*_wrong_values(config)]
     for name in ("text_config", "vision_config"):
@@ -128,14 +121,14 @@ def _wrong_values(config: PreTrainedConfig) -> Iterator[str]:
         value = getattr(config, key, None)
         most = MOST_LAYERS if key == "num_hidden_layers" else MOST
         if value is not None and not (_is_whole(value) and 1 <= value <= most):
-            yield f"{key} is {in_short(value)}, and must be a whole number from 1 to {most:,}"
+            yield f"{key} is {in_short(value)}, but must be a whole number from 1 to {most:,}"
     for key in _IDS:
         value = getattr(config, key, None)
         ids = value if isinstance(value, list) else [value]
         if value is not None and not all(_is_whole(id) and abs(id) < MOST for id in ids):
-            yield f"{key} is {in_short(value)}, and must be the number of a token"
+            yield f"{key} is {in_short(value)}, but must be the id of a token"
     if not isinstance(config.name_or_path, str):
-        yield f"_name_or_path is {in_short(config.name_or_path)}, and must be a string"
+        yield f"_name_or_path is {in_short(config.name_or_path)}, but must be a string"
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

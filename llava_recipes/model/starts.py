@@ -1,4 +1,4 @@
-"""What a stage may start from besides its base: a run's folder, a projector's file, a LLaVA checkpoint."""
+"""The weights that a stage may start from: of a run's folder, a projector's file, or a LLaVA checkpoint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _FEATURES = {"default": "patch", "full": "cls_patch"}
 
 @dataclass(frozen=True)
 class Claims:
-    """What a beginning says of the model that it was trained in; None where it says nothing."""
+    """What starting weights say about the model that they were trained in; None where they say nothing."""
 
     language_model: str | None = None
     vision_tower: str | None = None
@@ -57,17 +57,17 @@ class Claims:
 
 @dataclass(frozen=True)
 class StartingWeights:
-    """Weights to lay over a model, read when they are asked for, and what they say of themselves."""
+    """Weights to lay over a model, read when they are asked for, and what they say about their model."""
 
     kind: Kind
     place: pathlib.Path
     claims: Claims
     adapter_config: pathlib.Path
     _found: dict[str, tuple[TensorSource, str]] = field(repr=False)
-    """By canonical name: where each tensor is, and what it is called there."""
+    """By canonical name: the source of each tensor, and its name there."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By canonical name, without reading what the tensors hold."""
+        """By canonical name, without reading the tensors' values."""
         return {name: tuple(source.read(theirs).shape) for name, (source, theirs) in self._found.items()}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ class StartingWeights:
 def open_start(given: str | pathlib.Path, path: KeyPath) -> StartingWeights:
     """The weights of a file, a folder or a hub id; `path` is the recipe path named in errors.
 
-    Raises RecipeError when there is nothing, when it is cut short, or when it is none of what can be a start.
+    Raises RecipeError when it is missing, cut short, or isn't something that a stage can start from.
     """
     place = expanded(given)
     if os.path.isfile(place) or odd_kind(place) is not None:
@@ -102,7 +102,7 @@ def open_start(given: str | pathlib.Path, path: KeyPath) -> StartingWeights:
 
 
 def load_start(model: nn.Module, given: str | pathlib.Path, path: KeyPath) -> tuple[str, ...]:
-    """Lay the weights of a beginning over the model's; returns the names of those that changed.
+    """Lay starting weights over the model's; returns the names of those that changed.
 
     Under ZeRO-3 all processes call this. Raises RecipeError as `open_start` does, and when a weight has no
     place or another shape.
@@ -198,16 +198,14 @@ def _nothing(folder: pathlib.Path, path: KeyPath) -> Problem:
         "`init_from` names a folder without trained weights",
         code="weights-missing",
         path=path,
-        found=f"{folder} holds neither {TRAINED_FILE}, mm_projector.bin, adapters nor a LLaVA checkpoint",
-        hint="give the output_dir of a finished run",
+        found=f"{folder} contains neither {TRAINED_FILE}, mm_projector.bin, adapters nor a LLaVA checkpoint",
+        hint="write the output_dir of a finished run",
     )
 
 
 def _read_object(file: pathlib.Path, path: KeyPath) -> Values:
-    """The object of a JSON file that need not be there."""
-    if not file.is_file():
-        return {}
-    return read_object(file, path=path)
+    """The object of a JSON file; empty when the file does not exist."""
+    return read_object(file, path=path) if file.is_file() else {}
 
 
 def _mapping(value: object) -> Values:

@@ -1,4 +1,4 @@
-"""What the weights of a whole LLaVA model are called: in the original's files, and in llava-hf's."""
+"""Names of weights: canonical ones, and those of the original's files, of llava-hf's, and of transformers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from llava_recipes.model.checkpoint import TensorSource
 from llava_recipes.plan.families import is_hf_llava, is_original_llava
 
 Layout = Literal["language_model", "llava", "hf"]
-"""A language model alone, the original's whole model, or llava-hf's."""
-
+"""A language model without the rest, the original's whole model, or llava-hf's."""
 _RULES: Mapping[Layout, tuple[tuple[re.Pattern[str], str], ...]] = {
     "language_model": (),
     "llava": tuple(
@@ -27,7 +26,7 @@ _RULES: Mapping[Layout, tuple[tuple[re.Pattern[str], str], ...]] = {
             (r"^model\.(?!vision_tower\.|vision_resampler\.)", "language_model."),
         )
     ),
-    # Both spellings: what llava-hf's folders have, and what the models are called in memory.
+    # Both spellings: that of llava-hf's folders, and that of the model in memory.
     "hf": tuple(
         (re.compile(pattern), ours)
         for pattern, ours in (
@@ -47,49 +46,6 @@ _HF_NAMES = (
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
     (re.compile(r"^language_model\."), "language_model.model."),
 )
-
-
-def layout_of(config: Mapping[str, JsonValue]) -> Layout:
-    """Which layout a config.json belongs to."""
-    if is_original_llava(config):
-        return "llava"
-    return "hf" if is_hf_llava(config) else "language_model"
-
-
-def canonical_in(layout: Layout, name: str) -> str | None:
-    """Our name of a weight in a file of a layout; None for what has no place in our model."""
-    for pattern, ours in _RULES[layout]:
-        if pattern.match(name):
-            return pattern.sub(ours, name)
-    return None
-
-
-def hf_name(canonical: str) -> str:
-    """What llava-hf's folders call a weight: `projector.0.bias` -> `multi_modal_projector.linear_1.bias`."""
-    for pattern, theirs in _HF_NAMES:
-        if pattern.match(canonical):
-            return pattern.sub(theirs, canonical)
-    return canonical
-
-
-class Renamed:
-    """The part of a whole model that stands under one of our roots, by the names that follow it."""
-
-    def __init__(self, source: TensorSource, layout: Layout, root: str) -> None:
-        self._source = source
-        self._theirs = {
-            ours.removeprefix(root): name
-            for name in source.names()
-            if (ours := canonical_in(layout, name)) is not None and ours.startswith(root)
-        }
-
-    def names(self) -> frozenset[str]:
-        return frozenset(self._theirs)
-
-    def read(self, name: str) -> Tensor:
-        return self._source.read(self._theirs[name])
-
-
 _PREFIXES = {
     "model.vision_tower.": "vision_tower.",
     "model.multi_modal_projector.": "projector.",
@@ -99,7 +55,12 @@ _PREFIXES = {
 }
 _WHOLE = {"model.image_newline.weight": "image_newline"}
 _ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+)\.default\.")
-NESTED_TOWER = "vision_tower.vision_model."
+_NESTED_TOWER = "vision_tower.vision_model."
+
+
+def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once (tied ones under their first name), by canonical name, in model order."""
+    return {canonical_name(name): parameter for name, parameter in model.named_parameters()}
 
 
 def canonical_name(transformers_name: str) -> str:
@@ -114,13 +75,13 @@ def canonical_name(transformers_name: str) -> str:
     for theirs, ours in _PREFIXES.items():
         if transformers_name.startswith(theirs):
             name = ours + transformers_name.removeprefix(theirs)
-            nested = name.startswith(NESTED_TOWER)
-            return "vision_tower." + name.removeprefix(NESTED_TOWER) if nested else name
+            nested = name.startswith(_NESTED_TOWER)
+            return "vision_tower." + name.removeprefix(_NESTED_TOWER) if nested else name
     raise ValueError(f"{transformers_name!r} is under none of {', '.join(_PREFIXES)}")
 
 
 def transformers_name(canonical: str, *, nested_tower: bool = False) -> str:
-    """The way back; `nested_tower` for a tower that holds its layers under `vision_model`."""
+    """The inverse of `canonical_name`; `nested_tower` for a tower with its layers under `vision_model`."""
     for theirs, ours in _WHOLE.items():
         if canonical == ours:
             return theirs
@@ -133,7 +94,7 @@ def transformers_name(canonical: str, *, nested_tower: bool = False) -> str:
 
 
 def original_name(canonical: str) -> str:
-    """What the original code calls a parameter: `projector.0.weight` -> `model.mm_projector.0.weight`."""
+    """The original code's name: `projector.0.weight` -> `model.mm_projector.0.weight`."""
     root, _, rest = canonical.partition(".")
     before = {
         "projector": "model.mm_projector.",
@@ -145,6 +106,42 @@ def original_name(canonical: str) -> str:
     return before[root] + rest
 
 
-def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter once (tied ones under their first name), by canonical name, in model order."""
-    return {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+def hf_name(canonical: str) -> str:
+    """The name in llava-hf's folders: `projector.0.bias` -> `multi_modal_projector.linear_1.bias`."""
+    for pattern, theirs in _HF_NAMES:
+        if pattern.match(canonical):
+            return pattern.sub(theirs, canonical)
+    return canonical
+
+
+def canonical_in(layout: Layout, name: str) -> str | None:
+    """The canonical name of a weight in a file of a layout; None when the model has no place for it."""
+    for pattern, ours in _RULES[layout]:
+        if pattern.match(name):
+            return pattern.sub(ours, name)
+    return None
+
+
+def layout_of(config: Mapping[str, JsonValue]) -> Layout:
+    """The layout that a config.json belongs to."""
+    if is_original_llava(config):
+        return "llava"
+    return "hf" if is_hf_llava(config) else "language_model"
+
+
+class Renamed:
+    """The part of a whole model under one canonical root, by the names after that root."""
+
+    def __init__(self, source: TensorSource, layout: Layout, root: str) -> None:
+        self._source = source
+        self._theirs = {
+            ours.removeprefix(root): name
+            for name in source.names()
+            if (ours := canonical_in(layout, name)) is not None and ours.startswith(root)
+        }
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._theirs)
+
+    def read(self, name: str) -> Tensor:
+        return self._source.read(self._theirs[name])

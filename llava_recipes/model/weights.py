@@ -1,4 +1,4 @@
-"""Trained weights in files: the projector under the original's names, and everything trained under ours."""
+"""Trained weights in files: the projector by the original's names, all that trained by canonical names."""
 
 from __future__ import annotations
 
@@ -15,29 +15,25 @@ from transformers import LlavaForConditionalGeneration
 from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, replacing
 from llava_recipes.model.checkpoint import check_values, open_checkpoint, open_tensor_file
-from llava_recipes.model.learned_rows import CANONICAL_NAME as IMAGE_NEWLINE
-from llava_recipes.model.learned_rows import ORIGINAL_KEY, write_image_tokens
-from llava_recipes.model.lora import ADAPTER_CONFIG, is_adapter, merge_adapters
+from llava_recipes.model.learned_rows import IMAGE_NEWLINE, ORIGINAL_KEY, write_image_tokens
+from llava_recipes.model.lora import ADAPTER_CONFIG, STAGES_PATH, is_adapter, merge_adapters
 from llava_recipes.model.placing import full_shape, is_first_process, is_partitioned, overwrite
-from llava_recipes.model.weight_names import canonical_in, canonical_parameters
-from llava_recipes.plan.trainable import EMBEDDINGS, NUM_TOKENS
-from llava_recipes.plan.trainable import IMAGE_TOKENS_WEIGHT as IMAGE_TOKENS
+from llava_recipes.model.weight_names import canonical_in, canonical_parameters, original_name
+from llava_recipes.plan.trainable import EMBEDDINGS, IMAGE_TOKENS_WEIGHT, NUM_TOKENS
 from llava_recipes.projectors import projector_shapes, recognize
 
-NEWLINE_HINT = "write `mm_patch_merge_type: spatial_unpad` under `data:`"
+_NEWLINE_HINT = "write `mm_patch_merge_type: spatial_unpad` under `data:`"
 INIT_PATH: KeyPath = ("model", "projector", "init_from")
-STAGES_PATH: KeyPath = ("stages",)
 TRAINED_FILE = "trained.safetensors"
 PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
-RUN_FILES = (TRAINED_FILE, *PROJECTOR_FILES)
-ORIGINAL_PREFIX = "model.mm_projector."
-EMBEDDINGS_KEYS = ("embed_tokens.weight", "embed_in.weight")
-PROJECTOR_KEY = re.compile(r"^(?:.*\.)?(?:mm_projector|projector)\.((?:\w+\.)*(?:weight|bias))$")
+_RUN_FILES = (TRAINED_FILE, *PROJECTOR_FILES)
+_EMBEDDINGS_KEYS = ("embed_tokens.weight", "embed_in.weight")
+_PROJECTOR_KEY = re.compile(r"^(?:.*\.)?(?:mm_projector|projector)\.((?:\w+\.)*(?:weight|bias))$")
 
 
 @dataclass(frozen=True)
 class ProjectorWeights:
-    """A projector's weights and what they say about it; sizes are None for `identity`, which has none."""
+    """A projector's weights, its type and sizes; sizes are None for `identity`, which has none."""
 
     type: str
     vision_hidden: int | None
@@ -45,23 +41,23 @@ class ProjectorWeights:
     tensors: dict[str, Tensor]
     """By canonical name: `projector.0.weight`."""
     image_tokens: Tensor | None = None
-    """float[2, D] or float[V, D]: embeddings of `<im_start>` and `<im_end>`, where they go with it."""
+    """float[2, D] or float[V, D]: embeddings of `<im_start>` and `<im_end>`, if saved with it."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def all_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """By canonical name, the embeddings of image tokens among them."""
+        """By canonical name, including the embeddings of image tokens."""
         yield from self.tensors.items()
         if self.image_tokens is not None:
-            yield IMAGE_TOKENS, self.image_tokens
+            yield IMAGE_TOKENS_WEIGHT, self.image_tokens
 
 
 def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
     """Read a `.bin` or `.safetensors` file of projector weights; type and sizes follow from its tensors.
 
-    Of a folder, a whole LLaVA checkpoint, the projector alone is read.
-    Raises RecipeError when the file is broken, holds something else, or its layers do not fit each other.
+    Of a folder, a whole LLaVA checkpoint, only the projector is read.
+    Raises RecipeError when the file is broken, contains something else, or its layers do not fit each other.
     """
     file = expanded(path)
     is_whole = file.is_dir()
@@ -70,8 +66,8 @@ def read_projector_weights(path: str | pathlib.Path) -> ProjectorWeights:
     foreign: list[str] = []
     image_tokens: Tensor | None = None
     for name in sorted(source.names()):
-        match = PROJECTOR_KEY.match(canonical_in("hf", name) or name)
-        if match is None and not is_whole and name.endswith(EMBEDDINGS_KEYS):
+        match = _PROJECTOR_KEY.match(canonical_in("hf", name) or name)
+        if match is None and not is_whole and name.endswith(_EMBEDDINGS_KEYS):
             image_tokens = source.read(name)
         elif match is None:
             foreign.append(name)
@@ -107,19 +103,17 @@ def _described(by_layer: dict[str, Tensor], file: str) -> ProjectorWeights:
 def load_projector(model: LlavaForConditionalGeneration, path: str | pathlib.Path) -> None:
     """Fill the model's projector from a file, or from a whole checkpoint's folder.
 
-    Under ZeRO-3 all processes call this. Raises RecipeError, both shapes shown, when another one is there.
+    Under ZeRO-3 all processes call this. Raises RecipeError, with both shapes, when it does not fit.
     """
     weights = read_projector_weights(path)
     parameters = {
-        name: parameter
-        for name, parameter in canonical_parameters(model).items()
-        if name.startswith("projector.")
+        name: each for name, each in canonical_parameters(model).items() if name.startswith("projector.")
     }
     wanted = {name: full_shape(parameter) for name, parameter in parameters.items()}
     if weights.shapes() != wanted:
         raise _misfit(
             "these projector weights do not fit the recipe's model",
-            f"{path} holds {weights.type}: {_shapes(weights.shapes())}",
+            f"{path} contains {weights.type}: {_shapes(weights.shapes())}",
             f"the recipe's model needs {_shapes(wanted)}",
             code="weights-do-not-fit",
         )
@@ -131,7 +125,7 @@ def load_projector(model: LlavaForConditionalGeneration, path: str | pathlib.Pat
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """What trains, by canonical name, on the CPU. Under ZeRO-3 all processes call this, the first gets it."""
+    """What trains, by canonical name, on the CPU; under ZeRO-3 all processes call this, the first gets it."""
     state: dict[str, Tensor] = {}
     for name, parameter in canonical_parameters(model).items():
         if parameter.requires_grad:
@@ -159,16 +153,13 @@ def write_projector(
 ) -> tuple[pathlib.Path, ...]:
     """Write the projector as `mm_projector.bin` and `mm_projector.safetensors`; returns both paths.
 
-    `image_tokens` are the embeddings of `<im_start>` and `<im_end>`, float[2, D], which go with it.
+    `image_tokens`, float[2, D], are the embeddings of `<im_start>` and `<im_end>`, written with it.
 
-    Names are the original's, and so is the dtype kept unless `dtype` is given. A projector without weights
-    (`identity`, or one that does not train) cannot be written: leave the call out.
+    Names are the original's; the dtype stays unless `dtype` is set. A projector without weights (`identity`,
+    or one that does not train) cannot be written.
     """
     tensors = {
-        ORIGINAL_PREFIX + name.removeprefix("projector."): tensor.detach()
-        .to("cpu", dtype)
-        .contiguous()
-        .clone()
+        original_name(name): tensor.detach().to("cpu", dtype).contiguous().clone()
         for name, tensor in state.items()
         if name.startswith("projector.")
     }
@@ -192,14 +183,14 @@ def write_trained(state: Mapping[str, Tensor], folder: pathlib.Path) -> pathlib.
 
 
 def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
-    """Lay trained weights over the model's; returns their names.
+    """Lay trained weights over the model's; returns the names of those that changed.
 
-    `path` is a file of canonical names, or a run's folder: its trained weights, or else its projector.
+    `path` is a file by canonical names, or a run's folder: its trained weights, or else its projector.
     Adapters are merged into a model that has none.
     Under ZeRO-3 all processes call this. Raises RecipeError when a weight has no place or another shape.
     """
     found = pathlib.Path(path)
-    files = [found] if found.is_file() else [found / name for name in RUN_FILES if (found / name).is_file()]
+    files = [found] if found.is_file() else [found / name for name in _RUN_FILES if (found / name).is_file()]
     tensors: dict[str, Tensor] = {}
     for file in files[:1]:
         if file.name == TRAINED_FILE or found.is_file():
@@ -208,7 +199,7 @@ def load_trained(model: nn.Module, path: str | pathlib.Path) -> tuple[str, ...]:
         else:
             tensors = dict(read_projector_weights(file).all_tensors())
     if not tensors:
-        hint = f"a finished run leaves {TRAINED_FILE} or mm_projector.safetensors there"
+        hint = f"a finished run writes {TRAINED_FILE} or mm_projector.safetensors there"
         raise RecipeError.of(
             "no trained weights here", code="weights-missing", path=STAGES_PATH, found=str(path), hint=hint
         )
@@ -228,13 +219,13 @@ def lay_over(
     check_values(tensors.items(), path=STAGES_PATH, found=found)
     parameters = canonical_parameters(model)
     if tuple(tensors.get(EMBEDDINGS, torch.empty(0)).shape[:1]) == (NUM_TOKENS,):
-        # The original's name for what it saves beside a projector.
-        tensors[IMAGE_TOKENS] = tensors.pop(EMBEDDINGS)
-    if IMAGE_TOKENS in tensors and IMAGE_TOKENS not in parameters:
-        write_image_tokens(model, tensors.pop(IMAGE_TOKENS), path=STAGES_PATH, found=found)
+        # The original's name for the image tokens that it saves with a projector.
+        tensors[IMAGE_TOKENS_WEIGHT] = tensors.pop(EMBEDDINGS)
+    if IMAGE_TOKENS_WEIGHT in tensors and IMAGE_TOKENS_WEIGHT not in parameters:
+        write_image_tokens(model, tensors.pop(IMAGE_TOKENS_WEIGHT), path=STAGES_PATH, found=found)
     merged: tuple[str, ...] = ()
     if any(map(is_adapter, tensors)) and not any(map(is_adapter, parameters)):
-        # A finished LoRA stage goes into the weights, so that the next one starts from a plain model.
+        # The adapters of a finished stage are merged, so that the next one starts from a plain model.
         adapters = {name: tensors.pop(name) for name in [*tensors] if is_adapter(name)}
         merged = merge_adapters(model, adapters, adapter_config)
     problems = [
@@ -243,7 +234,7 @@ def lay_over(
             code="weights-do-not-fit",
             path=STAGES_PATH,
             found=found,
-            hint=NEWLINE_HINT if name == IMAGE_NEWLINE else None,
+            hint=_NEWLINE_HINT if name == IMAGE_NEWLINE else None,
         )
         for name, tensor in tensors.items()
         if (trouble := _trouble(name, tensor, parameters.get(name))) is not None
@@ -259,7 +250,7 @@ def _trouble(name: str, given: Tensor, parameter: nn.Parameter | None) -> str | 
     if parameter is None:
         return f"it has no {name}"
     if not parameter.is_floating_point():
-        return f"{name} is quantized in the model, and whole in the file"
+        return f"{name} is quantized in the model, but not in the file"
     if tuple(given.shape) != full_shape(parameter):
         return f"{name} has shape {list(given.shape)} in the file, {list(full_shape(parameter))} in the model"
     return None
@@ -277,7 +268,7 @@ def _assert_filled(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _layers(by_layer: Mapping[str, Tensor]) -> str:
-    return "it holds " + _shapes({name: tuple(tensor.shape) for name, tensor in by_layer.items()})
+    return "it contains " + _shapes({name: tuple(tensor.shape) for name, tensor in by_layer.items()})
 
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -227,7 +227,14 @@ def _check_rates(recipe: Recipe, planned: StagePlan, path: KeyPath) -> Iterator[
     in_full = _roots(module for module in modules if ".lora_" not in module)
     base: KeyPath = (*path, "train", "learning_rate")
     if modules and _roots(modules) == {"projector"} and not planned.param_groups:
-        yield from _check_projector_rate(planned.train.learning_rate, base)
+        yield from _check_usual_rate(
+            planned.train.learning_rate,
+            PROJECTOR_RATES,
+            base,
+            what="a projector that trains alone",
+            codes=("learning-rate-too-low", "learning-rate-too-high"),
+            hint="feature alignment uses 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
+        )
         return
     grouped: set[str] = set()
     for index, group in enumerate(planned.param_groups):
@@ -237,24 +244,13 @@ def _check_rates(recipe: Recipe, planned: StagePlan, path: KeyPath) -> Iterator[
         yield from _check_full_rate(recipe, group.learning_rate, roots & in_full, own)
     yield from _check_full_rate(recipe, planned.train.learning_rate, in_full - grouped, base)
     if adapted - grouped:
-        yield from _check_adapter_rate(planned.train.learning_rate, base)
-
-
-def _check_projector_rate(rate: float, path: KeyPath) -> Iterator[Problem]:
-    low, high = PROJECTOR_RATES
-    if rate < low:
-        yield _warning(
-            f"a learning rate of {say_number(rate)} hardly moves a projector that trains alone",
-            code="learning-rate-too-low",
-            path=path,
-            hint="feature alignment uses 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model",
-        )
-    elif rate > high:
-        yield _warning(
-            f"a learning rate of {say_number(rate)} is far above the usual for projectors",
-            code="learning-rate-too-high",
-            path=path,
-            hint="feature alignment uses 1e-3 or 2e-3",
+        yield from _check_usual_rate(
+            planned.train.learning_rate,
+            ADAPTER_RATES,
+            base,
+            what="LoRA adapters",
+            codes=("learning-rate-unusual-for-lora",) * 2,
+            hint="adapters use 1e-4 to 2e-4, ten times the rate of full fine-tuning",
         )
 
 
@@ -270,16 +266,15 @@ def _check_full_rate(recipe: Recipe, rate: float, roots: frozenset[str], path: K
         )
 
 
-def _check_adapter_rate(rate: float, path: KeyPath) -> Iterator[Problem]:
-    low, high = ADAPTER_RATES
+def _check_usual_rate(
+    rate: float, usual: tuple[float, float], path: KeyPath, *, what: str, codes: tuple[str, str], hint: str
+) -> Iterator[Problem]:
+    """A learning rate outside the usual ones; `codes` are those of a rate too low and too high."""
+    low, high = usual
     if not low <= rate <= high:
         word = "hardly moves" if rate < low else "is far above the usual for"
-        yield _warning(
-            f"a learning rate of {say_number(rate)} {word} LoRA adapters",
-            code="learning-rate-unusual-for-lora",
-            path=path,
-            hint="adapters use 1e-4 to 2e-4, ten times the rate of full fine-tuning",
-        )
+        message = f"a learning rate of {say_number(rate)} {word} {what}"
+        yield _warning(message, code=codes[rate > high], path=path, hint=hint)
 
 
 def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str]) -> Iterator[Problem]:

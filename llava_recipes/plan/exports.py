@@ -88,6 +88,7 @@ def facts_of(
     tower_type = None if tower is None else str(tower.get("model_type"))
     family = TOWER_FAMILIES.get(str(tower_type))
     usual_activation = "gelu_pytorch_tanh" if family is None else family.activation
+    has_projector = None if language is None else comes_from_original_llava(language)
     return ExportFacts(
         language_type=None if language is None else str(language.get("model_type")),
         head=None if language is None else besides_the_head(language),
@@ -98,14 +99,8 @@ def facts_of(
         projector=model.projector.type,
         image_aspect_ratio=data.image_aspect_ratio,
         merge_type=data.mm_patch_merge_type,
-        base_has_projector=_base_has_projector(model, language),
+        base_has_projector=False if model.projector.init_from is not None else has_projector,
     )
-
-
-def _base_has_projector(model: ModelPlan, language: Config | None) -> bool | None:
-    if model.projector.init_from is not None:
-        return False
-    return None if language is None else comes_from_original_llava(language)
 
 
 def besides_the_head(config: Config) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llava_recipes.errors import KeyPath, Problem
@@ -46,11 +45,6 @@ class PlannedModel:
     def shapes(self) -> Shapes | None:
         return None if self.outline is None else self.outline.shapes
 
-    def count(self, names: Collection[str]) -> int:
-        """Parameters under these names."""
-        assert self.shapes is not None, "names come from the shapes"
-        return sum(math.prod(self.shapes[name]) for name in names)
-
 
 def plan_model(
     model: Model,
@@ -87,7 +81,8 @@ def plan_model(
     if outline is not None:
         sizes = model_sizes(outline, select_feature=tower.select_feature)
         problems += _check_fit(model, outline, sizes)
-        notes += _token_notes(model)
+        if model.image_tokens.start_end or model.image_tokens.patch:
+            notes.append("the parameter counts do not include the rows of added image tokens")
     plan = ModelPlan(
         language_model=language,
         vision_tower=tower,
@@ -182,8 +177,3 @@ def _check_fit(model: Model, outline: ModelOutline, sizes: ModelSizes) -> Iterat
             found=f"{widths[0]} and {widths[1]}",
             hint=f"write `type: {STOCK}`",
         )
-
-
-def _token_notes(model: Model) -> Iterator[str]:
-    if model.image_tokens.start_end or model.image_tokens.patch:
-        yield "the parameter counts do not include the rows of added image tokens"

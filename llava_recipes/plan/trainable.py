@@ -321,22 +321,18 @@ def _param_group_problems(trains: Trains, groups: Groups, *, stage_path: KeyPath
             if not matched:
                 yield explain_glob(glob, names, key="modules", path=(*path, number))
             elif trainable.isdisjoint(matched):
-                yield _explain_frozen(glob, (*path, number))
+                yield Problem(
+                    f'glob "{glob}" in `modules` matches only frozen modules',
+                    code="parameter-group-is-frozen",
+                    path=(*path, number),
+                    hint=f'add "{glob}" to `trainable`, or remove it here',
+                )
             else:
                 taken = [name for name in matched if name in trainable and name in claimed]
                 if taken:
                     yield _explain_claimed(glob, taken, claimed, (*path, number))
                 mine.update(matched)
         claimed |= {name: index for name in mine & trainable if name not in claimed}
-
-
-def _explain_frozen(glob: str, path: KeyPath) -> Problem:
-    return Problem(
-        f'glob "{glob}" in `modules` matches only frozen modules',
-        code="parameter-group-is-frozen",
-        path=path,
-        hint=f'add "{glob}" to `trainable`, or remove it here',
-    )
 
 
 def _explain_claimed(glob: str, taken: Sequence[str], claimed: Mapping[str, int], path: KeyPath) -> Problem:

@@ -1,10 +1,12 @@
-"""Let a library read files that we did not write: whatever it raises becomes a problem that names them."""
+"""Files that others wrote: JSON, what libraries read, code that models name, files that are no annotations.
+
+Whatever is wrong with such a file becomes a problem that names it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,52 +19,48 @@ from pydantic import JsonValue, ValidationError
 
 from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import MAX_SETTINGS_BYTES, odd_kind, read_settings
+from llava_recipes.recipe.scalars import kind_of
 
 _MAY_BE_UNPAIRED = re.compile(r"\\u[dD][89a-fA-F]")
 MOST_CHARACTERS = 300
-"""Of what a library says: it may quote the whole file."""
-
+"""Longest message of a library: it may quote the whole file."""
 _MOST_SHOWN = 120
+_CODE_KEYS = ("auto_map", "custom_pipelines")
+"""Keys by which transformers finds classes in files next to the settings, or in another model of the hub."""
+_KERNEL_KEYS = ("attn_implementation", "experts_implementation")
+"""Keys that choose one of transformers' own kernels by a name, or one of the hub by `owner/name`."""
+_SETTINGS = ("*config*.json", "plan.json")
+"""Settings of the model, its tokenizer, its image processor, its adapters; of a run its plan, which contains
+those that its recipe writes inline."""
+
+# ---- JSON and libraries ----------------------------------------------------------------------------------
 
 
 def read_object(file: Path, *, path: KeyPath | None = None, hint: str | None = None) -> dict[str, JsonValue]:
-    """The object that a JSON file contains; `path` is the recipe path that errors point to.
+    """The object in a JSON file; `path` is the recipe path that errors point to.
 
     Raises RecipeError, with the file and the reason, when it cannot be read or contains something else.
     """
     try:
         text = read_settings(file)
-    except (OSError, ValueError) as error:
-        raise unreadable(file, error, path=path, hint=hint) from error
-    return parse_object(text, file, path=path, hint=hint)
-
-
-def parse_object(
-    text: str, file: Path, *, path: KeyPath | None = None, hint: str | None = None
-) -> dict[str, JsonValue]:
-    """The object in the text of a JSON file; raises as `read_object` does."""
-    try:
         value = json.loads(text)
         if _MAY_BE_UNPAIRED.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        place = f"{file}:{error.lineno}:{error.colno}: {error.msg}"
-        message = f"{file.name} is not well-formed JSON"
-        raise RecipeError.of(
-            message, code="not-well-formed-json", path=path, found=place, hint=hint
-        ) from error
-    except (ValueError, RecursionError) as error:
+        message, found = f"{file.name} is not valid JSON", f"{file}:{error.lineno}:{error.colno}: {error.msg}"
+        code = "not-well-formed-json"
+        raise RecipeError.of(message, code=code, path=path, found=found, hint=hint) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(file, error, path=path, hint=hint) from error
     if not isinstance(value, dict):
-        message = f"{file.name} must hold a mapping"
-        found = f"{file} holds {kind_of(value)}"
+        message, found = f"{file.name} must contain a mapping", f"{file} contains {kind_of(value)}"
         raise RecipeError.of(message, code="file-is-not-a-mapping", path=path, found=found, hint=hint)
     return value
 
 
 @contextmanager
 def made_of(file: Path, *, hint: str | None = None) -> Iterator[None]:
-    """Turn what a schema has against the values of a file into a RecipeError that names both."""
+    """Turn a ValidationError about the values of a file into a RecipeError with the file and the place."""
     try:
         yield
     except ValidationError as error:
@@ -75,8 +73,8 @@ def made_of(file: Path, *, hint: str | None = None) -> Iterator[None]:
 def unreadable(
     file: Path, error: Exception, *, path: KeyPath | None = None, hint: str | None = None
 ) -> RecipeError:
-    """What to raise where reading a file has failed: the file, and the reason in short."""
-    return _refusal(file, f"{file}: {reason_of(error)}", path=path, hint=hint)
+    """The error to raise when a file cannot be read, with the file and a short reason."""
+    return _refusal(file, f"{file}: {_reason(error)}", path=path, hint=hint)
 
 
 def _refusal(file: Path, found: str, *, path: KeyPath | None = None, hint: str | None = None) -> RecipeError:
@@ -84,8 +82,8 @@ def _refusal(file: Path, found: str, *, path: KeyPath | None = None, hint: str |
     return RecipeError.of(message, code="file-cannot-be-read", path=path, found=found, hint=hint)
 
 
-def reason_of(error: Exception) -> str:
-    """Why reading failed, in one short line: libraries quote files of any length."""
+def _reason(error: Exception) -> str:
+    """Why reading failed, in one short line."""
     if isinstance(error, UnicodeEncodeError):
         return "an unpaired surrogate (invalid Unicode)"
     if isinstance(error, UnicodeDecodeError):
@@ -104,16 +102,9 @@ def reason_of(error: Exception) -> str:
 
 
 def in_short(value: object) -> str:
-    """A value from a file in a message: as JSON, and short."""
-    text = json.dumps(value)
+    """A value of a file for a message: JSON, cut if it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + " …"
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, for a message."""
-    if isinstance(value, list):
-        return "a list"
-    return "a mapping" if isinstance(value, dict) else "a single value"
 
 
 @contextmanager
@@ -128,22 +119,22 @@ def read_by_library(
 ) -> Iterator[None]:
     """Turn every exception of the block into a RecipeError with `message`.
 
-    The block is one call into a library that reads foreign files, or builds from what they say, and nothing
-    of ours: libraries raise plain Exception, AttributeError, TypeError and worse for a damaged file. Found is
-    the one of `files` that should be JSON and isn't, where there is one; else `place`, or those of `files`
-    that exist, and the library's own words.
+    The block must be one call into a library that reads foreign files, or builds something from them, and no
+    code of ours: for a damaged file libraries raise Exception, AttributeError, TypeError and worse. What was
+    found is the first of `files` that should be JSON and isn't; else `place`, or those of `files` that exist,
+    with the library's own message.
     """
     try:
         yield
     except RecipeError:
         raise
     except Exception as error:
-        found = _damage_of(files) or f"{place or _spell(files)}: {reason_of(error)}"
+        found = _damage_of(files) or f"{place or _spell(files)}: {_reason(error)}"
         raise RecipeError.of(message, code=code, path=path, found=found, hint=hint) from error
 
 
 def _damage_of(files: Sequence[Path]) -> str | None:
-    """What is wrong with the first file that should be a JSON object and is none."""
+    """What is wrong with the first file that should be a JSON object and isn't."""
     for file in files:
         if file.suffix != ".json" or not file.is_file():
             continue
@@ -155,102 +146,42 @@ def _damage_of(files: Sequence[Path]) -> str | None:
 
 
 def _spell(files: Sequence[Path]) -> str:
-    there = [file for file in files if file.is_file()] or files
-    if len(there) == 1:
-        return str(there[0])
-    return f"{there[0].parent} ({', '.join(file.name for file in there)})" if there else "its files"
+    existing = [file for file in files if file.is_file()] or files
+    if len(existing) == 1:
+        return str(existing[0])
+    return f"{existing[0].parent} ({', '.join(file.name for file in existing)})" if existing else "its files"
 
 
-_CODE = ("auto_map", "custom_pipelines")
-"""Keys by which transformers finds classes in files beside the settings, or in another model of the hub."""
-
-_KERNELS = ("attn_implementation", "experts_implementation")
-"""Keys that choose one of transformers' own kernels by a name, or one of the hub by `owner/name`."""
-
-_LONGEST_CODE_SHOWN = 100
+# ---- code that a model names ------------------------------------------------------------------------------
 
 
-def code_problems(values: object, path: KeyPath, *, file: str | None = None) -> Iterator[Problem]:
-    """A problem for each key, at any depth, that names code to run.
-
-    values  settings as JSON or YAML gives them
-    path    where the recipe has them, or names the model that they belong to
-    file    where the model has them; None for settings that stand in the recipe itself
-    """
-    for key, named in _code_in(values):
-        spelled, last = ".".join(map(str, key)), key[-1]
-        shown = json.dumps(named, ensure_ascii=False, default=str)
-        shown = shown if len(shown) <= _LONGEST_CODE_SHOWN else f"{shown[:_LONGEST_CODE_SHOWN]}…"
-        if file is not None:
-            shown = f"{file}: {shown}"
-            hint = f"where transformers has the `model_type` itself, remove `{last}` from a copy of the model"
-        else:
-            hint = f"remove `{last}`; a `model_type` that transformers has itself needs no other code"
-        yield Problem(
-            f"`{spelled}` asks for foreign code; this program never runs code that comes with a model",
-            code="model-names-code",
-            path=path if file is not None else (*path, *key),
-            found=shown,
-            hint=hint,
-            on_key=file is None,
-        )
-
-
-def _code_in(values: object) -> Iterator[tuple[KeyPath, object]]:
-    """Where such keys stand and what they say, in the order of the settings."""
-    # A list of what is left to look at: settings may be nested more deeply than functions can be called.
-    left: list[tuple[KeyPath, object]] = [((), values)]
-    while left:
-        path, value = left.pop()
-        if path and _names_code(path[-1], value):
-            yield path, value
-        elif isinstance(value, Mapping):
-            left += [((*path, str(key)), value[key]) for key in reversed(list(value))]
-        elif isinstance(value, list | tuple):
-            left += [((*path, index), value[index]) for index in reversed(range(len(value)))]
-
-
-def _names_code(key: str | int, value: object) -> bool:
-    if key in _CODE:
-        return True
-    if not isinstance(key, str) or key.removeprefix("_") not in _KERNELS:
-        return False
-    names = value.values() if isinstance(value, Mapping) else (value,)
-    return any(isinstance(name, str) and "/" in name for name in names)
-
-
-_SETTINGS = ("*config*.json", "plan.json")
-"""Settings of the model, its tokenizer, its image processor, its adapters; of a run its plan, which has those
-that its recipe wrote out."""
-
-
-def check_model_folder(folder: pathlib.Path, path: KeyPath) -> None:
-    """Raise RecipeError when a folder's settings name code; `path` is the recipe path named in errors."""
+def check_model_folder(folder: Path, path: KeyPath) -> None:
+    """Raise RecipeError when a folder's settings name code; `path` is the recipe path of the model."""
     problems = tuple(folder_problems(folder, path))
     if problems:
         raise RecipeError(*problems)
 
 
 def check_settings(values: object, path: KeyPath, *, file: str) -> None:
-    """Raise RecipeError when settings that a library has fetched name code."""
+    """Raise RecipeError when settings that a library fetched name code."""
     problems = tuple(code_problems(values, path, file=file))
     if problems:
         raise RecipeError(*problems)
 
 
-def folder_problems(folder: pathlib.Path, path: KeyPath) -> Iterator[Problem]:
-    """A problem for each key that names code, in every file of settings, and for each file that is none."""
+def folder_problems(folder: Path, path: KeyPath) -> Iterator[Problem]:
+    """A problem for each key that names code in the files of settings, and for each that isn't a file."""
     odd = [(entry.path, kind) for entry in _entries(folder) for kind in [odd_kind(entry.path)] if kind]
     for name, kind in odd:
         yield Problem(
-            f"the model's folder has {kind} in the place of a file",
+            f"the model's folder contains {kind} instead of a file",
             code="not-an-ordinary-file",
             path=path,
             found=name,
-            hint="replace it by a file, or remove it",
+            hint="replace it with a file, or remove it",
         )
     if odd:
-        # Reading the others may lead to it.
+        # Another file may refer to it.
         return
     for file in _settings_files(folder):
         num_bytes = os.path.getsize(file) if os.path.isfile(file) else 0
@@ -266,34 +197,82 @@ def folder_problems(folder: pathlib.Path, path: KeyPath) -> Iterator[Problem]:
             yield from code_problems(_read(file), path, file=str(file))
 
 
-def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
+def code_problems(values: object, path: KeyPath, *, file: str | None = None) -> Iterator[Problem]:
+    """A problem for each key, at any depth, that names code to run.
+
+    values  settings as JSON or YAML gives them
+    path    of the settings in the recipe, or of the model that they belong to
+    file    that contains the settings; None for settings in the recipe itself
+    """
+    for key, named in _code_in(values):
+        spelled, last = ".".join(map(str, key)), key[-1]
+        hint = f"remove `{last}`; a `model_type` that transformers itself has needs no other code"
+        if file is not None:
+            hint = f"if transformers itself has the `model_type`, remove `{last}` from a copy of the model"
+        yield Problem(
+            f"`{spelled}` names code to run; this program never runs code that comes with a model",
+            code="model-names-code",
+            path=path if file is not None else (*path, *key),
+            found=in_short(named) if file is None else f"{file}: {in_short(named)}",
+            hint=hint,
+            on_key=file is None,
+        )
+
+
+def _code_in(values: object) -> Iterator[tuple[KeyPath, object]]:
+    """The paths and values of such keys, in the order of the settings."""
+    # A list instead of recursion: settings may be nested more deeply than Python can recurse.
+    left: list[tuple[KeyPath, object]] = [((), values)]
+    while left:
+        path, value = left.pop()
+        if path and _names_code(path[-1], value):
+            yield path, value
+        elif isinstance(value, Mapping):
+            left += [((*path, str(key)), value[key]) for key in reversed(list(value))]
+        elif isinstance(value, list | tuple):
+            left += [((*path, index), value[index]) for index in reversed(range(len(value)))]
+
+
+def _names_code(key: str | int, value: object) -> bool:
+    if key in _CODE_KEYS:
+        return True
+    if not isinstance(key, str) or key.removeprefix("_") not in _KERNEL_KEYS:
+        return False
+    names = value.values() if isinstance(value, Mapping) else (value,)
+    return any(isinstance(name, str) and "/" in name for name in names)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         return sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
-        # Whoever needs the folder says what is wrong with it.
+        # The code that needs the folder reports what is wrong with it.
         return []
 
 
-def _settings_files(folder: pathlib.Path) -> list[pathlib.Path]:
+def _settings_files(folder: Path) -> list[Path]:
     found = [file for pattern in _SETTINGS for file in sorted(folder.glob(pattern))]
-    # For some versions of transformers the file of another name counts.
+    # Some versions of transformers read these files instead.
     main = _read(folder / "config.json")
     others = main.get("configuration_files") if isinstance(main, dict) else None
     found += [folder / name for name in others if isinstance(name, str)] if isinstance(others, list) else []
     return list(dict.fromkeys(found))
 
 
-def _read(file: pathlib.Path) -> object:
+def _read(file: Path) -> object:
     try:
         return json.loads(read_settings(file)) if os.path.isfile(file) else None
     except (OSError, ValueError, RecursionError):
-        # Whoever needs the file says what is wrong with it.
+        # The code that needs the file reports what is wrong with it.
         return None
+
+
+# ---- files that are no annotations -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is, in words with their article, and what to do with it."""
+    """A kind of file that cannot be an annotation file: what it is, and what to do with it."""
 
     what: str
     how: str
@@ -306,14 +285,14 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
     {
         "tar": Kind(
             "a tar archive",
-            "unpack it with `tar -xf`; the samples of a WebDataset go into one JSON file",
+            "unpack it with `tar -xf`; write the samples of a WebDataset to one JSON file",
         ),
-        "gzip": Kind("compressed with gzip", "unpack it with `gunzip -k`; write the name without `.gz`"),
-        "zstd": Kind("compressed with zstd", "unpack it with `unzstd`; write the name without `.zst`"),
-        "bzip2": Kind("compressed with bzip2", "unpack it with `bunzip2 -k`; write the name without `.bz2`"),
-        "xz": Kind("compressed with xz", "unpack it with `unxz -k`; write the name without `.xz`"),
-        "zip": Kind("a zip archive", "unpack it with `unzip`, and write the annotation file in it"),
-        "7z": Kind("a 7-Zip archive", "unpack it with `7z x`, and write the annotation file in it"),
+        "gzip": Kind("compressed with gzip", "unpack it with `gunzip -k`; use the name without `.gz`"),
+        "zstd": Kind("compressed with zstd", "unpack it with `unzstd`; use the name without `.zst`"),
+        "bzip2": Kind("compressed with bzip2", "unpack it with `bunzip2 -k`; use the name without `.bz2`"),
+        "xz": Kind("compressed with xz", "unpack it with `unxz -k`; use the name without `.xz`"),
+        "zip": Kind("a zip archive", "unpack it with `unzip`, and use the annotation file in it"),
+        "7z": Kind("a 7-Zip archive", "unpack it with `7z x`, and use the annotation file in it"),
         "arrow": Kind(
             "an Arrow file of Hugging Face datasets",
             'convert it: `datasets.Dataset.from_file("FILE").to_parquet("FILE.parquet")` in Python',
@@ -323,21 +302,21 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
             'convert it: `datasets.load_from_disk("FOLDER").to_parquet("FILE.parquet")` in Python',
         ),
         "csv": Kind("a CSV table", _TABLE),
-        "tsv": Kind("a table with tabs", _TABLE),
+        "tsv": Kind("a TSV table", _TABLE),
         "excel": Kind("an Excel workbook", _TABLE),
         "numpy": Kind("a NumPy file", _TABLE),
         "pickle": Kind("a Python pickle", _TABLE),
-        "torch": Kind("a file of PyTorch", _TABLE),
+        "torch": Kind("a PyTorch file", _TABLE),
         "hdf5": Kind("an HDF5 file", _TABLE),
         "sqlite": Kind("an SQLite database", _TABLE),
         "tfrecord": Kind("a TFRecord file", _TABLE),
         "feather": Kind("a Feather file", "write it as Parquet: `pandas.read_feather` and `to_parquet`"),
-        "parquet": Kind("a Parquet file", "give it a name that ends with `.parquet`"),
+        "parquet": Kind("a Parquet file", "rename it so that it ends in `.parquet`"),
         "image": Kind("an image", "write its folder as `images:`, and here the file of records"),
         "pdf": Kind("a PDF document", _TABLE),
-        "html": Kind("a web page", "download the file itself: a web page came in its place"),
+        "html": Kind("a web page", "download the file itself; this is a web page instead"),
         "xml": Kind("an XML document", _TABLE),
-        "lfs": Kind("a pointer of Git LFS", "fetch the file itself with `git lfs pull`"),
+        "lfs": Kind("a Git LFS pointer", "download the file itself with `git lfs pull`"),
         "text": Kind("plain text", f"write a JSON list, or JSONL with one record a line, {_RECORDS}"),
     }
 )
@@ -366,11 +345,11 @@ _ENDINGS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "pdf": (".pdf",),
     }
 )
-# A name with another ending, such as `.txt`, may well be that of JSON; what is in the file decides.
+# Other endings, such as `.txt`, may be those of JSON files; their content decides.
 
 
 def kind_of_name(name: str) -> str | None:
-    """What kind of file a name belongs to that cannot be an annotation file; None for all others."""
+    """The kind that a file's name says, if it cannot be an annotation file; else None."""
     lower = name.lower()
     if lower.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
         return "tar"
@@ -378,9 +357,9 @@ def kind_of_name(name: str) -> str | None:
 
 
 def wrong_kind(kind: str, file: str, *, path: KeyPath | None) -> Problem:
-    """The problem of a file of such a kind where annotations are wanted."""
+    """The problem of a file of such a kind given as annotations."""
     return Problem(
-        f"`annotations` is a JSON, JSONL or Parquet file, and this is {KINDS[kind].what}",
+        f"`annotations` must be a JSON, JSONL or Parquet file; this is {KINDS[kind].what}",
         code="annotations-of-another-kind",
         path=path,
         found=json.dumps(file, ensure_ascii=False),

@@ -1,4 +1,4 @@
-"""The JSON Schema (draft 2020-12) of recipes as they are typed, and of other values as they are."""
+"""The JSON Schemas (draft 2020-12) of recipe files, of the bases they extend, and of other models."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _VARIABLE: Schema = {
     "pattern": r"^\$\{[^{}]+\}$",
 }
 _TEXT_WITH_VARIABLES: Schema = {
-    "title": "Text with variables",
-    "description": "Text that holds `${name}`, filled in from `vars`.",
+    "title": "String with variables",
+    "description": "A string with `${name}`, filled in from `vars`.",
     "type": "string",
     "pattern": r"\$\{[^{}]+\}",
 }
@@ -29,22 +29,22 @@ _NOT_VARIABLE = {("Recipe", key) for key in ("version", "extends", "env", "vars"
 
 
 def recipe_schema() -> Schema:
-    """What an editor checks a recipe file with: every value may also be written `${name}`.
+    """The schema of a recipe file, in which every value may also be a variable `${name}`.
 
-    A file that extends others may leave out what they say; one that extends none needs every key.
+    A file that extends others may leave out any key; one that extends none has all required keys.
     """
     schema, needed = _parts_schema("llava_recipes recipe")
     return {**schema, "if": {"required": ["extends"]}, "else": needed}
 
 
 def base_schema() -> Schema:
-    """What an editor checks a file with that others extend: the same keys, none of them needed."""
+    """The schema of a file that others extend: the same keys, none of them required."""
     schema, _ = _parts_schema("llava_recipes base")
     return schema
 
 
 def _parts_schema(title: str) -> tuple[Schema, Schema]:
-    """A recipe's schema where files may share the keys among them, and what they need together."""
+    """The schema of one of several files that make a recipe, and of the keys that all must have together."""
     schema = value_schema(Recipe, title=title)
     definitions = _inner(schema, "$defs")
     needed = _loosen(schema, definitions, {})
@@ -61,9 +61,9 @@ def _parts_schema(title: str) -> tuple[Schema, Schema]:
 
 
 def _loosen(schema: Schema, definitions: Schema, known: dict[str, Schema]) -> Schema:
-    """Take `required` out of a mapping and of those inside it that merge; gives what was taken.
+    """Remove `required` from a mapping and from those inside it that merge; returns what was removed.
 
-    `known` holds what was taken from definitions that are referred to before.
+    known  what was removed from definitions so far
     """
     needed: Schema = {}
     required = schema.pop("required", None)
@@ -87,7 +87,7 @@ def _loosen(schema: Schema, definitions: Schema, known: dict[str, Schema]) -> Sc
 
 
 def _merged_definitions(value: JsonValue) -> Iterator[str]:
-    """The mappings that may stand at a place themselves, not inside a list: these merge."""
+    """The definitions of mappings that a value may be itself, not in a list: these merge."""
     if not isinstance(value, dict):
         return
     reference = value.get("$ref")
@@ -100,7 +100,7 @@ def _merged_definitions(value: JsonValue) -> Iterator[str]:
 
 
 def value_schema(model: type[BaseModel], *, title: str) -> Schema:
-    """The JSON Schema of a model, with its defaults and no keys but its own."""
+    """The JSON Schema of a model, with its defaults and without other keys."""
     schema = cast(Schema, model.model_json_schema())
     definitions = _inner(schema, "$defs")
     for name, known in _models(model).items():
@@ -115,7 +115,7 @@ def value_schema(model: type[BaseModel], *, title: str) -> Schema:
 
 
 def _models(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The model and every model of the language that its schema can refer to, by name."""
+    """The model and all models that its schema refers to, by name."""
     found: dict[str, type[BaseModel]] = {model.__name__: model}
     waiting: list[type[BaseModel]] = [Frozen]
     while waiting:
@@ -133,14 +133,14 @@ def _inner(schema: Schema, key: str) -> Schema:
 
 
 def _close(schema: Schema) -> None:
-    """Where keys must match a pattern, refuse those that do not."""
+    """Refuse keys that do not match the pattern of a mapping's keys."""
     for value in _inner(schema, "properties").values():
         if isinstance(value, dict) and "patternProperties" in value:
             value["additionalProperties"] = False
 
 
 def _or_variable(schema: Schema) -> Schema:
-    """The schema of a value that may be written as a variable too, where plain text would not do already."""
+    """The schema of a value that may also be a variable, unless any string is allowed already."""
     for word in ("anyOf", "oneOf"):
         choices = schema.get(word)
         if isinstance(choices, list):

@@ -1,7 +1,7 @@
-"""What other libraries call their settings: written into names.json from the installed versions.
+"""Names of the settings of other libraries, from names.json, and what to write instead of unsupported ones.
 
-A plan is made without importing these libraries, which takes seconds. docs/CONTRIBUTING.md says how to renew
-the file; tests/recipe/test_names.py holds it to what is installed.
+Importing the libraries takes seconds, and a plan needs their names only. docs/CONTRIBUTING.md says how to
+generate the file; tests/recipe/test_names.py compares it with the installed versions.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ FILE: Final = Path(__file__).with_name("names.json")
 _NAMES = json.loads(FILE.read_text("utf-8"))
 
 TRAINING_ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(_NAMES["training_arguments"])
-"""Fields of transformers.TrainingArguments and the kinds of their values: "None|int"."""
+"""Fields of transformers.TrainingArguments, with the types of their values: "None|int"."""
 
 OPTIMIZERS: Final = frozenset(_NAMES["optimizers"])
-"""Names that `optim` of TrainingArguments takes."""
+"""Values of `optim` in TrainingArguments."""
 
 DEEPSPEED_KEYS: Final = frozenset(_NAMES["deepspeed_keys"])
-"""Top-level keys of a DeepSpeed config. DeepSpeed ignores others in silence."""
+"""Top-level keys of a DeepSpeed config. DeepSpeed ignores all others silently."""
 
 DEEPSPEED_REMOVED_KEYS: Final = frozenset(_NAMES["deepspeed_removed_keys"])
-"""Top-level keys that DeepSpeed 0.19.3 takes and 0.19.8 refuses, whatever they say."""
+"""Top-level keys that DeepSpeed 0.19.3 accepts and 0.19.8 refuses, with any value."""
 
 ZERO_KEYS: Final = frozenset(_NAMES["zero_keys"])
-"""Keys of `zero_optimization`. DeepSpeed refuses others, once the model is loaded."""
+"""Keys of `zero_optimization`. DeepSpeed refuses all others, after the model is loaded."""
 
 ZERO_REMOVED_KEYS: Final = frozenset(_NAMES["zero_removed_keys"])
-"""The same as DEEPSPEED_REMOVED_KEYS, of `zero_optimization`."""
-
+"""As DEEPSPEED_REMOVED_KEYS, for `zero_optimization`."""
 
 _IN_TRAIN = "write it under `train:` itself"
 _EVALUATION_FIELDS = (
@@ -65,45 +64,47 @@ REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
             (name for name in Train.model_fields if name not in ("warmup_ratio", "extra")), _IN_TRAIN
         ),
         **dict.fromkeys(
-            _EVALUATION_FIELDS, "remove it: `eval_strategy:` under `train:` says all there is to evaluation"
+            _EVALUATION_FIELDS, "remove it: evaluation is set by `eval_strategy:` under `train:`"
         ),
         **dict.fromkeys(
             _BEST_MODEL_FIELDS,
-            "remove it: the last weights are the result; `eval_loss` in metrics.jsonl tells the best step",
+            "remove it: the last weights are the result; metrics.jsonl has every `eval_loss`",
         ),
         **dict.fromkeys(_UPLOAD_FIELDS, "remove it: a run uploads nothing"),
-        **dict.fromkeys(_CHECKPOINT_FIELDS, "remove it: a run keeps its own checkpoints, which resume"),
+        **dict.fromkeys(
+            _CHECKPOINT_FIELDS, "remove it: a run writes its own checkpoints, from which it resumes"
+        ),
         **dict.fromkeys(_RECOMPUTE_FIELDS, OTHER_NAMES["activation_checkpointing"]),
         **dict.fromkeys(_SHARDING_FIELDS, "remove it: sharding is set by `deepspeed:` of the stage"),
         "accelerator_config": "remove it: it would change how the plan counts steps",
-        "auto_find_batch_size": "remove it: it would change the batch that the recipe asks for",
+        "auto_find_batch_size": "remove it: it would change the batch size of the recipe",
         "average_tokens_across_devices": "write `loss_normalization:` under `train:`",
         "data_seed": "write `seed:` under `train:`; it seeds the data order too",
         "deepspeed": "write `deepspeed:` in the stage",
-        "disable_tqdm": "remove it: progress is shown by llava-recipe itself",
+        "disable_tqdm": "remove it: llava-recipe shows the progress itself",
         "do_train": "remove it: a stage always trains",
-        "hub_token": "remove it: a recipe holds no secrets; log in with `hf auth login`",
-        "label_names": "remove it: the data says what is learned",
+        "hub_token": "remove it: a recipe contains no secrets; log in with `hf auth login`",
+        "label_names": "remove it: labels come from the data",
         "label_smoothing_factor": "remove it: the loss is computed inside the model",
         "length_column_name": "remove it: lengths are counted from the records",
         "local_rank": "remove it: `llava-recipe run` starts the processes",
-        "log_on_each_node": "remove it: the first process alone speaks",
-        "logging_nan_inf_filter": "remove it: a loss that is not finite ends the run",
+        "log_on_each_node": "remove it: only the first process prints",
+        "logging_nan_inf_filter": "remove it: a loss that is not finite stops the run",
         "logging_strategy": "write `logging_steps:` under `train:`",
         "output_dir": "write `output_dir:` in the stage",
         "remove_unused_columns": OTHER_NAMES["remove_unused_columns"],
         "resume_from_checkpoint": "remove it and run `llava-recipe run FILE --resume`",
         "run_name": "write `name:` of the recipe and of the stage",
         "train_sampling_strategy": "write `group_by:` or `shuffle:` under `data:` of the stage",
-        "use_cpu": "remove it: a run uses the GPUs that it sees, the CPU where there is none",
+        "use_cpu": "remove it: a run uses all visible GPUs, or the CPU if there are none",
     }
 )
-"""TrainingArguments fields that `extra` does not take, and what to write instead."""
+"""Fields of TrainingArguments that `extra` does not accept, and what to write instead."""
 
 EXTRA_FIELDS: Mapping[str, str] = MappingProxyType(
     {name: kinds for name, kinds in TRAINING_ARGUMENTS.items() if name not in REFUSED_FIELDS}
 )
-"""What `extra` accepts: TrainingArguments fields and the kinds of their values."""
+"""Fields of TrainingArguments that `extra` accepts, with the types of their values."""
 
 GONE_FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -114,13 +115,13 @@ GONE_FIELDS: Mapping[str, str] = MappingProxyType(
                 *("overwrite_output_dir", "save_safetensors"),
             )
         },
-        "push_to_hub_token": "remove it: a recipe holds no secrets; log in with `hf auth login`",
+        "push_to_hub_token": "remove it: a recipe contains no secrets; log in with `hf auth login`",
         "warmup_ratio": _IN_TRAIN,
         "global_batch_size": _IN_TRAIN,
         "loss_normalization": _IN_TRAIN,
     }
 )
-"""Fields that TrainingArguments had, or never had, and what to write instead."""
+"""Fields that TrainingArguments no longer has, or never had, and what to write instead."""
 
 INSTEAD: Mapping[str, str] = MappingProxyType({**GONE_FIELDS, **REFUSED_FIELDS})
-"""What to write instead of a field that `extra` does not take."""
+"""What to write instead of any name that `extra` does not accept."""

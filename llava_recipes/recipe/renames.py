@@ -1,6 +1,6 @@
-"""What other programs call the keys of a recipe: the original's flags, Hugging Face's old names, short forms.
+"""The names of other programs for keys, modules and templates; and the known word that a misspelt one means.
 
-When a key of the recipe language is renamed, its old name is entered here.
+A key that is renamed gets its old name here.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ _KEYS: dict[str, dict[str, str]] = {
         "vars": "variables",
     },
 }
-"""Where a key is written; the key; what else it is called."""
+"""Where a key is written; the key; its other names."""
 
 _SENTENCES: dict[str, str] = {
     "write `language_model: …` under `model:`": "model_name_or_path",
@@ -134,7 +134,7 @@ _SENTENCES: dict[str, str] = {
     "write `data: {sources: […]}` in the stage": "dataset",
     "write `freeze: [vision_tower]` in the stage": "freeze_vit freeze_vision_tower",
 }
-"""What to write where a key alone does not say it, and the names that mean it."""
+"""What to write where one key is not enough, and the names that mean it."""
 
 OTHER_NAMES: dict[str, str] = {
     name: hint
@@ -144,63 +144,53 @@ OTHER_NAMES: dict[str, str] = {
     )
     for name in names.split()
 }
-"""The names that other programs have for keys, each with what to write."""
+"""The names that other programs have for keys, each with the hint what to write."""
 
 OTHER_MODULES: dict[str, str] = {
-    "multi_modal_projector": "projector",
-    "mm_projector": "projector",
-    "connector": "projector",
-    "vision_model": "vision_tower",
-    "vision_encoder": "vision_tower",
-    "mm_vision_tower": "vision_tower",
-    "image_encoder": "vision_tower",
-    "visual": "vision_tower",
-    "vision": "vision_tower",
-    "llm": "language_model",
-    "backbone": "language_model",
-    "text_model": "language_model",
-    "model": "language_model",
-    "layers": "language_model",
-    "embed_tokens": "language_model",
-    "output_layer": "lm_head",
+    name: module
+    for module, names in {
+        "projector": "multi_modal_projector mm_projector connector",
+        "vision_tower": "vision_model vision_encoder mm_vision_tower image_encoder visual vision",
+        "language_model": "llm backbone text_model model layers embed_tokens",
+        "lm_head": "output_layer",
+    }.items()
+    for name in names.split()
 }
+"""The names that other programs have for modules, each with ours."""
 
 OTHER_TEMPLATES: dict[str, str] = {
-    "v0.5": "write `v1`: the original knows no `v0.5` and takes `v1` for it without a word",
-    "vicuna": "write `v1`",
-    "llava": "write `v1`",
-    **dict.fromkeys(
-        ("phi", "phi_2", "phi2", "phi-2"), "write `v1`: it ends answers with the tokenizer's own end of text"
-    ),
-    "pretrain": "write `plain`",
-    # What LLaVA-NeXT calls them.
-    "qwen_1_5": "write `qwen`",
-    "qwen_2": "write `qwen`",
-    "llava_llama_3": "write `llama_3`",
-    "llama3": "write `llama_3`",
-    **dict.fromkeys(
-        ("llama2", "llama-2"), "write `llama_2`, or `llava_llama_2`, which has the system prompt of LLaVA"
-    ),
-    "gemma_instruct": "write `gemma`",
-    "llava_mistral_instruct": "write `mistral_instruct`",
-    "llava_v0_mmtag": "write `v0_mmtag`",
-    "llava_v1_mmtag": "write `v1_mmtag`",
-    "chatml": "write `qwen`, or `chatml_direct` without line ends between the turns",
-    "phi_3": "write `phi3`",
+    name: hint
+    for hint, names in {
+        "write `v1`": "vicuna llava",
+        "write `v1`: the original has no `v0.5` and silently uses `v1`": "v0.5",
+        "write `v1`: it ends answers with the tokenizer's own end of text": "phi phi_2 phi2 phi-2",
+        "write `plain`": "pretrain",
+        # LLaVA-NeXT's names.
+        "write `qwen`": "qwen_1_5 qwen_2",
+        "write `llama_3`": "llava_llama_3 llama3",
+        "write `llama_2`, or `llava_llama_2`, which has the system prompt of LLaVA": "llama2 llama-2",
+        "write `gemma`": "gemma_instruct",
+        "write `mistral_instruct`": "llava_mistral_instruct",
+        "write `v0_mmtag`": "llava_v0_mmtag",
+        "write `v1_mmtag`": "llava_v1_mmtag",
+        "write `qwen`, or `chatml_direct` without line ends between the turns": "chatml",
+        "write `phi3`": "phi_3",
+    }.items()
+    for name in names.split()
 }
-
+"""The names that other programs have for templates, each with the hint what to write."""
 
 _SEPARATORS = re.compile(r"[-_ .]")
 
 _FAR = 3
-"""Slips from which a word with one slip more may have been meant as well."""
+"""From this many slips on, a word with one slip more may have been meant as well."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word closest to `word`, or None when none is close enough to be meant.
 
-    A short word may have one slip, a longer one a slip for every four letters; case, dashes and underscores
-    are free.
+    A short word may have one slip, a longer one a slip for every four characters; case, dashes and
+    underscores don't count.
     """
     return next((name for _, name in ranked(word, known)), None)
 
@@ -221,7 +211,7 @@ def ranked(word: str, known: Iterable[str]) -> list[tuple[int, str]]:
 
 
 def nearest_all(word: str, known: Iterable[str]) -> list[str]:
-    """The known words that are equally close to `word`; also the next ones where none is really close."""
+    """The known words that are equally close to `word`; the next ones too where none is really close."""
     near = ranked(word, known)
     least = near[0][0] if near else 0
     return [name for slips, name in near if slips <= least + (least >= _FAR)]
@@ -239,14 +229,14 @@ def same_digits(word: str, known: Iterable[str]) -> list[str]:
 
 
 def _may_be_near(left: str, right: str, most: int) -> bool:
-    """Whether two words need comparing letter by letter: lengths and letters bound their distance."""
+    """Whether two words are worth comparing: their lengths and characters bound the distance."""
     return abs(len(left) - len(right)) <= most and len(set(left) - set(right)) <= most
 
 
 def distance(left: str, right: str, *, most: int | None = None) -> int:
-    """Slips between two words: letters changed, added, left out, or two neighbours swapped.
+    """The slips between two words: characters changed, added, left out, or two neighbours swapped.
 
-    Where there are more than `most`, some number above it.
+    With more than `most` slips, some number above it.
     """
     before: list[int] = []
     row = list(range(len(right) + 1))
@@ -263,5 +253,5 @@ def distance(left: str, right: str, *, most: int | None = None) -> int:
 
 
 def bare(word: str) -> str:
-    """The word in lower case, without what parts its words."""
+    """The word in lower case, without separators."""
     return _SEPARATORS.sub("", word).lower()

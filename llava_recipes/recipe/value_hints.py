@@ -1,10 +1,11 @@
-"""What to write in place of a value that the schema refuses, or where a value is missing."""
+"""Hints: what to write in place of a value that the schema refuses, or where a value is missing."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
 from collections.abc import Sequence
+from math import inf
 from typing import Final, Literal
 
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
@@ -15,7 +16,6 @@ from llava_recipes.recipe.language import field_at
 from llava_recipes.recipe.renames import OTHER_TEMPLATES, did_you_mean, same_digits
 from llava_recipes.recipe.scalars import (
     Value,
-    Values,
     as_list,
     as_mapping,
     numbers_meant,
@@ -26,7 +26,7 @@ from llava_recipes.recipe.scalars import (
 )
 
 Kind = Literal["projector", "full", "tower", "adapters"]
-"""What trains: the projector (with the few rows beside it), more than it, the tower alone, LoRA adapters."""
+"""What trains: the projector (with the few rows next to it), more than that, only the tower, adapters."""
 
 USUAL_RATES: Final[dict[Kind, float]] = {"projector": 1e-3, "full": 2e-5, "tower": 2e-6, "adapters": 2e-4}
 
@@ -36,37 +36,7 @@ _BATCHES: Final[dict[tuple[Kind, float], int]] = {
     ("full", 2e-5): 128,
     ("adapters", 2e-4): 128,
 }
-_BESIDE_A_PROJECTOR: Final = {"projector", "image_newline", "image_tokens"}
-
-
-def kind_of_stage(freeze: object, trainable: Sequence[object], *, has_lora: bool) -> Kind | None:
-    """What kind of stage the keys describe; None where nothing trains by them."""
-    if has_lora:
-        return "adapters"
-    firsts = [glob.partition(".")[0] for glob in trainable if isinstance(glob, str)]
-    # A glob that begins with a wildcard may stand for several.
-    roots = {root for first in firsts for root in fnmatch.filter(MODULES, first) or [first]}
-    if freeze != "all":
-        return "full"
-    if not roots:
-        return None
-    if roots <= _BESIDE_A_PROJECTOR:
-        return "projector"
-    return "tower" if roots == {"vision_tower"} else "full"
-
-
-def usual_rate(stage: Values) -> float | None:
-    """The rate for a stage, as it is written in a recipe; None where nothing says what trains."""
-    has_lora = stage.get("lora") is not None
-    kind = kind_of_stage(stage.get("freeze", "all"), as_list(stage.get("trainable")), has_lora=has_lora)
-    return None if kind is None else USUAL_RATES[kind]
-
-
-def usual_batch(kind: Kind | None, rate: float) -> int | None:
-    """The samples of a step that LLaVA's runs take for such a stage at this rate."""
-    return None if kind is None else _BATCHES.get((kind, rate))
-
-
+_WITH_A_PROJECTOR: Final = {"projector", "image_newline", "image_tokens"}
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RATES: Final = "1e-3 for a projector alone, 2e-5 for a language model, 2e-4 for LoRA adapters"
 _OFF: Final = ("false", "no", "off", "disabled", "null")
@@ -75,39 +45,39 @@ _STAGE: Final = re.compile(r"(?:ds|deepspeed)?(?:z|zero|stage|zerostage)?(?P<sta
 
 def missing_hint(path: KeyPath, root: Value) -> str | None:
     """What to write where a key is missing."""
-    field = field_at(path)
+    field, example = field_at(path), _example(path, root)
     if field is None:
         return None
     if path == ("version",):
         return "write `version: 1`"
-    if path[-2:] == ("train", "learning_rate") and _example(path, root) is None:
+    if example is None and path[-2:] == ("train", "learning_rate"):
         return f"write `learning_rate:` with the rate for what trains: {_RATES}"
-    example = _example(path, root)
     written = f"{path[-1]}: {example}" if example is not None else f"{path[-1]}:"
     return f"write `{written}`" + (f" ({field.description})" if field.description else "")
 
 
 def empty_hint(path: KeyPath, root: Value) -> str:
     """What to write where a key has no value."""
+    field, example = field_at(path), _example(path, root)
     if path[-1:] == ("deepspeed",):
         return "write `none` to train without DeepSpeed"
-    example = _example(path, root)
     if example is not None:
         return f"write `{path[-1]}: {example}`"
     if path[-2:] == ("train", "learning_rate"):
         return f"write the rate for what trains: {_RATES}"
-    field = field_at(path) if path and isinstance(path[-1], str) else None
     if field is not None and not field.is_required():
-        return "give it a value, or remove the key to take the default"
-    return "give it a value"
+        return "set a value, or remove the key to use the default"
+    return "set a value"
 
 
 def _example(path: KeyPath, root: Value) -> str | None:
     """A value for a key that is right in this recipe, spelled."""
     if path[-2:] == ("train", "learning_rate"):
-        rate = usual_rate(as_mapping(value_at(root, path[:-2])))
-        return None if rate is None else spell_number(rate)
-    field = field_at(path) if path and isinstance(path[-1], str) else None
+        stage = as_mapping(value_at(root, path[:-2]))
+        globs, has_lora = as_list(stage.get("trainable")), stage.get("lora") is not None
+        kind = kind_of_stage(stage.get("freeze", "all"), globs, has_lora=has_lora)
+        return None if kind is None else spell_number(USUAL_RATES[kind])
+    field = field_at(path)
     if field is None or not field.examples:
         return None
     if path[-1] == "output_dir":
@@ -118,7 +88,7 @@ def _example(path: KeyPath, root: Value) -> str | None:
 
 
 def number_hint(path: KeyPath, text: str, wanted: str) -> str | None:
-    """What to write where a number is wanted and a text is given; every reading that the key takes."""
+    """What to write where a number is needed and a string is given; every reading that the key takes."""
     readings = [number for number in numbers_meant(text) if _takes(path, float(number))]
     if "a number" not in wanted:
         readings = [str(number) for reading in readings if (number := whole(reading)) is not None]
@@ -129,21 +99,17 @@ def number_hint(path: KeyPath, text: str, wanted: str) -> str | None:
 
 
 def _takes(path: KeyPath, number: float) -> bool:
-    """Whether a key's bounds admit a number."""
+    """Whether a number is within a key's bounds."""
     field = field_at(path)
-    for bound in field.metadata if field is not None else ():
-        if (
-            number <= getattr(bound, "gt", float("-inf"))
-            or number < getattr(bound, "ge", float("-inf"))
-            or number >= getattr(bound, "lt", float("inf"))
-            or number > getattr(bound, "le", float("inf"))
-        ):
-            return False
-    return True
+    return all(
+        getattr(bound, "gt", -inf) < number < getattr(bound, "lt", inf)
+        and getattr(bound, "ge", -inf) <= number <= getattr(bound, "le", inf)
+        for bound in (field.metadata if field is not None else ())
+    )
 
 
 def choice_hint(path: KeyPath, value: Value, choices: tuple[object, ...]) -> str | None:
-    """Which of the words that a key takes was meant."""
+    """The word that was probably meant, of those that a key takes."""
     if value is False and "no" in choices:
         return f'write `{path[-1]}: "no"`'
     if not isinstance(value, str):
@@ -163,18 +129,36 @@ def choice_hint(path: KeyPath, value: Value, choices: tuple[object, ...]) -> str
 
 
 def deepspeed_hint(word: str) -> str:
-    """What to write instead of a DeepSpeed preset that is not known."""
+    """What to write instead of an unknown DeepSpeed preset."""
     if word.lower() in _OFF:
         return "write `none` to train without DeepSpeed"
     presets = ("none", *DEEPSPEED_PRESETS)
-    listed = f"presets: {', '.join(presets)}; a file is written as ./{word}.json"
-    bare = re.sub(r"[^a-z0-9]", "", word.lower())
-    stage = _STAGE.fullmatch(bare)
-    if stage is not None:
-        meant = f"zero{stage['stage']}"
-        return (
-            f"did you mean `{meant}`?"
-            if meant in presets
-            else f"stage {stage['stage']} has no preset; {listed}"
-        )
-    return did_you_mean(word, same_digits(word, presets)) or listed
+    listed = f"presets: {', '.join(presets)}; for a file, write ./{word}.json"
+    stage = _STAGE.fullmatch(re.sub(r"[^a-z0-9]", "", word.lower()))
+    if stage is None:
+        return did_you_mean(word, same_digits(word, presets)) or listed
+    meant = f"zero{stage['stage']}"
+    if meant in presets:
+        return f"did you mean `{meant}`?"
+    return f"stage {stage['stage']} has no preset; {listed}"
+
+
+def kind_of_stage(freeze: object, trainable: Sequence[object], *, has_lora: bool) -> Kind | None:
+    """The kind of stage that the keys describe; None where nothing trains."""
+    if has_lora:
+        return "adapters"
+    firsts = [glob.partition(".")[0] for glob in trainable if isinstance(glob, str)]
+    # A glob that starts with a wildcard may match several.
+    roots = {root for first in firsts for root in fnmatch.filter(MODULES, first) or [first]}
+    if freeze != "all":
+        return "full"
+    if not roots:
+        return None
+    if roots <= _WITH_A_PROJECTOR:
+        return "projector"
+    return "tower" if roots == {"vision_tower"} else "full"
+
+
+def usual_batch(kind: Kind | None, rate: float) -> int | None:
+    """The samples per step of LLaVA's runs for such a stage at this rate; None where it has none."""
+    return None if kind is None else _BATCHES.get((kind, rate))

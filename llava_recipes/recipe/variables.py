@@ -34,7 +34,7 @@ MAX_ADVISED = 100
 """With more names than this, no other name is suggested."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REFERENCE = re.compile(r"\$?\$\{(?P<name>[^{}]*)(?P<end>\}?)")
-_PLAIN = "`$${` stands for a plain `${`"
+_PLAIN = "for a literal `${`, write `$${`"
 _WRITE_OUT = "write the values of some of them instead"
 
 

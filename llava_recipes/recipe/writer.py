@@ -1,4 +1,4 @@
-"""Write YAML: blocks, whole recipes, and edits that keep a text's comments."""
+"""Write YAML: whole recipes, and edits of a text that keep its comments."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _WIDEST_COLUMN = 72
 
 
 def block_lines(value: Value, indent: str = "", *, short_lists: bool = True) -> list[str]:
-    """A mapping or list in block style, one line for each entry.
+    """The lines of a mapping or list in block style.
 
-    Lists of words stay on one line where they are short, unless `short_lists` is off.
+    short_lists  write short lists without mappings on one line
     """
     if isinstance(value, dict):
         entries = [(f"{spell(key)}:", inner) for key, inner in value.items()]
@@ -47,15 +47,15 @@ def block_lines(value: Value, indent: str = "", *, short_lists: bool = True) -> 
 
 
 def _needs_block(value: Value, *, short_lists: bool = True) -> bool:
-    """Whether a value is better written on lines of its own: mappings, and lists of them."""
+    """Whether a value needs lines of its own: a mapping, a long list, or one with mappings."""
     if not isinstance(value, list) or not value:
         return isinstance(value, dict) and bool(value)
-    holds_mappings = any(isinstance(entry, dict) for entry in value)
-    return not short_lists or holds_mappings or len(spell(value)) > _LONGEST_LIST
+    has_mappings = any(isinstance(entry, dict) for entry in value)
+    return not short_lists or has_mappings or len(spell(value)) > _LONGEST_LIST
 
 
 def in_order(value: Value, path: KeyPath = ()) -> Value:
-    """The values of a recipe, keys in the order of the recipe language and unknown ones last."""
+    """The values of a recipe with keys in the order of the recipe language, unknown ones last."""
     if isinstance(value, list):
         return [in_order(entry, (*path, index)) for index, entry in enumerate(value)]
     if not isinstance(value, dict):
@@ -66,7 +66,7 @@ def in_order(value: Value, path: KeyPath = ()) -> Value:
 
 
 def add_remarks(text: str, remarks: Mapping[int, str], *, column: int) -> str:
-    """The text with remarks at the end of its lines, by line number; those of shorter lines at `column`."""
+    """The text with remarks after its lines, by line number, at `column` or after a longer line."""
     return "".join(
         f"{line:<{column}}  # {remarks[number]}\n" if number in remarks else f"{line}\n"
         for number, line in enumerate(text.rstrip("\n").split("\n"), 1)
@@ -74,9 +74,9 @@ def add_remarks(text: str, remarks: Mapping[int, str], *, column: int) -> str:
 
 
 def write_recipe(values: Mapping[str, Value], comments: Mapping[KeyPath, str], header: str) -> str:
-    """A recipe with `comments` at the end of the lines of their keys, and `header` before everything.
+    """A recipe with `comments` after the lines of their keys, and `header` at the top.
 
-    A `${` in a value is meant literally.
+    A `${` in a value is written literally.
     """
     lines = block_lines(in_order(_literal(dict(values))))
     places = parse_value("\n".join(lines), "").key_marks
@@ -87,32 +87,32 @@ def write_recipe(values: Mapping[str, Value], comments: Mapping[KeyPath, str], h
 
 
 def write_values(values: Value) -> str:
-    """YAML with every value on a line of its own."""
+    """The values as YAML, each on its own line."""
     return escape_yaml("\n".join(block_lines(values, short_lists=False)) + "\n")
 
 
 def write_resolved(recipe: Recipe) -> str:
-    """A recipe as one whole file, itself a recipe: parents, variables, overrides and defaults written out.
+    """A recipe as one complete file, itself a recipe, with parents, variables, overrides and defaults.
 
-    Variables are already filled in, so a `${` that remains is meant literally.
+    Variables are already filled in, so a remaining `${` is written literally.
     """
     values = recipe.model_dump(mode="json", exclude_none=True, exclude={"extends", "env", "vars"})
     for part in (values["model"]["language_model"], values["model"]["vision_tower"]):
-        # Pretrained weights have no seed, and a recipe that gives them one is refused.
+        # Pretrained weights have no seed, and a recipe with one for them is refused.
         if isinstance(part, dict) and "source" in part:
             del part["seed"]
         if isinstance(part, dict) and (part.get("quantization") or {}).get("bits") == 8:
             part["quantization"] = {"bits": 8}
     for stage, written in zip(recipe.stages, values["stages"], strict=True):
         for strategy, steps in (("eval_strategy", "eval_steps"), ("save_strategy", "save_steps")):
-            # A default that nothing reads would be reported as one that somebody wrote.
+            # A default that has no effect would be reported as if somebody had written it.
             if getattr(stage.train, strategy) != "steps" and steps not in stage.train.model_fields_set:
                 del written["train"][steps]
     return write_values(_literal(values))
 
 
 def write_with_remarks(recipe: Recipe, remark: Callable[[KeyPath], str]) -> str:
-    """The same text with a remark after each value."""
+    """The text of `write_resolved` with a remark after each value."""
     text = write_resolved(recipe)
     places = parse_value(text, "").value_marks
     inner = {path[:-1] for path in places if path}
@@ -122,7 +122,7 @@ def write_with_remarks(recipe: Recipe, remark: Callable[[KeyPath], str]) -> str:
 
 
 def _literal(value: Value) -> Value:
-    """The value as it is written so that nothing in it is read as a variable."""
+    """The value, escaped so that nothing in it is read as a variable."""
     if isinstance(value, str):
         return value.replace("${", "$${")
     if isinstance(value, dict):
@@ -131,13 +131,13 @@ def _literal(value: Value) -> Value:
 
 
 # ---- edits -----------------------------------------------------------------------------------------------
-# The text is a template of ours: block style, one document, no anchors.
+# Of our own templates: block style, one document, no anchors.
 
 
 def set_value(text: str, path: KeyPath, value: Value) -> str:
-    """The text with the value at `path`, which is replaced, or added at the end of the mapping it belongs in.
+    """The text with the value at `path`, replaced, or added at the end of its mapping.
 
-    Parents that are not there yet are written with it. Raises LookupError for an entry that no list has.
+    Missing parents are added too. Raises LookupError for an entry that a list does not have.
     """
     found, node, rest = _walk(text, path)
     if not rest:
@@ -155,7 +155,7 @@ def set_value(text: str, path: KeyPath, value: Value) -> str:
 
 
 def remove_key(text: str, path: KeyPath) -> str:
-    """The text without the lines of a key of a block mapping; the same text where it is not there."""
+    """The text without the lines of a key of a block mapping; the same text if there is no such key."""
     found, node, rest = _walk(text, path)
     if rest:
         return text
@@ -167,13 +167,13 @@ def remove_key(text: str, path: KeyPath) -> str:
 
 
 def value_text(text: str, path: KeyPath) -> str | None:
-    """How a scalar is written, or None where there is none."""
+    """The text of the scalar at a path, or None if there is none."""
     _, node, rest = _walk(text, path)
     return node.value if not rest and isinstance(node, yaml.ScalarNode) else None
 
 
 def _walk(text: str, path: KeyPath) -> tuple[list[yaml.Node], yaml.Node, KeyPath]:
-    """The nodes on the way, the deepest one that is there, and what is left of the path."""
+    """The nodes along the path, the deepest one that exists, and the rest of the path."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert root is not None
     node: yaml.Node = root
@@ -210,7 +210,7 @@ def _replace(text: str, parent: yaml.Node | None, node: yaml.Node, value: Value)
 
 
 def _in_column(rest: str, num_shorter: int) -> str:
-    """The rest of a line, its comment in the column where it stood before the value changed its length."""
+    """The rest of a line, with its comment in the same column as before the value changed."""
     comment = rest.lstrip(" ")
     num_spaces = len(rest) - len(comment)
     if not comment.startswith("#"):
@@ -233,7 +233,7 @@ def _append_in_brackets(text: str, mapping: yaml.MappingNode, key: str, value: V
 
 
 def _last_leaf(node: yaml.Node) -> int:
-    """Where the last word of a value ends; a block collection's own mark lies after the comments below it."""
+    """The end of the last word of a value; a block collection's own mark is after the comments below it."""
     if isinstance(node, (yaml.MappingNode, yaml.SequenceNode)) and not node.flow_style and node.value:
         last = node.value[-1]
         return _last_leaf(last[1] if isinstance(last, tuple) else last)
@@ -241,6 +241,6 @@ def _last_leaf(node: yaml.Node) -> int:
 
 
 def _line_end(text: str, at: int) -> int:
-    """Where the line after position `at` begins."""
+    """The start of the line after position `at`."""
     newline = text.find("\n", at)
     return len(text) if newline < 0 else newline + 1

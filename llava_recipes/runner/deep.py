@@ -23,13 +23,12 @@ from llava_recipes.data.records import Records, at_source, check_records, open_r
 from llava_recipes.errors import KeyPath, Problem, RecipeError, SampleError
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.model.assemble import skeleton_shapes
-from llava_recipes.plan.data import every_record
 from llava_recipes.plan.image_tokens import any_res
 from llava_recipes.plan.trainable import tuning_problems, what_trains
-from llava_recipes.plan.types import DataPlan, Plan, SourcePlan, StagePlan
+from llava_recipes.plan.types import Plan, StagePlan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.runner.hand_off import Shapes, hand_off_problems, projector_problems
-from llava_recipes.runner.preflight import model_problems, open_prompts
+from llava_recipes.runner.preflight import model_problems, open_prompts, stage_sources
 from llava_recipes.templates import spell
 
 NUM_OPENED: Final = 500
@@ -94,14 +93,15 @@ def look_deeply(
         trains = None if shapes is None else what_trains(shapes, stage)
         if trains is not None:
             problems += tuning_problems(trains, stage, quantized=quantized, stage_path=path)
-        spell_record, spread = _speller(plan, index, problems), _spread(plan, stage)
-        look = _DataLook(stage.data, path, spell_record, spread, image_processor)
-        problems += look.find(every_image=every_image)
+        spell_record = _speller(plan, index, problems)
+        look = _DataLook(stage, spell_record, _spread(plan, stage), image_processor)
+        problems += look.find(path, every_image=every_image)
+        validation = stage.data.validation
         findings.append(
             StageFindings(
                 stage=stage.name,
-                num_records=look.num_records,
-                num_validation_records=look.num_validation_records,
+                num_records=sum(source.num_used or 0 for source in stage.data.sources),
+                num_validation_records=(validation and validation.num_samples) or 0,
                 num_images=look.num_images,
                 num_images_opened=look.num_images_opened,
                 num_images_decoded=look.num_images_decoded,
@@ -170,42 +170,27 @@ class _DataLook:
 
     def __init__(
         self,
-        data: DataPlan,
-        path: KeyPath,
-        spelling: Spell | None,
+        stage: StagePlan,
+        spell_record: Spell | None,
         spread: AnyRes | None,
         image_processor: BaseImageProcessor | None,
     ) -> None:
-        self._data, self._path, self._spell, self._spread = data, path, spelling, spread
-        self._least_tokens = data.image_counts.least_tokens if data.image_counts else 0
-        self._image_processor = image_processor
-        self.num_records = self.num_validation_records = 0
+        self._stage, self._data = stage, stage.data
+        self._spell, self._spread, self._image_processor = spell_record, spread, image_processor
+        self._least_tokens = stage.data.image_counts.least_tokens if stage.data.image_counts else 0
         self.num_images = self.num_images_opened = self.num_images_decoded = 0
 
-    def find(self, *, every_image: bool) -> Iterator[Problem]:
-        data, validation, path = self._data, self._data.validation, (*self._path, "data")
-        for number, source in enumerate(data.sources):
-            yield from self._look(source, (*path, "sources", number), every_image=every_image)
-        self.num_records = sum(source.num_used or 0 for source in data.sources)
-        if validation is None:
-            return
-        self.num_validation_records = validation.num_samples or 0
-        if validation.split is None:
-            for number, source in enumerate(validation.sources):
-                where = (*path, "validation", "sources", number)
-                yield from self._look(source, where, every_image=every_image)
-
-    def _look(self, source: SourcePlan, path: KeyPath, *, every_image: bool) -> Iterator[Problem]:
-        """What is wrong with the records of a source, used for training or held out."""
-        try:
-            records = open_records([every_record(source)])
-        except RecipeError as error:
-            yield from at_source(error.problems, path)
-            return
-        yield from at_source(check_records(records), path)
-        images: list[tuple[int, int]] = []
-        yield from self._read(records, images)
-        yield from self._check_images(records, images, path, every_image=every_image)
+    def find(self, stage_path: KeyPath, *, every_image: bool) -> Iterator[Problem]:
+        for path, source in stage_sources(self._stage, stage_path):
+            try:
+                records = open_records([source])
+            except RecipeError as error:
+                yield from at_source(error.problems, path)
+                continue
+            yield from at_source(check_records(records), path)
+            images: list[tuple[int, int]] = []
+            yield from self._read(records, images)
+            yield from self._check_images(records, images, path, every_image=every_image)
 
     def _read(self, records: Records, images: list[tuple[int, int]]) -> Iterator[Problem]:
         """Conversations that the stage's template cannot write; adds (record, image) numbers to `images`."""
@@ -239,11 +224,13 @@ class _DataLook:
 
     def _check_room(self, record: Record) -> None:
         """Raise _NoRoom when the images of a record leave no room for text even at their fewest tokens."""
-        num_images, most = len(record.images), self._data.max_length
-        num_tokens = num_images * self._least_tokens
-        if num_tokens >= most:
-            taken = images_take(num_images, num_tokens)
-            raise _NoRoom(f"its images leave no room for text: {taken}, max_length is {most}")
+        num_tokens = len(record.images) * self._least_tokens
+        if num_tokens >= self._data.max_length:
+            raise self._no_room(record, num_tokens)
+
+    def _no_room(self, record: Record, num_tokens: int) -> _NoRoom:
+        taken = images_take(len(record.images), num_tokens)
+        return _NoRoom(f"its images leave no room for text: {taken}, max_length is {self._data.max_length}")
 
     def _check_images(
         self, records: Records, images: list[tuple[int, int]], path: KeyPath, *, every_image: bool
@@ -305,10 +292,8 @@ class _DataLook:
         ]
         for index in crowded[:1]:
             record = records[index]
-            taken = images_take(len(record.images), num_tokens[index])
             yield Problem(
-                f'sample {index} (id "{record.id}"): its images leave no room for text: {taken}, '
-                f"max_length is {most}",
+                f'sample {index} (id "{record.id}"): {self._no_room(record, num_tokens[index])}',
                 code="sample-cannot-be-used",
                 mark=records.mark(index),
                 found=f"{len(crowded):,} of {len(num_tokens):,} records whose images were opened",

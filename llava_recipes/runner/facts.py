@@ -275,7 +275,7 @@ def read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> dict[
 
 
 def _read_earlier(folder: Path) -> Earlier:
-    """The folders whose weights lie under those of a run, the oldest first, as seen from here.
+    """The folders that a run was started from, the oldest first, as seen from here.
 
     Empty for what isn't a run of ours; its plan is checked when its weights are looked at.
     """
@@ -290,7 +290,7 @@ def _read_earlier(folder: Path) -> Earlier:
     missing: list[str] = []
     for each in started:
         place = _seen_from_here(Path(each), folder, output_dir)
-        # A run that trained all of it itself stands alone, whatever became of the folder before it.
+        # A run that trained all of it itself needs no earlier folder.
         gone = not place.exists() and trained >= ALL_BUT_THE_TOWER
         (missing if gone else found).append(str(place))
     return Earlier(tuple(found), tuple(missing))

@@ -218,15 +218,17 @@ class _Start:
                 hint=f"write `image_tokens: {{start_end: {'true' if claimed else 'false'}}}` in `model:`",
             )
         elif wanted and found is not None:
-            embeddings = self.ours.get(EMBEDDINGS, (0, 0))
-            if found not in ((NUM_TOKENS, embeddings[1]), embeddings):
-                yield Problem(
-                    "these embeddings of image tokens do not fit the model",
-                    code="image-tokens-do-not-fit",
-                    path=self.path,
-                    found=f"{self.given} has {list(found)}",
-                    hint=f"the shape must be {[NUM_TOKENS, embeddings[1]]}, or {list(embeddings)} in full",
-                )
+            from llava_recipes.model.learned_rows import rows_problem
+
+            problem = rows_problem(
+                found,
+                embeddings=self.ours.get(EMBEDDINGS, (0, 0)),
+                has_tokens=True,
+                path=self.path,
+                found=str(self.given),
+            )
+            if problem is not None:
+                yield problem
 
     def _quantization_problems(self) -> Iterator[Problem]:
         if self.model.language_model.quantization is not None and any(map(ADAPTER.search, self.theirs)):
@@ -313,7 +315,7 @@ class _Start:
             }
             for each in (self.theirs, self.ours)
         )
-        # A run that trained a part of the projector leaves that part alone; its plan says the type.
+        # A run that trained a part of the projector saves only that part; its plan says the type.
         claimed = self.weights.claims.projector
         is_other = set(theirs) != set(ours) if claimed is None else claimed != self.model.projector.type
         if any(shape != ours.get(name) for name, shape in theirs.items()) or (theirs and is_other):

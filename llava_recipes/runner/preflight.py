@@ -156,12 +156,22 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
 
 
 def _data_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
+    for where, source in stage_sources(stage, path):
+        try:
+            found = check_records(open_records([source]))
+        except RecipeError as error:
+            found = list(error.problems)
+        yield from at_source(found, where)
+
+
+def stage_sources(stage: StagePlan, path: KeyPath) -> Iterator[tuple[KeyPath, SourcePlan]]:
+    """Every source of a stage with each of its records once, and its path in the recipe."""
     for number, source in enumerate(stage.data.sources):
-        yield from _record_problems(source, (*path, "data", "sources", number))
+        yield (*path, "data", "sources", number), every_record(source)
     validation = stage.data.validation
     if validation is not None and validation.split is None:
         for number, source in enumerate(validation.sources):
-            yield from _record_problems(source, (*path, "data", "validation", "sources", number))
+            yield (*path, "data", "validation", "sources", number), every_record(source)
 
 
 def _samples_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
@@ -176,15 +186,6 @@ def _samples_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
         except BadImage as error:
             where = (*path, "samples", "images", number)
             yield Problem("this image cannot be used", code="bad-image", path=where, found=error.reason)
-
-
-def _record_problems(source: SourcePlan, path: KeyPath) -> list[Problem]:
-    """What is wrong with the records of a source, used for training or held out."""
-    try:
-        found = check_records(open_records([every_record(source)]))
-    except RecipeError as error:
-        found = list(error.problems)
-    return at_source(found, path)
 
 
 def _output_problems(plan: Plan, index: int, path: KeyPath) -> Iterator[Problem]:

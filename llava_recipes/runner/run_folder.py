@@ -22,8 +22,9 @@ from llava_recipes.files import odd_kind, real_path, replacing, system_folder, w
 from llava_recipes.masking import mask_command
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan, plan_from_json
-from llava_recipes.recipe.foreign import in_short, kind_of, made_of, read_object
+from llava_recipes.recipe.foreign import in_short, made_of, read_object
 from llava_recipes.recipe.locations import check_place
+from llava_recipes.recipe.scalars import kind_of
 
 if TYPE_CHECKING:
     from llava_recipes.train.stage import TrainedStage
@@ -234,7 +235,7 @@ def find_obstacle(folder: Path) -> str | None:
 def _obstacle(folder: Path) -> str | None:
     system = system_folder(folder)
     if system is not None:
-        return f"it lies in {system}, a folder of the system"
+        return f"it is inside {system}, a system folder"
     nearest = folder
     while not os.path.lexists(nearest):
         nearest = nearest.parent

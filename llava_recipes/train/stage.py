@@ -87,7 +87,6 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
 
     assert stage.data.shuffle == (stage.data.order != "file")
     keep = stage.train.training_arguments.get("save_total_limit")
-    stop = StopOnSignal()
     trainer = StageTrainer(
         sampler=EpochSampler(
             len(dataset),
@@ -107,7 +106,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         train_dataset=dataset,
         data_collator=collator_of(assembled, dataset),
         validation=_validation(plan, stage, assembled, arguments),
-        callbacks=[stop],
+        callbacks=[StopOnSignal()],
     )
     together = zero_stage(stage.deepspeed) == 3
     if stage.sampling is not None and (first or together):
@@ -131,11 +130,10 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         check_state(resume_from)
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    except torch.OutOfMemoryError as error:
+    except BaseException as error:
         reporter.abandon()
-        raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
-    except BaseException:
-        reporter.abandon()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
         raise
     return TrainedStage(
         assembled=assembled,
@@ -267,24 +265,24 @@ def _describe(
         f"{train.global_batch_size:,} = {train.per_device_train_batch_size} per device × "
         f"{train.gradient_accumulation_steps} accumulated × {processes}"
     )
+    deepspeed = "no DeepSpeed" if stage.deepspeed is None else f"DeepSpeed {stage.deepspeed_source}"
     rows = [
         ("trains", f"{modules}: {num_trainable:,} parameters"),
         ("data", f"{num_samples:,} samples, {stage.data.wording}"),
-        *(
-            [("validation", f"{validation.num_samples:,} samples, measured {when_measured(stage)}")]
-            if validation is not None
-            else []
-        ),
-        *([("asked", describe_sampling(stage.sampling))] if stage.sampling else []),
-        ("steps", f"{num_steps:,}" + (f", resumed after {resumed_step:,}" if resumed_step else "")),
+    ]
+    if validation is not None:
+        rows.append(("validation", f"{validation.num_samples:,} samples, measured {when_measured(stage)}"))
+    if stage.sampling is not None:
+        rows.append(("asked", describe_sampling(stage.sampling)))
+    rows += [
+        ("steps", f"{num_steps:,}" + (f", resumed after step {resumed_step:,}" if resumed_step else "")),
         ("batch", batch),
-        ("precision", f"{train.precision}, DeepSpeed {stage.deepspeed_source}, on {device}"),
+        ("precision", f"{train.precision}, {deepspeed}, on {device}"),
         ("writes to", str(output_dir)),
     ]
     quantization = plan.model.language_model.quantization
     if quantization is not None:
-        rows.append(
-            ("quantized", f"the language model's linear layers in {describe_quantization(quantization)}")
-        )
+        linear = f"the language model's linear layers, to {describe_quantization(quantization)}"
+        rows.append(("quantized", linear))
     rows += [("note", note) for note in notes]
     return StartPanel(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)

@@ -58,7 +58,7 @@ class Chat:
         self._turns, self._shown, self._waiting = [], [], []
 
     def ask(self, text: str, listen: Callable[[str], None] | None = None) -> str:
-        """The answer to a question, also given to `listen` piece by piece.
+        """The answer to a question, also passed to `listen` piece by piece.
 
         Raises RecipeError when the numbers of tags and images differ, the prompt does not fit, or the
         question is not UTF-8. After an interrupt the answer is what was generated until then.
@@ -68,7 +68,7 @@ class Chat:
                 "the question must be UTF-8", code="not-utf-8", hint="set the terminal to UTF-8"
             )
         question = self._question(text)
-        # A captioner has no conversation: every image stands alone.
+        # A captioner has no conversation: every question starts anew.
         turns, shown = ([], []) if self.is_plain else (self._turns, self._shown)
         turns, shown = [*turns, Turn("human", question)], [*shown, *self._waiting]
         prompt = self._prompt(turns, shown)

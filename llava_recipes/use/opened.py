@@ -118,7 +118,7 @@ def _no_model(folder: Path) -> RecipeError:
         code="not-a-model-folder",
         found=", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
         if names
-        else "nothing in it",
+        else "an empty folder",
         hint=f"a run has {PLAN}, a checkpoint config.json",
     )
 

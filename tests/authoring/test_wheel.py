@@ -11,8 +11,6 @@ import pytest
 from llava_recipes.authoring.gallery import gallery
 from tests.processes import ROOT, run_process
 
-pytestmark = pytest.mark.slow
-
 NEEDED = (
     "pyproject.toml",
     "setup.py",
@@ -56,20 +54,15 @@ def test_the_gallery_comes_along(installed: Path, tmp_path: Path) -> None:
     where = "import llava_recipes; print(llava_recipes.__file__)"
     assert _run("-c", where, folder=tmp_path, installed=installed).startswith(str(installed))
     listed = _run("-m", "llava_recipes", "list", folder=tmp_path, installed=installed)
-    for entry in gallery():
-        assert f"\n  {entry.name} " in listed
-        _run(
-            "-m",
-            "llava_recipes",
-            "copy",
-            entry.name,
-            "-o",
-            "x.yaml",
-            "--force",
-            folder=tmp_path,
-            installed=installed,
-        )
-        _run("-m", "llava_recipes", "validate", "x.yaml", folder=tmp_path, installed=installed)
+    names = [entry.name for entry in gallery()]
+    assert all(f"\n  {name} " in listed for name in names)
+    copy_each = (
+        "import sys; from llava_recipes.cli.main import main\n"
+        "for name in sys.argv[1:]:\n"
+        "    assert main(['copy', name, '-o', 'x.yaml', '--force']) == 0\n"
+        "    assert main(['validate', 'x.yaml']) == 0\n"
+    )
+    _run("-c", copy_each, *names, folder=tmp_path, installed=installed)
 
 
 def test_so_do_templates_and_schemas(installed: Path, tmp_path: Path) -> None:

@@ -8,17 +8,18 @@ import time
 from pathlib import Path
 
 from benchmarks.bounded import Ended, run_bounded
+from tests.processes import TIMEOUT_S
 
 # A child in a session of its own, which a kill of the group alone would leave.
 PARENT = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(900)"], start_new_session=True)
 print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(900)
 """
 
 
-def run(code: str, folder: Path, *, limit_s: float = 30.0) -> tuple[Ended, list[str]]:
+def run(code: str, folder: Path, *, limit_s: float = TIMEOUT_S) -> tuple[Ended, list[str]]:
     lines: list[str] = []
     ended = run_bounded(
         [sys.executable, "-c", code], env=os.environ, cwd=folder, limit_s=limit_s, on_line=lines.append
@@ -48,11 +49,11 @@ def test_a_program_is_killed_when_its_caller_has_to_stop(tmp_path: Path) -> None
         [sys.executable, "-c", PARENT],
         env=os.environ,
         cwd=tmp_path,
-        limit_s=50,
+        limit_s=TIMEOUT_S,
         on_line=lines.append,
         has_to_stop=lambda: bool(lines),
     )
-    assert ended.code is None and ended.seconds < 30
+    assert ended.code is None and ended.seconds < TIMEOUT_S
     assert not is_alive(int(lines[0]))
 
 
@@ -70,7 +71,7 @@ def test_lines_come_while_the_program_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(0.6)"],
         env=os.environ,
         cwd=tmp_path,
-        limit_s=30,
+        limit_s=TIMEOUT_S,
         on_line=lambda line: times.append(time.monotonic()),
     )
     assert time.monotonic() - times[0] > 0.5

@@ -13,8 +13,6 @@ from benchmarks.gpu_steps import Setting, measure_steps
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.plan.types import Plan
 
-pytestmark = pytest.mark.slow
-
 SETTING = Setting(
     model="tiny",
     tuning="Stage 1",

@@ -16,8 +16,6 @@ from tests.processes import llava_recipe, python
 from tests.terminal import HOSTILE, PRINTABLE, as_file_name, on_terminal, steering
 from tests.tiny import FIXTURES, stage1_values
 
-pytestmark = pytest.mark.slow
-
 FILE = as_file_name(HOSTILE)
 TEXT = as_file_name(PRINTABLE)
 """For paths inside a recipe."""

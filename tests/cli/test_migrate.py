@@ -29,7 +29,7 @@ def test_the_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["migrate", str(SCRIPT), "-o", str(recipe)]) == 0
     assert main(["validate", str(recipe)]) == 0
     assert main(["migrate", str(SCRIPT), "-o", str(recipe)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["migrate", str(SCRIPT), "--arg", "7b", "-o", str(recipe), "--force"]) == 0
     assert "vicuna-7b" in recipe.read_text(encoding="utf-8")
 

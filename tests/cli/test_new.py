@@ -16,6 +16,7 @@ import pytest
 from llava_recipes.authoring.new_recipe import TEMPLATES
 from llava_recipes.cli.main import main
 from llava_recipes.recipe.load import load_recipe
+from tests.processes import TIMEOUT_S
 
 ROOT = Path(__file__).parent.parent.parent
 TURNS = [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": "a cat"}]
@@ -144,7 +145,7 @@ def _on_a_terminal(folder: Path, words: Sequence[str], answers: bytes) -> tuple[
     )
     os.close(theirs)
     os.write(ours, answers)
-    screen, deadline_s = b"", time.monotonic() + 60
+    screen, deadline_s = b"", time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline_s:
         try:
             piece = os.read(ours, 4096)
@@ -153,12 +154,11 @@ def _on_a_terminal(folder: Path, words: Sequence[str], answers: bytes) -> tuple[
         if not piece:
             break
         screen += piece
-    code = process.wait(timeout=20)
+    code = process.wait(timeout=TIMEOUT_S)
     os.close(ours)
     return code, screen.decode("utf-8", "replace")
 
 
-@pytest.mark.slow
 def test_a_terminal_is_asked_for_what_is_open(elsewhere: Path) -> None:
     answers = b"tiny\n\nopenai/clip-vit-large-patch14\ncaptions.json\n\nasked.yaml\n"
     code, screen = _on_a_terminal(elsewhere, [], answers)
@@ -169,7 +169,6 @@ def test_a_terminal_is_asked_for_what_is_open(elsewhere: Path) -> None:
     assert "language model" in screen
 
 
-@pytest.mark.slow
 def test_what_is_given_is_not_asked_for(elsewhere: Path) -> None:
     words = ["pretrain", "--llm", "lmsys/vicuna-7b-v1.5", "--data", "captions.json", "-o", "given.yaml"]
     code, screen = _on_a_terminal(elsewhere, words, b"\n")
@@ -179,17 +178,15 @@ def test_what_is_given_is_not_asked_for(elsewhere: Path) -> None:
     assert load_recipe("given.yaml").recipe.model.vision_tower.source == "openai/clip-vit-large-patch14-336"
 
 
-@pytest.mark.slow
 def test_a_taken_name_is_asked_for_again(elsewhere: Path) -> None:
     (elsewhere / "tiny.yaml").write_text("mine", encoding="utf-8")
     code, screen = _on_a_terminal(elsewhere, ["tiny"], b"\n\n\n\nother.yaml\n")
     assert code == 0, screen
-    assert "is there already" in screen
+    assert "already exists" in screen
     assert (elsewhere / "tiny.yaml").read_text(encoding="utf-8") == "mine"
     assert (elsewhere / "other.yaml").is_file()
 
 
-@pytest.mark.slow
 def test_a_question_can_be_left(elsewhere: Path) -> None:
     code, screen = _on_a_terminal(elsewhere, ["tiny"], b"\x04")
     assert code == 130, screen

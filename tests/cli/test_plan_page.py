@@ -112,7 +112,6 @@ def test_where_no_page_can_be_written_is_reported(
     assert "the page cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_page_alone_needs_jinja(tmp_path: Path) -> None:
     code = (
         "import sys\n"

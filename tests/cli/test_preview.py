@@ -35,7 +35,6 @@ def golden(name: str) -> dict[int, dict[str, Any]]:
     return {sample["index"]: sample for sample in samples}
 
 
-@pytest.mark.slow
 def test_json_lines_are_the_originals_samples(tmp_path: Path) -> None:
     """In a process of its own: nothing but JSON on the output, nothing on the error output."""
     options = ("--stage", "pretrain", "--samples", "0:24", "--format", "jsonl")

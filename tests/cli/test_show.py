@@ -167,7 +167,6 @@ values = st.recursive(
 )
 
 
-@pytest.mark.slow
 @examples(200)
 @given(values)
 def test_any_value_is_written_so_that_it_is_read_back(value: object) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.damage.mutations import Mutation, remove
 
-LIMIT_S = 60
+LIMIT_S = 300
 BATCH = 25
 _MOST_CHARACTERS = 20_000
 _MOST_IN_A_LINE = 900

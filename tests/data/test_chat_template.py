@@ -89,7 +89,7 @@ def test_what_a_template_writes_before_an_answer_and_not_in_a_prompt_is_learned(
     assert template.stop == "<|im_end|>"
 
 
-def test_thoughts_that_a_template_drops_are_told(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_thoughts_that_a_template_drops_are_reported(tokenizer: PreTrainedTokenizerBase) -> None:
     template = opened(tokenizer, THINKING)
     turns = [TURNS[0], Turn("gpt", "<think>\nhm\n</think>\n\nA"), *TURNS[2:]]
     with pytest.raises(ValueError, match="changes the turns' text"):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from llava_recipes.data.collate import Collator
+from llava_recipes.data.collate import Collator, expand
 from llava_recipes.data.crops import ImageLayout, PreparedImage
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.prompts import IGNORED, IMAGE_ID
@@ -122,8 +122,8 @@ def test_nothing_left_to_learn_is_an_error_that_names_each_sample() -> None:
     assert collator([good])["labels"].tolist() == [[-100, 5]]
     with pytest.raises(SampleError) as caught:
         collator([cut[0], good, cut[1]])
-    told = [(problem.message.split(":")[0], problem.found) for problem in caught.value.problems]
-    assert told == [
+    reported = [(problem.message.split(":")[0], problem.found) for problem in caught.value.problems]
+    assert reported == [
         ('sample 3 (id "id3")', "1 image takes 4 tokens, max_length is 4"),
         ('sample 8 (id "id8")', "5 tokens, max_length is 4"),
     ]
@@ -173,7 +173,7 @@ def test_a_batch_is_each_sample_expanded_cut_and_padded(
     assert int(batch["attention_mask"].sum(dim=1).max()) == batch["input_ids"].shape[1] <= max_length
 
 
-def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
+def test_images_that_fill_the_longest_length_are_reported_as_such() -> None:
     images = Sample(
         index=4,
         id="many",
@@ -193,3 +193,11 @@ def test_images_that_fill_the_longest_length_are_told_as_such() -> None:
     assert collator.max_length == 1024
     roomy = Collator(ImageLayout(576), max_length=1732, pad_token_id=0)([images])
     assert roomy["feature_places"].tolist() == list(range(3 * 576))
+
+
+def test_a_dropped_token_and_its_label_are_left_out_before_the_cut() -> None:
+    ids, labels = torch.tensor([5, 0, IMAGE_ID, 0, 6, 7, 8]), torch.tensor([1, 2, IGNORED, 3, 4, 5, 6])
+    expanded = expand(ids, labels, num_image_tokens=[2], max_length=5, dropped_token_id=0)
+    assert expanded.input_ids.tolist() == [5, 0, 0, 6, 7]
+    assert expanded.is_image.tolist() == [False, True, True, False, False]
+    assert expanded.labels.tolist() == [1, IGNORED, IGNORED, 4, 5]

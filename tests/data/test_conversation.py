@@ -62,7 +62,7 @@ def test_words_are_counted(values: dict[str, Any], length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told", "hint"),
+    ("values", "reported", "hint"),
     [
         ({"messages": []}, "`messages` is not a list of turns, or is empty", None),
         ({"messages": ["a"]}, "message 0 is not a mapping", None),
@@ -105,8 +105,8 @@ def test_words_are_counted(values: dict[str, Any], length: int) -> None:
         ),
     ],
 )
-def test_what_is_no_record(values: dict[str, Any], told: str, hint: str | None) -> None:
+def test_what_is_no_record(values: dict[str, Any], reported: str, hint: str | None) -> None:
     with pytest.raises(MalformedRecord) as caught:
         parsed(**values)
-    assert told in caught.value.message
+    assert reported in caught.value.message
     assert caught.value.hint == hint

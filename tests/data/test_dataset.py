@@ -119,7 +119,7 @@ def test_text_only_samples_have_no_images(tokenizer: PreTrainedTokenizerBase, tm
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_bad_image_is_told_with_index_id_file_and_line(
+def test_a_bad_image_is_reported_with_index_id_file_and_line(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, num_workers: int
 ) -> None:
     file = image_records(tmp_path, "rgb_0.jpg", "edge/truncated.jpg")

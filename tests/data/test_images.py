@@ -124,14 +124,14 @@ def test_inline_settings_win() -> None:
     assert torch.equal(white, torch.ones_like(white))
 
 
-def test_an_unknown_setting_is_told_at_its_key() -> None:
+def test_an_unknown_setting_is_reported_at_its_key() -> None:
     with pytest.raises(RecipeError) as caught:
         inline("clip_vision_model", 28, image_meen=[0.0])
     (problem,) = caught.value.problems
     assert problem.path == ("model", "vision_tower", "image_processor", "image_meen")
 
 
-def test_a_tower_without_image_processor_is_told(tmp_path: Path) -> None:
+def test_a_tower_without_image_processor_is_reported(tmp_path: Path) -> None:
     tower = VisionTower.model_validate({"source": str(tmp_path)})
     with pytest.raises(RecipeError, match=r"no preprocessor_config\.json"):
         load_image_processor(tower)

@@ -140,13 +140,15 @@ def test_a_problem_names_file_and_row(tmp_path: Path) -> None:
     rows[12]["image"] = None
     file = write_parquet(rows, tmp_path / "data.parquet")
     opened = open_records([source(file, sampling_strategy="end:14")])
-    told = []
+    reported = []
     for index in (1, 2):
         with pytest.raises(SampleError) as caught:
             opened[index]
-        told.append(render_problems(SampleError(str(caught.value)).problems))
-    assert told[0].startswith(f'{file}: row 11: sample 1 (id "s1_011"): two human turns follow each other')
-    assert told[1].startswith(f'{file}: row 12: sample 2 (id "s1_012"): <image> tags and images differ')
+        reported.append(render_problems(SampleError(str(caught.value)).problems))
+    assert reported[0].startswith(
+        f'{file}: row 11: sample 1 (id "s1_011"): two human turns follow each other'
+    )
+    assert reported[1].startswith(f'{file}: row 12: sample 2 (id "s1_012"): <image> tags and images differ')
 
 
 @pytest.mark.parametrize(
@@ -293,7 +295,7 @@ def test_a_row_group_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         open_records([source(file)])
 
 
-def test_a_file_that_changes_under_a_run_is_told(tmp_path: Path) -> None:
+def test_a_file_that_changes_under_a_run_is_reported(tmp_path: Path) -> None:
     file = write_parquet([with_structs(record) for record in records()], tmp_path / "data.parquet")
     opened: Records = open_records([source(file)])
     os.truncate(file, 100)

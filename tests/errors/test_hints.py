@@ -45,7 +45,6 @@ def test_hints_obeyed_one_after_another_come_to_an_end(file: Path) -> None:
     pytest.fail(f"still {[problem.hint for problem in problems_of(root, str(file))]}")
 
 
-@pytest.mark.slow
 def test_most_hints_can_be_obeyed_by_the_letter() -> None:
     """So that the tests above do not pass because nothing is tried."""
     tried = [

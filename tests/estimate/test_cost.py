@@ -52,8 +52,6 @@ def test_every_gpu_is_plausible() -> None:
         assert 0.3 <= gpu.efficiency <= 1
 
 
-pytestmark = pytest.mark.slow
-
 _WEIGHTS = ("trained.safetensors", "mm_projector.safetensors", "mm_projector.bin")
 _OPTIMIZER = ("optimizer.pt", "*model_states.pt", "*optim_states.pt")
 

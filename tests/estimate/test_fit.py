@@ -52,7 +52,6 @@ def cases() -> list[ParameterSet]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("gpu", "model", "stage", "world_size"), cases())
 def test_a_proposal_fits_when_it_is_followed(
     gpu: str, model: str, stage: dict[str, Any], world_size: int

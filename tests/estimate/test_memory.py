@@ -8,8 +8,28 @@ import pytest
 import torch
 
 from benchmarks.memory import CASES, Case, Measured, measure
+from tests.laws import only_long
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*TorchDispatchMode.*")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*TorchDispatchMode.*")
+
+CORNERS = {
+    "projector trains, bf16",
+    "projector and LLM train, checkpointing, fp32",
+    "all trains, SigLIP, bf16",
+    "last two layers train, bf16",
+    "projector trains, qwen2, bf16",
+    "projector and LLM train, qwen3, bf16",
+    "projector and LoRA train, bf16",
+    "projector and LLM train, checkpointing, autocast",
+    "projector and LoRA train, checkpointing, autocast",
+}
+"""Every kind of training, precision, tower and language model at least once."""
+
+TRIED = [pytest.param(name, marks=() if name in CORNERS else (only_long,)) for name in CASES]
+
+
+def test_the_corners_are_cases() -> None:
+    assert CASES.keys() >= CORNERS
 
 
 @cache
@@ -22,13 +42,13 @@ def measured(case: Case) -> Measured:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRIED)
 def test_activations_are_those_that_torch_keeps(name: str) -> None:
     found = measured(CASES[name])
     assert found.estimated_saved == pytest.approx(found.saved, rel=0.05)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRIED)
 def test_the_peak_is_near_what_is_alive_at_once(name: str) -> None:
     found = measured(CASES[name])
     assert found.estimated_peak == pytest.approx(found.peak, rel=0.10)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import Environment, nodes
+from jinja2 import Environment, Template, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -57,16 +58,18 @@ class _FewMethods(ImmutableSandboxedEnvironment):
 
 def render(text: str, messages: list[dict[str, Any]], *, open_answer: bool, bos_token: str = "<s>") -> str:
     """The text that llama.cpp makes of messages; raises where it lacks something."""
+    return _template(text).render(messages=messages, add_generation_prompt=open_answer, bos_token=bos_token)
 
+
+@cache
+def _template(text: str) -> Template:
     def raise_exception(message: str) -> NoReturn:
         raise ValueError(message)
 
     check_jinja(text)
     environment = _FewMethods(trim_blocks=True, lstrip_blocks=True)
     environment.globals = {"raise_exception": raise_exception, "namespace": environment.globals["namespace"]}
-    return environment.from_string(text).render(
-        messages=messages, add_generation_prompt=open_answer, bos_token=bos_token
-    )
+    return environment.from_string(text)
 
 
 def chat_template(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""What is exported says what the run says, in every layout and back; and nothing is written over."""
+"""An export computes what the run computes, in every layout and back, and replaces no files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import RecipeError
 from llava_recipes.export import target
 from llava_recipes.export.checking import drawn_image, expanded, expected_of, largest_difference
-from llava_recipes.export.export import Exported, ExportLayout, export_run, import_checkpoint, merge_run
+from llava_recipes.export.export import Exported, export_run, import_checkpoint, merge_run
+from llava_recipes.plan.exports import Target
 from llava_recipes.templates import Turn
 from llava_recipes.use.opened import open_run
 from tests.golden_runs import run_folder
 from tests.use.finished import finish, logits_of, run_values
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
-LAYOUTS: tuple[ExportLayout, ...] = ("hf", "llava", "gguf-ready")
+LAYOUTS: tuple[Target, ...] = ("hf", "llava", "gguf-ready")
 
 
-def export(run: Path, target: Path, to: ExportLayout, **options: Any) -> Exported:
+def export(run: Path, target: Path, to: Target, **options: Any) -> Exported:
     return export_run(run, target, to=to, **{"dtype": None, "max_bytes": 10**9, **options})
 
 
@@ -42,9 +41,7 @@ def difference(one: Path, other: Path) -> float:
 
 @pytest.mark.parametrize("layout", ["hf", "llava"])
 @pytest.mark.parametrize("name", ["projector", "full", "dora"])
-def test_a_round_trip_keeps_the_logits(
-    name: str, layout: ExportLayout, pipeline: Path, tmp_path: Path
-) -> None:
+def test_a_round_trip_keeps_the_logits(name: str, layout: Target, pipeline: Path, tmp_path: Path) -> None:
     done = export(pipeline / name, tmp_path / "out", layout)
     assert done.difference <= 1e-5
     done, tower = import_checkpoint(
@@ -183,7 +180,7 @@ def test_what_the_original_cannot_read_is_said(
     assert main(["export", str(pipeline / "dora"), "--to", "llava", "-o", str(tmp_path / "dora")]) == 0
     said = capsys.readouterr().out
     folder = pipeline / "dora"
-    assert f"note     the original LLaVA reads this model, but not the adapters in {folder}: " in said
+    assert f"note     the original LLaVA can read this model, but not the adapters in {folder}: " in said
     assert "its peft 0.8.2 does not know DoRA" in said
     for layout, name in (("llava", "lora"), ("hf", "dora")):
         words = ["export", str(pipeline / name), "--to", layout, "-o", str(tmp_path / f"{layout}-{name}")]
@@ -198,7 +195,7 @@ def test_nothing_is_written_over(pipeline: Path, tmp_path: Path) -> None:
             export(pipeline / "full", tmp_path, layout)
     with pytest.raises(RecipeError, match="is not empty"):
         merge_run(pipeline / "lora", tmp_path, dtype=None, max_bytes=10**9, base=None)
-    with pytest.raises(RecipeError, match="is no folder"):
+    with pytest.raises(RecipeError, match="isn't a folder"):
         export(pipeline / "full", tmp_path / "thesis.txt", "hf")
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
@@ -207,8 +204,8 @@ def test_nothing_is_written_over(pipeline: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_export_that_says_something_else_is_thrown_away(
-    layout: ExportLayout, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_export_with_other_logits_is_removed(
+    layout: Target, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = target._as_stored
 
@@ -217,7 +214,7 @@ def test_an_export_that_says_something_else_is_thrown_away(
         return tensor * 1.001 if piece.name.endswith("layers.1.mlp.up_proj.weight") else tensor
 
     monkeypatch.setattr(target, "_as_stored", spoilt)
-    with pytest.raises(RecipeError, match="does not say what the run says"):
+    with pytest.raises(RecipeError, match="other logits than the run"):
         export(pipeline / "full", tmp_path / "out", layout)
     assert list(tmp_path.iterdir()) == []
 
@@ -254,7 +251,7 @@ def test_sizes_of_files_are_read(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "5 apples", "-1GB", "0.1"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(RecipeError, match="no size of a file"):
+    with pytest.raises(RecipeError, match="isn't a file size"):
         target.parse_size(text)
 
 
@@ -269,7 +266,7 @@ def test_the_commands(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads((back / "config.json").read_text())["torch_dtype"] == "bfloat16"
     refusals = (
         (["merge", str(pipeline / "full"), "-o", str(tmp_path / "no")], "no adapters to merge"),
-        (["import", str(pipeline / "full"), "-o", str(tmp_path / "no")], "a run of llava-recipes already"),
+        (["import", str(pipeline / "full"), "-o", str(tmp_path / "no")], "already a run of llava-recipes"),
         (["export", str(merged), "--to", "hf", "--with-tower"], "--with-tower has no effect with `--to hf`"),
         (["export", str(tmp_path / "nothing"), "--to", "hf"], "does not exist"),
         (["export", str(merged), "--to", "hf"], "is not empty"),

@@ -1,4 +1,4 @@
-"""llama.cpp gives the ids of the training for what the chat template writes."""
+"""For the text of the chat template, llama.cpp computes the ids of the training."""
 
 from __future__ import annotations
 
@@ -118,4 +118,4 @@ def test_a_prompt_that_no_spelling_gives_is_reported(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(refusing, "_OTHERS", ())
     assert not spelling_for(run).is_exact
     _, note = notes_of(run, "gguf-ready")
-    assert "spells this model's prompts otherwise" in note
+    assert "tokenizes this model's prompts differently" in note

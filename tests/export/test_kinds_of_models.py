@@ -23,7 +23,8 @@ from transformers import (
 from llava_recipes.data.prompts import IMAGE_ID, Prompts
 from llava_recipes.errors import RecipeError
 from llava_recipes.export.checking import QUESTION, expected_of, largest_difference
-from llava_recipes.export.export import ExportLayout, export_run, import_checkpoint
+from llava_recipes.export.export import export_run, import_checkpoint
+from llava_recipes.plan.exports import Target
 from llava_recipes.templates import Turn
 from llava_recipes.use.opened import OpenedRun, open_run
 from tests.export import llama_cpp
@@ -31,8 +32,6 @@ from tests.golden_runs import run_folder
 from tests.model.plans import INLINE_CLIP
 from tests.tiny import FIXTURES
 from tests.use.finished import conversations, finish, run_values
-
-pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 CLIP = FIXTURES / "tiny_clip"
@@ -81,7 +80,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layout", ["hf", "llava"])
 @pytest.mark.parametrize("name", ["drawn", "everything"])
 def test_a_round_trip_keeps_the_logits(
-    name: str, layout: ExportLayout, request: pytest.FixtureRequest, tmp_path: Path
+    name: str, layout: Target, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     run = request.getfixturevalue(name)
     export_run(run, tmp_path / "out", to=layout, dtype=torch.bfloat16, max_bytes=10**9)
@@ -212,7 +211,7 @@ def test_another_llava_of_transformers_is_refused(made_by_transformers: Path) ->
     for change, reason in (
         ({"projector_hidden_act": "relu"}, "projector is of a kind"),
         ({"vision_feature_layer": [-2, -1]}, "projector is of a kind"),
-        ({"model_type": "llava_onevision"}, "no LLaVA model"),
+        ({"model_type": "llava_onevision"}, "isn't a LLaVA model"),
     ):
         (made_by_transformers / "config.json").write_text(json.dumps(config | change))
         assert reason in refused()
@@ -253,9 +252,7 @@ def test_llama_cpp_gets_grids_and_newline(any_size: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("layout", ["hf", "llava"])
-def test_images_of_any_size_go_out_and_come_back(
-    layout: ExportLayout, any_size: Path, tmp_path: Path
-) -> None:
+def test_images_of_any_size_go_out_and_come_back(layout: Target, any_size: Path, tmp_path: Path) -> None:
     done = export_run(any_size, tmp_path / "out", to=layout, dtype=None, max_bytes=10**9)
     assert done.difference <= 1e-5
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""A card shows what a recipe says as it says it, and nothing of the machine."""
+"""A card shows the recipe as it is written, and nothing of the machine."""
 
 from __future__ import annotations
 
@@ -209,7 +209,6 @@ def test_keys_are_published_as_values_are() -> None:
     assert public_values({"x": {"/home/alice/a.json": 2}}) == {"x": {"a.json": 2}}
 
 
-@pytest.mark.slow
 def test_what_a_recipe_is_called_is_no_markup(pipeline: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(pipeline / "projector", folder)
@@ -246,7 +245,6 @@ def test_what_a_recipe_is_called_is_no_markup(pipeline: Path, tmp_path: Path) ->
     assert len(cells) == 2 * len(rows) and len(rows) == 8 + 9 + 2
 
 
-@pytest.mark.slow
 def test_a_folder_that_reads_as_a_hub_id_is_one_from_everywhere(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,14 +19,13 @@ from transformers import CLIPVisionModel
 from llava_recipes.data.prompts import Prompts
 from llava_recipes.demo.vocabulary import write_tokenizer
 from llava_recipes.errors import RecipeError
-from llava_recipes.export.export import ExportLayout, export_run, merge_run, write_export
+from llava_recipes.export.export import export_run, merge_run, write_export
 from llava_recipes.model.forward import num_layers_run
+from llava_recipes.plan.exports import Target
 from llava_recipes.templates import Turn
 from llava_recipes.use.opened import OpenedRun, open_run
 from tests.export import llama_cpp
 from tests.tiny import FIXTURES
-
-pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 QUESTION = "What is in this image?"
@@ -188,7 +187,7 @@ def test_files_have_the_mode_that_the_umask_leaves(
         if layout == "merge":
             merge_run(pipeline / "lora", tmp_path / "new" / "out", base=None, **options)
         else:
-            to: ExportLayout = layout  # type: ignore[assignment]
+            to: Target = layout  # type: ignore[assignment]
             export_run(pipeline / "lora", tmp_path / "new" / "out", to=to, **options)
     found = {
         path.relative_to(tmp_path).as_posix(): stat.S_IMODE(path.stat().st_mode)
@@ -200,7 +199,7 @@ def test_files_have_the_mode_that_the_umask_leaves(
 
 
 @pytest.mark.parametrize("layout", ["hf", "llava", "gguf-ready"])
-def test_no_path_of_the_machine_is_published(layout: ExportLayout, pipeline: Path, tmp_path: Path) -> None:
+def test_no_path_of_the_machine_is_published(layout: Target, pipeline: Path, tmp_path: Path) -> None:
     base = tmp_path / "tiny_vicuna"
     shutil.copytree(FIXTURES / "tiny_vicuna", base)
     settings = json.loads((base / "tokenizer_config.json").read_text())

@@ -1,4 +1,4 @@
-"""A new folder is there whole or not at all."""
+"""A new folder is complete or absent."""
 
 from __future__ import annotations
 

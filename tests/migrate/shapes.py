@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from llava_recipes.recipe.scalars import Value
 
@@ -33,19 +34,19 @@ COMMON: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A script or config, and what must come of it: a refusal, or values and what is lost."""
+    """A script or config, and its expected result: a refusal, or values and what is lost."""
 
     name: str
     text: str
     file: str = "run.sh"
     values: Mapping[str, Value] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
-    """All that is lost; nothing else is."""
+    """Everything that is lost."""
     refused: str = ""
     """A part of the error's first message."""
     variables: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
-    """Files that lie there, by their paths."""
+    """Files next to it, by path."""
 
 
 def script(launcher: str, *, before: str = "", extra: str = "", without: str = "", **changes: str) -> str:
@@ -255,6 +256,29 @@ PROGRAMS = [
         refused="the conversation `stablelm` of TinyLLaVA",
     ),
     Shape(
+        "TinyLLaVA, the tower's upper layers",
+        script(
+            "deepspeed tinyllava/train/train.py",
+            without="version mm_projector_type mm_use_im_patch_token",
+            extra="--connector_type linear --tune_type_vision_tower partially-tune --vision_tower2 x/y "
+            "--tokenizer_name_or_path c/d --mm_patch_merge_type spatial --training_recipe odd --bits 8 "
+            "--tune_type_llm mlp --pretrained_model_path ./w --vision_tower_lr 1e-5",
+        ),
+        values={
+            "stages.0.trainable": ["projector", "vision_tower.encoder.layers.{10..23}"],
+            "model.language_model.tokenizer": "c/d",
+            "model.language_model.quantization": {"bits": 8},
+            "stages.0.init_from": "./w",
+        },
+        lost=frozenset({"--vision_tower2", "--mm_patch_merge_type", "--training_recipe", "--tune_type_llm"}),
+    ),
+    Shape(
+        "TinyLLaVA's first version",
+        script("deepspeed tinyllava/train/train.py", version="phi"),
+        values={TEMPLATE: "v1"},
+        lost=FORK,
+    ),
+    Shape(
         "TinyLLaVA in four bits",
         script(
             "deepspeed tinyllava/train/train.py",
@@ -445,9 +469,18 @@ ALWAYS: Mapping[str, Value] = {f"{TRAIN}.max_grad_norm": 0, f"{TRAIN}.gradient_c
 
 
 def xtuner(
-    name: str, values: Mapping[str, Value], *, lost: frozenset[str], sets: str = ONE, model: str = ""
+    name: str,
+    values: Mapping[str, Value],
+    *,
+    lost: frozenset[str],
+    sets: str = ONE,
+    model: str = "",
+    changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Shape:
     text = XTUNER.format(sets=sets, model=model)
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
     return Shape(f"XTuner: {name}", text, "config.py", {**ALWAYS, **values}, lost)
 
 
@@ -504,8 +537,35 @@ CONFIGS = [
         lost=OF_XTUNER | {"train_dataset.type"},
         sets=ONE.replace("LLaVADataset", "InternVLDataset"),
     ),
+    xtuner(
+        "its schedule and optimizer",
+        {
+            f"{TRAIN}.adam_beta2": 0.99,
+            f"{TRAIN}.max_steps": 7,
+            f"{TRAIN}.seed": 3,
+            f"{TRAIN}.save_steps": 5,
+            f"{DATA}.image_aspect_ratio": "square",
+            f"{DATA}.shuffle": False,
+            "model.projector.type": "mlp3x_gelu",
+            "model.language_model.quantization": {"bits": 4, "type": "nf4", "double_quant": False},
+        },
+        lost=OF_XTUNER | {"optim_wrapper.optimizer.type", "optimizer.momentum", "param_scheduler[0].type"},
+        sets=ONE.replace("pad_image_to_square=True, ", ""),
+        model="projector_depth=3,",
+        changes={
+            "type=AdamW, lr=2e-4": "type=Lion, betas=(0.9, 0.99), momentum=0.5, lr=2e-4",
+            "type=CosineAnnealingLR, begin": "type=CosineAnnealingLR, eta_min=0, begin",
+            "type=LinearLR": "type=ConstantLR",
+            "max_epochs=1": "max_iters=7",
+            "llm=dict(": "llm=dict(quantization_config=dict(type=BitsAndBytesConfig, load_in_4bit=True, "
+            "bnb_4bit_quant_type='nf4'), ",
+            "num_workers=4": "num_workers=4, sampler=dict(type=DefaultSampler, shuffle=False)",
+            "train_cfg": "randomness = dict(seed=3)\n"
+            "default_hooks = dict(checkpoint=dict(interval=5))\ntrain_cfg",
+        },
+    ),
     Shape(
-        "XTuner: a template that recipes have not",
+        "XTuner: a template that recipes don't have",
         XTUNER.format(sets=ONE.replace("vicuna", "internlm2_chat"), model=""),
         "config.py",
         refused="no template for XTuner's `internlm2_chat`",
@@ -575,6 +635,32 @@ YAML = [
         "config.yaml",
         {"model.language_model.quantization.bits": 4, "stages.0.lora.modules": ["language_model"]},
         frozenset({"datasets[0].type"}),
+    ),
+    Shape(
+        "axolotl: keys that change the run",
+        QLORA + "adapter: ia3\ntrain_on_inputs: true\nsample_packing: true\nsaves_per_epoch: 2\n"
+        "group_by_length: true\nload_in_8bit: true\nlora_r: 8\nval_set_size: 0\n"
+        "datasets:\n  - {path: a/b, split: train}\nmm_image_folder: im\n",
+        "config.yaml",
+        {"model.language_model.quantization": {"bits": 8}, f"{DATA}.group_by": "length"},
+        frozenset({"adapter", "train_on_inputs", "sample_packing", "saves_per_epoch", "datasets"}),
+    ),
+    Shape(
+        "LLaMA-Factory: keys that change the run",
+        FACTORY + "finetuning_type: full\nquantization_bit: 2\nquantization_method: hqq\n"
+        "eval_dataset: v\nimage_dir: im\nfreeze_vision_tower: true\n",
+        "config.yaml",
+        {f"{DATA}.validation.sources": [{"annotations": "data/v.json", "images": "im"}]},
+        frozenset({"quantization_bit", "quantization_method", "dataset", "eval_dataset"}),
+    ),
+    Shape(
+        "LLaMA-Factory: eight bits",
+        FACTORY
+        + "finetuning_type: lora\nquantization_bit: 8\nquantization_method: bnb\nlora_target: q_proj\n"
+        "double_quantization: true\nfreeze_language_model: true\n",
+        "config.yaml",
+        {"model.language_model.quantization": {"bits": 8}},
+        frozenset({"dataset", "lora_target", "freeze_language_model"}),
     ),
     Shape("axolotl: preferences", QLORA + "rl: dpo\n", "config.yaml", refused="the kind of training"),
 ]

@@ -1,4 +1,4 @@
-"""Whatever is given to `migrate` ends in a recipe or in an error of the user's, soon and in little memory."""
+"""Any input of `migrate` results in a recipe or an error for the user, soon and with little memory."""
 
 from __future__ import annotations
 
@@ -60,13 +60,12 @@ XTUNER_BOMB = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [*BOMBS, "XTuner"])
 def test_a_bomb_does_not_go_off(name: str, tmp_path: Path) -> None:
     file = tmp_path / ("bomb.sh" if name in BOMBS else "bomb.py")
     file.write_text(BOMBS.get(name, XTUNER_BOMB), encoding="utf-8")
     started = _children_s()
-    done = run_measured("migrate", str(file), folder=tmp_path, timeout_s=60)
+    done = run_measured("migrate", str(file), folder=tmp_path)
     assert done.code == 1, done.err[-1000:]
     assert "bug in llava-recipe" not in done.err
     assert done.memory_kb is not None
@@ -83,7 +82,7 @@ def _children_s() -> float:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\xff\xfe\x00d", "the file is not UTF-8"),
+        (b"\xff\xfe\x00d", "the file isn't UTF-8"),
         (b"deepspeed\x00", "NUL bytes"),
         (b"x" * 300_000, "larger than 200,000 bytes"),
         (b"", "no training command"),

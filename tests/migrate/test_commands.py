@@ -1,4 +1,4 @@
-"""What a launcher says of the processes that train."""
+"""The number of processes that a launcher determines."""
 
 from __future__ import annotations
 

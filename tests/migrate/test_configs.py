@@ -1,4 +1,4 @@
-"""Configs of XTuner, axolotl and LLaMA-Factory: the keys that mean the same."""
+"""Configs of XTuner, axolotl and LLaMA-Factory: the keys with the same meaning."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_what_an_xtuner_config_sets_later_holds() -> None:
     assert at(migration, "stages.0.train.num_train_epochs") == 2
 
 
-def test_a_setting_with_two_names_is_told_under_the_one_that_counts() -> None:
+def test_a_setting_with_two_names_is_reported_under_the_one_that_counts() -> None:
     text = XTUNER.replace(
         "optim_wrapper = dict(",
         "adam = dict(type=AdamW, lr=1e-3, eps=1e-6, amsgrad=True)\noptim_wrapper = dict(",
@@ -147,7 +147,7 @@ def test_llama_factory_names_the_whole_model_by_its_parts() -> None:
     load_source(migration.text, "recipe.yaml")
 
 
-def test_llama_factory_freezes_the_projector_unless_told() -> None:
+def test_llama_factory_freezes_the_projector_by_default() -> None:
     migration = migrate(FACTORY.replace("freeze_multi_modal_projector: false\n", ""), "config.yaml")
     assert at(migration, "stages.0.trainable") == ["language_model", "lm_head"]
     assert "freeze_multi_modal_projector" in names(migration, "default")
@@ -167,7 +167,7 @@ def test_llama_factory_adapters_have_its_own_defaults() -> None:
         ("- 1\n", "mapping"),
         ("base_model: !!python/object:os.system x\n", "tag"),
         ("base_model: [\n", "bad YAML"),
-        ("", "holds no recipe"),
+        ("", "contains no recipe"),
     ],
 )
 def test_yaml_that_is_no_such_config(text: str, message: str) -> None:

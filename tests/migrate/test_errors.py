@@ -18,7 +18,7 @@ def test_every_script_has_its_text() -> None:
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
-def test_a_bad_script_is_told_at_its_place(
+def test_a_bad_script_is_reported_at_its_place(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(GALLERY)

@@ -109,12 +109,12 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ("freeze: [vision_tower]", "trainable: [vision_tower]", "cannot train just these modules"),
         ("freeze: [vision_tower]", "freeze: [vision_tower.encoder]", "whole modules alone"),
         ("order: original", "shuffle: false", "always shuffles"),
-        ("order: original", "order: seed", "an order of its own"),
-        ("order: original", "order: original\n      group_by: length", "sorts otherwise"),
+        ("order: original", "order: seed", "another order of samples"),
+        ("order: original", "order: original\n      group_by: length", "sorts differently"),
         ("template: v1", "template: v1\n      on_bad_image: skip", "stops at a bad image"),
         ("select_layer: -2", "revision: main", "no `revision`"),
-        ("deepspeed: zero3", "deepspeed: {zero_optimization: {stage: 2}}", "not a config inline"),
-        ("deepspeed: zero3", "deepspeed: zero3_offload", "a schedule of its own"),
+        ("deepspeed: zero3", "deepspeed: {zero_optimization: {stage: 2}}", "not an inline config"),
+        ("deepspeed: zero3", "deepspeed: zero3_offload", "has a schedule"),
         ("max_steps: 7", "max_steps: 7, loss_normalization: token", "each device batch"),
         ("max_steps: 7", "max_steps: 7, global_batch_size: 64", "accumulation steps"),
         ("max_grad_norm: 0", "max_grad_norm: 0.5", "the original doesn't clip"),
@@ -122,10 +122,10 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ("annotations: data/a.json", "annotations: data/a.json, weight: 2", "the whole file, once"),
         ("data/a.json", "data/a.json, sampling_strategy: first:5", "the whole file, once"),
         ("data/a.json", "data/a.parquet", "reads JSON lists"),
-        ("template: v1", "template: qwen", "no template of this name"),
-        ("template: v1", "chat_template: tokenizer", "no chat templates"),
-        ("template: v1", "template: v1\n      system_prompt: Be brief.", "system prompts cannot be changed"),
-        ("template: v1", "template: v1\n      validation: {split: 5}", "no loss on other data"),
+        ("template: v1", "template: qwen", "have this template"),
+        ("template: v1", "chat_template: tokenizer", "use chat templates"),
+        ("template: v1", "template: v1\n      system_prompt: Be brief.", "system prompts are fixed"),
+        ("template: v1", "template: v1\n      validation: {split: 5}", "no validation loss"),
         (
             "annotations: data/a.json",
             "annotations: data/b.json}, {annotations: data/a.json",
@@ -133,7 +133,7 @@ def test_few_bits_come_back(quantization: str, flags: list[str]) -> None:
         ),
     ],
 )
-def test_what_the_original_cannot_say_is_refused(old: str, new: str, message: str) -> None:
+def test_what_the_original_cannot_do_is_refused(old: str, new: str, message: str) -> None:
     assert old in BASE
     with pytest.raises(RecipeError, match=message):
         exported(load_source(BASE.replace(old, new), "x.yaml").recipe)
@@ -226,7 +226,7 @@ def test_a_script_says_which_recipe_it_is_from_and_not_where_that_is() -> None:
         (None, "0", None),
         ("auto", "0.5", None),
         (0.5, "0.5", None),
-        (0, "0.5", "the DeepSpeed file says `gradient_clipping: 0`"),
+        (0, "0.5", "the DeepSpeed file has `gradient_clipping: 0`"),
     ],
 )
 def test_a_deepspeed_file_must_clip_as_the_recipe_does(

@@ -1,4 +1,4 @@
-"""What a script holds of secrets is neither taken over nor repeated."""
+"""Secrets of a script are neither copied nor printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a translation says of settings, each stands in one section of the report, and none is left out."""
+"""Whatever a translation reports, each setting is in exactly one section of the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing turns into another thing in silence: what comes of scripts and configs, and what is said."""
+"""No setting changes its meaning silently: the recipes of scripts and configs, and the reports."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_what_comes_of_a_shape(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("shape", REFUSED, ids=name_of)
-def test_what_cannot_be_said_is_refused_by_name(shape: Shape) -> None:
+def test_what_cannot_be_expressed_is_refused_by_name(shape: Shape) -> None:
     with pytest.raises(RecipeError) as caught:
         migrated(shape)
     (problem,) = caught.value.problems
@@ -101,7 +101,7 @@ def settings_of(shape: Shape) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("shape", MIGRATED, ids=name_of)
-def test_every_setting_is_told_in_one_section(shape: Shape) -> None:
+def test_every_setting_is_reported_in_one_section(shape: Shape) -> None:
     migration = migrated(shape)
     settings = list(settings_of(shape))
     assert len(settings) > 4
@@ -123,7 +123,7 @@ flag_values = st.sampled_from(["1", "True", "x", "0.5", "no", "a.json b.json", "
 
 @examples(200)
 @given(st.dictionaries(flag_names, flag_values, max_size=4), st.sampled_from(["llava", "tinyllava", "mine"]))
-def test_any_flag_is_told_in_one_section(flags: dict[str, str], package: str) -> None:
+def test_any_flag_is_reported_in_one_section(flags: dict[str, str], package: str) -> None:
     extra = " ".join(f"--{name} {value}" for name, value in flags.items())
     text = script(f"deepspeed {package}/train/train.py", extra=extra, without=" ".join(flags))
     try:

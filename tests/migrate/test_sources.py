@@ -78,14 +78,14 @@ def test_names_in_braces_become_sources() -> None:
         "\t",
     ],
 )
-def test_a_list_that_cannot_be_followed_is_told_as_lost(text: str | None) -> None:
+def test_a_list_that_cannot_be_followed_is_reported_as_lost(text: str | None) -> None:
     migration = of_path("scripts/mix.yaml", text)
     (lost,) = entries(migration, "lost")
     assert lost.name == "--data_path"
     assert "write each as an entry of `sources:`" in lost.remark
 
 
-def test_keys_without_a_place_are_told() -> None:
+def test_keys_without_a_place_are_reported() -> None:
     mix = read_mix("datasets: [{json_path: a.json, conv_type: x, image_root: b}]", "mix.yaml")
     assert mix is not None
     assert mix.lost == ("conv_type", "image_root")

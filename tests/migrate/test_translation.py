@@ -1,4 +1,4 @@
-"""What the flags of the three programs come to, the defaults that were traps, and what is lost."""
+"""What becomes of the flags of the three programs, of their defaults, and what is lost."""
 
 from __future__ import annotations
 
@@ -207,22 +207,19 @@ def test_a_fork_may_have_flags_whose_names_are_near_ours(flag: str, remark: str)
         ("--version default", "stages.0.data.template", "v0"),
         ("--version llava_llama_2", "stages.0.data.template", "llava_llama_2"),
         ("--version mistral_direct", "stages.0.data.template", "chatml_direct"),
-        ("--version v0", "stages.0.data.template", "v1"),
         ("--version v0.5", "stages.0.data.template", "v1"),
-        ("--version default", "stages.0.data.template", "v0"),
-        ("--version llava_llama_2", "stages.0.data.template", "llava_llama_2"),
         ("--version qwen_1_5", "stages.0.data.template", "qwen"),
         ("--version qwen_1_5 --mm_tunable_parts mm_mlp_adapter", "stages.0.data.template", "qwen"),
         ("--version llava_llama_3 --mm_tunable_parts mm_mlp_adapter", "stages.0.data.template", "llama_3"),
     ],
 )
-def test_flags_that_come_to_something_else(flags: str, path: str, value: Value) -> None:
+def test_flags_that_become_something_else(flags: str, path: str, value: Value) -> None:
     migration = run(flags)
     assert at(migration, path) == value
     load_source(migration.text, "recipe.yaml")
 
 
-def test_a_missing_data_path_is_told_as_missing_in_the_recipe() -> None:
+def test_a_missing_data_path_is_reported_as_missing_in_the_recipe() -> None:
     migration = run(script="python llava/train/train.py --version plain --output_dir out")
     with pytest.raises(RecipeError) as caught:
         load_source(migration.text, "recipe.yaml")
@@ -384,7 +381,7 @@ def test_the_order_of_samples_is_that_of_the_program(flags: str, script: str, or
         ("--version phi3_instruct", "LLaVA-pp (llava/train/train_mem.py; by `--version phi3_instruct`)"),
     ],
 )
-def test_the_report_says_what_the_program_was_told_by(flags: str, program: str) -> None:
+def test_the_report_says_what_identifies_the_program(flags: str, program: str) -> None:
     """Programs that share a path differ in the defaults that the recipe says; one flag may decide."""
     migration = run(flags)
     assert migration.programs == (program,)
@@ -485,7 +482,7 @@ def test_llava_nexts_names_of_templates(version: str, template: str) -> None:
     assert at(migrate(text, "inner.sh"), "stages.0.data.template") == template
 
 
-def test_llava_next_is_said_in_full() -> None:
+def test_llava_next_is_complete() -> None:
     migration = migrated("next/finetune.sh")
     assert not entries(migration, "lost")
     groups = [{"modules": ["vision_tower"], "learning_rate": 2e-6}]

@@ -192,7 +192,7 @@ def test_the_skeleton_reads_no_weight_file(tmp_path: Path) -> None:
         if file.suffix != ".safetensors":
             shutil.copy(file, tmp_path)
     assert build_skeleton(plan_of(language=tmp_path)) is not None
-    with pytest.raises(RecipeError, match="holds no weights"):
+    with pytest.raises(RecipeError, match="contains no weights"):
         assemble(plan_of(language=tmp_path), dtype=torch.float32)
 
 
@@ -320,13 +320,13 @@ def _broken(folder: Path, change: str) -> None:
     ("change", "message"),
     [
         ("no config", "no config.json"),
-        ("config is no JSON", "not well-formed JSON"),
+        ("config is no JSON", "not valid JSON"),
         ("weights cut short", "cannot read weights"),
         ("shard missing", "are missing"),
         ("llava", "whole LLaVA model"),
         ("llava_llama", "whole LLaVA model"),
         ("no_such_type", "cannot read this model's config"),
-        ("a tower", "not a causal language model"),
+        ("a tower", "no causal language model"),
     ],
 )
 def test_broken_language_models_are_refused(change: str, message: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""config.json holds the original's keys, from a Vicuna-like config and from a LLaVA checkpoint's own."""
+"""config.json has the original's keys, from a Vicuna-like config and from a LLaVA checkpoint's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters: counted as they are built, only beside what is named, merged without a change in the numbers."""
+"""Adapters: counted as they are built, only for the layers named, merged without a change in the numbers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_parts_other_than_the_language_model_are_adapted_by_name_alone() -> None
 
 def test_no_linear_layer_is_an_error() -> None:
     model = assemble(plan_of(), dtype=torch.float32).model
-    with pytest.raises(RecipeError, match="reaches no linear layer"):
+    with pytest.raises(RecipeError, match="matches no linear layer"):
         inject_lora(model, Lora(modules=("language_model.norm",)), seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Where libraries read a model's files they are told to trust no code in them."""
+"""Every call that lets a library read a model's files trusts no code in them."""
 
 from __future__ import annotations
 

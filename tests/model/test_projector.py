@@ -1,4 +1,4 @@
-"""Projectors hold the original's numbers under the original's names."""
+"""Projectors have the original's numbers under the original's names."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_identity_gives_what_it_takes() -> None:
 
 
 def test_identity_between_unequal_sizes_is_refused() -> None:
-    with pytest.raises(RecipeError, match="one hidden size"):
+    with pytest.raises(RecipeError, match="the same hidden size"):
         build_projector("identity", 32, 64, seed=0)
 
 

@@ -18,8 +18,6 @@ from tests.model.plans import GOLDEN, INLINE_CLIP, plan_of
 from tests.model.zero3_worker import LEARNING_RATE, NUM_STEPS, batch_of
 from tests.processes import ROOT, python, run_process
 
-pytestmark = pytest.mark.slow
-
 PHI: dict[str, JsonValue] = {
     "model_type": "phi",
     "vocab_size": 1000,
@@ -37,7 +35,7 @@ PLANS = {
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes under ZeRO-3 left behind."""
+    """The files of two processes under ZeRO-3."""
     folder = tmp_path_factory.mktemp("zero3")
     plans = {name: plan.model_dump(mode="json") for name, plan in PLANS.items()}
     (folder / "plans.json").write_text(json.dumps(plans))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from llava_recipes.errors import RecipeError
-from llava_recipes.plan.batch import count_steps, derive_batch, explain_batch
+from llava_recipes.plan.batch import count_steps, derive_batch, explain_batch, fitting_on_device
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Train
 from llava_recipes.runner.facts import plan_recipe
@@ -162,3 +162,9 @@ def test_words_for_the_command_line_are_right_when_obeyed(recipe: str, world_siz
     else:
         pytest.fail(f"still refused with {words}")
     assert words
+
+
+@given(share=st.integers(1, 400), per_device=st.integers(1, 40))
+def test_what_fits_on_a_device_is_the_largest_that_divides(share: int, per_device: int) -> None:
+    divide = [size for size in range(1, per_device + 1) if share % size == 0]
+    assert fitting_on_device(share, per_device) == divide[-1]

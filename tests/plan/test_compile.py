@@ -277,9 +277,7 @@ def test_everything_wrong_is_reported_at_once() -> None:
     )
     values["model"]["vision_tower"]["select_layer"] = 9
     facts = Facts(
-        problems=(
-            Problem("config.json is not well-formed JSON", code="test", path=("model", "language_model")),
-        )
+        problems=(Problem("config.json is not valid JSON", code="test", path=("model", "language_model")),)
     )
     paths = [problem.path for problem in problems_of(values, facts=facts)]
     assert sorted(map(str, paths)) == sorted(
@@ -299,7 +297,7 @@ def test_everything_wrong_is_reported_at_once() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_reported_once() -> None:
-    unreadable = Problem("ds.json is not well-formed JSON", code="test", path=("stages", 0, "deepspeed"))
+    unreadable = Problem("ds.json is not valid JSON", code="test", path=("stages", 0, "deepspeed"))
     assert problems_of(stage_values(deepspeed="ds.json"), facts=Facts(problems=(unreadable,))) == [unreadable]
 
 

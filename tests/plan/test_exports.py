@@ -100,7 +100,6 @@ def test_a_config_says_what_stands_besides_the_head(config: dict[str, Any], foun
     assert besides_the_head(config) == found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

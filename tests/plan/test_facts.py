@@ -78,7 +78,7 @@ def test_nothing_at_hand_is_no_error() -> None:
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [('{"model_type": "llama",\n  oops}', "config.json:2:3: "), ("[1]", "config.json holds a list")],
+    [('{"model_type": "llama",\n  oops}', "config.json:2:3: "), ("[1]", "config.json contains a list")],
 )
 def test_a_broken_config_is_reported_at_its_source(text: str, found: str) -> None:
     write("llm/config.json", text)
@@ -134,8 +134,8 @@ def test_a_config_that_says_nothing_of_clipping_takes_the_recipes(norm: float) -
     ("text", "message", "found"),
     [
         (None, "DeepSpeed config not found", "no file ./ds.json"),
-        ('{\n "a": 1,\nx}', "ds.json is not well-formed JSON", "ds.json:3:1: "),
-        ("3", "ds.json must hold a mapping", "ds.json holds a single value"),
+        ('{\n "a": 1,\nx}', "ds.json is not valid JSON", "ds.json:3:1: "),
+        ("3", "ds.json must contain a mapping", "ds.json contains a whole number"),
     ],
 )
 def test_deepspeed_files_that_cannot_be_used(text: str | None, message: str, found: str) -> None:

@@ -221,7 +221,6 @@ def test_nothing_is_said_of_a_whole_model() -> None:
     assert estimator.splits_weights
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("precision", [{}, {"train__bf16": False, "train__fp16": True}], ids=["bf16", "fp16"])
 def test_no_proposal_splits_the_weights(gpu: str, precision: dict[str, Any]) -> None:

@@ -18,8 +18,6 @@ from llava_recipes.render import render_problems
 from llava_recipes.runner.facts import compile_loaded
 from tests.tiny import stage1_values
 
-pytestmark = pytest.mark.slow
-
 MOST_S = 5
 """Of a processor, for a megabyte; an idle machine needs a second at most."""
 MOST_PRINTED = 500_000

@@ -196,7 +196,7 @@ def test_an_error_in_an_inherited_value_is_shown_in_the_parent() -> None:
 def test_a_replaced_fault_leaves_no_trace_but_a_broken_file_is_reported() -> None:
     write("base/base.yaml", BASE.replace("name: pretrain", "name: pretrain\n    name: again"))
     (problem,) = problems(CHILD)
-    assert problem.message == "the key `name` stands here a second time"
+    assert problem.message == "the key `name` is repeated"
     write("base/base.yaml", BASE.replace("version: 1", "version: [1"))
     (problem,) = problems(CHILD)
     assert place(problem.mark)[0] == "base/base.yaml"

@@ -36,7 +36,7 @@ def test_code_is_found_at_any_depth(others: object, place: list[str | int], name
     assert in_file.found is not None and in_file.found.startswith("/some/config.json: ")
     spelled = ".".join(map(str, (1, *place, "auto_map")))
     assert in_file.message == (
-        f"`{spelled}` asks for foreign code; this program never runs code that comes with a model"
+        f"`{spelled}` names code to run; this program never runs code that comes with a model"
     )
 
 

@@ -26,8 +26,6 @@ from llava_recipes.render import render_problems
 from llava_recipes.runner.facts import plan_recipe
 from tests.laws import examples
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent.parent
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 INLINE_DEEPSPEED: Value = {

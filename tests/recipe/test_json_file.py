@@ -19,8 +19,8 @@ from llava_recipes.recipe.foreign import MOST_CHARACTERS, read_by_library, read_
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a": "\\ud800"}', "an unpaired surrogate"),
         (b'{"a": ' + b"1" * 5000 + b"}", "Exceeds the limit"),
-        (b"[]", "holds a list"),
-        (b"null", "holds a single value"),
+        (b"[]", "contains a list"),
+        (b"null", "contains nothing"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_reason(content: bytes, reason: str, tmp_path: Path) -> None:
@@ -59,6 +59,9 @@ def test_whatever_a_library_raises_names_the_damaged_file(tmp_path: Path) -> Non
 
 
 def test_our_own_problems_pass_through(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"must hold a mapping"), read_by_library("it failed", code="test"):
+    with (
+        pytest.raises(RecipeError, match=r"must contain a mapping"),
+        read_by_library("it failed", code="test"),
+    ):
         (tmp_path / "a.json").write_text("1")
         read_object(tmp_path / "a.json")

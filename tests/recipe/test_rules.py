@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Validation
 from tests.tiny import stage1_values, write_recipe
@@ -41,3 +42,14 @@ def test_a_base_keeps_its_sources(tmp_path: Path) -> None:
     found = validation(tmp_path, OWN, None)
     assert found is not None and found.sources is not None
     assert found.sources[0].annotations == "val.json"
+
+
+def test_two_thousand_globs_are_not_too_many(tmp_path: Path) -> None:
+    values = stage1_values(tmp_path)
+    file = tmp_path / "recipe.yaml"
+    values["stages"][0]["trainable"] = [f"projector.{number}" for number in range(2_000)]
+    load_recipe(str(write_recipe(values, file)))
+    values["stages"][0]["trainable"] += ["projector.a"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(write_recipe(values, file)))
+    assert [problem.code for problem in caught.value.problems] == ["too-many-globs"]

@@ -83,7 +83,6 @@ def test_most_bad_recipes_get_so_far() -> None:
     assert sum(_resolved(file) is not None for file in BAD_RECIPES) > 80
 
 
-@pytest.mark.slow
 @examples(400, but=(HealthCheck.too_slow,))
 @given(
     st.sampled_from(ROOTS),

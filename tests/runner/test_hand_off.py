@@ -1,4 +1,4 @@
-"""What a stage starts from is held against the recipe's model before any stage starts."""
+"""The weights that a stage starts from are compared with the recipe's model before any stage starts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from tests.golden_runs import run_folder
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 from tests.train.in_process import train_all, weights_of
 
-pytestmark = pytest.mark.slow
-
 Change = Callable[[dict[str, Any], Path], None]
 
 
@@ -32,7 +30,7 @@ def stage_values(folder: Path, **stage: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Finished runs: a projector, adapters beside it, and the language model's first layer on top of both."""
+    """Finished runs: a projector, adapters next to it, and the language model's first layer on both."""
     folder = tmp_path_factory.mktemp("runs")
     train_all(stage_values(folder / "projector"))
     train_all(stage_values(folder / "lora", init_from=str(folder / "projector"), lora={"r": 2}))
@@ -79,7 +77,7 @@ def test_what_fits_is_taken(
 
 
 def test_a_run_brings_the_runs_before_it(runs: Path, tmp_path: Path) -> None:
-    """The last one holds a layer alone: projector and adapters come from those that it started from."""
+    """The last one contains only a layer: projector and adapters come from those that it started from."""
     values = next_values(tmp_path, runs / "layer")
     train_all(values)
     plan = json.loads((tmp_path / "next" / "plan.json").read_text())
@@ -220,7 +218,7 @@ def test_a_whole_language_model_may_take_the_place_of_another(
     assert check(values, tmp_path, capsys) == ""
 
 
-def test_a_whole_model_of_transformers_is_held_against_the_recipe(
+def test_a_whole_model_of_transformers_is_compared_with_the_recipe(
     llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It says which features its projector was made for, and brings a vocabulary that was filled up."""
@@ -261,7 +259,7 @@ def test_a_vocabulary_that_was_filled_up_is_no_matter_of_image_tokens(
     assert f"hint:  write `language_model: {folder}`" in printed and "image_tokens" not in printed
 
 
-def test_a_language_model_that_cannot_be_had_is_reported_at_its_line(
+def test_a_language_model_that_cannot_be_downloaded_is_reported_at_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llava_recipes.model.pretrained._repository_files", lambda source, revision: None)
@@ -406,7 +404,7 @@ def test_everything_wrong_is_reported_before_the_first_stage(
 def test_a_hub_id_is_read_from_the_cache(
     llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole model, and a projector alone, as their repositories hold them."""
+    """A whole model, and a projector alone, as their repositories contain them."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     commit = "0123456789abcdef0123456789abcdef01234567"
     for name in ("llava", "pretrain"):

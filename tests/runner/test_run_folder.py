@@ -18,8 +18,6 @@ from tests.processes import llava_recipe, run_recipe, run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import cut_after
 
-pytestmark = pytest.mark.slow
-
 ARTIFACTS = {
     "DONE",
     "config.json",
@@ -35,7 +33,7 @@ ARTIFACTS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 3 steps; its recipe lies beside the run folder."""
+    """A finished run of 3 steps; its recipe is next to the run folder."""
     folder = tmp_path_factory.mktemp("finished")
     values = stage1_values(folder / "run", max_steps=3)
     del values["stages"][0]["train"]["num_train_epochs"]
@@ -90,7 +88,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     refused = run_recipe(write_recipe(stage1_values(tmp_path / "run"), tmp_path / "recipe.yaml"))
     assert refused.returncode == 1
-    assert "no run of ours" in refused.stderr
+    assert "no run of llava-recipe wrote" in refused.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 

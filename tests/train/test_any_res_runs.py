@@ -20,8 +20,6 @@ from tests.processes import run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 from tests.train.in_process import like_a_worker
 
-pytestmark = pytest.mark.slow
-
 UNPAD = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
 # The fourth step has two samples left, which are one batch on one process and half of each of two.
 TOWER_RATE, RATE, STEPS = 2e-4, 1e-3, 3

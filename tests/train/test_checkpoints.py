@@ -27,6 +27,7 @@ from llava_recipes.train.checkpoints import (
     find_unreadable,
     loading,
     make_room,
+    remove_old,
     seal,
 )
 from tests.laws import examples
@@ -260,6 +261,22 @@ def test_what_stands_in_the_way_of_a_checkpoint_goes(tmp_path: Path) -> None:
     os.mkfifo(place)
     make_room(place)
     assert not os.path.lexists(place) and kept.is_dir()
+
+
+def test_the_newest_stay_and_what_is_not_sealed_is_left_alone(tmp_path: Path) -> None:
+    for step in (4, 8, 16, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text("x")
+        if step != 20:
+            seal(tmp_path / f"checkpoint-{step}", step=step, world_size=1)
+    remove_old(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-16",
+        "checkpoint-20",
+        "checkpoint-8",
+    ]
+    remove_old(tmp_path, keep=2)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_averages_of_other_weights_are_refused() -> None:

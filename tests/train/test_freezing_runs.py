@@ -14,8 +14,6 @@ from llava_recipes.recipe.globs import decide
 from tests.tiny import FIXTURES, stage1_values
 from tests.train.in_process import train_all, weights_of
 
-pytestmark = pytest.mark.slow
-
 # With `select_layer: -2` these come behind what is used.
 BEHIND = ("vision_tower.encoder.layers.2.", "vision_tower.post_layernorm.")
 

@@ -23,8 +23,6 @@ from tests.plan.test_gallery import RECIPES, golden_name
 from tests.tiny import FIXTURES, read_metrics
 from tests.train.in_process import like_a_worker
 
-pytestmark = pytest.mark.slow
-
 WIDTH = 64
 """Layers of few bits on a CPU want a width that 64 divides."""
 NUM_STEPS = 2

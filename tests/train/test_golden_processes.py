@@ -14,8 +14,6 @@ from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import cut_after
 
-pytestmark = pytest.mark.slow
-
 RUNS = runs_of_several_processes()
 
 

@@ -13,8 +13,6 @@ from tests.golden_runs import STAGE1_RUNS, golden_stage1, stage1_folder, stage1_
 from tests.processes import run_to_end
 from tests.tiny import read_metrics, write_recipe
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("name", STAGE1_RUNS)
 def test_run_equals_the_original(name: str, tmp_path: Path) -> None:

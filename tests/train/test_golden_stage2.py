@@ -23,8 +23,6 @@ from tests.golden_runs import (
 from tests.processes import ROOT, python, run_process
 from tests.tiny import FIXTURES, read_metrics, write_recipe
 
-pytestmark = pytest.mark.slow
-
 
 def train_as_the_original(values: dict[str, Any], folder: Path, *adapters: str) -> dict[str, Any]:
     """Train in a process of its own; gives the order and the groups."""

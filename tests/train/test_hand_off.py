@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 from tests.processes import run_recipe, run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 
-pytestmark = pytest.mark.slow
-
 LANGUAGE_MODEL = FIXTURES / "tiny_vicuna" / "model.safetensors"
 
 

@@ -22,8 +22,6 @@ from tests.processes import run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
 from tests.train.in_process import train_all, weights_of
 
-pytestmark = pytest.mark.slow
-
 EMBEDDINGS, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
 NEW = (1000, 1001)
 

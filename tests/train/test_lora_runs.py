@@ -15,8 +15,6 @@ from tests.processes import run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import copy_cut
 
-pytestmark = pytest.mark.slow
-
 ENGINES = [(1, "zero2"), (2, "zero3")]
 
 

@@ -13,8 +13,6 @@ from llava_recipes.cli.main import main
 from tests.processes import ROOT, python, run_process, run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 
-pytestmark = pytest.mark.slow
-
 
 def several_images(folder: Path) -> str:
     """Records of none to four images, in one turn and in several, as chat messages."""

@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 from tests.processes import run_to_end
 from tests.tiny import read_metrics, stage1_values, write_recipe
 
-pytestmark = pytest.mark.slow
-
 MODES = [(1, "zero2"), (1, "zero3"), (2, "none"), (2, "zero2"), (2, "zero3")]
 
 

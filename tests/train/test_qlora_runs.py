@@ -13,8 +13,6 @@ from tests.processes import run_recipe, run_to_end
 from tests.tiny import read_metrics, stage1_values, write_recipe
 from tests.train.cutting import copy_cut, cut_after
 
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("bitsandbytes")
 
 

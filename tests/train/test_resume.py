@@ -22,8 +22,6 @@ from tests.processes import TIMEOUT_S, python, run_recipe, run_to_end, started
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import copy_cut, cut_after
 
-pytestmark = pytest.mark.slow
-
 MODES = [(1, "none"), (2, "none"), (1, "zero2"), (2, "zero3")]
 
 
@@ -170,7 +168,7 @@ def test_a_poisoned_checkpoint_is_passed_over(
     assert not made.exists()
     for step in (16, 12):
         assert re.search(rf"checkpoint-{step}: \S+\.pt names posix.system", said)
-    assert "resumed after 8" in said
+    assert "resumed after step 8" in said
     assert [line["loss"] for line in read_metrics(run)] == [
         line["loss"] for line in read_metrics(whole / "run")
     ]

@@ -21,8 +21,6 @@ from tests.images import read_image
 from tests.tiny import FIXTURES, read_metrics
 from tests.use.finished import conversations, finish, run_values
 
-pytestmark = pytest.mark.slow
-
 IMAGES = FIXTURES / "images"
 LORA = {"r": 4, "alpha": 8, "dropout": 0.3}
 

@@ -40,7 +40,6 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return plan_recipe(load_recipe(str(file)), world_size=1)
 
 
-@pytest.mark.slow
 def test_the_loss_is_that_of_all_tokens_without_dropout(plan: Plan) -> None:
     assembled = assemble(plan.model, dtype=torch.float32)
     model = assembled.model
@@ -74,7 +73,6 @@ def test_the_loss_is_that_of_all_tokens_without_dropout(plan: Plan) -> None:
         assert noisy != model(**collator([dataset[0]])).loss, "dropout is at work in training"
 
 
-@pytest.mark.slow
 def test_the_original_run_from_parquet_with_validation_beside_it(tmp_path: Path) -> None:
     """Losses, order and projector stay the original's; loaders are processes of their own."""
     file = write_parquet([with_structs(record) for record in records()], tmp_path / "data.parquet")
@@ -94,7 +92,6 @@ def test_the_original_run_from_parquet_with_validation_beside_it(tmp_path: Path)
     assert evaluations == [(6, 3), (12, 3), (18, 3)]
 
 
-@pytest.mark.slow
 def test_a_resumed_run_measures_what_the_uncut_run_did(tmp_path: Path) -> None:
     values = stage1_values(
         tmp_path / "run",

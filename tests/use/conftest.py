@@ -49,7 +49,7 @@ def with_umask() -> Callable[[int], contextlib.AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder that holds `plain` and `v1`, two finished stages named for their templates."""
+    """Folder of `plain` and `v1`, two finished stages named for their templates."""
     # Imported late: `make quick` has no use for it.
     from tests.use.finished import finish, run_values
 

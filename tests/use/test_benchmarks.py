@@ -53,13 +53,12 @@ def test_scores_stand_beside_the_published_ones(model: Path, capfd: pytest.Captu
     }
 
 
-@pytest.mark.slow
 def test_a_run_is_exported_for_the_while(model: Path, runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = model / "results.json"
     assert main(["eval", str(runs / "v1"), "--tasks=gqa", "--device=cpu", f"-o={out}"]) == 0
-    told = capfd.readouterr().out
-    assert f"model: {runs / 'v1'}, exported for lmms-eval into a temporary folder" in told
-    assert "opened again, it gives the run's logits" in told
+    printed = capfd.readouterr().out
+    assert f"model: {runs / 'v1'}, exported for lmms-eval into a temporary folder" in printed
+    assert "opened again, it gives the run's logits" in printed
     (results,) = (model / "lmms_eval").rglob("*_results.json")
     words = json.loads(results.read_text())["config"]["model_args"].split(",")
     exported = Path(words[0].removeprefix("pretrained="))
@@ -85,7 +84,7 @@ def test_a_model_that_brings_code_is_refused(
     (model / "processor_config.json").write_text(json.dumps(settings))
     assert main(["eval", str(model), "--tasks=gqa", "--device=cpu"]) == 1
     assert capsys.readouterr().err.startswith(
-        "`auto_map` asks for foreign code; this program never runs code that comes with a model\n"
+        "`auto_map` names code to run; this program never runs code that comes with a model\n"
         f'found: {model / "processor_config.json"}: {{"AutoProcessor": "mine.Mine"}}\n'
     )
     assert not (model / "lmms_eval").exists()

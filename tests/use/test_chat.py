@@ -16,7 +16,7 @@ from llava_recipes.templates import Turn
 from llava_recipes.use.chat import Chat
 from tests.images import read_image
 from tests.model.plans import GOLDEN, plan_of
-from tests.model.test_answering import data_plan
+from tests.model.test_generate import data_plan
 
 IMAGES = GOLDEN / "fixtures" / "images"
 RED, WIDE = str(IMAGES / "rgb_0.jpg"), str(IMAGES / "rgb_wide.jpg")

@@ -21,7 +21,6 @@ def chat(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
     return code, *capsys.readouterr()
 
 
-@pytest.mark.slow
 def test_a_pipe_gives_the_answers_of_a_conversation(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,7 +35,6 @@ def test_a_pipe_gives_the_answers_of_a_conversation(
     assert (code, notes, answers) == (0, "", first + second)
 
 
-@pytest.mark.slow
 def test_a_captioner_needs_no_question(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, caption, notes = chat(capsys, str(runs / "plain"), "--image", RED)
     assert code == 0 and caption.strip() and notes == ""
@@ -49,7 +47,6 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.slow
 def test_at_a_terminal_one_may_try_again(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,13 +75,12 @@ def test_at_a_terminal_one_may_try_again(
         f"{runs / 'v1'} · template v1 · /image FILE · /reset · /quit",
         "unknown command '/photo a.jpg'",
         "hint:  /image FILE · /reset · /quit",
-        "none.jpg cannot be used",
+        "the image none.jpg cannot be used",
         "found: the file does not exist",
         "(stopped)",
     ]
 
 
-@pytest.mark.slow
 def test_an_answer_does_not_steer_the_terminal(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +94,6 @@ def test_an_answer_does_not_steer_the_terminal(
     assert chat(capsys, str(runs / "v1"), "hello")[1] == "a\ufffd[2Jb\n\tc\ufffd\n"
 
 
-@pytest.mark.slow
 def test_another_system_prompt(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     usual = chat(capsys, str(runs / "v1"), "What is it?")
     other = chat(capsys, str(runs / "v1"), "What is it?", "--system", "Answer like a pirate would.")
@@ -110,7 +105,6 @@ def test_another_system_prompt(runs: Path, capsys: pytest.CaptureFixture[str]) -
     )
 
 
-@pytest.mark.slow
 def test_what_cannot_be_done_is_reported(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Measures on an annotated file, held against a count by hand."""
+"""Measures on an annotated file, compared with a count by hand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,6 @@ def count_by_hand(run: Path) -> tuple[float, int, int]:
     return total, num_right, num_tokens
 
 
-@pytest.mark.slow
 def test_loss_and_accuracy_are_those_counted_by_hand(runs: Path, tmp_path: Path) -> None:
     total, num_right, num_tokens = count_by_hand(runs / "v1")
     data = FIXTURES / "stage1.json"
@@ -75,7 +74,6 @@ def test_loss_and_accuracy_are_those_counted_by_hand(runs: Path, tmp_path: Path)
         assert "exact_match" not in measures
 
 
-@pytest.mark.slow
 def test_what_the_model_says_matches_itself(runs: Path, tmp_path: Path) -> None:
     asked = [
         {"image": "rgb_0.jpg", "prompt": "<image>\nWhat is it?"},
@@ -112,7 +110,6 @@ def test_what_the_model_says_matches_itself(runs: Path, tmp_path: Path) -> None:
     assert match(*(f"{answer.swapcase()}!" for answer in said)) == (0.0, 1.0)
 
 
-@pytest.mark.slow
 def test_every_answer_of_a_conversation_counts(runs: Path, tmp_path: Path) -> None:
     turns = [("human", "<image>\nOne?"), ("gpt", "a"), ("human", "And <image>?"), ("gpt", "b")]
     record = {
@@ -126,7 +123,6 @@ def test_every_answer_of_a_conversation_counts(runs: Path, tmp_path: Path) -> No
     assert limited["num_answers"] == 2
 
 
-@pytest.mark.slow
 def test_what_cannot_be_measured(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, good = str(runs / "v1"), FIXTURES / "stage1.json"
     (tmp_path / "eval.json").write_text("mine")

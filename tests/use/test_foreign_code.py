@@ -14,11 +14,9 @@ import pytest
 from llava_recipes.cli.main import main
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 
-pytestmark = pytest.mark.slow
-
 QUESTIONS, IMAGES = str(FIXTURES / "stage1.json"), str(FIXTURES / "images")
 IMAGE = f"{IMAGES}/rgb_wide.jpg"
-REFUSED = "asks for foreign code; this program never runs code that comes with a model"
+REFUSED = "names code to run; this program never runs code that comes with a model"
 CODE = """\
 open({mark!r}, "w").close()
 from transformers import CLIPImageProcessor as Processor, LlamaConfig, LlamaTokenizer as Tokenizer
@@ -137,7 +135,7 @@ def test_a_stage_that_starts_from_adapters_with_code(
 
 
 def test_an_export_hands_no_code_on(pipeline: Path, tmp_path: Path) -> None:
-    """Though it lies beside the tokenizer's files, under a name like theirs."""
+    """Though it is next to the tokenizer's files, under a name like theirs."""
     base = shutil.copytree(FIXTURES / "tiny_vicuna", tmp_path / "language")
     (base / "tokenizer_foreign.py").write_text(CODE.format(mark=str(tmp_path / "RUN")))
     written = tmp_path / "written"

@@ -46,7 +46,6 @@ def answers(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-@pytest.mark.slow
 def test_batches_give_what_one_by_one_gives(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +67,6 @@ def test_batches_give_what_one_by_one_gives(
     ]
 
 
-@pytest.mark.slow
 def test_the_originals_form(runs: Path, tmp_path: Path) -> None:
     file, plain, llava = questions(tmp_path), tmp_path / "plain.jsonl", tmp_path / "llava.jsonl"
     assert generate(runs / "v1", file, plain) == 0
@@ -82,7 +80,6 @@ def test_the_originals_form(runs: Path, tmp_path: Path) -> None:
     assert written[3]["prompt"] == "Which colour?"
 
 
-@pytest.mark.slow
 def test_an_earlier_answer_is_heard(runs: Path, tmp_path: Path) -> None:
     """The conversation before the last question counts, the answer after it does not."""
     other = [*TALK[:3], {"from": "gpt", "value": "nothing of the kind"}]
@@ -93,7 +90,6 @@ def test_an_earlier_answer_is_heard(runs: Path, tmp_path: Path) -> None:
     assert first == same != changed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--temperature=2", "--seed=3")])
 def test_what_was_cut_short_goes_on(
     runs: Path,
@@ -133,7 +129,6 @@ def test_what_was_cut_short_goes_on(
     assert not unfinished.exists()
 
 
-@pytest.mark.slow
 def test_what_is_there_stays(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = questions(tmp_path, RECORDS[-1:]), tmp_path / "out.jsonl"
     out.write_text("mine\n")
@@ -190,7 +185,6 @@ def test_a_key_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "records already have the key `answer`, which the answers would replace" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_question_that_does_not_fit(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [RECORDS[1], {"prompt": "why " * 3000}]
     file = questions(tmp_path, records)

@@ -129,7 +129,6 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", client.python())
 
 
-@pytest.mark.slow
 def test_our_answers_are_those_of_generate(warm: None, tmp_path: Path) -> None:
     from tests.tiny import FIXTURES
     from tests.use.finished import conversations, finish, run_values
@@ -154,7 +153,6 @@ def test_our_answers_are_those_of_generate(warm: None, tmp_path: Path) -> None:
     assert found.engine.startswith("llava-recipes ") and "transformers " in found.engine
 
 
-@pytest.mark.slow
 def test_a_run_that_generate_refuses_is_no_traceback(warm: None, tmp_path: Path) -> None:
     question = Question(name="a.png", image=tmp_path / "a.png", text="what")
     with pytest.raises(Refused, match=r"llava-recipe generate ended with 1: [^\n]") as refused:

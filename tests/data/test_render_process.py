@@ -24,6 +24,7 @@ from llava_recipes.errors import RecipeError
 from llava_recipes.templates import Turn
 from tests.chat_tokenizers import CHAT_TEMPLATES, open_tokenizer, save_tokenizer
 from tests.data.test_chat_template import GENERATION, THINKING
+from tests.processes import TIMEOUT_S
 
 TIME, MEMORY, TEXT = "processor time", "MiB of memory", "characters"
 MESSAGES = [{"role": "user", "content": "hi \ud800 é"}, {"role": "assistant", "content": "it's <b>me</b>\n"}]
@@ -76,7 +77,6 @@ def rendered(
     return render(text, messages, names=names, add_generation_prompt=open_answer, mark_answers=marks)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_every_bomb_is_ended_and_says_by_what(name: str) -> None:
     text, limit = BOMBS[name]
@@ -140,26 +140,25 @@ def test_it_sees_no_secrets_and_no_file_of_the_folder(
     assert b"hidden" not in Path(f"/proc/{process.pid}/environ").read_bytes()
 
 
-@pytest.mark.slow
 def test_it_ends_with_the_process_that_asks(tmp_path: Path) -> None:
     code = (
-        "import os, signal; from llava_recipes.data import rendering as r; "
+        "import os, signal; from llava_recipes.data import chat_template as r; "
         "r.render('x', [], names={}, add_generation_prompt=False); "
         "print(r._RENDERER._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, timeout=100, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, timeout=TIMEOUT_S, check=False
     )
     assert done.returncode == -signal.SIGKILL
     file = Path(f"/proc/{int(done.stdout)}/cmdline")
-    for _ in range(500):
+    until_s = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < until_s:
         if not file.exists() or b"render_process" not in file.read_bytes():
             return
         time.sleep(0.02)
     raise AssertionError("the process is still there")
 
 
-@pytest.mark.slow
 def test_a_signal_to_the_terminal_does_not_reach_it(short: Any) -> None:
     rendered("x")
     first = short._process.pid
@@ -173,7 +172,6 @@ def test_a_signal_to_the_terminal_does_not_reach_it(short: Any) -> None:
     assert rendered("z").text == "z"
 
 
-@pytest.mark.slow
 def test_after_an_interrupt_answers_belong_to_their_questions(
     short: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +229,6 @@ def tokenizer_with(text: str, folder: Path, *, own_file: bool) -> Any:
     return open_tokenizer(place)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("own_file", [True, False])
 def test_the_error_names_the_file_and_the_limit(tmp_path: Path, own_file: bool) -> None:
     from tests.data.test_crops import data_plan
@@ -248,7 +245,6 @@ def test_the_error_names_the_file_and_the_limit(tmp_path: Path, own_file: bool) 
     assert (problem.code, problem.path) == ("chat-template-limit", ("data", "chat_template"))
 
 
-@pytest.mark.slow
 def test_a_template_that_has_had_its_time_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

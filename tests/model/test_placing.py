@@ -1,4 +1,4 @@
-"""A language model in few bits: the numbers it computes, what stays whole, and what trains beside it."""
+"""A quantized language model: the numbers it computes, what stays whole, and the adapters it trains."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from llava_recipes.recipe.schema import Lora, Quantization
 from llava_recipes.versions import recompute_activations
 from tests.model.plans import plan_of
 from tests.processes import ROOT, run_process
-
-pytestmark = pytest.mark.slow
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -95,7 +93,7 @@ def test_each_layer_holds_its_own_weight_of_the_file(choice: Quantization) -> No
 
 
 @each_choice
-def test_few_bits_are_as_near_as_they_can_be(choice: Quantization) -> None:
+def test_quantized_weights_are_as_near_as_they_can_be(choice: Quantization) -> None:
     exact = torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
     shares = exact.reshape(-1, 128 if choice.bits == 8 else 64)
     error = (restored(filled(choice, exact)).detach().reshape(shares.shape) - shares).abs().amax(1)
@@ -194,7 +192,7 @@ def test_adapters_learn_and_recompute(choice: Quantization, use_dora: bool) -> N
 
 
 @each_choice
-def test_adapters_are_peft_s_own_for_few_bits(choice: Quantization) -> None:
+def test_adapters_are_peft_s_own_for_quantized_layers(choice: Quantization) -> None:
     model = with_adapters(choice, Lora(r=4))
     kinds = {type(module) for module in model.modules() if type(module).__module__ == "peft.tuners.lora.bnb"}
     assert {kind.__name__ for kind in kinds} == {"Linear4bit" if choice.bits == 4 else "Linear8bitLt"}
@@ -216,7 +214,7 @@ def test_what_is_saved_goes_back_in(tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(model))
 
 
-def test_adapters_and_whole_weights_are_not_laid_over_few_bits(tmp_path: Path) -> None:
+def test_adapters_and_whole_weights_are_not_laid_over_quantized_ones(tmp_path: Path) -> None:
     lora = Lora(r=4)
     state = trainable_state(with_adapters(CHOICES[0], lora))
     write_trained(state, tmp_path)
@@ -245,7 +243,7 @@ def test_it_works_here(choice: Quantization) -> None:
     assert find_obstacle(choice) is None
 
 
-def test_a_library_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_work_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert find_obstacle(CHOICES[0]) is not None
 

@@ -18,7 +18,7 @@ def test_a_sample_keeps_its_place(tmp_path: Path) -> None:
             code="test",
             mark=Mark("a.json", 12, 1, text="  {"),
             found="x.png",
-            hint="mend it",
+            hint="fix it",
         ),
         Problem("sample 4: broken", code="test", mark=Mark("b.parquet", 0, 0, row=7)),
         Problem("too large", code="test", path=("stages", 0, "train")),

@@ -1,20 +1,88 @@
-"""Weights that cannot be trained on are named, with file and tensor."""
+"""Weights on disk: no code is run, and values that cannot be trained on are named."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
-from llava_recipes.model.checkpoint import DTYPES, value_problems
+from llava_recipes.model.checkpoint import (
+    DTYPES,
+    BadPickle,
+    ContainsCode,
+    load_plain,
+    only_plain,
+    value_problems,
+)
 from llava_recipes.model.weights import lay_over, load_projector, read_projector_weights
 from tests.golden_runs import stage1_folder
+from tests.laws import examples
 from tests.model.plans import plan_of
+from tests.model.poison import poisoned
+
+FORMATS = ("zip", "legacy", "pickle", "newest pickle", "tar", "torchscript", "module")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
+    made, file = tmp_path / "PWNED", tmp_path / "optimizer.pt"
+    file.write_bytes(poisoned(made)[kind])
+    with pytest.raises(ContainsCode, match="run code"):
+        load_plain(file)
+    with only_plain(), warnings.catch_warnings(), pytest.raises((pickle.UnpicklingError, RuntimeError)):
+        warnings.simplefilter("ignore")
+        torch.load(file, weights_only=False)
+    assert not made.exists()
+
+
+def test_the_files_would_run_code(tmp_path: Path) -> None:
+    made, file = tmp_path / "PWNED", tmp_path / "optimizer.pt"
+    for kind in ("zip", "legacy"):
+        file.write_bytes(poisoned(made)[kind])
+        torch.load(file, weights_only=False)
+        made.unlink()
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_tensors_and_plain_values_are_read(tmp_path: Path, new_format: bool) -> None:
+    saved = {
+        "state": OrderedDict(a=torch.arange(3)),
+        "groups": [{"lr": 0.1, "betas": (0.9, 0.95), "x": None}],
+    }
+    torch.save(saved, tmp_path / "s.pt", _use_new_zipfile_serialization=new_format)
+    read = load_plain(tmp_path / "s.pt")
+    assert isinstance(read, dict)
+    assert read["groups"] == saved["groups"] and torch.equal(read["state"]["a"], torch.arange(3))
+
+
+@examples(100)
+@given(content=st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("bytes") / "x.pt"
+    file.write_bytes(content)
+    with pytest.raises(BadPickle):
+        load_plain(file)
+
+
+def test_the_switch_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    before = dict(os.environ)
+    with only_plain():
+        assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
+    assert dict(os.environ) == before
+
 
 ORIGINAL = stage1_folder("base") / "mm_projector.bin"
 
@@ -51,7 +119,7 @@ def test_what_is_not_floating_point_is_refused(dtype: torch.dtype) -> None:
 
 
 def test_what_is_no_plain_tensor_is_refused() -> None:
-    assert _problem(torch.ones(2, 2).to_sparse()) == "f.bin: w is no plain tensor"
+    assert _problem(torch.ones(2, 2).to_sparse()) == "f.bin: w is not a plain tensor"
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])

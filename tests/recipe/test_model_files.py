@@ -26,7 +26,7 @@ def test_code_in_any_file_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).unlink(missing_ok=True)
     # As the hub's cache keeps files.
     (tmp_path / name).symlink_to("elsewhere")
-    with pytest.raises(RecipeError, match=r"`inside\.0\.auto_map` asks for foreign code") as caught:
+    with pytest.raises(RecipeError, match=r"`inside\.0\.auto_map` names code to run") as caught:
         check_model_folder(tmp_path, ("model", "language_model"))
     (problem,) = caught.value.problems
     assert problem.path == ("model", "language_model")

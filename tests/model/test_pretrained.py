@@ -14,8 +14,6 @@ import pytest
 
 from tests.processes import ROOT, run_process
 
-pytestmark = pytest.mark.slow
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "config.json": b"{}",

@@ -232,7 +232,7 @@ def test_a_tokenizer_without_any_token_to_pad_with_is_refused(tmp_path: Path) ->
         tokenizer_of(tmp_path)
 
 
-def test_a_missing_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be loaded"):
         tokenizer_of(tmp_path / "nowhere")
 
