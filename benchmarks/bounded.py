@@ -1,4 +1,4 @@
-"""Run a program within a time, read its lines as they come, and leave nothing of it behind."""
+"""Run a program within a time limit, read its lines as they come, and leave no process of it running."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO
 
 _TO_END_S = 5.0
 _LOOK_S = 0.1
-"""So often the program is asked whether it has ended, and the caller whether it has to."""
+"""How often to check whether the program has ended or has to stop."""
 
 
 @dataclass(frozen=True)

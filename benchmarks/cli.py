@@ -1,11 +1,11 @@
-"""How long the commands take that a person waits for: whole processes, interpreter start included.
+"""Time the commands that a person waits for: whole processes, interpreter start included.
 
     python benchmarks/cli.py [--repeats 10] [--against CHECKOUT]
 
 With `--against` each command also runs in another checkout, in turn with this one, and the table compares CPU
 seconds, which needs no quiet machine.
 Bytecode is cached as in any installed package, in a folder of its own that is filled by a first run of each
-command. CPU seconds (user and system) stand beside the wall's, since they do not grow on a busy machine.
+command. CPU seconds (user and system) are printed next to wall seconds, which grow on a busy machine.
 """
 
 from __future__ import annotations

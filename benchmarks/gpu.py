@@ -46,24 +46,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = "abcde"
 MINUTES = 8.0
 _LEAST_S = 10.0
-"""No task is begun with less time than this: starting Python and torch takes most of it."""
+"""No task starts with less time left: importing torch takes most of it."""
 _NUM_ERROR_LINES = 40
 _BASE = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "pydantic",
-    "yaml",
-    "PIL",
-    "rich",
-    "safetensors",
-    "tokenizers",
+    *("torch", "transformers", "accelerate", "pydantic", "yaml"),
+    *("PIL", "rich", "safetensors", "tokenizers"),
 )
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does. `settings` stand in each of its rows, beside the part."""
+    """What one process does. Each of its rows contains the part and `settings`."""
 
     part: str
     settings: Row
@@ -77,7 +70,7 @@ MACHINE = Task("machine", {}, "machine", {}, 60, ("torch", "transformers"))
 
 
 def full_tasks() -> Iterator[Task]:
-    """What is measured on a card; the last ones are those that are left out first where time is short."""
+    """The tasks for a GPU, in order of importance: the last are left out if time is short."""
     yield Task("a", {}, "speed", {"size": 8192, "num_products": 20}, 40, ("torch",))
     yield Task("b", {}, "golden", {}, 120, (*_BASE, "peft"))
     for model in ("7B", "13B"):
@@ -116,7 +109,7 @@ def _steps_task(
         "num_fits": 2,
         "num_warmup": 1 if tiny else 2,
         "num_steps": 2 if tiny else 5,
-        # What is begun must end before the process is killed.
+        # A step must end before the process is killed.
         "budget_s": limit_s / 2,
     }
     libraries = {"Stage 1": (), "LoRA": ("peft",), "QLoRA": ("peft", "bitsandbytes")}
@@ -129,7 +122,7 @@ def _resume_task(options: Row, *, limit_s: float) -> Task:
 
 
 class Bench:
-    """Runs tasks one after another until the time is over."""
+    """Runs tasks one after another until the time is up."""
 
     def __init__(
         self, write: Callable[[Row], None], *, until_s: float, tiny: bool, signals: Sequence[int]
@@ -150,7 +143,7 @@ class Bench:
         failed: list[str] = []
 
         def take(line: str) -> None:
-            # A killed task may leave half a line.
+            # A killed task may leave an incomplete line.
             if not line.endswith("\n"):
                 return
             row: Row = json.loads(line)
@@ -218,7 +211,7 @@ def _last_lines(ended: Ended) -> list[str]:
 
 
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
 
     def parts(text: str) -> str:
         chosen = text.replace(",", "")
@@ -286,7 +279,7 @@ def main(argv: Sequence[str] | None = None, *, tasks: Sequence[Task] | None = No
 
 @contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """For the time of a block, Ctrl-C and SIGTERM raise nothing: their numbers come into the list."""
+    """In the block, Ctrl-C and SIGTERM raise nothing: their numbers are added to the list."""
     noted: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers]

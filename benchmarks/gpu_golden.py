@@ -1,4 +1,4 @@
-"""The original's recorded runs, trained again on this device: how far the losses are off."""
+"""The original's recorded runs, trained again on this device: how far the losses differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training steps of LLaVA-1.5 at true shapes with random weights: speed and memory beside what the plan says.
+"""Training steps of LLaVA-1.5 at true shapes with random weights: speed, and memory next to the estimate.
 
 A step is what the Trainer takes: batch to the device, forward pass under autocast, backward pass, clipping,
 optimizer. One batch is prepared beforehand and used in every step: reading images is left out.
@@ -165,7 +165,7 @@ def _prepared_batch(plan: Plan, assembled: Assembled) -> dict[str, Tensor]:
 
 
 def planned(compiled: Compiled, batch: dict[str, Tensor], device: torch.device) -> Row:
-    """What `plan` says of this very batch: memory, operations, and whether it fits on this card."""
+    """The plan's estimate for this batch: memory, operations, and whether it fits on this card."""
     plan, stage = compiled.plan, compiled.plan.stages[0]
     num_samples, length = batch["input_ids"].shape
     num_image_tokens = int(batch["is_image"].sum()) // num_samples
@@ -189,7 +189,7 @@ def planned(compiled: Compiled, batch: dict[str, Tensor], device: torch.device) 
 
 
 def _flops_of_a_sample(estimator: Estimator, plan: Plan, *, recomputed: bool = True) -> float:
-    """By `plan/cost.py`; without what gradient checkpointing computes again if `recomputed` is false."""
+    """By `estimate/cost.py`; without what gradient checkpointing computes again if `recomputed` is false."""
     stage = plan.stages[0]
     if not recomputed:
         arguments = {**stage.train.training_arguments, "activation_checkpointing": False}

@@ -72,7 +72,7 @@ def _steps(rows: Sequence[Row], rate: float | None) -> Iterator[str]:
     found = [*_figures(rows, "c"), *_figures(rows, "d")]
     if found:
         yield (
-            "(c), (d) Training steps with random weights. TFLOP/s are by `plan/cost.py`, recomputation "
+            "(c), (d) Training steps with random weights. TFLOP/s are by `estimate/cost.py`, recomputation "
             "included; model FLOPs are the same without recomputation, as a share of (a). Memory is in GiB; "
             "*plan, tensors* is the plan's figure without its allowance for the CUDA context, to be compared "
             "with what torch allocated and reserved."

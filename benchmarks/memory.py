@@ -1,11 +1,10 @@
-"""Hold the plan's memory model against what torch keeps, on models that a CPU can carry.
+"""Compare the plan's memory model with what torch keeps, on models that fit a CPU.
 
     python benchmarks/memory.py
 
 Runs the forward and backward pass of training on a small LLaVA with random weights. Counts distinct tensors
 that autograd keeps for the backward pass (`torch.autograd.graph.saved_tensors_hooks`) and the largest sum of
-tensors alive at once, and prints both beside the plan's estimate. The figures that were seen are in
-benchmarks/memory.md.
+tensors alive at once, and prints both next to the plan's estimate. Results are in benchmarks/memory.md.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes that torch had alive, and what the plan says of them."""
+    """Bytes that torch had alive, and the plan's estimate of them."""
 
     saved: int
     """Distinct tensors kept by autograd after the forward pass, weights aside."""

@@ -1,10 +1,10 @@
-"""Time a Stage-1 step and its peak memory on a model that a CPU can carry.
+"""Measure time and peak memory of a Stage-1 step on a model that fits a CPU.
 
     python benchmarks/step.py                 # with and without gradient checkpointing, a process each
     python benchmarks/step.py --engine run    # the same through `llava-recipe run`: Trainer, logs, files
 
 Images (640×480 JPEG), captions (about 28 tokens) and a tokenizer of 32,000 words are drawn into a temporary
-folder, so that nothing is downloaded. The figures that were seen are in benchmarks/README.md.
+folder, so that nothing is downloaded. Results are in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def report(figures: Figures, *, gradient_checkpointing: bool) -> str:
 
 
 def read_options() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--engine", choices=sorted(ENGINES), default="loop")
     parser.add_argument("--gradient-checkpointing", choices=["on", "off", "both"], default="both")
@@ -299,7 +299,7 @@ def read_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure every setting asked for and print the figures."""
+    """Measure every requested setting and print the figures."""
     options = read_options()
     if options.measure:
         print(json.dumps(asdict(ENGINES[options.engine](Setting(**json.loads(options.measure))))))
