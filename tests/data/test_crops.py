@@ -127,7 +127,7 @@ def test_grids_and_processors_of_another_size_are_refused() -> None:
         check_crops(data_plan(image_grid_pinpoints=((112, 56), (100, 56))), processor, 56)
     (problem,) = caught.value.problems
     assert (problem.found, problem.hint) == (
-        "[100, 56], and the tower takes 56 × 56 pixels",
+        "[100, 56], but the tower takes 56 × 56 pixels",
         "write [112, 56]",
     )
     with pytest.raises(RecipeError, match="makes images of the tower's size"):

@@ -405,10 +405,10 @@ def test_more_than_the_file_holds() -> None:
     source = SourcePlan(
         annotations=str(FIXTURES / "stage1.json"), images=IMAGES, num_samples=None, sampling_strategy="end:25"
     )
-    with pytest.raises(RecipeError, match="asks for more records than the file holds") as caught:
+    with pytest.raises(RecipeError, match="asks for more records than the file contains") as caught:
         open_records([source])
     assert caught.value.problems[0].path == ("sampling_strategy",)
-    assert caught.value.problems[0].found == "end:25, and the file holds 24"
+    assert caught.value.problems[0].found == "end:25, and the file contains 24"
 
 
 RECORDS = [{"id": "a", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]
