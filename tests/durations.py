@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-SLOW_S = 1.25
-"""A test function that takes longer is slow: `make quick` leaves it out."""
+SLOW_S = 0.8
+"""A test function that takes longer is slow: `make quick` leaves it out, to stay under a minute."""
 
 FILE_S = 15.0
 """A file that takes longer is slow as a whole: its tests share what they train and import."""
 
-QUICK_S = 60.0
-"""What `make quick` may take for recorded tests; the thousands below `FLOOR_S` take about as much again."""
+QUICK_S = 40.0
+"""What `make quick` may take for recorded tests; the thousands below `FLOOR_S` take twice as much."""
 
 FLOOR_S = 0.5
 """What takes less isn't recorded."""
