@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW_S = 0.8
+SLOW_S = 0.6
 """A test function that takes longer is slow: `make quick` leaves it out, to stay under a minute."""
 
 FILE_S = 15.0

@@ -109,7 +109,7 @@ def test_a_command_that_breaks_on_another_version_says_so(tmp_path: Path) -> Non
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("pydantic 1.10.26 is installed") and "pip install 'pydantic>=" in line
-    log = re.search(r"\(what failed is in (.+)\)$", line)
+    log = re.search(r"\(the traceback is in (.+)\)$", line)
     assert log is not None
     assert "Traceback" in Path(log[1]).read_text("utf-8")
     Path(log[1]).unlink()

@@ -274,7 +274,8 @@ def _check_usual_rate(
     if not low <= rate <= high:
         word = "hardly moves" if rate < low else "is far above the usual for"
         message = f"a learning rate of {say_number(rate)} {word} {what}"
-        yield _warning(message, code=codes[rate > high], path=path, hint=hint)
+        code = codes[1] if rate > high else codes[0]
+        yield _warning(message, code=code, path=path, hint=hint)
 
 
 def _check_projector(recipe: Recipe, planned: StagePlan, trains: frozenset[str]) -> Iterator[Problem]:

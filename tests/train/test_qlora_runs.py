@@ -37,7 +37,7 @@ def qlora_values(
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     text = run_to_end(write_recipe(qlora_values(folder), folder / "recipe.yaml"))
-    assert "the language model's linear layers in 4 bits, nf4" in text
+    assert "the language model's linear layers, to 4 bits, nf4" in text
     return folder / "run"
 
 
