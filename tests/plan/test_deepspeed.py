@@ -35,6 +35,7 @@ from llava_recipes.versions import training_arguments
 from tests.plan.recipes import compiled, stage_values
 
 PATH = ("stages", 0, "deepspeed")
+LISTED = f"presets: {', '.join(DEEPSPEED_PRESETS)}, none"
 BATCH = BatchSizes(per_device=4, accumulation=2, in_all=64)
 ZERO2: dict[str, Any] = {
     "fp16": {
@@ -294,9 +295,9 @@ def test_every_contradiction_is_reported_at_once() -> None:
     ("word", "message", "hint"),
     [
         ("zero_2", "unknown DeepSpeed preset 'zero_2'", "did you mean `zero2`?"),
-        ("fancy", "unknown DeepSpeed preset 'fancy'", "presets: zero2, zero3, zero3_offload, none"),
-        ("./scripts/zero2.json", "DeepSpeed config not found", "presets: zero2, zero3, zero3_offload, none"),
-        ("zero2.json", "DeepSpeed config not found", "presets: zero2, zero3, zero3_offload, none"),
+        ("fancy", "unknown DeepSpeed preset 'fancy'", LISTED),
+        ("./scripts/zero2.json", "DeepSpeed config not found", LISTED),
+        ("zero2.json", "DeepSpeed config not found", LISTED),
     ],
 )
 def test_a_word_that_is_no_preset_and_no_file(word: str, message: str, hint: str) -> None:

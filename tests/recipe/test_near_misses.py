@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.recipe.explain import unknown_key
 from llava_recipes.recipe.language import homes, keys_at
@@ -104,8 +105,18 @@ def test_names_of_zero_2(word: str) -> None:
     assert deepspeed_hint(word) == "did you mean `zero2`?"
 
 
-@pytest.mark.parametrize("word", ["zero1", "stage1", "zero0", "zero4", "fsdp"])
-def test_what_is_no_preset_is_not_taken_for_another(word: str) -> None:
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("spelling", ["zero{}", "stage{}", "z{}"])
+def test_a_stage_without_a_preset_is_not_taken_for_another(stage: int, spelling: str) -> None:
+    hint = deepspeed_hint(spelling.format(stage))
+    if f"zero{stage}" in DEEPSPEED_PRESETS:
+        assert hint == f"did you mean `zero{stage}`?"
+    else:
+        assert hint.startswith(f"stage {stage} has no preset; presets: none, ")
+
+
+@pytest.mark.parametrize("word", ["zero4", "stage4", "fsdp"])
+def test_what_is_no_stage_is_not_taken_for_a_preset(word: str) -> None:
     assert "did you mean" not in deepspeed_hint(word)
 
 
