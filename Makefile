@@ -97,7 +97,7 @@ format: $(READY)  ## fix and format with ruff
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-names: $(READY)  ## regenerate names.json and keys.json in llava_recipes/recipe/
+names: $(READY)  ## regenerate names.json, keys.json, schemas/ and docs/reference.md
 	@$(RUN) python -m tests.library_names
 
 .venv/.docs: $(READY)

@@ -1,7 +1,8 @@
-"""Write names.json from the installed libraries and keys.json from the schema, both in llava_recipes/recipe.
+"""Write what is made of the installed libraries and of the schema.
 
-Run it as python -m tests.library_names. It is not in the package, which may import neither transformers
-nor DeepSpeed below its plans.
+Of the libraries: names.json in llava_recipes/recipe. Of the schema: keys.json beside it, schemas/ and
+docs/reference.md. Run it in the checkout, as python -m tests.library_names. It is not in the package,
+which may import neither transformers nor DeepSpeed below its plans.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import types
 import typing
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from deepspeed.runtime import config
@@ -19,9 +21,13 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from llava_recipes.authoring.reference import reference
+from llava_recipes.cli.schema import schema_text
 from llava_recipes.recipe import keys
 from llava_recipes.recipe.language import schema_keys
 from llava_recipes.recipe.names import FILE
+
+ROOT = Path(__file__).parents[1]
 
 
 def library_names() -> dict[str, Any]:
@@ -91,6 +97,13 @@ def keys_text() -> str:
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
+def made_of_the_schema() -> dict[Path, str]:
+    """The text of each file that repeats the schema."""
+    schemas = {ROOT / f"schemas/{kind}.schema.json": schema_text(kind) for kind in ("recipe", "base", "plan")}
+    return {keys.FILE: keys_text(), **schemas, ROOT / "docs/reference.md": reference()}
+
+
 if __name__ == "__main__":
     FILE.write_text(json.dumps(library_names(), indent=1) + "\n", "utf-8")
-    keys.FILE.write_text(keys_text(), "utf-8")
+    for file, text in made_of_the_schema().items():
+        file.write_text(text, "utf-8")

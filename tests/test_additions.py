@@ -64,7 +64,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def values(folder: Path) -> dict[str, Any]:
     """A recipe that uses every addition but the preset, for which a CPU is slow."""
-    recipe = stage1_values(folder / "out", neftune_noise_alpha=5.0, max_steps=1)
+    recipe = stage1_values(folder / "out", torch_empty_cache_steps=5, max_steps=1)
     recipe["model"] = {
         "language_model": {
             "config": {
@@ -107,7 +107,7 @@ def test_a_recipe_with_all_of_them_is_planned(changed: Path, tmp_path: Path) -> 
     # The norm of the tower's 64 features, then 64 to 64 and 64 to 64.
     assert stage["num_trainable_parameters"] == 2 * 64 + 2 * (64 * 64 + 64)
     assert stage["deepspeed"]["zero_optimization"]["stage"] == 1
-    assert stage["train"]["training_arguments"]["neftune_noise_alpha"] == 5.0
+    assert stage["train"]["training_arguments"]["torch_empty_cache_steps"] == 5
 
 
 def test_a_near_miss_of_the_new_type_is_reported(changed: Path, tmp_path: Path) -> None:

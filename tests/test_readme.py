@@ -19,9 +19,12 @@ import yaml
 
 from llava_recipes.cli.demo import NUM_HELD_OUT, NUM_UNSEEN
 from llava_recipes.cli.main import COMMANDS, main, module_of
+from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.demo.drawn_data import all_combinations, unseen_combinations
+from llava_recipes.layouts import LAYOUTS
+from llava_recipes.projectors import PROJECTOR_TYPES
 from llava_recipes.recipe.load import load_recipe
-from llava_recipes.recipe.schema import Recipe, Stage
+from llava_recipes.recipe.schema import Recipe, Stage, Train
 from tests.laws import LONG
 from tests.processes import llava_recipe, run_process
 
@@ -323,6 +326,25 @@ def test_a_broken_recipe_says_what_the_guide_shows(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text(broken.text, "utf-8")
     command = "llava-recipe validate broken.yaml"
     assert _printed(command, tmp_path) == (1, _shown(command))
+
+
+def _first_column(document: str, head: str) -> set[str]:
+    """The names in the first column of the one table of a document that starts with this head."""
+    text = (ROOT / "docs" / document).read_text("utf-8")
+    (table,) = re.findall(rf"^\| {head} \|.*\n((?:\|.*\n)+)", text, re.M)
+    return {name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+def test_the_guide_has_a_row_for_every_addition() -> None:
+    """The tables that docs/CONTRIBUTING.md names: what is added to the package has a row there."""
+    types = {each.name for each in PROJECTOR_TYPES}
+    assert types == _first_column("recipes.md", "type")
+    assert set(LAYOUTS) == _first_column("data.md", "`template`")
+    assert set(DEEPSPEED_PRESETS) <= _first_column("training.md", "preset")
+    assert set(Train.model_fields) <= _first_column("training.md", "key")
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8").partition("\n## ")[0]
+    rows = "\n".join(row.split("|")[1] for row in text.splitlines() if row.startswith("|"))
+    assert set(COMMANDS) == set(re.findall(r"`llava-recipe ([\w-]+)", rows))
 
 
 def test_the_guide_explains_every_key() -> None:
