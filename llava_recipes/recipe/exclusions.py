@@ -143,7 +143,9 @@ IDLE: Final[tuple[Idle, ...]] = (
         "quantization",
         "`quantization` cannot be used with random weights",
         "remove it, or load pretrained weights with `source`",
-        lambda part, _: part.get("config") is not None,
+        lambda part, quantization: (
+            quantization and isinstance(quantization, dict) and given_keys(part, "config")
+        ),
     ),
     *(
         Idle(
@@ -231,7 +233,9 @@ def check_one_given(root: Value) -> Iterator[Problem]:
     for exclusion in EXCLUSIONS:
         keys = (exclusion.winner, exclusion.loser)
         for place, mapping in _mappings(root, exclusion.place) if exclusion.if_neither else ():
-            if not given_keys(mapping, *keys) and not misspelt(mapping, place, *keys):
+            # Where a mapping takes these two alone, any other key is meant as one of them.
+            is_meant = misspelt(mapping, place, *keys) or (mapping and set(keys_at(place)) == set(keys))
+            if not given_keys(mapping, *keys) and not is_meant:
                 message, hint = f"`{place[-1]}` needs `{keys[0]}` or `{keys[1]}`", exclusion.if_neither
                 yield Problem(message, code="one-of-two-keys-is-needed", path=place, hint=hint, on_key=True)
 
