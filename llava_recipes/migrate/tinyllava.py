@@ -19,7 +19,7 @@ from llava_recipes.migrate.llava import (
 from llava_recipes.migrate.programs import TINYLLAVA as CONVERSATIONS
 from llava_recipes.migrate.programs import Program, put_conversation
 from llava_recipes.migrate.settings import Flags, Row
-from llava_recipes.plan.catalog import VISION_TOWERS
+from llava_recipes.plan.families import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value
 
 _WITHOUT_A_KEY = ("tune_embed_tokens", "resampler_hidden_size", "num_queries", "num_resampler_layers")

@@ -9,15 +9,7 @@ from pydantic_core import ErrorDetails
 
 from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.projectors import MOST_LAYERS, PROJECTOR_TYPES
-from llava_recipes.recipe.language import (
-    choices_at,
-    homes,
-    is_list,
-    is_model,
-    keys_at,
-    shapes_at,
-    wanted_at,
-)
+from llava_recipes.recipe.language import choices_at, homes, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.names import EXTRA_FIELDS, INSTEAD
 from llava_recipes.recipe.renames import OTHER_NAMES, bare, did_you_mean, nearest, nearest_all, ranked
 from llava_recipes.recipe.scalars import (

@@ -23,10 +23,13 @@ _WIDEST_COLUMN = 72
 # ---- whole recipes ---------------------------------------------------------------------------------------
 
 
-def block_lines(value: Value, indent: str = "", *, short_lists: bool = True) -> list[str]:
+def block_lines(
+    value: Value, indent: str = "", *, short_lists: bool = True, portable: bool = False
+) -> list[str]:
     """The lines of a mapping or list in block style.
 
     short_lists  write short lists without mappings on one line
+    portable     spell numbers so that YAML 1.1 reads them as numbers too
     """
     if isinstance(value, dict):
         entries = [(f"{spell(key)}:", inner) for key, inner in value.items()]
@@ -37,12 +40,13 @@ def block_lines(value: Value, indent: str = "", *, short_lists: bool = True) -> 
     for lead, inner in entries:
         below = indent + _STEP
         if not _needs_block(inner, short_lists=short_lists or lead == "-"):
-            lines.append(f"{indent}{lead} {spell(inner)}")
+            lines.append(f"{indent}{lead} {spell(inner, portable=portable)}")
         elif lead == "-":
-            first, *others = block_lines(inner, below, short_lists=short_lists)
+            first, *others = block_lines(inner, below, short_lists=short_lists, portable=portable)
             lines += [f"{indent}- {first.strip()}", *others]
         else:
-            lines += [f"{indent}{lead}", *block_lines(inner, below, short_lists=short_lists)]
+            inner_lines = block_lines(inner, below, short_lists=short_lists, portable=portable)
+            lines += [f"{indent}{lead}", *inner_lines]
     return lines
 
 
@@ -87,8 +91,8 @@ def write_recipe(values: Mapping[str, Value], comments: Mapping[KeyPath, str], h
 
 
 def write_values(values: Value) -> str:
-    """The values as YAML, each on its own line."""
-    return escape_yaml("\n".join(block_lines(values, short_lists=False)) + "\n")
+    """The values as YAML, each on its own line, for programs too: PyYAML reads `2e-5` as a string."""
+    return escape_yaml("\n".join(block_lines(values, short_lists=False, portable=True)) + "\n")
 
 
 def write_resolved(recipe: Recipe) -> str:

@@ -30,7 +30,7 @@ from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.checkpoints import check_state
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
-from llava_recipes.train.progress import Reporter, StartPanel, StopOnSignal, choose_reporter
+from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
 from llava_recipes.train.trainer import StageTrainer, out_of_memory
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
@@ -255,7 +255,7 @@ def _describe(
     resumed_step: int,
     num_samples: int,
     notes: list[str],
-) -> StartPanel:
+) -> Start:
     train, validation = stage.train, stage.data.validation
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -285,4 +285,4 @@ def _describe(
         linear = f"the language model's linear layers, to {describe_quantization(quantization)}"
         rows.append(("quantized", linear))
     rows += [("note", note) for note in notes]
-    return StartPanel(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)
+    return Start(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from llava_recipes.estimate.estimate import StageEstimate
-from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.plan.compile import Facts
+from llava_recipes.plan.families import VISION_TOWERS
 from llava_recipes.plan.image_tokens import describe_images
 from llava_recipes.plan.types import ImageCounts, StagePlan
 from tests.estimate.estimates import VICUNA_7B, estimated, estimator_of, stage1_values

@@ -74,4 +74,4 @@ def test_one_mistake_is_reported_once(values: str, codes: list[str]) -> None:
 def test_quantization_that_is_no_mapping_is_one_problem() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(ROOT / "recipes/demo.yaml"), ("model.language_model.quantization=4bit",))
-    assert [problem.code for problem in caught.value.problems] == ["wrong-type"]
+    assert [problem.code for problem in caught.value.problems] == ["value-of-wrong-kind"]
