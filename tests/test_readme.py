@@ -315,6 +315,22 @@ def test_a_broken_recipe_says_what_the_guide_shows(tmp_path: Path) -> None:
     assert _printed(command, tmp_path) == (1, _shown(command))
 
 
+ERRORS_SHOWN = sorted(
+    block.text.partition("\n")[0].removeprefix("$ ")
+    for block in BLOCKS
+    if block.text.startswith("$ llava-recipe validate tests/errors/")
+)
+
+
+def test_the_guide_shows_errors() -> None:
+    assert len(ERRORS_SHOWN) >= 2
+
+
+@pytest.mark.parametrize("command", ERRORS_SHOWN)
+def test_an_error_of_a_test_is_printed_as_the_guide_shows_it(command: str) -> None:
+    assert _printed(command, ROOT)[1] == _shown(command)
+
+
 def test_the_guide_explains_every_key() -> None:
     schema = Recipe.model_json_schema()
     models = [schema, *schema["$defs"].values()]

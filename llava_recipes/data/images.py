@@ -21,6 +21,7 @@ from transformers import (
 
 from llava_recipes.anyres import Size
 from llava_recipes.data.conversation import Record
+from llava_recipes.data.hub import check_available
 from llava_recipes.data.image_sizes import MAX_PIXELS, CannotPrepare, can_shrink, steps_of
 from llava_recipes.data.records import Records
 from llava_recipes.errors import Problem, RecipeError
@@ -263,9 +264,13 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
         )
     path = (*_TOWER, "source")
     check_model_folder(folder, path)
+    message, code = f'the image processor of "{plan.source}" cannot be loaded', "image-processor-not-usable"
+    check_available(
+        str(plan.source), plan.revision, files=SETTINGS_FILES, message=message, code=code, path=path
+    )
     with read_by_library(
-        f'the image processor of "{plan.source}" cannot be loaded',
-        code="image-processor-not-usable",
+        message,
+        code=code,
         files=files,
         place="" if files else str(plan.source),
         path=path,

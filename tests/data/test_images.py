@@ -131,6 +131,14 @@ def test_an_unknown_setting_is_reported_at_its_key() -> None:
     assert problem.path == ("model", "vision_tower", "image_processor", "image_meen")
 
 
+def test_a_processor_is_reported_that_only_the_hub_has() -> None:
+    with pytest.raises(RecipeError, match=r'image processor of "some/tower" cannot be loaded') as caught:
+        load_image_processor(VisionTower.model_validate({"source": "some/tower"}))
+    (problem,) = caught.value.problems
+    assert problem.found == "no such folder, not in the local cache, and the hub cannot be reached"
+    assert problem.hint == "check the network, or copy the model and write its folder"
+
+
 def test_a_tower_without_image_processor_is_reported(tmp_path: Path) -> None:
     tower = VisionTower.model_validate({"source": str(tmp_path)})
     with pytest.raises(RecipeError, match=r"no preprocessor_config\.json"):
