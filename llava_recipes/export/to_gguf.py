@@ -36,7 +36,7 @@ LANGUAGE, VISION, PROJECTOR = "language_model", "vit", "llava.projector"
 _RATIOS = {
     "pad": "llama.cpp resizes images and then pads them to a square; this model was trained on images "
     "padded first, so images that aren't square look slightly different in llama.cpp.",
-    "square": "llama.cpp pads images to a square; this model was trained on their centre, so images "
+    "square": "llama.cpp pads images to a square; this model was trained on their center, so images "
     "that aren't square look different in llama.cpp.",
     "anyres": "llama.cpp cuts images into the same crops, but keeps the padding and puts no newline after "
     "a row; this model was trained without padding and with newlines, so images look slightly different in "

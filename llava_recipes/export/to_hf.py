@@ -274,9 +274,9 @@ def _image_processor(run: OpenedRun, spread: AnyRes | None) -> BaseImageProcesso
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     settings = {key: value for key, value in own.to_dict().items() if key != "image_processor_type"}
-    centre_crop = {} if "do_center_crop" in settings else {"do_center_crop": False}
+    center_crop = {} if "do_center_crop" in settings else {"do_center_crop": False}
     padding: BaseImageProcessor = LlavaImageProcessorPil.from_dict(
-        {**settings, **centre_crop, "do_pad": True}
+        {**settings, **center_crop, "do_pad": True}
     )
     return padding
 

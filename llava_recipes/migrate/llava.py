@@ -596,9 +596,9 @@ def _why_lost(name: str, names: Sequence[str], program: Program) -> str:
         # A fork may have a flag whose name is near one of these.
         near = nearest(name, names)
         why = "recipes have no key for it: a flag of the fork"
-        return why if near is None else f"{why}, or `--{near}` misspelt"
+        return why if near is None else f"{why}, or `--{near}` misspelled"
     near = did_you_mean(name, [f"--{other}" for other in names])
-    return near or f"{program.name} doesn't have this flag: it is a fork's, or misspelt"
+    return near or f"{program.name} doesn't have this flag: it is a fork's, or misspelled"
 
 
 _BRACES = re.compile(r"(.*)\{(.*)\}\.json", re.DOTALL)

@@ -231,7 +231,7 @@ def check_one_given(root: Value) -> Iterator[Problem]:
     for exclusion in EXCLUSIONS:
         keys = (exclusion.winner, exclusion.loser)
         for place, mapping in _mappings(root, exclusion.place) if exclusion.if_neither else ():
-            if not given_keys(mapping, *keys) and not misspelt(mapping, place, *keys):
+            if not given_keys(mapping, *keys) and not misspelled(mapping, place, *keys):
                 message, hint = f"`{place[-1]}` needs `{keys[0]}` or `{keys[1]}`", exclusion.if_neither
                 yield Problem(message, code="one-of-two-keys-is-needed", path=place, hint=hint, on_key=True)
 
@@ -246,7 +246,7 @@ def check_idle(root: Value) -> Iterator[Problem]:
                 yield Problem(idle.message, code=idle.code, path=path, hint=idle.hint, on_key=True)
 
 
-def misspelt(mapping: Values, place: KeyPath, *names: str) -> bool:
+def misspelled(mapping: Values, place: KeyPath, *names: str) -> bool:
     """Whether a key is another spelling of one of the names; then only the spelling is reported."""
     known = keys_at(place)
     return any(
