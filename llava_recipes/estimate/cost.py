@@ -132,7 +132,7 @@ class Tokens:
     image: Annotated[
         int,
         Field(
-            description="Image tokens of one sample; one image each is assumed, with `anyres` a photograph "
+            description="Image tokens of one sample; one image each is assumed, with `anyres` a photo "
             "of 640 × 480 pixels."
         ),
     ]
