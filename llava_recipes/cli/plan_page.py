@@ -108,11 +108,12 @@ def _check_ours(file: Path) -> None:
     except OSError as error:
         raise _refused(file, "the page cannot be written", found=str(error.strerror or error)) from error
     if _MARKER.encode() not in start:
-        raise _refused(file, "this file was not written by `llava-recipe plan --html`", found=str(file))
+        message = "this file was not written by `llava-recipe plan --html`"
+        hint = "choose another name, or replace it with --force"
+        raise _refused(file, message, found=str(file), hint=hint)
 
 
-def _refused(file: Path, message: str, *, found: str) -> RecipeError:
-    hint = "choose another name, or replace it with --force" if "not written by" in message else None
+def _refused(file: Path, message: str, *, found: str, hint: str | None = None) -> RecipeError:
     return RecipeError.of(
         message, code="output-cannot-be-written", mark=Mark(f"--html {file}", 0, 0), found=found, hint=hint
     )

@@ -8,8 +8,8 @@ docs/multimodal/llava.md describes, after its surgery script. Tested with the ll
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
-from string import Template as Text
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ _RATIOS = {
     "a row; this model was trained without padding and with newlines, so images look slightly different in "
     "llama.cpp.",
 }
-_README = Text("""\
+_README = string.Template("""\
 # For llama.cpp
 
 `$language` is the language model as a plain Hugging Face folder, `$vision` the vision tower and the

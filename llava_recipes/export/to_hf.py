@@ -46,6 +46,10 @@ from llava_recipes.templates import Turn
 from llava_recipes.use.foreign_folders import write_note
 from llava_recipes.use.opened import OpenedRun
 
+PAD = "<pad>"
+ROWS_MULTIPLE = 64
+"""llava-hf pads a vocabulary to a multiple of this."""
+
 
 def next_config(config: LlavaConfig, spread: AnyRes) -> LlavaNextConfig:
     """The config with which LlavaNextForConditionalGeneration computes what our model does.
@@ -78,11 +82,6 @@ def next_image_processor(processor: BaseImageProcessor, spread: AnyRes) -> Llava
 def height_first(spread: AnyRes) -> list[list[int]]:
     """The pinpoints as transformers reads them, height before width; of equal ones it takes the first."""
     return [[height, width] for width, height in spread.pinpoints]
-
-
-PAD = "<pad>"
-ROWS_MULTIPLE = 64
-"""llava-hf pads a vocabulary to a multiple of this."""
 
 
 class HfExport:

@@ -17,6 +17,9 @@ from llava_recipes.recipe.scalars import Value, Values, as_list, given_keys
 
 ANY: Final = "*"
 """Stands for one segment of a path: an entry of a list, by its number or by its name."""
+STAGE: Final = ("stages", ANY)
+DATA: Final = (*STAGE, "data")
+TRAIN: Final = (*STAGE, "train")
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,6 @@ def _origins(part: str, *idle: str, companions: tuple[str, ...] = ()) -> Iterato
     message, hint = "`revision` has no effect with `config`", "remove it; `revision` goes with `source`"
     yield _idle(place, "config", "revision", message, hint, unless="source")
 
-
-STAGE: Final = ("stages", ANY)
-DATA: Final = (*STAGE, "data")
-TRAIN: Final = (*STAGE, "train")
 
 EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
     *_origins("language_model", "seed", companions=("tokenizer",)),
