@@ -134,7 +134,7 @@ def find(name: str) -> GalleryRecipe:
 
 
 def read_head(text: str) -> dict[str, str]:
-    """The labelled lines of the comment at the head of a recipe; the lines before them are under ""."""
+    """The labeled lines of the comment at the head of a recipe; the lines before them are under ""."""
     head: dict[str, str] = {"": ""}
     label = ""
     for line in _comment_lines(text):

@@ -134,7 +134,7 @@ def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model:
 
 
 def _check_keys(config: Config | None, known: Mapping[str, Config], part: str) -> Iterator[Problem]:
-    """Misspelt keys of an inline config, in place of which transformers would use its defaults."""
+    """Misspelled keys of an inline config, in place of which transformers would use its defaults."""
     keys = known.get(str((config or {}).get("model_type")), {})
     for key in config or {}:
         near = None if key in keys else nearest(key, keys)

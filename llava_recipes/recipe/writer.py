@@ -20,9 +20,6 @@ _MIGRATED_COLUMN = 43
 _WIDEST_COLUMN = 72
 
 
-# ---- whole recipes ---------------------------------------------------------------------------------------
-
-
 def block_lines(
     value: Value, indent: str = "", *, short_lists: bool = True, portable: bool = False
 ) -> list[str]:
@@ -134,14 +131,11 @@ def _literal(value: Value) -> Value:
     return [_literal(inner) for inner in value] if isinstance(value, list) else value
 
 
-# ---- edits -----------------------------------------------------------------------------------------------
-# Of our own templates: block style, one document, no anchors.
-
-
 def set_value(text: str, path: KeyPath, value: Value) -> str:
     """The text with the value at `path`, replaced, or added at the end of its mapping.
 
-    Missing parents are added too. Raises LookupError for an entry that a list does not have.
+    The text is one of our own templates: block style, one document, no anchors. Missing parents are added.
+    Raises LookupError for an entry that a list does not have.
     """
     found, node, rest = _walk(text, path)
     if not rest:

@@ -19,7 +19,7 @@ from llava_recipes.model.forward import trains_in_vain
 from llava_recipes.model.generate import Answerer
 from llava_recipes.model.learned_rows import free_image_tokens, read_image_tokens
 from llava_recipes.model.lora import freeze_model, inject_lora
-from llava_recipes.model.placing import DTYPES
+from llava_recipes.model.placing import TORCH_DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.arguments import keyword_arguments
@@ -217,7 +217,7 @@ def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
 def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     """The model with the weights that the stage starts from, frozen as it says; the number that trains."""
     zero3 = zero_stage(stage.deepspeed) == 3
-    assembled = assemble(plan.model, dtype=DTYPES[stage.train.precision], zero3=zero3)
+    assembled = assemble(plan.model, dtype=TORCH_DTYPES[stage.train.precision], zero3=zero3)
     for start in stage.starts_from:
         load_start(assembled.model, start, ("stages",))
     if trains_image_tokens(stage):
