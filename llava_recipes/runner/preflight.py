@@ -135,7 +135,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
         return
     path: KeyPath = ("model", "language_model", "quantization")
     if importlib.util.find_spec("bitsandbytes") is None:
-        hint = "pip install 'llava-recipes[quantized]', or remove `quantization`"
+        hint = "pip install '.[quantized]' in the checkout, or remove `quantization`"
         yield Problem("bitsandbytes is not installed", code="library-not-installed", path=path, hint=hint)
         return
     check_versions("quantized")
