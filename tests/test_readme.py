@@ -347,6 +347,22 @@ def test_the_guide_has_a_row_for_every_addition() -> None:
     assert set(COMMANDS) == set(re.findall(r"`llava-recipe ([\w-]+)", rows))
 
 
+ERRORS_SHOWN = sorted(
+    block.text.partition("\n")[0].removeprefix("$ ")
+    for block in BLOCKS
+    if block.text.startswith("$ llava-recipe validate tests/errors/")
+)
+
+
+def test_the_guide_shows_errors() -> None:
+    assert len(ERRORS_SHOWN) >= 2
+
+
+@pytest.mark.parametrize("command", ERRORS_SHOWN)
+def test_an_error_of_a_test_is_printed_as_the_guide_shows_it(command: str) -> None:
+    assert _printed(command, ROOT)[1] == _shown(command)
+
+
 def test_the_guide_explains_every_key() -> None:
     schema = Recipe.model_json_schema()
     models = [schema, *schema["$defs"].values()]

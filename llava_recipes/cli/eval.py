@@ -161,7 +161,7 @@ def _match_values(
         )
     return {
         "exact_match": matches.exact_match,
-        "exact_match_normalised": matches.exact_match_normalised,
+        "exact_match_normalised": matches.exact_match_normalized,
         "num_answers": matches.num_answers,
     }
 
@@ -172,7 +172,7 @@ _WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "token_accuracy": ("token accuracy", "{:.1%}".format),
     "num_tokens": ("tokens learned", "{:,}".format),
     "exact_match": ("exact match", "{:.1%}".format),
-    "exact_match_normalised": ("exact match, normalised", "{:.1%}".format),
+    "exact_match_normalised": ("exact match, normalized", "{:.1%}".format),
     "num_answers": ("answers", "{:,}".format),
 }
 

@@ -22,7 +22,7 @@ EPILOG = """\
 --format jsonl prints a JSON object for each sample:
 
   index, id         its position over all sources, and its id
-  input_ids         tokens, with -200 for an image; text-only samples end at max_length
+  input_ids         tokens, with -200 for an image; text-only samples are cut at max_length
   labels            the same, with -100 where nothing is learned
   num_image_tokens  tokens of an image of the tower's size
   image_tokens      tokens of each image

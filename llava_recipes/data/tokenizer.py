@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from llava_recipes.data.hub import check_available
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded
 from llava_recipes.layouts import IMAGE, IMAGE_END, IMAGE_PATCH, IMAGE_START
@@ -97,6 +98,14 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     revision = plan.revision if plan.tokenizer == plan.source else None
     check_model_folder(Path(plan.tokenizer), _PATH)
     _check_vocabulary(Path(plan.tokenizer), _PATH)
+    check_available(
+        plan.tokenizer,
+        revision,
+        files=("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json"),
+        message=_refusal(plan),
+        code="tokenizer-not-usable",
+        path=_PATH,
+    )
     with _read(plan):
         settings = get_tokenizer_config(plan.tokenizer, revision=revision)
         check_settings(settings, _PATH, file=f"tokenizer_config.json of {plan.tokenizer}")
@@ -146,11 +155,15 @@ def _language_config(source: str, revision: str | None) -> dict[str, PreTrainedC
     return {} if kind is None else {"config": AutoConfig.for_model(kind)}
 
 
+def _refusal(plan: LanguageModelPlan) -> str:
+    return f'tokenizer "{plan.tokenizer}" cannot be loaded'
+
+
 def _read(plan: LanguageModelPlan) -> AbstractContextManager[None]:
     """Turn what libraries raise in the block into a problem of the plan's tokenizer."""
     folder = expanded(plan.tokenizer)
     return read_by_library(
-        f'tokenizer "{plan.tokenizer}" cannot be loaded',
+        _refusal(plan),
         code="tokenizer-not-usable",
         files=[folder / name for name in _FILES if (folder / name).exists()],
         place="" if folder.is_dir() else plan.tokenizer,

@@ -11,16 +11,14 @@ from typing import Literal
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
+from llava_recipes.data.hub import in_plain_words
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded
 from llava_recipes.recipe.foreign import check_model_folder
@@ -83,7 +81,7 @@ def _snapshot(source: str, revision: str | None, parts: Sequence[Part], path: Ke
                 return _download(source, revision, patterns, cached=available is None)
         return _download(source, revision, last, cached=available is None)
     except (HTTPError, HFValidationError, OSError) as error:
-        message, hint = _in_plain_words(error, revision)
+        message, hint = in_plain_words(error, revision)
         raise _refusal(source, path, message, hint, code="model-not-available") from error
 
 
@@ -116,34 +114,6 @@ def _repository_files(source: str, revision: str | None) -> list[str] | None:
     except (OfflineModeIsEnabled, HTTPError):
         return None
     return [file.rfilename for file in siblings or ()]
-
-
-def _in_plain_words(error: Exception, revision: str | None) -> tuple[str, str]:
-    """The message and the hint of an error; the first class that matches decides."""
-    reasons: tuple[tuple[type[Exception], str, str], ...] = (
-        (
-            GatedRepoError,
-            "the hub grants this model to approved accounts only",
-            "ask for access, then `hf auth login`",
-        ),
-        (RevisionNotFoundError, f"the hub's repository has no revision {revision!r}", "check `revision`"),
-        (
-            RepositoryNotFoundError,
-            "no such folder, and no such repository on the hub",
-            "check the spelling; a private one needs `hf auth login`",
-        ),
-        (HFValidationError, "no such folder, and not a hub id", "a hub id looks like `owner/name`"),
-        (
-            LocalEntryNotFoundError,
-            "no such folder, not in the local cache, and the hub cannot be reached",
-            "check the network, or write a local folder",
-        ),
-    )
-    for kind, message, hint in reasons:
-        if isinstance(error, kind):
-            return message, hint
-    first_line = str(error).strip().split("\n")[0]
-    return f"the hub does not deliver this model: {first_line}", "try again later"
 
 
 def _refusal(source: str, path: KeyPath, message: str, hint: str, *, code: str) -> RecipeError:

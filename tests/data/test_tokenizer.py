@@ -237,6 +237,14 @@ def test_a_missing_tokenizer_is_reported(tmp_path: Path) -> None:
         tokenizer_of(tmp_path / "nowhere")
 
 
+def test_a_tokenizer_is_reported_that_only_the_hub_has() -> None:
+    with pytest.raises(RecipeError, match=r'tokenizer "some/model" cannot be loaded') as caught:
+        tokenizer_of(Path("some/model"))
+    (problem,) = caught.value.problems
+    assert problem.found == "no such folder, not in the local cache, and the hub cannot be reached"
+    assert problem.hint == "check the network, or copy the model and write its folder"
+
+
 segment_lists = st.lists(
     st.builds(Segment, st.text(alphabet="ab ▁é日\n</s>", max_size=8), st.booleans()), min_size=1, max_size=6
 )
