@@ -89,9 +89,7 @@ def page(
         headline=headline,
         overview=overview,
         estimate=estimate,
-        stages=[_stage(stage, estimate, fit_advice(bool(proposals))) for stage in estimate.stages]
-        if estimate
-        else [],
+        stages=[_stage(stage, estimate, advice) for stage in estimate.stages] if estimate else [],
         proposals=proposals,
         configs=list(config_sections(plan)),
     )
