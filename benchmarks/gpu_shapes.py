@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.drawn import draw_data, draw_tokenizer
-from llava_recipes.plan import catalog
+from llava_recipes.plan import families
 
 _VICUNA = "lmsys/vicuna-{}-v1.5"
 _CLIP = "openai/clip-vit-large-patch14-336"
@@ -24,8 +24,8 @@ class Model:
 
 
 MODELS: Mapping[str, Model] = {
-    "7B": Model(catalog.LANGUAGE_MODELS[_VICUNA.format("7b")], catalog.VISION_TOWERS[_CLIP]),
-    "13B": Model(catalog.LANGUAGE_MODELS[_VICUNA.format("13b")], catalog.VISION_TOWERS[_CLIP]),
+    "7B": Model(families.LANGUAGE_MODELS[_VICUNA.format("7b")], families.VISION_TOWERS[_CLIP]),
+    "13B": Model(families.LANGUAGE_MODELS[_VICUNA.format("13b")], families.VISION_TOWERS[_CLIP]),
     "tiny": Model(
         {
             "model_type": "llama",

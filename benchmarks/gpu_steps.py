@@ -26,7 +26,7 @@ from benchmarks.stage_model import build_stage, trained_parameters
 from llava_recipes.estimate.cost import GIB
 from llava_recipes.estimate.estimate import Assumptions, Estimator
 from llava_recipes.model.assemble import Assembled, collator_of, open_samples
-from llava_recipes.model.placing import DTYPES, usual_device
+from llava_recipes.model.placing import TORCH_DTYPES, usual_device
 from llava_recipes.plan.compile import Compiled
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_source
@@ -61,7 +61,7 @@ def measure_steps(setting: Setting, emit: Emit) -> None:
         folder = Path(name)
         draw_sample_data(folder, setting.model, setting.tuning, num_samples=setting.batches[0])
         plan = _compile(folder, setting, batch=setting.batches[0]).plan
-        with weights_drawn_on(device, DTYPES[plan.stages[0].train.precision]):
+        with weights_drawn_on(device, TORCH_DTYPES[plan.stages[0].train.precision]):
             assembled = build_stage(plan)
         assembled.model.to(device)
         emit({"event": "built", "seconds": time.monotonic() - began_s})
@@ -112,7 +112,7 @@ def _take_steps(
 ) -> list[float] | None:
     """Seconds of each step after the warm-up; None where memory was too little."""
     stage = plan.stages[0]
-    dtype = DTYPES[stage.train.precision]
+    dtype = TORCH_DTYPES[stage.train.precision]
     trained = trained_parameters(model)
     # The recipe's `adamw_torch`, as the Trainer makes it.
     optimizer = torch.optim.AdamW(trained, lr=stage.train.learning_rate, weight_decay=0.0)

@@ -6,7 +6,7 @@ import torch
 
 from llava_recipes.model.assemble import Assembled, assemble
 from llava_recipes.model.lora import freeze_model, inject_lora
-from llava_recipes.model.placing import DTYPES, cast_weights
+from llava_recipes.model.placing import TORCH_DTYPES, cast_weights
 from llava_recipes.plan.types import Plan
 from llava_recipes.versions import recompute_activations
 
@@ -17,7 +17,7 @@ def build_stage(plan: Plan) -> Assembled:
     Under DeepSpeed all of it has the stage's precision; without, what trains is float32.
     """
     stage = plan.stages[0]
-    dtype = DTYPES[stage.train.precision]
+    dtype = TORCH_DTYPES[stage.train.precision]
     assembled = assemble(plan.model, dtype=dtype)
     model = assembled.model
     targets = inject_lora(model, stage.lora, seed=stage.train.seed) if stage.lora is not None else ()

@@ -19,7 +19,7 @@ NEWLINE: Final = -1
 """In an order of features: the learned end of a row."""
 
 USUAL_SIZE: Final[Size] = (640, 480)
-"""The size that is assumed for images of unknown size: that of COCO's photographs."""
+"""The size that is assumed for images of unknown size: that of COCO's photos."""
 
 _USUAL_GRIDS: Final = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 

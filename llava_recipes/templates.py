@@ -152,7 +152,7 @@ def _write_header(writer: _Writer, layout: Layout) -> None:
 
 
 class _Writer:
-    """Collects segments; neighbours of one kind become one."""
+    """Collects segments; neighbors of one kind become one."""
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []

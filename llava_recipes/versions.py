@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _INSTALL = "install a version that works with llava-recipes: pip install"
 
-# ---- what is allowed -------------------------------------------------------------------------------------
-
 
 def check_versions(extra: str = "") -> None:
     """Raise RecipeError when a library is missing or its version is outside pyproject.toml's bounds.
@@ -70,9 +68,6 @@ def _requirements() -> list[str]:
 
         texts: list[str] = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
         return texts
-
-
-# ---- what differs ----------------------------------------------------------------------------------------
 
 
 def training_arguments(wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _OURS = re.compile(r"\x1b\[[0-9;]*[mABCDGHJK]|\x1b\[\?(?:25|2004)[lh]|\r")
-"""Colours and moves that Rich and readline send of themselves."""
+"""Colors and moves that Rich and readline send of themselves."""
 _STEERS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 HOSTILE = (
@@ -57,7 +57,7 @@ def steering(text: str, *, terminal: bool = False, obeys: bool = True) -> set[st
 
     Without `obeys` the text is meant for GitHub, and may hold commands.
     """
-    found = {"a colour of the data"} if "\x1b[45m" in text else set()
+    found = {"a color of the data"} if "\x1b[45m" in text else set()
     if terminal:
         text = _OURS.sub("", text)
     found |= {

@@ -29,6 +29,8 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md")
 RECIPES = sorted(file for file in (ROOT / "recipes").rglob("*.yaml") if file.parent.name != "base")
 README = ROOT / "README.md"
+START = ROOT / "docs" / "start.md"
+BENCHMARKS = ROOT / "benchmarks" / "README.md"
 
 SMALLEST = {
     "version": 1,
@@ -215,16 +217,17 @@ def test_a_fragment_fits_into_a_recipe(block: Block, tmp_path: Path, monkeypatch
     assert load_recipe(str(file)).recipe.stages
 
 
-def _claim(pattern: str) -> tuple[str, ...]:
-    """What the README says in words of this shape; it must say so once."""
-    (found,) = re.finditer(pattern, " ".join(README.read_text("utf-8").split()))
+def _claim(pattern: str, document: Path = README) -> tuple[str, ...]:
+    """What a document says in words of this shape; it must say so once."""
+    (found,) = re.finditer(pattern, " ".join(document.read_text("utf-8").split()))
     return found.groups()
 
 
-def test_the_readme_names_the_versions_that_are_allowed() -> None:
+def test_the_documents_name_the_versions_that_are_allowed() -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     (python,) = _claim(r"With Python (\S+) or newer")
-    torch, transformers = _claim(r"torch (\S+) and transformers (\S+) are the oldest")
+    torch, transformers = _claim(r"torch (\S+) and transformers (\S+) are the oldest", START)
+    assert _claim(r"Python (\S+) or newer", START) == (python,)
     assert wanted["requires-python"] == f">={python}"
     lowest = {
         text.partition(">=")[0]: text.partition(">=")[2].split(",")[0] for text in wanted["dependencies"]
@@ -232,31 +235,38 @@ def test_the_readme_names_the_versions_that_are_allowed() -> None:
     assert (lowest["torch"], lowest["transformers"]) == (torch, transformers)
 
 
-def test_the_readme_names_the_demos_images_and_its_chance() -> None:
-    num_new, chance = _claim(r"of (\d+) new images \(chance ([\d.]+) %\)")
-    (num_unseen,) = _claim(r"of (\d+) images whose combination")
+def test_the_claims_name_the_demos_images_and_its_chance() -> None:
+    num_new, chance = _claim(r"of (\d+) new images \(chance ([\d.]+) %\)", BENCHMARKS)
+    (num_unseen,) = _claim(r"of (\d+) images whose combination", BENCHMARKS)
     assert (int(num_new), int(num_unseen)) == (NUM_HELD_OUT, NUM_UNSEEN)
     num_seen = len(all_combinations()) - len(unseen_combinations())
     assert f"{100 / num_seen:.1f}" == chance
 
 
 def _claimed_shares() -> tuple[float, float, float]:
-    """The README's bounds on the demo's scores, in percent: the least of the new, and two of the unseen."""
-    (least,) = _claim(r"on more than (\d+) % of \d+ new images")
-    low, high = _claim(r"on (\d+) to (\d+) % of \d+ images whose")
+    """The claimed bounds on the demo's scores, in percent: the least of the new, and two of the unseen."""
+    (least,) = _claim(r"on more than (\d+) % of \d+ new images", BENCHMARKS)
+    low, high = _claim(r"on (\d+) to (\d+) % of \d+ images whose", BENCHMARKS)
     return float(least), float(low), float(high)
 
 
-def test_what_was_measured_of_the_demo_is_within_the_readmes_bounds() -> None:
-    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8").partition("## The demo\n")[2]
+def test_what_was_measured_of_the_demo_is_within_the_claimed_bounds() -> None:
+    text = BENCHMARKS.read_text("utf-8").partition("## The demo\n")[2]
     rows = re.findall(r"^\|[^|]+\| ([\d.]+) \| ([\d.]+) \|$", text.partition("\n## ")[0], re.M)
     least, low, high = _claimed_shares()
     assert len(rows) >= 5
     assert [row for row in rows if not (float(row[0]) > least and low <= float(row[1]) <= high)] == []
 
 
+def test_the_time_of_the_demo_is_the_measured_one() -> None:
+    seconds = _claim(r"The whole demo took (\d+) s .*? up to (\d+) s", BENCHMARKS)
+    for document in (README, START):
+        least, most = map(int, _claim(r"(\d+) to (\d+) minutes on two cores", document))
+        assert 60 * least <= int(seconds[0]) and int(seconds[1]) <= 60 * most
+
+
 @pytest.mark.skipif(not LONG, reason="the whole demo takes minutes: make test-long")
-def test_the_demo_scores_what_the_readme_says(tmp_path: Path) -> None:
+def test_the_demo_scores_what_is_claimed(tmp_path: Path) -> None:
     done = llava_recipe("demo", f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'runs'}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     scores = json.loads((tmp_path / "runs" / "score.json").read_text("utf-8"))

@@ -236,7 +236,7 @@ def test_several_images_stay_where_llava_next_leaves_them(template: Template) ->
 
 
 @pytest.mark.parametrize("template", LAYOUTS)
-def test_neighbouring_segments_differ(template: Template) -> None:
+def test_neighboring_segments_differ(template: Template) -> None:
     turns = [Turn("human", f"{IMAGE}\nHi"), Turn("gpt", "Ho")]
     segments = spell(template, turns, has_image=True, start_end=True)
     assert all(segment.text for segment in segments)

@@ -117,15 +117,15 @@ def test_a_command_that_breaks_on_another_version_says_so(tmp_path: Path) -> Non
 
 def test_an_extra_is_looked_at_only_where_it_is_needed(tmp_path: Path) -> None:
     environment = pretend(tmp_path, bitsandbytes="0.40", lmms_eval="0.1")
-    told = llava_recipe("run", "--help", cwd=tmp_path, env=environment, fresh=True)
-    assert told.returncode == 0, told.stderr
+    done = llava_recipe("run", "--help", cwd=tmp_path, env=environment, fresh=True)
+    assert done.returncode == 0, done.stderr
     values = stage1_values(tmp_path / "run")
     source = values["model"]["language_model"]
     values["model"]["language_model"] = {"source": source, "quantization": {"bits": 4}}
     recipe = write_recipe(values, tmp_path / "recipe.yaml")
-    told = llava_recipe("run", recipe, cwd=tmp_path, env=environment, fresh=True)
-    assert (told.returncode, told.stdout) == (1, "")
-    assert told.stderr.startswith("bitsandbytes 0.40 is installed, >=0.50 is required; install")
+    done = llava_recipe("run", recipe, cwd=tmp_path, env=environment, fresh=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("bitsandbytes 0.40 is installed, >=0.50 is required; install")
 
 
 def test_a_checkout_that_is_not_installed_says_what_it_needs(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.processes import python, run_process
 from tests.warm import client
 
-BEHAVIOUR = {
+BEHAVIOR = {
     "exit code": "raise SystemExit(7)",
     "last words": "raise SystemExit('no')",
     "an error": "print('said'); 1 / 0",
@@ -29,9 +29,9 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
 
 
-@pytest.mark.parametrize("name", BEHAVIOUR)
+@pytest.mark.parametrize("name", BEHAVIOR)
 def test_a_forked_process_behaves_as_a_fresh_one(name: str, tmp_path: Path) -> None:
-    (tmp_path / "shown.py").write_text(BEHAVIOUR[name])
+    (tmp_path / "shown.py").write_text(BEHAVIOR[name])
     forked, fresh = (
         run_process([*python("shown", fresh=fresh), "a b"], cwd=tmp_path, text="one\r\ntwo", limit=_limit)
         for fresh in (False, True)

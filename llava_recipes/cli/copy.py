@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from llava_recipes.authoring.gallery import copied_text, find
+    from llava_recipes.authoring.copying import copied_text
+    from llava_recipes.authoring.gallery import find
     from llava_recipes.files import write_new
 
     entry = find(arguments.name)

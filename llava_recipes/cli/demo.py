@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images to train on (default: %(default)s)",
     )
+    # Its name before 0.10.
+    parser.add_argument(
+        "--pictures", type=positive, dest="images", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted demo")
     parser.add_argument("--redraw", action="store_true", help="replace images drawn with other settings")
 

@@ -31,7 +31,7 @@ EPILOG = """\
   exact_match   share of answers equal to the reference, each asked after the reference conversation before \
 it; and the same without case, punctuation and extra space
 
---tasks runs lmms-eval (pip install 'llava-recipes[eval]') on the exported model and prints LLaVA-1.5's \
+--tasks runs lmms-eval (pip install '.[eval]' in the checkout) on the exported model and prints LLaVA-1.5's \
 published scores next to its results. Benchmarks come from the hub; MMBench, LLaVA-Bench and MM-Vet are \
 judged by a GPT and need its key. Tasks with published scores: vqav2_val, gqa, vizwiz_vqa_val, \
 scienceqa_img, textvqa_val, pope, mme, mmbench_en_dev, mmbench_cn_dev, seedbench, llava_in_the_wild, mmvet."""
@@ -161,7 +161,7 @@ def _match_values(
         )
     return {
         "exact_match": matches.exact_match,
-        "exact_match_normalised": matches.exact_match_normalised,
+        "exact_match_normalised": matches.exact_match_normalized,
         "num_answers": matches.num_answers,
     }
 
@@ -172,7 +172,7 @@ _WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "token_accuracy": ("token accuracy", "{:.1%}".format),
     "num_tokens": ("tokens learned", "{:,}".format),
     "exact_match": ("exact match", "{:.1%}".format),
-    "exact_match_normalised": ("exact match, normalised", "{:.1%}".format),
+    "exact_match_normalised": ("exact match, normalized", "{:.1%}".format),
     "num_answers": ("answers", "{:,}".format),
 }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
     """Export the model where needed, run lmms-eval, print and save its scores."""
-    from llava_recipes.estimate.assignment import DTYPES
+    from llava_recipes.estimate.assignment import DTYPE_NAMES
     from llava_recipes.files import write_text
     from llava_recipes.model.placing import usual_device
     from llava_recipes.use.benchmarks import (
@@ -42,7 +42,7 @@ def run_tasks(arguments: argparse.Namespace, output: Path) -> int:
             arguments.tasks,
             output=logs,
             device=arguments.device or str(usual_device()),
-            dtype=DTYPES.get(arguments.dtype),
+            dtype=DTYPE_NAMES.get(arguments.dtype),
             limit=arguments.limit,
             include=arguments.include_path,
         )

@@ -101,7 +101,7 @@ class Paragraphs(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A parser whose messages, which quote the command line, are printed as all other text is."""
 
-    # Newer versions of Python colour their help with characters that `say_lines` would escape.
+    # Newer versions of Python color their help with characters that `say_lines` would escape.
     color = False
 
     def error(self, message: str) -> NoReturn:

@@ -169,10 +169,10 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
 def writing_of(arguments: argparse.Namespace, *, shard_size: str | None = None) -> Writing:
     """The options of `add_writing` as keywords of what writes a model. Raises RecipeError for a bad size."""
     from llava_recipes.export.target import parse_size
-    from llava_recipes.model.placing import DTYPES
+    from llava_recipes.model.placing import TORCH_DTYPES
 
     return {
-        "dtype": None if arguments.dtype is None else DTYPES[arguments.dtype],
+        "dtype": None if arguments.dtype is None else TORCH_DTYPES[arguments.dtype],
         "max_bytes": parse_size(shard_size or arguments.max_shard_size),
         "base": arguments.base,
     }

@@ -19,7 +19,6 @@ from llava_recipes.recipe.scalars import say_number, spell
 if TYPE_CHECKING:
     from llava_recipes.estimate.fit import Proposal
 
-
 _NUM_SHOWN_MODULES = 4
 
 

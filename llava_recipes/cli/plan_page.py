@@ -36,7 +36,7 @@ _GENERATOR = "llava-recipe plan"
 _MARKER = f'<meta name="generator" content="{_GENERATOR}">'
 _MARKER_WITHIN = 1000
 _CLASSES = {"fits": "fits", "fits at the usual length": "usual", "does not fit": "misfit"}
-_COLOURS = (
+_COLORS = (
     *("#4878a8", "#6a9fb5", "#8f7bb3", "#b5835a", "#888888", "#a9a9a9", "#c9a227", "#6b9e6b", "#c0655d"),
     *("#3d3d5c", "#d58fb0", "#7a8b3a", "#2f7f7a"),
 )
@@ -110,11 +110,12 @@ def _check_ours(file: Path) -> None:
     except OSError as error:
         raise _refused(file, "the page cannot be written", found=str(error.strerror or error)) from error
     if _MARKER.encode() not in start:
-        raise _refused(file, "this file was not written by `llava-recipe plan --html`", found=str(file))
+        message = "this file was not written by `llava-recipe plan --html`"
+        hint = "choose another name, or replace it with --force"
+        raise _refused(file, message, found=str(file), hint=hint)
 
 
-def _refused(file: Path, message: str, *, found: str) -> RecipeError:
-    hint = "choose another name, or replace it with --force" if "not written by" in message else None
+def _refused(file: Path, message: str, *, found: str, hint: str | None = None) -> RecipeError:
     return RecipeError.of(
         message, code="output-cannot-be-written", mark=Mark(f"--html {file}", 0, 0), found=found, hint=hint
     )
@@ -122,7 +123,7 @@ def _refused(file: Path, message: str, *, found: str) -> RecipeError:
 
 def _stage(stage: StageEstimate, estimate: Estimate, advice: str) -> dict[str, object]:
     parts = list(merged_parts(stage.usual, stage.longest))
-    colours = {name: _COLOURS[number % len(_COLOURS)] for number, (name, *_) in enumerate(parts)}
+    colors = {name: _COLORS[number % len(_COLORS)] for number, (name, *_) in enumerate(parts)}
     return {
         "name": stage.name,
         "modules": [_module(members, stage.modules) for members in group_modules(stage.modules)],
@@ -131,8 +132,8 @@ def _stage(stage: StageEstimate, estimate: Estimate, advice: str) -> dict[str, o
             *compute_rows(stage.compute, estimate),
             *disk_rows(stage.disk),
         ],
-        "bars": list(_bars(stage, colours)),
-        "key": list(colours.items()),
+        "bars": list(_bars(stage, colors)),
+        "key": list(colors.items()),
         "usual_length": f"{stage.usual.length:,}",
         "longest_length": f"{stage.longest.length:,}",
         "parts": [(name, gib(usual), gib(longest), formula) for name, usual, longest, formula in parts],
@@ -156,22 +157,22 @@ def _module(members: Sequence[Assignment], modules: Sequence[Assignment]) -> dic
     }
 
 
-def _bars(stage: StageEstimate, colours: Mapping[str, str]) -> Iterator[dict[str, object]]:
+def _bars(stage: StageEstimate, colors: Mapping[str, str]) -> Iterator[dict[str, object]]:
     capacity = stage.fits[0].capacity_bytes if len(stage.fits) == 1 else 0
     widest = max(stage.usual.total_bytes, stage.longest.total_bytes, capacity)
     for memory in (stage.usual, stage.longest):
         title = f"{memory.length:,} tokens: {gib(memory.total_bytes)}"
         if capacity:
             title += f" of {gib(capacity)}"
-        yield {"title": title, "cuts": list(_cuts(memory, widest, colours))}
+        yield {"title": title, "cuts": list(_cuts(memory, widest, colors))}
 
 
-def _cuts(memory: Memory, widest: int, colours: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def _cuts(memory: Memory, widest: int, colors: Mapping[str, str]) -> Iterator[dict[str, str]]:
     for part in memory.parts:
         yield {
             "title": f"{part.name}: {gib(part.num_bytes)}",
             "percent": f"{100 * part.num_bytes / widest:.3f}",
-            "colour": colours[part.name],
+            "color": colors[part.name],
         }
 
 

@@ -20,12 +20,12 @@ CUT = "red"
 
 
 def print_table(preview: Preview, samples: Iterator[Sample]) -> None:
-    """Print every sample with its learned tokens in colour, or between ⟦ and ⟧ without colours."""
+    """Print every sample with its learned tokens in color, or between ⟦ and ⟧ without colors."""
     screen = console()
-    coloured = screen.color_system is not None
+    colored = screen.color_system is not None
     legend = (
         Text.assemble(("learned", STYLES["learned"]), " and ", ("ignored", STYLES["ignored"]), " tokens")
-        if coloured
+        if colored
         else Text("⟦learned tokens⟧ are in brackets, the others are ignored")
     )
     table = Table(show_lines=True, caption=legend)
@@ -34,7 +34,7 @@ def print_table(preview: Preview, samples: Iterator[Sample]) -> None:
     for sample in samples:
         table.add_row(
             cell(*facts(preview, sample)),
-            marked_text(preview, sample, coloured=coloured),
+            marked_text(preview, sample, colored=colored),
         )
     if table.row_count:
         screen.print(table)
@@ -61,7 +61,7 @@ def facts(preview: Preview, sample: Sample) -> Iterator[str]:
         yield f"cut at {preview.max_length}"
 
 
-def marked_text(preview: Preview, sample: Sample, *, coloured: bool) -> Text:
+def marked_text(preview: Preview, sample: Sample, *, colored: bool) -> Text:
     """The sample's tokens as text, learned runs marked, up to the cut."""
     text = Text()
     sizes = iter(preview.image_tokens(sample))
@@ -73,7 +73,7 @@ def marked_text(preview: Preview, sample: Sample, *, coloured: bool) -> Text:
             shown = "".join(f"[image: {next(sizes)} tokens]" for _ in ids)
         else:
             shown = _shown(preview, ids)
-        text.append(f"⟦{shown}⟧" if kind == "learned" and not coloured else shown, style=STYLES[kind])
+        text.append(f"⟦{shown}⟧" if kind == "learned" and not colored else shown, style=STYLES[kind])
     num_cut = preview.length(sample) - preview.max_length
     if num_cut > 0:
         text.append(f" ✂ {num_cut} more tokens cut off", style=CUT)

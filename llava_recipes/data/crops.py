@@ -81,7 +81,7 @@ class ImageLayout:
 
 
 def prepare_image(image: Image.Image, processor: BaseImageProcessor, data: DataPlan) -> PreparedImage:
-    """An RGB image resized, cut and normalised as a stage does. Raises CannotPrepare as `check_size`."""
+    """An RGB image resized, cut and normalized as a stage does. Raises CannotPrepare as `check_size`."""
     check_size(image.size, processor, data)
     if data.image_aspect_ratio != "anyres":
         ratio = data.image_aspect_ratio

@@ -54,7 +54,7 @@ class StageDataset(Dataset[Sample]):
     A sample raises SampleError, with index, id and line, when its record is not well formed, when nothing in
     it is learned, or, with `on_bad_image: error`, when its image cannot be used. With `skip` the next sample
     with good images replaces it, and `skipped` records it. With `lazy_preprocess: false` the constructor
-    tokenises every conversation.
+    tokenizes every conversation.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ MAX_PIXELS: Final = 2**26
 """Largest image that is decoded or made: 8192 x 8192, 192 MiB as RGB."""
 
 MAX_PADDED_PX: Final = 3 * 2**13
-"""Longest side of an image that `pad` centres on a square. The square itself is never made as a whole."""
+"""Longest side of an image that `pad` centers on a square. The square itself is never made as a whole."""
 
 _THIN: Final = 8
 """From this ratio of the sides on, the shape is reported as the cause, not the size."""
@@ -34,7 +34,7 @@ class Resizing:
     """What an image processor does to the size of an image.
 
     resize  the setting `size`, or None where it does not resize
-    crop    width and height that are cut out around the centre; a smaller image is padded to them
+    crop    width and height that are cut out around the center; a smaller image is padded to them
     padded  width and height that it is padded to last
     usual   whether it resizes as Pillow does, in one step
     """

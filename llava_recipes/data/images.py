@@ -260,7 +260,7 @@ def _own_processor(plan: VisionTower) -> BaseImageProcessor:
             code="image-processor-missing",
             path=(*_TOWER, "source"),
             found=str(folder),
-            hint="copy it into the folder: it says how images are resized and normalised",
+            hint="copy it into the folder: it says how images are resized and normalized",
         )
     path = (*_TOWER, "source")
     check_model_folder(folder, path)
@@ -333,22 +333,22 @@ def _try_out(processor: BaseImageProcessor) -> None:
         0 <= mean <= 1 for mean in (means if is_each else [means or 0])
     ):
         raise ValueError(f"`image_mean` is {means}: its values must be from 0 to 1")
-    pixels = _of_grey(processor)
+    pixels = _of_gray(processor)
     if pixels.dim() != 3 or pixels.shape[0] != 3 or not pixels.isfinite().all():
-        raise ValueError(f"a grey image becomes {list(pixels.shape)}, not three channels of finite values")
+        raise ValueError(f"a gray image becomes {list(pixels.shape)}, not three channels of finite values")
     if is_each:
-        _on_square(Image.new("RGB", (8, 4)), mean_colour(processor))
+        _on_square(Image.new("RGB", (8, 4)), mean_color(processor))
 
 
 def prepared_px(processor: BaseImageProcessor) -> tuple[int, int]:
     """Height and width of what a processor makes of a square image."""
-    height, width = _of_grey(processor).shape[1:]
+    height, width = _of_gray(processor).shape[1:]
     return height, width
 
 
-def _of_grey(processor: BaseImageProcessor) -> torch.Tensor:
-    grey = Image.new("RGB", (8, 8), (128, 128, 128))
-    pixels = pixel_values(grey, processor, image_aspect_ratio="square")
+def _of_gray(processor: BaseImageProcessor) -> torch.Tensor:
+    gray = Image.new("RGB", (8, 8), (128, 128, 128))
+    pixels = pixel_values(gray, processor, image_aspect_ratio="square")
     # LLaVA-NeXT's own processor makes several images of the tower's size from one.
     return pixels[0] if pixels.dim() == 4 else pixels
 
@@ -361,18 +361,18 @@ def pixel_values(
 ) -> torch.Tensor:
     """float32[C, H, W] of an RGB image.
 
-    `square` leaves resizing and cropping to the image processor, `pad` first centres the image on a square
-    of the processor's mean colour. The image is always given as height, width, channel: the original reads
+    `square` leaves resizing and cropping to the image processor, `pad` first centers the image on a square
+    of the processor's mean color. The image is always given as height, width, channel: the original reads
     images 3 px high as channel first under `square`.
     """
     settings = {}
     if image_aspect_ratio == "pad":
-        steps, side, colour = steps_of(processor), max(image.size), mean_colour(processor)
+        steps, side, color = steps_of(processor), max(image.size), mean_color(processor)
         if side > _WHOLE_SQUARE_PX and can_shrink(steps):
-            image = _on_shrunk_square(image, colour, steps.resized((side, side)), steps.resample)
+            image = _on_shrunk_square(image, color, steps.resized((side, side)), steps.resample)
             settings["do_resize"] = False
         else:
-            image = _on_square(image, colour)
+            image = _on_square(image, color)
     features = processor(
         np.asarray(image),
         input_data_format="channels_last",
@@ -383,14 +383,14 @@ def pixel_values(
     return torch.from_numpy(np.ascontiguousarray(features["pixel_values"][0], dtype=np.float32))
 
 
-def mean_colour(processor: BaseImageProcessor) -> tuple[int, int, int]:
-    """The colour around a padded image, 0 to 255 per channel, rounded down as in the original."""
+def mean_color(processor: BaseImageProcessor) -> tuple[int, int, int]:
+    """The color around a padded image, 0 to 255 per channel, rounded down as in the original."""
     means = processor.to_dict().get("image_mean")
     try:
         red, green, blue = (int(mean * 255) for mean in cast(list[float], means))
     except (TypeError, ValueError, OverflowError):
         raise RecipeError.of(
-            "`pad` fills with the image processor's mean colour, which its settings do not define",
+            "`pad` fills with the image processor's mean color, which its settings do not define",
             code="image-processor-no-mean-colour",
             path=_TOWER,
             found=f"image_mean: {means}",
@@ -398,18 +398,18 @@ def mean_colour(processor: BaseImageProcessor) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _on_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+def _on_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     width, height = image.size
     if width == height:
         return image
     side = max(width, height)
-    square = Image.new("RGB", (side, side), colour)
+    square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
 
 
 def _on_shrunk_square(
-    image: Image.Image, colour: tuple[int, int, int], size: tuple[int, int], resample: int | None
+    image: Image.Image, color: tuple[int, int, int], size: tuple[int, int], resample: int | None
 ) -> Image.Image:
     """`_on_square`, then a resize to `size`, without the memory that the square takes.
 
@@ -421,7 +421,7 @@ def _on_shrunk_square(
     narrow = Image.new("RGB", (size[0], side))
     strip_px = _STRIP_PIXELS // side
     for y in range(0, side, strip_px):
-        strip = Image.new("RGB", (side, min(strip_px, side - y)), colour)
+        strip = Image.new("RGB", (side, min(strip_px, side - y)), color)
         strip.paste(image, (left, top - y))
         narrow.paste(strip.resize((size[0], strip.height), resample), (0, y))
     return narrow.resize(size, resample)

@@ -135,7 +135,7 @@ class Encoded:
 def encode(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, *, begin: bool = True) -> Encoded:
     """Token ids and labels of a prompt; both lists have the same length.
 
-    Text between images is tokenised as one piece, so that the ids are those of the joined text. A token is
+    Text between images is tokenized as one piece, so that the ids are those of the joined text. A token is
     learned when its first character is in a learned segment. The tokenizer must be a fast one: the mask comes
     from its character offsets. With `begin` the ids start with what the tokenizer puts before a text.
     """

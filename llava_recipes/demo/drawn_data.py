@@ -1,4 +1,4 @@
-"""The demo's dataset: draw coloured shapes, write them as training data, caption the held-out ones."""
+"""The demo's dataset: draw colored shapes, write them as training data, caption the held-out ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.demo.vocabulary import (
-    COLOURS,
+    COLORS,
     COLUMNS,
     QUESTIONS,
     ROWS,
@@ -61,20 +61,20 @@ MAX_CAPTION_TOKENS = 12
 
 Record = dict[str, object]
 Combination = tuple[str, str]
-"""A colour and a shape."""
+"""A color and a shape."""
 
 
 @dataclass(frozen=True)
 class Scene:
     """The content of an image; places and lengths in pixels, the angle in radians."""
 
-    colour: str
+    color: str
     shape: str
     size: str
     row: str
     column: str
-    centre_x_px: float
-    centre_y_px: float
+    center_x_px: float
+    center_y_px: float
     radius_px: float
     angle: float
     rgb: tuple[int, int, int]
@@ -84,38 +84,38 @@ class Scene:
     @property
     def caption(self) -> str:
         return caption_of(
-            size=self.size, colour=self.colour, shape=self.shape, row=self.row, column=self.column
+            size=self.size, color=self.color, shape=self.shape, row=self.row, column=self.column
         )
 
 
 def all_combinations() -> tuple[Combination, ...]:
-    return tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+    return tuple((color, shape) for color in COLORS for shape in SHAPES)
 
 
 def unseen_combinations() -> tuple[Combination, ...]:
-    """One colour of each shape that no training image shows, all of different colours."""
-    step = len(COLOURS) // len(SHAPES)
-    return tuple((COLOURS[index * step], shape) for index, shape in enumerate(SHAPES))
+    """One color of each shape that no training image shows, all of different colors."""
+    step = len(COLORS) // len(SHAPES)
+    return tuple((COLORS[index * step], shape) for index, shape in enumerate(SHAPES))
 
 
 def make_scene(combination: Combination, *, seed: str) -> Scene:
-    """A scene with this colour and shape; everything else is drawn from the seed."""
+    """A scene with this color and shape; everything else is drawn from the seed."""
     draw = random.Random(seed)
     size = draw.choice(SIZES)
     radius = draw.uniform(*RADIUS_PX[size])
     row, column = draw.randrange(len(ROWS)), draw.randrange(len(COLUMNS))
-    colour, shape = combination
+    color, shape = combination
     return Scene(
-        colour=colour,
+        color=color,
         shape=shape,
         size=size,
         row=ROWS[row],
         column=COLUMNS[column],
-        centre_x_px=_centre_px(column, len(COLUMNS), draw),
-        centre_y_px=_centre_px(row, len(ROWS), draw),
+        center_x_px=_center_px(column, len(COLUMNS), draw),
+        center_y_px=_center_px(row, len(ROWS), draw),
         radius_px=radius,
         angle=draw.uniform(-TURN, TURN),
-        rgb=_tint(RGB[colour], draw),
+        rgb=_tint(RGB[color], draw),
         ground=draw.randint(20, 110),
         noise_seed=f"{seed}/noise",
     )
@@ -133,7 +133,7 @@ def draw_scene(scene: Scene) -> Image.Image:
     return Image.blend(image, Image.frombytes("RGB", image.size, noise), NOISE_SHARE)
 
 
-def _centre_px(index: int, num_places: int, draw: random.Random) -> float:
+def _center_px(index: int, num_places: int, draw: random.Random) -> float:
     """The middle of the index-th of equal parts of the image's edge, shifted a little."""
     return (index + 0.5) * IMAGE_PX / num_places + draw.uniform(-SHIFT_PX, SHIFT_PX)
 
@@ -162,7 +162,7 @@ def _outlines(scene: Scene) -> list[list[tuple[float, float]]]:
         raise ValueError(f"no drawing for the shape {scene.shape!r}")
     cos, sin = math.cos(scene.angle) * scene.radius_px, math.sin(scene.angle) * scene.radius_px
     return [
-        [(scene.centre_x_px + x * cos - y * sin, scene.centre_y_px + x * sin + y * cos) for x, y in outline]
+        [(scene.center_x_px + x * cos - y * sin, scene.center_y_px + x * sin + y * cos) for x, y in outline]
         for outline in unit
     ]
 
@@ -171,7 +171,7 @@ def _outlines(scene: Scene) -> list[list[tuple[float, float]]]:
 class DatasetSettings:
     """How much is drawn, and from which seed.
 
-    `num_held_out` images show combinations of colour and shape that training images have, `num_unseen`
+    `num_held_out` images show combinations of color and shape that training images have, `num_unseen`
     images show others.
     """
 
@@ -285,9 +285,9 @@ def _write_notes(settings: DatasetSettings) -> list[Record]:
     combinations = all_combinations()
     records = []
     for index in range(settings.num_notes):
-        colour, shape = combinations[index % len(combinations)]
+        color, shape = combinations[index % len(combinations)]
         draw = random.Random(f"{settings.seed}/notes/{index}")
-        notes = draw_notes(colour=colour, shape=shape, draw=draw)
+        notes = draw_notes(color=color, shape=shape, draw=draw)
         records.append(_record(f"notes-{index:05}", "", f"{notes.text} {notes.caption}"))
     return records
 
@@ -304,8 +304,8 @@ def _write_talks(images: Sequence[Record], settings: DatasetSettings) -> list[Re
         talk = _talk(f"talk-{index:05}", "<image>", caption, draw)
         records.append({**talk, "image": record["image"]})
         if index % IMAGES_PER_NOTES == 0:
-            colour, shape = draw.choice(all_combinations())
-            notes = draw_notes(colour=colour, shape=shape, draw=draw)
+            color, shape = draw.choice(all_combinations())
+            notes = draw_notes(color=color, shape=shape, draw=draw)
             records.append(_talk(f"talk-notes-{index:05}", notes.text, notes.caption, draw))
     return records
 

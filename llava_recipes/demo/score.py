@@ -1,4 +1,4 @@
-"""How often captions of the held-out images name colour and shape, compared with chance."""
+"""How often captions of the held-out images name color and shape, compared with chance."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from llava_recipes.demo.drawn_data import HeldOut, all_combinations, unseen_combinations
-from llava_recipes.demo.vocabulary import COLOURS, SHAPES
+from llava_recipes.demo.vocabulary import COLORS, SHAPES
 
 NUM_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How many captions name the right colour, the right shape, and both."""
+    """How many captions name the right color, the right shape, and both."""
 
     num_images: int
-    num_colour: int
+    num_color: int
     num_shape: int
     num_both: int
 
@@ -50,13 +50,13 @@ class CaptionScore:
 def count_right(said: Sequence[str], true: Sequence[str]) -> Tally:
     """Compare captions with the true ones, one by one.
 
-    A caption with no colour or several colours is wrong; the same for shapes.
+    A caption with no color or several colors is wrong; the same for shapes.
     """
     pairs = list(zip(said, true, strict=True))
-    colours = [_named(COLOURS, caption) == _named(COLOURS, truth) for caption, truth in pairs]
+    colors = [_named(COLORS, caption) == _named(COLORS, truth) for caption, truth in pairs]
     shapes = [_named(SHAPES, caption) == _named(SHAPES, truth) for caption, truth in pairs]
-    num_both = sum(colour and shape for colour, shape in zip(colours, shapes, strict=True))
-    return Tally(len(pairs), sum(colours), sum(shapes), num_both)
+    num_both = sum(color and shape for color, shape in zip(colors, shapes, strict=True))
+    return Tally(len(pairs), sum(colors), sum(shapes), num_both)
 
 
 def score_captions(
@@ -91,7 +91,7 @@ def render_scores(scores: Sequence[CaptionScore]) -> str:
         + "".join(f"{tally.share_both:>12.1%}" for tally in score.after.values())
         for score in scores
     ]
-    return "\n".join(["colour and shape both named right, after each stage", head, *rows])
+    return "\n".join(["color and shape both named right, after each stage", head, *rows])
 
 
 def render_examples(held_out: Sequence[HeldOut], said: Sequence[str]) -> list[str]:

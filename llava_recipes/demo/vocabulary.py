@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from llava_recipes.templates import Turn, spell
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = ("small", "large")
 ROWS = ("top", "middle", "bottom")
@@ -20,17 +20,17 @@ COLUMNS = ("left", "centre", "right")
 GLUE = ("a", "at", "the")
 FILLER = "ground"
 
-WHAT, COLOUR, SHAPE, SIZE, PLACE = (
+WHAT, COLOR, SHAPE, SIZE, PLACE = (
     "what is this",
     "which colour is it",
     "which shape is it",
     "how large is it",
     "where is it",
 )
-QUESTIONS = (WHAT, COLOUR, SHAPE, SIZE, PLACE)
+QUESTIONS = (WHAT, COLOR, SHAPE, SIZE, PLACE)
 
 BOS, EOS, UNKNOWN, PAD = "<s>", "</s>", "<unk>", "<pad>"
-_CAPTION_WORDS = (*GLUE, *COLOURS, *SHAPES, *SIZES, *ROWS, *COLUMNS)
+_CAPTION_WORDS = (*GLUE, *COLORS, *SHAPES, *SIZES, *ROWS, *COLUMNS)
 
 
 def _conversation_words() -> tuple[str, ...]:
@@ -49,9 +49,9 @@ NUM_NOTES = 9
 REPEAT_SHARE = 0.4
 
 
-def caption_of(*, size: str, colour: str, shape: str, row: str, column: str) -> str:
+def caption_of(*, size: str, color: str, shape: str, row: str, column: str) -> str:
     """The one sentence that describes an image."""
-    return f"a {size} {colour} {shape} at the {row} {column}"
+    return f"a {size} {color} {shape} at the {row} {column}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Notes:
 
     text: str
     size: str
-    colour: str
+    color: str
     shape: str
     row: str
     column: str
@@ -68,30 +68,30 @@ class Notes:
     @property
     def caption(self) -> str:
         return caption_of(
-            size=self.size, colour=self.colour, shape=self.shape, row=self.row, column=self.column
+            size=self.size, color=self.color, shape=self.shape, row=self.row, column=self.column
         )
 
 
 def answer_to(question: str, caption: str) -> str:
     """The answer to one of QUESTIONS about a thing with this caption."""
-    _, size, colour, shape, *place = caption.split()
-    answers = {WHAT: caption, COLOUR: colour, SHAPE: f"a {shape}", SIZE: size, PLACE: " ".join(place)}
+    _, size, color, shape, *place = caption.split()
+    answers = {WHAT: caption, COLOR: color, SHAPE: f"a {shape}", SIZE: size, PLACE: " ".join(place)}
     return answers[question]
 
 
-def draw_notes(*, colour: str, shape: str, draw: random.Random) -> Notes:
-    """Messy notes about a thing of this colour and shape.
+def draw_notes(*, color: str, shape: str, draw: random.Random) -> Notes:
+    """Messy notes about a thing of this color and shape.
 
     NUM_NOTES words in any order: each relevant word at least once, some of them again, the rest filler.
     A language model that has learned to caption such notes reads the words before the caption, so that a
     projector only has to map patches near those words.
     """
     size, row, column = draw.choice(SIZES), draw.choice(ROWS), draw.choice(COLUMNS)
-    seen = (colour, shape, size, row, column)
+    seen = (color, shape, size, row, column)
     rest = [_repeat_or_fill(seen, draw) for _ in range(NUM_NOTES - len(seen))]
     notes = [*seen, *rest]
     draw.shuffle(notes)
-    return Notes(" ".join(notes), size, colour, shape, row, column)
+    return Notes(" ".join(notes), size, color, shape, row, column)
 
 
 def write_tokenizer(folder: Path) -> None:

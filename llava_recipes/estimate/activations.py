@@ -33,7 +33,6 @@ _DECODER_LINEARS = (
     *("mlp.gate_proj", "mlp.up_proj"),
 )
 
-
 _SHARED_INPUTS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("mlp.gate_proj", "mlp.up_proj"),

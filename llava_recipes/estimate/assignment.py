@@ -24,7 +24,7 @@ from llava_recipes.recipe.schema import Quantization
 
 DType = Literal["float32", "bfloat16", "float16", "nf4", "fp4", "int8"]
 
-DTYPES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPE_NAMES: Mapping[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Names in torch of the precisions of a recipe."""
 
 
@@ -139,7 +139,7 @@ def _fate(name: str, trains: bool, stage: StagePlan, words: _Words, stored: Stor
         rule=rule,
         learning_rate=rate if trains else None,
         weight_decay=decay if trains else None,
-        dtype=stored or ("float32" if held else DTYPES[stage.train.precision]),
+        dtype=stored or ("float32" if held else DTYPE_NAMES[stage.train.precision]),
         masters=trains and stage.deepspeed is not None,
     )
 

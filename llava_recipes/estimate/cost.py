@@ -23,6 +23,19 @@ from llava_recipes.recipe.renames import nearest
 GIB = 2**30
 Precision = Literal["fp32", "bf16", "fp16"]
 
+TEXT_TOKENS: Mapping[str, tuple[int, int]] = {"plain": (29, 28), "v1": (350, 200)}
+"""Text tokens of a usual sample by template, and how many of them are labels. An assumption; `v1` stands for
+all templates except `plain`."""
+
+EFFICIENCY: Mapping[str, float] = {
+    "the language model is frozen": 0.45,
+    "the language model is frozen, and gathered for each pass by ZeRO stage 3": 0.35,
+    "the language model trains": 0.40,
+    "the language model trains under ZeRO stage 3": 0.35,
+    "optimizer or weights are offloaded": 0.20,
+}
+"""Share of an A100's rate that a kind of stage reaches. An assumption."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -111,20 +124,6 @@ def find_gpu(name: str) -> Gpu:
     raise UnknownGpuError(f"unknown GPU {name!r}; {advice}")
 
 
-TEXT_TOKENS: Mapping[str, tuple[int, int]] = {"plain": (29, 28), "v1": (350, 200)}
-"""Text tokens of a usual sample by template, and how many of them are labels. An assumption; `v1` stands for
-all templates except `plain`."""
-
-EFFICIENCY: Mapping[str, float] = {
-    "the language model is frozen": 0.45,
-    "the language model is frozen, and gathered for each pass by ZeRO stage 3": 0.35,
-    "the language model trains": 0.40,
-    "the language model trains under ZeRO stage 3": 0.35,
-    "optimizer or weights are offloaded": 0.20,
-}
-"""Share of an A100's rate that a kind of stage reaches. An assumption."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
     """Tokens of one sample and of the whole stage."""
@@ -132,7 +131,7 @@ class Tokens:
     image: Annotated[
         int,
         Field(
-            description="Image tokens of one sample; one image each is assumed, with `anyres` a photograph "
+            description="Image tokens of one sample; one image each is assumed, with `anyres` a photo "
             "of 640 × 480 pixels."
         ),
     ]

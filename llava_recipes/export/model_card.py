@@ -131,7 +131,7 @@ def write_card(
         parts.append(before.replace("# For llama.cpp", "## For llama.cpp", 1))
     if training:
         parts.append(training)
-    parts.append(_licence(run, folders))
+    parts.append(_license(run, folders))
     file.write_text("\n".join(parts), "utf-8")
 
 
@@ -249,13 +249,13 @@ def _versions(folder: Path) -> str:
     return f"Trained with {versions}.\n"
 
 
-def _licence(run: OpenedRun, folders: frozenset[str]) -> str:
+def _license(run: OpenedRun, folders: frozenset[str]) -> str:
     sources = [run.plan.language_model.source, run.plan.vision_tower.source]
     named = " and ".join(
         inline(public_name(source, folders=folders)) for source in dict.fromkeys(sources) if source
     )
-    ours = f"the licences of {named}" if named else "a licence that you choose"
+    ours = f"the licenses of {named}" if named else "a license that you choose"
     return (
-        f"## Licence\n\nThese weights are under {ours} and the terms of their training data; "
+        f"## License\n\nThese weights are under {ours} and the terms of their training data; "
         "check both before you share them.\n"
     )

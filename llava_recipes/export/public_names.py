@@ -14,8 +14,8 @@ from pydantic import JsonValue
 
 from llava_recipes.files import expanded
 from llava_recipes.plan.types import ModelPlan
+from llava_recipes.recipe.locations import HUB_ID
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _ABSOLUTE = re.compile(r"(/|~|\.\.?/|[A-Za-z]:[\\/]|\\\\|file://)")
 
 _MODELS = frozenset({"language_model", "vision_tower", "source", "tokenizer"})
@@ -48,11 +48,12 @@ _LETTER = r"(?:(?!,\w+=)[^\s<>|])"
 # In text, a word with a slash continues a path with a space; in options, all up to the next option does.
 _IN_TEXT = rf"{_LETTER}*(?:\ [^\s/\\<>|]+[/\\]{_LETTER}*)*"
 _IN_OPTIONS = r"(?:(?!,\w+=|\s+-|\s+\w+=)[^\n<>|])*"
-
-
 _LONGEST = 1000
 """Longest place in quotes, in characters: the limit for finding the closing quote."""
 _SPACED = _START.replace("NAME", r"[^\s/<>][^\n/<>]*")
+_WHOLE = re.compile(rf"\s*(?:{_ADDRESS}|{_SPACED})")
+_OPEN_ADDRESS = re.compile(r"https?://[^\s/?#@\\:]+(?::\d+)?(?:/[^\s?#]*)?", re.IGNORECASE)
+_BARE_HOME = re.compile(r"(?:(?:[A-Za-z]:)?[\\/]+(?:home|users)[\\/]+[^\\/]+|~[^\\/]*)[\\/]*", re.IGNORECASE)
 
 
 def _places(start: str, rest: str) -> re.Pattern[str]:
@@ -66,14 +67,12 @@ def _places(start: str, rest: str) -> re.Pattern[str]:
 
 _TEXT_PLACE = _places(_START.replace("NAME", r"[^\s/<>]+"), _IN_TEXT)
 _OPTION_PLACE = _places(_SPACED, _IN_OPTIONS)
-_WHOLE = re.compile(rf"\s*(?:{_ADDRESS}|{_SPACED})")
-_OPEN_ADDRESS = re.compile(r"https?://[^\s/?#@\\:]+(?::\d+)?(?:/[^\s?#]*)?", re.IGNORECASE)
-_BARE_HOME = re.compile(r"(?:(?:[A-Za-z]:)?[\\/]+(?:home|users)[\\/]+[^\\/]+|~[^\\/]*)[\\/]*", re.IGNORECASE)
 
 
 def is_hub_id(source: str, *, folders: frozenset[str] = frozenset()) -> bool:
     """Whether a source looks like `owner/name` and is neither among `folders` nor an existing folder."""
-    return _HUB_ID.fullmatch(source) is not None and source not in folders and not Path(source).exists()
+    looks_like_one = "/" in source and HUB_ID.fullmatch(source) is not None
+    return looks_like_one and source not in folders and not Path(source).exists()
 
 
 def opened_as_folders(said: ModelPlan, opened: ModelPlan) -> frozenset[str]:

@@ -21,6 +21,9 @@ from torch import Tensor
 from llava_recipes.errors import RecipeError
 from llava_recipes.files import give_usual_mode
 
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
 
 def check_target(target: Path) -> None:
     """Raise RecipeError unless `target` is absent or an empty folder, in a writable place."""
@@ -80,10 +83,6 @@ def new_folder(target: Path, *, num_bytes: int) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 @dataclass(frozen=True)

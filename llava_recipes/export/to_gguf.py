@@ -8,8 +8,8 @@ docs/multimodal/llava.md describes, after its surgery script. Tested with the ll
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
-from string import Template as Text
 
 import torch
 from torch import Tensor
@@ -36,13 +36,13 @@ LANGUAGE, VISION, PROJECTOR = "language_model", "vit", "llava.projector"
 _RATIOS = {
     "pad": "llama.cpp resizes images and then pads them to a square; this model was trained on images "
     "padded first, so images that aren't square look slightly different in llama.cpp.",
-    "square": "llama.cpp pads images to a square; this model was trained on their centre, so images "
+    "square": "llama.cpp pads images to a square; this model was trained on their center, so images "
     "that aren't square look different in llama.cpp.",
     "anyres": "llama.cpp cuts images into the same crops, but keeps the padding and puts no newline after "
     "a row; this model was trained without padding and with newlines, so images look slightly different in "
     "llama.cpp.",
 }
-_README = Text("""\
+_README = string.Template("""\
 # For llama.cpp
 
 `$language` is the language model as a plain Hugging Face folder, `$vision` the vision tower and the

@@ -46,6 +46,10 @@ from llava_recipes.templates import Turn
 from llava_recipes.use.foreign_folders import write_note
 from llava_recipes.use.opened import OpenedRun
 
+PAD = "<pad>"
+ROWS_MULTIPLE = 64
+"""llava-hf pads a vocabulary to a multiple of this."""
+
 
 def next_config(config: LlavaConfig, spread: AnyRes) -> LlavaNextConfig:
     """The config with which LlavaNextForConditionalGeneration computes what our model does.
@@ -78,11 +82,6 @@ def next_image_processor(processor: BaseImageProcessor, spread: AnyRes) -> Llava
 def height_first(spread: AnyRes) -> list[list[int]]:
     """The pinpoints as transformers reads them, height before width; of equal ones it takes the first."""
     return [[height, width] for width, height in spread.pinpoints]
-
-
-PAD = "<pad>"
-ROWS_MULTIPLE = 64
-"""llava-hf pads a vocabulary to a multiple of this."""
 
 
 class HfExport:
@@ -274,9 +273,9 @@ def _image_processor(run: OpenedRun, spread: AnyRes | None) -> BaseImageProcesso
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     settings = {key: value for key, value in own.to_dict().items() if key != "image_processor_type"}
-    centre_crop = {} if "do_center_crop" in settings else {"do_center_crop": False}
+    center_crop = {} if "do_center_crop" in settings else {"do_center_crop": False}
     padding: BaseImageProcessor = LlavaImageProcessorPil.from_dict(
-        {**settings, **centre_crop, "do_pad": True}
+        {**settings, **center_crop, "do_pad": True}
     )
     return padding
 

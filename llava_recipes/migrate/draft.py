@@ -63,6 +63,8 @@ class Draft:
     num_processes: int | None = None
     program: str = ""
     """The program that trained, as the report names it."""
+    source: Literal["script", "file"] = "file"
+    """What the settings are from, as comments name it."""
 
     def put(self, path: str, value: Value, comment: str | None = None) -> None:
         """Set a value, and create the mappings around it."""
@@ -98,10 +100,10 @@ class Draft:
         value: Value,
         *,
         remark: str = "",
-        comment: str = "left out there: the program's default",
+        comment: str | None = None,
     ) -> None:
         """State the default of a setting that was left out."""
-        self.put(path, value, comment)
+        self.put(path, value, comment or f"not in the {self.source}: the program's default")
         spelled = value if isinstance(value, str) else spell_value(value)
         self.entries.append(Entry("default", name, spelled, path, remark))
 

@@ -33,6 +33,8 @@ from llava_recipes.recipe.renames import did_you_mean, nearest
 from llava_recipes.recipe.scalars import Value
 from llava_recipes.recipe.source import parse_value
 
+_BRACES = re.compile(r"(.*)\{(.*)\}\.json", re.DOTALL)
+_KEYS = {"json_path": "annotations", "sampling_strategy": "sampling_strategy"}
 LORA_SIZE = (
     Row("lora_r", "lora.r", "whole", 64),
     Row("lora_alpha", "lora.alpha", "whole", 16),
@@ -333,7 +335,7 @@ def _translate_version(flags: Flags, program: Program) -> None:
     elif program.is_known:
         flags.default("version", "data.template", "v1", "the original uses vicuna_v1 for its default `v0`")
     else:
-        flags.draft.put("data.template", "v1", "left out there: the program's default is not known")
+        flags.draft.put("data.template", "v1", "not in the script: the program's default is not known")
         why = f"it is left out, and the default of {program.name} is not known; `v1` is LLaVA's"
         flags.lost("version", why, path="data.template")
 
@@ -596,13 +598,9 @@ def _why_lost(name: str, names: Sequence[str], program: Program) -> str:
         # A fork may have a flag whose name is near one of these.
         near = nearest(name, names)
         why = "recipes have no key for it: a flag of the fork"
-        return why if near is None else f"{why}, or `--{near}` misspelt"
+        return why if near is None else f"{why}, or `--{near}` misspelled"
     near = did_you_mean(name, [f"--{other}" for other in names])
-    return near or f"{program.name} doesn't have this flag: it is a fork's, or misspelt"
-
-
-_BRACES = re.compile(r"(.*)\{(.*)\}\.json", re.DOTALL)
-_KEYS = {"json_path": "annotations", "sampling_strategy": "sampling_strategy"}
+    return near or f"{program.name} doesn't have this flag: it is a fork's, or misspelled"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from llava_recipes.errors import Mark, Problem, RecipeError
@@ -16,8 +15,7 @@ from llava_recipes.migrate.shell import ReadScript
 from llava_recipes.migrate.tinyllava import translate_tinyllava
 from llava_recipes.migrate.xtuner import migrate_xtuner
 from llava_recipes.migrate.yaml_configs import migrate_yaml
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+from llava_recipes.recipe.variables import VARIABLE_NAME
 
 
 def migrate(
@@ -43,12 +41,12 @@ def migrate(
 
     Raises RecipeError with places in the file.
     """
-    seen = set(_NAME.findall(text))
+    seen = set(VARIABLE_NAME.findall(text))
 
     def read_text(path: str, caller: str = file) -> tuple[str, str] | None:
         found = read_beside(path, caller) if read_beside is not None else None
         if found is not None:
-            seen.update(_NAME.findall(found[1]))
+            seen.update(VARIABLE_NAME.findall(found[1]))
         return found
 
     ending = file.lower().rpartition(".")[2]

@@ -128,93 +128,6 @@ class Program:
         return f"{self.name} ({details})" if details else self.name
 
 
-def identify(path: str, flags: Flags, script: str) -> Program:
-    """The program by its path or, of several with one path, by a flag that only one of them has.
-
-    The folder of the checkout, around the program or the script, identifies it too.
-    """
-    package, file, folders = _parts(path)
-    folders = [*script.replace("\\", "/").lower().split("/")[:-1], *folders]
-    tiny = _first(flags, TINY_FLAGS)
-    if (package == "tinyllava" or package in ("", "llava")) and tiny:
-        return Program(TINY, "tiny", path, not path or file == "train.py", f"`--{tiny}`")
-    folder = next((folder for folder in reversed(folders) if folder in _FOLDERS), "")
-    by_path, why = _PACKAGES.get(package), ""
-    if by_path is None and folder:
-        by_path, why = _FOLDERS[folder], f"the folder {folder}"
-    if by_path == TINY and "version" not in flags:
-        return Program(TINY, "tiny", path, is_known=file == "train.py")
-    if by_path == TINY:
-        return _fork(OLD_TINY, path, "`--version`")
-    # Many programs have a train.py; the other two names are LLaVA's.
-    is_llavas = package == "llava" or (not package and file != "train.py")
-    if path and (not is_llavas or file not in _LLAVA_FILES):
-        return _fork(by_path or f"a fork of {LLAVA}, or another program", path, why)
-    if by_path in (NEXT, OPEN_NEXT):
-        return Program(by_path, "next", path, why=why)
-    return _fork(by_path, path, why) if by_path else _by_flags(path, flags)
-
-
-def _first(flags: Flags, names: Iterable[str]) -> str:
-    """The first of `names` that is among the flags, or nothing."""
-    return next((name for name in names if name in flags), "")
-
-
-def _fork(name: str, path: str, why: str = "") -> Program:
-    return Program(name, "fork", path, is_known=False, why=why)
-
-
-def refuse_preferences(path: str, mark: Mark) -> Problem | None:
-    """The problem with a program that trains on preferences or rewards; None for any other."""
-    _, file, _ = _parts(path)
-    found = _PREFERENCES.search(file.lower().removesuffix(".py"))
-    if found is None:
-        return None
-    return Problem(
-        f"`{file}` trains on preferences or rewards, which recipes don't do",
-        code="preference-training",
-        mark=mark,
-        found=path,
-        hint="a recipe trains on the answers of its records; migrate the stage before, from its script or "
-        "from this one with `--command N`",
-    )
-
-
-def _parts(path: str) -> tuple[str, str, list[str]]:
-    """The package, the file and the folders around it, of a path or of a module after `-m`."""
-    if path.endswith(".py"):
-        names = path.replace("\\", "/").split("/")
-    else:
-        names = path.split(".")
-        names[-1] += ".py"
-    package = names[-3] if len(names) > 2 and names[-2] == "train" else ""
-    if len(names) > 1 and not package:
-        package = names[-2]
-    return package, names[-1], [name.lower() for name in names[:-2]]
-
-
-def _by_flags(path: str, flags: Flags) -> Program:
-    """LLaVA, or a program with its package name and files."""
-    given = ("version", "vision_tower", "image_aspect_ratio")
-    version, tower, ratio = (flags[name].text if name in flags else "" for name in given)
-    if tower.startswith("clip_4layers"):
-        return _fork("ViP-LLaVA", path, f"`--vision_tower {tower}`")
-    if name := _first(flags, _IMAGE_TOWERS):
-        return _fork(f"Video-LLaVA, MoE-LLaVA or another fork of {LLAVA}", path, f"`--{name}`")
-    if name := _first(flags, OF_LLAVA_NEXT_ALONE):
-        return Program(NEXT, "next", path, why=f"`--{name}`")
-    named, by_version = _BY_VERSION.get(version), f"`--version {version}`"
-    if named == NEXT:
-        return Program(NEXT, "next", path, why=by_version)
-    if name := _first(flags, (*NEXT_FLAGS, *(ANYRES_FLAGS if ratio.startswith("anyres") else ()))):
-        return Program(OPEN_NEXT, "next", path, why=f"`--{name}`")
-    if named is not None:
-        return _fork(named, path, by_version)
-    if version == "llava_llama_3":
-        return _fork(f"{OPEN_NEXT}, ViP-LLaVA or another fork of {LLAVA}", path, by_version)
-    return Program(LLAVA, "llava", path)
-
-
 @dataclass(frozen=True)
 class Conversation:
     """The template with the same text, and the system prompt that this takes."""
@@ -353,7 +266,7 @@ _ANY_FORK: Table = MappingProxyType(
         ),
     }
 )
-TINYLLAVA: Table = MappingProxyType(
+CONVERSATIONS_OF_TINYLLAVA: Table = MappingProxyType(
     {
         "pretrain": Conversation("plain"),
         **_vicunas(
@@ -365,6 +278,93 @@ TINYLLAVA: Table = MappingProxyType(
         ),
     }
 )
+
+
+def identify(path: str, flags: Flags, script: str) -> Program:
+    """The program by its path or, of several with one path, by a flag that only one of them has.
+
+    The folder of the checkout, around the program or the script, identifies it too.
+    """
+    package, file, folders = _parts(path)
+    folders = [*script.replace("\\", "/").lower().split("/")[:-1], *folders]
+    tiny = _first(flags, TINY_FLAGS)
+    if (package == "tinyllava" or package in ("", "llava")) and tiny:
+        return Program(TINY, "tiny", path, not path or file == "train.py", f"`--{tiny}`")
+    folder = next((folder for folder in reversed(folders) if folder in _FOLDERS), "")
+    by_path, why = _PACKAGES.get(package), ""
+    if by_path is None and folder:
+        by_path, why = _FOLDERS[folder], f"the folder {folder}"
+    if by_path == TINY and "version" not in flags:
+        return Program(TINY, "tiny", path, is_known=file == "train.py")
+    if by_path == TINY:
+        return _fork(OLD_TINY, path, "`--version`")
+    # Many programs have a train.py; the other two names are LLaVA's.
+    is_llavas = package == "llava" or (not package and file != "train.py")
+    if path and (not is_llavas or file not in _LLAVA_FILES):
+        return _fork(by_path or f"a fork of {LLAVA}, or another program", path, why)
+    if by_path in (NEXT, OPEN_NEXT):
+        return Program(by_path, "next", path, why=why)
+    return _fork(by_path, path, why) if by_path else _by_flags(path, flags)
+
+
+def _first(flags: Flags, names: Iterable[str]) -> str:
+    """The first of `names` that is among the flags, or nothing."""
+    return next((name for name in names if name in flags), "")
+
+
+def _fork(name: str, path: str, why: str = "") -> Program:
+    return Program(name, "fork", path, is_known=False, why=why)
+
+
+def refuse_preferences(path: str, mark: Mark) -> Problem | None:
+    """The problem with a program that trains on preferences or rewards; None for any other."""
+    _, file, _ = _parts(path)
+    found = _PREFERENCES.search(file.lower().removesuffix(".py"))
+    if found is None:
+        return None
+    return Problem(
+        f"`{file}` trains on preferences or rewards, which recipes don't do",
+        code="preference-training",
+        mark=mark,
+        found=path,
+        hint="a recipe trains on the answers of its records; migrate the stage before, from its script or "
+        "from this one with `--command N`",
+    )
+
+
+def _parts(path: str) -> tuple[str, str, list[str]]:
+    """The package, the file and the folders around it, of a path or of a module after `-m`."""
+    if path.endswith(".py"):
+        names = path.replace("\\", "/").split("/")
+    else:
+        names = path.split(".")
+        names[-1] += ".py"
+    package = names[-3] if len(names) > 2 and names[-2] == "train" else ""
+    if len(names) > 1 and not package:
+        package = names[-2]
+    return package, names[-1], [name.lower() for name in names[:-2]]
+
+
+def _by_flags(path: str, flags: Flags) -> Program:
+    """LLaVA, or a program with its package name and files."""
+    given = ("version", "vision_tower", "image_aspect_ratio")
+    version, tower, ratio = (flags[name].text if name in flags else "" for name in given)
+    if tower.startswith("clip_4layers"):
+        return _fork("ViP-LLaVA", path, f"`--vision_tower {tower}`")
+    if name := _first(flags, _IMAGE_TOWERS):
+        return _fork(f"Video-LLaVA, MoE-LLaVA or another fork of {LLAVA}", path, f"`--{name}`")
+    if name := _first(flags, OF_LLAVA_NEXT_ALONE):
+        return Program(NEXT, "next", path, why=f"`--{name}`")
+    named, by_version = _BY_VERSION.get(version), f"`--version {version}`"
+    if named == NEXT:
+        return Program(NEXT, "next", path, why=by_version)
+    if name := _first(flags, (*NEXT_FLAGS, *(ANYRES_FLAGS if ratio.startswith("anyres") else ()))):
+        return Program(OPEN_NEXT, "next", path, why=f"`--{name}`")
+    if named is not None:
+        return _fork(named, path, by_version)
+    if version == "llava_llama_3":
+        return _fork(f"{OPEN_NEXT}, ViP-LLaVA or another fork of {LLAVA}", path, by_version)
+    return Program(LLAVA, "llava", path)
 
 
 def table_of(program: Program) -> Table:

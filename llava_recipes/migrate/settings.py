@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from llava_recipes.errors import Mark, Problem
 from llava_recipes.migrate.commands import Flag
@@ -38,8 +38,10 @@ class Row(NamedTuple):
 class Settings(ABC):
     """The settings of one stage, and the draft that they fill."""
 
+    source: ClassVar[Literal["script", "file"]] = "file"
+
     def __init__(self) -> None:
-        self.draft = Draft()
+        self.draft = Draft(source=self.source)
         self.taken: dict[str, None] = {}
         """Names that the translation has asked for, set or not, in order."""
 
@@ -141,6 +143,8 @@ class Settings(ABC):
 
 class Flags(Settings):
     """The flags of one command; reading a value of the wrong kind adds a problem."""
+
+    source = "script"
 
     def __init__(self, flags: Mapping[str, Flag]) -> None:
         super().__init__()

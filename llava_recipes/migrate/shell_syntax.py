@@ -1,6 +1,6 @@
 """The syntax of shell scripts: simple commands, words and their parts. Nothing is executed.
 
-Blocks are recognised, not followed: each command says which condition, loop or function it is in.
+Blocks are recognized, not followed: each command says which condition, loop or function it is in.
 """
 
 from __future__ import annotations

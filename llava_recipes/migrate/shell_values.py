@@ -337,7 +337,7 @@ def _value_of(node: ast.expr, variables: Variables, depth: int) -> int:
     elif right == 0:
         raise NotComputed("a division by zero")
     else:
-        # Bash rounds towards zero, Python down.
+        # Bash rounds toward zero, Python down.
         quotient = abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1)
         value = quotient if isinstance(sign, ast.Div) else left - quotient * right
     if not -(2**63) <= value < 2**63:

@@ -16,10 +16,9 @@ from llava_recipes.migrate.llava import (
     translate_rest,
     translate_training,
 )
-from llava_recipes.migrate.programs import TINYLLAVA as CONVERSATIONS
-from llava_recipes.migrate.programs import Program, put_conversation
+from llava_recipes.migrate.programs import CONVERSATIONS_OF_TINYLLAVA, Program, put_conversation
 from llava_recipes.migrate.settings import Flags, Row
-from llava_recipes.plan.catalog import VISION_TOWERS
+from llava_recipes.plan.families import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value
 
 _WITHOUT_A_KEY = ("tune_embed_tokens", "resampler_hidden_size", "num_queries", "num_resampler_layers")
@@ -41,7 +40,7 @@ def translate_tinyllava(flags: Flags, *, program: Program, read_text: ReadText) 
     translate_rate("vision_tower_lr", "vision_tower", flags)
     version = flags.text("conv_version")
     if version is not None:
-        put_conversation("conv_version", version, flags, program=program, table=CONVERSATIONS)
+        put_conversation("conv_version", version, flags, program=program, table=CONVERSATIONS_OF_TINYLLAVA)
     elif "conv_version" not in flags:
         flags.default("conv_version", "data.template", "plain", "TinyLLaVA calls it `pretrain`")
     translate_data(flags, read_text, max_length=512)

@@ -19,7 +19,7 @@ from llava_recipes.migrate.python_config import (
     spell_python,
 )
 from llava_recipes.migrate.settings import Kind, Row, Settings
-from llava_recipes.plan.catalog import VISION_TOWERS
+from llava_recipes.plan.families import VISION_TOWERS
 from llava_recipes.recipe.scalars import Value, say_number
 
 _MODEL = (

@@ -77,7 +77,7 @@ NEEDLESS: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         ("overwrite_cache", "preprocessing_num_workers", "dataset_prepared_path", "cache_dir"),
-        "samples are tokenised when they are drawn",
+        "samples are tokenized when they are drawn",
     ),
     **dict.fromkeys(
         ("do_train", "overwrite_output_dir", "plot_loss", "strict", "debug", "local_rank", "ddp_timeout"),

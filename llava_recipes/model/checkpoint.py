@@ -25,6 +25,11 @@ from llava_recipes.recipe.locations import check_place
 SafeGlobal = tuple[Callable[..., Any], str]
 """An object that a file may name, and its name: `numpy.dtype`."""
 
+_WEIGHT_FILES = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+_CUT_SHORT = "the file is cut short or isn't a weight file; download it again"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST = torch.finfo(torch.float32).max
+_NUM_SHOWN = 4
 _NAMED = re.compile(r"GLOBAL (\S{1,80})|got <(?:class|function) '?([^'> ]{1,80})")
 _PROTOCOL = b"\x80"
 """A pickle's first byte; torch's own files start otherwise, or errors say what they name."""
@@ -97,10 +102,6 @@ def only_plain(safe: Collection[SafeGlobal] = ()) -> Iterator[None]:
     finally:
         del os.environ[_FORCED]
         os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-_WEIGHT_FILES = (("model", ".safetensors"), ("pytorch_model", ".bin"))
-_CUT_SHORT = "the file is cut short or isn't a weight file; download it again"
 
 
 class TensorSource(Protocol):
@@ -282,11 +283,6 @@ def _sharded(index: pathlib.Path, path: KeyPath) -> Iterator[tuple[str, pathlib.
     yield from shards.items()
 
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LARGEST = torch.finfo(torch.float32).max
-_NUM_SHOWN = 4
-
-
 def check_values(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, found: str) -> None:
     """Raise RecipeError unless training can start from all of these weights; `found` names their file.
 
@@ -327,7 +323,7 @@ def value_problems(tensors: Iterable[tuple[str, Tensor]], *, path: KeyPath, foun
 def _other_kind(tensor: Tensor) -> str | None:
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         return "not a plain tensor"
-    return None if tensor.dtype in DTYPES else str(tensor.dtype).removeprefix("torch.")
+    return None if tensor.dtype in _FLOATS else str(tensor.dtype).removeprefix("torch.")
 
 
 @torch.no_grad()

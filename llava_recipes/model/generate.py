@@ -80,7 +80,7 @@ class Answerer:
         return found if isinstance(found, int) else None
 
     def prepare(self, image: Image.Image) -> PromptImage:
-        """An image in RGB, resized and normalised as in training. Raises CannotPrepare."""
+        """An image in RGB, resized and normalized as in training. Raises CannotPrepare."""
         prepared = crops.prepare_image(image, self.assembled.image_processor, self.data)
         return PromptImage(prepared, self._layout.num_tokens(prepared))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from pydantic import JsonValue
 
-from llava_recipes.estimate.assignment import DTYPES
+from llava_recipes.estimate.assignment import DTYPE_NAMES
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.plan.families import LANGUAGE_FAMILIES, language_type
@@ -29,7 +29,7 @@ def original_config(plan: ModelPlan, *, stage: StagePlan, assembled: Assembled) 
         **source,
         **_llava_keys(plan, stage.data, assembled),
         "model_type": f"llava_{kind}",
-        "torch_dtype": DTYPES[stage.train.precision],
+        "torch_dtype": DTYPE_NAMES[stage.train.precision],
         "mm_vision_tower": plan.vision_tower.source or "",
         "mm_projector_lr": _projector_rate(stage),
         "tune_mm_mlp_adapter": trained == {"projector"},

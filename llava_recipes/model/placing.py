@@ -12,20 +12,18 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from llava_recipes.errors import KeyPath, Problem, RecipeError
-from llava_recipes.estimate.assignment import DTYPES as DTYPE_NAMES
+from llava_recipes.estimate.assignment import DTYPE_NAMES
 from llava_recipes.recipe.schema import Quantization
 
-DTYPES: Mapping[str, torch.dtype] = {word: getattr(torch, name) for word, name in DTYPE_NAMES.items()}
+TORCH_DTYPES: Mapping[str, torch.dtype] = {word: getattr(torch, name) for word, name in DTYPE_NAMES.items()}
 """By their names in recipes and commands: `fp32`, `bf16`, `fp16`."""
+_ROOT = "model.language_model."
+_MAX_NAMES_SHOWN = 6
 
 
 def usual_device() -> torch.device:
     """The GPU if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-_ROOT = "model.language_model."
-_MAX_NAMES_SHOWN = 6
 
 
 class Placement:

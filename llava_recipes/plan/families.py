@@ -6,8 +6,11 @@ transformers 5. A test compares them, and the parameters counted from them, with
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import JsonValue
 
@@ -240,3 +243,9 @@ def _first_class(config: Config) -> str:
 
 def _has_llava_keys(config: Config) -> bool:
     return "mm_projector_type" in config or "mm_vision_tower" in config
+
+
+_MODELS = json.loads(Path(__file__).with_name("catalog.json").read_text("utf-8"))
+
+LANGUAGE_MODELS: Mapping[str, Config] = MappingProxyType(_MODELS["language_models"])
+VISION_TOWERS: Mapping[str, Config] = MappingProxyType(_MODELS["vision_towers"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llava_recipes.errors import KeyPath, Problem
-from llava_recipes.plan import catalog
+from llava_recipes.plan import families
 from llava_recipes.plan.families import (
     LANGUAGE_DEFAULTS,
     TOWER_FAMILIES,
@@ -59,9 +59,10 @@ def plan_model(
     """
     language = _plan_language(model.language_model)
     tower = model.vision_tower
-    language_config = language.config or language_config or catalog.LANGUAGE_MODELS.get(language.source or "")
+    known = families.LANGUAGE_MODELS.get(language.source or "")
+    language_config = language.config or language_config or known
     language_config = language_config and language_part(language_config)
-    vision_config = tower.config or vision_config or catalog.VISION_TOWERS.get(tower.source or "")
+    vision_config = tower.config or vision_config or families.VISION_TOWERS.get(tower.source or "")
     notes = [*_unknown_notes("language model", language.source, language_config)]
     notes += _unknown_notes("vision tower", tower.source, vision_config)
     problems = [*_check_keys(language.config, LANGUAGE_DEFAULTS, "language_model")]
@@ -133,7 +134,7 @@ def _explain_config(error: ConfigValueError, language: LanguageModelPlan, model:
 
 
 def _check_keys(config: Config | None, known: Mapping[str, Config], part: str) -> Iterator[Problem]:
-    """Misspelt keys of an inline config, in place of which transformers would use its defaults."""
+    """Misspelled keys of an inline config, in place of which transformers would use its defaults."""
     keys = known.get(str((config or {}).get("model_type")), {})
     for key in config or {}:
         near = None if key in keys else nearest(key, keys)

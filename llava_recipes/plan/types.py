@@ -67,9 +67,9 @@ class ImageCounts(Frozen):
     """What one image of a stage takes, in the sequence and in the tower."""
 
     least_tokens: int = Field(description="Tokens of the smallest image.")
-    usual_tokens: int = Field(description="Tokens of a photograph of 640 × 480 pixels.")
+    usual_tokens: int = Field(description="Tokens of a photo of 640 × 480 pixels.")
     most_tokens: int = Field(description="Tokens of the largest possible image.")
-    usual_crops: int = Field(description="Crops of that photograph that the tower sees.")
+    usual_crops: int = Field(description="Crops of that photo that the tower sees.")
     most_crops: int = Field(description="Crops of an image that the tower sees at most.")
 
 

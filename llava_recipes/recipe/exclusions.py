@@ -17,6 +17,9 @@ from llava_recipes.recipe.scalars import Value, Values, as_list, given_keys
 
 ANY: Final = "*"
 """Stands for one segment of a path: an entry of a list, by its number or by its name."""
+STAGE: Final = ("stages", ANY)
+DATA: Final = (*STAGE, "data")
+TRAIN: Final = (*STAGE, "train")
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,6 @@ def _origins(part: str, *idle: str, companions: tuple[str, ...] = ()) -> Iterato
     message, hint = "`revision` has no effect with `config`", "remove it; `revision` goes with `source`"
     yield _idle(place, "config", "revision", message, hint, unless="source")
 
-
-STAGE: Final = ("stages", ANY)
-DATA: Final = (*STAGE, "data")
-TRAIN: Final = (*STAGE, "train")
 
 EXCLUSIONS: Final[tuple[Exclusion, ...]] = (
     *_origins("language_model", "seed", companions=("tokenizer",)),
@@ -143,7 +142,9 @@ IDLE: Final[tuple[Idle, ...]] = (
         "quantization",
         "`quantization` cannot be used with random weights",
         "remove it, or load pretrained weights with `source`",
-        lambda part, _: part.get("config") is not None,
+        lambda part, quantization: (
+            quantization and isinstance(quantization, dict) and given_keys(part, "config")
+        ),
     ),
     *(
         Idle(
@@ -231,7 +232,9 @@ def check_one_given(root: Value) -> Iterator[Problem]:
     for exclusion in EXCLUSIONS:
         keys = (exclusion.winner, exclusion.loser)
         for place, mapping in _mappings(root, exclusion.place) if exclusion.if_neither else ():
-            if not given_keys(mapping, *keys) and not misspelt(mapping, place, *keys):
+            # Where a mapping takes these two alone, any other key is meant as one of them.
+            is_meant = misspelled(mapping, place, *keys) or (mapping and set(keys_at(place)) == set(keys))
+            if not given_keys(mapping, *keys) and not is_meant:
                 message, hint = f"`{place[-1]}` needs `{keys[0]}` or `{keys[1]}`", exclusion.if_neither
                 yield Problem(message, code="one-of-two-keys-is-needed", path=place, hint=hint, on_key=True)
 
@@ -246,7 +249,7 @@ def check_idle(root: Value) -> Iterator[Problem]:
                 yield Problem(idle.message, code=idle.code, path=path, hint=idle.hint, on_key=True)
 
 
-def misspelt(mapping: Values, place: KeyPath, *names: str) -> bool:
+def misspelled(mapping: Values, place: KeyPath, *names: str) -> bool:
     """Whether a key is another spelling of one of the names; then only the spelling is reported."""
     known = keys_at(place)
     return any(

@@ -9,15 +9,7 @@ from pydantic_core import ErrorDetails
 
 from llava_recipes.errors import KeyPath, Problem
 from llava_recipes.projectors import MOST_LAYERS, PROJECTOR_TYPES
-from llava_recipes.recipe.language import (
-    choices_at,
-    homes,
-    is_list,
-    is_model,
-    keys_at,
-    shapes_at,
-    wanted_at,
-)
+from llava_recipes.recipe.language import choices_at, homes, is_list, is_model, keys_at, shapes_at, wanted_at
 from llava_recipes.recipe.names import EXTRA_FIELDS, INSTEAD
 from llava_recipes.recipe.renames import OTHER_NAMES, bare, did_you_mean, nearest, nearest_all, ranked
 from llava_recipes.recipe.scalars import (
@@ -69,7 +61,7 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
     not_shown = list(grouped)[MAX_REPORTED:]
     for path in not_shown:
         del grouped[path]
-    misspelt = {_meant(path) for path, known in grouped.items() if known[0]["type"] == "extra_forbidden"}
+    misspelled = {_meant(path) for path, known in grouped.items() if known[0]["type"] == "extra_forbidden"}
     problems = []
     for path, alternatives in grouped.items():
         kind = alternatives[0]["type"]
@@ -77,8 +69,8 @@ def explain_validation(error: ValidationError, root: Value, *, is_part: bool = F
         inside = any(len(other) > len(path) and other[: len(path)] == path for other in grouped)
         # A list with wrong entries counts as too short as well.
         repeats = kind == "too_short" and not _is_too_short(root, path, alternatives[0])
-        # A key under a misspelt name is not reported as missing too.
-        repeats = repeats or (kind == "missing" and path in misspelt)
+        # A key under a misspelled name is not reported as missing too.
+        repeats = repeats or (kind == "missing" and path in misspelled)
         if not repeats and not (inside and len(alternatives[0]["loc"]) > len(path)):
             problems.append(_explain(path, alternatives, root))
     if not_shown:
@@ -98,7 +90,7 @@ def _may_be_elsewhere(path: KeyPath, details: ErrorDetails, root: Value) -> bool
 
 
 def _meant(path: KeyPath) -> KeyPath:
-    """The path that a misspelt key probably stands for."""
+    """The path that a misspelled key probably stands for."""
     return (*path[:-1], nearest(str(path[-1]), keys_at(path[:-1])) or path[-1])
 
 

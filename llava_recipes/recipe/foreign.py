@@ -33,7 +33,83 @@ _SETTINGS = ("*config*.json", "plan.json")
 """Settings of the model, its tokenizer, its image processor, its adapters; of a run its plan, which contains
 those that its recipe writes inline."""
 
-# ---- JSON and libraries ----------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that cannot be an annotation file: what it is, and what to do with it."""
+
+    what: str
+    how: str
+
+
+_RECORDS: Final = "as records with `id`, `image` and `conversations`"
+_TABLE: Final = f"write its rows to a JSON list or JSONL file {_RECORDS}"
+
+KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
+    {
+        "tar": Kind(
+            "a tar archive",
+            "unpack it with `tar -xf`; write the samples of a WebDataset to one JSON file",
+        ),
+        "gzip": Kind("compressed with gzip", "unpack it with `gunzip -k`; use the name without `.gz`"),
+        "zstd": Kind("compressed with zstd", "unpack it with `unzstd`; use the name without `.zst`"),
+        "bzip2": Kind("compressed with bzip2", "unpack it with `bunzip2 -k`; use the name without `.bz2`"),
+        "xz": Kind("compressed with xz", "unpack it with `unxz -k`; use the name without `.xz`"),
+        "zip": Kind("a zip archive", "unpack it with `unzip`, and use the annotation file in it"),
+        "7z": Kind("a 7-Zip archive", "unpack it with `7z x`, and use the annotation file in it"),
+        "arrow": Kind(
+            "an Arrow file of Hugging Face datasets",
+            'convert it: `datasets.Dataset.from_file("FILE").to_parquet("FILE.parquet")` in Python',
+        ),
+        "saved": Kind(
+            "a folder of Hugging Face datasets",
+            'convert it: `datasets.load_from_disk("FOLDER").to_parquet("FILE.parquet")` in Python',
+        ),
+        "csv": Kind("a CSV table", _TABLE),
+        "tsv": Kind("a TSV table", _TABLE),
+        "excel": Kind("an Excel workbook", _TABLE),
+        "numpy": Kind("a NumPy file", _TABLE),
+        "pickle": Kind("a Python pickle", _TABLE),
+        "torch": Kind("a PyTorch file", _TABLE),
+        "hdf5": Kind("an HDF5 file", _TABLE),
+        "sqlite": Kind("an SQLite database", _TABLE),
+        "tfrecord": Kind("a TFRecord file", _TABLE),
+        "feather": Kind("a Feather file", "write it as Parquet: `pandas.read_feather` and `to_parquet`"),
+        "parquet": Kind("a Parquet file", "rename it so that it ends in `.parquet`"),
+        "image": Kind("an image", "write its folder as `images:`, and here the file of records"),
+        "pdf": Kind("a PDF document", _TABLE),
+        "html": Kind("a web page", "download the file itself; this is a web page instead"),
+        "xml": Kind("an XML document", _TABLE),
+        "lfs": Kind("a Git LFS pointer", "download the file itself with `git lfs pull`"),
+        "text": Kind("plain text", f"write a JSON list, or JSONL with one record a line, {_RECORDS}"),
+    }
+)
+
+_ENDINGS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "gzip": (".gz", ".tgz"),
+        "zstd": (".zst", ".zstd"),
+        "bzip2": (".bz2",),
+        "xz": (".xz",),
+        "tar": (".tar",),
+        "zip": (".zip",),
+        "7z": (".7z",),
+        "arrow": (".arrow",),
+        "csv": (".csv",),
+        "tsv": (".tsv",),
+        "excel": (".xlsx", ".xls"),
+        "numpy": (".npz", ".npy"),
+        "pickle": (".pkl", ".pickle"),
+        "torch": (".pt", ".pth"),
+        "hdf5": (".h5", ".hdf5"),
+        "sqlite": (".sqlite", ".sqlite3"),
+        "tfrecord": (".tfrecord", ".tfrecords"),
+        "feather": (".feather",),
+        "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
+        "pdf": (".pdf",),
+    }
+)
+# Other endings, such as `.txt`, may be those of JSON files; their content decides.
 
 
 def read_object(file: Path, *, path: KeyPath | None = None, hint: str | None = None) -> dict[str, JsonValue]:
@@ -152,9 +228,6 @@ def _spell(files: Sequence[Path]) -> str:
     return f"{existing[0].parent} ({', '.join(file.name for file in existing)})" if existing else "its files"
 
 
-# ---- code that a model names ------------------------------------------------------------------------------
-
-
 def check_model_folder(folder: Path, path: KeyPath) -> None:
     """Raise RecipeError when a folder's settings name code; `path` is the recipe path of the model."""
     problems = tuple(folder_problems(folder, path))
@@ -265,87 +338,6 @@ def _read(file: Path) -> object:
     except (OSError, ValueError, RecursionError):
         # The code that needs the file reports what is wrong with it.
         return None
-
-
-# ---- files that are no annotations -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file that cannot be an annotation file: what it is, and what to do with it."""
-
-    what: str
-    how: str
-
-
-_RECORDS: Final = "as records with `id`, `image` and `conversations`"
-_TABLE: Final = f"write its rows to a JSON list or JSONL file {_RECORDS}"
-
-KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
-    {
-        "tar": Kind(
-            "a tar archive",
-            "unpack it with `tar -xf`; write the samples of a WebDataset to one JSON file",
-        ),
-        "gzip": Kind("compressed with gzip", "unpack it with `gunzip -k`; use the name without `.gz`"),
-        "zstd": Kind("compressed with zstd", "unpack it with `unzstd`; use the name without `.zst`"),
-        "bzip2": Kind("compressed with bzip2", "unpack it with `bunzip2 -k`; use the name without `.bz2`"),
-        "xz": Kind("compressed with xz", "unpack it with `unxz -k`; use the name without `.xz`"),
-        "zip": Kind("a zip archive", "unpack it with `unzip`, and use the annotation file in it"),
-        "7z": Kind("a 7-Zip archive", "unpack it with `7z x`, and use the annotation file in it"),
-        "arrow": Kind(
-            "an Arrow file of Hugging Face datasets",
-            'convert it: `datasets.Dataset.from_file("FILE").to_parquet("FILE.parquet")` in Python',
-        ),
-        "saved": Kind(
-            "a folder of Hugging Face datasets",
-            'convert it: `datasets.load_from_disk("FOLDER").to_parquet("FILE.parquet")` in Python',
-        ),
-        "csv": Kind("a CSV table", _TABLE),
-        "tsv": Kind("a TSV table", _TABLE),
-        "excel": Kind("an Excel workbook", _TABLE),
-        "numpy": Kind("a NumPy file", _TABLE),
-        "pickle": Kind("a Python pickle", _TABLE),
-        "torch": Kind("a PyTorch file", _TABLE),
-        "hdf5": Kind("an HDF5 file", _TABLE),
-        "sqlite": Kind("an SQLite database", _TABLE),
-        "tfrecord": Kind("a TFRecord file", _TABLE),
-        "feather": Kind("a Feather file", "write it as Parquet: `pandas.read_feather` and `to_parquet`"),
-        "parquet": Kind("a Parquet file", "rename it so that it ends in `.parquet`"),
-        "image": Kind("an image", "write its folder as `images:`, and here the file of records"),
-        "pdf": Kind("a PDF document", _TABLE),
-        "html": Kind("a web page", "download the file itself; this is a web page instead"),
-        "xml": Kind("an XML document", _TABLE),
-        "lfs": Kind("a Git LFS pointer", "download the file itself with `git lfs pull`"),
-        "text": Kind("plain text", f"write a JSON list, or JSONL with one record a line, {_RECORDS}"),
-    }
-)
-
-_ENDINGS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "gzip": (".gz", ".tgz"),
-        "zstd": (".zst", ".zstd"),
-        "bzip2": (".bz2",),
-        "xz": (".xz",),
-        "tar": (".tar",),
-        "zip": (".zip",),
-        "7z": (".7z",),
-        "arrow": (".arrow",),
-        "csv": (".csv",),
-        "tsv": (".tsv",),
-        "excel": (".xlsx", ".xls"),
-        "numpy": (".npz", ".npy"),
-        "pickle": (".pkl", ".pickle"),
-        "torch": (".pt", ".pth"),
-        "hdf5": (".h5", ".hdf5"),
-        "sqlite": (".sqlite", ".sqlite3"),
-        "tfrecord": (".tfrecord", ".tfrecords"),
-        "feather": (".feather",),
-        "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
-        "pdf": (".pdf",),
-    }
-)
-# Other endings, such as `.txt`, may be those of JSON files; their content decides.
 
 
 def kind_of_name(name: str) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pydantic import ValidationError
 
 from llava_recipes.errors import KeyPath, Mark, Problem, RecipeError
-from llava_recipes.recipe.exclusions import misspelt
+from llava_recipes.recipe.exclusions import misspelled
 from llava_recipes.recipe.extends import extend, is_named_as_recipe, looks_like_recipe
 from llava_recipes.recipe.override import resolve
 from llava_recipes.recipe.rules import check_rules
@@ -87,7 +87,7 @@ def _with_parents(document: Document) -> Document:
     problems = document.problems
     try:
         keys = as_mapping(document.root)
-        if "extends" in keys or not misspelt(keys, (), "extends"):
+        if "extends" in keys or not misspelled(keys, (), "extends"):
             return extend(document)
     except RecipeError as error:
         problems = error.problems

@@ -12,6 +12,8 @@ from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.masking import is_secret_name, mask
 from llava_recipes.recipe.scalars import Value, Values, spell_value, strings_in
 
+HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+"""`owner/name`; the owner is missing from the ids of the oldest models, such as gpt2."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # `$(command)`, `$1`, `$NAME`, `%NAME%` and `{name}`; a `${` that is left in a path is meant literally.
 _REFERENCES: Final = (

@@ -1,4 +1,4 @@
-"""The names of other programs for keys, modules and templates; and the known word that a misspelt one means.
+"""The names of other programs for keys, modules and templates; the known word that a misspelled one means.
 
 A key that is renamed gets its old name here.
 """
@@ -234,7 +234,7 @@ def _may_be_near(left: str, right: str, most: int) -> bool:
 
 
 def distance(left: str, right: str, *, most: int | None = None) -> int:
-    """The slips between two words: characters changed, added, left out, or two neighbours swapped.
+    """The slips between two words: characters changed, added, left out, or two neighbors swapped.
 
     With more than `most` slips, some number above it.
     """

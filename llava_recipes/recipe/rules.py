@@ -21,7 +21,7 @@ from llava_recipes.recipe.exclusions import (
     check_exclusions,
     check_idle,
     check_one_given,
-    misspelt,
+    misspelled,
     values_under,
 )
 from llava_recipes.recipe.foreign import code_problems, kind_of_name, wrong_kind
@@ -223,7 +223,7 @@ def _check_init_from(stages: list[Values], index: int) -> Iterator[Problem]:
 
 def _check_trainable(stage: Values, path: KeyPath) -> Iterator[Problem]:
     freeze = stage.get("freeze", Stage.model_fields["freeze"].default)
-    absent = "trainable" not in stage and not misspelt(stage, path, "trainable", "freeze")
+    absent = "trainable" not in stage and not misspelled(stage, path, "trainable", "freeze")
     if freeze == "all" and (stage.get("trainable") == [] or absent) and stage.get("lora") is None:
         message = "nothing trains in this stage: everything is frozen, and `trainable` lists nothing"
         written = next(((*path, key) for key in ("trainable", "freeze") if key in stage), path)

@@ -141,24 +141,38 @@ def say_number(number: float, *, digits: int = 6) -> str:
     return spell_number(float(f"{number:.{digits}g}")).removesuffix(".0")
 
 
-def spell(value: Value, *, in_brackets: bool = False) -> str:
+def spell(value: Value, *, in_brackets: bool = False, portable: bool = False) -> str:
     """The value on one line, as YAML: `1e-3`, `"no"`, `[projector]`, `{r: 128}`.
+
+    portable  write `1.0e-3`, which YAML 1.1 reads as a number too
 
     `${name}` in a string stays a variable. Secrets are hidden.
     """
     if isinstance(value, dict):
         entries = (
-            f"{spell(key, in_brackets=True)}: {spell(each, in_brackets=True)}" for key, each in value.items()
+            f"{spell(key, in_brackets=True)}: {spell(each, in_brackets=True, portable=portable)}"
+            for key, each in value.items()
         )
         return "{" + ", ".join(entries) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(spell(each, in_brackets=True) for each in value) + "]"
+        return "[" + ", ".join(spell(each, in_brackets=True, portable=portable) for each in value) + "]"
     if isinstance(value, float):
-        return spell_number(value)
+        number = spell_number(value)
+        return _with_point(number) if portable else number
     # Outside brackets, braces have no meaning in YAML.
     if isinstance(value, str) and _is_plain(value if in_brackets else _VARIABLE.sub(r"\1", value)):
         return value
     return escape_yaml(json.dumps(value, ensure_ascii=False))
+
+
+def _with_point(number: str) -> str:
+    """`1e-3` as `1.0e-3`, `1e16` as `1.0e+16`: YAML 1.1 wants a point and a sign."""
+    digits, e, exponent = number.partition("e")
+    if not e:
+        return number
+    return (
+        f"{digits if '.' in digits else digits + '.0'}e{exponent if exponent[0] in '+-' else '+' + exponent}"
+    )
 
 
 def _is_plain(text: str) -> bool:

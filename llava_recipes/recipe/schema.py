@@ -325,7 +325,7 @@ class Data(Frozen):
     image_aspect_ratio: Literal["square", "pad", "anyres"] = Field(
         "square",
         description="`square`: the image processor resizes and crops. `pad`: pad to a square with the mean "
-        "colour first. `anyres`: the whole image, and crops of it in a grid, as in LLaVA-NeXT.",
+        "color first. `anyres`: the whole image, and crops of it in a grid, as in LLaVA-NeXT.",
     )
     image_grid_pinpoints: tuple[Pinpoint, ...] | None = Field(
         None,

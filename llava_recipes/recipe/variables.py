@@ -32,7 +32,7 @@ MAX_USED = 100
 """Variables that one string may need, directly or through others."""
 MAX_ADVISED = 100
 """With more names than this, no other name is suggested."""
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REFERENCE = re.compile(r"\$?\$\{(?P<name>[^{}]*)(?P<end>\}?)")
 _PLAIN = "for a literal `${`, write `$${`"
 _WRITE_OUT = "write the values of some of them instead"
@@ -90,7 +90,7 @@ def _check_declarations(document: Document) -> Iterator[Problem]:
         if is_secret_name(name):
             code, hint = "looks-like-a-secret", SECRET_HINT
             message = f"`{name}` looks like a secret; a recipe and its run folder are shared"
-        elif not _NAME.fullmatch(name):
+        elif not VARIABLE_NAME.fullmatch(name):
             code, found = "invalid-environment-variable-name", spell_value(name)
             message = "this cannot be the name of an environment variable"
             hint = "use letters, digits and `_`, not starting with a digit; the name alone, without `$`"

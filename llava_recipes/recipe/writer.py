@@ -20,13 +20,13 @@ _MIGRATED_COLUMN = 43
 _WIDEST_COLUMN = 72
 
 
-# ---- whole recipes ---------------------------------------------------------------------------------------
-
-
-def block_lines(value: Value, indent: str = "", *, short_lists: bool = True) -> list[str]:
+def block_lines(
+    value: Value, indent: str = "", *, short_lists: bool = True, portable: bool = False
+) -> list[str]:
     """The lines of a mapping or list in block style.
 
     short_lists  write short lists without mappings on one line
+    portable     spell numbers so that YAML 1.1 reads them as numbers too
     """
     if isinstance(value, dict):
         entries = [(f"{spell(key)}:", inner) for key, inner in value.items()]
@@ -37,12 +37,13 @@ def block_lines(value: Value, indent: str = "", *, short_lists: bool = True) -> 
     for lead, inner in entries:
         below = indent + _STEP
         if not _needs_block(inner, short_lists=short_lists or lead == "-"):
-            lines.append(f"{indent}{lead} {spell(inner)}")
+            lines.append(f"{indent}{lead} {spell(inner, portable=portable)}")
         elif lead == "-":
-            first, *others = block_lines(inner, below, short_lists=short_lists)
+            first, *others = block_lines(inner, below, short_lists=short_lists, portable=portable)
             lines += [f"{indent}- {first.strip()}", *others]
         else:
-            lines += [f"{indent}{lead}", *block_lines(inner, below, short_lists=short_lists)]
+            inner_lines = block_lines(inner, below, short_lists=short_lists, portable=portable)
+            lines += [f"{indent}{lead}", *inner_lines]
     return lines
 
 
@@ -87,8 +88,8 @@ def write_recipe(values: Mapping[str, Value], comments: Mapping[KeyPath, str], h
 
 
 def write_values(values: Value) -> str:
-    """The values as YAML, each on its own line."""
-    return escape_yaml("\n".join(block_lines(values, short_lists=False)) + "\n")
+    """The values as YAML, each on its own line, for programs too: PyYAML reads `2e-5` as a string."""
+    return escape_yaml("\n".join(block_lines(values, short_lists=False, portable=True)) + "\n")
 
 
 def write_resolved(recipe: Recipe) -> str:
@@ -130,14 +131,11 @@ def _literal(value: Value) -> Value:
     return [_literal(inner) for inner in value] if isinstance(value, list) else value
 
 
-# ---- edits -----------------------------------------------------------------------------------------------
-# Of our own templates: block style, one document, no anchors.
-
-
 def set_value(text: str, path: KeyPath, value: Value) -> str:
     """The text with the value at `path`, replaced, or added at the end of its mapping.
 
-    Missing parents are added too. Raises LookupError for an entry that a list does not have.
+    The text is one of our own templates: block style, one document, no anchors. Missing parents are added.
+    Raises LookupError for an entry that a list does not have.
     """
     found, node, rest = _walk(text, path)
     if not rest:

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from llava_recipes.deepspeed_presets import DEEPSPEED_PRESETS
 from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, odd_kind, system_folder
-from llava_recipes.plan import catalog
+from llava_recipes.plan import families
 from llava_recipes.plan.compile import Compiled, Earlier, Facts, compile_recipe
 from llava_recipes.plan.exports import SENTENCEPIECE
 from llava_recipes.plan.types import Plan
@@ -78,8 +78,8 @@ def gather_facts(loaded: LoadedRecipe) -> Facts:
     if problems:
         raise RecipeError(*problems)
     language, *_, tower = _model_sources(recipe.model)
-    language_config = _read_config(*language, catalog.LANGUAGE_MODELS, problems)
-    vision_config = _read_config(*tower, catalog.VISION_TOWERS, problems)
+    language_config = _read_config(*language, families.LANGUAGE_MODELS, problems)
+    vision_config = _read_config(*tower, families.VISION_TOWERS, problems)
     problems += _code_problems(recipe.model)
     starts = {stage.init_from for stage in recipe.stages if stage.init_from is not None}
     return Facts(

@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import netrc
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from llava_recipes.plan.data import every_record
 from llava_recipes.plan.trainable import tuning_problems, what_trains
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.load import LoadedRecipe
+from llava_recipes.recipe.locations import HUB_ID
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
 from llava_recipes.runner.run_folder import DONE, FolderState, find_obstacle, read_folder_state, stage_plan
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from llava_recipes.data.prompts import Prompts
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[int]) -> None:
@@ -120,7 +118,7 @@ def _source_problems(source: str, path: KeyPath, what: str, needs: tuple[str, ..
             path=path,
             found=source,
         )
-    elif source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+    elif source.startswith((".", "/", "~")) or not HUB_ID.fullmatch(source):
         yield Problem(
             f"the {what}'s folder does not exist",
             code="folder-does-not-exist",
@@ -137,7 +135,7 @@ def _quantization_problems(plan: Plan) -> Iterator[Problem]:
         return
     path: KeyPath = ("model", "language_model", "quantization")
     if importlib.util.find_spec("bitsandbytes") is None:
-        hint = "pip install 'llava-recipes[quantized]', or remove `quantization`"
+        hint = "pip install '.[quantized]' in the checkout, or remove `quantization`"
         yield Problem("bitsandbytes is not installed", code="library-not-installed", path=path, hint=hint)
         return
     check_versions("quantized")

@@ -23,7 +23,7 @@ from llava_recipes.files import expanded, real_path, write_text
 from llava_recipes.layouts import IMAGE
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Answerer, Decoding, Prompt, PromptImage, evaluating
-from llava_recipes.model.placing import DTYPES
+from llava_recipes.model.placing import TORCH_DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.screen import escape_json
 from llava_recipes.templates import Turn
@@ -181,7 +181,7 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         self._plan, self._answerer, self._subjects = stage.sampling, answerer, tuple(subjects)
         self._log, self._show, self._together = log, show, together
         # DeepSpeed casts the weights themselves; without it, some are float32 and others are not.
-        self._dtype = torch.float32 if stage.deepspeed is not None else DTYPES[stage.train.precision]
+        self._dtype = torch.float32 if stage.deepspeed is not None else TORCH_DTYPES[stage.train.precision]
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -26,7 +26,7 @@ from llava_recipes.screen import cell, console, guard_redirected, say, shown
 
 
 @dataclass(frozen=True)
-class StartPanel:
+class Start:
     """The rows of the start panel, in order."""
 
     title: str
@@ -41,7 +41,7 @@ class Reporter:
     `abandon` gives the terminal back when training ends with an error.
     """
 
-    def start(self, start: StartPanel) -> None: ...
+    def start(self, start: Start) -> None: ...
 
     def step(self, metrics: dict[str, float]) -> None: ...
 
@@ -60,7 +60,7 @@ class LineReporter(Reporter):
     def __init__(self) -> None:
         self._num_steps = 0
 
-    def start(self, start: StartPanel) -> None:
+    def start(self, start: Start) -> None:
         self._num_steps = start.num_steps
         say(start.title)
         self.finish(start.rows)
@@ -83,7 +83,7 @@ class LineReporter(Reporter):
             say(f"  {name:<12} {value}")
 
 
-class BarReporter(Reporter):
+class Bar(Reporter):
     """A live bar, for terminals."""
 
     def __init__(self, console: Console) -> None:
@@ -100,7 +100,7 @@ class BarReporter(Reporter):
         )
         self._title = ""
 
-    def start(self, start: StartPanel) -> None:
+    def start(self, start: Start) -> None:
         self._title = start.title
         self._console.print(
             Panel(_grid(start.rows), title=cell(start.title), title_align="left", expand=False)
@@ -141,7 +141,7 @@ def choose_reporter(*, is_first_process: bool) -> Reporter:
     if not is_first_process:
         return Reporter()
     screen = console()
-    return BarReporter(screen) if screen.is_terminal else LineReporter()
+    return Bar(screen) if screen.is_terminal else LineReporter()
 
 
 def _evaluation_words(metrics: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from llava_recipes.model.forward import trains_in_vain
 from llava_recipes.model.generate import Answerer
 from llava_recipes.model.learned_rows import free_image_tokens, read_image_tokens
 from llava_recipes.model.lora import freeze_model, inject_lora
-from llava_recipes.model.placing import DTYPES
+from llava_recipes.model.placing import TORCH_DTYPES
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.arguments import keyword_arguments
@@ -30,7 +30,7 @@ from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.checkpoints import check_state
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
-from llava_recipes.train.progress import Reporter, StartPanel, StopOnSignal, choose_reporter
+from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
 from llava_recipes.train.trainer import StageTrainer, out_of_memory
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
@@ -217,7 +217,7 @@ def _join_processes(stage: StagePlan, arguments: TrainingArguments) -> None:
 def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
     """The model with the weights that the stage starts from, frozen as it says; the number that trains."""
     zero3 = zero_stage(stage.deepspeed) == 3
-    assembled = assemble(plan.model, dtype=DTYPES[stage.train.precision], zero3=zero3)
+    assembled = assemble(plan.model, dtype=TORCH_DTYPES[stage.train.precision], zero3=zero3)
     for start in stage.starts_from:
         load_start(assembled.model, start, ("stages",))
     if trains_image_tokens(stage):
@@ -255,7 +255,7 @@ def _describe(
     resumed_step: int,
     num_samples: int,
     notes: list[str],
-) -> StartPanel:
+) -> Start:
     train, validation = stage.train, stage.data.validation
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -285,4 +285,4 @@ def _describe(
         linear = f"the language model's linear layers, to {describe_quantization(quantization)}"
         rows.append(("quantized", linear))
     rows += [("note", note) for note in notes]
-    return StartPanel(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)
+    return Start(f"{plan.recipe} · {stage.name}", tuple(rows), num_steps, resumed_step)

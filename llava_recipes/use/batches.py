@@ -22,6 +22,8 @@ from llava_recipes.templates import Turn
 from llava_recipes.use.questions import Question, raise_first
 
 Line = dict[str, JsonValue]
+UNFINISHED = ".unfinished"
+_START_AGAIN = "start again with --overwrite instead of --resume"
 
 
 class Asked(Protocol):
@@ -128,10 +130,6 @@ def check_answer_key(questions: Sequence[Question], key: str) -> None:
 def model_name(path: Path) -> str:
     """The folder's name, which the original calls `model_id`."""
     return real_path(path).name
-
-
-UNFINISHED = ".unfinished"
-_START_AGAIN = "start again with --overwrite instead of --resume"
 
 
 class AnswersFile:

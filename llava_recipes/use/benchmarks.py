@@ -67,7 +67,7 @@ def check_lmms_eval() -> None:
             "--tasks needs lmms-eval, which is not installed",
             code="library-not-installed",
             found=f"no module {', '.join(missing)}",
-            hint="pip install 'llava-recipes[eval]'; `--data FILE` measures without it",
+            hint="pip install '.[eval]' in the checkout; `--data FILE` measures without it",
         )
     check_versions("eval")
 

@@ -48,15 +48,15 @@ class MatchMeasure:
 
     num_answers: int
     num_exact: int
-    num_normalised: int
+    num_normalized: int
 
     @property
     def exact_match(self) -> float:
         return self.num_exact / self.num_answers
 
     @property
-    def exact_match_normalised(self) -> float:
-        return self.num_normalised / self.num_answers
+    def exact_match_normalized(self) -> float:
+        return self.num_normalized / self.num_answers
 
 
 @dataclass(frozen=True)
@@ -155,23 +155,23 @@ def measure_matches(
     batch_size: int,
     advance: Advance,
 ) -> MatchMeasure:
-    """How many of the model's answers equal the reference, exactly and after `normalised`.
+    """How many of the model's answers equal the reference, exactly and after `normalized`.
 
     Raises RecipeError when a question does not fit or an image cannot be used.
     """
     check_questions(answerer, references, decoding)
-    num_exact = num_normalised = 0
+    num_exact = num_normalized = 0
     start = 0
     for answers in answer_in_batches(answerer, references, decoding, batch_size=batch_size, seed=0):
         for asked, answer in zip(references[start : start + len(answers)], answers, strict=True):
             num_exact += answer == asked.reference.strip()
-            num_normalised += normalised(answer) == normalised(asked.reference)
+            num_normalized += normalized(answer) == normalized(asked.reference)
         start += len(answers)
         advance(len(answers))
-    return MatchMeasure(len(references), num_exact, num_normalised)
+    return MatchMeasure(len(references), num_exact, num_normalized)
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """The text without case, punctuation (replaced by spaces) and extra spaces."""
     characters = (
         " " if unicodedata.category(character).startswith("P") else character

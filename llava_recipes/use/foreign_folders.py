@@ -19,7 +19,7 @@ from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import TensorSource, has_weights, open_checkpoint
 from llava_recipes.model.configs import check_stock_projector, has_class_token, language_half, vision_half
 from llava_recipes.model.lora import ADAPTER_CONFIG, OTHER_WEIGHTS
-from llava_recipes.model.placing import DTYPES, cast_weights
+from llava_recipes.model.placing import TORCH_DTYPES, cast_weights
 from llava_recipes.model.read_config import CONFIG, folder_config
 from llava_recipes.model.starts import open_start
 from llava_recipes.model.weight_names import Renamed
@@ -39,7 +39,7 @@ TOWER_FOLDER = "vision_tower"
 
 _USUAL_LENGTH = 2048
 _BASE_HINT = "pass its hub id or folder with `--base`"
-_STORED = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+_STORED = {str(dtype).removeprefix("torch."): dtype for dtype in TORCH_DTYPES.values()}
 _TOWER = "vision_tower."
 _Config = Mapping[str, JsonValue]
 

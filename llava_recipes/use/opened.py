@@ -13,7 +13,7 @@ from llava_recipes.files import expanded
 from llava_recipes.layouts import LAYOUTS
 from llava_recipes.model.assemble import Assembled
 from llava_recipes.model.generate import Answerer
-from llava_recipes.model.placing import DTYPES, usual_device
+from llava_recipes.model.placing import TORCH_DTYPES, usual_device
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.model.weight_names import layout_of
 from llava_recipes.plan.types import DataPlan, ModelPlan
@@ -25,6 +25,7 @@ from llava_recipes.use.trained_run import assemble_run, read_run, with_base
 WHOLE = ("language_model", "lm_head", "projector", "vision_tower")
 _PARTS: tuple[Part, ...] = ("weights", "start", "tokenizer", "image_processor")
 Kind = Literal["run", "hf", "llava"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,6 @@ def _no_model(folder: Path) -> RecipeError:
     )
 
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
 @dataclass(frozen=True)
 class Opened:
     """A run, ready to answer questions."""
@@ -152,7 +150,7 @@ def open_to_ask(
     and as `open_run` does.
     """
     place = _device(device)
-    dtype = None if precision is None else DTYPES[precision]
+    dtype = None if precision is None else TORCH_DTYPES[precision]
     if dtype is None and place.type == "cpu":
         dtype = torch.float32
     run = open_run(path, dtype=dtype, device=place, base=base)

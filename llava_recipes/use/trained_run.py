@@ -11,7 +11,7 @@ from torch import nn
 from llava_recipes.errors import RecipeError
 from llava_recipes.files import expanded, real_path
 from llava_recipes.model.assemble import Assembled, assemble
-from llava_recipes.model.placing import DTYPES, cast_weights
+from llava_recipes.model.placing import TORCH_DTYPES, cast_weights
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import load_trained
 from llava_recipes.plan.types import ModelPlan, Plan, StagePlan
@@ -43,7 +43,7 @@ def assemble_run(plan: Plan, folder: Path, dtype: torch.dtype | None) -> tuple[A
     Weights trained with a quantized language model are laid over the unquantized one.
     """
     stage = plan.stages[0]
-    dtype = dtype or DTYPES[stage.train.precision]
+    dtype = dtype or TORCH_DTYPES[stage.train.precision]
     assembled = assemble(_unquantized(plan.model), dtype=dtype)
     names = [*_lay_starts_over(assembled.model, stage, folder), *load_trained(assembled.model, folder)]
     cast_weights(assembled.model, dtype)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llava_recipes.authoring.copying import copied_text
 from llava_recipes.authoring.gallery import (
     GalleryRecipe,
-    copied_text,
     families,
     find,
     find_all,

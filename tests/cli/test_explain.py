@@ -52,6 +52,6 @@ def test_several_keys_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\nstages[].trainable\n" in printed
 
 
-def test_a_misspelt_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "train.learnin_rate"]) == 1
     assert "did you mean `train.learning_rate`?" in capsys.readouterr().err

@@ -164,7 +164,7 @@ def test_assumptions_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> None
     assert "676 tokens = 576 of an image + 100 of text, 90 of them learned" in text
 
 
-def test_a_misspelt_gpu_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_gpu_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["plan", RECIPE, "--gpu", "a100-8og"])
     assert caught.value.code == 2

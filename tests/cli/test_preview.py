@@ -102,7 +102,7 @@ def test_the_table_shows_where_a_sample_is_cut(tmp_path: Path, capsys: pytest.Ca
     assert "Paragraph 20" not in words
 
 
-def test_colour_takes_the_place_of_brackets(
+def test_color_takes_the_place_of_brackets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -147,7 +147,7 @@ TEXT = st.lists(st.integers(1, 9), max_size=4)
 def test_a_batch_holds_each_images_own_tokens_cut_where_the_text_is(
     samples: list[list[tuple[list[int], Size]]], merge: MergeType, max_length: int, left: bool
 ) -> None:
-    """Told by hand: every position of a sample, written out with its image's order, then cut."""
+    """By hand: every position of a sample, written out with its image's order, then cut."""
     px, side = 8, 2
     spread = AnyRes(usual_pinpoints(px), px, side, False, merge)
     layout = ImageLayout(side**2, spread)

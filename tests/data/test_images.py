@@ -26,7 +26,7 @@ from llava_recipes.data.images import (
     MAX_FILE_BYTES,
     BadImage,
     load_image_processor,
-    mean_colour,
+    mean_color,
     pixel_values,
     read_prepared,
 )
@@ -97,15 +97,15 @@ def test_tiny_images_are_read_as_rows_and_columns(name: str, ratio: Any) -> None
     image = read_image(IMAGES, f"edge/{name}.png")
     pixels = pixel_values(image, tiny_processor(), image_aspect_ratio=ratio)
     assert pixels.shape == (3, 56, 56)
-    # The same image enlarged has the same proportions, so it gives about the same mean colour.
+    # The same image enlarged has the same proportions, so it gives about the same mean color.
     larger = image.resize((image.width * 8, image.height * 8), Image.Resampling.NEAREST)
     same = pixel_values(larger, tiny_processor(), image_aspect_ratio=ratio)
     assert (pixels.mean(dim=(1, 2)) - same.mean(dim=(1, 2))).abs().max() < 0.6
 
 
-def test_padding_has_the_mean_colour() -> None:
-    assert mean_colour(tiny_processor()) == (122, 116, 104)
-    assert mean_colour(inline("siglip_vision_model", 32)) == (127, 127, 127)
+def test_padding_has_the_mean_color() -> None:
+    assert mean_color(tiny_processor()) == (122, 116, 104)
+    assert mean_color(inline("siglip_vision_model", 32)) == (127, 127, 127)
 
 
 def test_siglip_squeezes_the_image_into_its_square() -> None:
@@ -209,7 +209,7 @@ def test_a_small_file_with_too_many_pixels_is_refused(tmp_path: Path, side: int)
 
 
 def passes(side: int, num: int) -> bytes:
-    """A progressive JPEG of one grey, whose last pass over the image comes `num` times."""
+    """A progressive JPEG of one gray, whose last pass over the image comes `num` times."""
     buffer = io.BytesIO()
     Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True)
     data = buffer.getvalue()
@@ -329,11 +329,11 @@ def test_settings_that_prepare_no_image_are_refused(
     assert [problem.code for problem in caught.value.problems] == [code]
 
 
-def test_pad_needs_a_colour() -> None:
+def test_pad_needs_a_color() -> None:
     processor = load_image_processor(
         VisionTower.model_validate(
             {"source": str(FIXTURES / "tiny_clip"), "image_processor": {"image_mean": 0.5}}
         )
     )
-    with pytest.raises(RecipeError, match="mean colour"):
+    with pytest.raises(RecipeError, match="mean color"):
         pixel_values(Image.new("RGB", (4, 8)), processor, image_aspect_ratio="pad")

@@ -328,7 +328,7 @@ def test_a_larger_share_holds_a_smaller_one() -> None:
     assert some == sorted(some)
 
 
-def test_chance_favours_nobody() -> None:
+def test_chance_favors_nobody() -> None:
     """Each of 50 records is taken in about a fifth of 400 draws: 80 or so."""
     taken = Counter(place for seed in range(400) for place in by_chance(range(50), 10, f"{seed}/0"))
     assert all(40 < taken[place] < 120 for place in range(50))

@@ -22,7 +22,7 @@ from llava_recipes.demo.drawn_data import (
     unseen_combinations,
     write_dataset,
 )
-from llava_recipes.demo.vocabulary import COLOURS, COLUMNS, ROWS, SHAPES, WHAT, answer_to
+from llava_recipes.demo.vocabulary import COLORS, COLUMNS, ROWS, SHAPES, WHAT, answer_to
 from llava_recipes.errors import RecipeError
 from llava_recipes.plan.types import SourcePlan
 
@@ -145,7 +145,7 @@ def pixels(scene: Scene) -> np.ndarray:
 
 
 def distance_from_ground(scene: Scene) -> np.ndarray:
-    """int[H, W]: how far each pixel is from the colour of the ground."""
+    """int[H, W]: how far each pixel is from the color of the ground."""
     distance: np.ndarray = np.abs(pixels(scene) - scene.ground).max(axis=2)
     return distance
 
@@ -160,7 +160,7 @@ def test_a_scene_is_drawn_the_same_every_time(combination: tuple[str, str]) -> N
 
 
 @pytest.mark.parametrize("number", range(40))
-def test_the_shape_stands_where_the_caption_says_in_its_colour(number: int) -> None:
+def test_the_shape_stands_where_the_caption_says_in_its_color(number: int) -> None:
     scene = make_scene(all_combinations()[number % 32], seed=f"place/{number}")
     seen = distance_from_ground(scene) > 60
     rows, columns = np.nonzero(seen)
@@ -169,8 +169,8 @@ def test_the_shape_stands_where_the_caption_says_in_its_colour(number: int) -> N
     assert COLUMNS[int(columns.mean() // third)] == scene.column
     mean = pixels(scene)[seen].mean(axis=0)
     nearest = min(RGB, key=lambda name: float(np.abs(mean - RGB[name]).sum()))
-    assert nearest == scene.colour
-    assert scene.caption == (f"a {scene.size} {scene.colour} {scene.shape} at the {scene.row} {scene.column}")
+    assert nearest == scene.color
+    assert scene.caption == (f"a {scene.size} {scene.color} {scene.shape} at the {scene.row} {scene.column}")
 
 
 def test_shapes_differ_in_more_than_noise() -> None:
@@ -191,6 +191,6 @@ def test_unseen_combinations_leave_every_word_in_training() -> None:
     unseen = unseen_combinations()
     seen = set(all_combinations()) - set(unseen)
     assert len(set(unseen)) == len(SHAPES)
-    assert {colour for colour, _ in seen} == set(COLOURS)
+    assert {color for color, _ in seen} == set(COLORS)
     assert {shape for _, shape in seen} == set(SHAPES)
-    assert len({colour for colour, _ in unseen}) == len(unseen)
+    assert len({color for color, _ in unseen}) == len(unseen)

@@ -21,7 +21,7 @@ TRUE = "a small red cross at the top left"
 
 
 @pytest.mark.parametrize(
-    ("said", "colour", "shape"),
+    ("said", "color", "shape"),
     [
         (TRUE, 1, 1),
         ("a large red cross at the bottom right", 1, 1),
@@ -35,13 +35,13 @@ TRUE = "a small red cross at the top left"
         ("", 0, 0),
     ],
 )
-def test_colour_and_shape_are_counted_by_name(said: str, colour: int, shape: int) -> None:
-    assert count_right([said], [TRUE]) == Tally(1, colour, shape, colour * shape)
+def test_color_and_shape_are_counted_by_name(said: str, color: int, shape: int) -> None:
+    assert count_right([said], [TRUE]) == Tally(1, color, shape, color * shape)
 
 
 def test_both_counts_single_captions_where_both_are_right() -> None:
     said = ["a red circle", "a blue cross", "a red cross", "a red cross"]
-    assert count_right(said, [TRUE] * 4) == Tally(4, num_colour=3, num_shape=3, num_both=2)
+    assert count_right(said, [TRUE] * 4) == Tally(4, num_color=3, num_shape=3, num_both=2)
     assert count_right(said, [TRUE] * 4).share_both == 0.5
 
 

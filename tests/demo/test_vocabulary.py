@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from llava_recipes.demo.drawn_data import all_combinations
 from llava_recipes.demo.vocabulary import (
-    COLOUR,
+    COLOR,
     FILLER,
     GLUE,
     NUM_NOTES,
@@ -30,21 +30,21 @@ from llava_recipes.templates import Turn, spell
 
 @pytest.mark.parametrize("combination", all_combinations())
 def test_notes_hold_every_word_of_their_caption_and_nothing_else(combination: tuple[str, str]) -> None:
-    colour, shape = combination
-    drawn = draw_notes(colour=colour, shape=shape, draw=random.Random(f"{colour} {shape}"))
+    color, shape = combination
+    drawn = draw_notes(color=color, shape=shape, draw=random.Random(f"{color} {shape}"))
     notes, caption = drawn.text.split(), drawn.caption.split()
     assert len(notes) == NUM_NOTES
     assert set(notes) - {FILLER} == set(caption) - set(GLUE)
-    assert caption[2:4] == [colour, shape]
+    assert caption[2:4] == [color, shape]
     assert {*notes, *caption} <= set(WORDS)
 
 
 def test_answers_say_what_the_caption_says() -> None:
-    caption = caption_of(size="small", colour="red", shape="cross", row="top", column="left")
+    caption = caption_of(size="small", color="red", shape="cross", row="top", column="left")
     answers = {question: answer_to(question, caption) for question in QUESTIONS}
     assert answers == {
         WHAT: caption,
-        COLOUR: "red",
+        COLOR: "red",
         SHAPE: "a cross",
         SIZE: "small",
         PLACE: "at the top left",
@@ -54,7 +54,7 @@ def test_answers_say_what_the_caption_says() -> None:
 def test_a_conversation_has_no_unknown_word(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    caption = caption_of(size="small", colour="red", shape="cross", row="top", column="left")
+    caption = caption_of(size="small", color="red", shape="cross", row="top", column="left")
     turns = []
     for question in QUESTIONS:
         turns += [Turn("human", question), Turn("gpt", answer_to(question, caption))]
@@ -67,7 +67,7 @@ def test_a_conversation_has_no_unknown_word(tmp_path: Path) -> None:
 def test_the_tokenizer_keeps_captions_and_their_line_end(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    caption = caption_of(size="small", colour="red", shape="cross", row="top", column="left")
+    caption = caption_of(size="small", color="red", shape="cross", row="top", column="left")
     ids = tokenizer(caption + "\n").input_ids
     assert tokenizer.is_fast
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", *caption.split(), "\n"]

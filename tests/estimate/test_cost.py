@@ -15,7 +15,7 @@ from tests.tiny import stage1_values, write_recipe
 
 
 @pytest.mark.parametrize(
-    ("spelt", "name"),
+    ("spelled", "name"),
     [
         ("a100-80g", "a100-80g"),
         ("A100-80GB", "a100-80g"),
@@ -25,8 +25,8 @@ from tests.tiny import stage1_values, write_recipe
         (" L40S ", "l40s"),
     ],
 )
-def test_a_gpu_is_found_however_it_is_spelt(spelt: str, name: str) -> None:
-    assert find_gpu(spelt).name == name
+def test_a_gpu_is_found_however_it_is_spelled(spelled: str, name: str) -> None:
+    assert find_gpu(spelled).name == name
 
 
 def test_a_near_miss_is_named() -> None:

@@ -169,7 +169,7 @@ def test_a_card_lies_beside_it(hf: Path) -> None:
     _, head, text = (hf / "README.md").read_text().split("---\n", 2)
     front = yaml.safe_load(head)
     assert front["pipeline_tag"] == "image-text-to-text" and front["library_name"] == "transformers"
-    for said in ("tiny-pretrain: lora", "stage2_clean.json", "last loss", "torch 2", "lora:\n", "## Licence"):
+    for said in ("tiny-pretrain: lora", "stage2_clean.json", "last loss", "torch 2", "lora:\n", "## License"):
         assert said in text, said
 
 

@@ -236,7 +236,7 @@ def test_what_a_recipe_is_called_is_no_markup(pipeline: Path, tmp_path: Path) ->
     headings = [
         tokens[at + 1].content for at, token in enumerate(tokens) if token.tag == "h2" and token.nesting == 1
     ]
-    assert headings == ["Use", "Training", "Recipe", "Licence"]
+    assert headings == ["Use", "Training", "Recipe", "License"]
     (block,) = [token for token in tokens if token.type == "fence" and token.info == "yaml"]
     assert yaml.safe_load(block.content)["name"] == recipe["name"]
     rows = [token for token in tokens if token.type == "tr_open"]

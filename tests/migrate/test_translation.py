@@ -160,7 +160,7 @@ def test_16_bits_are_no_quantization() -> None:
     assert {entry.name for entry in entries(migration, "needless")} >= {"--bits", "--quant_type"}
 
 
-def test_a_misspelt_flag_is_recognised() -> None:
+def test_a_misspelled_flag_is_recognized() -> None:
     (entry,) = entries(run("--lerning_rate 1e-3"), "lost")
     assert entry.remark == "did you mean `--learning_rate`?"
 
@@ -168,7 +168,7 @@ def test_a_misspelt_flag_is_recognised() -> None:
 @pytest.mark.parametrize(
     ("flag", "remark"),
     [
-        ("vision_tower_aux", "a flag of the fork, or `--vision_tower` misspelt"),
+        ("vision_tower_aux", "a flag of the fork, or `--vision_tower` misspelled"),
         ("image_size_aux", "recipes have no key for it: a flag of the fork"),
     ],
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
 from llava_recipes.model.checkpoint import (
-    DTYPES,
+    _FLOATS,
     BadPickle,
     ContainsCode,
     load_plain,
@@ -99,7 +99,7 @@ def _problem(tensor: Tensor) -> str | None:
     return problems[0].found if problems else None
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", _FLOATS)
 def test_every_precision_is_looked_at(dtype: torch.dtype) -> None:
     assert _problem(torch.ones(4, 5, dtype=dtype)) is None
     assert _problem(torch.empty(0, dtype=dtype)) is None

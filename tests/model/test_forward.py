@@ -212,7 +212,7 @@ def test_right_padding_runs_without_a_mask_and_left_padding_with_one(monkeypatch
     assert seen[0] is None and seen[1] is not None
 
 
-def test_token_normalisation_divides_the_sum() -> None:
+def test_token_normalization_divides_the_sum() -> None:
     model = _small(LLAMA)
     batch = _small_batch()
     output = model(**batch)

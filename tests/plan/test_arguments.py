@@ -134,7 +134,7 @@ def test_a_secret_is_refused_and_never_shown(name: str) -> None:
     assert problem.hint and "no secrets" in problem.hint
 
 
-def test_a_misspelt_field_is_corrected() -> None:
+def test_a_misspelled_field_is_corrected() -> None:
     problem = problem_with(extra={"dataloader_pin_memry": False})
     assert problem.message == "TrainingArguments has no field `dataloader_pin_memry`"
     assert problem.hint == "did you mean `dataloader_pin_memory`?"

@@ -185,7 +185,7 @@ def test_a_config_value_that_builds_no_model_is_at_its_key() -> None:
     assert problem.path == ("model", "language_model", "config", "hidden_size")
 
 
-def test_a_misspelt_config_key_is_reported() -> None:
+def test_a_misspelled_config_key_is_reported() -> None:
     config = {key: value for key, value in LANGUAGE.items() if key != "hidden_size"} | {"hiden_size": 64}
     problem = only_problem(recipe_values(model__language_model__config=config))
     assert problem.path == ("model", "language_model", "config", "hiden_size")

@@ -177,7 +177,7 @@ def test_an_optimizer_that_offload_would_replace(offload: Any, optim: str, is_re
     assert check(forced, optim=optim) == []
 
 
-def test_a_misspelt_key_of_zero_is_reported() -> None:
+def test_a_misspelled_key_of_zero_is_reported() -> None:
     (problem,) = check({**ZERO2, "zero_optimization": {"stage": 2, "overlap_com": True}})
     assert problem.path == (*PATH, "zero_optimization", "overlap_com")
     assert problem.hint == "did you mean `overlap_comm`?"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from llava_recipes.estimate.estimate import StageEstimate
-from llava_recipes.plan.catalog import VISION_TOWERS
 from llava_recipes.plan.compile import Facts
+from llava_recipes.plan.families import VISION_TOWERS
 from llava_recipes.plan.image_tokens import describe_images
 from llava_recipes.plan.types import ImageCounts, StagePlan
 from tests.estimate.estimates import VICUNA_7B, estimated, estimator_of, stage1_values
@@ -29,7 +29,7 @@ def estimate(**changes: Any) -> StageEstimate:
 def test_the_usual_pinpoints_are_five_grids_of_the_towers_size() -> None:
     data = planned(stage_values(**UNPAD)).data
     assert data.image_grid_pinpoints == ((56, 112), (112, 56), (112, 112), (168, 56), (56, 168))
-    # 4 × 4 features a crop; the photograph fills 6 of the 8 rows of 2 × 2 crops.
+    # 4 × 4 features a crop; the photo fills 6 of the 8 rows of 2 × 2 crops.
     assert data.image_counts == ImageCounts(
         least_tokens=16, usual_tokens=16 + 6 * 9, most_tokens=16 + 8 * 9, usual_crops=5, most_crops=5
     )

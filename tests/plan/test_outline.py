@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from llava_recipes.plan.catalog import LANGUAGE_MODELS, VISION_TOWERS
-from llava_recipes.plan.families import LANGUAGE_DEFAULTS, VISION_DEFAULTS
+from llava_recipes.plan.families import LANGUAGE_DEFAULTS, LANGUAGE_MODELS, VISION_DEFAULTS, VISION_TOWERS
 from llava_recipes.plan.outline import ConfigValueError, model_sizes, outline_model
 from llava_recipes.versions import unnamed_config_keys
 

@@ -200,7 +200,7 @@ def _misspell(root: Value, chance: random.Random, among: Callable[[KeyPath], boo
 
 @examples(600, but=NEEDLESS)
 @given(st.sampled_from(ROOTS), Chance)
-def test_a_misspelt_key_is_never_passed_over(root: Value, chance: random.Random) -> None:
+def test_a_misspelled_key_is_never_passed_over(root: Value, chance: random.Random) -> None:
     """Keys of the language; those of inline configs are Hugging Face's, and follow below."""
     root = copy.deepcopy(root)
     slip = _misspell(root, chance, lambda path: path[-1] in keys_at(path[:-1]))
@@ -211,7 +211,7 @@ def test_a_misspelt_key_is_never_passed_over(root: Value, chance: random.Random)
 
 @examples(200, but=NEEDLESS)
 @given(st.sampled_from(ROOTS), Chance)
-def test_a_misspelt_key_of_deepspeed_is_never_passed_over(root: Value, chance: random.Random) -> None:
+def test_a_misspelled_key_of_deepspeed_is_never_passed_over(root: Value, chance: random.Random) -> None:
     root = copy.deepcopy(root)
     stage, _ = _parent(root, ("stages", 0, "deepspeed"))
     stage["deepspeed"] = copy.deepcopy(INLINE_DEEPSPEED)

@@ -165,7 +165,7 @@ def test_far_words_are_not_suggested() -> None:
 
 
 def test_a_slip_is_reported_once_and_nothing_that_follows_from_it() -> None:
-    """No "missing" and no "nothing trains" beside the misspelt key itself."""
+    """No "missing" and no "nothing trains" beside the misspelled key itself."""
     text = GOOD.replace("trainable", "trainabel").replace("num_train_epochs", "num_train_epoch")
     text = text.replace("{source", "{sorce").replace("output_dir", "output_dirr")
     assert [message.split("`")[1] for message in _messages(text)] == [

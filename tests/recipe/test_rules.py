@@ -12,6 +12,7 @@ from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Validation
 from tests.tiny import stage1_values, write_recipe
 
+ROOT = Path(__file__).parents[2]
 OWN = {"sources": [{"annotations": "val.json"}]}
 
 
@@ -53,3 +54,24 @@ def test_two_thousand_globs_are_not_too_many(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(write_recipe(values, file)))
     assert [problem.code for problem in caught.value.problems] == ["too-many-globs"]
+
+
+@pytest.mark.parametrize(
+    ("values", "codes"),
+    [
+        ("stages.0.data.validation={foo: 1}", ["unknown-key"]),
+        ("stages.0.data.validation={splt: 1}", ["unknown-key"]),
+        ("stages.0.data.validation={}", ["one-of-two-keys-is-needed"]),
+    ],
+)
+def test_one_mistake_is_reported_once(values: str, codes: list[str]) -> None:
+    """A key that stands for one of two needed ones is all there is to fix."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(ROOT / "recipes/pretrain_v15_7b.yaml"), (values,))
+    assert [problem.code for problem in caught.value.problems] == codes
+
+
+def test_quantization_that_is_no_mapping_is_one_problem() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(ROOT / "recipes/demo.yaml"), ("model.language_model.quantization=4bit",))
+    assert [problem.code for problem in caught.value.problems] == ["value-of-wrong-kind"]

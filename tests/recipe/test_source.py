@@ -180,5 +180,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_libyaml_is_there() -> None:
-    """Messages of the gallery are told from libyaml's errors; the wheels of PyYAML hold it."""
+    """Messages of the gallery come from libyaml's errors; the wheels of PyYAML contain it."""
     assert hasattr(yaml, "CSafeLoader")

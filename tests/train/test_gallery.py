@@ -12,7 +12,7 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llava_recipes.plan.catalog import LANGUAGE_MODELS, VISION_TOWERS
+from llava_recipes.plan.families import LANGUAGE_MODELS, VISION_TOWERS
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe, load_source
 from llava_recipes.runner.facts import plan_recipe

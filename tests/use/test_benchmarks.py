@@ -95,7 +95,7 @@ def test_without_lmms_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == (
         "--tasks needs lmms-eval, which is not installed\n"
         "found: no module lmms_eval, decord\n"
-        "hint:  pip install 'llava-recipes[eval]'; `--data FILE` measures without it\n"
+        "hint:  pip install '.[eval]' in the checkout; `--data FILE` measures without it\n"
     )
 
 

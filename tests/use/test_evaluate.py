@@ -18,7 +18,7 @@ from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.model.forward import crop_features, stock_forward
 from llava_recipes.model.generate import embed_with_images
-from llava_recipes.use.evaluate import normalised
+from llava_recipes.use.evaluate import normalized
 from llava_recipes.use.opened import open_to_ask
 from tests.tiny import FIXTURES
 
@@ -85,7 +85,7 @@ def test_what_the_model_says_matches_itself(runs: Path, tmp_path: Path) -> None:
     words = [str(runs / "v1"), f"--input={questions}", f"--images={IMAGES}", f"-o={answers}"]
     assert main(["generate", *words, "--max-new-tokens=6"]) == 0
     said = [json.loads(line)["answer"] for line in answers.read_text("utf-8").splitlines()]
-    assert all(normalised(answer) for answer in said)
+    assert all(normalized(answer) for answer in said)
 
     def match(*references: str) -> tuple[float, float]:
         records = [
@@ -139,12 +139,12 @@ def test_what_cannot_be_measured(runs: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @given(st.text())
-def test_normalised_is_the_same_for_what_it_takes_away(text: str) -> None:
-    once = normalised(text)
-    assert normalised(once) == once == normalised(f" {text}\n.") == normalised(f"“{text}”!")
+def test_normalized_is_the_same_for_what_it_takes_away(text: str) -> None:
+    once = normalized(text)
+    assert normalized(once) == once == normalized(f" {text}\n.") == normalized(f"“{text}”!")
 
 
-def test_normalised_keeps_what_says_something() -> None:
-    assert normalised("  A red,  BIG Square. ") == "a red big square"
-    assert normalised("Straße 7") == "strasse 7"
-    assert normalised("3 > 2") != normalised("3 < 2")
+def test_normalized_keeps_what_says_something() -> None:
+    assert normalized("  A red,  BIG Square. ") == "a red big square"
+    assert normalized("Straße 7") == "strasse 7"
+    assert normalized("3 > 2") != normalized("3 < 2")

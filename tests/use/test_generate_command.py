@@ -17,12 +17,12 @@ IMAGES = str(FIXTURES / "images")
 TALK = [
     {"from": "human", "value": "<image>\nWhat is it?"},
     {"from": "gpt", "value": "a square"},
-    {"from": "human", "value": "Which colour?"},
+    {"from": "human", "value": "Which color?"},
     {"from": "gpt", "value": "red"},
 ]
 RECORDS: list[dict[str, Any]] = [
     {"question_id": 7, "image": "rgb_0.jpg", "text": "What is it?\nAnswer in one word."},
-    {"id": "a", "prompt": "Name two colours, and say at length why these two and no others."},
+    {"id": "a", "prompt": "Name two colors, and say at length why these two and no others."},
     {"id": "b", "images": ["rgb_0.jpg", "rgb_wide.jpg"], "question": "Is <image> like <image>?"},
     {"id": "c", "image": "rgb_tall.jpg", "conversations": TALK},
     {"id": "d", "image": ["rgb_exact.png"], "question": "Why?"},
@@ -77,7 +77,7 @@ def test_the_originals_form(runs: Path, tmp_path: Path) -> None:
     assert all(set(line) == keys and line["model_id"] == "v1" for line in written)
     assert [line["question_id"] for line in written] == [7, "a", "b", "c", "d", "e"]
     assert [line["text"] for line in written] == [line["answer"] for line in answers(plain)]
-    assert written[3]["prompt"] == "Which colour?"
+    assert written[3]["prompt"] == "Which color?"
 
 
 def test_an_earlier_answer_is_heard(runs: Path, tmp_path: Path) -> None:
