@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.prompt import Prompt
 
-from llava_recipes.authoring.new_recipe import TEMPLATES, Wishes, template_text
+from llava_recipes.authoring.new_recipe import DEFAULT_TEMPLATE, TEMPLATES, Wishes, template_text
 from llava_recipes.recipe.writer import value_text
 from llava_recipes.screen import cell, console, say
 
@@ -23,7 +23,7 @@ def ask_template() -> str:
     screen = console()
     for name, purpose in TEMPLATES.items():
         screen.print(cell(f"  {name:<10}", style="bold"), cell(purpose))
-    return _Prompt.ask("template", choices=list(TEMPLATES), default="pretrain", console=screen)
+    return _Prompt.ask("template", choices=list(TEMPLATES), default=DEFAULT_TEMPLATE, console=screen)
 
 
 def ask_wishes(given: Wishes) -> Wishes:

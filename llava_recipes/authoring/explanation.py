@@ -49,6 +49,8 @@ _OURS = ("global_batch_size", "loss_normalization", "extra")
 """Keys of `train` that TrainingArguments doesn't have."""
 _INDEX = re.compile(r"\[[^\[\]]*\]")
 _MAX_QUERY_CHARACTERS = 200
+_DEFAULT = re.compile(r"\bDefault: |\(the default\)")
+"""What a meaning says where the default depends on other values."""
 
 
 def find_keys(query: str) -> tuple[Key, ...]:
@@ -109,7 +111,8 @@ def _unknown(query: str, words: tuple[str, ...]) -> Problem:
 
 def explain_key(key: Key, *, width: int) -> str:
     """A page about one key, lines wrapped at `width`."""
-    rows = [("type", key.type), ("default", key.default_text), ("source", origin(key.path))]
+    default = "see above" if key.default is None and _DEFAULT.search(key.meaning) else key.default_text
+    rows = [("type", key.type), ("default", default), ("source", origin(key.path))]
     lines = [key.path, "", *textwrap.wrap(key.meaning, width), ""]
     for label, text in rows:
         lines += textwrap.wrap(text, width, initial_indent=f"{label:<9} ", subsequent_indent=" " * 10)

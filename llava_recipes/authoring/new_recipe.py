@@ -35,6 +35,8 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+DEFAULT_TEMPLATE = "pretrain"
+
 USUAL_PROCESSES = 8
 """The number of GPUs that the templates' per-device batches are made for."""
 
@@ -98,7 +100,15 @@ def recipe_name(output: Path) -> str:
     return _NOT_IN_NAMES.sub("-", output.stem).strip("-._")[:100] or "my-recipe"
 
 
+def _check_model(model: str | None, what: str) -> None:
+    if model is not None and os.path.isfile(model):
+        message = f"a {what} is a hub id or a folder; {model} is a file"
+        raise RecipeError.of(message, code="model-source-is-a-file")
+
+
 def _set_models(draft: NewRecipe, wishes: Wishes) -> None:
+    _check_model(wishes.language_model, "language model")
+    _check_model(wishes.vision_tower, "vision tower")
     if wishes.language_model is not None:
         by_source = value_text(draft.text, (*_LANGUAGE_MODEL, "source")) is not None
         path = (*_LANGUAGE_MODEL, "source") if by_source else _LANGUAGE_MODEL

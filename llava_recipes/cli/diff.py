@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SAME, DIFFERENT = 0, 1
 
 _ABSENT = "–"
-_WIDEST_COLUMN = 48
+_WIDEST_VALUE = 48
 _LONGEST_VALUE = 300
 
 
@@ -90,8 +90,9 @@ def _show(rows: Sequence[tuple[str, str, str]]) -> None:
     if is_terminal(sys.stdout):
         _show_sections(rows)
         return
-    widths = [min(max(len(row[column]) for row in rows), _WIDEST_COLUMN) for column in range(2)]
-    say(*(f"{path:<{widths[0]}}  {a:<{widths[1]}}  {b}" for path, a, b in rows))
+    width = max(len(path) for path, _, _ in rows)
+    value_width = min(max(len(a) for _, a, _ in rows), _WIDEST_VALUE)
+    say(*(f"{path:<{width}}  {a:<{value_width}}  {b}" for path, a, b in rows))
 
 
 def _show_sections(rows: Sequence[tuple[str, str, str]]) -> None:

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.keys:
         say("A recipe is one YAML file. Its keys:", "")
         say_lines("\n".join(overview([key for key in all_keys() if "." not in key.path], width=width)))
-        say("", "`llava-recipe explain KEY` explains one, for example `llava-recipe explain train`.")
+        say("", "`llava-recipe explain KEY` explains one, such as `train`.")
         return 0
     found = [key for query in arguments.keys for key in find_keys(query)]
     say_lines(f"\n\n{'-' * 40}\n\n".join(explain_key(key, width=width) for key in found))

@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.names:
         say_lines("\n\n".join(_shown(entry.name, entry.purpose, _rows(entry)) for entry in entries))
+        say("")
     else:
         columns = ("name", "title", "machine", "duration")
         table = {

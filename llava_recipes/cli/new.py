@@ -48,9 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.authoring.new_recipe import TEMPLATES, draft_recipe
+    from llava_recipes.authoring.new_recipe import DEFAULT_TEMPLATE, TEMPLATES, draft_recipe
 
     asking = not arguments.yes and is_terminal(sys.stdin) and is_terminal(sys.stdout)
+    if arguments.template is None and arguments.yes:
+        arguments.template = DEFAULT_TEMPLATE
+        say(f"template {DEFAULT_TEMPLATE}, the default", to_stderr=arguments.output == "-")
     if arguments.template is None and not asking:
         say(f"llava-recipe new: no template; choose {', '.join(TEMPLATES)}", to_stderr=True)
         return 2

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     estimate = estimator.estimate() if estimator else None
     overview = list(sections_of(plan))
     proposals = list(_proposals(plan, estimator, arguments.gpu)) if estimator and arguments.fit else []
-    sections = [*overview, *_estimate_sections(estimate), *proposals]
+    sections = [*overview, *_estimate_sections(estimate, fitted=bool(proposals)), *proposals]
     if arguments.show_config:
         from llava_recipes.cli.plan_estimate import config_sections
 
@@ -88,13 +88,13 @@ def _estimator(compiled: Compiled, arguments: argparse.Namespace) -> Estimator |
     return Estimator(compiled, given)
 
 
-def _estimate_sections(estimate: Estimate | None) -> Iterator[Section]:
+def _estimate_sections(estimate: Estimate | None, *, fitted: bool) -> Iterator[Section]:
     if estimate is None:
         yield "estimate", [("–", "none: a config isn't available, so nothing can be counted")]
         return
     from llava_recipes.cli.plan_estimate import estimate_sections
 
-    yield from estimate_sections(estimate)
+    yield from estimate_sections(estimate, fitted=fitted)
 
 
 def _proposals(plan: Plan, estimator: Estimator, gpu: Gpu) -> Iterator[Section]:

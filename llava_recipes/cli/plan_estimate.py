@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 _NUM_SHOWN_MODULES = 4
 
 
-def estimate_sections(estimate: Estimate) -> Iterator[Section]:
-    """The sections of each stage: modules, cost, memory."""
+def fit_advice(fitted: bool) -> str:
+    """What to do where a stage doesn't fit; `fitted` if the output of `--fit` follows."""
+    return ": see below" if fitted else ": --fit suggests changes"
+
+
+def estimate_sections(estimate: Estimate, *, fitted: bool) -> Iterator[Section]:
+    """The sections of each stage: modules, cost, memory; `fitted` if the output of `--fit` follows."""
+    advice = fit_advice(fitted)
     for stage in estimate.stages:
         yield f"stage {stage.name}, modules", list(module_rows(stage.modules))
         yield f"stage {stage.name}, cost", list(_cost_rows(stage, estimate))
-        yield f"stage {stage.name}, memory of one GPU", list(_memory_rows(stage))
+        yield f"stage {stage.name}, memory of one GPU", list(_memory_rows(stage, advice))
     yield "estimate", [("–", estimate.basis)]
 
 
@@ -61,7 +67,7 @@ def proposal_sections(proposals: Sequence[tuple[StagePlan, Proposal | None]], gp
         if not proposal.changes:
             yield title, [("–", f"nothing to change: {_margin(proposal.fit.longest_margin_bytes)}")]
             continue
-        rows = [("change to", "; ".join(proposal.changes)), ("then", verdict_words(proposal.fit))]
+        rows = [("change to", "; ".join(proposal.changes)), ("then", verdict_words(proposal.fit, ""))]
         rows += [("write" if number == 0 else "", line) for number, line in enumerate(proposal.lines)]
         rows += [("or" if n == 0 else "", f"--set '{value}'") for n, value in enumerate(proposal.overrides)]
         yield title, [*rows, *(("note", note) for note in proposal.notes)]
@@ -178,7 +184,7 @@ def disk_rows(disk: Disk) -> Iterator[Row]:
         )
 
 
-def _memory_rows(stage: StageEstimate) -> Iterator[Row]:
+def _memory_rows(stage: StageEstimate, advice: str) -> Iterator[Row]:
     usual, longest = stage.usual, stage.longest
     lengths = f"{usual.length:,}", f"{longest.length:,}"
     yield "", _columns(*lengths, "tokens in every sample of a batch")
@@ -188,7 +194,7 @@ def _memory_rows(stage: StageEstimate) -> Iterator[Row]:
     yield from aside_rows(stage)
     if usual.host_bytes:
         yield "main memory", _columns(gib(usual.host_bytes), gib(longest.host_bytes), "for each process")
-    yield from fit_rows(stage.fits)
+    yield from fit_rows(stage.fits, advice)
 
 
 def aside_rows(stage: StageEstimate) -> Iterator[Row]:
@@ -209,9 +215,9 @@ def _columns(left: str, right: str, words: str) -> str:
     return f"{left:>12}  {right:>12}  {words}"
 
 
-def fit_rows(fits: Sequence[Fit]) -> Iterator[Row]:
+def fit_rows(fits: Sequence[Fit], advice: str) -> Iterator[Row]:
     if len(fits) == 1:
-        yield GPUS[fits[0].gpu].title, verdict_words(fits[0])
+        yield GPUS[fits[0].gpu].title, verdict_words(fits[0], advice)
         if fits[0].caution is not None:
             yield "but", fits[0].caution
         return
@@ -221,7 +227,8 @@ def fit_rows(fits: Sequence[Fit]) -> Iterator[Row]:
             yield verdict.replace("fits at the usual length", "usual length"), ", ".join(names)
 
 
-def verdict_words(fit: Fit) -> str:
+def verdict_words(fit: Fit, advice: str) -> str:
+    """Whether it fits; where it doesn't, `advice` follows."""
     if fit.verdict == "fits":
         return f"fits, {_margin(fit.usual_margin_bytes)} at the usual length, " + (
             f"{_margin(fit.longest_margin_bytes)} at max_length"
@@ -229,9 +236,9 @@ def verdict_words(fit: Fit) -> str:
     if fit.verdict == "fits at the usual length":
         return (
             f"fits at the usual length, {_margin(fit.usual_margin_bytes)}; a batch at max_length lacks "
-            f"{gib(-fit.longest_margin_bytes)}: --fit suggests changes"
+            f"{gib(-fit.longest_margin_bytes)}{advice}"
         )
-    return f"does not fit, {gib(-fit.usual_margin_bytes)} are missing: --fit suggests changes"
+    return f"does not fit, {gib(-fit.usual_margin_bytes)} are missing{advice}"
 
 
 def merged_parts(usual: Memory, longest: Memory) -> Iterator[tuple[str, int, int, str]]:

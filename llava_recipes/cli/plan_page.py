@@ -12,6 +12,7 @@ from llava_recipes.cli.plan_estimate import (
     decay_words,
     disk_rows,
     dtype_words,
+    fit_advice,
     gib,
     group_modules,
     merged_parts,
@@ -81,13 +82,14 @@ def page(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_shown
     )
+    advice = fit_advice(bool(proposals))
     return environment.from_string(template).render(
         generator=_GENERATOR,
         plan=plan,
         headline=headline,
         overview=overview,
         estimate=estimate,
-        stages=[_stage(stage, estimate) for stage in estimate.stages] if estimate else [],
+        stages=[_stage(stage, estimate, advice) for stage in estimate.stages] if estimate else [],
         proposals=proposals,
         configs=list(config_sections(plan)),
     )
@@ -119,7 +121,7 @@ def _refused(file: Path, message: str, *, found: str, hint: str | None = None) -
     )
 
 
-def _stage(stage: StageEstimate, estimate: Estimate) -> dict[str, object]:
+def _stage(stage: StageEstimate, estimate: Estimate, advice: str) -> dict[str, object]:
     parts = list(merged_parts(stage.usual, stage.longest))
     colors = {name: _COLORS[number % len(_COLORS)] for number, (name, *_) in enumerate(parts)}
     return {
@@ -138,7 +140,7 @@ def _stage(stage: StageEstimate, estimate: Estimate) -> dict[str, object]:
         "usual_total": gib(stage.usual.total_bytes),
         "longest_total": gib(stage.longest.total_bytes),
         "moment": moments(stage),
-        "fits": [_fit(fit) for fit in stage.fits],
+        "fits": [_fit(fit, advice) for fit in stage.fits],
     }
 
 
@@ -174,6 +176,6 @@ def _cuts(memory: Memory, widest: int, colors: Mapping[str, str]) -> Iterator[di
         }
 
 
-def _fit(fit: Fit) -> dict[str, str]:
-    words = verdict_words(fit) + (f"; {fit.caution}" if fit.caution else "")
+def _fit(fit: Fit, advice: str) -> dict[str, str]:
+    words = verdict_words(fit, advice) + (f"; {fit.caution}" if fit.caution else "")
     return {"gpu": GPUS[fit.gpu].title, "words": words, "kind": _CLASSES[fit.verdict]}

@@ -119,8 +119,8 @@ def batch_notes(train: Train, batch: BatchSizes, *, world_size: int) -> Iterator
     if train.global_batch_size is not None:
         steps = "step" if batch.accumulation == 1 else "steps"
         yield (
-            f"{batch.accumulation} accumulation {steps}: global batch {batch.in_all} = "
-            f"{_processes(world_size)} × {batch.per_device} samples × {batch.accumulation}"
+            f"{batch.accumulation:,} accumulation {steps}: global batch {batch.in_all:,} = "
+            f"{_processes(world_size)} × {batch.per_device:,} samples × {batch.accumulation:,}"
         )
 
 

@@ -78,12 +78,15 @@ def unknown_choice(word: str, *, path: KeyPath) -> Problem:
     """The problem of a word at `path` that is neither a preset nor an existing file."""
     presets = f"presets: {', '.join((*DEEPSPEED_PRESETS, 'none'))}"
     if "/" in word or "\\" in word or word.startswith(("~", ".")) or word.lower().endswith(".json"):
+        file = word.replace("\\", "/").rpartition("/")[2]
+        same = next((name for name, each in PRESETS.items() if each.file == file), None)
+        equals = "the preset that equals the original's file"
         return Problem(
             "DeepSpeed config not found",
             code="deepspeed-config-not-found",
             path=path,
             found=f"no file {word}",
-            hint=presets,
+            hint=presets if same is None else f"check the path, or write `deepspeed: {same}`, {equals}",
         )
     return Problem(
         f"unknown DeepSpeed preset {word!r}",

@@ -186,8 +186,11 @@ def _pattern(path: KeyPath, value: Value) -> Problem:
         names = {kind.numbered(number): None for kind in PROJECTOR_TYPES for number in (1, 2, 3)}
         near = nearest(value, names)
         hint = f"did you mean `{near}`?" if near else "for example `mlp2x_gelu`: two linear layers"
-        *first, last = (f"`{kind.name}`" for kind in PROJECTOR_TYPES)
-        message = f"`type` must be {', '.join(first)} or {last} with N from 1 to {MOST_LAYERS}"
+        *first, last = (
+            f"`{kind.name}`" + f" (N from 1 to {MOST_LAYERS})" * ("N" in kind.name)
+            for kind in PROJECTOR_TYPES
+        )
+        message = f"`type` must be {', '.join(first)} or {last}"
         return Problem(message, code="unknown-projector-type", path=path, found=spell_value(value), hint=hint)
     if path[-1] == "sampling_strategy" and isinstance(value, str):
         return _sampling(path, value)

@@ -103,10 +103,11 @@ def _check_path(value: Value, path: KeyPath, *, wanted: str, hint: str) -> Itera
             )
         yield Problem(message, code="reference-of-another-program", path=path, found=found, hint=hint)
     if _is_too_long(value):
-        message, hint = (
-            f"`{path[-1]}` is longer than a path can be",
-            f"a name has at most {_MOST_OF_A_NAME} bytes",
-        )
+        message = f"a name in `{path[-1]}` is longer than a file name can be"
+        hint = f"a name has at most {_MOST_OF_A_NAME} bytes"
+        if not _has_a_long_name(value):
+            message = f"`{path[-1]}` is longer than a path can be"
+            hint = f"a path has at most {_MOST_OF_A_PATH:,} bytes"
         yield Problem(message, code="path-too-long", path=path, found=_length(value), hint=hint)
 
 
@@ -132,5 +133,8 @@ def _length(text: str) -> str:
 
 
 def _is_too_long(text: str) -> bool:
-    written = text.encode("utf-8", "replace")
-    return len(written) > _MOST_OF_A_PATH or max(map(len, written.split(b"/"))) > _MOST_OF_A_NAME
+    return len(text.encode("utf-8", "replace")) > _MOST_OF_A_PATH or _has_a_long_name(text)
+
+
+def _has_a_long_name(text: str) -> bool:
+    return max(map(len, text.encode("utf-8", "replace").split(b"/"))) > _MOST_OF_A_NAME

@@ -374,7 +374,7 @@ class Train(Frozen):
     """How a stage trains. Names and meanings are those of Hugging Face's TrainingArguments."""
 
     num_train_epochs: float | None = Field(
-        None, gt=0, le=1e6, description="Passes over the data. Set this or `max_steps`."
+        None, gt=0, le=1e6, description="Passes over the data; this or `max_steps` is needed."
     )
     max_steps: int | None = Field(
         None, gt=0, description="Optimizer steps, instead of epochs.", examples=[1000]

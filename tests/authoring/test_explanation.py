@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -122,6 +123,11 @@ def test_an_example_stands_where_the_key_belongs(key: Key) -> None:
 )
 def test_types_and_defaults_in_words(path: str, type_: str, default: str) -> None:
     assert (BY_PATH[path].type, BY_PATH[path].default_text) == (type_, default)
+
+
+@pytest.mark.parametrize("path", ["stages[].init_from", "stages[].data.image_grid_pinpoints"])
+def test_a_default_that_the_meaning_names_is_not_denied(path: str) -> None:
+    assert re.search(r"^default +see above$", explain_key(BY_PATH[path], width=80), re.M)
 
 
 def test_what_is_needed_is_what_the_schema_needs() -> None:

@@ -36,7 +36,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_data_file_with_a_name_that_no_file_can_have(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "pretrain", "--yes", "--data", "x" * 300]) == 1
-    assert "`annotations` is longer than a path can be" in capsys.readouterr().err
+    assert "a name in `annotations` is longer than a file name can be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -118,8 +118,23 @@ def test_a_recipe_with_an_error_is_not_written(
 
 
 def test_off_a_terminal_the_template_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["new", "--yes"]) == 2
+    assert main(["new"]) == 2
     assert "pretrain, finetune, lora, qlora, task, tiny, custom" in capsys.readouterr().err
+
+
+def test_with_yes_the_default_template_is_taken(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "--data", "captions.json", "--yes"]) == 0
+    assert capsys.readouterr().out.startswith("template pretrain, the default\n")
+    assert (elsewhere / "pretrain.yaml").exists()
+
+
+@pytest.mark.parametrize(("option", "what"), [("--llm", "language model"), ("--tower", "vision tower")])
+def test_a_model_is_not_a_file(
+    option: str, what: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["new", "pretrain", "--yes", option, "captions.json"]) == 1
+    assert f"a {what} is a hub id or a folder; captions.json is a file" in capsys.readouterr().err
+    assert not (elsewhere / "pretrain.yaml").exists()
 
 
 def test_a_template_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -296,8 +296,9 @@ def test_every_contradiction_is_reported_at_once() -> None:
     [
         ("zero_2", "unknown DeepSpeed preset 'zero_2'", "did you mean `zero2`?"),
         ("fancy", "unknown DeepSpeed preset 'fancy'", LISTED),
-        ("./scripts/zero2.json", "DeepSpeed config not found", LISTED),
-        ("zero2.json", "DeepSpeed config not found", LISTED),
+        ("./scripts/zero2.json", "DeepSpeed config not found", "check the path, or write `deepspeed: zero2`"),
+        ("./ds.json", "DeepSpeed config not found", LISTED),
+        ("zero2.json", "DeepSpeed config not found", "check the path, or write `deepspeed: zero2`"),
     ],
 )
 def test_a_word_that_is_no_preset_and_no_file(word: str, message: str, hint: str) -> None:
