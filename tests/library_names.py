@@ -21,11 +21,11 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from llava_recipes.authoring.reference import reference
 from llava_recipes.cli.schema import schema_text
 from llava_recipes.recipe import keys
 from llava_recipes.recipe.language import schema_keys
 from llava_recipes.recipe.names import FILE
+from tests.reference import reference
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from llava_recipes.authoring.explanation import FLAGS, example_lines, explain_key, find_keys, origin
 from llava_recipes.authoring.gallery import schema_file
-from llava_recipes.authoring.reference import HOW_TO, reference
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.recipe.json_schema import recipe_schema
 from llava_recipes.recipe.keys import Key, all_keys
@@ -22,6 +21,7 @@ from llava_recipes.recipe.names import TRAINING_ARGUMENTS
 from llava_recipes.recipe.override import read_override
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.recipe.source import parse_value
+from tests.reference import HOW_TO, reference
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 KEYS = all_keys()

@@ -1,4 +1,4 @@
-"""docs/reference.md from the schema: python -m llava_recipes.authoring.reference > docs/reference.md"""
+"""docs/reference.md from the schema: written by `make names`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from llava_recipes.authoring.explanation import example_lines, origin
 from llava_recipes.recipe.keys import Key
 from llava_recipes.recipe.language import schema_keys
-from llava_recipes.screen import say_document
 
-HOW_TO = "python -m llava_recipes.authoring.reference > docs/reference.md"
+HOW_TO = "make names"
 _HEAD = f"""\
 <!-- Generated: do not edit. After a change of the schema: {HOW_TO} -->
 
@@ -67,7 +66,3 @@ def _details(keys: Sequence[Key]) -> Iterator[str]:
         lines = example_lines(key) if key.examples else []
         if lines:
             yield "\n".join(("\n```yaml", *lines, "```"))
-
-
-if __name__ == "__main__":
-    say_document(reference())
