@@ -228,10 +228,12 @@ def _claim(pattern: str, document: Path = README) -> tuple[str, ...]:
 
 def test_the_documents_name_the_versions_that_are_allowed() -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    (python,) = _claim(r"With Python (\S+) or newer")
+    pythons = _claim(r"With Python (\S+) to (\S+) on Linux")
     torch, transformers = _claim(r"torch (\S+) and transformers (\S+) are the oldest", START)
-    assert _claim(r"Python (\S+) or newer", START) == (python,)
-    assert wanted["requires-python"] == f">={python}"
+    assert _claim(r"Python (\S+) to (\S+) \(on", START) == pythons
+    assert wanted["requires-python"] == f">={pythons[0]}"
+    newest = [text for text in wanted["classifiers"] if "Python :: 3." in text][-1]
+    assert newest.endswith(f":: {pythons[1]}")
     lowest = {
         text.partition(">=")[0]: text.partition(">=")[2].split(",")[0] for text in wanted["dependencies"]
     }
