@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava_recipes.cli.options import add_new_file, add_recipe, positive
+from llava_recipes.cli.options import add_new_file, add_recipe, add_world_size
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.files import write_new
 from llava_recipes.screen import say_document
@@ -15,12 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--stage", metavar="NAME", help="write only this stage (default: all, in order)")
     add_new_file(parser, metavar="SCRIPT", default="standard output")
-    parser.add_argument(
-        "--world-size",
-        type=positive,
-        metavar="N",
-        help="number of processes, needed if the recipe sets `global_batch_size`",
-    )
+    add_world_size(parser, help="number of processes, needed if the recipe sets `global_batch_size`")
 
 
 def run(arguments: argparse.Namespace) -> int:

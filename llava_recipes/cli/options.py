@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from llava_recipes.export.export import Exported
     from llava_recipes.model.generate import Decoding
 
-
 SHARD_SIZE = "5GB"
+_DTYPES = ("fp32", "bf16", "fp16")
 
 
 class Writing(TypedDict):
@@ -47,14 +47,13 @@ def add_set(parser: argparse.ArgumentParser, *, what: str = "override a value; m
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=what)
 
 
-def add_world_size(parser: argparse.ArgumentParser) -> None:
+def add_world_size(
+    parser: argparse.ArgumentParser,
+    *,
+    help: str = "number of processes, one per GPU (default: the GPUs of this machine)",
+) -> None:
     """For how many processes to plan; `world_size_of` reads it."""
-    parser.add_argument(
-        "--world-size",
-        type=positive,
-        metavar="N",
-        help="number of processes, one per GPU (default: the GPUs of this machine)",
-    )
+    parser.add_argument("--world-size", type=positive, metavar="N", help=help)
 
 
 def world_size_of(arguments: argparse.Namespace) -> int:
@@ -80,7 +79,7 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     """How a trained model is opened."""
     parser.add_argument(
         "--dtype",
-        choices=("fp32", "bf16", "fp16"),
+        choices=_DTYPES,
         help="dtype of the weights (default: the run's; fp32 on a CPU)",
     )
     parser.add_argument(
@@ -154,7 +153,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
     """How weights are written, and where the language model is; `writing_of` reads it."""
     parser.add_argument(
         "--dtype",
-        choices=("fp32", "bf16", "fp16"),
+        choices=_DTYPES,
         help="weights' dtype (default: what the run computes in, or the checkpoint has)",
     )
     parser.add_argument(

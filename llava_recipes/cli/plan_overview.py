@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llava_recipes.plan.data import describe_sampling
+from llava_recipes.plan.deepspeed import zero_block
 from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
 from llava_recipes.recipe.globs import fold_layers
 from llava_recipes.recipe.scalars import say_number
@@ -160,17 +161,15 @@ def _step_words(stage: StagePlan) -> Iterator[str]:
 
 
 def _precision_words(stage: StagePlan) -> Iterator[str]:
-    arguments = stage.train.training_arguments
     yield stage.train.precision
-    if arguments.get("tf32"):
+    if stage.train.training_arguments.get("tf32"):
         yield "tf32"
-    if arguments.get("activation_checkpointing"):
+    if stage.train.gradient_checkpointing:
         yield "gradient checkpointing"
 
 
 def _deepspeed_words(stage: StagePlan) -> str:
-    zero = (stage.deepspeed or {}).get("zero_optimization")
-    level = zero.get("stage") if isinstance(zero, dict) else None
+    level = zero_block(stage.deepspeed).get("stage")
     return stage.deepspeed_source if level is None else f"{stage.deepspeed_source} (ZeRO stage {level})"
 
 

@@ -101,7 +101,7 @@ def load_tokenizer(plan: LanguageModelPlan, image_tokens: ImageTokens) -> PreTra
     check_available(
         plan.tokenizer,
         revision,
-        files=("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json"),
+        files=[name for name in _FILES if name != "config.json"],
         message=_refusal(plan),
         code="tokenizer-not-usable",
         path=_PATH,

@@ -10,18 +10,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from llava_recipes.deepspeed_presets import OFFLOADS
 from llava_recipes.plan.deepspeed import offload_device, zero_stage
 from llava_recipes.plan.outline import Dimensions
-from llava_recipes.plan.types import StagePlan
+from llava_recipes.plan.types import Precision, StagePlan
 from llava_recipes.recipe.renames import nearest
 
 GIB = 2**30
-Precision = Literal["fp32", "bf16", "fp16"]
 
 TEXT_TOKENS: Mapping[str, tuple[int, int]] = {"plain": (29, 28), "v1": (350, 200)}
 """Text tokens of a usual sample by template, and how many of them are labels. An assumption; `v1` stands for

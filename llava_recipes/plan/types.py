@@ -14,6 +14,9 @@ from llava_recipes.layouts import Template
 from llava_recipes.recipe.scalars import as_list, as_mapping
 from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, Quantization, VisionTower
 
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What a stage computes in, in the words of `plan`."""
+
 
 class LanguageModelPlan(Frozen):
     """Where the language model comes from; exactly one of `source` and `config` is set."""
@@ -177,7 +180,7 @@ class TrainPlan(Frozen):
     max_steps: int | None = Field(description="Optimizer steps in all; None while samples are not counted.")
     warmup_steps: int | None
     learning_rate: float
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     loss_normalization: Literal["device_batch", "token"]
     seed: int
     training_arguments: dict[str, JsonValue] = Field(

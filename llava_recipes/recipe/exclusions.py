@@ -232,9 +232,7 @@ def check_one_given(root: Value) -> Iterator[Problem]:
     for exclusion in EXCLUSIONS:
         keys = (exclusion.winner, exclusion.loser)
         for place, mapping in _mappings(root, exclusion.place) if exclusion.if_neither else ():
-            # Where a mapping takes these two alone, any other key is meant as one of them.
-            is_meant = misspelled(mapping, place, *keys) or (mapping and set(keys_at(place)) == set(keys))
-            if not given_keys(mapping, *keys) and not is_meant:
+            if not given_keys(mapping, *keys) and not misspelled(mapping, place, *keys):
                 message, hint = f"`{place[-1]}` needs `{keys[0]}` or `{keys[1]}`", exclusion.if_neither
                 yield Problem(message, code="one-of-two-keys-is-needed", path=place, hint=hint, on_key=True)
 
@@ -252,10 +250,11 @@ def check_idle(root: Value) -> Iterator[Problem]:
 def misspelled(mapping: Values, place: KeyPath, *names: str) -> bool:
     """Whether a key is another spelling of one of the names; then only the spelling is reported."""
     known = keys_at(place)
-    return any(
+    unknown = [key for key in mapping if key not in known]
+    # Where a mapping takes these names alone, any other key is meant as one of them.
+    return (bool(unknown) and set(known) == set(names)) or any(
         nearest(key, known) in names or any(f"`{name}:" in OTHER_NAMES.get(key, "") for name in names)
-        for key in mapping
-        if key not in known
+        for key in unknown
     )
 
 

@@ -16,7 +16,7 @@ from llava_recipes.model.generate import Answerer
 from llava_recipes.model.placing import TORCH_DTYPES, usual_device
 from llava_recipes.model.pretrained import Part, pretrained_folder
 from llava_recipes.model.weight_names import layout_of
-from llava_recipes.plan.types import DataPlan, ModelPlan
+from llava_recipes.plan.types import DataPlan, ModelPlan, Precision
 from llava_recipes.recipe.foreign import check_model_folder, read_object
 from llava_recipes.runner.run_folder import PLAN
 from llava_recipes.use.foreign_folders import assemble_hf, assemble_llava
@@ -25,7 +25,6 @@ from llava_recipes.use.trained_run import assemble_run, read_run, with_base
 WHOLE = ("language_model", "lm_head", "projector", "vision_tower")
 _PARTS: tuple[Part, ...] = ("weights", "start", "tokenizer", "image_processor")
 Kind = Literal["run", "hf", "llava"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def test_two_thousand_globs_are_not_too_many(tmp_path: Path) -> None:
         ("stages.0.data.validation={foo: 1}", ["unknown-key"]),
         ("stages.0.data.validation={splt: 1}", ["unknown-key"]),
         ("stages.0.data.validation={}", ["one-of-two-keys-is-needed"]),
+        ("stages.0.data.validation={split: null}", ["one-of-two-keys-is-needed"]),
     ],
 )
 def test_one_mistake_is_reported_once(values: str, codes: list[str]) -> None:
