@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +19,26 @@ Order = Literal["file", "seed", "original"]
 _UNSEEDED = 67280421310721
 """The seed of an unseeded `torch.Generator()`: accelerate 0.21 gives one to the sampler of several processes,
 whatever the run's seed is, and keeps it for all epochs."""
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How a run's samples are dealt out to device batches. It is the run's own, fixed at its first step.
+
+    The names are those of the plan. A run that resumes on another number of processes keeps the layout that
+    it was started with, and computes the same device batches in each step.
+    """
+
+    world_size: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+    @property
+    def batches_per_step(self) -> int:
+        return self.world_size * self.gradient_accumulation_steps
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
 
 
 class EpochSampler(Sampler[int]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import math
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from llava_recipes.errors import RecipeError
 from llava_recipes.files import open_ordinary, write_text
 from llava_recipes.model.checkpoint import BadPickle, SafeGlobal, load_plain, not_finite, only_plain
+from llava_recipes.seals import FileSeal, find_changes, read_seals, write_seals
 
 SEAL = "checkpoint.json"
 TRAINER_STATE = "trainer_state.json"
@@ -74,11 +74,12 @@ def make_room(folder: Path) -> None:
 
 def seal(folder: Path, *, step: int, world_size: int) -> None:
     """Record size and SHA-256 of every file, as the last step of saving."""
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    names = [
+        path.relative_to(folder).as_posix()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != SEAL
-    }
+    ]
+    files = write_seals(folder, names)
     write_text(folder / SEAL, json.dumps({"step": step, "world_size": world_size, "files": files}, indent=1))
 
 
@@ -93,7 +94,7 @@ def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words, or None when every byte is as it was saved."""
     try:
         recorded = _read_seal(folder)
-        return _missing(folder, recorded) or next(_changed(folder, recorded), None)
+        return _missing(folder, recorded) or next(find_changes(folder, recorded), None)
     except OSError as error:
         return f"it cannot be read: {error}"
     except _BadSeal as error:
@@ -104,7 +105,7 @@ class _BadSeal(Exception):
     """What is wrong with a seal."""
 
 
-def _read_seal(folder: Path) -> dict[str, tuple[int, str]]:
+def _read_seal(folder: Path) -> dict[str, FileSeal]:
     """Size and SHA-256 of every file that was saved, by its path inside the folder."""
     file = folder / SEAL
     if not file.exists():
@@ -114,18 +115,15 @@ def _read_seal(folder: Path) -> dict[str, tuple[int, str]]:
     try:
         with open_ordinary(file) as opened:
             sealed = json.loads(opened.read())
-        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in sealed["files"].items()}
-        step = sealed["step"]
-        if not all(isinstance(size, int) for size, _ in files.values()):
-            raise ValueError("sizes are whole numbers")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise _BadSeal(f"its {SEAL} cannot be read") from None
+        files, step = read_seals(sealed["files"]), sealed["step"]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _BadSeal(f"its {SEAL} cannot be read: {error}") from None
     if step != int(folder.name.rpartition("-")[2]):
         raise _BadSeal(f"its {SEAL} is from another step")
     return files
 
 
-def _missing(folder: Path, recorded: Mapping[str, tuple[int, str]]) -> str | None:
+def _missing(folder: Path, recorded: Mapping[str, FileSeal]) -> str | None:
     """A file that a checkpoint needs and the seal doesn't name, or one that was added; or None."""
     tag = folder / _DEEPSPEED_TAG
     optimizer = _DEEPSPEED_TAG if tag.exists() or _DEEPSPEED_TAG in recorded else _OPTIMIZER
@@ -144,24 +142,6 @@ def _missing(folder: Path, recorded: Mapping[str, tuple[int, str]]) -> str | Non
     if not any(PurePosixPath(name).parts[0] == named for name in recorded if "/" in name):
         return f"{_DEEPSPEED_TAG} names a folder that was not saved with it"
     return None
-
-
-def _changed(folder: Path, recorded: Mapping[str, tuple[int, str]]) -> Iterator[str]:
-    for name, (size, digest) in recorded.items():
-        path = folder / name
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            yield f"its {SEAL} names {name}, which is outside the folder"
-        elif not path.is_file():
-            yield f"{name} is missing"
-        elif path.stat().st_size != size:
-            yield f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-        elif _sha256(path) != digest:
-            yield f"{name} was changed after it was saved"
-
-
-def _sha256(path: Path) -> str:
-    with open_ordinary(path) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]  # a buffered reader
 
 
 def find_unreadable(folder: Path) -> str | None:
