@@ -37,7 +37,7 @@ def arm() -> None:
         _meet("fsync", os.readlink(f"/proc/self/fd/{number}"))
         flush(descriptor)
 
-    os.fsync = fsync
+    os.fsync = fsync  # type: ignore[assignment]  # the same, with a word before it
 
 
 def _note_process() -> None:
