@@ -155,8 +155,6 @@ def fault_after(ground: Ground, wanted: Outcome, *options: str) -> str:
     found = ground.outcome()
     pairs = ((name, getattr(found, name), getattr(wanted, name)) for name in ("weights", "losses", "done"))
     differing = [name for name, one, other in pairs if one != other]
-        name for name in ("weights", "losses", "done") if getattr(found, name) != getattr(wanted, name)
-    ]
     return f"diverged: {', '.join(differing)} differ" if differing else ""
 
 
