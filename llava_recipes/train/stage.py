@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import PrinterCallback, TrainingArguments
 
+from llava_recipes.data.collate import IndexedCollator
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.errors import KeyPath
@@ -104,7 +105,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         model=assembled.model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=collator_of(assembled, dataset),
+        data_collator=IndexedCollator(collator_of(assembled, dataset)),
         validation=_validation(plan, stage, assembled, arguments),
         callbacks=[StopOnSignal()],
     )

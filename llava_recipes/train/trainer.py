@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerControl
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 
+from llava_recipes.data.collate import SAMPLE_INDEX
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.checkpoint import not_finite
@@ -99,6 +100,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        inputs = dict(inputs)
+        # Which samples the batch has, for messages: not the model's.
+        inputs.pop(SAMPLE_INDEX)
         num_tokens = inputs["attention_mask"].sum()
         self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
         self._num_samples += inputs["attention_mask"].shape[0]
