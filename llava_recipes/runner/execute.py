@@ -170,6 +170,7 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         last_loss=result.last_loss,
         starts_from=stage.starts_from,
         eval_loss=result.eval_loss,
+        warnings=result.warnings,
     )
 
 
