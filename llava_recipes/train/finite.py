@@ -206,10 +206,10 @@ def local_gradient(parameter: nn.Parameter) -> Tensor | None:
         part: Tensor | None = safe_get_local_grad(parameter)
         return part
     if hasattr(parameter, "_hp_mapping"):
-        mapping = parameter._hp_mapping
-        if mapping is None:
+        kept: Any = parameter
+        if kept._hp_mapping is None:
             return None
-        gradient: Tensor = mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+        gradient: Tensor = kept._hp_mapping.get_lp_grad_fragment(kept._index_in_param_group)
         return gradient
     return parameter.grad
 

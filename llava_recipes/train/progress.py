@@ -36,7 +36,7 @@ class Start:
 
 
 class Reporter:
-    """Receives start, logged steps, evaluations, answers, warnings and end; this one prints nothing, its subclasses do.
+    """Receives start, logged steps, evaluations, answers, warnings and end; this one prints nothing.
 
     `abandon` gives the terminal back when training ends with an error.
     """

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import PrinterCallback, TrainingArguments
 
+from llava_recipes.data.collate import IndexedCollator
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.errors import KeyPath
@@ -79,7 +80,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
     last_loss: list[float] = []
     warnings: list[str] = []
-    band = LossBand(stage.expect and stage.expect.loss, metrics.losses if metrics is not None else ())
+    band = LossBand(
+        None if stage.expect is None else stage.expect.loss, metrics.losses if metrics is not None else ()
+    )
 
     def record(line: dict[str, float]) -> None:
         if metrics is not None:
@@ -114,7 +117,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         model=assembled.model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=collator_of(assembled, dataset),
+        data_collator=IndexedCollator(collator_of(assembled, dataset)),
         validation=_validation(plan, stage, assembled, arguments),
         sample_name=dataset.describe,
         callbacks=[StopOnSignal()],

@@ -122,12 +122,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         if self.is_deepspeed_enabled and self._guarded is not model:
             self._guard(model)
-        num_tokens = inputs["attention_mask"].sum()
-        self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
-        self._num_samples += inputs["attention_mask"].shape[0]
         inputs = dict(inputs)
         # Which samples the batch has, for messages: not the model's.
         self._samples = inputs.pop(SAMPLE_INDEX)
+        num_tokens = inputs["attention_mask"].sum()
+        self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
+        self._num_samples += inputs["attention_mask"].shape[0]
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
