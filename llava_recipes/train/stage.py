@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pydantic import JsonValue
 from transformers import PrinterCallback, TrainingArguments
 
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.order import EpochSampler
+from llava_recipes.data.order import BatchLayout, EpochSampler
 from llava_recipes.errors import KeyPath
 from llava_recipes.model.assemble import Assembled, assemble, collator_of, open_samples
 from llava_recipes.model.forward import trains_in_vain
@@ -27,10 +28,12 @@ from llava_recipes.plan.data import describe_sampling, when_measured
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
-from llava_recipes.train.checkpoints import check_state
+from llava_recipes.train.among_processes import by_first
+from llava_recipes.train.checkpoints import TRAINER_STATE, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
+from llava_recipes.train.saved_state import open_state
 from llava_recipes.train.trainer import StageTrainer, out_of_memory
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
@@ -72,9 +75,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     first = arguments.process_index == 0
     stage_path: KeyPath = ("stages", index)
     reporter = choose_reporter(is_first_process=first)
-    resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
+    resumed = by_first(lambda: _facts_of(resume_from), arguments.device)
+    resumed_step = 0 if resumed is None else int(resumed["step"])
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
-    last_loss: list[float] = []
 
     def record(line: dict[str, float]) -> None:
         if metrics is not None:
@@ -82,7 +85,6 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         if "eval_loss" in line:
             reporter.evaluation(line)
             return
-        last_loss[:] = [line["loss"]]
         reporter.step(line)
 
     assert stage.data.shuffle == (stage.data.order != "file")
@@ -99,6 +101,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         ),
         stage_path=stage_path,
         keep_checkpoints=keep if isinstance(keep, int) else None,
+        layout=BatchLayout(
+            plan.world_size, stage.train.per_device_train_batch_size, stage.train.gradient_accumulation_steps
+        ),
         on_metrics=record,
         param_groups=stage.param_groups,
         model=assembled.model,
@@ -126,10 +131,12 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         _describe(plan, stage, output_dir, num_trainable, num_steps, resumed_step, len(dataset), notes)
     )
     started_s = time.monotonic()
-    if resume_from is not None:
-        check_state(resume_from)
     try:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if resumed is None:
+            trainer.train()
+        else:
+            saved = open_state(Path(resumed["folder"]), arguments.device)
+            trainer.resume(saved, loss=resumed["loss"], state=resumed["state"])
     except BaseException as error:
         reporter.abandon()
         if isinstance(error, torch.OutOfMemoryError):
@@ -141,7 +148,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         image_tokens=read_image_tokens(assembled.model) if plan.model.image_tokens.start_end else None,
         num_steps=trainer.state.global_step,
         stopped_early=trainer.state.global_step < num_steps,
-        last_loss=last_loss[0] if last_loss else None,
+        last_loss=trainer.last_loss,
         eval_loss=trainer.measured[1].loss if trainer.measured and trainer.measured[0] >= num_steps else None,
         seconds=time.monotonic() - started_s,
         is_first_process=first,
@@ -149,6 +156,14 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         trainer=trainer,
         reporter=reporter,
     )
+
+
+def _facts_of(checkpoint: Path | None) -> JsonValue:
+    """What a run needs to know of the checkpoint that it resumes from, before anything is loaded."""
+    if checkpoint is None:
+        return None
+    facts, state = read_facts(checkpoint), (checkpoint / TRAINER_STATE).read_text("utf-8")
+    return {"folder": str(checkpoint), "step": facts.step, "loss": facts.loss, "state": state}
 
 
 def _build_arguments(
