@@ -32,7 +32,7 @@ from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.among_processes import by_first
 from llava_recipes.train.checkpoints import TRAINER_STATE, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
-from llava_recipes.train.layout import check_processes, kept_layout
+from llava_recipes.train.layout import check_processes, kept_layout, layout_notes
 from llava_recipes.train.learning import LearningCheck, LossBand
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
@@ -76,6 +76,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     stage_path: KeyPath = ("stages", index)
     layout = kept_layout(stage, resume_from, arguments.device)
     check_processes(stage, layout, stage_path)
+    notes += layout_notes(stage, layout)
     assembled, num_trainable = _build(plan, stage)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
