@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -12,24 +14,30 @@ from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
+from llava_recipes.runner.follow import lead
+from llava_recipes.runner.hand_off import check_start
+from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.preflight import waiting_problems
+from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.runner.run_folder import (
-    DONE,
     FolderState,
     describe_environment,
-    read_finish_times,
+    is_stale,
     read_folder_state,
     stage_plan,
     starts_from_then,
     write_done,
     write_opening,
 )
+from llava_recipes.runner.team import Outcome, Team
 from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
 from llava_recipes.screen import say
 from llava_recipes.train.metrics import check_logs
 
 _NUM_SHOWN_DIFFERENCES = 12
+_MOST_CHEAP_BYTES = 2**26
+_OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
 class WorkerBug(Exception):
@@ -50,6 +58,8 @@ class Run:
     resume: bool
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
+    team: Team | None = None
+    """The other commands of the run, which train along; this one decides."""
 
 
 def run_stages(run: Run) -> None:
@@ -98,9 +108,11 @@ def _decide(run: Run, index: int) -> Beginning | None:
     if state.differences:
         raise RecipeError(_other_plan(folder, index, state))
     if state.kind == "done":
-        if starts_from_then(folder) != read_finish_times(stage.starts_from):
+        check_results(folder, path=("stages", index, "output_dir"))
+        if is_stale(folder, stage.starts_from):
             raise RecipeError(_stale(folder, index))
         say(f"{stage.name}: already done, in {folder}")
+        _report_changed_inputs(run, index)
         return None
     check_logs(folder)
     if not state.has_checkpoint:
@@ -115,7 +127,54 @@ def _decide(run: Run, index: int) -> Beginning | None:
             found=f"{folder} has checkpoints and no {DONE}",
             hint="continue it with `--resume`, or choose another folder",
         )
+    if not (folder / INPUTS).is_file():
+        say(
+            f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
+            "whether its data and base weights were changed cannot be told"
+        )
+    _check_inputs(run, index, says=True)
     return _newest_sound(run, index, {})
+
+
+def _check_inputs(run: Run, index: int, *, says: bool) -> None:
+    """Raise RecipeError when a started stage would go on with other data, base weights or earlier runs."""
+    stage = run.plan.stages[index]
+    folder = Path(stage.output_dir)
+    comparison = compare_inputs(folder, stage_plan(run.plan, index))
+    if says and comparison.is_damaged:
+        say(
+            f"{stage.name}: {INPUTS} of {folder} is damaged: whether data and base weights were changed "
+            "cannot be told"
+        )
+    problems = [*input_problems(folder, comparison, waits_for=_resumed_before(run, index))]
+    for warning in (problem for problem in problems if says and problem.severity == "warning"):
+        say(f"{stage.name}: {warning.message}: {warning.found}")
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        raise RecipeError(*(at_stage(problem, index) for problem in errors))
+
+
+def _resumed_before(run: Run, index: int) -> frozenset[str]:
+    """Folders that this stage starts from and that go on first: what they contain is compared then."""
+    from llava_recipes.train.checkpoints import list_checkpoints
+
+    earlier = {run.plan.stages[number].output_dir for number in run.stages if number < index}
+    return frozenset(
+        start
+        for start in run.plan.stages[index].starts_from
+        if start in earlier and not (Path(start) / DONE).is_file() and list_checkpoints(Path(start))
+    )
+
+
+def _report_changed_inputs(run: Run, index: int) -> None:
+    """Print which inputs of a finished stage were changed since, as far as little reading shows it."""
+    stage = run.plan.stages[index]
+    comparison = compare_inputs(
+        Path(stage.output_dir), stage_plan(run.plan, index), most_bytes=_MOST_CHEAP_BYTES
+    )
+    found = [each.words for each in comparison.differences if each.kind == "changed"]
+    if found:
+        say(f"{stage.name}: it was trained before this was changed: {'; '.join(found)}")
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
@@ -155,10 +214,11 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         recipe_yaml=write_resolved(run.loaded.recipe),
         environment=describe_environment(sys.argv),
     )
+    _check_starts(run, index, beginning)
+    knows_all = record_inputs(folder, stage_plan(run.plan, index))
     result = _train(run, index, beginning)
-    if result is None:
-        # The first process ran on another node, which writes the results.
-        return
+    if not knows_all:
+        record_inputs(folder, stage_plan(run.plan, index))
     if result.stopped_early:
         raise Stopped(
             f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
@@ -174,7 +234,18 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     )
 
 
-def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
+def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
+    """Raise RecipeError when results that a stage starts from are not as their run wrote them, or others."""
+    try:
+        if beginning.checkpoint is not None:
+            _check_inputs(run, index, says=False)
+        for start in run.plan.stages[index].starts_from:
+            check_start(start, path=("stages", index, "init_from"))
+    except RecipeError as error:
+        raise run.loaded.fail(*error.problems) from None
+
+
+def _train(run: Run, index: int, beginning: Beginning) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 
@@ -183,8 +254,7 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
             return _train_from(run, index, beginning.checkpoint)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
-            # On several nodes each would have to start again, and at the same time.
-            if why is None or beginning.checkpoint is None or run.processes.nnodes > 1:
+            if why is None or beginning.checkpoint is None:
                 raise
         say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")
         try:
@@ -193,7 +263,7 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
             raise run.loaded.fail(*error.problems) from None
 
 
-def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
+def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
@@ -205,31 +275,45 @@ def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
             answers_dir=str(answers),
         )
         request.write(answers / "request.json")
-        code = run_processes(
-            run.processes, answers / "request.json", uses_deepspeed=stage.deepspeed is not None
+        file, uses_deepspeed = answers / "request.json", stage.deepspeed is not None
+        elsewhere: list[Outcome] = []
+        if run.team is None:
+            code = run_processes(run.processes, file, uses_deepspeed=uses_deepspeed)
+        else:
+            code, elsewhere = lead(run.team, run.processes, request, file, uses_deepspeed=uses_deepspeed)
+        own = Outcome(
+            code,
+            socket.gethostname(),
+            problems=tuple(read_problems(answers)),
+            bug=read_bug(answers),
+            was_interrupted=run.team is not None and run.team.was_interrupted,
         )
-        return _read_answer(run, index, code, answers)
+        return _read_answer(run, index, [own, *elsewhere], Result.read(answers))
 
 
-def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | None:
-    problems = read_problems(answers)
+def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result | None) -> Result:
+    """The result, or what is the cause that there is none."""
+    problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
-    bug = read_bug(answers)
-    if bug is not None:
-        raise WorkerBug(bug)
-    result = Result.read(answers)
-    if result is None and code != 0:
+    silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
+    bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
+    # What a process says whose peer is gone is no cause.
+    if bugs and not (silent and all(map(_OF_PEERS.search, bugs))):
+        raise WorkerBug(next((bug for bug in bugs if not _OF_PEERS.search(bug)), bugs[0]))
+    if silent and (result is None or silent[0] is not outcomes[0]):
+        code, where = silent[0].code, f" on {silent[0].host}" if len(outcomes) > 1 else ""
+        how = ", killed by a signal" if code < 0 or code > 128 else ""
         raise run.loaded.fail(
             Problem(
                 "a training process exited without an error message",
                 code="training-process-died",
                 path=("stages", index),
-                found=f"exit code {code}" + (", killed by a signal" if code < 0 or code > 128 else ""),
+                found=f"exit code {code}{where}{how}",
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
             )
         )
-    if result is None and run.processes.nnodes == 1:
+    if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
     return result
 
