@@ -32,12 +32,13 @@ from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.among_processes import by_first
 from llava_recipes.train.checkpoints import TRAINER_STATE, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
+from llava_recipes.train.finite import is_overflow
 from llava_recipes.train.layout import check_processes, kept_layout, layout_notes
 from llava_recipes.train.learning import LearningCheck, LossBand
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
 from llava_recipes.train.saved_state import open_state
-from llava_recipes.train.trainer import StageTrainer, out_of_memory
+from llava_recipes.train.trainer import StageTrainer, out_of_memory, rate_too_large
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
 
@@ -168,6 +169,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         reporter.abandon()
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
+        if is_overflow(error):
+            raise rate_too_large(stage.train.learning_rate, stage=stage_path) from error
         raise
     if not stopped_early and (outside := band.warning()) is not None:
         warn(outside)

@@ -466,6 +466,17 @@ def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
     )
 
 
+def rate_too_large(rate: float, *, stage: KeyPath) -> RecipeError:
+    """An optimizer cannot compute with the learning rate."""
+    return RecipeError.of(
+        "the learning rate is too large for float32, in which the update is computed",
+        code=CODE,
+        path=(*stage, "train", "learning_rate"),
+        found=f"{rate:g}",
+        hint="usual rates are 2e-6 to 2e-3",
+    )
+
+
 def _advice(output_dir: Path, *, fp16: bool) -> str:
     """What to do about numbers that are not finite, in a folder with checkpoints or without."""
     advice = "lower the learning rate, or lengthen the warm-up"
