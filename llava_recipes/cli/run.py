@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import add_recipe, positive
-from llava_recipes.screen import say, write_log
+from llava_recipes.cli.options import add_recipe, duration, positive
+from llava_recipes.screen import outlive_readers, say, write_log
+
+if TYPE_CHECKING:
+    from llava_recipes.runner.interruption import Interruption
 
 EPILOG = """\
 A finished stage is skipped. The stages that a chosen stage starts from must be finished, with the same plan.
@@ -25,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue an unfinished run from its last checkpoint"
     )
+    parser.add_argument(
+        "--max-time",
+        type=duration,
+        metavar="H:MM:SS",
+        help="save and stop before this time is over, such as 3:55:00, 90m or 4h; counts for all stages",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, but don't train")
     parser.add_argument(
         "--processes", type=positive, metavar="N", help="number of processes on this node (default: its GPUs)"
@@ -43,6 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.runner.interruption import Interruption
+
+    # Its reader may leave, as `head` does, and its terminal may be closed: training goes on.
+    outlive_readers()
+    with Interruption(max_time_s=arguments.max_time) as interruption:
+        try:
+            return _run(arguments, interruption)
+        except KeyboardInterrupt:
+            say("interrupted before the first step; nothing was saved", to_stderr=True)
+            return 130
+
+
+def _run(arguments: argparse.Namespace, interruption: Interruption) -> int:
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.execute import Run, Stopped, WorkerBug, find_beginnings, run_stages
     from llava_recipes.runner.facts import choose_stages, plan_recipe
@@ -52,19 +75,27 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.nnodes > 1 and not (arguments.rdzv_endpoint and arguments.rdzv_id):
         say("llava-recipe run: --nnodes needs --rdzv-endpoint and --rdzv-id", to_stderr=True)
         return 2
-    loaded = load_recipe(arguments.file, arguments.set)
-    processes = Processes(
-        per_node=arguments.processes or count_local_devices(),
-        nnodes=arguments.nnodes,
-        node_rank=arguments.node_rank,
-        rdzv_backend=arguments.rdzv_backend,
-        rdzv_endpoint=arguments.rdzv_endpoint,
-        rdzv_id=arguments.rdzv_id,
+    with interruption.ending_at_once():
+        loaded = load_recipe(arguments.file, arguments.set)
+        processes = Processes(
+            per_node=arguments.processes or count_local_devices(),
+            nnodes=arguments.nnodes,
+            node_rank=arguments.node_rank,
+            rdzv_backend=arguments.rdzv_backend,
+            rdzv_endpoint=arguments.rdzv_endpoint,
+            rdzv_id=arguments.rdzv_id,
+        )
+        stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
+        plan = plan_recipe(loaded, world_size=processes.world_size)
+        check_before_loading(loaded, plan, stages)
+    run = Run(
+        loaded=loaded,
+        plan=plan,
+        processes=processes,
+        resume=arguments.resume,
+        stages=stages,
+        interruption=interruption,
     )
-    stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
-    plan = plan_recipe(loaded, world_size=processes.world_size)
-    check_before_loading(loaded, plan, stages)
-    run = Run(loaded=loaded, plan=plan, processes=processes, resume=arguments.resume, stages=stages)
     if arguments.dry_run:
         find_beginnings(run)
         from llava_recipes.cli.plan import print_plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +11,10 @@ from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
-from llava_recipes.runner.launch import Processes, run_processes
+from llava_recipes.runner.interruption import Interruption
+from llava_recipes.runner.launch import Answer, Processes, run_processes
 from llava_recipes.runner.preflight import waiting_problems
+from llava_recipes.runner.reports import Request, Result
 from llava_recipes.runner.run_folder import (
     DONE,
     FolderState,
@@ -25,8 +26,9 @@ from llava_recipes.runner.run_folder import (
     write_done,
     write_opening,
 )
-from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
+from llava_recipes.runner.stop_words import stopped_words
 from llava_recipes.screen import say
+from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
 
 _NUM_SHOWN_DIFFERENCES = 12
@@ -37,7 +39,7 @@ class WorkerBug(Exception):
 
 
 class Stopped(Exception):
-    """The run stopped on request, with a checkpoint. Carries the line to print."""
+    """The run stopped on request. Carries the line to print."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,22 @@ class Run:
     resume: bool
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
+    interruption: Interruption = field(default_factory=Interruption)
 
 
 def run_stages(run: Run) -> None:
     """Train every chosen stage that is not done yet.
 
-    Raises RecipeError for what the user can fix, Stopped after a signal, WorkerBug for a bug of ours.
+    Raises RecipeError for what the user can fix, Stopped when asked to stop with stages left, WorkerBug for a
+    bug of ours.
     """
-    for index, beginning in find_beginnings(run).items():
+    with run.interruption.ending_at_once():
+        beginnings = find_beginnings(run)
+    for index, beginning in beginnings.items():
+        run.interruption.seconds_left()
+        # On several nodes the others begin the stage, and hear of it in the stage's processes.
+        if run.interruption.reason is not None and run.processes.nnodes == 1:
+            raise Stopped(_not_begun(run, index))
         _run_stage(run, index, beginning)
 
 
@@ -159,11 +169,6 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     if result is None:
         # The first process ran on another node, which writes the results.
         return
-    if result.stopped_early:
-        raise Stopped(
-            f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
-            "`--resume` continues from it"
-        )
     write_done(
         folder,
         num_steps=result.num_steps,
@@ -195,29 +200,33 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
 def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
-    with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
-        answers = Path(answers_name)
-        request = Request(
-            output_dir=str(folder),
-            plan_file=str(folder / "plan.json"),
-            resume_from=str(checkpoint.absolute()) if checkpoint else None,
-            answers_dir=str(answers),
-        )
-        request.write(answers / "request.json")
-        code = run_processes(
-            run.processes, answers / "request.json", uses_deepspeed=stage.deepspeed is not None
-        )
-        return _read_answer(run, index, code, answers)
+    request = Request(
+        output_dir=str(folder),
+        plan_file=str(folder / "plan.json"),
+        resume_from=str(checkpoint.absolute()) if checkpoint else None,
+        other_nodes=run.processes.nnodes > 1,
+        seconds_left=run.interruption.seconds_left(),
+    )
+    answer = run_processes(
+        run.processes,
+        request,
+        uses_deepspeed=stage.deepspeed is not None,
+        interruption=run.interruption,
+    )
+    return _read_answer(run, index, answer)
 
 
-def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | None:
-    problems = read_problems(answers)
-    if problems:
-        raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
-    bug = read_bug(answers)
-    if bug is not None:
-        raise WorkerBug(bug)
-    result = Result.read(answers)
+def _read_answer(run: Run, index: int, answer: Answer) -> Result | None:
+    reports, code = answer.reports, answer.code
+    if reports.problems:
+        raise run.loaded.fail(*(at_stage(problem, index) for problem in reports.problems))
+    is_asked = run.interruption.reason is not None or -code in STOP_SIGNALS or code - 128 in STOP_SIGNALS
+    is_finished = len(reports.results) == run.processes.per_node and not reports.has_stopped
+    if reports.bug is not None and not answer.cut_short:
+        raise WorkerBug(reports.bug)
+    if answer.cut_short or reports.has_stopped or (is_asked and not is_finished):
+        raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
+    result = reports.results.get(0)
     if result is None and code != 0:
         raise run.loaded.fail(
             Problem(
@@ -231,6 +240,14 @@ def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | Non
     if result is None and run.processes.nnodes == 1:
         raise WorkerBug("the first process exited with code 0 and left no result")
     return result
+
+
+def _not_begun(run: Run, index: int) -> str:
+    stage = run.plan.stages[index]
+    return (
+        f"{stage.name}: not begun, since the run was asked to stop by {run.interruption.reason}; the "
+        "stages before it are done, and `--resume` continues with it"
+    )
 
 
 def at_stage(problem: Problem, index: int) -> Problem:

@@ -30,7 +30,9 @@ from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.checkpoints import check_state
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
-from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
+from llava_recipes.train.progress import Reporter, Start, choose_reporter
+from llava_recipes.train.stop_on_request import StopOnRequest
+from llava_recipes.train.stopping import RESULTS, Stop
 from llava_recipes.train.trainer import StageTrainer, out_of_memory
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
@@ -56,16 +58,22 @@ class TrainedStage:
     reporter: Reporter
 
 
-def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> TrainedStage:
+def train_stage(
+    plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None, stop: Stop | None = None
+) -> TrainedStage:
     """Train stage number `index` of a plan in this process, one of `plan.world_size`.
 
-    `resume_from` is a checkpoint folder. Raises RecipeError for what the user can fix: weights that do not
-    fit, a broken image, a loss that is not finite, too little memory.
+    `resume_from` is a checkpoint folder; `stop` may ask to stop at any time.
+
+    Raises RecipeError for what the user can fix: weights that do not fit, a broken image, a loss that is not
+    finite, too little memory.
     """
     stage = plan.stages[index]
+    stop = stop or Stop()
     arguments, notes = _build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
     _join_processes(stage, arguments)
     assembled, num_trainable = _build(plan, stage)
+    stop.expect_save(num_trainable)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
     dataset = _dataset(stage.data, plan, assembled)
@@ -106,7 +114,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         train_dataset=dataset,
         data_collator=collator_of(assembled, dataset),
         validation=_validation(plan, stage, assembled, arguments),
-        callbacks=[StopOnSignal()],
+        callbacks=[StopOnRequest(stop)],
+        stop=stop,
     )
     together = zero_stage(stage.deepspeed) == 3
     if stage.sampling is not None and (first or together):
@@ -116,7 +125,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         subjects = choose_subjects(stage.sampling, answerer, asked, stage_path=stage_path)
         log = SamplesLog(output_dir / SAMPLES, resumed_step=resumed_step) if first else None
         trainer.add_callback(
-            SampleWhileTraining(stage, answerer, subjects, log=log, show=reporter.sample, together=together)
+            SampleWhileTraining(
+                stage, answerer, subjects, log=log, show=reporter.sample, together=together, stop=stop
+            )
         )
     trainer.remove_callback(PrinterCallback)
     num_steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
@@ -130,17 +141,21 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         check_state(resume_from)
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if trainer.must_measure():
+            trainer.evaluate()
     except BaseException as error:
         reporter.abandon()
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
         raise
+    if not stop.has_cut_evaluation:
+        stop.enter(RESULTS)
     return TrainedStage(
         assembled=assembled,
         state=trainable_state(assembled.model),
         image_tokens=read_image_tokens(assembled.model) if plan.model.image_tokens.start_end else None,
         num_steps=trainer.state.global_step,
-        stopped_early=trainer.state.global_step < num_steps,
+        stopped_early=trainer.state.global_step < num_steps or stop.has_cut_evaluation,
         last_loss=last_loss[0] if last_loss else None,
         eval_loss=trainer.measured[1].loss if trainer.measured and trainer.measured[0] >= num_steps else None,
         seconds=time.monotonic() - started_s,

@@ -30,6 +30,7 @@ from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import ParamGroupPlan
 from llava_recipes.train.checkpoints import TRAINER_STATE, check_moments, loading, make_room, remove_old, seal
 from llava_recipes.train.evaluation import MeasureAtTheEnd, Measured, ValidationSet
+from llava_recipes.train.stopping import EVALUATION, SAVING, EvaluationCut, Stop
 
 Group = dict[str, Any]
 """A parameter group of a torch optimizer: `params`, `lr`, `weight_decay` and the optimizer's own keys."""
@@ -54,12 +55,14 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         on_metrics: Callable[[Metrics], None],
         param_groups: tuple[ParamGroupPlan, ...] = (),
         validation: ValidationSet | None = None,
+        stop: Stop | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs, eval_dataset=None if validation is None else validation.dataset)
         if validation is not None:
             self.add_callback(MeasureAtTheEnd())
         self._validation = validation
+        self._stop = stop or Stop()
         self.measured: tuple[int, Measured] | None = None
         """The last measured validation loss, and the step after which it was measured."""
         self._sampler = sampler
@@ -146,7 +149,17 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             return {"eval_loss": self.measured[1].loss}
         # ZeRO-3's weights are whole only inside its engine; DDP's wrapper would wait for the other processes.
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        measured = self._validation.measure(model, self._prepare_inputs, self.args.device)
+        try:
+            with self._stop.phase(EVALUATION):
+                measured = self._validation.measure(
+                    model, self._prepare_inputs, self.args.device, is_cut=self._stop.agree
+                )
+        except EvaluationCut:
+            # A resumed run measures it, so that nobody waits for it now.
+            self._stop.has_cut_evaluation = True
+            self.control.should_save = self.control.should_training_stop = True
+            self._stop.enter(SAVING)
+            return {}
         _check_loss(measured.loss, "the validation loss", step=step, stage=self._stage_path)
         self.measured = step, measured
         # The rates of training leave out the time of an evaluation.
@@ -169,6 +182,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def must_measure(self) -> bool:
+        """Whether the validation loss after the last step is missing, as in a run that was cut there."""
+        if self._validation is None or self.state.global_step < self.state.max_steps:
+            return False
+        return self.measured is None or self.measured[0] < self.state.global_step
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 
