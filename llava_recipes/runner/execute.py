@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,15 +12,18 @@ from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
+from llava_recipes.runner.follow import lead, outcome_of
+from llava_recipes.runner.hand_off import check_start
+from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Answer, Processes, run_processes
 from llava_recipes.runner.preflight import waiting_problems
 from llava_recipes.runner.reports import Request, Result
+from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.runner.run_folder import (
-    DONE,
     FolderState,
     describe_environment,
-    read_finish_times,
+    is_stale,
     read_folder_state,
     stage_plan,
     starts_from_then,
@@ -27,11 +31,14 @@ from llava_recipes.runner.run_folder import (
     write_opening,
 )
 from llava_recipes.runner.stop_words import stopped_words
+from llava_recipes.runner.team import Outcome, Team
 from llava_recipes.screen import say
 from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
 
 _NUM_SHOWN_DIFFERENCES = 12
+_MOST_CHEAP_BYTES = 2**26
+_OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
 class WorkerBug(Exception):
@@ -53,6 +60,8 @@ class Run:
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
     interruption: Interruption = field(default_factory=Interruption)
+    team: Team | None = None
+    """The other commands of the run, which train along; this one decides."""
 
 
 def run_stages(run: Run) -> None:
@@ -65,8 +74,7 @@ def run_stages(run: Run) -> None:
         beginnings = find_beginnings(run)
     for index, beginning in beginnings.items():
         run.interruption.seconds_left()
-        # On several nodes the others begin the stage, and hear of it in the stage's processes.
-        if run.interruption.reason is not None and run.processes.nnodes == 1:
+        if run.interruption.reason is not None:
             raise Stopped(_not_begun(run, index))
         _run_stage(run, index, beginning)
 
@@ -108,9 +116,11 @@ def _decide(run: Run, index: int) -> Beginning | None:
     if state.differences:
         raise RecipeError(_other_plan(folder, index, state))
     if state.kind == "done":
-        if starts_from_then(folder) != read_finish_times(stage.starts_from):
+        check_results(folder, path=("stages", index, "output_dir"))
+        if is_stale(folder, stage.starts_from):
             raise RecipeError(_stale(folder, index))
         say(f"{stage.name}: already done, in {folder}")
+        _report_changed_inputs(run, index)
         return None
     check_logs(folder)
     if not state.has_checkpoint:
@@ -125,7 +135,54 @@ def _decide(run: Run, index: int) -> Beginning | None:
             found=f"{folder} has checkpoints and no {DONE}",
             hint="continue it with `--resume`, or choose another folder",
         )
+    if not (folder / INPUTS).is_file():
+        say(
+            f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
+            "whether its data and base weights were changed cannot be told"
+        )
+    _check_inputs(run, index, says=True)
     return _newest_sound(run, index, {})
+
+
+def _check_inputs(run: Run, index: int, *, says: bool) -> None:
+    """Raise RecipeError when a started stage would go on with other data, base weights or earlier runs."""
+    stage = run.plan.stages[index]
+    folder = Path(stage.output_dir)
+    comparison = compare_inputs(folder, stage_plan(run.plan, index))
+    if says and comparison.is_damaged:
+        say(
+            f"{stage.name}: {INPUTS} of {folder} is damaged: whether data and base weights were changed "
+            "cannot be told"
+        )
+    problems = [*input_problems(folder, comparison, waits_for=_resumed_before(run, index))]
+    for warning in (problem for problem in problems if says and problem.severity == "warning"):
+        say(f"{stage.name}: {warning.message}: {warning.found}")
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        raise RecipeError(*(at_stage(problem, index) for problem in errors))
+
+
+def _resumed_before(run: Run, index: int) -> frozenset[str]:
+    """Folders that this stage starts from and that go on first: what they contain is compared then."""
+    from llava_recipes.train.checkpoints import list_checkpoints
+
+    earlier = {run.plan.stages[number].output_dir for number in run.stages if number < index}
+    return frozenset(
+        start
+        for start in run.plan.stages[index].starts_from
+        if start in earlier and not (Path(start) / DONE).is_file() and list_checkpoints(Path(start))
+    )
+
+
+def _report_changed_inputs(run: Run, index: int) -> None:
+    """Print which inputs of a finished stage were changed since, as far as little reading shows it."""
+    stage = run.plan.stages[index]
+    comparison = compare_inputs(
+        Path(stage.output_dir), stage_plan(run.plan, index), most_bytes=_MOST_CHEAP_BYTES
+    )
+    found = [each.words for each in comparison.differences if each.kind == "changed"]
+    if found:
+        say(f"{stage.name}: it was trained before this was changed: {'; '.join(found)}")
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
@@ -165,20 +222,33 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         recipe_yaml=write_resolved(run.loaded.recipe),
         environment=describe_environment(sys.argv),
     )
+    _check_starts(run, index, beginning)
+    knows_all = record_inputs(folder, stage_plan(run.plan, index))
     result = _train(run, index, beginning)
-    if result is None:
-        # The first process ran on another node, which writes the results.
-        return
+    if not knows_all:
+        record_inputs(folder, stage_plan(run.plan, index))
     write_done(
         folder,
         num_steps=result.num_steps,
         last_loss=result.last_loss,
         starts_from=stage.starts_from,
         eval_loss=result.eval_loss,
+        warnings=result.warnings,
     )
 
 
-def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
+def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
+    """Raise RecipeError when results that a stage starts from are not as their run wrote them, or others."""
+    try:
+        if beginning.checkpoint is not None:
+            _check_inputs(run, index, says=False)
+        for start in run.plan.stages[index].starts_from:
+            check_start(start, path=("stages", index, "init_from"))
+    except RecipeError as error:
+        raise run.loaded.fail(*error.problems) from None
+
+
+def _train(run: Run, index: int, beginning: Beginning) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 
@@ -187,8 +257,7 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
             return _train_from(run, index, beginning.checkpoint)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
-            # On several nodes each would have to start again, and at the same time.
-            if why is None or beginning.checkpoint is None or run.processes.nnodes > 1:
+            if why is None or beginning.checkpoint is None:
                 raise
         say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")
         try:
@@ -197,48 +266,63 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
             raise run.loaded.fail(*error.problems) from None
 
 
-def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
+def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     request = Request(
         output_dir=str(folder),
-        plan_file=str(folder / "plan.json"),
+        plan=(folder / "plan.json").read_text("utf-8"),
         resume_from=str(checkpoint.absolute()) if checkpoint else None,
-        other_nodes=run.processes.nnodes > 1,
+        has_other_commands=run.team is not None,
         seconds_left=run.interruption.seconds_left(),
     )
-    answer = run_processes(
-        run.processes,
-        request,
-        uses_deepspeed=stage.deepspeed is not None,
-        interruption=run.interruption,
+    elsewhere: list[Outcome] = []
+    if run.team is None:
+        answer = run_processes(
+            run.processes,
+            request,
+            uses_deepspeed=stage.deepspeed is not None,
+            interruption=run.interruption,
+        )
+    else:
+        answer, elsewhere = lead(run.team, run.processes, request, uses_deepspeed=stage.deepspeed is not None)
+    return _read_answer(run, index, answer, elsewhere)
+
+
+def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome]) -> Result:
+    """The result, or what is the cause that there is none."""
+    outcomes = [outcome_of(answer, run.team), *elsewhere]
+    problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
+    if problems:
+        raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
+    result = answer.reports.results.get(0)
+    is_asked = run.interruption.reason is not None or any(
+        -each.code in STOP_SIGNALS or each.code - 128 in STOP_SIGNALS for each in outcomes
     )
-    return _read_answer(run, index, answer)
-
-
-def _read_answer(run: Run, index: int, answer: Answer) -> Result | None:
-    reports, code = answer.reports, answer.code
-    if reports.problems:
-        raise run.loaded.fail(*(at_stage(problem, index) for problem in reports.problems))
-    is_asked = run.interruption.reason is not None or -code in STOP_SIGNALS or code - 128 in STOP_SIGNALS
-    is_finished = len(reports.results) == run.processes.per_node and not reports.has_stopped
-    if reports.bug is not None and not answer.cut_short:
-        raise WorkerBug(reports.bug)
-    if answer.cut_short or reports.has_stopped or (is_asked and not is_finished):
+    is_unfinished = result is None or any(each.has_stopped or each.code for each in outcomes)
+    if is_asked and is_unfinished and (answer.cut_short or not any(each.bug for each in outcomes)):
         raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
-    result = reports.results.get(0)
-    if result is None and code != 0:
+    silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
+    bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
+    # What a process says whose peer is gone is no cause.
+    if bugs and not (silent and all(map(_OF_PEERS.search, bugs))):
+        raise WorkerBug(next((bug for bug in bugs if not _OF_PEERS.search(bug)), bugs[0]))
+    if silent and (result is None or result.stopped_early or silent[0] is not outcomes[0]):
+        code, where = silent[0].code, f" on {silent[0].host}" if len(outcomes) > 1 else ""
+        how = ", killed by a signal" if code < 0 or code > 128 else ""
         raise run.loaded.fail(
             Problem(
                 "a training process exited without an error message",
                 code="training-process-died",
                 path=("stages", index),
-                found=f"exit code {code}" + (", killed by a signal" if code < 0 or code > 128 else ""),
+                found=f"exit code {code}{where}{how}",
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
             )
         )
-    if result is None and run.processes.nnodes == 1:
+    if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
+    if result.stopped_early:
+        raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     return result
 
 

@@ -24,6 +24,8 @@ class Interruption:
         self.reason: str | None = None
         """Why to stop: the name of a signal or of an option; None as long as nothing asks."""
         self.is_repeated = False
+        self.is_pointless = False
+        """Whether training processes must end because those of another command have failed."""
         self._first_s: float | None = None
         self._raises = False
         self._deadline_s = None if max_time_s is None else time.monotonic() + max_time_s
@@ -51,6 +53,10 @@ class Interruption:
     def ask(self, reason: str) -> None:
         """Ask to save and stop. The first reason counts."""
         self.reason = self.reason or reason
+
+    def leave_time_to_others(self) -> None:
+        """Another command's clock decides when the time is over."""
+        self._deadline_s = None
 
     def seconds_left(self) -> float | None:
         """What is left of the time that the command was given; None without a limit."""

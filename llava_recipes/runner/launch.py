@@ -17,29 +17,39 @@ from llava_recipes.runner.channel import Channel
 from llava_recipes.runner.descendants import adopting, descendants, kill_descendants, reap
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.reports import Reports, Request
+from llava_recipes.runner.world import without_launcher
 from llava_recipes.stop_signals import held_back
 
 _TICK_S = 0.1
 _PATIENCE_S = 30.0
 """How long a process that was asked to stop may say nothing; saving is never cut."""
-_TO_APPEAR_S = 10.0
+_POINTLESS_S = 10.0
+"""How long it may go on where processes of another command have failed: none gets further without them."""
 _LAST_WORDS_S = 5.0
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes train, here and on other nodes. The names are torchrun's."""
+    """How many processes this command starts, and where they meet those of other commands."""
 
     per_node: int
     nnodes: int = 1
+    """Commands like this one, each on a node of its own unless `local_size` says otherwise."""
     node_rank: int = 0
-    rdzv_backend: str = "c10d"
-    rdzv_endpoint: str = ""
-    rdzv_id: str = ""
+    address: str = ""
+    port: int = 0
+    local_rank: int = 0
+    local_size: int = 1
+    """Commands on this machine, where each starts one process, and this one's number among them."""
 
     @property
     def world_size(self) -> int:
         return self.per_node * self.nnodes
+
+    @property
+    def by_torchrun(self) -> bool:
+        """Whether torchrun starts them: a single one of a command needs nobody to watch over it."""
+        return self.per_node > 1
 
 
 def count_local_devices() -> int:
@@ -72,13 +82,16 @@ def run_processes(
     """Run the workers to their end; they save and stop once the interruption asks. None of them is left."""
     worker, torchrun = "llava_recipes.runner.worker", "llava_recipes.runner.torchrun"
     environment = _environment(processes)
-    if processes.world_size > 1:
+    if processes.by_torchrun:
         argv = [*python_words(torchrun), *_torchrun_options(processes), "-m", worker]
     else:
         argv = python_words(worker)
-        if uses_deepspeed:
-            environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-            environment["MASTER_PORT"] = str(_free_port())
+        if processes.nnodes > 1:
+            environment |= _ranks(processes, processes.address, processes.port)
+            # The first command keeps the store, not the first process: nobody else can take its port.
+            environment["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        elif uses_deepspeed:
+            environment |= _ranks(processes, "127.0.0.1", free_port())
     others = frozenset(descendants(os.getpid()))
     channel = Channel(request.to_json())
     environment |= channel.environment
@@ -88,15 +101,14 @@ def run_processes(
         with held_back():
             child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            cut_short = _wait(child, channel, interruption, has_other_nodes=processes.nnodes > 1)
+            cut_short = _wait(child, channel, interruption)
         finally:
             _end_all(child, channel, others)
+            _hear(channel, interruption)
         return Answer(child.returncode, Reports.read(channel), cut_short)
 
 
-def _wait(
-    child: subprocess.Popen[bytes], channel: Channel, interruption: Interruption, *, has_other_nodes: bool
-) -> str | None:
+def _wait(child: subprocess.Popen[bytes], channel: Channel, interruption: Interruption) -> str | None:
     """Wait for the processes to end. Returns why they must be killed, or None when they have ended."""
     waited_s, before_s = 0.0, time.monotonic()
     while True:
@@ -107,25 +119,34 @@ def _wait(
             # torchrun was killed: nobody waits for them, and what they have learned is saved.
             channel.stop("torchrun is gone")
         interruption.seconds_left()
-        for _, message in channel.of_kind("asked"):
-            interruption.ask(str(message.get("reason")))
+        _hear(channel, interruption)
         if interruption.is_repeated:
             return "a second signal"
         if interruption.reason is not None:
             channel.stop(interruption.reason)
+        elif interruption.is_pointless:
+            channel.stop("a failure elsewhere")
         now_s = time.monotonic()
         # Being suspended is no reason to lose patience.
         elapsed_s, before_s = min(now_s - before_s, 1.0), now_s
         if channel.is_stopping and not any(peer.is_saving for peer in ranks):
             waited_s += elapsed_s
-            if not channel.num_seen and waited_s >= (_TO_APPEAR_S if has_other_nodes else 0.0):
-                return "nothing had begun"
+            if not channel.num_seen:
+                return "a request before it had begun"
+            if interruption.is_pointless and waited_s >= _POINTLESS_S:
+                return "a failure elsewhere"
             heard_s = min((peer.heard_s for peer in ranks), default=now_s)
             if waited_s >= _PATIENCE_S and now_s - heard_s >= _PATIENCE_S:
                 return f"a training process did not react for {_PATIENCE_S:g} s"
         else:
             waited_s = 0.0
         time.sleep(_TICK_S)
+
+
+def _hear(channel: Channel, interruption: Interruption) -> None:
+    """Take over what a process was asked that this one was not."""
+    for _, message in channel.of_kind("asked"):
+        interruption.ask(str(message.get("reason")))
 
 
 def _end_all(child: subprocess.Popen[bytes], channel: Channel, others: frozenset[int]) -> None:
@@ -144,15 +165,36 @@ def _end_all(child: subprocess.Popen[bytes], channel: Channel, others: frozenset
         time.sleep(0.01)
 
 
+def _ranks(processes: Processes, address: str, port: int) -> dict[str, str]:
+    """What torch reads of a process that torchrun does not start."""
+    return {
+        "RANK": str(processes.node_rank),
+        "WORLD_SIZE": str(processes.nnodes),
+        "LOCAL_RANK": str(_device_of(processes)),
+        "LOCAL_WORLD_SIZE": str(processes.local_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+
+
+def _device_of(processes: Processes) -> int:
+    """The number of the GPU that a command's one process uses, among those that it may see."""
+    if not _has_gpu() or processes.local_size == 1:
+        return processes.local_rank
+    # A launcher that gives each task a GPU of its own shows it no other one.
+    return processes.local_rank if count_local_devices() > 1 else 0
+
+
 def _environment(processes: Processes) -> dict[str, str]:
-    environment = python_environment()
+    environment = without_launcher(python_environment())
     # DeepSpeed finds ninja on PATH; the environment's own programs come first even when it is not activated.
     # An empty entry would be the current folder.
     usual = [folder for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder]
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), *usual])
     # Forked data loader processes would each warn about the tokenizer's threads.
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.per_node)))
+    num_here = max(processes.per_node, processes.local_size)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_here)))
     if not _has_gpu():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     elif processes.world_size == 1:
@@ -163,20 +205,20 @@ def _environment(processes: Processes) -> dict[str, str]:
 
 
 def _torchrun_options(processes: Processes) -> list[str]:
-    endpoint = processes.rdzv_endpoint or f"127.0.0.1:{_free_port()}"
-    # Other backends number the nodes themselves, and warn of a number that is given.
-    rank = [f"--node-rank={processes.node_rank}"] if processes.rdzv_backend == "static" else []
-    return [
-        f"--nnodes={processes.nnodes}",
-        f"--nproc-per-node={processes.per_node}",
-        *rank,
-        f"--rdzv-backend={processes.rdzv_backend}",
-        f"--rdzv-endpoint={endpoint}",
-        f"--rdzv-id={processes.rdzv_id or os.getpid()}",
-    ]
+    place = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", f"--rdzv-id={os.getpid()}"]
+    if processes.nnodes > 1:
+        # The nodes have met and are numbered.
+        place = [
+            f"--node-rank={processes.node_rank}",
+            "--rdzv-backend=static",
+            f"--rdzv-endpoint={processes.address}:{processes.port}",
+            "--rdzv-id=run",
+        ]
+    return [f"--nnodes={processes.nnodes}", f"--nproc-per-node={processes.per_node}", *place]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -10,16 +10,17 @@ from llava_recipes.runner.channel import Channel, Message
 
 @dataclass(frozen=True)
 class Request:
-    """One stage to train. Paths are absolute; `plan_file` is the plan of this stage alone.
+    """One stage to train. Paths are absolute.
 
-    other_nodes   whether processes that another command has started train with these
-    seconds_left  of the time that the command was given, or None
+    plan                the plan of this stage alone, as JSON
+    has_other_commands  whether processes that another command has started train with these
+    seconds_left        of the time that the command was given, or None
     """
 
     output_dir: str
-    plan_file: str
+    plan: str
     resume_from: str | None
-    other_nodes: bool
+    has_other_commands: bool
     seconds_left: float | None
 
     def to_json(self) -> Message:
@@ -39,13 +40,14 @@ class Result:
     last_loss: float | None
     seconds: float
     eval_loss: float | None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> Message:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Message) -> Result:
-        return cls(**values)
+        return cls(**{**values, "warnings": tuple(values["warnings"])})
 
 
 def problems_message(error: RecipeError) -> Message:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -16,7 +17,6 @@ from pathlib import Path
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.runner.channel import ChannelLost, Line
 from llava_recipes.runner.descendants import kill_descendants
-from llava_recipes.runner.other_nodes import OtherNodes
 from llava_recipes.runner.reports import Request, Result, problems_message
 from llava_recipes.screen import OutputLost, drop_rest, guard_streams, say
 from llava_recipes.train.stopping import Stop, StoppedBeforeStep
@@ -32,7 +32,6 @@ class Worker:
         self.line = line
         self.request = Request.from_json(line.request)
         self.stop: Stop = Stop(tell=line.tell, leave=self._leave_at_once)
-        self._others: OtherNodes | None = None
 
     def run(self) -> int:
         """Train, and report the result, the problems or the traceback; returns the exit code."""
@@ -47,9 +46,7 @@ class Worker:
 
     def _begin(self) -> None:
         first = os.environ.get("RANK", "0") == "0"
-        if self.request.other_nodes:
-            self._others = OtherNodes(reason=lambda: self.stop.reason, ask=self.stop.ask)
-        self.line.listen(on_stop=self.stop.ask, on_lost=lambda: self.stop.ask(LAUNCHER_GONE))
+        self.line.listen(on_stop=self.stop.obey, on_lost=lambda: self.stop.ask(LAUNCHER_GONE))
         self.stop.watch(seconds_left=self.request.seconds_left if first else None)
 
     def _train(self) -> int:
@@ -77,16 +74,16 @@ class Worker:
         """Whether an error only says that another process has left first, being asked to stop."""
         if not _OF_OTHER_PROCESSES.search(f"{type(error).__name__} {error}"):
             return False
-        if self._others is not None:
-            return self._others.asked_within(_HEARSAY_S)
+        deadline = time.monotonic() + (_HEARSAY_S if self.request.has_other_commands else 0.0)
+        # The request may still be on its way from another node.
+        while self.stop.reason is None and time.monotonic() < deadline:
+            time.sleep(0.05)
         return self.stop.reason is not None
 
     def _say_stopped(self) -> None:
         self.line.tell(self.stop.report())
 
     def _leave_at_once(self) -> None:
-        if self._others is not None:
-            self._others.leave_together()
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -123,12 +120,17 @@ def _train(request: Request, stop: Stop) -> Result:
     from llava_recipes.runner.run_folder import write_results
     from llava_recipes.train.stage import train_stage
 
-    plan = Plan.model_validate_json(Path(request.plan_file).read_text("utf-8"))
+    plan = Plan.model_validate_json(request.plan)
     output_dir = Path(request.output_dir)
     resume_from = Path(request.resume_from) if request.resume_from else None
     trained = train_stage(plan, 0, output_dir=output_dir, resume_from=resume_from, stop=stop)
     result = Result(
-        trained.num_steps, trained.stopped_early, trained.last_loss, trained.seconds, trained.eval_loss
+        trained.num_steps,
+        trained.stopped_early,
+        trained.last_loss,
+        trained.seconds,
+        trained.eval_loss,
+        trained.warnings,
     )
     if not trained.is_first_process:
         return result

@@ -110,6 +110,11 @@ class Stop:
             self._has_told = True
             self._tell({"kind": "asked", "reason": self.reason})
 
+    def obey(self, reason: str) -> None:
+        """Stop, as the command that started this process asks: it knows already."""
+        self._has_told = True
+        self.ask(reason)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A forked process inherits the handler.
         if os.getpid() != self._pid:
