@@ -32,6 +32,7 @@ from llava_recipes.runner.run_folder import (
 )
 from llava_recipes.runner.team import Outcome, Team
 from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
+from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
 from llava_recipes.train.metrics import check_logs
 
@@ -206,6 +207,17 @@ def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginnin
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
+    try:
+        _run_in_folder(run, index, beginning)
+    except Exception as error:
+        folder = Path(run.plan.stages[index].output_dir)
+        problem = write_problem(error, folder=folder, stage=("stages", index))
+        if problem is None:
+            raise
+        raise run.loaded.fail(problem) from error
+
+
+def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     write_opening(

@@ -17,6 +17,7 @@ from pathlib import Path
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.files import write_text
 from llava_recipes.runner.launch import stop_with_parent
+from llava_recipes.runner.write_failure import reporting_write_failures
 from llava_recipes.screen import OutputLost, drop_rest, guard_streams
 
 
@@ -109,6 +110,11 @@ def main(request_file: str) -> int:
 
 
 def _train(request: Request) -> Result | None:
+    with reporting_write_failures(Path(request.output_dir), stage=("stages", 0)):
+        return _train_stage(request)
+
+
+def _train_stage(request: Request) -> Result | None:
     _quiet_libraries(is_first_process=os.environ.get("RANK", "0") == "0")
     from llava_recipes.plan.types import Plan
     from llava_recipes.runner.run_folder import write_results
