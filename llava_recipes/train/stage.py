@@ -36,8 +36,10 @@ from llava_recipes.train.finite import is_overflow
 from llava_recipes.train.layout import check_processes, kept_layout, layout_notes
 from llava_recipes.train.learning import LearningCheck, LossBand
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
-from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
+from llava_recipes.train.progress import Reporter, Start, choose_reporter
 from llava_recipes.train.saved_state import open_state
+from llava_recipes.train.stop_on_request import StopOnRequest
+from llava_recipes.train.stopping import RESULTS, Stop
 from llava_recipes.train.trainer import StageTrainer, out_of_memory, rate_too_large
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
@@ -65,13 +67,18 @@ class TrainedStage:
     reporter: Reporter
 
 
-def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> TrainedStage:
+def train_stage(
+    plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None, stop: Stop | None = None
+) -> TrainedStage:
     """Train stage number `index` of a plan in this process, one of `plan.world_size`.
 
-    `resume_from` is a checkpoint folder. Raises RecipeError for what the user can fix: weights that do not
-    fit, a broken image, a loss that is not finite, too little memory.
+    `resume_from` is a checkpoint folder; `stop` may ask to stop at any time.
+
+    Raises RecipeError for what the user can fix: weights that do not fit, a broken image, a loss that is not
+    finite, too little memory.
     """
     stage = plan.stages[index]
+    stop = stop or Stop()
     arguments, notes = _build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
     _join_processes(stage, arguments)
     stage_path: KeyPath = ("stages", index)
@@ -79,6 +86,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     check_processes(stage, layout, stage_path)
     notes += layout_notes(stage, layout)
     assembled, num_trainable = _build(plan, stage)
+    stop.expect_save(num_trainable)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
     dataset = _dataset(stage.data, plan, assembled)
@@ -128,7 +136,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         data_collator=IndexedCollator(collator_of(assembled, dataset)),
         validation=_validation(plan, stage, assembled, arguments),
         sample_name=dataset.describe,
-        callbacks=[StopOnSignal()],
+        callbacks=[StopOnRequest(stop)],
+        stop=stop,
     )
     together = zero_stage(stage.deepspeed) == 3
     if stage.sampling is not None and (first or together):
@@ -138,7 +147,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         subjects = choose_subjects(stage.sampling, answerer, asked, stage_path=stage_path)
         log = SamplesLog(output_dir / SAMPLES, resumed_step=resumed_step) if first else None
         trainer.add_callback(
-            SampleWhileTraining(stage, answerer, subjects, log=log, show=reporter.sample, together=together)
+            SampleWhileTraining(
+                stage, answerer, subjects, log=log, show=reporter.sample, together=together, stop=stop
+            )
         )
     trainer.remove_callback(PrinterCallback)
     num_steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
@@ -162,7 +173,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         else:
             saved = open_state(Path(resumed["folder"]), arguments.device)
             trainer.resume(saved, loss=resumed["loss"], state=resumed["state"])
-        stopped_early = trainer.state.global_step < num_steps
+        if trainer.must_measure():
+            trainer.evaluate()
+        stopped_early = trainer.state.global_step < num_steps or stop.has_cut_evaluation
         if not stopped_early:
             learning.check_end()
     except BaseException as error:
@@ -172,6 +185,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         if is_overflow(error):
             raise rate_too_large(stage.train.learning_rate, stage=stage_path) from error
         raise
+    if not stopped_early:
+        stop.enter(RESULTS)
     if not stopped_early and (outside := band.warning()) is not None:
         warn(outside)
     return TrainedStage(
