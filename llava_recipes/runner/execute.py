@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import socket
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,11 +13,13 @@ from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
-from llava_recipes.runner.follow import lead
+from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
-from llava_recipes.runner.launch import Processes, run_processes
+from llava_recipes.runner.interruption import Interruption
+from llava_recipes.runner.launch import Answer, Processes, run_processes
 from llava_recipes.runner.preflight import waiting_problems
+from llava_recipes.runner.reports import Request, Result
 from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.runner.run_folder import (
     FolderState,
@@ -30,9 +31,10 @@ from llava_recipes.runner.run_folder import (
     write_done,
     write_opening,
 )
+from llava_recipes.runner.stop_words import stopped_words
 from llava_recipes.runner.team import Outcome, Team
-from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
 from llava_recipes.screen import say
+from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
 
 _NUM_SHOWN_DIFFERENCES = 12
@@ -45,7 +47,7 @@ class WorkerBug(Exception):
 
 
 class Stopped(Exception):
-    """The run stopped on request, with a checkpoint. Carries the line to print."""
+    """The run stopped on request. Carries the line to print."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Run:
     resume: bool
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
+    interruption: Interruption = field(default_factory=Interruption)
     team: Team | None = None
     """The other commands of the run, which train along; this one decides."""
 
@@ -65,9 +68,15 @@ class Run:
 def run_stages(run: Run) -> None:
     """Train every chosen stage that is not done yet.
 
-    Raises RecipeError for what the user can fix, Stopped after a signal, WorkerBug for a bug of ours.
+    Raises RecipeError for what the user can fix, Stopped when asked to stop with stages left, WorkerBug for a
+    bug of ours.
     """
-    for index, beginning in find_beginnings(run).items():
+    with run.interruption.ending_at_once():
+        beginnings = find_beginnings(run)
+    for index, beginning in beginnings.items():
+        run.interruption.seconds_left()
+        if run.interruption.reason is not None:
+            raise Stopped(_not_begun(run, index))
         _run_stage(run, index, beginning)
 
 
@@ -116,17 +125,9 @@ def _decide(run: Run, index: int) -> Beginning | None:
         return None
     check_logs(folder)
     if not state.has_checkpoint:
-        if run.resume:
+        if run.resume or state.kind == "started":
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None)
-    if not run.resume:
-        raise RecipeError.of(
-            "output_dir contains an unfinished run",
-            code="output-dir-holds-unfinished-run",
-            path=("stages", index, "output_dir"),
-            found=f"{folder} has checkpoints and no {DONE}",
-            hint="continue it with `--resume`, or choose another folder",
-        )
     if not (folder / INPUTS).is_file():
         say(
             f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
@@ -178,36 +179,37 @@ def _report_changed_inputs(run: Run, index: int) -> None:
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
-    """The newest usable checkpoint of a stage; printed, like each newer one with what is wrong with it.
+    """The newest usable checkpoint of a stage, or step 0; printed, like what is wrong with each newer one.
 
-    `skipped` are those that were looked at before.
+    `skipped` are those that were looked at before. Raises RecipeError for a checkpoint of an earlier version.
     """
-    from llava_recipes.train.checkpoints import find_damage, find_unreadable, list_checkpoints
+    from llava_recipes.train.checkpoints import check_form, find_damage, list_checkpoints, missing_latest
 
     damages = dict(skipped)
     stage = run.plan.stages[index]
+    missing = missing_latest(Path(stage.output_dir))
+    if missing is not None and not damages:
+        say(f"{stage.name}: {missing}, which was saved last, is missing in {stage.output_dir}")
     for checkpoint in list_checkpoints(Path(stage.output_dir)):
         folder = checkpoint.folder
         if folder in damages:
             continue
-        damage = find_damage(folder) or find_unreadable(folder)
+        with problems_at(index):
+            check_form(folder)
+        damage = find_damage(folder)
         if damage is None:
             say(f"{stage.name}: resumes from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
         say(f"{stage.name}: skips {folder}: {damage}")
-    raise RecipeError.of(
-        "no checkpoint can be used",
-        code="no-usable-checkpoint",
-        path=("stages", index, "output_dir"),
-        found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
-        hint="remove these folders to start again at step 0",
-    )
+    say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
+    return Beginning(None, damages)
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
+    _clear(run, index, beginning)
     write_opening(
         folder,
         plan=stage_plan(run.plan, index),
@@ -219,11 +221,6 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     result = _train(run, index, beginning)
     if not knows_all:
         record_inputs(folder, stage_plan(run.plan, index))
-    if result.stopped_early:
-        raise Stopped(
-            f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
-            "`--resume` continues from it"
-        )
     write_done(
         folder,
         num_steps=result.num_steps,
@@ -261,47 +258,66 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result:
             beginning = _newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
         except RecipeError as error:
             raise run.loaded.fail(*error.problems) from None
+        _clear(run, index, beginning)
+
+
+def _clear(run: Run, index: int, beginning: Beginning) -> None:
+    """Remove what killed writes left in a stage's folder, and move away checkpoints that cannot be used."""
+    from llava_recipes.train.checkpoints import clean_up, set_aside
+
+    if run.processes.node_rank > 0:
+        # On a shared disk the first node is at work there.
+        return
+    stage = run.plan.stages[index]
+    clean_up(Path(stage.output_dir))
+    for folder in beginning.skipped:
+        moved = set_aside(folder)
+        if moved is not None:
+            say(f"{stage.name}: {folder.name} is now {moved.name}; remove it when you no longer need it")
 
 
 def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
-    with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
-        answers = Path(answers_name)
-        request = Request(
-            output_dir=str(folder),
-            plan_file=str(folder / "plan.json"),
-            resume_from=str(checkpoint.absolute()) if checkpoint else None,
-            answers_dir=str(answers),
+    request = Request(
+        output_dir=str(folder),
+        plan=(folder / "plan.json").read_text("utf-8"),
+        resume_from=str(checkpoint.absolute()) if checkpoint else None,
+        has_other_commands=run.team is not None,
+        seconds_left=run.interruption.seconds_left(),
+    )
+    elsewhere: list[Outcome] = []
+    if run.team is None:
+        answer = run_processes(
+            run.processes,
+            request,
+            uses_deepspeed=stage.deepspeed is not None,
+            interruption=run.interruption,
         )
-        request.write(answers / "request.json")
-        file, uses_deepspeed = answers / "request.json", stage.deepspeed is not None
-        elsewhere: list[Outcome] = []
-        if run.team is None:
-            code = run_processes(run.processes, file, uses_deepspeed=uses_deepspeed)
-        else:
-            code, elsewhere = lead(run.team, run.processes, request, file, uses_deepspeed=uses_deepspeed)
-        own = Outcome(
-            code,
-            socket.gethostname(),
-            problems=tuple(read_problems(answers)),
-            bug=read_bug(answers),
-            was_interrupted=run.team is not None and run.team.was_interrupted,
-        )
-        return _read_answer(run, index, [own, *elsewhere], Result.read(answers))
+    else:
+        answer, elsewhere = lead(run.team, run.processes, request, uses_deepspeed=stage.deepspeed is not None)
+    return _read_answer(run, index, answer, elsewhere)
 
 
-def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result | None) -> Result:
+def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome]) -> Result:
     """The result, or what is the cause that there is none."""
+    outcomes = [outcome_of(answer, run.team), *elsewhere]
     problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
+    result = answer.reports.results.get(0)
+    is_asked = run.interruption.reason is not None or any(
+        -each.code in STOP_SIGNALS or each.code - 128 in STOP_SIGNALS for each in outcomes
+    )
+    is_unfinished = result is None or any(each.has_stopped or each.code for each in outcomes)
+    if is_asked and is_unfinished and (answer.cut_short or not any(each.bug for each in outcomes)):
+        raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
     bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
     # What a process says whose peer is gone is no cause.
     if bugs and not (silent and all(map(_OF_PEERS.search, bugs))):
         raise WorkerBug(next((bug for bug in bugs if not _OF_PEERS.search(bug)), bugs[0]))
-    if silent and (result is None or silent[0] is not outcomes[0]):
+    if silent and (result is None or result.stopped_early or silent[0] is not outcomes[0]):
         code, where = silent[0].code, f" on {silent[0].host}" if len(outcomes) > 1 else ""
         how = ", killed by a signal" if code < 0 or code > 128 else ""
         raise run.loaded.fail(
@@ -315,7 +331,26 @@ def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result |
         )
     if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
+    if result.stopped_early:
+        raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     return result
+
+
+@contextmanager
+def problems_at(index: int) -> Iterator[None]:
+    """Give the problems that the block raises, about a plan of one stage, the stage's own number."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(*(at_stage(problem, index) for problem in error.problems)) from error
+
+
+def _not_begun(run: Run, index: int) -> str:
+    stage = run.plan.stages[index]
+    return (
+        f"{stage.name}: not begun, since the run was asked to stop by {run.interruption.reason}; the "
+        "stages before it are done, and `--resume` continues with it"
+    )
 
 
 def at_stage(problem: Problem, index: int) -> Problem:
