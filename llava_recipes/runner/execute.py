@@ -33,6 +33,7 @@ from llava_recipes.runner.run_folder import (
 )
 from llava_recipes.runner.stop_words import stopped_words
 from llava_recipes.runner.team import Outcome, Team
+from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
 from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
@@ -128,13 +129,10 @@ def _decide(run: Run, index: int) -> Beginning | None:
         if run.resume or state.kind == "started":
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None)
-    if not (folder / INPUTS).is_file():
-        say(
-            f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
-            "whether its data and base weights were changed cannot be told"
-        )
-    _check_inputs(run, index, says=True)
-    return _newest_sound(run, index, {})
+    beginning = _newest_sound(run, index, {})
+    if beginning.checkpoint is not None:
+        _check_inputs(run, index, says=True)
+    return beginning
 
 
 def _check_inputs(run: Run, index: int, *, says: bool) -> None:
@@ -142,9 +140,9 @@ def _check_inputs(run: Run, index: int, *, says: bool) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
     comparison = compare_inputs(folder, stage_plan(run.plan, index))
-    if says and comparison.is_damaged:
+    if says and not comparison.is_recorded:
         say(
-            f"{stage.name}: {INPUTS} of {folder} is damaged: whether data and base weights were changed "
+            f"{stage.name}: {folder} has no usable {INPUTS}: whether its data and base weights were changed "
             "cannot be told"
         )
     problems = [*input_problems(folder, comparison, waits_for=_resumed_before(run, index))]
@@ -207,6 +205,17 @@ def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginnin
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
+    try:
+        _run_in_folder(run, index, beginning)
+    except Exception as error:
+        folder = Path(run.plan.stages[index].output_dir)
+        problem = write_problem(error, folder=folder, stage=("stages", index))
+        if problem is None:
+            raise
+        raise run.loaded.fail(problem) from error
+
+
+def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     _clear(run, index, beginning)
