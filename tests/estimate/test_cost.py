@@ -53,7 +53,7 @@ def test_every_gpu_is_plausible() -> None:
 
 
 _WEIGHTS = ("trained.safetensors", "mm_projector.safetensors", "mm_projector.bin")
-_OPTIMIZER = ("optimizer.pt", "*model_states.pt", "*optim_states.pt")
+_OPTIMIZER = ("optimizer-*.safetensors",)
 
 
 def size_of(folder: Path, *patterns: str) -> int:
