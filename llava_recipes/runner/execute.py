@@ -129,13 +129,10 @@ def _decide(run: Run, index: int) -> Beginning | None:
         if run.resume or state.kind == "started":
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None)
-    if not (folder / INPUTS).is_file():
-        say(
-            f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
-            "whether its data and base weights were changed cannot be told"
-        )
-    _check_inputs(run, index, says=True)
-    return _newest_sound(run, index, {})
+    beginning = _newest_sound(run, index, {})
+    if beginning.checkpoint is not None:
+        _check_inputs(run, index, says=True)
+    return beginning
 
 
 def _check_inputs(run: Run, index: int, *, says: bool) -> None:
@@ -143,9 +140,9 @@ def _check_inputs(run: Run, index: int, *, says: bool) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
     comparison = compare_inputs(folder, stage_plan(run.plan, index))
-    if says and comparison.is_damaged:
+    if says and not comparison.is_recorded:
         say(
-            f"{stage.name}: {INPUTS} of {folder} is damaged: whether data and base weights were changed "
+            f"{stage.name}: {folder} has no usable {INPUTS}: whether its data and base weights were changed "
             "cannot be told"
         )
     problems = [*input_problems(folder, comparison, waits_for=_resumed_before(run, index))]
