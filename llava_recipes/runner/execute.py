@@ -9,11 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.files import sync_folder
 from llava_recipes.plan.types import Plan
+from llava_recipes.recipe.foreign import read_object
 from llava_recipes.recipe.load import LoadedRecipe
+from llava_recipes.recipe.scalars import value_at
 from llava_recipes.recipe.writer import write_resolved
+from llava_recipes.runner import history
+from llava_recipes.runner.accepted import Accepted, AcceptError, needless
+from llava_recipes.runner.changes import keeps_order
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.preflight import waiting_problems
+from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
 from llava_recipes.runner.run_folder import (
     DONE,
     FolderState,
@@ -28,8 +35,6 @@ from llava_recipes.runner.run_folder import (
 from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
 from llava_recipes.screen import say
 from llava_recipes.train.metrics import check_logs
-
-_NUM_SHOWN_DIFFERENCES = 12
 
 
 class WorkerBug(Exception):
@@ -50,12 +55,17 @@ class Run:
     resume: bool
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
+    accepted: tuple[Accepted, ...] = ()
+    """Changes that the user confirms."""
+    words: tuple[str, ...] = ()
+    """The command line, as it is advised with more options."""
 
 
 def run_stages(run: Run) -> None:
     """Train every chosen stage that is not done yet.
 
-    Raises RecipeError for what the user can fix, Stopped after a signal, WorkerBug for a bug of ours.
+    Raises RecipeError for what the user can fix, AcceptError for a needless `--accept`, Stopped after a
+    signal, WorkerBug for a bug of ours.
     """
     for index, beginning in find_beginnings(run).items():
         _run_stage(run, index, beginning)
@@ -68,18 +78,26 @@ class Beginning:
     checkpoint: Path | None
     skipped: Mapping[Path, str] = field(default_factory=dict)
     """Newer checkpoints that cannot be used, and what is wrong with each."""
+    event: history.Event = "start"
+    state: FolderState = field(default_factory=lambda: FolderState("new"), repr=False)
 
 
 def find_beginnings(run: Run) -> dict[int, Beginning]:
     """Where each chosen stage that is not done yet begins, by number; nothing is written.
 
-    Raises RecipeError with every problem of their folders, before the first one starts.
+    Raises RecipeError with every problem of their folders, before the first one starts, and AcceptError.
     """
     beginnings: dict[int, Beginning] = {}
     problems: list[Problem] = [*waiting_problems(run.plan, run.stages)]
-    for index in run.stages:
+    states = _read_states(run, problems)
+    _check_accepted(run, states)
+    refused = _refuse(run, states)
+    problems += refused.values()
+    for index, state in states.items():
+        if index in refused:
+            continue
         try:
-            beginning = _decide(run, index)
+            beginning = _decide(run, index, state, beginnings)
         except RecipeError as error:
             problems += error.problems
             continue
@@ -90,24 +108,41 @@ def find_beginnings(run: Run) -> dict[int, Beginning]:
     return beginnings
 
 
-def _decide(run: Run, index: int) -> Beginning | None:
+def _read_states(run: Run, problems: list[Problem]) -> dict[int, FolderState]:
+    """What the folder of each chosen stage contains; what cannot be read goes to `problems`."""
+    states = {}
+    for index in run.stages:
+        folder = Path(run.plan.stages[index].output_dir)
+        try:
+            states[index] = read_folder_state(folder, stage_plan(run.plan, index), run.loaded.recipe, index)
+        except RecipeError as error:
+            problems += error.problems
+    return states
+
+
+def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Beginning]) -> Beginning | None:
     """Where the stage begins, or None when it is done already."""
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
-    state = read_folder_state(folder, stage_plan(run.plan, index))
-    if state.differences:
-        raise RecipeError(_other_plan(folder, index, state))
+    trained_anew = [run.plan.stages[number].output_dir for number in earlier]
     if state.kind == "done":
-        if starts_from_then(folder) != read_finish_times(stage.starts_from):
+        if starts_from_then(folder) != read_finish_times(stage.starts_from) or any(
+            start in trained_anew for start in stage.starts_from
+        ):
             raise RecipeError(_stale(folder, index))
-        say(f"{stage.name}: already done, in {folder}")
-        return None
+        if not state.decisive:
+            say(f"{stage.name}: already done, in {folder}")
+            return None
     check_logs(folder)
-    if not state.has_checkpoint:
+    history.check(folder)
+    for change in state.changes:
+        verb = "takes" if change.kind == "harmless" or not state.checkpoints else "accepts"
+        say(f"{stage.name}: {verb} {change}")
+    if not state.checkpoints:
         if run.resume:
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
-        return Beginning(None)
-    if not run.resume:
+        return Beginning(None, event="start" if state.kind == "new" else "restart", state=state)
+    if not run.resume and not run.accepted:
         raise RecipeError.of(
             "output_dir contains an unfinished run",
             code="output-dir-holds-unfinished-run",
@@ -115,7 +150,41 @@ def _decide(run: Run, index: int) -> Beginning | None:
             found=f"{folder} has checkpoints and no {DONE}",
             hint="continue it with `--resume`, or choose another folder",
         )
-    return _newest_sound(run, index, {})
+    beginning = _newest_sound(run, index, {})
+    assert beginning.checkpoint is not None
+    check_length(stage, index, beginning.checkpoint)
+    return replace(beginning, event="extend" if state.kind == "done" else "resume", state=state)
+
+
+def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
+    """Raise AcceptError for what the user accepts though nothing asks for it, now or earlier in this run."""
+    stages = run.plan.stages
+    changes = [(stages[index].name, change) for index, state in states.items() for change in state.changes]
+    before = {
+        text
+        for index, state in states.items()
+        if state.kind in ("started", "done")
+        for text in history.accepted_before(Path(stages[index].output_dir))
+    }
+    faults = [*needless([each for each in run.accepted if each.text not in before], changes)]
+    if faults:
+        raise AcceptError("\n".join(faults))
+
+
+def _refuse(run: Run, states: Mapping[int, FolderState]) -> dict[int, Problem]:
+    """The problem of each stage whose folder has a run of another plan, with the ways on."""
+    stages = run.plan.stages
+    refused = {
+        index: changes
+        for index, state in states.items()
+        if (changes := unaccepted(state, stages[index].name, run.accepted))
+    }
+    keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index]))
+    command = (*run.words, *(word for key in keys for word in ("--accept", key)))
+    return {
+        index: other_plan(stages[index], index, states[index], changes, command=command)
+        for index, changes in refused.items()
+    }
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
@@ -149,11 +218,20 @@ def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginnin
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
+    plan = _plan_to_run(run, index, beginning)
+    environment = describe_environment(sys.argv)
+    folder.mkdir(parents=True, exist_ok=True)
+    if run.processes.node_rank == 0:
+        _record(run, index, beginning, environment)
+    if beginning.event == "extend":
+        # Before the plan: a plan with more steps than were trained must not lie beside DONE.
+        (folder / DONE).unlink(missing_ok=True)
+        sync_folder(folder)
     write_opening(
         folder,
-        plan=stage_plan(run.plan, index),
+        plan=plan,
         recipe_yaml=write_resolved(run.loaded.recipe),
-        environment=describe_environment(sys.argv),
+        environment=environment,
     )
     result = _train(run, index, beginning)
     if result is None:
@@ -171,6 +249,36 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         starts_from=stage.starts_from,
         eval_loss=result.eval_loss,
     )
+
+
+def _plan_to_run(run: Run, index: int, beginning: Beginning) -> Plan:
+    """The stage's plan, with the order of samples that the run was started with."""
+    plan, recorded = stage_plan(run.plan, index), dict(beginning.state.recorded)
+    if not recorded or not keeps_order(recorded, plan.model_dump(mode="json"), run.loaded.recipe, index):
+        return plan
+    if beginning.checkpoint is None:
+        return plan
+    stage = plan.stages[0]
+    order = value_at(recorded, ("stages", 0, "data", "order"))
+    data = stage.data.model_copy(update={"order": order})
+    return plan.model_copy(update={"stages": (stage.model_copy(update={"data": data}),)})
+
+
+def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object]) -> None:
+    """Note this start in the run's history, before anything else in its folder changes."""
+    folder, state = Path(run.plan.stages[index].output_dir), beginning.state
+    step = 0 if beginning.checkpoint is None else int(beginning.checkpoint.name.rpartition("-")[2])
+    line = history.entry(
+        beginning.event,
+        step=step,
+        changes=state.changes,
+        accepted=[each.text for each in run.accepted],
+        world_size=run.plan.world_size,
+        environment=environment,
+        plan_before=dict(state.recorded) if state.changes else None,
+        done_before=read_object(folder / DONE) if beginning.event == "extend" else None,
+    )
+    history.append(folder, line)
 
 
 def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
@@ -238,20 +346,6 @@ def at_stage(problem: Problem, index: int) -> Problem:
     if problem.path is None or problem.path[:2] != ("stages", 0):
         return problem
     return replace(problem, path=("stages", index, *problem.path[2:]))
-
-
-def _other_plan(folder: Path, index: int, state: FolderState) -> Problem:
-    shown = list(state.differences[:_NUM_SHOWN_DIFFERENCES])
-    if len(state.differences) > len(shown):
-        shown.append(f"and {len(state.differences) - len(shown)} more")
-    what = "a finished run" if state.kind == "done" else "a run"
-    return Problem(
-        f"output_dir contains {what} of another plan",
-        code="output-dir-holds-another-plan",
-        path=("stages", index, "output_dir"),
-        found="\n       ".join([f"{folder} differs in", *shown]),
-        hint="choose another folder, or change the recipe back to what was run",
-    )
 
 
 def _stale(folder: Path, index: int) -> Problem:
