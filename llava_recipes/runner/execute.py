@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner import history
 from llava_recipes.runner.accepted import Accepted, AcceptError, needless
 from llava_recipes.runner.changes import keeps_order
+from llava_recipes.runner.follow import lead
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.preflight import waiting_problems
 from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
@@ -32,9 +35,12 @@ from llava_recipes.runner.run_folder import (
     write_done,
     write_opening,
 )
+from llava_recipes.runner.team import Outcome, Team
 from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
 from llava_recipes.screen import say
 from llava_recipes.train.metrics import check_logs
+
+_OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
 class WorkerBug(Exception):
@@ -59,6 +65,8 @@ class Run:
     """Changes that the user confirms."""
     words: tuple[str, ...] = ()
     """The command line, as it is advised with more options."""
+    team: Team | None = None
+    """The other commands of the run, which train along; this one decides."""
 
 
 def run_stages(run: Run) -> None:
@@ -221,8 +229,7 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     plan = _plan_to_run(run, index, beginning)
     environment = describe_environment(sys.argv)
     folder.mkdir(parents=True, exist_ok=True)
-    if run.processes.node_rank == 0:
-        _record(run, index, beginning, environment)
+    _record(run, index, beginning, environment)
     if beginning.event == "extend":
         # Before the plan: a plan with more steps than were trained must not lie beside DONE.
         (folder / DONE).unlink(missing_ok=True)
@@ -234,9 +241,6 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         environment=environment,
     )
     result = _train(run, index, beginning)
-    if result is None:
-        # The first process ran on another node, which writes the results.
-        return
     if result.stopped_early:
         raise Stopped(
             f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
@@ -248,6 +252,7 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         last_loss=result.last_loss,
         starts_from=stage.starts_from,
         eval_loss=result.eval_loss,
+        warnings=result.warnings,
     )
 
 
@@ -281,7 +286,7 @@ def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, o
     history.append(folder, line)
 
 
-def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
+def _train(run: Run, index: int, beginning: Beginning) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 
@@ -290,8 +295,7 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
             return _train_from(run, index, beginning.checkpoint)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
-            # On several nodes each would have to start again, and at the same time.
-            if why is None or beginning.checkpoint is None or run.processes.nnodes > 1:
+            if why is None or beginning.checkpoint is None:
                 raise
         say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")
         try:
@@ -300,7 +304,7 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
             raise run.loaded.fail(*error.problems) from None
 
 
-def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
+def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
@@ -312,31 +316,45 @@ def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
             answers_dir=str(answers),
         )
         request.write(answers / "request.json")
-        code = run_processes(
-            run.processes, answers / "request.json", uses_deepspeed=stage.deepspeed is not None
+        file, uses_deepspeed = answers / "request.json", stage.deepspeed is not None
+        elsewhere: list[Outcome] = []
+        if run.team is None:
+            code = run_processes(run.processes, file, uses_deepspeed=uses_deepspeed)
+        else:
+            code, elsewhere = lead(run.team, run.processes, request, file, uses_deepspeed=uses_deepspeed)
+        own = Outcome(
+            code,
+            socket.gethostname(),
+            problems=tuple(read_problems(answers)),
+            bug=read_bug(answers),
+            was_interrupted=run.team is not None and run.team.was_interrupted,
         )
-        return _read_answer(run, index, code, answers)
+        return _read_answer(run, index, [own, *elsewhere], Result.read(answers))
 
 
-def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | None:
-    problems = read_problems(answers)
+def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result | None) -> Result:
+    """The result, or what is the cause that there is none."""
+    problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
-    bug = read_bug(answers)
-    if bug is not None:
-        raise WorkerBug(bug)
-    result = Result.read(answers)
-    if result is None and code != 0:
+    silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
+    bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
+    # What a process says whose peer is gone is no cause.
+    if bugs and not (silent and all(map(_OF_PEERS.search, bugs))):
+        raise WorkerBug(next((bug for bug in bugs if not _OF_PEERS.search(bug)), bugs[0]))
+    if silent and (result is None or silent[0] is not outcomes[0]):
+        code, where = silent[0].code, f" on {silent[0].host}" if len(outcomes) > 1 else ""
+        how = ", killed by a signal" if code < 0 or code > 128 else ""
         raise run.loaded.fail(
             Problem(
                 "a training process exited without an error message",
                 code="training-process-died",
                 path=("stages", index),
-                found=f"exit code {code}" + (", killed by a signal" if code < 0 or code > 128 else ""),
+                found=f"exit code {code}{where}{how}",
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
             )
         )
-    if result is None and run.processes.nnodes == 1:
+    if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
     return result
 

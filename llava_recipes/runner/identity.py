@@ -170,6 +170,8 @@ _STAGE: Mapping[Kind, Mapping[str, str]] = {
         "sampling.images": "samples.images",
         "sampling.prompt": "samples.prompt",
         "sampling.max_new_tokens": "samples.max_new_tokens",
+        "expect": "",
+        "expect.loss": "",
         "output_dir": "",
     },
     "follows": {

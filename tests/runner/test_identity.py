@@ -364,15 +364,15 @@ def test_less_steps_than_were_trained(look: Try) -> None:
 
 def test_a_folder_in_which_nothing_was_trained_never_blocks(whole: Path, tmp_path: Path) -> None:
     recipe = copy_cut(whole, tmp_path, step=0)
-    changed = setting('trainable=["projector","lm_head"]', "train.max_steps=1")
+    changed = setting('trainable=["projector","lm_head"]', "train.max_steps=2")
     said = run_to_end(recipe, *changed)
-    assert "takes train.max_steps: 6 then, 1 now" in said
+    assert "takes train.max_steps: 6 then, 2 now" in said
     start, again = (json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines())
     assert (start["event"], again["event"]) == ("start", "restart")
     assert "plan_before" not in start
     assert again["plan_before"]["stages"][0]["train"]["max_steps"] == 6
     assert {change["key"] for change in again["changes"]} >= {"train.max_steps", "trainable"}
-    assert json.loads((tmp_path / "run" / "DONE").read_text())["steps"] == 1
+    assert json.loads((tmp_path / "run" / "DONE").read_text())["steps"] == 2
 
 
 def test_a_finished_run_is_extended(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -401,7 +401,7 @@ def test_a_stage_starts_from_the_checkpoint_of_another_run(whole: Path, tmp_path
     start = tmp_path / "run" / "checkpoint-4"
     changed = setting(
         'trainable=["projector","lm_head"]', f"init_from={start}", f"output_dir={tmp_path}/new",
-        "train.max_steps=1", "train.learning_rate=1e-9",
+        "train.max_steps=2", "train.learning_rate=1e-9",
     )  # fmt: skip
     run_to_end(recipe, *changed, "--set", "model.projector={type: mlp2x_gelu}")
     projector = load_file(tmp_path / "new" / "mm_projector.safetensors")
