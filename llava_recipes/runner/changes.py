@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -74,16 +74,24 @@ class Differing:
 
 
 def find_changes(
-    recorded: Mapping[str, JsonValue], wanted: Plan, recipe: Recipe | None, index: int
+    recorded: Mapping[str, JsonValue],
+    wanted: Plan,
+    recipe: Recipe | None,
+    index: int,
+    *,
+    moved: Collection[str] = (),
 ) -> tuple[Change, ...]:
     """What differs between the plan of a run folder and the one wanted, each with its meaning.
 
     Both plans have one stage, number `index` of the recipe, which says how values were written. Values that
-    follow from others are left out. Contents of files are compared where a path has changed.
+    follow from others are left out. `moved` are paths of the plan, such as `model.language_model.source`,
+    that lead elsewhere now, to the content that the run recorded; where none was, contents are compared.
     """
     then, now = dict(recorded), wanted.model_dump(mode="json")
     differences = tuple(_between(then, now, ()))
-    judge = _Judge(then, now, recipe, index, frozenset(each.pattern for each in differences))
+    judge = _Judge(
+        then, now, recipe, index, frozenset(each.pattern for each in differences), frozenset(moved)
+    )
     changes = [change for each in differences if (change := judge.change(each)) is not None]
     return tuple(_once(changes, then, now))
 
@@ -131,6 +139,7 @@ class _Judge:
     recipe: Recipe | None
     index: int
     patterns: frozenset[str]
+    moved: frozenset[str]
 
     def change(self, found: Differing) -> Change | None:
         try:
@@ -252,7 +261,12 @@ class _Judge:
         then, now = ([each] if isinstance(each, str) else each for each in (found.then, found.now))
         if not isinstance(then, list) or not isinstance(now, list) or len(then) != len(now):
             return None
-        is_same = all(is_same_content(str(one), str(other)) for one, other in zip(then, now, strict=True))
+        place = ".".join(map(str, found.path))
+        places = [place] if isinstance(found.now, str) else [f"{place}.{n}" for n in range(len(now))]
+        is_same = all(
+            each in self.moved or is_same_content(str(one), str(other))
+            for each, one, other in zip(places, then, now, strict=True)
+        )
         return _MOVED if is_same else None
 
     def _named_first(self, keys: tuple[str, ...], found: Differing) -> tuple[str, ...]:

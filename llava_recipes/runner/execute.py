@@ -21,14 +21,16 @@ from llava_recipes.runner import history
 from llava_recipes.runner.accepted import Accepted, AcceptError, needless
 from llava_recipes.runner.changes import keeps_order
 from llava_recipes.runner.follow import lead
+from llava_recipes.runner.hand_off import check_start
+from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.preflight import waiting_problems
 from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
+from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.runner.run_folder import (
-    DONE,
     FolderState,
     describe_environment,
-    read_finish_times,
+    is_stale,
     read_folder_state,
     stage_plan,
     starts_from_then,
@@ -40,6 +42,7 @@ from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
 from llava_recipes.screen import say
 from llava_recipes.train.metrics import check_logs
 
+_MOST_CHEAP_BYTES = 2**26
 _OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
@@ -88,6 +91,8 @@ class Beginning:
     """Newer checkpoints that cannot be used, and what is wrong with each."""
     event: history.Event = "start"
     state: FolderState = field(default_factory=lambda: FolderState("new"), repr=False)
+    inputs: tuple[str, ...] = ()
+    """Data, base weights and earlier runs that were changed since the run was started, and accepted."""
 
 
 def find_beginnings(run: Run) -> dict[int, Beginning]:
@@ -122,7 +127,9 @@ def _read_states(run: Run, problems: list[Problem]) -> dict[int, FolderState]:
     for index in run.stages:
         folder = Path(run.plan.stages[index].output_dir)
         try:
-            states[index] = read_folder_state(folder, stage_plan(run.plan, index), run.loaded.recipe, index)
+            plan = stage_plan(run.plan, index)
+            moved = compare_inputs(folder, plan).moved
+            states[index] = read_folder_state(folder, plan, run.loaded.recipe, index, moved=moved)
         except RecipeError as error:
             problems += error.problems
     return states
@@ -134,12 +141,13 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
     folder = Path(stage.output_dir)
     trained_anew = [run.plan.stages[number].output_dir for number in earlier]
     if state.kind == "done":
-        if starts_from_then(folder) != read_finish_times(stage.starts_from) or any(
-            start in trained_anew for start in stage.starts_from
-        ):
+        check_results(folder, path=("stages", index, "output_dir"))
+        starts_anew = any(start in trained_anew for start in stage.starts_from)
+        if starts_anew or is_stale(folder, stage.starts_from):
             raise RecipeError(_stale(folder, index))
         if not state.decisive:
             say(f"{stage.name}: already done, in {folder}")
+            _report_changed_inputs(run, index)
             return None
     check_logs(folder)
     history.check(folder)
@@ -158,10 +166,18 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
             found=f"{folder} has checkpoints and no {DONE}",
             hint="continue it with `--resume`, or choose another folder",
         )
+    if not (folder / INPUTS).is_file():
+        say(
+            f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
+            "whether its data and base weights were changed cannot be told"
+        )
+    inputs = _check_inputs(run, index, says=True)
     beginning = _newest_sound(run, index, {})
     assert beginning.checkpoint is not None
     check_length(stage, index, beginning.checkpoint)
-    return replace(beginning, event="extend" if state.kind == "done" else "resume", state=state)
+    return replace(
+        beginning, event="extend" if state.kind == "done" else "resume", state=state, inputs=inputs
+    )
 
 
 def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
@@ -174,7 +190,20 @@ def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
         if state.kind in ("started", "done")
         for text in history.accepted_before(Path(stages[index].output_dir))
     }
-    faults = [*needless([each for each in run.accepted if each.text not in before], changes)]
+    new = [each for each in run.accepted if each.text not in before]
+    inputs = {
+        (stages[index].name, each.key)
+        for index, state in states.items()
+        if new and state.kind in ("started", "done")
+        for each in compare_inputs(Path(stages[index].output_dir), stage_plan(run.plan, index)).differences
+    }
+    names = [stages[index].name for index in states]
+    faults = [
+        *needless(
+            [each for each in new if not any((each.stage or name, each.key) in inputs for name in names)],
+            changes,
+        )
+    ]
     if faults:
         raise AcceptError("\n".join(faults))
 
@@ -193,6 +222,53 @@ def _refuse(run: Run, states: Mapping[int, FolderState]) -> dict[int, Problem]:
         index: other_plan(stages[index], index, states[index], changes, command=command)
         for index, changes in refused.items()
     }
+
+
+def _check_inputs(run: Run, index: int, *, says: bool) -> tuple[str, ...]:
+    """Raise RecipeError when a started stage would go on with other data, base weights or earlier runs.
+
+    Returns what was changed and is accepted.
+    """
+    stage = run.plan.stages[index]
+    folder = Path(stage.output_dir)
+    comparison = compare_inputs(folder, stage_plan(run.plan, index))
+    if says and comparison.is_damaged:
+        say(
+            f"{stage.name}: {INPUTS} of {folder} is damaged: whether data and base weights were changed "
+            "cannot be told"
+        )
+    accepted = {each.key for each in run.accepted if each.stage in (None, stage.name)}
+    waits_for = _resumed_before(run, index)
+    problems = [*input_problems(folder, comparison, accepted=accepted, waits_for=waits_for)]
+    for warning in (problem for problem in problems if says and problem.severity == "warning"):
+        say(f"{stage.name}: {warning.message}: {warning.found}")
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        raise RecipeError(*(at_stage(problem, index) for problem in errors))
+    return tuple(each.words for each in comparison.differences if each.key in accepted)
+
+
+def _resumed_before(run: Run, index: int) -> frozenset[str]:
+    """Folders that this stage starts from and that go on first: what they contain is compared then."""
+    from llava_recipes.train.checkpoints import list_checkpoints
+
+    earlier = {run.plan.stages[number].output_dir for number in run.stages if number < index}
+    return frozenset(
+        start
+        for start in run.plan.stages[index].starts_from
+        if start in earlier and not (Path(start) / DONE).is_file() and list_checkpoints(Path(start))
+    )
+
+
+def _report_changed_inputs(run: Run, index: int) -> None:
+    """Print which inputs of a finished stage were changed since, as far as little reading shows it."""
+    stage = run.plan.stages[index]
+    comparison = compare_inputs(
+        Path(stage.output_dir), stage_plan(run.plan, index), most_bytes=_MOST_CHEAP_BYTES
+    )
+    found = [each.words for each in comparison.differences if each.kind == "changed"]
+    if found:
+        say(f"{stage.name}: it was trained before this was changed: {'; '.join(found)}")
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
@@ -240,7 +316,11 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         recipe_yaml=write_resolved(run.loaded.recipe),
         environment=environment,
     )
+    _check_starts(run, index, beginning)
+    knows_all = record_inputs(folder, stage_plan(run.plan, index))
     result = _train(run, index, beginning)
+    if not knows_all:
+        record_inputs(folder, stage_plan(run.plan, index))
     if result.stopped_early:
         raise Stopped(
             f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
@@ -277,6 +357,7 @@ def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, o
         beginning.event,
         step=step,
         changes=state.changes,
+        inputs=beginning.inputs,
         accepted=[each.text for each in run.accepted],
         world_size=run.plan.world_size,
         environment=environment,
@@ -284,6 +365,17 @@ def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, o
         done_before=read_object(folder / DONE) if beginning.event == "extend" else None,
     )
     history.append(folder, line)
+
+
+def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
+    """Raise RecipeError when results that a stage starts from are not as their run wrote them, or others."""
+    try:
+        if beginning.checkpoint is not None:
+            _check_inputs(run, index, says=False)
+        for start in run.plan.stages[index].starts_from:
+            check_start(start, path=("stages", index, "init_from"))
+    except RecipeError as error:
+        raise run.loaded.fail(*error.problems) from None
 
 
 def _train(run: Run, index: int, beginning: Beginning) -> Result:

@@ -28,6 +28,7 @@ def entry(
     *,
     step: int,
     changes: Sequence[Change],
+    inputs: Sequence[str],
     accepted: Sequence[str],
     world_size: int,
     environment: dict[str, object],
@@ -36,6 +37,7 @@ def entry(
 ) -> dict[str, object]:
     """One line of the history.
 
+    inputs       data and weights that were changed since the run was started, and accepted
     plan_before  the plan that this start replaces; None where it stays
     done_before  what the DONE of the run said that this start extends
     """
@@ -44,6 +46,7 @@ def entry(
         "event": event,
         "step": step,
         "changes": [change.to_json() for change in changes],
+        **({"inputs": list(inputs)} if inputs else {}),
         "accepted": list(accepted),
         "world_size": world_size,
         "host": socket.gethostname(),

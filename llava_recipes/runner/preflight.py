@@ -22,8 +22,8 @@ from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.locations import HUB_ID
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
+from llava_recipes.runner.results import DONE
 from llava_recipes.runner.run_folder import (
-    DONE,
     FolderState,
     find_obstacle,
     folder_kind,

@@ -376,10 +376,10 @@ def test_a_folder_in_which_nothing_was_trained_never_blocks(whole: Path, tmp_pat
 
 
 def test_a_finished_run_is_extended(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = copy_cut(whole, tmp_path, step=6)
-    run, done = tmp_path / "run", (whole / "run" / "DONE").read_text()
-    (run / "DONE").write_text(done)
-    longer = setting("train.max_steps=8")
+    recipe, run = whole / "recipe.yaml", tmp_path / "run"
+    shutil.copytree(whole / "run", run)
+    done = (run / "DONE").read_text()
+    longer = setting("train.max_steps=8", f"output_dir={run}")
     assert main(["run", str(recipe), "--processes", "1", "--dry-run", *longer]) == 1
     refused = capsys.readouterr().err
     assert "a finished run" in refused and "goes on from checkpoint-6" in refused
