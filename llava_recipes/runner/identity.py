@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
-from llava_recipes.recipe.schema import Train
+from llava_recipes.recipe.keys import all_keys
 
 Kind = Literal["learned", "harmless", "structural", "follows"]
 
@@ -218,5 +218,6 @@ def rule_of(pattern: str) -> Rule:
     rule = RULES[place]
     if place == f"stages[].{_ARGUMENTS}" and pattern != place:
         name = pattern.removeprefix(f"{place}.").partition(".")[0]
-        return replace(rule, keys=(f"train.{name}" if name in Train.model_fields else f"train.extra.{name}",))
+        is_own = any(key.path == f"stages[].train.{name}" for key in all_keys())
+        return replace(rule, keys=(f"train.{name}" if is_own else f"train.extra.{name}",))
     return rule

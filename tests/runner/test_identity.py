@@ -25,7 +25,7 @@ from llava_recipes.runner.changes import find_changes
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.identity import RULES, rule_of
 from llava_recipes.runner.run_folder import stage_plan
-from tests.processes import run_to_end
+from tests.processes import ROOT, run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
 from tests.train.cutting import copy_cut
 
@@ -103,6 +103,34 @@ def test_other_keys_of_deepspeed_are_learned_unless_they_are_listed() -> None:
     learned = {name for name in DEEPSPEED_KEYS if rule_of(f"stages[].deepspeed.{name}").kind == "learned"}
     assert {"gradient_clipping", "communication_data_type", "fp16", "bf16", "optimizer"} <= learned
     assert not learned & {"zero_optimization", "steps_per_print", "train_batch_size"}
+
+
+SECTIONS = ("model", "data", "train.extra", "train", "lora")
+
+
+def table() -> Iterator[str]:
+    """The table of docs/training.md: the keys of each section by what their change means."""
+    cells: dict[tuple[str, str], set[str]] = {}
+    for place, rule in RULES.items():
+        if rule.kind == "follows" or place in ("recipe", "world_size") or place.startswith("model.sizes"):
+            continue
+        for key in rule.keys:
+            section = next((name for name in SECTIONS if key.startswith(f"{name}.")), "")
+            if key != "deepspeed" or place == "stages[].deepspeed":
+                cells.setdefault((section, rule.kind), set()).add(key.removeprefix(f"{section}."))
+    for section in ("", *SECTIONS):
+        texts = []
+        for kind in ("learned", "harmless", "structural"):
+            keys = cells.get((section, kind), set())
+            whole = sorted(key for key in keys if not any(key.startswith(f"{each}.") for each in keys))
+            texts.append(", ".join(f"`{key}`" for key in whole) or "–")
+        yield f"| {f'`{section}`' if section else 'a stage'} | {' | '.join(texts)} |"
+
+
+def test_the_documentation_has_the_table() -> None:
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    missing = [line for line in table() if line not in text]
+    assert missing == [], "\n".join(missing)
 
 
 # ---- what a change means ---------------------------------------------------------------------------------
