@@ -226,13 +226,8 @@ class _Judge:
         return "follows" if inherits and f"stages[].train.{where}" in self.patterns else kind
 
     def _of_device_batch(self, found: Differing, kind: Kind) -> Kind:
-        """With the mean over the tokens of the whole step, how it is split changes no gradient."""
-        is_token = all(self._train(side, "loss_normalization") == "token" for side in (self.then, self.now))
-        return "harmless" if is_token else kind
-
-    def _of_order(self, found: Differing, kind: Kind) -> Kind:
-        """`original` means another order with one process; a run keeps that of its first start."""
-        return "follows" if keeps_order(self.then, self.now, self.recipe, self.index) else kind
+        """Part of a change of the whole step, if that has changed."""
+        return "follows" if "stages[].train.global_batch_size" in self.patterns else kind
 
     def _of_trainable(self, found: Differing, kind: Kind) -> Kind:
         """Globs may be spelled otherwise, where the modules that they match are known."""
@@ -302,10 +297,9 @@ _SPECIAL: Mapping[str, Callable[[_Judge, Differing, Kind], Kind]] = {
     "train.max_steps": _Judge._of_length,
     "train.num_train_epochs": _Judge._of_length,
     "train.warmup_steps": _Judge._of_warmup,
-    "train.per_device_train_batch_size": _Judge._of_device_batch,
     "param_groups[].learning_rate": _Judge._of_group,
     "param_groups[].weight_decay": _Judge._of_group,
-    "data.order": _Judge._of_order,
+    "train.per_device_train_batch_size": _Judge._of_device_batch,
     "data.sources[].num_samples": _Judge._of_count,
     "data.validation.sources": _Judge._of_validation,
     "trainable_modules": _Judge._of_trainable,
@@ -313,14 +307,6 @@ _SPECIAL: Mapping[str, Callable[[_Judge, Differing, Kind], Kind]] = {
     "freeze": _Judge._of_trainable,
 }
 """What a value means depends on others at these places of a stage."""
-
-
-def keeps_order(then: Values, now: Values, recipe: Recipe | None, index: int) -> bool:
-    """Whether the order of samples differs only because one of the two plans is for one process."""
-    orders = {value_at(side, (*_STAGE, "data", "order")) for side in (then, now)}
-    alone = [value_at(side, ("world_size",)) == 1 for side in (then, now)]
-    wants_original = recipe is None or recipe.stages[index].data.order == "original"
-    return orders == {"seed", "original"} and alone[0] != alone[1] and wants_original
 
 
 def is_same_content(then: str, now: str) -> bool:

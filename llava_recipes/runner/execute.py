@@ -6,7 +6,8 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,11 +16,9 @@ from llava_recipes.files import sync_folder
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.foreign import read_object
 from llava_recipes.recipe.load import LoadedRecipe
-from llava_recipes.recipe.scalars import value_at
 from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner import history
 from llava_recipes.runner.accepted import Accepted, AcceptError, needless
-from llava_recipes.runner.changes import keeps_order
 from llava_recipes.runner.follow import lead
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
@@ -155,17 +154,9 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
         verb = "takes" if change.kind == "harmless" or not state.checkpoints else "accepts"
         say(f"{stage.name}: {verb} {change}")
     if not state.checkpoints:
-        if run.resume:
+        if run.resume or state.kind == "started":
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None, event="start" if state.kind == "new" else "restart", state=state)
-    if not run.resume and not run.accepted:
-        raise RecipeError.of(
-            "output_dir contains an unfinished run",
-            code="output-dir-holds-unfinished-run",
-            path=("stages", index, "output_dir"),
-            found=f"{folder} has checkpoints and no {DONE}",
-            hint="continue it with `--resume`, or choose another folder",
-        )
     if not (folder / INPUTS).is_file():
         say(
             f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
@@ -272,37 +263,36 @@ def _report_changed_inputs(run: Run, index: int) -> None:
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
-    """The newest usable checkpoint of a stage; printed, like each newer one with what is wrong with it.
+    """The newest usable checkpoint of a stage, or step 0; printed, like what is wrong with each newer one.
 
-    `skipped` are those that were looked at before.
+    `skipped` are those that were looked at before. Raises RecipeError for a checkpoint of an earlier version.
     """
-    from llava_recipes.train.checkpoints import find_damage, find_unreadable, list_checkpoints
+    from llava_recipes.train.checkpoints import check_form, find_damage, list_checkpoints, missing_latest
 
     damages = dict(skipped)
     stage = run.plan.stages[index]
+    missing = missing_latest(Path(stage.output_dir))
+    if missing is not None and not damages:
+        say(f"{stage.name}: {missing}, which was saved last, is missing in {stage.output_dir}")
     for checkpoint in list_checkpoints(Path(stage.output_dir)):
         folder = checkpoint.folder
         if folder in damages:
             continue
-        damage = find_damage(folder) or find_unreadable(folder)
+        with problems_at(index):
+            check_form(folder)
+        damage = find_damage(folder)
         if damage is None:
             say(f"{stage.name}: resumes from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
         say(f"{stage.name}: skips {folder}: {damage}")
-    raise RecipeError.of(
-        "no checkpoint can be used",
-        code="no-usable-checkpoint",
-        path=("stages", index, "output_dir"),
-        found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
-        hint="remove these folders to start again at step 0",
-    )
+    say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
+    return Beginning(None, damages)
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
-    plan = _plan_to_run(run, index, beginning)
     environment = describe_environment(sys.argv)
     folder.mkdir(parents=True, exist_ok=True)
     _record(run, index, beginning, environment)
@@ -310,9 +300,10 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         # Before the plan: a plan with more steps than were trained must not lie beside DONE.
         (folder / DONE).unlink(missing_ok=True)
         sync_folder(folder)
+    _clear(run, index, beginning)
     write_opening(
         folder,
-        plan=plan,
+        plan=stage_plan(run.plan, index),
         recipe_yaml=write_resolved(run.loaded.recipe),
         environment=environment,
     )
@@ -334,19 +325,6 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         eval_loss=result.eval_loss,
         warnings=result.warnings,
     )
-
-
-def _plan_to_run(run: Run, index: int, beginning: Beginning) -> Plan:
-    """The stage's plan, with the order of samples that the run was started with."""
-    plan, recorded = stage_plan(run.plan, index), dict(beginning.state.recorded)
-    if not recorded or not keeps_order(recorded, plan.model_dump(mode="json"), run.loaded.recipe, index):
-        return plan
-    if beginning.checkpoint is None:
-        return plan
-    stage = plan.stages[0]
-    order = value_at(recorded, ("stages", 0, "data", "order"))
-    data = stage.data.model_copy(update={"order": order})
-    return plan.model_copy(update={"stages": (stage.model_copy(update={"data": data}),)})
 
 
 def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object]) -> None:
@@ -394,6 +372,22 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result:
             beginning = _newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
         except RecipeError as error:
             raise run.loaded.fail(*error.problems) from None
+        _clear(run, index, beginning)
+
+
+def _clear(run: Run, index: int, beginning: Beginning) -> None:
+    """Remove what killed writes left in a stage's folder, and move away checkpoints that cannot be used."""
+    from llava_recipes.train.checkpoints import clean_up, set_aside
+
+    if run.processes.node_rank > 0:
+        # On a shared disk the first node is at work there.
+        return
+    stage = run.plan.stages[index]
+    clean_up(Path(stage.output_dir))
+    for folder in beginning.skipped:
+        moved = set_aside(folder)
+        if moved is not None:
+            say(f"{stage.name}: {folder.name} is now {moved.name}; remove it when you no longer need it")
 
 
 def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
@@ -449,6 +443,15 @@ def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result |
     if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
     return result
+
+
+@contextmanager
+def problems_at(index: int) -> Iterator[None]:
+    """Give the problems that the block raises, about a plan of one stage, the stage's own number."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(*(at_stage(problem, index) for problem in error.problems)) from error
 
 
 def at_stage(problem: Problem, index: int) -> Problem:

@@ -86,7 +86,6 @@ _STAGE: Mapping[Kind, Mapping[str, str]] = {
         "data.order": "",
         "data.group_by": "",
         "data.validation.split": "",
-        "train.per_device_train_batch_size": "",
         "train.global_batch_size": "train.global_batch_size train.per_device_train_batch_size "
         "train.gradient_accumulation_steps",
         "train.num_train_epochs": "train.num_train_epochs train.max_steps",
@@ -131,6 +130,8 @@ _STAGE: Mapping[Kind, Mapping[str, str]] = {
     "harmless": {
         "name": "",
         "data.on_bad_image": "",
+        # A run keeps its device batches; one process computes them in passes of this size.
+        "train.per_device_train_batch_size": "",
         "data.lazy_preprocess": "",
         "data.validation": "",
         "data.validation.sources": "",

@@ -342,9 +342,11 @@ def _inputs(plan: Plan) -> Iterator[_Input]:
         path = "stages.0.data.validation.sources"
         yield from _data_inputs(validation.sources, path, "data.validation", is_learned=False)
     language, tower = model.language_model, model.vision_tower
+    # Most often the tokenizer is in the same folder.
+    tokenizer = None if language.tokenizer == language.source else language.tokenizer
     for path, key, source, revision in (
         ("model.language_model.source", "model.language_model", language.source, language.revision),
-        ("model.language_model.tokenizer", "model.language_model", language.tokenizer, None),
+        ("model.language_model.tokenizer", "model.language_model", tokenizer, None),
         ("model.vision_tower.source", "model.vision_tower", tower.source, tower.revision),
     ):
         if source is not None:

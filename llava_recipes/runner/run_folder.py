@@ -27,6 +27,7 @@ from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.scalars import kind_of
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.runner.changes import Change, find_changes
+from llava_recipes.runner.history import HISTORY
 from llava_recipes.runner.results import (
     DONE,
     damaged_done,
@@ -64,7 +65,7 @@ class FolderState:
     recorded: Mapping[str, JsonValue] = field(default_factory=dict, repr=False)
     """Its plan, with what an earlier version left to defaults written out; empty without a plan."""
     checkpoints: tuple[Checkpoint, ...] = ()
-    """Those that were saved to their end, newest first; the kind says nothing of damage."""
+    """Newest first, damaged ones among them."""
     has_results: bool = False
     """Whether trained weights lie beside the plan."""
 
@@ -81,9 +82,11 @@ def stage_plan(plan: Plan, index: int) -> Plan:
 
 def folder_kind(folder: Path) -> FolderKind:
     """What lies in a stage's output folder: nothing, files of others, or a run of ours."""
+    from llava_recipes.train.checkpoints import is_leftover
+
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # A plan that another node is writing, or that a kill left half-written, doesn't count yet.
-    if all(name.startswith(f".{PLAN}.") for name in names):
+    # What another node is writing, or a kill left half-written, doesn't count yet.
+    if all(is_leftover(name) or name == HISTORY for name in names):
         return "new"
     if not (folder / PLAN).is_file():
         return "foreign"
@@ -99,7 +102,7 @@ def read_folder_state(
     `moved` are paths of the plan that lead elsewhere now, to the same content.
     """
     from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE
-    from llava_recipes.train.checkpoints import SEAL, list_checkpoints
+    from llava_recipes.train.checkpoints import list_checkpoints
 
     kind = folder_kind(folder)
     if kind in ("new", "foreign"):
@@ -109,7 +112,7 @@ def read_folder_state(
         kind,
         find_changes(recorded, wanted, recipe, index, moved=moved),
         recorded,
-        tuple(found for found in list_checkpoints(folder) if (found.folder / SEAL).is_file()),
+        tuple(list_checkpoints(folder)),
         any((folder / name).is_file() for name in (*PROJECTOR_FILES, TRAINED_FILE)),
     )
 

@@ -172,10 +172,13 @@ CHANGES: dict[str, tuple[tuple[str, ...], list[str]]] = {
     ),
     "more steps, the same share of warm-up": ((S + "train.max_steps=300",), ["learned train.max_steps"]),
     "warm-up": ((S + "train.warmup_ratio=0.5",), ["learned train.warmup_ratio"]),
-    "device batch": ((HALVED,), ["learned train.per_device_train_batch_size"]),
-    "device batch, same step": (
-        (HALVED, S + "train.gradient_accumulation_steps=2"),
+    "half the step": (
+        (HALVED,),
         ["learned train.per_device_train_batch_size"],
+    ),
+    "the same step in halves": (
+        (HALVED, S + "train.gradient_accumulation_steps=2"),
+        ["harmless train.per_device_train_batch_size"],
     ),
     "accumulation": (
         (S + "train.gradient_accumulation_steps=2",),
@@ -208,20 +211,13 @@ def test_what_a_change_means(name: str) -> None:
     assert changes(*sets) == expected
 
 
-def test_the_split_of_a_step_is_harmless_where_the_loss_is_its_mean() -> None:
-    token = (S + "train.loss_normalization=token",)
-    assert changes(HALVED, S + "train.gradient_accumulation_steps=2", before=token) == [
-        "harmless train.per_device_train_batch_size"
-    ]
-
-
 def test_another_number_of_processes() -> None:
     same = (S + "train.global_batch_size=8",)
     assert changes(before=same, world_size=2) == ["harmless world_size"]
     assert changes(world_size=2) == ["harmless world_size", "learned train.global_batch_size"]
 
 
-def test_a_run_keeps_the_order_that_one_process_began() -> None:
+def test_the_order_of_the_original_is_no_matter_of_processes() -> None:
     before = (S + "train.global_batch_size=8", S + "data.order=original")
     assert changes(before=before, world_size=2) == ["harmless world_size"]
     assert changes(before=before, start_size=2) == ["harmless world_size"]
@@ -420,6 +416,15 @@ def test_a_finished_run_is_extended(whole: Path, tmp_path: Path, capsys: pytest.
     assert json.loads((run / "plan.json").read_text())["stages"][0]["train"]["max_steps"] == 8
     assert main(["run", str(recipe), "--processes", "1", "--dry-run", *longer]) == 0
     assert "already done" in capsys.readouterr().out
+
+
+def test_an_accepted_rate_applies_from_the_checkpoint_on(whole: Path, tmp_path: Path) -> None:
+    recipe = copy_cut(whole, tmp_path, step=4)
+    run_to_end(recipe, "--resume", *setting("train.learning_rate=1e-4"), "--accept", "train.learning_rate")
+    before, after = read_metrics(whole / "run"), read_metrics(tmp_path / "run")
+    rates = [[line["learning_rate"] for line in lines] for lines in (before, after)]
+    assert rates[1] == pytest.approx([*rates[0][:4], *(0.1 * rate for rate in rates[0][4:])])
+    assert rates[0][4] > 0
 
 
 def test_a_stage_starts_from_the_checkpoint_of_another_run(whole: Path, tmp_path: Path) -> None:
