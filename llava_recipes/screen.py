@@ -7,6 +7,8 @@ here: control characters are replaced, secrets are hidden, and the text fits the
 from __future__ import annotations
 
 import codecs
+import contextlib
+import errno
 import io
 import json
 import os
@@ -170,7 +172,7 @@ def cell(*lines: str, style: str = "") -> Text:
 def guard_streams(*, outlives_reader: bool = False) -> None:
     """Pass what libraries print through here too, and accept typed input in any encoding.
 
-    outlives_reader  continue silently when nobody reads the output any more
+    outlives_reader  continue when the output is lost: silently where only its reader has left
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -179,6 +181,13 @@ def guard_streams(*, outlives_reader: bool = False) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         encoding = "utf-8" if codecs.lookup(sys.stdin.encoding).name == "ascii" else sys.stdin.encoding
         sys.stdin.reconfigure(encoding=encoding, errors="replace")
+
+
+def outlive_readers() -> None:
+    """Let this process continue when its guarded output is lost, as `guard_streams(outlives_reader=True)`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, _Guard):
+            stream.outlive()
 
 
 def guard_redirected() -> None:
@@ -250,13 +259,20 @@ class _Stream:
         except OSError as error:
             self._lose(error)
 
+    def outlive(self) -> None:
+        """From now on, continue when the stream accepts no more text."""
+        self._outlives_reader = True
+
     def _lose(self, error: OSError) -> None:
-        reader_left = isinstance(error, BrokenPipeError)
-        if not (reader_left and self._outlives_reader):
-            reason = error.strerror or str(error)
+        # EIO: the terminal was closed.
+        reader_left = isinstance(error, BrokenPipeError) or error.errno == errno.EIO
+        reason = error.strerror or str(error)
+        if not self._outlives_reader:
             raise OutputLost(self._stream, reason, reader_left=reader_left) from None
         self._is_lost = True
         drop_rest(self._stream)
+        if not reader_left:
+            _say_lost(self._stream, reason)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -276,6 +292,14 @@ class _Guard(_Stream):
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
+
+
+def _say_lost(stream: TextIO, reason: str) -> None:
+    """Say on the other stream, where there is one, that this one is lost."""
+    is_output = sys.stdout is not None and stream.fileno() == sys.stdout.fileno()
+    lost = "standard output" if is_output else "standard error"
+    with contextlib.suppress(OutputLost, OSError, ValueError):
+        say(f"{lost} cannot be written: {reason}; the run goes on without it", to_stderr=is_output)
 
 
 def _write(text: str, *, to_stderr: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypedDict
 
@@ -28,12 +29,27 @@ class Writing(TypedDict):
     base: str | None
 
 
+_CLOCK = re.compile(r"(?:(?:(?P<d>\d+)-)?(?P<h>\d+):)?(?P<m>\d+):(?P<s>[0-5]?\d)")
+_UNITS = re.compile(r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+)s)?")
+_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
 def positive(text: str) -> int:
     """Parse a whole number of 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
+
+
+def duration(text: str) -> float:
+    """Parse a time such as 3:55:00, 55:00, 90m or 4h, in seconds."""
+    match = _CLOCK.fullmatch(text) or _UNITS.fullmatch(text)
+    parts = {unit: float(number) for unit, number in match.groupdict().items() if number} if match else {}
+    seconds = sum(number * _SECONDS[unit] for unit, number in parts.items())
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 3:55:00, 90m or 4h")
+    return seconds
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import add_recipe, positive
+from llava_recipes.cli.options import add_recipe, duration, positive
 from llava_recipes.errors import RecipeError
 from llava_recipes.masking import mask_command
-from llava_recipes.screen import say, write_log
+from llava_recipes.screen import outlive_readers, say, write_log
 
 if TYPE_CHECKING:
     from llava_recipes.runner.execute import Run
+    from llava_recipes.runner.interruption import Interruption
     from llava_recipes.runner.launch import Processes
     from llava_recipes.runner.team import Team
     from llava_recipes.runner.world import World
@@ -47,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="continue with another value of KEY, such as train.learning_rate; may be repeated",
     )
+    parser.add_argument(
+        "--max-time",
+        type=duration,
+        metavar="H:MM:SS",
+        help="save and stop before this time is over, such as 3:55:00, 90m or 4h; counts for all stages",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, but don't train")
     parser.add_argument(
         "--processes", type=positive, metavar="N", help="number of processes on this node (default: its GPUs)"
@@ -71,6 +78,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.runner.interruption import Interruption
+
+    # Its reader may leave, as `head` does, and its terminal may be closed: training goes on.
+    outlive_readers()
+    with Interruption(max_time_s=arguments.max_time) as interruption:
+        try:
+            return _run_anywhere(arguments, interruption)
+        except KeyboardInterrupt:
+            say("interrupted before the first step; nothing was saved", to_stderr=True)
+            return INTERRUPTED
+
+
+def _run_anywhere(arguments: argparse.Namespace, interruption: Interruption) -> int:
     from llava_recipes.runner.world import BadOptions, NodeOptions, find_world, is_first
 
     names = ("processes", "nnodes", "node_rank", "rdzv_backend", "rdzv_endpoint", "rdzv_id")
@@ -86,16 +106,19 @@ def run(arguments: argparse.Namespace) -> int:
         if not is_first(os.environ):
             return 1
         raise
-    return _run_alone(arguments) if world is None else _run_in_world(arguments, world)
+    if world is None:
+        return _run_alone(arguments, interruption)
+    return _run_in_world(arguments, world, interruption)
 
 
-def _run_alone(arguments: argparse.Namespace) -> int:
+def _run_alone(arguments: argparse.Namespace, interruption: Interruption) -> int:
     from llava_recipes.runner.launch import Processes, count_local_devices
 
-    return _run(arguments, Processes(per_node=arguments.processes or count_local_devices()), None)
+    processes = Processes(per_node=arguments.processes or count_local_devices())
+    return _run(arguments, processes, interruption, None)
 
 
-def _run_in_world(arguments: argparse.Namespace, world: World) -> int:
+def _run_in_world(arguments: argparse.Namespace, world: World, interruption: Interruption) -> int:
     """Train with the other commands of a world: the first one decides, the others follow."""
     from llava_recipes.runner.follow import follow
     from llava_recipes.runner.launch import Processes, count_local_devices
@@ -105,7 +128,8 @@ def _run_in_world(arguments: argparse.Namespace, world: World) -> int:
     if world.is_per_node:
         per_node = arguments.processes or world.per_node or count_local_devices()
     timeout_s = JOIN_S if arguments.rdzv_timeout is None else arguments.rdzv_timeout
-    team, here = join(world, {"per_node": per_node}, timeout_s=timeout_s)
+    with interruption.ending_at_once():
+        team, here = join(world, {"per_node": per_node}, interruption, timeout_s=timeout_s)
     processes = Processes(
         per_node=per_node,
         nnodes=world.size,
@@ -115,11 +139,12 @@ def _run_in_world(arguments: argparse.Namespace, world: World) -> int:
         local_size=world.local_size,
     )
     if not team.is_first:
+        interruption.leave_time_to_others()
         return follow(team, processes)
     code = OUR_BUG
     try:
         _check_equal(here, [team.name_of(index) for index in range(world.size)])
-        code = _run(arguments, processes, team)
+        code = _run(arguments, processes, interruption, team)
     except (RecipeError, TeamLost) as error:
         code = USER_ERROR
         if isinstance(error, RecipeError):
@@ -145,7 +170,9 @@ def _check_equal(here: Sequence[Mapping[str, int]], names: Sequence[str]) -> Non
         )
 
 
-def _run(arguments: argparse.Namespace, processes: Processes, team: Team | None) -> int:
+def _run(
+    arguments: argparse.Namespace, processes: Processes, interruption: Interruption, team: Team | None
+) -> int:
     """Check and train. Only the first command of a team comes here."""
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.accepted import AcceptError, read_accepted
@@ -154,16 +181,17 @@ def _run(arguments: argparse.Namespace, processes: Processes, team: Team | None)
     from llava_recipes.runner.follow import check_elsewhere, problems_elsewhere
     from llava_recipes.runner.preflight import check_before_loading
 
-    loaded = load_recipe(arguments.file, arguments.set)
-    stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
-    plan = plan_recipe(loaded, world_size=processes.world_size)
-    if team is not None:
-        check_elsewhere(team, plan, stages)
-    check_before_loading(loaded, plan, stages)
-    if team is not None:
-        problems = problems_elsewhere(team)
-        if problems:
-            raise loaded.fail(*problems)
+    with interruption.ending_at_once():
+        loaded = load_recipe(arguments.file, arguments.set)
+        stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
+        plan = plan_recipe(loaded, world_size=processes.world_size)
+        if team is not None:
+            check_elsewhere(team, plan, stages)
+        check_before_loading(loaded, plan, stages)
+        if team is not None:
+            problems = problems_elsewhere(team)
+            if problems:
+                raise loaded.fail(*problems)
     try:
         run = Run(
             loaded=loaded,
@@ -173,6 +201,7 @@ def _run(arguments: argparse.Namespace, processes: Processes, team: Team | None)
             stages=stages,
             accepted=read_accepted(arguments.accept, [stage.name for stage in plan.stages]),
             words=_words(arguments),
+            interruption=interruption,
             team=team,
         )
         return _train(run, dry=arguments.dry_run)
@@ -207,7 +236,7 @@ def _train(run: Run, *, dry: bool) -> int:
         run_stages(run)
     except Stopped as stopped:
         say(str(stopped))
-        return 130
+        return INTERRUPTED
     except WorkerBug as bug:
         last = str(bug).strip().splitlines()[-1]
         file = write_log(str(bug))

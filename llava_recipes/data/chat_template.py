@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_recipes.data import render_process
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.interpreter import python_environment, python_words
+from llava_recipes.stop_signals import held_back
 from llava_recipes.templates import Segment, Turn
 
 _ROLES = {"human": "user", "gpt": "assistant"}
@@ -327,15 +328,16 @@ class _Renderer:
         # BLAS takes address space for each of its threads.
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
-            self._process = subprocess.Popen(
-                python_words(render_process.__name__),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                bufsize=0,
-                start_new_session=True,
-            )
+            with held_back():
+                self._process = subprocess.Popen(
+                    python_words(render_process.__name__),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    bufsize=0,
+                    start_new_session=True,
+                )
             self._exchange(json.dumps([MAX_RENDER_BYTES, MAX_RENDER_S]).encode("ascii"))
         except (OSError, EOFError) as error:
             self._kill()

@@ -16,6 +16,8 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
+from llava_recipes.stop_signals import STOP_SIGNALS
+
 MEMORY_EXIT = 77
 _SHOWN_CHARACTERS = 2000
 
@@ -24,7 +26,7 @@ def main() -> None:
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     # Ctrl-C and a stop signal to the group are for the process that asks; when it ends, the pipe closes.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,12 +17,14 @@ from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner import history
 from llava_recipes.runner.accepted import Accepted, AcceptError, needless
-from llava_recipes.runner.follow import lead
+from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
-from llava_recipes.runner.launch import Processes, run_processes
+from llava_recipes.runner.interruption import Interruption
+from llava_recipes.runner.launch import Answer, Processes, run_processes
 from llava_recipes.runner.preflight import waiting_problems
 from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
+from llava_recipes.runner.reports import Request, Result
 from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.runner.run_folder import (
     FolderState,
@@ -36,9 +36,11 @@ from llava_recipes.runner.run_folder import (
     write_done,
     write_opening,
 )
+from llava_recipes.runner.stop_words import stopped_words
 from llava_recipes.runner.team import Outcome, Team
-from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
+from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
+from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
 
 _MOST_CHEAP_BYTES = 2**26
@@ -50,7 +52,7 @@ class WorkerBug(Exception):
 
 
 class Stopped(Exception):
-    """The run stopped on request, with a checkpoint. Carries the line to print."""
+    """The run stopped on request. Carries the line to print."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Run:
     """Changes that the user confirms."""
     words: tuple[str, ...] = ()
     """The command line, as it is advised with more options."""
+    interruption: Interruption = field(default_factory=Interruption)
     team: Team | None = None
     """The other commands of the run, which train along; this one decides."""
 
@@ -74,10 +77,15 @@ class Run:
 def run_stages(run: Run) -> None:
     """Train every chosen stage that is not done yet.
 
-    Raises RecipeError for what the user can fix, AcceptError for a needless `--accept`, Stopped after a
-    signal, WorkerBug for a bug of ours.
+    Raises RecipeError for what the user can fix, AcceptError for a needless `--accept`, Stopped when asked
+    to stop with stages left, WorkerBug for a bug of ours.
     """
-    for index, beginning in find_beginnings(run).items():
+    with run.interruption.ending_at_once():
+        beginnings = find_beginnings(run)
+    for index, beginning in beginnings.items():
+        run.interruption.seconds_left()
+        if run.interruption.reason is not None:
+            raise Stopped(_not_begun(run, index))
         _run_stage(run, index, beginning)
 
 
@@ -157,18 +165,13 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
         if run.resume or state.kind == "started":
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None, event="start" if state.kind == "new" else "restart", state=state)
-    if not (folder / INPUTS).is_file():
-        say(
-            f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
-            "whether its data and base weights were changed cannot be told"
-        )
-    inputs = _check_inputs(run, index, says=True)
     beginning = _newest_sound(run, index, {})
-    assert beginning.checkpoint is not None
+    if beginning.checkpoint is None:
+        return replace(beginning, event="restart", state=state)
+    inputs = _check_inputs(run, index, says=True)
     check_length(stage, index, beginning.checkpoint)
-    return replace(
-        beginning, event="extend" if state.kind == "done" else "resume", state=state, inputs=inputs
-    )
+    event: history.Event = "extend" if state.kind == "done" else "resume"
+    return replace(beginning, event=event, state=state, inputs=inputs)
 
 
 def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
@@ -223,9 +226,9 @@ def _check_inputs(run: Run, index: int, *, says: bool) -> tuple[str, ...]:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
     comparison = compare_inputs(folder, stage_plan(run.plan, index))
-    if says and comparison.is_damaged:
+    if says and not comparison.is_recorded:
         say(
-            f"{stage.name}: {INPUTS} of {folder} is damaged: whether data and base weights were changed "
+            f"{stage.name}: {folder} has no usable {INPUTS}: whether its data and base weights were changed "
             "cannot be told"
         )
     accepted = {each.key for each in run.accepted if each.stage in (None, stage.name)}
@@ -291,6 +294,17 @@ def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginnin
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
+    try:
+        _run_in_folder(run, index, beginning)
+    except Exception as error:
+        folder = Path(run.plan.stages[index].output_dir)
+        problem = write_problem(error, folder=folder, stage=("stages", index))
+        if problem is None:
+            raise
+        raise run.loaded.fail(problem) from error
+
+
+def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     environment = describe_environment(sys.argv)
@@ -312,11 +326,6 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     result = _train(run, index, beginning)
     if not knows_all:
         record_inputs(folder, stage_plan(run.plan, index))
-    if result.stopped_early:
-        raise Stopped(
-            f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
-            "`--resume` continues from it"
-        )
     write_done(
         folder,
         num_steps=result.num_steps,
@@ -393,42 +402,45 @@ def _clear(run: Run, index: int, beginning: Beginning) -> None:
 def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
-    with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
-        answers = Path(answers_name)
-        request = Request(
-            output_dir=str(folder),
-            plan_file=str(folder / "plan.json"),
-            resume_from=str(checkpoint.absolute()) if checkpoint else None,
-            answers_dir=str(answers),
+    request = Request(
+        output_dir=str(folder),
+        plan=(folder / "plan.json").read_text("utf-8"),
+        resume_from=str(checkpoint.absolute()) if checkpoint else None,
+        has_other_commands=run.team is not None,
+        seconds_left=run.interruption.seconds_left(),
+    )
+    elsewhere: list[Outcome] = []
+    if run.team is None:
+        answer = run_processes(
+            run.processes,
+            request,
+            uses_deepspeed=stage.deepspeed is not None,
+            interruption=run.interruption,
         )
-        request.write(answers / "request.json")
-        file, uses_deepspeed = answers / "request.json", stage.deepspeed is not None
-        elsewhere: list[Outcome] = []
-        if run.team is None:
-            code = run_processes(run.processes, file, uses_deepspeed=uses_deepspeed)
-        else:
-            code, elsewhere = lead(run.team, run.processes, request, file, uses_deepspeed=uses_deepspeed)
-        own = Outcome(
-            code,
-            socket.gethostname(),
-            problems=tuple(read_problems(answers)),
-            bug=read_bug(answers),
-            was_interrupted=run.team is not None and run.team.was_interrupted,
-        )
-        return _read_answer(run, index, [own, *elsewhere], Result.read(answers))
+    else:
+        answer, elsewhere = lead(run.team, run.processes, request, uses_deepspeed=stage.deepspeed is not None)
+    return _read_answer(run, index, answer, elsewhere)
 
 
-def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result | None) -> Result:
+def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome]) -> Result:
     """The result, or what is the cause that there is none."""
+    outcomes = [outcome_of(answer, run.team), *elsewhere]
     problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
+    result = answer.reports.results.get(0)
+    is_asked = run.interruption.reason is not None or any(
+        -each.code in STOP_SIGNALS or each.code - 128 in STOP_SIGNALS for each in outcomes
+    )
+    is_unfinished = result is None or any(each.has_stopped or each.code for each in outcomes)
+    if is_asked and is_unfinished and (answer.cut_short or not any(each.bug for each in outcomes)):
+        raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
     bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
     # What a process says whose peer is gone is no cause.
     if bugs and not (silent and all(map(_OF_PEERS.search, bugs))):
         raise WorkerBug(next((bug for bug in bugs if not _OF_PEERS.search(bug)), bugs[0]))
-    if silent and (result is None or silent[0] is not outcomes[0]):
+    if silent and (result is None or result.stopped_early or silent[0] is not outcomes[0]):
         code, where = silent[0].code, f" on {silent[0].host}" if len(outcomes) > 1 else ""
         how = ", killed by a signal" if code < 0 or code > 128 else ""
         raise run.loaded.fail(
@@ -442,6 +454,8 @@ def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result |
         )
     if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
+    if result.stopped_early:
+        raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     return result
 
 
@@ -452,6 +466,14 @@ def problems_at(index: int) -> Iterator[None]:
         yield
     except RecipeError as error:
         raise RecipeError(*(at_stage(problem, index) for problem in error.problems)) from error
+
+
+def _not_begun(run: Run, index: int) -> str:
+    stage = run.plan.stages[index]
+    return (
+        f"{stage.name}: not begun, since the run was asked to stop by {run.interruption.reason}; the "
+        "stages before it are done, and `--resume` continues with it"
+    )
 
 
 def at_stage(problem: Problem, index: int) -> Problem:

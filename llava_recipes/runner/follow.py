@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from llava_recipes.errors import Problem
-from llava_recipes.files import write_text
 from llava_recipes.plan.types import Plan, plan_from_json
-from llava_recipes.runner.launch import Processes, free_port, run_processes
+from llava_recipes.runner.launch import Answer, Processes, free_port, run_processes
 from llava_recipes.runner.preflight import node_problems
+from llava_recipes.runner.reports import Request
 from llava_recipes.runner.team import Message, Outcome, Team, TeamLost, open_gate
-from llava_recipes.runner.worker import Request, read_bug, read_problems
 from llava_recipes.screen import say
 
 
@@ -33,9 +31,9 @@ def problems_elsewhere(team: Team) -> list[Problem]:
 
 
 def lead(
-    team: Team, processes: Processes, request: Request, request_file: Path, *, uses_deepspeed: bool
-) -> tuple[int, list[Outcome]]:
-    """Train a stage here and in all other commands: the exit code here, and how it ended elsewhere."""
+    team: Team, processes: Processes, request: Request, *, uses_deepspeed: bool
+) -> tuple[Answer, list[Outcome]]:
+    """Train a stage here and in all other commands: what came of it here, and how it ended elsewhere."""
     gate = None
     if processes.by_torchrun:
         port = free_port()
@@ -43,18 +41,35 @@ def lead(
         gate, port = open_gate()
     team.order(
         "train",
-        plan=Path(request.plan_file).read_text("utf-8"),
+        plan=request.plan,
         resume_from=request.resume_from,
         port=port,
         uses_deepspeed=uses_deepspeed,
     )
     with team.training():
-        code = run_processes(replace(processes, port=port), request_file, uses_deepspeed=uses_deepspeed)
-    if code != 0:
+        answer = run_processes(
+            replace(processes, port=port),
+            request,
+            uses_deepspeed=uses_deepspeed,
+            interruption=team.interruption,
+        )
+    if answer.code != 0:
         team.fail()
     outcomes = [Outcome.from_json(answer) for answer in team.answers()]
     del gate
-    return code, outcomes
+    return answer, outcomes
+
+
+def outcome_of(answer: Answer, team: Team | None) -> Outcome:
+    """How the training processes of this command ended."""
+    return Outcome(
+        code=answer.code,
+        host=socket.gethostname(),
+        problems=answer.reports.problems,
+        bug=answer.reports.bug,
+        has_stopped=answer.reports.has_stopped,
+        was_interrupted=team is not None and team.was_interrupted,
+    )
 
 
 def follow(team: Team, processes: Processes) -> int:
@@ -83,28 +98,20 @@ def _check(order: Message) -> list[Problem]:
 
 
 def _train(team: Team, processes: Processes, order: Message) -> Outcome:
-    """Train with this command's processes. What is written goes to a folder of this machine's own."""
-    with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
-        answers = Path(answers_name)
-        write_text(answers / "plan.json", order["plan"])
-        plan = Plan.model_validate_json(order["plan"])
-        request = Request(
-            output_dir=str(Path(plan.stages[0].output_dir).absolute()),
-            plan_file=str(answers / "plan.json"),
-            resume_from=order["resume_from"],
-            answers_dir=str(answers),
+    """Train with this command's processes."""
+    plan = Plan.model_validate_json(order["plan"])
+    request = Request(
+        output_dir=str(Path(plan.stages[0].output_dir).absolute()),
+        plan=order["plan"],
+        resume_from=order["resume_from"],
+        has_other_commands=True,
+        seconds_left=None,
+    )
+    with team.training():
+        answer = run_processes(
+            replace(processes, port=order["port"]),
+            request,
+            uses_deepspeed=order["uses_deepspeed"],
+            interruption=team.interruption,
         )
-        request.write(answers / "request.json")
-        with team.training():
-            code = run_processes(
-                replace(processes, port=order["port"]),
-                answers / "request.json",
-                uses_deepspeed=order["uses_deepspeed"],
-            )
-        return Outcome(
-            code=code,
-            host=socket.gethostname(),
-            problems=tuple(read_problems(answers)),
-            bug=read_bug(answers),
-            was_interrupted=team.was_interrupted,
-        )
+    return outcome_of(answer, team)

@@ -67,26 +67,18 @@ def append(folder: Path, line: dict[str, object]) -> None:
     path = folder / HISTORY
     check(folder)
     text = json.dumps(line, default=str) + "\n"
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            size = os.fstat(handle).st_size
-            if size and os.pread(handle, 1, size - 1) != b"\n":
-                text = "\n" + text
-            data = text.encode()
-            while data:
-                data = data[os.write(handle, data) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        sync_folder(folder)
-    except OSError as error:
-        raise RecipeError.of(
-            f"{path} cannot be written",
-            code="output-cannot-be-written",
-            found=error.strerror or str(error),
-            hint="make room or make the folder writable, then run the same command again",
-        ) from None
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            text = "\n" + text
+        data = text.encode()
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    sync_folder(folder)
 
 
 def check(folder: Path) -> None:

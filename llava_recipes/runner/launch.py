@@ -7,14 +7,25 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from llava_recipes.interpreter import python_environment, python_words
+from llava_recipes.runner.channel import Channel
+from llava_recipes.runner.descendants import adopting, descendants, kill_descendants, reap
+from llava_recipes.runner.interruption import Interruption
+from llava_recipes.runner.reports import Reports, Request
 from llava_recipes.runner.world import without_launcher
+from llava_recipes.stop_signals import held_back
+
+_TICK_S = 0.1
+_PATIENCE_S = 30.0
+"""How long a process that was asked to stop may say nothing; saving is never cut."""
+_POINTLESS_S = 10.0
+"""How long it may go on where processes of another command have failed: none gets further without them."""
+_LAST_WORDS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,43 +66,103 @@ def _has_gpu() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
 
-def run_processes(processes: Processes, request_file: Path, *, uses_deepspeed: bool) -> int:
-    """Run the workers to their end and return the exit code: 0 when every one succeeded."""
+@dataclass(frozen=True)
+class Answer:
+    """What became of a stage's processes: their exit code, and what they reported."""
+
+    code: int
+    reports: Reports
+    cut_short: str | None
+    """Why they were killed although they had not ended: words for a message; or None."""
+
+
+def run_processes(
+    processes: Processes, request: Request, *, uses_deepspeed: bool, interruption: Interruption
+) -> Answer:
+    """Run the workers to their end; they save and stop once the interruption asks. None of them is left."""
     worker, torchrun = "llava_recipes.runner.worker", "llava_recipes.runner.torchrun"
     environment = _environment(processes)
     if processes.by_torchrun:
-        argv = [*python_words(torchrun), *_torchrun_options(processes), "-m", worker, str(request_file)]
+        argv = [*python_words(torchrun), *_torchrun_options(processes), "-m", worker]
     else:
-        argv = [*python_words(worker), str(request_file)]
+        argv = python_words(worker)
         if processes.nnodes > 1:
             environment |= _ranks(processes, processes.address, processes.port)
             # The first command keeps the store, not the first process: nobody else can take its port.
             environment["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         elif uses_deepspeed:
             environment |= _ranks(processes, "127.0.0.1", free_port())
-    # A session of its own: Ctrl-C reaches this process alone, which then signals the workers once. They have
-    # no standard input, so that no library can wait for an answer there.
-    return _wait(subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True))
+    others = frozenset(descendants(os.getpid()))
+    channel = Channel(request.to_json())
+    environment |= channel.environment
+    with closing(channel), adopting():
+        # A session of its own: Ctrl-C reaches this process alone, which then asks the workers once. They have
+        # no standard input, so that no library can wait for an answer there.
+        with held_back():
+            child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            cut_short = _wait(child, channel, interruption)
+        finally:
+            _end_all(child, channel, others)
+            _hear(channel, interruption)
+        return Answer(child.returncode, Reports.read(channel), cut_short)
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait for a child. The first signal makes it save and stop, the second kills it."""
-    asked = False
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            os.killpg(child.pid, signal.SIGKILL)
+def _wait(child: subprocess.Popen[bytes], channel: Channel, interruption: Interruption) -> str | None:
+    """Wait for the processes to end. Returns why they must be killed, or None when they have ended."""
+    waited_s, before_s = 0.0, time.monotonic()
+    while True:
+        ranks = channel.ranks()
+        if child.poll() is not None:
+            if not ranks:
+                return None
+            # torchrun was killed: nobody waits for them, and what they have learned is saved.
+            channel.stop("torchrun is gone")
+        interruption.seconds_left()
+        _hear(channel, interruption)
+        if interruption.is_repeated:
+            return "a second signal"
+        if interruption.reason is not None:
+            channel.stop(interruption.reason)
+        elif interruption.is_pointless:
+            channel.stop("a failure elsewhere")
+        now_s = time.monotonic()
+        # Being suspended is no reason to lose patience.
+        elapsed_s, before_s = min(now_s - before_s, 1.0), now_s
+        if channel.is_stopping and not any(peer.is_saving for peer in ranks):
+            waited_s += elapsed_s
+            if not channel.num_seen:
+                return "a request before it had begun"
+            if interruption.is_pointless and waited_s >= _POINTLESS_S:
+                return "a failure elsewhere"
+            heard_s = min((peer.heard_s for peer in ranks), default=now_s)
+            if waited_s >= _PATIENCE_S and now_s - heard_s >= _PATIENCE_S:
+                return f"a training process did not react for {_PATIENCE_S:g} s"
         else:
-            child.terminate()
-        asked = True
+            waited_s = 0.0
+        time.sleep(_TICK_S)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+def _hear(channel: Channel, interruption: Interruption) -> None:
+    """Take over what a process was asked that this one was not."""
+    for _, message in channel.of_kind("asked"):
+        interruption.ask(str(message.get("reason")))
+
+
+def _end_all(child: subprocess.Popen[bytes], channel: Channel, others: frozenset[int]) -> None:
+    """Kill what still runs of a stage, wait for it, and read the last words."""
+    for peer in channel.peers():
+        kill_descendants(peer.pid)
+        with suppress(ProcessLookupError):
+            os.kill(peer.pid, signal.SIGKILL)
+    kill_descendants(os.getpid(), except_for=others)
+    child.wait()
+    for pid in descendants(os.getpid()):
+        if pid not in others:
+            reap(pid)
+    deadline = time.monotonic() + _LAST_WORDS_S
+    while channel.peers() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _ranks(processes: Processes, address: str, port: int) -> dict[str, str]:
@@ -151,15 +222,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def stop_with_parent() -> None:
-    """Ask this process to save and stop once its parent is gone; for the processes that a run starts."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(2.0)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

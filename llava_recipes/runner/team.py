@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.world import World
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ JOIN_S = 600.0
 _POLL_S, _BEAT_S, _LOST_S = 0.1, 2.0, 30.0
 _LAST_WORDS_S = 3.0
 """What a process has to report why it failed, once another one has failed."""
-_KILL_S = 10.0
-"""After which training processes are killed that were asked to stop: without the others none gets further."""
+_STOP = "stop"
 _STORE_S = timedelta(seconds=60)
 
 
@@ -49,6 +48,8 @@ class Outcome:
     host: str
     problems: tuple[Problem, ...] = ()
     bug: str | None = None
+    has_stopped: bool = False
+    """Whether they stopped early because they were asked to."""
     was_interrupted: bool = False
     """They were ended because others had failed: what they report is no cause."""
 
@@ -68,6 +69,7 @@ class Team:
     store: Store
     world: World
     index: int
+    interruption: Interruption
     beats: dict[int, tuple[bytes, float]] = field(default_factory=dict)
     trouble: str | None = None
     was_interrupted: bool = False
@@ -131,6 +133,7 @@ class Team:
     def training(self) -> Iterator[None]:
         """Interrupt this command's training processes when those of another one fail."""
         self.was_interrupted, self._is_training = False, True
+        self.interruption.is_pointless = False
         try:
             yield
         finally:
@@ -146,6 +149,7 @@ class Team:
             try:
                 num_beats += 1
                 self.store.set(f"beat/{self.index}", str(num_beats))
+                self._share_request()
                 self._look()
                 failed = self._is_training and self._has_failed()
             except Exception as error:
@@ -180,14 +184,19 @@ class Team:
         return False
 
     def _interrupt(self) -> None:
-        """End this command's training processes by the signals that it passes on to them."""
-        for delay_s in (_LAST_WORDS_S, _KILL_S):
-            until = time.monotonic() + delay_s
-            while time.monotonic() < until:
-                if not self._is_training or self._ended.wait(_POLL_S):
-                    return
-            self.was_interrupted = True
-            os.kill(os.getpid(), signal.SIGTERM)
+        """End this command's training processes, which wait for those that failed."""
+        until = time.monotonic() + _LAST_WORDS_S
+        while time.monotonic() < until:
+            if not self._is_training or self._ended.wait(_POLL_S):
+                return
+        self.was_interrupted = self.interruption.is_pointless = True
+
+    def _share_request(self) -> None:
+        """Pass a request to stop on to the other commands, and hear of theirs."""
+        if self.interruption.reason is not None:
+            self.store.set(_STOP, self.interruption.reason)
+        elif self.store.check([_STOP]):
+            self.interruption.ask(self.store.get(_STOP).decode())
 
     def name_of(self, index: int) -> str:
         """A command of the run as messages name it."""
@@ -203,6 +212,8 @@ class Team:
     def _wait(self, key: str, *, until_s: float | None = None) -> Message:
         with self._reached():
             while not self.store.check([key]):
+                if self.interruption.is_repeated:
+                    raise KeyboardInterrupt
                 if self.trouble is not None:
                     raise TeamLost(self.trouble)
                 if until_s is not None and time.monotonic() > until_s:
@@ -222,14 +233,16 @@ class Team:
             raise TeamLost(f"the first process of the run is gone ({_first_line(error)})") from None
 
 
-def join(world: World, facts: Message, *, timeout_s: float) -> tuple[Team, list[Message]]:
+def join(
+    world: World, facts: Message, interruption: Interruption, *, timeout_s: float
+) -> tuple[Team, list[Message]]:
     """Meet the other commands; on the first one also what each of them says of itself, in order.
 
     Raises RecipeError when one does not come in time.
     """
     until_s = time.monotonic() + timeout_s
     store, index = _open(world, until_s=until_s, timeout_s=timeout_s)
-    team = Team(store, world, index)
+    team = Team(store, world, index, interruption)
     token = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
     if store.compare_set(f"seat/{index}", "", token).decode() != token:
         raise _taken(world, f"{team.name_of(index)} is here already")

@@ -1,32 +1,60 @@
-"""torchrun without its traceback: the workers' own messages say what went wrong."""
+"""torchrun without its traceback, and without its limit of 30 s for saving after a signal."""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
+import time
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
-from llava_recipes.runner.launch import stop_with_parent
+from llava_recipes.runner.channel import ChannelLost, Line
+from llava_recipes.runner.descendants import descendants
 from llava_recipes.screen import guard_streams
+from llava_recipes.stop_signals import STOP_SIGNALS
 
 
 def main(argv: list[str]) -> int:
-    """Run `-m MODULE ARGUMENT…`, given after torchrun's options, in every process; the highest exit code."""
-    stop_with_parent()
+    """Run `-m MODULE`, given after torchrun's options, in every process; the highest exit code."""
     guard_streams(outlives_reader=True)
+    try:
+        line = Line(os.environ, rank=None)
+    except ChannelLost:
+        return 1
+    line.listen(on_stop=lambda reason: None, on_lost=_end_after_workers)
+    threading.Thread(target=_pass_on, args=(line,), name="signals", daemon=True).start()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config, command, arguments = config_from_args(parse_args(argv))
+    # Its folder of logs, which nobody reads, would be a reason to fail.
+    config, command, arguments = config_from_args(parse_args([f"--log-dir={os.devnull}", *argv]))
     try:
         elastic_launch(config, command)(*arguments)
     except ChildFailedError as error:
-        return max(failure.exitcode for failure in error.failures.values())
-    except SignalException as error:
-        return 128 + int(error.sigval)
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return max(code if code >= 0 else 128 - code for code in codes)
     return 0
+
+
+def _pass_on(line: Line) -> None:
+    """Pass stop signals on to the command, which asks the processes to stop.
+
+    They stay held back in this process, and in the processes it starts until these are ready: torch's own
+    handlers would kill them 30 s later, in the middle of saving.
+    """
+    while True:
+        number = signal.sigwait(STOP_SIGNALS)
+        line.tell({"kind": "asked", "reason": signal.Signals(number).name})
+
+
+def _end_after_workers() -> None:
+    """The command is gone: the processes save and end by themselves, and so does this one then."""
+    while descendants(os.getpid()):
+        time.sleep(0.5)
+    os._exit(1)
 
 
 if __name__ == "__main__":

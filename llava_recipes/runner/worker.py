@@ -1,125 +1,141 @@
-"""One training process, `python -m llava_recipes.runner.worker REQUEST.json`, and the files it answers with.
+"""One training process, `python -m llava_recipes.runner.worker`, started by the command `run`.
 
-The parent imports this too: torch and transformers are imported where they are needed.
+It can be asked to stop from its beginning: torch and transformers are imported where they are needed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import sys
+import time
 import traceback
 import warnings
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava_recipes.errors import Problem, RecipeError
-from llava_recipes.files import write_text
-from llava_recipes.runner.launch import stop_with_parent
-from llava_recipes.screen import OutputLost, drop_rest, guard_streams
+from llava_recipes.runner.channel import ChannelLost, Line
+from llava_recipes.runner.descendants import kill_descendants
+from llava_recipes.runner.reports import Request, Result, problems_message
+from llava_recipes.runner.write_failure import reporting_write_failures
+from llava_recipes.screen import OutputLost, drop_rest, guard_streams, say
+from llava_recipes.train.stopping import Stop, StoppedBeforeStep
+
+_OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out|store", re.IGNORECASE)
+_HEARSAY_S = 3.0
 
 
-@dataclass(frozen=True)
-class Request:
-    """One stage to train. Paths are absolute; `plan_file` is the plan of this stage alone."""
+class Worker:
+    """A training process and its line to the command that started it."""
 
-    output_dir: str
-    plan_file: str
-    resume_from: str | None
-    answers_dir: str
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.request = Request.from_json(line.request)
+        self.stop: Stop = Stop(tell=line.tell, leave=self._leave_at_once)
 
-    def write(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self)))
+    def run(self) -> int:
+        """Train, and report the result, the problems or the traceback; returns the exit code."""
+        try:
+            self._begin()
+            return self._train()
+        except StoppedBeforeStep:
+            # Handlers raise it once: what follows is not interrupted.
+            self._say_stopped()
+            self._leave_at_once()
+            raise AssertionError("unreachable") from None
 
-    @classmethod
-    def read(cls, path: Path) -> Request:
-        return cls(**json.loads(path.read_text("utf-8")))
+    def _begin(self) -> None:
+        first = os.environ.get("RANK", "0") == "0"
+        self.line.listen(on_stop=self.stop.obey, on_lost=lambda: self.stop.ask(LAUNCHER_GONE))
+        self.stop.watch(seconds_left=self.request.seconds_left if first else None)
+
+    def _train(self) -> int:
+        try:
+            with reporting_write_failures(Path(self.request.output_dir), stage=("stages", 0)):
+                result = _train(self.request, self.stop)
+        except RecipeError as error:
+            self.line.tell(problems_message(error))
+            return 1
+        except OutputLost as lost:
+            drop_rest(lost.stream)
+            message = "the run cannot write to its output"
+            problem = Problem(message, code="output-cannot-be-written", found=str(lost))
+            self.line.tell(problems_message(RecipeError(problem)))
+            return 1
+        except Exception as error:
+            if self._is_of_others(error):
+                self._say_stopped()
+                self._leave_at_once()
+            self.line.tell({"kind": "bug", "traceback": traceback.format_exc()})
+            return 3
+        self.line.tell({"kind": "result", "result": result.to_json()})
+        return 0
+
+    def _is_of_others(self, error: Exception) -> bool:
+        """Whether an error only says that another process has left first, being asked to stop."""
+        if not _OF_OTHER_PROCESSES.search(f"{type(error).__name__} {error}"):
+            return False
+        deadline = time.monotonic() + (_HEARSAY_S if self.request.has_other_commands else 0.0)
+        # The request may still be on its way from another node.
+        while self.stop.reason is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.stop.reason is not None
+
+    def _say_stopped(self) -> None:
+        self.line.tell(self.stop.report())
+
+    def _leave_at_once(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            # Nothing more can be done for the last words.
+            except (OSError, ValueError, OutputLost):
+                continue
+        kill_descendants(os.getpid())
+        self.line.close()
+        # torchrun ends the others where one fails.
+        os._exit(0)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What the first process reports at the end."""
-
-    num_steps: int
-    stopped_early: bool
-    last_loss: float | None
-    seconds: float
-    eval_loss: float | None
-    warnings: tuple[str, ...] = ()
-
-    def write(self, folder: Path) -> None:
-        write_text(folder / "result.json", json.dumps(asdict(self)))
-
-    @classmethod
-    def read(cls, folder: Path) -> Result | None:
-        path = folder / "result.json"
-        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+LAUNCHER_GONE = "the command that started it is gone"
 
 
-def write_problems(folder: Path, rank: int, error: RecipeError) -> None:
-    """Pass problems that the user can fix to the parent, which knows the lines of the recipe."""
-    problems = [problem.to_json() for problem in error.problems]
-    write_text(folder / f"problems-{rank}.json", json.dumps(problems))
-
-
-def write_bug(folder: Path, rank: int, traceback_text: str) -> None:
-    """Pass the traceback of a bug of ours to the parent."""
-    write_text(folder / f"bug-{rank}.txt", traceback_text)
-
-
-def read_problems(folder: Path) -> list[Problem]:
-    """The problems of all processes; one that several of them report comes once."""
-    files = sorted(folder.glob("problems-*.json"))
-    problems = [Problem.from_json(values) for file in files for values in json.loads(file.read_text("utf-8"))]
-    return list(dict.fromkeys(problems))
-
-
-def read_bug(folder: Path) -> str | None:
-    """The traceback of the first process that left one, or None."""
-    paths = sorted(folder.glob("bug-*.txt"))
-    return paths[0].read_text("utf-8") if paths else None
-
-
-def main(request_file: str) -> int:
-    """Train the stage of a request, and pass the result, the problems or the traceback to the parent."""
-    stop_with_parent()
+def main() -> int:
+    """Train the stage that the command which started this process requests."""
     # Training goes on when its reader, such as a pager, is closed.
     guard_streams(outlives_reader=True)
-    request = Request.read(Path(request_file))
-    answers = Path(request.answers_dir)
-    rank = int(os.environ.get("RANK", "0"))
     try:
-        result = _train(request)
-    except RecipeError as error:
-        write_problems(answers, rank, error)
+        line = Line(os.environ, rank=int(os.environ.get("RANK", "0")))
+    except ChannelLost as lost:
+        say(f"a training process cannot reach the command that started it: {lost}", to_stderr=True)
         return 1
-    except OutputLost as lost:
-        drop_rest(lost.stream)
-        message = "the run cannot write to its output"
-        problem = Problem(message, code="output-cannot-be-written", found=str(lost))
-        write_problems(answers, rank, RecipeError(problem))
-        return 1
-    except Exception:
-        write_bug(answers, rank, traceback.format_exc())
-        return 3
-    if result is not None:
-        result.write(answers)
-    return 0
+    worker = Worker(line)
+    code = worker.run()
+    _leave(code, worker.stop)
+    return code
 
 
-def _train(request: Request) -> Result | None:
+def _train(request: Request, stop: Stop) -> Result:
     _quiet_libraries(is_first_process=os.environ.get("RANK", "0") == "0")
     from llava_recipes.plan.types import Plan
     from llava_recipes.runner.run_folder import write_results
     from llava_recipes.train.stage import train_stage
 
-    plan = Plan.model_validate_json(Path(request.plan_file).read_text("utf-8"))
+    plan = Plan.model_validate_json(request.plan)
     output_dir = Path(request.output_dir)
     resume_from = Path(request.resume_from) if request.resume_from else None
-    trained = train_stage(plan, 0, output_dir=output_dir, resume_from=resume_from)
+    trained = train_stage(plan, 0, output_dir=output_dir, resume_from=resume_from, stop=stop)
+    result = Result(
+        trained.num_steps,
+        trained.stopped_early,
+        trained.last_loss,
+        trained.seconds,
+        trained.eval_loss,
+        trained.warnings,
+    )
     if not trained.is_first_process:
-        return None
+        return result
     if not trained.stopped_early:
         write_results(plan, trained, output_dir)
     how = "stopped" if trained.stopped_early else "done"
@@ -133,14 +149,7 @@ def _train(request: Request) -> Result | None:
     if trained.eval_loss is not None:
         rows.append(("validation", f"loss {trained.eval_loss:.4f}"))
     trained.reporter.finish((*rows, ("written to", str(output_dir))))
-    return Result(
-        trained.num_steps,
-        trained.stopped_early,
-        trained.last_loss,
-        trained.seconds,
-        trained.eval_loss,
-        trained.warnings,
-    )
+    return result
 
 
 def _quiet_libraries(*, is_first_process: bool) -> None:
@@ -158,7 +167,7 @@ def _quiet_libraries(*, is_first_process: bool) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int, stop: Stop) -> None:
     """End the process without its exit handlers, once everything is written.
 
     ZeRO-3 on a CPU sometimes aborts while the interpreter shuts down, after everything is saved.
@@ -168,7 +177,8 @@ def _leave(code: int) -> None:
     if dist.is_available() and dist.is_initialized():
         if code == 0:
             try:
-                dist.barrier()
+                # Nobody leaves before the others are done, or without knowing that one was asked to stop.
+                stop.agree()
             except RuntimeError:
                 # Another process failed first, and reports why itself.
                 code = 1
@@ -178,6 +188,4 @@ def _leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1])
-    _leave(exit_code)
-    raise SystemExit(exit_code)
+    raise SystemExit(main())

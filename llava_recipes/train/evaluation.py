@@ -21,7 +21,7 @@ from llava_recipes.data.images import BadImage, open_images, read_prepared
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.data.workers import worker_options
 from llava_recipes.errors import KeyPath, RecipeError
-from llava_recipes.files import expanded, real_path, write_text
+from llava_recipes.files import expanded, naming, real_path, write_text
 from llava_recipes.layouts import IMAGE
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Answerer, Decoding, Prompt, PromptImage, evaluating
@@ -29,6 +29,7 @@ from llava_recipes.model.placing import TORCH_DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.screen import escape_json
 from llava_recipes.templates import Turn
+from llava_recipes.train.stopping import SAMPLING, EvaluationCut, Stop
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,22 @@ class ValidationSet:
         model: nn.Module,
         prepare: Callable[[dict[str, Tensor]], Mapping[str, Any]],
         device: torch.device,
+        *,
+        is_cut: Callable[[torch.device], bool] = lambda device: False,
     ) -> Measured:
         """The mean loss over all label tokens, in eval mode: without dropout and gradients.
 
         Every process must call it. Each takes its share of the samples, and runs as many batches as the
         others, since ZeRO-3 gathers weights from all of them: one that has run out repeats a sample that
-        does not count. `prepare` moves a batch to the device. The global random state stays as it is.
+        does not count. `prepare` moves a batch to the device. The global random state stays as it is. Raises
+        EvaluationCut where `is_cut`, asked before each batch, says so: the same on every process.
         """
         started_s = time.monotonic()
         total = torch.zeros(2, dtype=torch.float64, device=device)
         with evaluating(model):
             for batch in self._batches():
+                if is_cut(device):
+                    raise EvaluationCut
                 batch.pop(SAMPLE_INDEX)
                 output = model(**prepare(batch), num_items_in_batch=1)
                 total[0] += output.loss.double()
@@ -180,8 +186,10 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         log: SamplesLog | None,
         show: Callable[[int, str, str], None],
         together: bool,
+        stop: Stop | None = None,
     ) -> None:
         assert stage.sampling is not None
+        self._stop = stop or Stop()
         self._plan, self._answerer, self._subjects = stage.sampling, answerer, tuple(subjects)
         self._log, self._show, self._together = log, show, together
         # DeepSpeed casts the weights themselves; without it, some are float32 and others are not.
@@ -191,11 +199,15 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         step = state.global_step
-        if step % self._plan.every and step != state.max_steps:
+        if (step % self._plan.every and step != state.max_steps) or control.should_training_stop:
             return
         # Greedy answers draw no random numbers; other ways to decode must not change training either.
         is_cast = self._dtype != torch.float32
-        with private_randomness(), torch.autocast(args.device.type, dtype=self._dtype, enabled=is_cast):
+        with (
+            self._stop.phase(SAMPLING),
+            private_randomness(),
+            torch.autocast(args.device.type, dtype=self._dtype, enabled=is_cast),
+        ):
             answers = self._answers()
         for subject, answer in zip(self._subjects, answers, strict=True):
             if self._log is not None:
@@ -225,7 +237,7 @@ class SamplesLog:
 
     def append(self, sampled: Sampled) -> None:
         """Write one line."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(escape_json(json.dumps(vars(sampled), ensure_ascii=False)) + "\n")
 
 

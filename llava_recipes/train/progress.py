@@ -1,13 +1,9 @@
-"""Show a stage while it trains: a start panel, a live bar or plain lines, a summary; stop on a signal."""
+"""Show a stage while it trains: a start panel, a live bar or plain lines, a summary."""
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
-from types import FrameType
 
-import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import (
@@ -19,7 +15,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.screen import cell, console, guard_redirected, say, shown
@@ -167,35 +162,3 @@ def _grid(rows: tuple[tuple[str, str], ...]) -> Table:
     for name, value in rows:
         grid.add_row(cell(name, style="dim"), shown(value))
     return grid
-
-
-class StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    """Saves and stops after the current step once any process receives SIGTERM or SIGINT.
-
-    The processes agree by an all-reduce: a signal that reaches only one of them must not leave the others
-    waiting.
-    """
-
-    def __init__(self) -> None:
-        self._has_signal = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._has_signal = True
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> TrainerControl:
-        agreed = self._has_signal
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            flag = torch.tensor(int(agreed), device=args.device)
-            # A signal that comes during the all-reduce is for the next step.
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            agreed = bool(flag.item())
-        if agreed and state.global_step < state.max_steps:
-            control.should_save = True
-            # The sender of the signal may not wait for an evaluation.
-            control.should_evaluate = False
-            control.should_training_stop = True
-        return control

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from llava_recipes.data.collate import IndexedCollator
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.order import EpochSampler
+from llava_recipes.data.order import BatchLayout, EpochSampler
 from llava_recipes.errors import KeyPath
 from llava_recipes.model.assemble import Assembled, assemble, collator_of, open_samples
 from llava_recipes.model.forward import trains_in_vain
@@ -30,14 +30,16 @@ from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.among_processes import by_first
-from llava_recipes.train.checkpoints import TRAINER_STATE, read_facts
+from llava_recipes.train.checkpoints import SEAL, TRAINER_STATE, loading, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.finite import is_overflow
 from llava_recipes.train.layout import check_processes, kept_layout, layout_notes
 from llava_recipes.train.learning import LearningCheck, LossBand
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
-from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
+from llava_recipes.train.progress import Reporter, Start, choose_reporter
 from llava_recipes.train.saved_state import open_state
+from llava_recipes.train.stop_on_request import StopOnRequest
+from llava_recipes.train.stopping import RESULTS, Stop
 from llava_recipes.train.trainer import StageTrainer, out_of_memory, rate_too_large
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
@@ -65,26 +67,32 @@ class TrainedStage:
     reporter: Reporter
 
 
-def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None) -> TrainedStage:
+def train_stage(
+    plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None, stop: Stop | None = None
+) -> TrainedStage:
     """Train stage number `index` of a plan in this process, one of `plan.world_size`.
 
-    `resume_from` is a checkpoint folder. Raises RecipeError for what the user can fix: weights that do not
-    fit, a broken image, a loss that is not finite, too little memory.
+    `resume_from` is a checkpoint folder; `stop` may ask to stop at any time.
+
+    Raises RecipeError for what the user can fix: weights that do not fit, a broken image, a loss that is not
+    finite, too little memory.
     """
     stage = plan.stages[index]
+    stop = stop or Stop()
     arguments, notes = _build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
     _join_processes(stage, arguments)
     stage_path: KeyPath = ("stages", index)
-    layout = kept_layout(stage, resume_from, arguments.device)
+    resumed = by_first(lambda: _facts_of(resume_from), arguments.device)
+    layout = kept_layout(stage.train, None if resumed is None else BatchLayout(**resumed["layout"]))
     check_processes(stage, layout, stage_path)
     notes += layout_notes(stage, layout)
     assembled, num_trainable = _build(plan, stage)
+    stop.expect_save(num_trainable)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
     dataset = _dataset(stage.data, plan, assembled)
     first = arguments.process_index == 0
     reporter = choose_reporter(is_first_process=first)
-    resumed = by_first(lambda: _facts_of(resume_from), arguments.device)
     resumed_step = 0 if resumed is None else int(resumed["step"])
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
     warnings: list[str] = []
@@ -128,7 +136,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         data_collator=IndexedCollator(collator_of(assembled, dataset)),
         validation=_validation(plan, stage, assembled, arguments),
         sample_name=dataset.describe,
-        callbacks=[StopOnSignal()],
+        callbacks=[StopOnRequest(stop)],
+        stop=stop,
     )
     together = zero_stage(stage.deepspeed) == 3
     if stage.sampling is not None and (first or together):
@@ -138,7 +147,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         subjects = choose_subjects(stage.sampling, answerer, asked, stage_path=stage_path)
         log = SamplesLog(output_dir / SAMPLES, resumed_step=resumed_step) if first else None
         trainer.add_callback(
-            SampleWhileTraining(stage, answerer, subjects, log=log, show=reporter.sample, together=together)
+            SampleWhileTraining(
+                stage, answerer, subjects, log=log, show=reporter.sample, together=together, stop=stop
+            )
         )
     trainer.remove_callback(PrinterCallback)
     num_steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
@@ -162,7 +173,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         else:
             saved = open_state(Path(resumed["folder"]), arguments.device)
             trainer.resume(saved, loss=resumed["loss"], state=resumed["state"])
-        stopped_early = trainer.state.global_step < num_steps
+        if trainer.must_measure():
+            trainer.evaluate()
+        stopped_early = trainer.state.global_step < num_steps or stop.has_cut_evaluation
         if not stopped_early:
             learning.check_end()
     except BaseException as error:
@@ -172,6 +185,8 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         if is_overflow(error):
             raise rate_too_large(stage.train.learning_rate, stage=stage_path) from error
         raise
+    if not stopped_early:
+        stop.enter(RESULTS)
     if not stopped_early and (outside := band.warning()) is not None:
         warn(outside)
     return TrainedStage(
@@ -196,7 +211,15 @@ def _facts_of(checkpoint: Path | None) -> JsonValue:
     if checkpoint is None:
         return None
     facts, state = read_facts(checkpoint), (checkpoint / TRAINER_STATE).read_text("utf-8")
-    return {"folder": str(checkpoint), "step": facts.step, "loss": facts.loss, "state": state}
+    with loading(checkpoint, SEAL):
+        layout: JsonValue = {**BatchLayout.from_json(dict(facts.layout)).to_json()}
+    return {
+        "folder": str(checkpoint),
+        "step": facts.step,
+        "layout": layout,
+        "loss": facts.loss,
+        "state": state,
+    }
 
 
 def _build_arguments(

@@ -50,6 +50,7 @@ from llava_recipes.train.learning import LearningCheck, roots_without
 from llava_recipes.train.optimizer_states import check_storable
 from llava_recipes.train.saved_state import Live, SavedState, restore, restore_random, save_state
 from llava_recipes.train.step_batches import Batch, counted, is_uncounted, weigh
+from llava_recipes.train.stopping import EVALUATION, SAVING, EvaluationCut, Stop
 
 Group = dict[str, Any]
 """A parameter group of a torch optimizer: `params`, `lr`, `weight_decay` and the optimizer's own keys."""
@@ -76,12 +77,14 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         param_groups: tuple[ParamGroupPlan, ...] = (),
         validation: ValidationSet | None = None,
         sample_name: Callable[[int], str] = "sample {}".format,
+        stop: Stop | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs, eval_dataset=None if validation is None else validation.dataset)
         if validation is not None:
             self.add_callback(MeasureAtTheEnd())
         self._validation = validation
+        self._stop = stop or Stop()
         self.measured: tuple[int, Measured] | None = None
         """The last measured validation loss, and the step after which it was measured."""
         self._resumed: SavedState | None = None
@@ -298,7 +301,17 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             return {"eval_loss": self.measured[1].loss}
         # ZeRO-3's weights are whole only inside its engine; DDP's wrapper would wait for the other processes.
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        measured = self._validation.measure(model, self._prepare_inputs, self.args.device)
+        try:
+            with self._stop.phase(EVALUATION):
+                measured = self._validation.measure(
+                    model, self._prepare_inputs, self.args.device, is_cut=self._stop.agree
+                )
+        except EvaluationCut:
+            # A resumed run measures it, so that nobody waits for it now.
+            self._stop.has_cut_evaluation = True
+            self.control.should_save = self.control.should_training_stop = True
+            self._stop.enter(SAVING)
+            return {}
         advice = _advice(Path(self.args.output_dir), fp16=self.args.fp16)
         _check_validation_loss(measured.loss, step=step, stage=self._stage_path, advice=advice)
         self.measured = step, measured
@@ -322,6 +335,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def must_measure(self) -> bool:
+        """Whether the validation loss after the last step is missing, as in a run that was cut there."""
+        if self._validation is None or self.state.global_step < self.state.max_steps:
+            return False
+        return self.measured is None or self.measured[0] < self.state.global_step
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.runner import launch
+from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Processes, run_processes
+from llava_recipes.runner.reports import Request
 
 PRINT = """
 import os, sys
@@ -26,7 +28,9 @@ def visible_to(processes: Processes, folder: Path, monkeypatch: pytest.MonkeyPat
         return start([sys.executable, "-c", PRINT, str(folder / "seen")], **rest)  # type: ignore[call-overload,no-any-return]
 
     monkeypatch.setattr(subprocess, "Popen", print_instead)
-    assert run_processes(processes, folder / "request.json", uses_deepspeed=False) == 0
+    request = Request("", "", None, has_other_commands=False, seconds_left=None)
+    answer = run_processes(processes, request, uses_deepspeed=False, interruption=Interruption())
+    assert answer.code == 0
     return (folder / "seen").read_text()
 
 

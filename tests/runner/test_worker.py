@@ -1,16 +1,22 @@
-"""What training processes leave for the command that watches them."""
+"""What training processes report to the command that watches them."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from pathlib import Path
 
 from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.runner.execute import at_stage
-from llava_recipes.runner.worker import read_problems, write_problems
+from llava_recipes.runner.reports import problems_message, read_problems
 
 
-def test_a_sample_keeps_its_place(tmp_path: Path) -> None:
+def read_back(*errors: RecipeError) -> list[Problem]:
+    """The problems of a process each, as they are after their way through a connection."""
+    sent = [json.dumps(problems_message(error)) for error in errors]
+    return read_problems([(rank, json.loads(line)) for rank, line in enumerate(sent)])
+
+
+def test_a_sample_keeps_its_place() -> None:
     """Of the sources of a mix none is known by a sample's number; its file, line or row is."""
     problems = (
         Problem(
@@ -23,22 +29,18 @@ def test_a_sample_keeps_its_place(tmp_path: Path) -> None:
         Problem("sample 4: broken", code="test", mark=Mark("b.parquet", 0, 0, row=7)),
         Problem("too large", code="test", path=("stages", 0, "train")),
     )
-    write_problems(tmp_path, 1, RecipeError(*problems))
-    write_problems(tmp_path, 0, RecipeError(problems[0]))
-    found = read_problems(tmp_path)
+    found = read_back(RecipeError(problems[0]), RecipeError(*problems))
     assert found == list(problems)
     assert found[0].mark is not None and found[0].mark.text == "  {"
 
 
-def test_two_problems_with_one_message_are_two(tmp_path: Path) -> None:
+def test_two_problems_with_one_message_are_two() -> None:
     problems = (
         Problem("bad value", code="bad", path=("stages", 0, "train"), found="1", on_key=True),
         Problem("bad value", code="bad", path=("stages", 0, "data"), found="1", severity="warning"),
         Problem("bad value", code="bad", path=("stages", 0, "data"), found="2", is_secret=True),
     )
-    write_problems(tmp_path, 0, RecipeError(*problems))
-    write_problems(tmp_path, 1, RecipeError(problems[1]))
-    assert read_problems(tmp_path) == list(problems)
+    assert read_back(RecipeError(*problems), RecipeError(problems[1])) == list(problems)
 
 
 def test_a_problem_of_a_worker_points_at_its_own_stage() -> None:

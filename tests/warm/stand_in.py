@@ -71,6 +71,8 @@ def _wait(connection: socket.socket) -> int:
 
     for name in _FORWARDED:
         signal.signal(getattr(signal, name), forward)
+    # A run starts its processes with signals held back until they are ready for them.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     while not select.select([connection], [], [], _EVERY_S)[0]:
         if os.getppid() != parent:
             # Closing the connection ends the process that was started.
