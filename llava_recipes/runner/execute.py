@@ -33,6 +33,7 @@ from llava_recipes.runner.run_folder import (
 )
 from llava_recipes.runner.stop_words import stopped_words
 from llava_recipes.runner.team import Outcome, Team
+from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
 from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
@@ -204,6 +205,17 @@ def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginnin
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
+    try:
+        _run_in_folder(run, index, beginning)
+    except Exception as error:
+        folder = Path(run.plan.stages[index].output_dir)
+        problem = write_problem(error, folder=folder, stage=("stages", index))
+        if problem is None:
+            raise
+        raise run.loaded.fail(problem) from error
+
+
+def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     _clear(run, index, beginning)

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -160,9 +161,16 @@ def started_in(folder: Path, output_dir: str) -> Path | None:
 
 def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: dict[str, object]) -> None:
     """Write what is known before training."""
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    # The plan first, which marks the folder as ours: another node may look at it meanwhile.
-    write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+    try:
+        # The plan first, which marks the folder as ours: another node may look at it meanwhile.
+        write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+    except OSError:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     write_text(folder / RECIPE, recipe_yaml)
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 

@@ -160,7 +160,10 @@ def poison_this_process() -> None:
         with (ground / f"updates-{rank}").open("a") as file:
             file.write(f"{met[0]}\n")
         if poison.kind == "after" and met[0] == poison.step and rank == poison.rank:
-            optimizer.param_groups[0]["params"][0].data.view(-1)[0] = poison.value
+            parameters = [
+                each for group in optimizer.param_groups for each in group["params"] if each.numel()
+            ]
+            parameters[0].data.view(-1)[0] = poison.value
 
     setattr(StageTrainer, "compute_loss", compute_loss)  # noqa: B010  # mypy knows it as a method
     register_optimizer_step_post_hook(note_update)

@@ -210,7 +210,7 @@ def test_a_run_that_was_killed_after_its_last_step_trains_no_more(
     for name in ("mm_projector.safetensors", "metrics.jsonl", "config.json"):
         assert (run / name).read_bytes() == (whole / "run" / name).read_bytes()
     before, again = (json.loads((each / "DONE").read_text()) for each in (whole / "run", run))
-    assert {**again, "finished": None} == {**before, "finished": None}
+    assert [again[key] for key in ("steps", "loss")] == [before[key] for key in ("steps", "loss")]
 
 
 def test_leftovers_of_kills_block_nothing(uncut: Callable[[int, str], Path], tmp_path: Path) -> None:
