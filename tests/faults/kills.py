@@ -36,7 +36,7 @@ MODES = {
 }
 """Processes and the DeepSpeed preset."""
 STEPS = 5
-_WITHOUT = ("finished", "started_from", "files", "digest")
+_WITHOUT = ("finished", "started_from", "started_from_weights", "files", "sha256")
 """Of DONE, what differs between two runs that learned the same."""
 _TIMES = ("seconds", "samples_per_s", "tokens_per_s")
 _RESULTS = ("mm_projector.safetensors", "mm_projector.bin", "config.json")
