@@ -67,8 +67,8 @@ class InputComparison:
     differences: tuple[InputDifference, ...] = ()
     moved: frozenset[str] = frozenset()
     """Plan paths whose place is another now, with the same content."""
-    is_damaged: bool = False
-    """Whether the record cannot be read: then nothing is known."""
+    is_recorded: bool = True
+    """False without a record, as in runs of earlier versions, or with a damaged one: nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def compare_inputs(folder: Path, plan: Plan, *, most_bytes: int | None = None) -
     """
     recorded = _read(folder)
     if recorded is None:
-        return InputComparison(is_damaged=(folder / INPUTS).is_file())
+        return InputComparison(is_recorded=False)
     reader = _Reader(_by_real_path(recorded), most_bytes)
     differences: list[InputDifference] = []
     moved = set()
@@ -252,7 +252,11 @@ def _difference(each: _Input, then: Mapping[str, object], reader: _Reader) -> tu
         if file is None or not file.is_file():
             missing.append(old)
             continue
-        same = _is_same(before[old], reader.record(file, each.limit))
+        try:
+            same = _is_same(before[old], reader.record(file, each.limit))
+        except OSError as error:
+            changed.append(f"{file} cannot be read: {error.strerror}")
+            continue
         if same is None:
             unknown.append(str(file))
         elif not same:

@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llava_recipes.errors import RecipeError
-from llava_recipes.files import name_of_temporary, open_ordinary, sync_folder, write_text
+from llava_recipes.files import name_of_temporary, naming, open_ordinary, sync_folder, write_text
 from llava_recipes.seals import FileSeal, find_changes, read_seals, seal_of
 
 SEAL, LATEST = "checkpoint.json", "latest"
@@ -134,7 +134,8 @@ def saving(output_dir: Path, step: int) -> Iterator[NewCheckpoint]:
     """A new checkpoint to write to and commit; when the block raises, nothing of it stays."""
     checkpoint = NewCheckpoint(output_dir, step)
     try:
-        yield checkpoint
+        with naming(output_dir / f"checkpoint-{step}"):
+            yield checkpoint
     except BaseException:
         checkpoint.discard()
         raise

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import torch
-import torch.distributed as dist
-
 from llava_recipes.data.dealing import Dealing
 from llava_recipes.data.order import BatchLayout
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.plan.batch import divisors
 from llava_recipes.plan.types import StagePlan, TrainPlan
-from llava_recipes.train.checkpoints import SEAL, loading
 
 
-def kept_layout(stage: StagePlan, checkpoint: Path | None, device: torch.device) -> BatchLayout:
-    """The layout that a stage keeps: the checkpoint's, or the plan's where there is none.
+def kept_layout(train: TrainPlan, recorded: BatchLayout | None) -> BatchLayout:
+    """The layout that a stage keeps: the one recorded by its checkpoint, or the plan's where there is none.
 
-    The first process alone reads the checkpoint, and every process must call this. Where the plan has another
-    number of samples in a step, the run goes on with the plan's layout.
+    Where the plan has another number of samples in a step, the run goes on with the plan's layout.
     """
-    planned = planned_layout(stage.train)
-    several = dist.is_initialized() and dist.get_world_size() > 1
-    is_first = not several or dist.get_rank() == 0
-    recorded = None if checkpoint is None or not is_first else read_layout(checkpoint)
-    kept = recorded if recorded and recorded.samples_per_step == planned.samples_per_step else planned
-    if several:
-        numbers = torch.tensor(list(kept.to_json().values()), device=device)
-        dist.broadcast(numbers, src=0)
-        kept = BatchLayout(*numbers.tolist())
-    return kept
+    planned = planned_layout(train)
+    return recorded if recorded and recorded.samples_per_step == planned.samples_per_step else planned
 
 
 def planned_layout(train: TrainPlan) -> BatchLayout:
     return BatchLayout(
         train.num_processes, train.per_device_train_batch_size, train.gradient_accumulation_steps
     )
-
-
-def read_layout(checkpoint: Path) -> BatchLayout | None:
-    """The layout that a checkpoint was made with; None where it does not say so.
-
-    Raises RecipeError where it is damaged.
-    """
-    with loading(checkpoint, SEAL):
-        values = json.loads((checkpoint / SEAL).read_text("utf-8"))
-        return BatchLayout.from_json(values["layout"]) if "layout" in values else None
 
 
 def layout_notes(stage: StagePlan, layout: BatchLayout) -> list[str]:

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from llava_recipes.data.collate import IndexedCollator
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.order import EpochSampler
+from llava_recipes.data.order import BatchLayout, EpochSampler
 from llava_recipes.errors import KeyPath
 from llava_recipes.model.assemble import Assembled, assemble, collator_of, open_samples
 from llava_recipes.model.forward import trains_in_vain
@@ -30,7 +30,7 @@ from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.among_processes import by_first
-from llava_recipes.train.checkpoints import TRAINER_STATE, read_facts
+from llava_recipes.train.checkpoints import SEAL, TRAINER_STATE, loading, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.finite import is_overflow
 from llava_recipes.train.layout import check_processes, kept_layout, layout_notes
@@ -82,7 +82,8 @@ def train_stage(
     arguments, notes = _build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
     _join_processes(stage, arguments)
     stage_path: KeyPath = ("stages", index)
-    layout = kept_layout(stage, resume_from, arguments.device)
+    resumed = by_first(lambda: _facts_of(resume_from), arguments.device)
+    layout = kept_layout(stage.train, None if resumed is None else BatchLayout(**resumed["layout"]))
     check_processes(stage, layout, stage_path)
     notes += layout_notes(stage, layout)
     assembled, num_trainable = _build(plan, stage)
@@ -92,7 +93,6 @@ def train_stage(
     dataset = _dataset(stage.data, plan, assembled)
     first = arguments.process_index == 0
     reporter = choose_reporter(is_first_process=first)
-    resumed = by_first(lambda: _facts_of(resume_from), arguments.device)
     resumed_step = 0 if resumed is None else int(resumed["step"])
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
     warnings: list[str] = []
@@ -211,7 +211,15 @@ def _facts_of(checkpoint: Path | None) -> JsonValue:
     if checkpoint is None:
         return None
     facts, state = read_facts(checkpoint), (checkpoint / TRAINER_STATE).read_text("utf-8")
-    return {"folder": str(checkpoint), "step": facts.step, "loss": facts.loss, "state": state}
+    with loading(checkpoint, SEAL):
+        layout: JsonValue = {**BatchLayout.from_json(dict(facts.layout)).to_json()}
+    return {
+        "folder": str(checkpoint),
+        "step": facts.step,
+        "layout": layout,
+        "loss": facts.loss,
+        "state": state,
+    }
 
 
 def _build_arguments(

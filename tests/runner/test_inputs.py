@@ -22,6 +22,7 @@ from llava_recipes.runner.inputs import INPUTS, compare_inputs, record_inputs
 from llava_recipes.runner.run_folder import stage_plan, write_done, write_opening
 from tests.sealed import seal_again
 from tests.tiny import FIXTURES, GOLDEN, stage1_values, write_recipe
+from tests.train.test_checkpoints import write_checkpoint
 
 
 def started(folder: Path, change: dict[str, Any] | None = None) -> Plan:
@@ -51,22 +52,22 @@ def started(folder: Path, change: dict[str, Any] | None = None) -> Plan:
     shutil.copy(folder / "init.safetensors", folder / "one" / "mm_projector.safetensors")
     write_done(folder / "one", num_steps=3, last_loss=1.0, starts_from=())
     record_inputs(folder / "two", stage_plan(plan, 1))
-    (folder / "two" / "checkpoint-2").mkdir()
-    (folder / "two" / "checkpoint-2" / "checkpoint.json").write_text("{}")
+    write_checkpoint(folder / "two", step=2)
     return stage_plan(plan, 1)
 
 
 def resumed(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What `run --resume` says before it trains; the checkpoint, which is empty, always stops it."""
+    """What `run --resume` says before it trains."""
     capsys.readouterr()
-    assert main(["run", str(folder / "recipe.yaml"), "--resume", "--dry-run"]) == 1
+    code = main(["run", str(folder / "recipe.yaml"), "--resume", "--dry-run"])
     printed = capsys.readouterr()
+    assert code == ("everything checked" not in printed.out)
     assert "Traceback" not in printed.err
     return printed.out + printed.err
 
 
 def goes_on(said: str) -> bool:
-    return "no checkpoint can be used" in said and "was trained on" not in said
+    return "resumes from" in said and "everything checked" in said
 
 
 def other_records(folder: Path) -> None:
@@ -147,6 +148,14 @@ def test_a_run_over_the_same_inputs_goes_on(tmp_path: Path, capsys: pytest.Captu
     assert goes_on(resumed(tmp_path, capsys))
 
 
+def test_a_file_that_cannot_be_read_is_no_bug(tmp_path: Path) -> None:
+    plan = started(tmp_path)
+    (tmp_path / "a.json").unlink()
+    os.mkfifo(tmp_path / "a.json")
+    (difference,) = compare_inputs(tmp_path / "two", plan).differences
+    assert difference.key == "data.sources"
+
+
 def test_validation_data_only_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started(tmp_path)
     records = json.loads((tmp_path / "v.json").read_text())
@@ -179,7 +188,7 @@ def test_a_flipped_bit_in_the_record_forbids_nothing(tmp_path: Path) -> None:
         data[place] ^= 1
         file.write_bytes(data)
         comparison = compare_inputs(tmp_path / "two", plan)
-        assert comparison.is_damaged and not comparison.differences
+        assert not comparison.is_recorded and not comparison.differences
 
 
 def test_what_was_not_touched_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

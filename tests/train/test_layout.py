@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from llava_recipes.data.order import BatchLayout
 from llava_recipes.errors import RecipeError
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.load import load_source
 from llava_recipes.runner.facts import plan_recipe
-from llava_recipes.train.checkpoints import UNUSABLE
 from llava_recipes.train.layout import check_processes, kept_layout, layout_notes, planned_layout
 from tests.tiny import FIXTURES, stage1_values, yaml_text
 
-CPU = torch.device("cpu")
 STARTED_WITH = BatchLayout(world_size=1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
 
 
@@ -31,43 +27,23 @@ def stage_on(processes: int, **train: Any) -> StagePlan:
     return stage
 
 
-def checkpoint(folder: Path, **facts: object) -> Path:
-    (folder / "checkpoint.json").write_text(json.dumps(facts))
-    return folder
-
-
 def test_a_new_run_has_the_layout_of_its_plan() -> None:
     stage = stage_on(2)
-    assert kept_layout(stage, None, CPU) == planned_layout(stage.train) == BatchLayout(2, 2, 2)
+    assert kept_layout(stage.train, None) == planned_layout(stage.train) == BatchLayout(2, 2, 2)
     assert layout_notes(stage, BatchLayout(2, 2, 2)) == []
 
 
 @pytest.mark.parametrize(("processes", "per_device"), [(2, 2), (4, 2), (1, 8), (4, 1)])
-def test_a_run_keeps_the_layout_of_its_checkpoint(processes: int, per_device: int, tmp_path: Path) -> None:
+def test_a_run_keeps_the_layout_of_its_checkpoint(processes: int, per_device: int) -> None:
     stage = stage_on(processes, per_device_train_batch_size=per_device)
-    folder = checkpoint(tmp_path, layout=STARTED_WITH.to_json())
-    assert kept_layout(stage, folder, CPU) == STARTED_WITH
+    assert kept_layout(stage.train, STARTED_WITH) == STARTED_WITH
     (note,) = layout_notes(stage, STARTED_WITH)
     assert note.endswith("started with: 2 per device × 4 accumulated × 1 process")
 
 
-def test_another_global_batch_has_the_layout_of_the_plan(tmp_path: Path) -> None:
+def test_another_global_batch_has_the_layout_of_the_plan() -> None:
     stage = stage_on(1, global_batch_size=4)
-    folder = checkpoint(tmp_path, layout=STARTED_WITH.to_json())
-    assert kept_layout(stage, folder, CPU) == BatchLayout(1, 2, 2)
-
-
-def test_a_checkpoint_without_a_layout_has_that_of_the_plan(tmp_path: Path) -> None:
-    assert kept_layout(stage_on(2), checkpoint(tmp_path, step=1), CPU) == BatchLayout(2, 2, 2)
-
-
-def test_a_damaged_layout_makes_a_checkpoint_unusable(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path, layout={**STARTED_WITH.to_json(), "world_size": 0})
-    with pytest.raises(RecipeError) as raised:
-        kept_layout(stage_on(1), folder, CPU)
-    (problem,) = raised.value.problems
-    assert problem.code == UNUSABLE
-    assert problem.found is not None and "`world_size` is 0" in problem.found
+    assert kept_layout(stage.train, STARTED_WITH) == BatchLayout(1, 2, 2)
 
 
 def test_processes_that_drop_other_samples_are_refused() -> None:
