@@ -21,6 +21,7 @@ from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.locations import HUB_ID
 from llava_recipes.recipe.schema import LanguageModel
+from llava_recipes.runner.free_space import free_space_problems
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
 from llava_recipes.runner.results import DONE
 from llava_recipes.runner.run_folder import (
@@ -54,6 +55,7 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
         problems += _samples_problems(stage, path)
+    problems += free_space_problems(plan, stages)
     is_sound = not problems
     shapes = _shapes_of(plan)
     if has_files:
