@@ -31,6 +31,7 @@ from llava_recipes.runner.changes import Change, find_changes
 from llava_recipes.runner.history import HISTORY
 from llava_recipes.runner.results import (
     DONE,
+    WEIGHTS,
     damaged_done,
     done_text,
     read_done,
@@ -102,7 +103,6 @@ def read_folder_state(
     `wanted` is the plan of stage number `index` alone. With the recipe, changes are named as it writes them.
     `moved` are paths of the plan that lead elsewhere now, to the same content.
     """
-    from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE
     from llava_recipes.train.checkpoints import list_checkpoints
 
     kind = folder_kind(folder)
@@ -114,7 +114,7 @@ def read_folder_state(
         find_changes(recorded, wanted, recipe, index, moved=moved),
         recorded,
         tuple(list_checkpoints(folder)),
-        any((folder / name).is_file() for name in (*PROJECTOR_FILES, TRAINED_FILE)),
+        any((folder / name).is_file() for name in WEIGHTS),
     )
 
 
