@@ -14,6 +14,7 @@ from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
+from llava_recipes.runner.hangs import RUN_HANGS, RunHangs
 from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Answer, Processes, run_processes
@@ -60,6 +61,8 @@ class Run:
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
     interruption: Interruption = field(default_factory=Interruption)
+    hang_timeout_s: float | None = None
+    """How long nothing may advance, in every phase; None for the usual times."""
     team: Team | None = None
     """The other commands of the run, which train along; this one decides."""
 
@@ -275,6 +278,7 @@ def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
         resume_from=str(checkpoint.absolute()) if checkpoint else None,
         has_other_commands=run.team is not None,
         seconds_left=run.interruption.seconds_left(),
+        hang_timeout_s=run.hang_timeout_s,
     )
     elsewhere: list[Outcome] = []
     if run.team is None:
@@ -293,6 +297,10 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     """The result, or what is the cause that there is none."""
     outcomes = [outcome_of(answer, run.team), *elsewhere]
     problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
+    hangs = [problem for problem in problems if problem.code == RUN_HANGS]
+    if hangs:
+        # What other processes report when one hangs, or is killed for it, is no cause.
+        raise RunHangs(*run.loaded.fail(*(at_stage(problem, index) for problem in hangs)).problems)
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
     result = answer.reports.results.get(0)

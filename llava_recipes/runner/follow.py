@@ -45,6 +45,7 @@ def lead(
         resume_from=request.resume_from,
         port=port,
         uses_deepspeed=uses_deepspeed,
+        hang_timeout_s=request.hang_timeout_s,
     )
     with team.training():
         answer = run_processes(
@@ -106,6 +107,7 @@ def _train(team: Team, processes: Processes, order: Message) -> Outcome:
         resume_from=order["resume_from"],
         has_other_commands=True,
         seconds_left=None,
+        hang_timeout_s=order["hang_timeout_s"],
     )
     with team.training():
         answer = run_processes(

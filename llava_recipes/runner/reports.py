@@ -15,6 +15,7 @@ class Request:
     plan                the plan of this stage alone, as JSON
     has_other_commands  whether processes that another command has started train with these
     seconds_left        of the time that the command was given, or None
+    hang_timeout_s      how long nothing may advance, in every phase, or None for the usual times
     """
 
     output_dir: str
@@ -22,6 +23,7 @@ class Request:
     resume_from: str | None
     has_other_commands: bool
     seconds_left: float | None
+    hang_timeout_s: float | None
 
     def to_json(self) -> Message:
         return asdict(self)

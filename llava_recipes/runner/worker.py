@@ -20,6 +20,7 @@ from llava_recipes.runner.descendants import kill_descendants
 from llava_recipes.runner.reports import Request, Result, problems_message
 from llava_recipes.screen import OutputLost, drop_rest, guard_streams, say
 from llava_recipes.train.stopping import Stop, StoppedBeforeStep
+from llava_recipes.train.watch import Watch
 
 _OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out|store", re.IGNORECASE)
 _HEARSAY_S = 3.0
@@ -32,6 +33,7 @@ class Worker:
         self.line = line
         self.request = Request.from_json(line.request)
         self.stop: Stop = Stop(tell=line.tell, leave=self._leave_at_once)
+        self.watch = Watch(self.stop, tell=line.tell, timeout_s=self.request.hang_timeout_s)
 
     def run(self) -> int:
         """Train, and report the result, the problems or the traceback; returns the exit code."""
@@ -47,6 +49,7 @@ class Worker:
     def _begin(self) -> None:
         first = os.environ.get("RANK", "0") == "0"
         self.line.listen(on_stop=self.stop.obey, on_lost=lambda: self.stop.ask(LAUNCHER_GONE))
+        self.watch.start()
         self.stop.watch(seconds_left=self.request.seconds_left if first else None)
 
     def _train(self) -> int:
@@ -111,6 +114,7 @@ def main() -> int:
     worker = Worker(line)
     code = worker.run()
     _leave(code, worker.stop)
+    worker.watch.end()
     return code
 
 
