@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from llava_recipes.errors import RecipeError
 MAX_SETTINGS_BYTES = 2**26
 """Largest file of settings to read; those of models have some megabytes at most."""
 
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+"""The names that mkstemp gives in `replacing`."""
 _SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 _SYSTEM = ("/proc", "/sys", "/dev")
@@ -33,8 +37,13 @@ _KINDS = (
 )
 _PATH_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
-    errno.ENOSPC, errno.EDQUOT,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
 )  # fmt: skip
+_NOT_TAKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+_OS_ERROR = re.compile(r"os error (\d+)")
+_TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|file write failed|inline_container.*unexpected pos")
+_NEARLY_FULL = 2**20
+"""Bytes; a file that needs more failed for lack of space where fewer are free."""
 
 
 class NotOrdinary(OSError):
@@ -155,18 +164,60 @@ def replacing(path: Path) -> Iterator[Path]:
     kind = kind_of_target(path)
     if kind is not None:
         raise NotOrdinary(path, kind)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    with naming(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            give_usual_mode(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in what the block raises when the disk takes nothing more.
+
+    Python leaves the name out of errors that come while it writes. Those of torch and safetensors, which are
+    no OSError, become one.
+    """
     try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        give_usual_mode(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or error.errno in _NOT_TAKEN):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+    except Exception as error:
+        number = errno_of_library(error, path.parent)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def errno_of_library(error: BaseException, folder: Path) -> int | None:
+    """The system's number for what torch or safetensors could not write to a folder, or None."""
+    text = str(error)
+    if type(error).__name__ == "SafetensorError" and (found := _OS_ERROR.search(text)) is not None:
+        return int(found.group(1))
+    if isinstance(error, RuntimeError) and _TORCH_WRITER.search(text):
+        # torch says only that writing failed.
+        try:
+            free = shutil.disk_usage(folder).free
+        except OSError:
+            return errno.EIO
+        return errno.ENOSPC if free < _NEARLY_FULL else errno.EIO
+    return None
+
+
+def name_of_temporary(name: str) -> str | None:
+    """The name of the file that a temporary one of `replacing` would have become, or None for other names."""
+    match = _TEMPORARY.fullmatch(name)
+    return None if match is None else match.group(1)
 
 
 def sync_folder(folder: Path) -> None:

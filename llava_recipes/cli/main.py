@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": "train the stages of a recipe",
+    "slurm": "write a Slurm job that trains a recipe and continues when it is cut",
     "validate": "check recipes, without loading anything heavy",
     "plan": "show what a run does and costs: modules, steps, memory, hours, disk",
     "show": "print a recipe with its parents, variables and defaults written out",
@@ -59,7 +60,7 @@ COMMANDS = {
 WITHOUT_TORCH = frozenset(
     {
         *("validate", "plan", "show", "diff", "schema", "new", "list", "copy", "explain"),
-        *("migrate", "export-script", "completion"),
+        *("migrate", "export-script", "completion", "slurm"),
     }
 )
 """Commands that must stay quick, and so don't check the version of every library first."""
@@ -184,7 +185,9 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # A command may have left another one for what comes after its end.
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _run(name: str, words: Sequence[str]) -> int:

@@ -267,9 +267,8 @@ def estimate_disk(stage: StagePlan, *, num_trainable: int, num_projector: int) -
     """Bytes that a stage writes; `num_projector` are the trainable parameters of the projector."""
     uses_deepspeed = stage.deepspeed is not None
     width = 2 if uses_deepspeed and stage.train.precision != "fp32" else 4
-    # DeepSpeed's files contain the weights again, float32 masters and two moments; others only two moments.
-    optimizer = num_trainable * (width + 12 if uses_deepspeed else 8)
-    checkpoint = num_trainable * width + optimizer
+    # The weights and AdamW's two moments, all in float32.
+    checkpoint = num_trainable * 12
     written, kept = _count_checkpoints(stage)
     rest = num_trainable if num_trainable > num_projector else 0
     # With LoRA the original's files are written too.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -22,9 +21,6 @@ from llava_recipes.files import odd_kind
 from llava_recipes.recipe.foreign import read_by_library, read_object
 from llava_recipes.recipe.locations import check_place
 
-SafeGlobal = tuple[Callable[..., Any], str]
-"""An object that a file may name, and its name: `numpy.dtype`."""
-
 _WEIGHT_FILES = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _CUT_SHORT = "the file is cut short or isn't a weight file; download it again"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -34,7 +30,6 @@ _NAMED = re.compile(r"GLOBAL (\S{1,80})|got <(?:class|function) '?([^'> ]{1,80})
 _PROTOCOL = b"\x80"
 """A pickle's first byte; torch's own files start otherwise, or errors say what they name."""
 _DETAIL = "WeightsUnpickler error: "
-_FORCED, _FORCED_OFF = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 class BadPickle(Exception):
@@ -45,13 +40,13 @@ class ContainsCode(BadPickle):
     """A file contains more than tensors and plain values."""
 
 
-def load_plain(file: pathlib.Path, safe: Collection[SafeGlobal] = ()) -> object:
+def load_plain(file: pathlib.Path) -> object:
     """Tensors and plain values of a file of torch.save, on the CPU; tensors are mapped where possible.
 
-    Raises BadPickle when the file is damaged or isn't one, ContainsCode when it names what isn't in `safe`.
+    Raises BadPickle when the file is damaged or isn't one, ContainsCode when it names anything else.
     """
     try:
-        with torch.serialization.safe_globals([*safe]), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # About a foreign pickle's protocol, and TorchScript: our own error follows.
             warnings.simplefilter("ignore")
             return _load(file)
@@ -88,20 +83,6 @@ def _load(file: pathlib.Path) -> object:
         if "mmap can only be used" not in str(error):
             raise
         return torch.load(file, map_location="cpu", weights_only=True)
-
-
-@contextlib.contextmanager
-def only_plain(safe: Collection[SafeGlobal] = ()) -> Iterator[None]:
-    """Let every torch.load of the block read only tensors, plain values and `safe`, whatever it asks for."""
-    before = {name: os.environ.pop(name, None) for name in (_FORCED, _FORCED_OFF)}
-    # torch's own switch also works for the loads of other libraries, which take no argument.
-    os.environ[_FORCED] = "1"
-    try:
-        with torch.serialization.safe_globals([*safe]):
-            yield
-    finally:
-        del os.environ[_FORCED]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 class TensorSource(Protocol):

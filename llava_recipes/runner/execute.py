@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from llava_recipes.runner.run_folder import (
 )
 from llava_recipes.runner.stop_words import stopped_words
 from llava_recipes.runner.team import Outcome, Team
+from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
 from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
@@ -127,24 +129,13 @@ def _decide(run: Run, index: int) -> Beginning | None:
         return None
     check_logs(folder)
     if not state.has_checkpoint:
-        if run.resume:
+        if run.resume or state.kind == "started":
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None)
-    if not run.resume:
-        raise RecipeError.of(
-            "output_dir contains an unfinished run",
-            code="output-dir-holds-unfinished-run",
-            path=("stages", index, "output_dir"),
-            found=f"{folder} has checkpoints and no {DONE}",
-            hint="continue it with `--resume`, or choose another folder",
-        )
-    if not (folder / INPUTS).is_file():
-        say(
-            f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
-            "whether its data and base weights were changed cannot be told"
-        )
-    _check_inputs(run, index, says=True)
-    return _newest_sound(run, index, {})
+    beginning = _newest_sound(run, index, {})
+    if beginning.checkpoint is not None:
+        _check_inputs(run, index, says=True)
+    return beginning
 
 
 def _check_inputs(run: Run, index: int, *, says: bool) -> None:
@@ -152,9 +143,9 @@ def _check_inputs(run: Run, index: int, *, says: bool) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
     comparison = compare_inputs(folder, stage_plan(run.plan, index))
-    if says and comparison.is_damaged:
+    if says and not comparison.is_recorded:
         say(
-            f"{stage.name}: {INPUTS} of {folder} is damaged: whether data and base weights were changed "
+            f"{stage.name}: {folder} has no usable {INPUTS}: whether its data and base weights were changed "
             "cannot be told"
         )
     problems = [*input_problems(folder, comparison, waits_for=_resumed_before(run, index))]
@@ -189,36 +180,48 @@ def _report_changed_inputs(run: Run, index: int) -> None:
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
-    """The newest usable checkpoint of a stage; printed, like each newer one with what is wrong with it.
+    """The newest usable checkpoint of a stage, or step 0; printed, like what is wrong with each newer one.
 
-    `skipped` are those that were looked at before.
+    `skipped` are those that were looked at before. Raises RecipeError for a checkpoint of an earlier version.
     """
-    from llava_recipes.train.checkpoints import find_damage, find_unreadable, list_checkpoints
+    from llava_recipes.train.checkpoints import check_form, find_damage, list_checkpoints, missing_latest
 
     damages = dict(skipped)
     stage = run.plan.stages[index]
+    missing = missing_latest(Path(stage.output_dir))
+    if missing is not None and not damages:
+        say(f"{stage.name}: {missing}, which was saved last, is missing in {stage.output_dir}")
     for checkpoint in list_checkpoints(Path(stage.output_dir)):
         folder = checkpoint.folder
         if folder in damages:
             continue
-        damage = find_damage(folder) or find_unreadable(folder)
+        with problems_at(index):
+            check_form(folder)
+        damage = find_damage(folder)
         if damage is None:
             say(f"{stage.name}: resumes from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
         say(f"{stage.name}: skips {folder}: {damage}")
-    raise RecipeError.of(
-        "no checkpoint can be used",
-        code="no-usable-checkpoint",
-        path=("stages", index, "output_dir"),
-        found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
-        hint="remove these folders to start again at step 0",
-    )
+    say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
+    return Beginning(None, damages)
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
+    try:
+        _run_in_folder(run, index, beginning)
+    except Exception as error:
+        folder = Path(run.plan.stages[index].output_dir)
+        problem = write_problem(error, folder=folder, stage=("stages", index))
+        if problem is None:
+            raise
+        raise run.loaded.fail(problem) from error
+
+
+def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
+    _clear(run, index, beginning)
     write_opening(
         folder,
         plan=stage_plan(run.plan, index),
@@ -267,6 +270,22 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result:
             beginning = _newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
         except RecipeError as error:
             raise run.loaded.fail(*error.problems) from None
+        _clear(run, index, beginning)
+
+
+def _clear(run: Run, index: int, beginning: Beginning) -> None:
+    """Remove what killed writes left in a stage's folder, and move away checkpoints that cannot be used."""
+    from llava_recipes.train.checkpoints import clean_up, set_aside
+
+    if run.processes.node_rank > 0:
+        # On a shared disk the first node is at work there.
+        return
+    stage = run.plan.stages[index]
+    clean_up(Path(stage.output_dir))
+    for folder in beginning.skipped:
+        moved = set_aside(folder)
+        if moved is not None:
+            say(f"{stage.name}: {folder.name} is now {moved.name}; remove it when you no longer need it")
 
 
 def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
@@ -332,6 +351,15 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     if result.stopped_early:
         raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     return result
+
+
+@contextmanager
+def problems_at(index: int) -> Iterator[None]:
+    """Give the problems that the block raises, about a plan of one stage, the stage's own number."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(*(at_stage(problem, index) for problem in error.problems)) from error
 
 
 def _not_begun(run: Run, index: int) -> str:

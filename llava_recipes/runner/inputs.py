@@ -67,8 +67,8 @@ class InputComparison:
     differences: tuple[InputDifference, ...] = ()
     moved: frozenset[str] = frozenset()
     """Plan paths whose place is another now, with the same content."""
-    is_damaged: bool = False
-    """Whether the record cannot be read: then nothing is known."""
+    is_recorded: bool = True
+    """False without a record, as in runs of earlier versions, or with a damaged one: nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def compare_inputs(folder: Path, plan: Plan, *, most_bytes: int | None = None) -
     """
     recorded = _read(folder)
     if recorded is None:
-        return InputComparison(is_damaged=(folder / INPUTS).is_file())
+        return InputComparison(is_recorded=False)
     reader = _Reader(_by_real_path(recorded), most_bytes)
     differences: list[InputDifference] = []
     moved = set()
@@ -342,9 +342,11 @@ def _inputs(plan: Plan) -> Iterator[_Input]:
         path = "stages.0.data.validation.sources"
         yield from _data_inputs(validation.sources, path, "data.validation", is_learned=False)
     language, tower = model.language_model, model.vision_tower
+    # Most often the tokenizer is in the same folder.
+    tokenizer = None if language.tokenizer == language.source else language.tokenizer
     for path, key, source, revision in (
         ("model.language_model.source", "model.language_model", language.source, language.revision),
-        ("model.language_model.tokenizer", "model.language_model", language.tokenizer, None),
+        ("model.language_model.tokenizer", "model.language_model", tokenizer, None),
         ("model.vision_tower.source", "model.vision_tower", tower.source, tower.revision),
     ):
         if source is not None:

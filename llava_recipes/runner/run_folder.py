@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -67,11 +68,11 @@ def stage_plan(plan: Plan, index: int) -> Plan:
 
 def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
     """What a stage's output folder contains; nothing is written."""
-    from llava_recipes.train.checkpoints import list_checkpoints
+    from llava_recipes.train.checkpoints import is_leftover, list_checkpoints
 
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # A plan that another node is writing, or that a kill left half-written, doesn't count yet.
-    if all(name.startswith(f".{PLAN}.") for name in names):
+    # What another node is writing, or a kill left half-written, doesn't count yet.
+    if all(map(is_leftover, names)):
         return FolderState("new")
     if not (folder / PLAN).is_file():
         return FolderState("foreign")
@@ -160,9 +161,16 @@ def started_in(folder: Path, output_dir: str) -> Path | None:
 
 def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: dict[str, object]) -> None:
     """Write what is known before training."""
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    # The plan first, which marks the folder as ours: another node may look at it meanwhile.
-    write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+    try:
+        # The plan first, which marks the folder as ours: another node may look at it meanwhile.
+        write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
+    except OSError:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     write_text(folder / RECIPE, recipe_yaml)
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 

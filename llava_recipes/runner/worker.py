@@ -18,6 +18,7 @@ from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.runner.channel import ChannelLost, Line
 from llava_recipes.runner.descendants import kill_descendants
 from llava_recipes.runner.reports import Request, Result, problems_message
+from llava_recipes.runner.write_failure import reporting_write_failures
 from llava_recipes.screen import OutputLost, drop_rest, guard_streams, say
 from llava_recipes.train.stopping import Stop, StoppedBeforeStep
 from llava_recipes.train.watch import Watch
@@ -54,7 +55,8 @@ class Worker:
 
     def _train(self) -> int:
         try:
-            result = _train(self.request, self.stop)
+            with reporting_write_failures(Path(self.request.output_dir), stage=("stages", 0)):
+                result = _train(self.request, self.stop)
         except RecipeError as error:
             self.line.tell(problems_message(error))
             return 1

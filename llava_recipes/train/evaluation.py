@@ -21,7 +21,7 @@ from llava_recipes.data.images import BadImage, open_images, read_prepared
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.data.workers import worker_options
 from llava_recipes.errors import KeyPath, RecipeError
-from llava_recipes.files import expanded, real_path, write_text
+from llava_recipes.files import expanded, naming, real_path, write_text
 from llava_recipes.layouts import IMAGE
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Answerer, Decoding, Prompt, PromptImage, evaluating
@@ -237,7 +237,7 @@ class SamplesLog:
 
     def append(self, sampled: Sampled) -> None:
         """Write one line."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(escape_json(json.dumps(vars(sampled), ensure_ascii=False)) + "\n")
 
 

@@ -239,6 +239,11 @@ def local_parts(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [part.detach() for part in parts if part.numel() and part.is_floating_point()]
 
 
+def is_overflow(error: BaseException) -> bool:
+    """Whether torch says that a number of Python's, such as a learning rate, does not fit into a tensor."""
+    return isinstance(error, RuntimeError) and "without overflow" in str(error)
+
+
 def _weight_trouble(weights: Mapping[str, nn.Parameter]) -> tuple[str, str] | None:
     for name, parameter in weights.items():
         for part in local_parts([parameter]):

@@ -141,9 +141,7 @@ class LossBand:
             return None
         lines = "logged loss" if len(self._losses) == 1 else f"{len(self._losses)} logged losses"
         side = "below" if mean < low else "above"
-        return (
-            f"the mean of the last {lines} is {mean:.4g}, {side} the {low:g} to {high:g} that `expect` says"
-        )
+        return f"the mean of the last {lines} is {mean:.4g}, {side} {low:g} to {high:g}, which `expect` names"
 
 
 def _steps(count: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_recipes.errors import Mark, Problem, RecipeError
-from llava_recipes.files import open_ordinary, write_text
+from llava_recipes.files import naming, open_ordinary, write_text
 
 METRICS, SUPERSEDED, SAMPLES = "metrics.jsonl", "metrics.superseded.jsonl", "samples.jsonl"
 
@@ -35,7 +35,8 @@ class MetricsLog:
         kept = [line for line in lines if line.step <= resumed_step]
         if len(kept) < len(lines):
             # These steps are trained again: they leave the log, and are kept in another file.
-            with path.with_name(SUPERSEDED).open("a", encoding="utf-8") as superseded:
+            aside = path.with_name(SUPERSEDED)
+            with naming(aside), aside.open("a", encoding="utf-8") as superseded:
                 superseded.writelines(f"{line.text}\n" for line in lines if line.step > resumed_step)
         write_text(path, "".join(f"{line.text}\n" for line in kept))
         self._seconds_before = kept[-1].seconds if kept else 0.0
@@ -51,7 +52,7 @@ class MetricsLog:
             key: None if isinstance(value, float) and math.isnan(value) else value
             for key, value in line.items()
         }
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pydantic import JsonValue
 from transformers import PrinterCallback, TrainingArguments
 
 from llava_recipes.data.collate import IndexedCollator
 from llava_recipes.data.dataset import StageDataset
-from llava_recipes.data.order import EpochSampler
+from llava_recipes.data.order import BatchLayout, EpochSampler
 from llava_recipes.errors import KeyPath
 from llava_recipes.model.assemble import Assembled, assemble, collator_of, open_samples
 from llava_recipes.model.forward import trains_in_vain
@@ -28,15 +29,18 @@ from llava_recipes.plan.data import describe_sampling, when_measured
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
-from llava_recipes.train.checkpoints import check_state
+from llava_recipes.train.among_processes import by_first
+from llava_recipes.train.checkpoints import SEAL, TRAINER_STATE, loading, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
-from llava_recipes.train.layout import check_processes, kept_layout
+from llava_recipes.train.finite import is_overflow
+from llava_recipes.train.layout import check_processes, kept_layout, layout_notes
 from llava_recipes.train.learning import LearningCheck, LossBand
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from llava_recipes.train.progress import Reporter, Start, choose_reporter
+from llava_recipes.train.saved_state import open_state
 from llava_recipes.train.stop_on_request import StopOnRequest
 from llava_recipes.train.stopping import RESULTS, Stop
-from llava_recipes.train.trainer import StageTrainer, out_of_memory
+from llava_recipes.train.trainer import StageTrainer, out_of_memory, rate_too_large
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
 
@@ -78,8 +82,10 @@ def train_stage(
     arguments, notes = _build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
     _join_processes(stage, arguments)
     stage_path: KeyPath = ("stages", index)
-    layout = kept_layout(stage, resume_from, arguments.device)
+    resumed = by_first(lambda: _facts_of(resume_from), arguments.device)
+    layout = kept_layout(stage.train, None if resumed is None else BatchLayout(**resumed["layout"]))
     check_processes(stage, layout, stage_path)
+    notes += layout_notes(stage, layout)
     assembled, num_trainable = _build(plan, stage)
     stop.expect_save(num_trainable)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
@@ -89,9 +95,8 @@ def train_stage(
     stop.readings += [dataset.reading, *([] if validation is None else [validation.dataset.reading])]
     first = arguments.process_index == 0
     reporter = choose_reporter(is_first_process=first)
-    resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
+    resumed_step = 0 if resumed is None else int(resumed["step"])
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
-    last_loss: list[float] = []
     warnings: list[str] = []
     band = LossBand(
         None if stage.expect is None else stage.expect.loss, metrics.losses if metrics is not None else ()
@@ -103,7 +108,6 @@ def train_stage(
         if "eval_loss" in line:
             reporter.evaluation(line)
             return
-        last_loss[:] = [line["loss"]]
         band.append(line["loss"])
         reporter.step(line)
 
@@ -165,10 +169,12 @@ def train_stage(
         _describe(plan, stage, output_dir, num_trainable, num_steps, resumed_step, len(dataset), notes)
     )
     started_s = time.monotonic()
-    if resume_from is not None:
-        check_state(resume_from)
     try:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if resumed is None:
+            trainer.train()
+        else:
+            saved = open_state(Path(resumed["folder"]), arguments.device)
+            trainer.resume(saved, loss=resumed["loss"], state=resumed["state"])
         if trainer.must_measure():
             trainer.evaluate()
         stopped_early = trainer.state.global_step < num_steps or stop.has_cut_evaluation
@@ -178,6 +184,8 @@ def train_stage(
         reporter.abandon()
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
+        if is_overflow(error):
+            raise rate_too_large(stage.train.learning_rate, stage=stage_path) from error
         raise
     if not stopped_early:
         stop.enter(RESULTS)
@@ -189,7 +197,7 @@ def train_stage(
         image_tokens=read_image_tokens(assembled.model) if plan.model.image_tokens.start_end else None,
         num_steps=trainer.state.global_step,
         stopped_early=stopped_early,
-        last_loss=last_loss[0] if last_loss else None,
+        last_loss=trainer.last_loss,
         eval_loss=trainer.measured[1].loss if trainer.measured and trainer.measured[0] >= num_steps else None,
         seconds=time.monotonic() - started_s,
         is_first_process=first,
@@ -198,6 +206,22 @@ def train_stage(
         trainer=trainer,
         reporter=reporter,
     )
+
+
+def _facts_of(checkpoint: Path | None) -> JsonValue:
+    """What a run needs to know of the checkpoint that it resumes from, before anything is loaded."""
+    if checkpoint is None:
+        return None
+    facts, state = read_facts(checkpoint), (checkpoint / TRAINER_STATE).read_text("utf-8")
+    with loading(checkpoint, SEAL):
+        layout: JsonValue = {**BatchLayout.from_json(dict(facts.layout)).to_json()}
+    return {
+        "folder": str(checkpoint),
+        "step": facts.step,
+        "layout": layout,
+        "loss": facts.loss,
+        "state": state,
+    }
 
 
 def _build_arguments(

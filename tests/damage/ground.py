@@ -18,6 +18,7 @@ from tokenizers import pre_tokenizers
 from llava_recipes.use.batches import AnswersFile
 from tests.damage.readers import GENERATE
 from tests.data.parquet_files import records, with_paths, with_structs, write_parquet
+from tests.sealed import as_of_old
 from tests.tiny import FIXTURES, write_recipe
 from tests.use.finished import conversations, finish, run_values
 
@@ -193,6 +194,9 @@ def _runs(folder: Path) -> None:
     spread = _values(folder, "x", "llm", name="anyres", data={**anyres_data(), "sources": [_source(folder)]})
     spread["stages"][0]["output_dir"] = str(folder / "runs/anyres")
     finish(spread, folder / "spread.yaml")
+    # With its list of files each damage would be found before the file is read.
+    for done in folder.rglob("DONE"):
+        as_of_old(done.parent)
     _unfinished_run(folder, plain)
     original = folder / "original"
     original.mkdir()

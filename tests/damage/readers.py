@@ -230,7 +230,10 @@ READERS: Mapping[str, Sequence[Words]] = {
     ),
     **{
         f"started/checkpoint-2/{name}": (("run", "started.yaml", "--resume", "--dry-run"),)
-        for name in ("checkpoint.json", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+        for name in (
+            *("checkpoint.json", "trainer_state.json", "optimizer.json", "progress.json", "random.json"),
+            *("trained.safetensors", "optimizer-00001-of-00001.safetensors"),
+        )
     },
     "original/config.json": (
         _chat("original", "--base", "llm"),

@@ -42,8 +42,8 @@ MODES: dict[str, tuple[int, str | dict[str, Any]]] = {
     "zero3": (2, "zero3"),
 }
 """Processes and the DeepSpeed preset or config."""
-KINDS = ("loss", "value", "gradient", "weight")
-"""`value` is a loss that is not finite, with gradients that are."""
+KINDS = ("loss", "value", "gradient", "weight", "after")
+"""`value` is a loss that is not finite, with gradients that are; `after` a weight spoilt by an update."""
 STEPS, PASSES = 3, 2
 _RESULTS = ("DONE", "mm_projector.safetensors", "mm_projector.bin", "config.json", "trainer_state.json")
 
@@ -64,14 +64,15 @@ class Poison:
 
 
 def draw(rng: random.Random, modes: Sequence[str] = tuple(MODES)) -> Poison:
-    mode = rng.choice(modes)
+    mode, kind = rng.choice(modes), rng.choice(KINDS)
     return Poison(
         mode=mode,
-        kind=rng.choice(KINDS),
+        kind=kind,
         value=rng.choice([float("nan"), float("inf"), float("-inf")]),
         step=rng.randint(1, STEPS),
         number=rng.randint(1, PASSES),
-        rank=rng.randrange(MODES[mode][0]),
+        # What only another process of DDP has in its weights is never saved.
+        rank=0 if kind == "after" else rng.randrange(MODES[mode][0]),
         clips=rng.random() < 0.7,
         precision=rng.choice(["fp32", "bf16"]),
     )
@@ -113,14 +114,17 @@ def _fault(poison: Poison, ground: Path, code: int, printed: str) -> str:
         return f"exit code {code}: {printed[-300:]}"
     files = sorted(ground.glob("updates-*"))
     updates = [int(line) for file in files for line in file.read_text().split()]
-    if any(step >= poison.step for step in updates):
+    met_in = poison.step + (poison.kind == "after")
+    if any(step >= met_in for step in updates):
         return f"updated in step {max(updates)}"
     if poison.step > 1 and poison.step - 1 not in updates:
         return f"the updates before it are {sorted(set(updates))}"
     if left := [name for name in _RESULTS if (ground / "run" / name).exists()]:
         return f"left {', '.join(left)}"
-    if f"step {poison.step};" not in printed:
+    if f"step {min(met_in, STEPS)};" not in printed:
         return f"the step is not named: {printed[-300:]}"
+    if poison.kind == "after":
+        return ""
     poisoned = json.loads((ground / "poisoned").read_text())
     if missing := [index for index in poisoned if f"sample {index} (" not in printed]:
         return f"does not name the samples {missing}: {printed[-300:]}"
@@ -152,9 +156,14 @@ def poison_this_process() -> None:
         finally:
             model.forward = forward
 
-    def note_update(*_: object) -> None:
+    def note_update(optimizer: Any, *_: object) -> None:
         with (ground / f"updates-{rank}").open("a") as file:
             file.write(f"{met[0]}\n")
+        if poison.kind == "after" and met[0] == poison.step and rank == poison.rank:
+            parameters = [
+                each for group in optimizer.param_groups for each in group["params"] if each.numel()
+            ]
+            parameters[0].data.view(-1)[0] = poison.value
 
     setattr(StageTrainer, "compute_loss", compute_loss)  # noqa: B010  # mypy knows it as a method
     register_optimizer_step_post_hook(note_update)

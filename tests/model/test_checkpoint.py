@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -22,7 +19,6 @@ from llava_recipes.model.checkpoint import (
     BadPickle,
     ContainsCode,
     load_plain,
-    only_plain,
     value_problems,
 )
 from llava_recipes.model.weights import lay_over, load_projector, read_projector_weights
@@ -40,9 +36,6 @@ def test_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
     file.write_bytes(poisoned(made)[kind])
     with pytest.raises(ContainsCode, match="run code"):
         load_plain(file)
-    with only_plain(), warnings.catch_warnings(), pytest.raises((pickle.UnpicklingError, RuntimeError)):
-        warnings.simplefilter("ignore")
-        torch.load(file, weights_only=False)
     assert not made.exists()
 
 
@@ -73,15 +66,6 @@ def test_any_bytes_are_read_or_refused(content: bytes, tmp_path_factory: pytest.
     file.write_bytes(content)
     with pytest.raises(BadPickle):
         load_plain(file)
-
-
-def test_the_switch_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
-    before = dict(os.environ)
-    with only_plain():
-        assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
-    assert dict(os.environ) == before
 
 
 ORIGINAL = stage1_folder("base") / "mm_projector.bin"

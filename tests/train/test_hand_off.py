@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.processes import run_recipe, run_to_end
+from tests.sealed import seal_again
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 
 LANGUAGE_MODEL = FIXTURES / "tiny_vicuna" / "model.safetensors"
@@ -62,13 +63,16 @@ def test_both_stages_are_done_the_second_time(pipeline: Path) -> None:
 
 
 def test_a_stage_whose_beginning_was_trained_again_is_refused(pipeline: Path) -> None:
-    done = pipeline / "one" / "DONE"
-    facts = json.loads(done.read_text())
-    done.write_text(json.dumps({**facts, "finished": "2001-01-01T00:00:00+00:00"}))
+    one = pipeline / "one"
+    before = {name: (one / name).read_bytes() for name in ("DONE", "mm_projector.safetensors")}
+    tensors = load_file(one / "mm_projector.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, one / "mm_projector.safetensors")
+    seal_again(one, finished="2001-01-01T00:00:00+00:00")
     try:
         refused = run_recipe(pipeline / "recipe.yaml")
     finally:
-        done.write_text(json.dumps(facts))
+        for name, data in before.items():
+            (one / name).write_bytes(data)
     assert refused.returncode == 1
     assert "trained again" in refused.stderr
 

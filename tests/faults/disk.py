@@ -1,0 +1,219 @@
+"""Let a run's writing fail, and see that it ends with exit code 1, says so, and can go on.
+
+    python -m tests.faults.disk NUM [SEED]
+
+Each trial draws how: an error at one of the events in which a file of the run folder is opened, flushed,
+renamed or made (ENOSPC, EDQUOT, EROFS, EIO, EFBIG), a real file system with so many bytes left (where this
+process may mount one), or a limit on the size of files. The run must then go on to its end with `--resume`,
+from the newest checkpoint, and leave no temporary file. The same module, imported by the processes of the
+run, makes the errors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.processes import ROOT, run_process
+from tests.tiny import FIXTURES, stage1_values, write_recipe
+from tests.warm import client
+
+FOLDER, COUNT, FAIL_AT, NUMBER = "FAULTS_DISK_OF", "FAULTS_DISK_COUNT", "FAULTS_DISK_AT", "FAULTS_DISK_ERRNO"
+ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EFBIG")}
+STEPS = 4
+DISK_BYTES = 2**20
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CHANGES = {"os.rename": 1, "os.mkdir": 0, "os.truncate": 0}
+_inside = threading.local()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How writing fails: an error at event `at`, `at` bytes left, or files of at most `at` bytes."""
+
+    kind: str
+    at: int
+    processes: int = 1
+    deepspeed: str = "none"
+
+
+def can_mount() -> bool:
+    """Whether this process may mount a file system of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True)
+        if made.returncode == 0:
+            subprocess.run(["umount", folder], check=True)
+        return made.returncode == 0
+
+
+@contextmanager
+def small_disk(folder: Path, *, num_free: int) -> Iterator[None]:
+    """A file system at `folder` with `num_free` bytes left, until the block says that it has room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}"]
+    subprocess.run(["mount", *options, "tmpfs", str(folder)], check=True, capture_output=True)
+    try:
+        with (folder / "filler").open("wb") as file:
+            file.write(bytes(max(0, DISK_BYTES - num_free)))
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
+
+
+def attempt(failure: Failure, ground: Path) -> str:
+    """Run a recipe whose writing fails; what was wrong, or nothing. `none` says that nothing failed."""
+    shutil.rmtree(ground, ignore_errors=True)
+    ground.mkdir(parents=True)
+    if failure.kind != "full":
+        return _attempt(failure, ground, ground / "run")
+    with small_disk(ground / "disk", num_free=failure.at):
+        return _attempt(failure, ground, ground / "disk" / "run")
+
+
+def _attempt(failure: Failure, ground: Path, run: Path) -> str:
+    recipe = _recipe(failure, ground, run)
+    (ground / "events").touch()
+    env = {"TESTS_WARM_IMPORT": "tests.faults.disk", FOLDER: str(run), COUNT: str(ground / "events")}
+    limit = None
+    if failure.kind == "limit":
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (failure.at, resource.RLIM_INFINITY))
+
+    elif failure.kind in ERRORS:
+        env |= {FAIL_AT: str(failure.at), NUMBER: str(ERRORS[failure.kind])}
+    argv = [client.python(), "-m", "llava_recipes", "run", str(recipe)]
+    argv += ["--processes", str(failure.processes)]
+    done = run_process(argv, cwd=ground, env=env, limit=limit)
+    if done.returncode == 0:
+        return "none"
+    printed = done.stdout + done.stderr
+    if done.returncode != 1:
+        return f"exit code {done.returncode}: {printed[-300:]}"
+    if "cannot be written" not in printed and "not writable" not in printed:
+        return f"says nothing of the disk: {printed[-300:]}"
+    if left := [path.name for path in run.rglob("*") if path.name.startswith(".") and path.name != ".lock"]:
+        return f"left {', '.join(left)}"
+    (run.parent / "filler").unlink(missing_ok=True)
+    again = run_process([*argv, "--resume"], cwd=ground)
+    if again.returncode != 0 or not (run / "DONE").exists():
+        return f"does not go on: {again.stdout[-300:]}{again.stderr[-300:]}"
+    newest = [name for name in ("checkpoint-2", "checkpoint-4") if f"{name} stands" in printed]
+    if newest and f"{newest[0]}" not in again.stdout:
+        return f"does not resume from {newest[0]}: {again.stdout[-300:]}"
+    return ""
+
+
+def _recipe(failure: Failure, ground: Path, run: Path) -> Path:
+    values = stage1_values(
+        run, max_steps=STEPS, per_device_train_batch_size=2, save_strategy="steps", save_steps=2
+    )
+    del values["stages"][0]["train"]["num_train_epochs"]
+    values["stages"][0]["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage1_22.json")
+    values["stages"][0]["deepspeed"] = failure.deepspeed
+    return write_recipe(values, ground / "recipe.yaml")
+
+
+def fail_in_this_process() -> None:
+    """Count the events in which this process writes to the run folder, and let one of them fail."""
+    sys.addaudithook(_hear)
+    flush = os.fsync
+
+    def fsync(descriptor: Any) -> None:
+        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+        _meet(os.readlink(f"/proc/self/fd/{number}"), named=False)
+        flush(descriptor)
+
+    os.fsync = fsync  # type: ignore[assignment]  # the same, but it may fail
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open":
+        path, _, flags = arguments
+        if isinstance(flags, int) and flags & _WRITING:
+            _meet(path)
+    elif event in _CHANGES:
+        _meet(arguments[_CHANGES[event]])
+
+
+def _meet(changed: object, *, named: bool = True) -> None:
+    if getattr(_inside, "busy", False) or not isinstance(changed, str | bytes | os.PathLike):
+        return
+    path = os.path.abspath(os.fsdecode(changed))
+    folder = os.environ[FOLDER]
+    if path != folder and not path.startswith(f"{folder}/"):
+        return
+    _inside.busy = True
+    try:
+        # Appending one byte is atomic, and its place is the number of the event.
+        with open(os.environ[COUNT], "ab") as file:
+            file.write(b".")
+            file.flush()
+            number = file.tell() - 1
+    finally:
+        _inside.busy = False
+    if number == int(os.environ.get(FAIL_AT, "-1")):
+        code = int(os.environ[NUMBER])
+        raise OSError(code, os.strerror(code), path) if named else OSError(code, os.strerror(code))
+
+
+def draw(rng: random.Random, *, mounts: bool, num_events: int, num_bytes: int) -> Failure:
+    kind = rng.choice([*ERRORS, *ERRORS, "limit", *(["full"] * 4 if mounts else [])])
+    mode = rng.choice([(1, "none")] * 3 + [(2, "none"), (2, "zero2")])
+    most = {"limit": 20_000, "full": num_bytes}.get(kind, num_events)
+    return Failure(kind, rng.randrange(most), *mode)
+
+
+def main(num_trials: str, seed: str = "0") -> int:
+    rng, mounts = random.Random(seed), can_mount()
+    counts: Counter[str] = Counter()
+    started_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        ground = Path(folder) / "ground"
+        # What a run writes when nothing fails.
+        assert attempt(Failure("count", 0), ground) == "none"
+        num_events = (ground / "events").stat().st_size
+        num_bytes = sum(path.stat().st_blocks * 512 for path in (ground / "run").rglob("*"))
+        number = 0
+        while number < int(num_trials):
+            failure = draw(rng, mounts=mounts, num_events=num_events, num_bytes=num_bytes)
+            fault = attempt(failure, ground)
+            if fault == "none":
+                counts["nothing failed"] += 1
+                continue
+            number += 1
+            counts[failure.kind] += 1
+            counts["faults"] += bool(fault)
+            if fault:
+                print(f"{number}: {failure}: {fault}", flush=True)
+    seconds = time.monotonic() - started_s
+    print(f"{num_trials} failures, {counts['faults']} faults, {seconds:.0f} s: {dict(counts)}")
+    return int(counts["faults"] > 0)
+
+
+if COUNT in os.environ:
+    fail_in_this_process()
+
+if __name__ == "__main__":
+    import tests.conftest  # noqa: F401  # the surroundings of every test: offline, on the CPU, one thread
+
+    os.environ["PYTHONPATH"] = str(ROOT)
+    try:
+        code = main(*sys.argv[1:])
+    finally:
+        client.leave()
+    raise SystemExit(code)
