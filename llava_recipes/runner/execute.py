@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner.launch import Processes, run_processes
+from llava_recipes.runner.lock import Held, take
 from llava_recipes.runner.preflight import waiting_problems
 from llava_recipes.runner.run_folder import (
     DONE,
@@ -57,8 +60,30 @@ def run_stages(run: Run) -> None:
 
     Raises RecipeError for what the user can fix, Stopped after a signal, WorkerBug for a bug of ours.
     """
-    for index, beginning in find_beginnings(run).items():
-        _run_stage(run, index, beginning)
+    with ExitStack() as released:
+        # Before anything is decided: of two runs that start at once, one must see what the other writes.
+        locks = _take_folders(run, released)
+        beginnings = find_beginnings(run)
+        for index in locks.keys() - beginnings.keys():
+            locks[index].release()
+        for index, beginning in beginnings.items():
+            _run_stage(run, index, beginning, locks[index])
+            locks[index].release()
+
+
+def _take_folders(run: Run, released: ExitStack) -> dict[int, Held]:
+    """The locks of all chosen stages' folders, by number; raises RecipeError when another run has one."""
+    locks: dict[int, Held] = {}
+    folders = {index: Path(run.plan.stages[index].output_dir).absolute() for index in run.stages}
+    # Two runs that share several folders take them in one order, so that one of them gets all.
+    for index in sorted(folders, key=lambda index: os.path.realpath(folders[index])):
+        try:
+            locks[index] = take(folders[index], run=run.processes.shared_name())
+        except RecipeError as error:
+            path = ("stages", index, "output_dir")
+            raise run.loaded.fail(*(replace(problem, path=path) for problem in error.problems)) from None
+        released.callback(locks[index].release)
+    return locks
 
 
 @dataclass(frozen=True)
@@ -146,7 +171,7 @@ def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginnin
     )
 
 
-def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
+def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     write_opening(
@@ -155,7 +180,7 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         recipe_yaml=write_resolved(run.loaded.recipe),
         environment=describe_environment(sys.argv),
     )
-    result = _train(run, index, beginning)
+    result = _train(run, index, beginning, lock)
     if result is None:
         # The first process ran on another node, which writes the results.
         return
@@ -173,13 +198,13 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
     )
 
 
-def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
+def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result | None:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 
     while True:
         try:
-            return _train_from(run, index, beginning.checkpoint)
+            return _train_from(run, index, beginning.checkpoint, lock)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
             # On several nodes each would have to start again, and at the same time.
@@ -192,7 +217,7 @@ def _train(run: Run, index: int, beginning: Beginning) -> Result | None:
             raise run.loaded.fail(*error.problems) from None
 
 
-def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
+def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Result | None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
@@ -202,6 +227,7 @@ def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result | None:
             plan_file=str(folder / "plan.json"),
             resume_from=str(checkpoint.absolute()) if checkpoint else None,
             answers_dir=str(answers),
+            lock=lock.run,
         )
         request.write(answers / "request.json")
         code = run_processes(

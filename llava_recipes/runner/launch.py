@@ -31,6 +31,10 @@ class Processes:
     def world_size(self) -> int:
         return self.per_node * self.nnodes
 
+    def shared_name(self) -> str | None:
+        """The name of a run that several nodes start, the same on each of them; None on a single node."""
+        return f"{self.rdzv_id} at {self.rdzv_endpoint}" if self.nnodes > 1 else None
+
 
 def count_local_devices() -> int:
     """The number of GPUs that this process may use, or 1 where there is none: so many processes train."""

@@ -25,6 +25,7 @@ from llava_recipes.plan.types import Plan, plan_from_json
 from llava_recipes.recipe.foreign import in_short, made_of, read_object
 from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.scalars import kind_of
+from llava_recipes.runner.lock import LOCK
 
 if TYPE_CHECKING:
     from llava_recipes.train.stage import TrainedStage
@@ -62,8 +63,8 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
     from llava_recipes.train.checkpoints import list_checkpoints
 
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # A plan that another node is writing, or that a kill left half-written, doesn't count yet.
-    if all(name.startswith(f".{PLAN}.") for name in names):
+    # A plan that another node is writing, or that a kill left half-written, doesn't count yet, nor a lock.
+    if all(name.startswith((f".{PLAN}.", LOCK)) for name in names):
         return FolderState("new")
     if not (folder / PLAN).is_file():
         return FolderState("foreign")

@@ -17,6 +17,7 @@ from pathlib import Path
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.files import write_text
 from llava_recipes.runner.launch import stop_with_parent
+from llava_recipes.runner.lock import join
 from llava_recipes.screen import OutputLost, drop_rest, guard_streams
 
 
@@ -28,6 +29,8 @@ class Request:
     plan_file: str
     resume_from: str | None
     answers_dir: str
+    lock: str
+    """The run that has the folder's lock, which each process holds too."""
 
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(asdict(self)))
@@ -89,6 +92,7 @@ def main(request_file: str) -> int:
     answers = Path(request.answers_dir)
     rank = int(os.environ.get("RANK", "0"))
     try:
+        join(Path(request.output_dir), request.lock)
         result = _train(request)
     except RecipeError as error:
         write_problems(answers, rank, error)
