@@ -115,8 +115,12 @@ def sample_problem(
     hint: str | None = None,
 ) -> Problem:
     """A problem whose message names the sample by index and id."""
-    name = f'sample {index} (id "{sample_id}")' if sample_id else f"sample {index} (no id)"
+    name = name_sample(index, sample_id)
     return Problem(f"{name}: {message}", code=code, mark=mark, found=found, hint=hint)
+
+
+def name_sample(index: int, sample_id: str) -> str:
+    return f'sample {index} (id "{sample_id}")' if sample_id else f"sample {index} (no id)"
 
 
 def _problems(problem: Problem | str) -> list[Problem]:

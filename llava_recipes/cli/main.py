@@ -147,6 +147,9 @@ def _without_output(lost: OutputLost) -> int:
 
 
 def _obey(words: Sequence[str]) -> int:
+    if words and words[0].startswith(("--local_rank=", "--local-rank=")) and "LOCAL_RANK" in os.environ:
+        # The deepspeed launcher repeats the variable before the command.
+        words = words[1:]
     if not words or words[0] in ("-h", "--help", "help"):
         say_lines(_overview())
         return 0 if words else USAGE_ERROR

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_recipe, positive
+from llava_recipes.errors import RecipeError
 from llava_recipes.screen import say, write_log
+
+if TYPE_CHECKING:
+    from llava_recipes.runner.launch import Processes
+    from llava_recipes.runner.team import Team
+    from llava_recipes.runner.world import World
+
+USER_ERROR, OUR_BUG, INTERRUPTED = 1, 3, 130
 
 EPILOG = """\
 A finished stage is skipped. The stages that a chosen stage starts from must be finished, with the same plan.
 
 All GPUs of this machine train unless --processes says otherwise. On several nodes, run the same command on \
-each, with --nnodes, --node-rank, --rdzv-id and the --rdzv-endpoint of the first node, as for torchrun."""
+each, with --nnodes, --rdzv-id and the --rdzv-endpoint of the first node, as for torchrun. Started by \
+torchrun, srun, mpirun, deepspeed or accelerate, or in the pods of a PyTorchJob, it joins their processes \
+and needs none of these options."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,42 +42,121 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=positive, metavar="N", help="number of processes on this node (default: its GPUs)"
     )
-    parser.add_argument("--nnodes", type=positive, default=1, metavar="N", help="nodes (default: 1)")
+    parser.add_argument("--nnodes", type=positive, metavar="N", help="nodes (default: 1)")
     parser.add_argument(
-        "--node-rank", type=int, default=0, metavar="N", help="rank of this node (default: 0)"
+        "--node-rank", type=int, metavar="N", help="rank of this node (default: the nodes number themselves)"
     )
     parser.add_argument("--rdzv-endpoint", default="", metavar="HOST:PORT", help="address of the rendezvous")
     parser.add_argument(
-        "--rdzv-backend", default="c10d", metavar="NAME", help="backend of the rendezvous (default: c10d)"
+        "--rdzv-backend", metavar="NAME", help="backend of the rendezvous: c10d or static (default: c10d)"
     )
     parser.add_argument(
         "--rdzv-id", default="", metavar="ID", help="id of the rendezvous, the same on every node"
     )
+    parser.add_argument(
+        "--rdzv-timeout",
+        type=positive,
+        metavar="SECONDS",
+        help="how long the nodes wait for one another (default: 600)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.runner.world import BadOptions, NodeOptions, find_world, is_first
+
+    names = ("processes", "nnodes", "node_rank", "rdzv_backend", "rdzv_endpoint", "rdzv_id")
+    options = NodeOptions(**{name: getattr(arguments, name) for name in names})
+    try:
+        world = find_world(os.environ, options)
+    except BadOptions as error:
+        if is_first(os.environ):
+            say(f"llava-recipe run: {error}", to_stderr=True)
+        return 2
+    except RecipeError:
+        # Each of the commands that a launcher started finds the same.
+        if not is_first(os.environ):
+            return 1
+        raise
+    return _run_alone(arguments) if world is None else _run_in_world(arguments, world)
+
+
+def _run_alone(arguments: argparse.Namespace) -> int:
+    from llava_recipes.runner.launch import Processes, count_local_devices
+
+    return _run(arguments, Processes(per_node=arguments.processes or count_local_devices()), None)
+
+
+def _run_in_world(arguments: argparse.Namespace, world: World) -> int:
+    """Train with the other commands of a world: the first one decides, the others follow."""
+    from llava_recipes.runner.follow import follow
+    from llava_recipes.runner.launch import Processes, count_local_devices
+    from llava_recipes.runner.team import JOIN_S, TeamLost, join
+
+    per_node = 1
+    if world.is_per_node:
+        per_node = arguments.processes or world.per_node or count_local_devices()
+    timeout_s = JOIN_S if arguments.rdzv_timeout is None else arguments.rdzv_timeout
+    team, here = join(world, {"per_node": per_node}, timeout_s=timeout_s)
+    processes = Processes(
+        per_node=per_node,
+        nnodes=world.size,
+        node_rank=team.index,
+        address=world.address,
+        local_rank=world.local_rank,
+        local_size=world.local_size,
+    )
+    if not team.is_first:
+        return follow(team, processes)
+    code = OUR_BUG
+    try:
+        _check_equal(here, [team.name_of(index) for index in range(world.size)])
+        code = _run(arguments, processes, team)
+    except (RecipeError, TeamLost) as error:
+        code = USER_ERROR
+        if isinstance(error, RecipeError):
+            raise
+        say(f"llava-recipe run: {error}", "`--resume` continues from the last checkpoint", to_stderr=True)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        raise
+    finally:
+        team.end(code)
+    return code
+
+
+def _check_equal(here: Sequence[Mapping[str, int]], names: Sequence[str]) -> None:
+    """Raise RecipeError where nodes would start different numbers of processes."""
+    if len({node["per_node"] for node in here}) > 1:
+        counts = [f"{name}: {node['per_node']}" for name, node in zip(names, here, strict=True)]
+        raise RecipeError.of(
+            "the nodes have different numbers of GPUs",
+            code="nodes-differ",
+            found=", ".join(counts),
+            hint=f"give the same number to all, as --processes {min(node['per_node'] for node in here)}",
+        )
+
+
+def _run(arguments: argparse.Namespace, processes: Processes, team: Team | None) -> int:
+    """Check and train. Only the first command of a team comes here."""
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.execute import Run, Stopped, WorkerBug, find_beginnings, run_stages
     from llava_recipes.runner.facts import choose_stages, plan_recipe
-    from llava_recipes.runner.launch import Processes, count_local_devices
+    from llava_recipes.runner.follow import check_elsewhere, problems_elsewhere
     from llava_recipes.runner.preflight import check_before_loading
 
-    if arguments.nnodes > 1 and not (arguments.rdzv_endpoint and arguments.rdzv_id):
-        say("llava-recipe run: --nnodes needs --rdzv-endpoint and --rdzv-id", to_stderr=True)
-        return 2
     loaded = load_recipe(arguments.file, arguments.set)
-    processes = Processes(
-        per_node=arguments.processes or count_local_devices(),
-        nnodes=arguments.nnodes,
-        node_rank=arguments.node_rank,
-        rdzv_backend=arguments.rdzv_backend,
-        rdzv_endpoint=arguments.rdzv_endpoint,
-        rdzv_id=arguments.rdzv_id,
-    )
     stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
     plan = plan_recipe(loaded, world_size=processes.world_size)
+    if team is not None:
+        check_elsewhere(team, plan, stages)
     check_before_loading(loaded, plan, stages)
-    run = Run(loaded=loaded, plan=plan, processes=processes, resume=arguments.resume, stages=stages)
+    if team is not None:
+        problems = problems_elsewhere(team)
+        if problems:
+            raise loaded.fail(*problems)
+    run = Run(
+        loaded=loaded, plan=plan, processes=processes, resume=arguments.resume, stages=stages, team=team
+    )
     if arguments.dry_run:
         find_beginnings(run)
         from llava_recipes.cli.plan import print_plan

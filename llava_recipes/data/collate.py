@@ -15,6 +15,8 @@ from llava_recipes.data.dataset import Sample
 from llava_recipes.data.prompts import IGNORED, IMAGE_ID
 from llava_recipes.errors import Mark, Problem, SampleError, sample_problem
 
+SAMPLE_INDEX = "sample_index"
+
 
 @dataclass(frozen=True)
 class Expanded:
@@ -146,6 +148,16 @@ class Collator:
         mark = None if self.mark_of is None else self.mark_of(sample.index)
         found = f"{taken}, max_length is {self.max_length:,}"
         return sample_problem(sample.index, sample.id, message, code=code, mark=mark, found=found, hint=hint)
+
+
+@dataclass(frozen=True)
+class IndexedCollator:
+    """A batch and, as `sample_index` int64[B], which samples it has; that entry is not for the model."""
+
+    collator: Callable[[Sequence[Sample]], dict[str, Tensor]]
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        return {**self.collator(samples), SAMPLE_INDEX: torch.tensor([sample.index for sample in samples])}
 
 
 def images_take(num_images: int, num_tokens: int) -> str:

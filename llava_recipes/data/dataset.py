@@ -19,7 +19,7 @@ from llava_recipes.data.images import BadImage, open_images
 from llava_recipes.data.order import Grouping
 from llava_recipes.data.prompts import IGNORED, Encoded, Prompts
 from llava_recipes.data.records import open_records
-from llava_recipes.errors import Problem, SampleError, sample_problem
+from llava_recipes.errors import Problem, SampleError, name_sample, sample_problem
 from llava_recipes.plan.types import DataPlan
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,14 @@ class StageDataset(Dataset[Sample]):
             labels=torch.tensor(encoded.labels),
             images=tuple(images),
         )
+
+    def describe(self, index: int) -> str:
+        """A sample's name in a message: `sample 17 (id "000123"), image 004/000123.jpg`."""
+        record = self.records[index]
+        name = name_sample(record.index, record.id)
+        if not record.images:
+            return name
+        return f"{name}, {'image' if len(record.images) == 1 else 'images'} {', '.join(record.images)}"
 
     @property
     def skipped(self) -> Tensor:

@@ -184,6 +184,7 @@ class _StageCompiler:
             deepspeed=config,
             deepspeed_source=source,
             sampling=plan_sampling(stage),
+            expect=stage.expect,
             output_dir=stage.output_dir,
         )
 

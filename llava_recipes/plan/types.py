@@ -12,7 +12,15 @@ from pydantic import Field, JsonValue
 from llava_recipes.anyres import MergeType
 from llava_recipes.layouts import Template
 from llava_recipes.recipe.scalars import as_list, as_mapping
-from llava_recipes.recipe.schema import Frozen, ImageTokens, Lora, Projector, Quantization, VisionTower
+from llava_recipes.recipe.schema import (
+    Expect,
+    Frozen,
+    ImageTokens,
+    Lora,
+    Projector,
+    Quantization,
+    VisionTower,
+)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """What a stage computes in, in the words of `plan`."""
@@ -236,6 +244,7 @@ class StagePlan(Frozen):
     train: TrainPlan
     deepspeed: dict[str, JsonValue] | None
     sampling: SamplingPlan | None = None
+    expect: Expect | None = Field(None, description="Where the loss should end; outside, the run warns.")
     deepspeed_source: str = Field(description="Name of a preset, path of a file, `inline` or `none`.")
     output_dir: str
 

@@ -100,6 +100,7 @@ def check_rules(root: Value) -> list[Problem]:
         for number, group in enumerate(as_list(stage.get("param_groups"))):
             problems += _check_group(as_mapping(group), (*path, "param_groups", number))
         problems += _check_samples(stage, (*path, "samples"))
+        problems += _check_expect(as_mapping(stage.get("expect")), (*path, "expect", "loss"))
         problems += _check_init_from(stages, index)
         problems += _check_train(as_mapping(stage.get("train")), (*path, "train"))
     return problems
@@ -341,6 +342,20 @@ def _check_group(group: Values, path: KeyPath) -> Iterator[Problem]:
         message = "a parameter group sets nothing for its modules"
         hint = "set its `learning_rate` or `weight_decay`, or remove it"
         yield Problem(message, code="parameter-group-without-settings", path=path, hint=hint)
+
+
+def _check_expect(expect: Values, path: KeyPath) -> Iterator[Problem]:
+    """A band in which no loss can lie."""
+    band = as_list(expect.get("loss"))
+    numbers = [value for value in band if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(band) == len(numbers) == 2 and not 0 <= numbers[0] < numbers[1]:
+        yield Problem(
+            "no loss lies in this band",
+            code="loss-band-is-empty",
+            path=path,
+            found=spell_value(expect.get("loss")),
+            hint="write the lowest loss first, 0 or more, then the highest: `loss: [0.8, 1.2]`",
+        )
 
 
 def _check_samples(stage: Values, path: KeyPath) -> Iterator[Problem]:

@@ -72,6 +72,16 @@ class Lora(Frozen):
     use_rslora: bool = Field(False, description="rsLoRA: scale by alpha / sqrt(r) instead of alpha / r.")
 
 
+class Expect(Frozen):
+    """What a stage should end with. It warns, and never ends a run."""
+
+    loss: tuple[float, float] = Field(
+        description="Lowest and highest mean of the last 10 logged losses. Outside, the run warns at its end "
+        "and in `DONE`.",
+        examples=[[0.8, 1.2]],
+    )
+
+
 class Samples(Frozen):
     """What `sample_every` asks the model."""
 
@@ -530,6 +540,11 @@ class Stage(Frozen):
     )
     samples: Samples | None = Field(
         None, description="Which images `sample_every` asks about, and what it asks."
+    )
+    expect: Expect | None = Field(
+        None,
+        description="Where the loss should end, for a warning where it does not.",
+        examples=[{"loss": [0.8, 1.2]}],
     )
     output_dir: Text = Field(
         description="Folder for everything that the stage writes.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
+from llava_recipes.runner.follow import lead
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.lock import Held, take
 from llava_recipes.runner.preflight import waiting_problems
@@ -28,11 +31,13 @@ from llava_recipes.runner.run_folder import (
     write_done,
     write_opening,
 )
+from llava_recipes.runner.team import Outcome, Team
 from llava_recipes.runner.worker import Request, Result, read_bug, read_problems
 from llava_recipes.screen import say
 from llava_recipes.train.metrics import check_logs
 
 _NUM_SHOWN_DIFFERENCES = 12
+_OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
 class WorkerBug(Exception):
@@ -53,6 +58,8 @@ class Run:
     resume: bool
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
+    team: Team | None = None
+    """The other commands of the run, which train along; this one decides."""
 
 
 def run_stages(run: Run) -> None:
@@ -78,7 +85,7 @@ def _take_folders(run: Run, released: ExitStack) -> dict[int, Held]:
     # Two runs that share several folders take them in one order, so that one of them gets all.
     for index in sorted(folders, key=lambda index: os.path.realpath(folders[index])):
         try:
-            locks[index] = take(folders[index], run=run.processes.shared_name())
+            locks[index] = take(folders[index])
         except RecipeError as error:
             path = ("stages", index, "output_dir")
             raise run.loaded.fail(*(replace(problem, path=path) for problem in error.problems)) from None
@@ -181,9 +188,6 @@ def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
         environment=describe_environment(sys.argv),
     )
     result = _train(run, index, beginning, lock)
-    if result is None:
-        # The first process ran on another node, which writes the results.
-        return
     if result.stopped_early:
         raise Stopped(
             f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
@@ -195,10 +199,11 @@ def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
         last_loss=result.last_loss,
         starts_from=stage.starts_from,
         eval_loss=result.eval_loss,
+        warnings=result.warnings,
     )
 
 
-def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result | None:
+def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 
@@ -207,8 +212,7 @@ def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result | N
             return _train_from(run, index, beginning.checkpoint, lock)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
-            # On several nodes each would have to start again, and at the same time.
-            if why is None or beginning.checkpoint is None or run.processes.nnodes > 1:
+            if why is None or beginning.checkpoint is None:
                 raise
         say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")
         try:
@@ -217,7 +221,7 @@ def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result | N
             raise run.loaded.fail(*error.problems) from None
 
 
-def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Result | None:
+def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     with tempfile.TemporaryDirectory(prefix="llava-recipe-") as answers_name:
@@ -230,31 +234,45 @@ def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Re
             lock=lock.run,
         )
         request.write(answers / "request.json")
-        code = run_processes(
-            run.processes, answers / "request.json", uses_deepspeed=stage.deepspeed is not None
+        file, uses_deepspeed = answers / "request.json", stage.deepspeed is not None
+        elsewhere: list[Outcome] = []
+        if run.team is None:
+            code = run_processes(run.processes, file, uses_deepspeed=uses_deepspeed)
+        else:
+            code, elsewhere = lead(run.team, run.processes, request, file, uses_deepspeed=uses_deepspeed)
+        own = Outcome(
+            code,
+            socket.gethostname(),
+            problems=tuple(read_problems(answers)),
+            bug=read_bug(answers),
+            was_interrupted=run.team is not None and run.team.was_interrupted,
         )
-        return _read_answer(run, index, code, answers)
+        return _read_answer(run, index, [own, *elsewhere], Result.read(answers))
 
 
-def _read_answer(run: Run, index: int, code: int, answers: Path) -> Result | None:
-    problems = read_problems(answers)
+def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result | None) -> Result:
+    """The result, or what is the cause that there is none."""
+    problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
-    bug = read_bug(answers)
-    if bug is not None:
-        raise WorkerBug(bug)
-    result = Result.read(answers)
-    if result is None and code != 0:
+    silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
+    bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
+    # What a process says whose peer is gone is no cause.
+    if bugs and not (silent and all(map(_OF_PEERS.search, bugs))):
+        raise WorkerBug(next((bug for bug in bugs if not _OF_PEERS.search(bug)), bugs[0]))
+    if silent and (result is None or silent[0] is not outcomes[0]):
+        code, where = silent[0].code, f" on {silent[0].host}" if len(outcomes) > 1 else ""
+        how = ", killed by a signal" if code < 0 or code > 128 else ""
         raise run.loaded.fail(
             Problem(
                 "a training process exited without an error message",
                 code="training-process-died",
                 path=("stages", index),
-                found=f"exit code {code}" + (", killed by a signal" if code < 0 or code > 128 else ""),
+                found=f"exit code {code}{where}{how}",
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
             )
         )
-    if result is None and run.processes.nnodes == 1:
+    if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
     return result
 

@@ -14,26 +14,31 @@ from pathlib import Path
 from types import FrameType
 
 from llava_recipes.interpreter import python_environment, python_words
+from llava_recipes.runner.world import without_launcher
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes train, here and on other nodes. The names are torchrun's."""
+    """How many processes this command starts, and where they meet those of other commands."""
 
     per_node: int
     nnodes: int = 1
+    """Commands like this one, each on a node of its own unless `local_size` says otherwise."""
     node_rank: int = 0
-    rdzv_backend: str = "c10d"
-    rdzv_endpoint: str = ""
-    rdzv_id: str = ""
+    address: str = ""
+    port: int = 0
+    local_rank: int = 0
+    local_size: int = 1
+    """Commands on this machine, where each starts one process, and this one's number among them."""
 
     @property
     def world_size(self) -> int:
         return self.per_node * self.nnodes
 
-    def shared_name(self) -> str | None:
-        """The name of a run that several nodes start, the same on each of them; None on a single node."""
-        return f"{self.rdzv_id} at {self.rdzv_endpoint}" if self.nnodes > 1 else None
+    @property
+    def by_torchrun(self) -> bool:
+        """Whether torchrun starts them: a single one of a command needs nobody to watch over it."""
+        return self.per_node > 1
 
 
 def count_local_devices() -> int:
@@ -54,13 +59,16 @@ def run_processes(processes: Processes, request_file: Path, *, uses_deepspeed: b
     """Run the workers to their end and return the exit code: 0 when every one succeeded."""
     worker, torchrun = "llava_recipes.runner.worker", "llava_recipes.runner.torchrun"
     environment = _environment(processes)
-    if processes.world_size > 1:
+    if processes.by_torchrun:
         argv = [*python_words(torchrun), *_torchrun_options(processes), "-m", worker, str(request_file)]
     else:
         argv = [*python_words(worker), str(request_file)]
-        if uses_deepspeed:
-            environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-            environment["MASTER_PORT"] = str(_free_port())
+        if processes.nnodes > 1:
+            environment |= _ranks(processes, processes.address, processes.port)
+            # The first command keeps the store, not the first process: nobody else can take its port.
+            environment["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        elif uses_deepspeed:
+            environment |= _ranks(processes, "127.0.0.1", free_port())
     # A session of its own: Ctrl-C reaches this process alone, which then signals the workers once. They have
     # no standard input, so that no library can wait for an answer there.
     return _wait(subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True))
@@ -86,15 +94,36 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
             signal.signal(number, handler)
 
 
+def _ranks(processes: Processes, address: str, port: int) -> dict[str, str]:
+    """What torch reads of a process that torchrun does not start."""
+    return {
+        "RANK": str(processes.node_rank),
+        "WORLD_SIZE": str(processes.nnodes),
+        "LOCAL_RANK": str(_device_of(processes)),
+        "LOCAL_WORLD_SIZE": str(processes.local_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+
+
+def _device_of(processes: Processes) -> int:
+    """The number of the GPU that a command's one process uses, among those that it may see."""
+    if not _has_gpu() or processes.local_size == 1:
+        return processes.local_rank
+    # A launcher that gives each task a GPU of its own shows it no other one.
+    return processes.local_rank if count_local_devices() > 1 else 0
+
+
 def _environment(processes: Processes) -> dict[str, str]:
-    environment = python_environment()
+    environment = without_launcher(python_environment())
     # DeepSpeed finds ninja on PATH; the environment's own programs come first even when it is not activated.
     # An empty entry would be the current folder.
     usual = [folder for folder in environment.get("PATH", os.defpath).split(os.pathsep) if folder]
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), *usual])
     # Forked data loader processes would each warn about the tokenizer's threads.
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.per_node)))
+    num_here = max(processes.per_node, processes.local_size)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_here)))
     if not _has_gpu():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     elif processes.world_size == 1:
@@ -105,20 +134,20 @@ def _environment(processes: Processes) -> dict[str, str]:
 
 
 def _torchrun_options(processes: Processes) -> list[str]:
-    endpoint = processes.rdzv_endpoint or f"127.0.0.1:{_free_port()}"
-    # Other backends number the nodes themselves, and warn of a number that is given.
-    rank = [f"--node-rank={processes.node_rank}"] if processes.rdzv_backend == "static" else []
-    return [
-        f"--nnodes={processes.nnodes}",
-        f"--nproc-per-node={processes.per_node}",
-        *rank,
-        f"--rdzv-backend={processes.rdzv_backend}",
-        f"--rdzv-endpoint={endpoint}",
-        f"--rdzv-id={processes.rdzv_id or os.getpid()}",
-    ]
+    place = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", f"--rdzv-id={os.getpid()}"]
+    if processes.nnodes > 1:
+        # The nodes have met and are numbered.
+        place = [
+            f"--node-rank={processes.node_rank}",
+            "--rdzv-backend=static",
+            f"--rdzv-endpoint={processes.address}:{processes.port}",
+            "--rdzv-id=run",
+        ]
+    return [f"--nnodes={processes.nnodes}", f"--nproc-per-node={processes.per_node}", *place]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -67,6 +67,28 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         raise loaded.fail(*dict.fromkeys(problems))
 
 
+def node_problems(plan: Plan, stages: Collection[int]) -> Iterator[Problem]:
+    """What a machine lacks that trains along: data, base weights, libraries.
+
+    The run's folders are the first machine's, and so are the weights that a stage starts from.
+    """
+    yield from _quantization_problems(plan)
+    given = {
+        "language model": (plan.model.language_model.source, ("model", "language_model")),
+        "tokenizer": (plan.model.language_model.tokenizer, ("model", "language_model")),
+        "vision tower": (plan.model.vision_tower.source, ("model", "vision_tower", "source")),
+    }
+    for what, (source, path) in given.items():
+        if source is not None:
+            yield from _source_problems(source, path, what, ())
+    yield from base_weights_problems(plan.model)
+    yield from _start_problems(plan.model.projector.init_from)
+    for index in stages:
+        stage, place = plan.stages[index], ("stages", index)
+        yield from _data_problems(stage, place)
+        yield from _deepspeed_problems(stage, place)
+
+
 def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
     """Folders and files of the model that do not exist, or are not what they should be."""
     model = loaded.recipe.model
@@ -88,7 +110,10 @@ def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
         is_whole = (expanded(model.vision_tower.source) / "processor_config.json").is_file()
         needs = ("config.json", *(() if is_whole else ("preprocessor_config.json",)))
         yield from _source_problems(model.vision_tower.source, tower, "vision tower", needs)
-    start = model.projector.init_from
+    yield from _start_problems(model.projector.init_from)
+
+
+def _start_problems(start: str | None) -> Iterator[Problem]:
     if start is not None and not Path(start).is_file():
         yield Problem(
             "the projector's initial weights do not exist",

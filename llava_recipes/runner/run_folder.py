@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -171,7 +171,7 @@ def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
     from llava_recipes.model.weights import write_projector, write_trained
     from llava_recipes.train.trainer import check_finite
 
-    check_finite(trained.state, step=trained.num_steps, stage=("stages", 0))
+    check_finite(trained.state, step=trained.num_steps, stage=("stages", 0), output_dir=folder)
     if any(name.startswith("projector.") for name in trained.state):
         write_projector(trained.state, folder, image_tokens=trained.image_tokens)
     if any(not name.startswith("projector.") for name in trained.state):
@@ -199,6 +199,7 @@ def write_done(
     last_loss: float | None,
     starts_from: tuple[str, ...],
     eval_loss: float | None = None,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Mark the stage as finished, with the last file of a run."""
     facts = {
@@ -206,6 +207,7 @@ def write_done(
         "steps": num_steps,
         "loss": last_loss,
         **({} if eval_loss is None else {"eval_loss": eval_loss}),
+        **({"warnings": list(warnings)} if warnings else {}),
         "started_from": read_finish_times(starts_from),
     }
     write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")

@@ -49,6 +49,7 @@ class Result:
     last_loss: float | None
     seconds: float
     eval_loss: float | None
+    warnings: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         write_text(folder / "result.json", json.dumps(asdict(self)))
@@ -137,7 +138,12 @@ def _train(request: Request) -> Result | None:
         rows.append(("validation", f"loss {trained.eval_loss:.4f}"))
     trained.reporter.finish((*rows, ("written to", str(output_dir))))
     return Result(
-        trained.num_steps, trained.stopped_early, trained.last_loss, trained.seconds, trained.eval_loss
+        trained.num_steps,
+        trained.stopped_early,
+        trained.last_loss,
+        trained.seconds,
+        trained.eval_loss,
+        trained.warnings,
     )
 
 

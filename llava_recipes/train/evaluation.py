@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llava_recipes.data.dataset import StageDataset
+from llava_recipes.data.collate import SAMPLE_INDEX, IndexedCollator
+from llava_recipes.data.dataset import Sample, StageDataset
 from llava_recipes.data.images import BadImage, open_images, read_prepared
 from llava_recipes.data.prompts import IGNORED
 from llava_recipes.errors import KeyPath, RecipeError
@@ -44,7 +45,7 @@ class ValidationSet:
     """Validation samples, and how they are batched."""
 
     dataset: StageDataset
-    collator: Callable[[list[Any]], dict[str, Tensor]]
+    collator: Callable[[Sequence[Sample]], dict[str, Tensor]]
     batch_size: int
     num_workers: int
 
@@ -64,6 +65,7 @@ class ValidationSet:
         total = torch.zeros(2, dtype=torch.float64, device=device)
         with evaluating(model):
             for batch in self._batches():
+                batch.pop(SAMPLE_INDEX)
                 output = model(**prepare(batch), num_items_in_batch=1)
                 total[0] += output.loss.double()
                 total[1] += output.num_label_tokens
@@ -85,7 +87,7 @@ class ValidationSet:
             self.dataset,
             batch_size=self.batch_size,
             sampler=[*own, *[0] * (num_rows - len(own))],
-            collate_fn=self.collator,
+            collate_fn=IndexedCollator(self.collator),
             num_workers=self.num_workers,
             # Without its own generator a loader draws from the one that dropout uses in training.
             generator=torch.Generator(),

@@ -20,6 +20,8 @@ class LoggedStep:
     text: str
     step: float
     seconds: float
+    loss: float | None
+    """None in the line of an evaluation."""
 
 
 class MetricsLog:
@@ -37,6 +39,8 @@ class MetricsLog:
                 superseded.writelines(f"{line.text}\n" for line in lines if line.step > resumed_step)
         write_text(path, "".join(f"{line.text}\n" for line in kept))
         self._seconds_before = kept[-1].seconds if kept else 0.0
+        self.losses = [line.loss for line in kept if line.loss is not None]
+        """The losses logged before."""
         self._path = path
 
     def append(self, metrics: dict[str, float]) -> None:
@@ -76,11 +80,12 @@ def read_metrics(path: Path) -> list[LoggedStep]:
         try:
             values = json.loads(line)
             step, seconds = float(values["step"]), float(values["seconds"])
+            loss = float(values["loss"]) if "loss" in values else None
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             step = seconds = math.nan
         if not (math.isfinite(step) and math.isfinite(seconds)):
             raise RecipeError(_damaged(path, number, line[:80]))
-        lines.append(LoggedStep(line, step, seconds))
+        lines.append(LoggedStep(line, step, seconds, loss))
     return lines
 
 

@@ -36,7 +36,7 @@ class Start:
 
 
 class Reporter:
-    """Receives start, logged steps, evaluations, answers and end; this one prints nothing, its subclasses do.
+    """Receives start, logged steps, evaluations, answers, warnings and end; this one prints nothing.
 
     `abandon` gives the terminal back when training ends with an error.
     """
@@ -48,6 +48,8 @@ class Reporter:
     def evaluation(self, metrics: dict[str, float]) -> None: ...
 
     def sample(self, step: int, image: str, answer: str) -> None: ...
+
+    def warn(self, sentence: str) -> None: ...
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None: ...
 
@@ -77,6 +79,9 @@ class LineReporter(Reporter):
 
     def sample(self, step: int, image: str, answer: str) -> None:
         say(f"step {step:,}/{self._num_steps:,}  {_sample_words(image, answer)}")
+
+    def warn(self, sentence: str) -> None:
+        say(f"warning: {sentence}")
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         for name, value in rows:
@@ -125,6 +130,9 @@ class Bar(Reporter):
 
     def sample(self, step: int, image: str, answer: str) -> None:
         self._progress.print(shown(f"step {step:,}  {_sample_words(image, answer)}"))
+
+    def warn(self, sentence: str) -> None:
+        self._progress.print(shown(f"warning: {sentence}"))
 
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         self._progress.stop()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import PrinterCallback, TrainingArguments
 
+from llava_recipes.data.collate import IndexedCollator
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.errors import KeyPath
@@ -29,6 +30,7 @@ from llava_recipes.plan.trainable import describe_quantization, trains_image_tok
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.checkpoints import check_state
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
+from llava_recipes.train.learning import LearningCheck, LossBand
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
 from llava_recipes.train.trainer import StageTrainer, out_of_memory
@@ -52,6 +54,8 @@ class TrainedStage:
     is_first_process: bool
     num_skipped: int
     """Samples skipped for an image that could not be used, over all processes; each counts once."""
+    warnings: tuple[str, ...]
+    """What is suspicious about the run: sentences, on every process."""
     trainer: StageTrainer
     reporter: Reporter
 
@@ -75,6 +79,10 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
     last_loss: list[float] = []
+    warnings: list[str] = []
+    band = LossBand(
+        None if stage.expect is None else stage.expect.loss, metrics.losses if metrics is not None else ()
+    )
 
     def record(line: dict[str, float]) -> None:
         if metrics is not None:
@@ -83,7 +91,12 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
             reporter.evaluation(line)
             return
         last_loss[:] = [line["loss"]]
+        band.append(line["loss"])
         reporter.step(line)
+
+    def warn(sentence: str) -> None:
+        warnings.append(sentence)
+        reporter.warn(sentence)
 
     assert stage.data.shuffle == (stage.data.order != "file")
     keep = stage.train.training_arguments.get("save_total_limit")
@@ -104,8 +117,9 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         model=assembled.model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=collator_of(assembled, dataset),
+        data_collator=IndexedCollator(collator_of(assembled, dataset)),
         validation=_validation(plan, stage, assembled, arguments),
+        sample_name=dataset.describe,
         callbacks=[StopOnSignal()],
     )
     together = zero_stage(stage.deepspeed) == 3
@@ -122,6 +136,14 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     num_steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
     if stage.train.max_steps is not None and num_steps != stage.train.max_steps:
         raise AssertionError(f"the plan has {stage.train.max_steps} steps, the Trainer {num_steps}")
+    learning = LearningCheck(
+        stage=stage_path,
+        first_step=resumed_step,
+        num_steps=num_steps,
+        count_skipped=lambda: _count_skipped(dataset, arguments),
+        warn=warn,
+    )
+    trainer.learning = learning
     reporter.start(
         _describe(plan, stage, output_dir, num_trainable, num_steps, resumed_step, len(dataset), notes)
     )
@@ -130,22 +152,28 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         check_state(resume_from)
     try:
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        stopped_early = trainer.state.global_step < num_steps
+        if not stopped_early:
+            learning.check_end()
     except BaseException as error:
         reporter.abandon()
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
         raise
+    if not stopped_early and (outside := band.warning()) is not None:
+        warn(outside)
     return TrainedStage(
         assembled=assembled,
         state=trainable_state(assembled.model),
         image_tokens=read_image_tokens(assembled.model) if plan.model.image_tokens.start_end else None,
         num_steps=trainer.state.global_step,
-        stopped_early=trainer.state.global_step < num_steps,
+        stopped_early=stopped_early,
         last_loss=last_loss[0] if last_loss else None,
         eval_loss=trainer.measured[1].loss if trainer.measured and trainer.measured[0] >= num_steps else None,
         seconds=time.monotonic() - started_s,
         is_first_process=first,
         num_skipped=_count_skipped(dataset, arguments),
+        warnings=tuple(warnings),
         trainer=trainer,
         reporter=reporter,
     )

@@ -2,8 +2,8 @@
 
 It differs from Hugging Face's Trainer in six things: the order of samples is a pure function of seed and
 epoch; modules may have a learning rate and weight decay of their own; only trainable weights are saved and
-loaded; a checkpoint is sealed when it is whole; a loss that is not finite ends the run; the validation loss
-is the mean over all label tokens, whatever the batches.
+loaded; a checkpoint is sealed when it is whole; a number that is not finite ends the run before it reaches a
+weight; the validation loss is the mean over all label tokens, whatever the batches.
 """
 
 from __future__ import annotations
@@ -18,18 +18,30 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import Trainer, TrainerControl
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 
+from llava_recipes.data.collate import SAMPLE_INDEX
 from llava_recipes.data.order import EpochSampler
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.checkpoint import not_finite
-from llava_recipes.model.weight_names import canonical_name
+from llava_recipes.model.weight_names import canonical_name, canonical_parameters
 from llava_recipes.model.weights import TRAINED_FILE, load_trained, trainable_state, write_trained
 from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import ParamGroupPlan
-from llava_recipes.train.checkpoints import TRAINER_STATE, check_moments, loading, make_room, remove_old, seal
+from llava_recipes.train.checkpoints import (
+    TRAINER_STATE,
+    check_moments,
+    list_checkpoints,
+    loading,
+    make_room,
+    remove_old,
+    seal,
+)
 from llava_recipes.train.evaluation import MeasureAtTheEnd, Measured, ValidationSet
+from llava_recipes.train.finite import CODE, StepCheck, zero_gradient_norm
+from llava_recipes.train.learning import LearningCheck, roots_without
 
 Group = dict[str, Any]
 """A parameter group of a torch optimizer: `params`, `lr`, `weight_decay` and the optimizer's own keys."""
@@ -54,6 +66,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         on_metrics: Callable[[Metrics], None],
         param_groups: tuple[ParamGroupPlan, ...] = (),
         validation: ValidationSet | None = None,
+        sample_name: Callable[[int], str] = "sample {}".format,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs, eval_dataset=None if validation is None else validation.dataset)
@@ -67,6 +80,14 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._keep_checkpoints = keep_checkpoints
         self._on_metrics = on_metrics
         self._param_groups = param_groups
+        self._weights = canonical_parameters(self.model)
+        self._trained = {name: each for name, each in self._weights.items() if each.requires_grad}
+        self._step_check = StepCheck(
+            self._trained, device=self.args.device, stage=stage_path, sample_name=sample_name
+        )
+        self.learning: LearningCheck | None = None
+        self._samples: Tensor | None = None
+        self._guarded: object = None
         self._num_tokens: torch.Tensor | None = None
         self._num_samples = 0
         self._logged_at_s = time.monotonic()
@@ -99,15 +120,74 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if self.is_deepspeed_enabled and self._guarded is not model:
+            self._guard(model)
+        inputs = dict(inputs)
+        # Which samples the batch has, for messages: not the model's.
+        self._samples = inputs.pop(SAMPLE_INDEX)
         num_tokens = inputs["attention_mask"].sum()
         self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
         self._num_samples += inputs["attention_mask"].shape[0]
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        loss: Tensor = super().compute_loss(model, inputs, **kwargs)
+        self._step_check.note_pass(loss, samples=self._samples, has_images="pixel_values" in inputs)
+        return loss
+
+    def _guard(self, engine: Any) -> None:
+        """Check the numbers before DeepSpeed's step, which follows its backward pass at once."""
+        update = engine.step
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            optimizer = engine.optimizer
+            norm = zero_gradient_norm(optimizer, self._trained.values(), self.args.device)
+            self._decide(norm, scale=float(optimizer.loss_scale) if self.args.fp16 else None)
+            return update(*args, **kwargs)
+
+        engine.step = checked
+        self._guarded = engine
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        norm = self._checked_norm(model)
+        clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        return norm
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        if self.is_deepspeed_enabled:
+            return super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self._checked_norm(model) if grad_norm is None else grad_norm
+
+    def _checked_norm(self, model: torch.nn.Module) -> Tensor:
+        """The norm of all gradients, as torch computes it to clip them. Raises RecipeError as `_decide`."""
+        self.accelerator.unscale_gradients()
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        norm = get_total_norm(gradients)
+        scaler = self.accelerator.scaler
+        self._decide(norm, scale=None if scaler is None else scaler.get_scale())
+        return norm
+
+    def _decide(self, norm: Tensor, *, scale: float | None) -> None:
+        """Raise RecipeError, on every process, when this step's update must not happen."""
+        verdict = self._step_check.decide(
+            step=self.state.global_step + 1,
+            gradient_norm=norm,
+            all_weights=self._weights,
+            scale=scale,
+            advice=_advice(Path(self.args.output_dir), fp16=self.args.fp16),
+        )
+        if self.learning is not None:
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            self.learning.note_step(verdict, rates, self._roots_without_gradient)
+
+    def _roots_without_gradient(self) -> tuple[str, ...]:
+        return roots_without(self._step_check.without_gradient(), self._trained)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            _check_loss(logs["loss"], "the loss", step=self.state.global_step, stage=self._stage_path)
             metrics = self._step_metrics(logs)
             if self.is_world_process_zero():
                 self._on_metrics(metrics)
@@ -147,7 +227,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         # ZeRO-3's weights are whole only inside its engine; DDP's wrapper would wait for the other processes.
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         measured = self._validation.measure(model, self._prepare_inputs, self.args.device)
-        _check_loss(measured.loss, "the validation loss", step=step, stage=self._stage_path)
+        advice = _advice(Path(self.args.output_dir), fp16=self.args.fp16)
+        _check_validation_loss(measured.loss, step=step, stage=self._stage_path, advice=advice)
         self.measured = step, measured
         # The rates of training leave out the time of an evaluation.
         self._logged_at_s += measured.seconds
@@ -177,7 +258,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         assert output_dir is not None
         state = trainable_state(self.model)
         if self.is_world_process_zero():
-            check_finite(state, step=self.state.global_step, stage=self._stage_path)
+            check_finite(
+                state,
+                step=self.state.global_step,
+                stage=self._stage_path,
+                output_dir=Path(self.args.output_dir),
+            )
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             write_trained(state, Path(output_dir))
         self.accelerator.wait_for_everyone()
@@ -282,16 +368,16 @@ def split_groups(
     optimizer.param_groups[:] = [group for group in parts if group["params"]]
 
 
-def check_finite(state: Mapping[str, Tensor], *, step: int, stage: KeyPath) -> None:
+def check_finite(state: Mapping[str, Tensor], *, step: int, stage: KeyPath, output_dir: Path) -> None:
     """Raise RecipeError when a trained weight is NaN or infinite: no run can continue from it."""
     for name, tensor in state.items():
-        if not_finite(tensor) is not None:
+        if (trouble := not_finite(tensor)) is not None:
             raise RecipeError.of(
                 f"{name} has NaN or infinite values after step {step:,}; the weights were not saved",
                 code="weights-not-finite",
                 path=(*stage, "train", "learning_rate"),
-                hint="lower the learning rate or lengthen the warm-up; "
-                "`--resume` continues from the last checkpoint",
+                found=trouble,
+                hint=_advice(output_dir, fp16=False),
             )
 
 
@@ -307,13 +393,26 @@ def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
     )
 
 
-def _check_loss(value: float, what: str, *, step: int, stage: KeyPath) -> None:
-    """Raise RecipeError when a loss is NaN or infinite: nothing learned after it is worth keeping."""
+def _advice(output_dir: Path, *, fp16: bool) -> str:
+    """What to do about numbers that are not finite, in a folder with checkpoints or without."""
+    advice = "lower the learning rate, or lengthen the warm-up"
+    if fp16:
+        advice += ", or train in bf16 instead of fp16"
+    if not list_checkpoints(output_dir):
+        return f"{advice}, and run again"
+    return (
+        f"{advice}; `--resume --accept train.learning_rate` continues from the last checkpoint with another "
+        "rate"
+    )
+
+
+def _check_validation_loss(value: float, *, step: int, stage: KeyPath, advice: str) -> None:
+    """Raise RecipeError when a validation loss is NaN or infinite."""
     if not math.isfinite(value):
         raise RecipeError.of(
-            f"{what} is {value} at step {step:,}; training stopped, and nothing was saved after it",
-            code="loss-or-gradient-not-finite",
+            f"the validation loss is {value} at step {step:,}; training stopped, and nothing was saved after "
+            "it",
+            code=CODE,
             path=(*stage, "train", "learning_rate"),
-            hint="lower the learning rate, lengthen the warm-up, or train in bf16 instead of fp16; "
-            "`--resume` continues from the last checkpoint",
+            hint=advice,
         )

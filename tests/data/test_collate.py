@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from llava_recipes.data.collate import Collator, expand
+from llava_recipes.data.collate import Collator, IndexedCollator, expand
 from llava_recipes.data.crops import ImageLayout, PreparedImage
 from llava_recipes.data.dataset import Sample
 from llava_recipes.data.prompts import IGNORED, IMAGE_ID
@@ -201,3 +201,11 @@ def test_a_dropped_token_and_its_label_are_left_out_before_the_cut() -> None:
     assert expanded.input_ids.tolist() == [5, 0, 0, 6, 7]
     assert expanded.is_image.tolist() == [False, True, True, False, False]
     assert expanded.labels.tolist() == [1, IGNORED, IGNORED, 4, 5]
+
+
+def test_an_indexed_batch_names_its_samples() -> None:
+    samples = [sample([1, 7], [-100, 7], index) for index in (5, 3)]
+    collator = Collator(ImageLayout(16), 10, 0)
+    batch = IndexedCollator(collator)(samples)
+    assert batch.pop("sample_index").tolist() == [5, 3]
+    assert batch.keys() == collator(samples).keys()

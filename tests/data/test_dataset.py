@@ -118,6 +118,14 @@ def test_text_only_samples_have_no_images(tokenizer: PreTrainedTokenizerBase, tm
     assert tokenizer.decode(sample.input_ids[1:]) == "a\n"
 
 
+def test_a_sample_is_described_without_being_read(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    stage = dataset(tokenizer, image_records(tmp_path, "gone.jpg", None), template="plain")
+    assert [stage.describe(index) for index in (0, 1)] == [
+        'sample 0 (id "r0"), image gone.jpg',
+        'sample 1 (id "r1")',
+    ]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_bad_image_is_reported_with_index_id_file_and_line(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, num_workers: int

@@ -51,6 +51,10 @@ PRELOADED = (
 )
 
 
+IMPORTED = "TESTS_WARM_IMPORT"
+"""An environment variable with modules that a forked process imports before it runs its own."""
+
+
 class Server:
     """Forks a child for every request and reports how it ended."""
 
@@ -163,6 +167,8 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     sys.executable = request["executable"]
     sys.argv = request["argv"]
     _reseed()
+    for name in os.environ.get(IMPORTED, "").split():
+        importlib.import_module(name)
     runpy.run_module(request["argv"][0], run_name="__main__", alter_sys=True)
 
 
