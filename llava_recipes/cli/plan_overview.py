@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llava_recipes.plan.data import describe_sampling
 from llava_recipes.plan.deepspeed import zero_block
-from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan
+from llava_recipes.plan.types import DataPlan, ModelPlan, Plan, StagePlan, TrainPlan
 from llava_recipes.recipe.globs import fold_layers
 from llava_recipes.recipe.scalars import say_number
 
@@ -99,7 +99,7 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
             + f" × {train.gradient_accumulation_steps} accumulation",
         )
     )
-    rows.append(("order", _order_words(data, train.seed)))
+    rows.append(("order", _order_words(data, train)))
     rows.append(("steps", ", ".join(_step_words(stage))))
     schedule = train.training_arguments["lr_scheduler_type"]
     rows.append(("learning rate", f"{say_number(train.learning_rate)}, {schedule}"))
@@ -110,11 +110,12 @@ def _stage_rows(stage: StagePlan, plan: Plan) -> list[Row]:
     return rows
 
 
-def _order_words(data: DataPlan, seed: int) -> str:
+def _order_words(data: DataPlan, train: TrainPlan) -> str:
     if data.order == "file":
         return "that of the files"
     grouped = {"none": "", "length": ", grouped by length", "modality_length": ", grouped by kind and length"}
-    drawn = f"from seed {seed}" if data.order == "seed" else "as by LLaVA's code on several GPUs"
+    of_seed = data.order == "seed" or train.num_processes == 1
+    drawn = f"from seed {train.seed}" if of_seed else "as by LLaVA's code on several GPUs"
     return f"drawn {drawn}{grouped[data.group_by]}"
 
 

@@ -6,9 +6,10 @@ are pure functions of seed and epoch, so that a run keeps its order whatever mac
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 import torch
@@ -37,8 +38,22 @@ class BatchLayout:
     def batches_per_step(self) -> int:
         return self.world_size * self.gradient_accumulation_steps
 
+    @property
+    def samples_per_step(self) -> int:
+        return self.batches_per_step * self.per_device_train_batch_size
+
     def to_json(self) -> dict[str, int]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: object) -> BatchLayout:
+        """Raises ValueError where they are not those of a layout."""
+        if not isinstance(values, dict) or values.keys() != {field.name for field in fields(cls)}:
+            raise ValueError(f"{json.dumps(values)[:80]} is not a layout of batches")
+        for name, value in values.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"`{name}` is {json.dumps(value)[:40]}, not a whole number above 0")
+        return cls(**values)
 
 
 class EpochSampler(Sampler[int]):

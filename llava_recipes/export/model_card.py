@@ -26,7 +26,8 @@ from llava_recipes.recipe.foreign import in_short, read_by_library, read_object
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.recipe.source import parse_source
 from llava_recipes.recipe.writer import write_values
-from llava_recipes.runner.run_folder import DONE, ENVIRONMENT, RECIPE, read_plan
+from llava_recipes.runner.results import read_done
+from llava_recipes.runner.run_folder import ENVIRONMENT, RECIPE, read_plan
 from llava_recipes.screen import shown
 from llava_recipes.use.opened import OpenedRun
 from llava_recipes.use.trained_run import read_run
@@ -189,7 +190,7 @@ def _name(run: OpenedRun) -> str:
 
 
 def _training(folder: Path, folders: frozenset[str]) -> str:
-    stage, done = read_plan(folder).stages[0], read_object(folder / DONE)
+    stage, done = read_plan(folder).stages[0], read_done(folder)
     steps, loss = done.get("steps"), done.get("loss")
     rows = [
         ("stage", public_text(stage.name)),

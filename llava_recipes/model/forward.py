@@ -71,6 +71,7 @@ def training_forward(
     pixel_values: Tensor | None = None,
     feature_places: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
+    num_batch_labels: Tensor | None = None,
 ) -> TrainingOutput:
     """Loss over the label tokens of a batch.
 
@@ -80,8 +81,10 @@ def training_forward(
     attention_mask   bool[B, T]   false on padding
     pixel_values     float[M, C, H, W]  crops of the images, in reading order
     feature_places   int64[K]     which of their features each placeholder takes; see `place_image_features`
+    num_batch_labels int64[B]     label tokens of the larger batch that each sample is a part of
 
-    The loss is the mean over the label tokens, or their sum over `num_items_in_batch`. Computed in float32.
+    The loss is the mean over the label tokens, or their sum over `num_items_in_batch`, or that of each one
+    over its `num_batch_labels`. Computed in float32.
     Raises RecipeError when a batch has no label token to take a mean of.
     """
     embeds_BTD = embed_prompt(self, input_ids, is_image, pixel_values, feature_places)
@@ -100,6 +103,10 @@ def training_forward(
     is_learned_BS = next_BS != IGNORED
     logits_LV = self.lm_head(hidden_BTD[:, :-1][is_learned_BS])
     targets_L = next_BS[is_learned_BS]
+    if num_batch_labels is not None:
+        losses_L = cross_entropy(logits_LV.float(), targets_L, reduction="none")
+        divisors_L = num_batch_labels[:, None].expand_as(is_learned_BS)[is_learned_BS]
+        return TrainingOutput(loss=(losses_L / divisors_L).sum(), num_label_tokens=is_learned_BS.sum())
     if targets_L.numel() == 0 and num_items_in_batch is None:
         raise RecipeError.of(
             "a batch has no label tokens: nothing in it can be learned",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+import torch.distributed as dist
 from pydantic import JsonValue
 from torch import Tensor, nn
 
@@ -104,11 +108,72 @@ def open_start(given: str | pathlib.Path, path: KeyPath) -> StartingWeights:
 def load_start(model: nn.Module, given: str | pathlib.Path, path: KeyPath) -> tuple[str, ...]:
     """Lay starting weights over the model's; returns the names of those that changed.
 
-    Under ZeRO-3 all processes call this. Raises RecipeError as `open_start` does, and when a weight has no
-    place or another shape.
+    Where several processes train, all call this, and the first one alone reads: the others may be on nodes
+    that do not have the folder. Raises RecipeError as `open_start` does, and when a weight has no place or
+    another shape.
     """
-    start = open_start(given, path)
-    return lay_over(model, start.tensors(), adapter_config=start.adapter_config, found=str(start.place))
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        start = open_start(given, path)
+        return lay_over(model, start.tensors(), adapter_config=start.adapter_config, found=str(start.place))
+    tensors, settings = _from_the_first(given, path)
+    with tempfile.TemporaryDirectory(prefix="llava-recipe-") as folder:
+        adapter_config = pathlib.Path(folder) / ADAPTER_CONFIG
+        if settings is not None:
+            adapter_config.write_text(settings, "utf-8")
+        return lay_over(model, tensors, adapter_config=adapter_config, found=str(given))
+
+
+def _from_the_first(given: str | pathlib.Path, path: KeyPath) -> tuple[dict[str, Tensor], str | None]:
+    """Starting weights and the text of their adapters' settings, which the first process reads for all."""
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, JsonValue] = {}
+    if dist.get_rank() == 0:
+        try:
+            start = open_start(given, path)
+            tensors = start.tensors()
+            header["settings"] = (
+                start.adapter_config.read_text("utf-8") if start.adapter_config.is_file() else None
+            )
+            header["tensors"] = [
+                [name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+                for name, tensor in tensors.items()
+            ]
+        except RecipeError as error:
+            header["problems"] = [problem.to_json() for problem in error.problems]
+    header = _broadcast_json(header)
+    if "problems" in header:
+        raise RecipeError(*map(Problem.from_json, header["problems"]))  # type: ignore[arg-type]
+    device = _device()
+    received = {}
+    shapes: Any = header["tensors"]
+    for name, shape, dtype in shapes:
+        if tensors:
+            tensor = tensors.pop(name).to(device).contiguous()
+        else:
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+        dist.broadcast(tensor, src=0)
+        received[str(name)] = tensor.cpu()
+    settings = header["settings"]
+    return received, settings if isinstance(settings, str) else None
+
+
+def _broadcast_json(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """What the first process gave."""
+    device = _device()
+    raw = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8).to(device)
+    size = torch.tensor([raw.numel()], device=device)
+    dist.broadcast(size, src=0)
+    if dist.get_rank() != 0:
+        raw = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
+    dist.broadcast(raw, src=0)
+    found: dict[str, JsonValue] = json.loads(bytes(raw.cpu().tolist()))
+    return found
+
+
+def _device() -> torch.device:
+    """Where the processes exchange tensors."""
+    by_gpu = "nccl" in str(dist.get_backend())
+    return torch.device("cuda", torch.cuda.current_device()) if by_gpu else torch.device("cpu")
 
 
 def _contents(

@@ -150,7 +150,7 @@ class _StageCompiler:
         train_path = (*self._path, "train")
         self.problems += check_arguments(train, path=train_path)
         sizes, counted = self._model.plan.sizes, self._facts.num_samples
-        found = plan_data(stage, sizes, counted=counted, world_size=self._world_size, path=self._path)
+        found = plan_data(stage, sizes, counted=counted, path=self._path)
         data = found.plan
         self.problems += found.problems
         self.notes += found.notes

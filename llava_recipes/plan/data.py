@@ -31,7 +31,7 @@ class PlannedData:
 
 
 def plan_data(
-    stage: Stage, sizes: ModelSizes | None, *, counted: Mapping[str, int], world_size: int, path: KeyPath
+    stage: Stage, sizes: ModelSizes | None, *, counted: Mapping[str, int], path: KeyPath
 ) -> PlannedData:
     """The data of the stage at `path`; the number of evaluations is not known yet.
 
@@ -68,7 +68,7 @@ def plan_data(
         image_counts=images.counts,
         max_length=data.max_length,
         shuffle=data.shuffle,
-        order="file" if not data.shuffle else data.order if world_size > 1 else "seed",
+        order=data.order if data.shuffle else "file",
         group_by=data.group_by,
         on_bad_image=data.on_bad_image,
         lazy_preprocess=data.lazy_preprocess,

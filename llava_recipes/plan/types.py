@@ -142,8 +142,8 @@ class DataPlan(Frozen):
     shuffle: bool
     order: Literal["file", "seed", "original"] = Field(
         "seed",
-        description="Order of the samples: that of the files, one drawn from the seed, or the original's "
-        "with two or more processes. With one process the original's is that of the seed.",
+        description="Order of the samples: that of the files, one drawn from the seed, or the original's, "
+        "which is that of the seed in a run that was started with one process.",
     )
     group_by: Literal["none", "length", "modality_length"]
     on_bad_image: Literal["error", "skip"]

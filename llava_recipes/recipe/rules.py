@@ -349,12 +349,14 @@ def _check_expect(expect: Values, path: KeyPath) -> Iterator[Problem]:
     band = as_list(expect.get("loss"))
     numbers = [value for value in band if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(band) == len(numbers) == 2 and not 0 <= numbers[0] < numbers[1]:
+        low, high = sorted(numbers)
+        given = f"[{say_number(low)}, {say_number(high)}]" if 0 <= low < high else "[0.8, 1.2]"
         yield Problem(
             "no loss lies in this band",
             code="loss-band-is-empty",
             path=path,
             found=spell_value(expect.get("loss")),
-            hint="write the lowest loss first, 0 or more, then the highest: `loss: [0.8, 1.2]`",
+            hint=f"write `loss: {given}`: the lowest loss, 0 or more, then the highest",
         )
 
 

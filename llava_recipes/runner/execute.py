@@ -17,14 +17,16 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner.follow import lead
+from llava_recipes.runner.hand_off import check_start
+from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.lock import Held, take
 from llava_recipes.runner.preflight import waiting_problems
+from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.runner.run_folder import (
-    DONE,
     FolderState,
     describe_environment,
-    read_finish_times,
+    is_stale,
     read_folder_state,
     stage_plan,
     starts_from_then,
@@ -37,6 +39,7 @@ from llava_recipes.screen import say
 from llava_recipes.train.metrics import check_logs
 
 _NUM_SHOWN_DIFFERENCES = 12
+_MOST_CHEAP_BYTES = 2**26
 _OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
@@ -130,9 +133,11 @@ def _decide(run: Run, index: int) -> Beginning | None:
     if state.differences:
         raise RecipeError(_other_plan(folder, index, state))
     if state.kind == "done":
-        if starts_from_then(folder) != read_finish_times(stage.starts_from):
+        check_results(folder, path=("stages", index, "output_dir"))
+        if is_stale(folder, stage.starts_from):
             raise RecipeError(_stale(folder, index))
         say(f"{stage.name}: already done, in {folder}")
+        _report_changed_inputs(run, index)
         return None
     check_logs(folder)
     if not state.has_checkpoint:
@@ -147,7 +152,54 @@ def _decide(run: Run, index: int) -> Beginning | None:
             found=f"{folder} has checkpoints and no {DONE}",
             hint="continue it with `--resume`, or choose another folder",
         )
+    if not (folder / INPUTS).is_file():
+        say(
+            f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
+            "whether its data and base weights were changed cannot be told"
+        )
+    _check_inputs(run, index, says=True)
     return _newest_sound(run, index, {})
+
+
+def _check_inputs(run: Run, index: int, *, says: bool) -> None:
+    """Raise RecipeError when a started stage would go on with other data, base weights or earlier runs."""
+    stage = run.plan.stages[index]
+    folder = Path(stage.output_dir)
+    comparison = compare_inputs(folder, stage_plan(run.plan, index))
+    if says and comparison.is_damaged:
+        say(
+            f"{stage.name}: {INPUTS} of {folder} is damaged: whether data and base weights were changed "
+            "cannot be told"
+        )
+    problems = [*input_problems(folder, comparison, waits_for=_resumed_before(run, index))]
+    for warning in (problem for problem in problems if says and problem.severity == "warning"):
+        say(f"{stage.name}: {warning.message}: {warning.found}")
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        raise RecipeError(*(at_stage(problem, index) for problem in errors))
+
+
+def _resumed_before(run: Run, index: int) -> frozenset[str]:
+    """Folders that this stage starts from and that go on first: what they contain is compared then."""
+    from llava_recipes.train.checkpoints import list_checkpoints
+
+    earlier = {run.plan.stages[number].output_dir for number in run.stages if number < index}
+    return frozenset(
+        start
+        for start in run.plan.stages[index].starts_from
+        if start in earlier and not (Path(start) / DONE).is_file() and list_checkpoints(Path(start))
+    )
+
+
+def _report_changed_inputs(run: Run, index: int) -> None:
+    """Print which inputs of a finished stage were changed since, as far as little reading shows it."""
+    stage = run.plan.stages[index]
+    comparison = compare_inputs(
+        Path(stage.output_dir), stage_plan(run.plan, index), most_bytes=_MOST_CHEAP_BYTES
+    )
+    found = [each.words for each in comparison.differences if each.kind == "changed"]
+    if found:
+        say(f"{stage.name}: it was trained before this was changed: {'; '.join(found)}")
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
@@ -187,7 +239,15 @@ def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
         recipe_yaml=write_resolved(run.loaded.recipe),
         environment=describe_environment(sys.argv),
     )
+<<<<<<< HEAD
     result = _train(run, index, beginning, lock)
+=======
+    _check_starts(run, index, beginning)
+    knows_all = record_inputs(folder, stage_plan(run.plan, index))
+    result = _train(run, index, beginning)
+    if not knows_all:
+        record_inputs(folder, stage_plan(run.plan, index))
+>>>>>>> main
     if result.stopped_early:
         raise Stopped(
             f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
@@ -203,7 +263,22 @@ def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
     )
 
 
+<<<<<<< HEAD
 def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
+=======
+def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
+    """Raise RecipeError when results that a stage starts from are not as their run wrote them, or others."""
+    try:
+        if beginning.checkpoint is not None:
+            _check_inputs(run, index, says=False)
+        for start in run.plan.stages[index].starts_from:
+            check_start(start, path=("stages", index, "init_from"))
+    except RecipeError as error:
+        raise run.loaded.fail(*error.problems) from None
+
+
+def _train(run: Run, index: int, beginning: Beginning) -> Result:
+>>>>>>> main
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 

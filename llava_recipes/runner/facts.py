@@ -173,7 +173,7 @@ def _read_config(
 def _code_problems(model: Model) -> Iterator[Problem]:
     """Settings of the model's parts that name code, in local folders and in the hub's cache."""
     for path, source, revision in _model_sources(model):
-        folder = _folder_of(source, revision, ("config.json", "tokenizer_config.json"))
+        folder = model_folder(source, revision, ("config.json", "tokenizer_config.json"))
         if folder is not None:
             yield from folder_problems(folder, path)
 
@@ -183,7 +183,7 @@ def _tokenizer_of(choice: str | LanguageModel) -> str | None:
     source, revision = (choice, None) if isinstance(choice, str) else (choice.source, choice.revision)
     if isinstance(choice, LanguageModel) and choice.tokenizer not in (None, source):
         source, revision = choice.tokenizer, None
-    folder = _folder_of(source, revision, (SENTENCEPIECE_FILE, TOKENIZER_FILE))
+    folder = model_folder(source, revision, (SENTENCEPIECE_FILE, TOKENIZER_FILE))
     return None if folder is None else tokenizer_kind(folder)
 
 
@@ -202,7 +202,7 @@ def tokenizer_kind(folder: Path) -> str | None:
         return None
 
 
-def _folder_of(source: str | None, revision: str | None, names: tuple[str, ...]) -> Path | None:
+def model_folder(source: str | None, revision: str | None, names: tuple[str, ...]) -> Path | None:
     """A local folder, or that of the hub's cache with one of these files; None where neither exists."""
     if source is None:
         return None

@@ -13,7 +13,8 @@ from llava_recipes.plan.compare import identity, is_same, spell_identity
 from llava_recipes.plan.trainable import ADAPTER, EMBEDDINGS, IMAGE_TOKENS_WEIGHT, NUM_TOKENS
 from llava_recipes.plan.types import ModelPlan, Plan
 from llava_recipes.projectors import spell_projector
-from llava_recipes.runner.run_folder import DONE, PLAN, unfinished
+from llava_recipes.runner.results import DONE, check_result_file, check_results
+from llava_recipes.runner.run_folder import PLAN, unfinished
 
 if TYPE_CHECKING:
     from llava_recipes.model.starts import StartingWeights
@@ -60,6 +61,7 @@ def _projector_problems(model: ModelPlan, shapes: Callable[[], Shapes]) -> Itera
     file = model.projector.init_from
     if file is None:
         return
+    check_result_file(expanded(file), path=INIT_PATH)
     given, ours = read_projector_weights(file), shapes()
     wanted = {name: shape for name, shape in ours.items() if name.startswith("projector.")}
     if given.shapes() != wanted:
@@ -132,7 +134,17 @@ def _open(given: str, path: KeyPath) -> StartingWeights:
         problem = unfinished(folder)
         message = "`init_from` names a run that is not finished"
         raise RecipeError(replace(problem, message=message, path=path, found=f"{given} has {problem.found}"))
+    check_start(given, path=path)
     return open_start(given, path)
+
+
+def check_start(given: str, *, path: KeyPath) -> None:
+    """Raise RecipeError when a finished run, or a file of one, is not as the run wrote it; others pass."""
+    place = expanded(given)
+    if (place / PLAN).is_file() and (place / DONE).is_file():
+        check_results(place, path=path)
+    elif place.is_file():
+        check_result_file(place, path=path)
 
 
 def _may_be_hub_id(given: str) -> bool:

@@ -22,7 +22,8 @@ from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.locations import HUB_ID
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
-from llava_recipes.runner.run_folder import DONE, FolderState, find_obstacle, read_folder_state, stage_plan
+from llava_recipes.runner.results import DONE
+from llava_recipes.runner.run_folder import FolderState, find_obstacle, read_folder_state, stage_plan
 from llava_recipes.versions import check_versions
 
 if TYPE_CHECKING:

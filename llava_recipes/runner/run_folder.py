@@ -26,11 +26,19 @@ from llava_recipes.recipe.foreign import in_short, made_of, read_object
 from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.scalars import kind_of
 from llava_recipes.runner.lock import LOCK
+from llava_recipes.runner.results import (
+    DONE,
+    damaged_done,
+    done_text,
+    read_done,
+    remove_leftovers,
+    weights_sum,
+)
 
 if TYPE_CHECKING:
     from llava_recipes.train.stage import TrainedStage
 
-PLAN, RECIPE, ENVIRONMENT, DONE = "plan.json", "recipe.resolved.yaml", "environment.json", "DONE"
+PLAN, RECIPE, ENVIRONMENT = "plan.json", "recipe.resolved.yaml", "environment.json"
 
 _OTHER_VERSION = (
     "it is damaged, or another version of llava-recipes wrote it: run the recipe again, or use that version"
@@ -172,15 +180,17 @@ def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
     from llava_recipes.train.trainer import check_finite
 
     check_finite(trained.state, step=trained.num_steps, stage=("stages", 0), output_dir=folder)
+    written: list[Path] = []
     if any(name.startswith("projector.") for name in trained.state):
-        write_projector(trained.state, folder, image_tokens=trained.image_tokens)
+        written += write_projector(trained.state, folder, image_tokens=trained.image_tokens)
     if any(not name.startswith("projector.") for name in trained.state):
-        write_trained(trained.state, folder)
+        written.append(write_trained(trained.state, folder))
     lora = plan.stages[0].lora
     if lora is not None:
         num_layers = language_half(trained.assembled.model.config).num_hidden_layers
         base = plan.model.language_model.source or ""
-        write_adapter(trained.state, folder, lora, base=base, num_layers=num_layers)
+        written += write_adapter(trained.state, folder, lora, base=base, num_layers=num_layers)
+    remove_leftovers(folder, {file.name for file in written})
     config = original_config(plan.model, stage=plan.stages[0], assembled=trained.assembled)
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     with replacing(folder / "trainer_state.json") as temporary:
@@ -189,7 +199,15 @@ def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
 
 def read_finish_times(folders: tuple[str, ...]) -> dict[str, str | None]:
     """When the runs in these folders were finished; None for a folder without a DONE."""
-    return {folder: _finished(Path(folder) / DONE) for folder in folders}
+    return {folder: _finished(Path(folder)) for folder in folders}
+
+
+def read_weights_sums(folders: tuple[str, ...]) -> dict[str, str | None]:
+    """A SHA-256 of the weights in each of these run folders; None where no DONE lists them."""
+    return {
+        folder: weights_sum(read_done(Path(folder))) if (Path(folder) / DONE).is_file() else None
+        for folder in folders
+    }
 
 
 def write_done(
@@ -209,8 +227,9 @@ def write_done(
         **({} if eval_loss is None else {"eval_loss": eval_loss}),
         **({"warnings": list(warnings)} if warnings else {}),
         "started_from": read_finish_times(starts_from),
+        "started_from_weights": read_weights_sums(starts_from),
     }
-    write_text(folder / DONE, json.dumps(facts, indent=2) + "\n")
+    write_text(folder / DONE, done_text(folder, facts))
 
 
 def starts_from_then(folder: Path, num_starts: int | None = None) -> dict[str, JsonValue]:
@@ -218,13 +237,32 @@ def starts_from_then(folder: Path, num_starts: int | None = None) -> dict[str, J
 
     Raises RecipeError where DONE is damaged, or names another number of them than `num_starts`.
     """
-    file = folder / DONE
-    recorded = _read_object(file, needs="started_from")["started_from"]
+    recorded = read_done(folder, needs="started_from")["started_from"]
     if not isinstance(recorded, dict):
-        raise _damaged(file, f"`started_from` is {kind_of(recorded)}, not a mapping")
+        raise damaged_done(folder, f"`started_from` is {kind_of(recorded)}, not a mapping")
     if num_starts not in (None, len(recorded)):
-        raise _damaged(file, f"{len(recorded)} folders in `started_from`, {num_starts} in {PLAN}")
+        raise damaged_done(folder, f"{len(recorded)} folders in `started_from`, {num_starts} in {PLAN}")
     return recorded
+
+
+def is_stale(folder: Path, starts_from: tuple[str, ...]) -> bool:
+    """Whether a finished stage was started from other runs, or from other weights of them."""
+    return set(starts_from_then(folder)) != {*starts_from} or any(
+        was_trained_again(folder, start, now=start) for start in starts_from
+    )
+
+
+def was_trained_again(folder: Path, start: str, *, now: str) -> bool:
+    """Whether a run has other weights than when a finished stage started from it.
+
+    `start` is its folder in the stage's plan, `now` the same folder as seen from here.
+    """
+    then = starts_from_then(folder).get(start)
+    if then == read_finish_times((now,))[now]:
+        return False
+    sums = read_done(folder).get("started_from_weights")
+    known = sums.get(start) if isinstance(sums, dict) else None
+    return known is None or known != read_weights_sums((now,))[now]
 
 
 def find_obstacle(folder: Path) -> str | None:
@@ -252,33 +290,26 @@ def _obstacle(folder: Path) -> str | None:
     return None
 
 
-def _read_object(file: Path, *, needs: str | None = None) -> dict[str, JsonValue]:
-    """A JSON file of a run folder. Raises RecipeError where it is damaged, or has no key `needs`."""
+def _read_object(file: Path) -> dict[str, JsonValue]:
+    """A JSON file of a run folder. Raises RecipeError where it is damaged."""
     try:
-        value = read_object(file)
+        return read_object(file)
     except RecipeError as error:
         raise _damaged(file, str(error.problems[0].found)) from None
-    if needs is not None and needs not in value:
-        raise _damaged(file, f"no `{needs}`")
-    return value
 
 
 def _damaged(file: Path, found: str) -> RecipeError:
-    hint = (
-        "move it away; `run --resume` then continues from the last checkpoint"
-        if file.name == DONE
-        else "move the folder away, or choose another `output_dir`"
-    )
+    hint = "move the folder away, or choose another `output_dir`"
     message = f"{file.name} of the run folder is damaged"
     return RecipeError.of(
         message, code="run-folder-damaged", mark=Mark(str(file), 0, 0), found=found, hint=hint
     )
 
 
-def _finished(done: Path) -> str | None:
-    if not done.is_file():
+def _finished(folder: Path) -> str | None:
+    if not (folder / DONE).is_file():
         return None
-    return str(_read_object(done, needs="finished")["finished"])
+    return str(read_done(folder, needs="finished")["finished"])
 
 
 def _differences(recorded: object, wanted: object, path: str) -> Iterator[str]:

@@ -32,8 +32,8 @@ JOIN_S = 600.0
 _POLL_S, _BEAT_S, _LOST_S = 0.1, 2.0, 60.0
 _LAST_WORDS_S = 3.0
 """What a process has to report why it failed, once another one has failed."""
-_KILL_S = 40.0
-"""After which training processes that were asked to stop are killed: longer than torchrun takes to do it."""
+_KILL_S = 10.0
+"""After which training processes are killed that were asked to stop: without the others none gets further."""
 _STORE_S = timedelta(seconds=60)
 
 

@@ -19,6 +19,7 @@ from llava_recipes.data.collate import SAMPLE_INDEX, IndexedCollator
 from llava_recipes.data.dataset import Sample, StageDataset
 from llava_recipes.data.images import BadImage, open_images, read_prepared
 from llava_recipes.data.prompts import IGNORED
+from llava_recipes.data.workers import worker_options
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded, real_path, write_text
 from llava_recipes.layouts import IMAGE
@@ -89,6 +90,7 @@ class ValidationSet:
             sampler=[*own, *[0] * (num_rows - len(own))],
             collate_fn=IndexedCollator(self.collator),
             num_workers=self.num_workers,
+            **worker_options(self.num_workers),
             # Without its own generator a loader draws from the one that dropout uses in training.
             generator=torch.Generator(),
         )

@@ -181,7 +181,7 @@ class StepCheck:
             f"{message}; training stopped before this update",
             code="weights-not-finite" if verdict.bad_weight and not verdict.bad_loss else CODE,
             path=path,
-            found="; ".join([*found, *self._describe(everyone)]),
+            found="\n       ".join([*found, *self._describe(everyone)]),
             hint=advice,
         )
 
@@ -194,8 +194,7 @@ class StepCheck:
                 names = [self._sample_name(index) for index in samples[:NUM_SHOWN_SAMPLES]]
                 if len(samples) > len(names):
                     names.append(f"and {len(samples) - len(names):,} more")
-                if where or names:
-                    yield ", ".join([*where, *names])
+                yield ": ".join(filter(None, [", ".join(where), "; ".join(names)]))
 
 
 def local_gradient(parameter: nn.Parameter) -> Tensor | None:

@@ -30,6 +30,7 @@ from llava_recipes.plan.trainable import describe_quantization, trains_image_tok
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
 from llava_recipes.train.checkpoints import check_state
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
+from llava_recipes.train.layout import check_processes, kept_layout
 from llava_recipes.train.learning import LearningCheck, LossBand
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
@@ -69,12 +70,14 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     stage = plan.stages[index]
     arguments, notes = _build_arguments(stage, output_dir=output_dir, run_name=f"{plan.recipe}/{stage.name}")
     _join_processes(stage, arguments)
+    stage_path: KeyPath = ("stages", index)
+    layout = kept_layout(stage, resume_from, arguments.device)
+    check_processes(stage, layout, stage_path)
     assembled, num_trainable = _build(plan, stage)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
     dataset = _dataset(stage.data, plan, assembled)
     first = arguments.process_index == 0
-    stage_path: KeyPath = ("stages", index)
     reporter = choose_reporter(is_first_process=first)
     resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
@@ -104,12 +107,13 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         sampler=EpochSampler(
             len(dataset),
             seed=stage.train.seed,
-            order=stage.data.order,
+            # The original's order on one process is that of the seed.
+            order="seed" if stage.data.order == "original" and layout.world_size == 1 else stage.data.order,
             grouping=dataset.grouping(
-                batch_size=stage.train.per_device_train_batch_size,
-                num_shares=plan.world_size * stage.train.gradient_accumulation_steps,
+                batch_size=layout.per_device_train_batch_size, num_shares=layout.batches_per_step
             ),
         ),
+        layout=layout,
         stage_path=stage_path,
         keep_checkpoints=keep if isinstance(keep, int) else None,
         on_metrics=record,

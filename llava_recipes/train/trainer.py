@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
 
 from llava_recipes.data.collate import SAMPLE_INDEX
-from llava_recipes.data.order import EpochSampler
+from llava_recipes.data.dealing import Dealing, PassSampler
+from llava_recipes.data.order import BatchLayout, EpochSampler
+from llava_recipes.data.workers import worker_options
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.checkpoint import not_finite
 from llava_recipes.model.weight_names import canonical_name, canonical_parameters
@@ -42,6 +45,7 @@ from llava_recipes.train.checkpoints import (
 from llava_recipes.train.evaluation import MeasureAtTheEnd, Measured, ValidationSet
 from llava_recipes.train.finite import CODE, StepCheck, zero_gradient_norm
 from llava_recipes.train.learning import LearningCheck, roots_without
+from llava_recipes.train.step_batches import Batch, counted, is_uncounted, weigh
 
 Group = dict[str, Any]
 """A parameter group of a torch optimizer: `params`, `lr`, `weight_decay` and the optimizer's own keys."""
@@ -61,6 +65,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self,
         *,
         sampler: EpochSampler,
+        layout: BatchLayout,
         stage_path: KeyPath,
         keep_checkpoints: int | None,
         on_metrics: Callable[[Metrics], None],
@@ -76,6 +81,14 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self.measured: tuple[int, Measured] | None = None
         """The last measured validation loss, and the step after which it was measured."""
         self._sampler = sampler
+        self.layout = layout
+        self.dealing = Dealing(
+            layout,
+            num_samples=sampler.num_samples,
+            drops_last=self.args.dataloader_drop_last,
+            world_size=self.args.world_size,
+            per_device=self.args.per_device_train_batch_size,
+        )
         self._stage_path = stage_path
         self._keep_checkpoints = keep_checkpoints
         self._on_metrics = on_metrics
@@ -98,10 +111,50 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: object = None) -> EpochSampler:
         return self._sampler
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's loader, but `dealing` says what each process draws, not accelerate."""
+        usual = super().get_train_dataloader()
+        kept = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "in_order")
+        return DataLoader(
+            usual.dataset,
+            batch_sampler=PassSampler(self._sampler, self.dealing, rank=self.args.process_index),
+            collate_fn=usual.collate_fn,
+            **{name: getattr(usual, name) for name in kept},
+            **worker_options(
+                usual.num_workers, seed=usual.worker_init_fn, context=usual.multiprocessing_context
+            ),
+        )
+
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
-        # On several processes accelerate's own `set_epoch` does not reach the sampler after a resume.
         self._sampler.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor | int | None]:
+        """The batches of a step for this process. One that the dealing has no samples for counts nothing."""
+        passes = self.dealing.passes(self._step_in_epoch, self.args.process_index)
+        assert len(passes) == num_batches, f"{len(passes)} passes dealt, {num_batches} asked for"
+        found: tuple[list[Batch], Tensor | int | None] = super().get_batch_samples(
+            counted(passes, epoch_iterator), num_batches, device
+        )
+        if not self.model_accepts_loss_kwargs:
+            weigh(found[0], passes, self.dealing, device)
+        return found
+
+    @property
+    def _step_in_epoch(self) -> int:
+        return int(self.state.global_step % self.dealing.num_steps)
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        if is_uncounted(inputs):
+            inputs = {name: tensor[:0] for name, tensor in inputs.items()}
+        super()._track_num_input_tokens(inputs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer counts an epoch in its passes, whose number depends on that of the processes.
+        self.state.epoch = self.dealing.epoch_after(self.state.global_step)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # ---- optimizer ---------------------------------------------------------------------------------------
 
@@ -117,17 +170,21 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def training_step(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: Batch,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if self.is_deepspeed_enabled and self._guarded is not model:
             self._guard(model)
         inputs = dict(inputs)
-        # Which samples the batch has, for messages: not the model's.
+        # Which samples the batch has, for counting and for messages: not the model's.
         self._samples = inputs.pop(SAMPLE_INDEX)
-        num_tokens = inputs["attention_mask"].sum()
-        self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
-        self._num_samples += inputs["attention_mask"].shape[0]
+        if self._samples.numel():
+            num_tokens = inputs["attention_mask"].sum()
+            self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
+            self._num_samples += self._samples.numel()
+        # What the Trainer divides a mean by: the device batches of the step, over the processes.
+        num_device_batches = self.dealing.num_device_batches(self._step_in_epoch)
+        self.current_gradient_accumulation_steps = num_device_batches / self.args.world_size
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 

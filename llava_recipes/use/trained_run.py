@@ -16,21 +16,25 @@ from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import load_trained
 from llava_recipes.plan.types import ModelPlan, Plan, StagePlan
 from llava_recipes.runner.facts import ALL_BUT_THE_TOWER
+from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.runner.run_folder import (
-    DONE,
     read_finish_times,
     read_plan,
     started_in,
     starts_from_then,
     unfinished,
+    was_trained_again,
 )
 
 
 def read_run(folder: Path) -> Plan:
     """The plan of a finished stage, with its paths as seen from here.
 
-    Raises RecipeError when the run is not finished, or its plan cannot be read.
+    Raises RecipeError when the run is not finished, its files are not as it wrote them, or its plan cannot be
+    read.
     """
+    if (folder / DONE).is_file():
+        check_results(folder)
     plan = read_plan(folder)
     if not (folder / DONE).is_file():
         raise RecipeError(unfinished(folder))
@@ -57,8 +61,8 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
     all of these weights itself.
     """
     trained = set(stage.trainable_modules or ())
-    then = starts_from_then(folder, len(stage.starts_from)).values()
-    for start, finished in zip(stage.starts_from, then, strict=True):
+    then = starts_from_then(folder, len(stage.starts_from)).items()
+    for start, (recorded, finished) in zip(stage.starts_from, then, strict=True):
         is_gone = finished is not None and not Path(start).exists()
         if is_gone and trained >= ALL_BUT_THE_TOWER:
             continue
@@ -69,10 +73,13 @@ def _lay_starts_over(model: nn.Module, stage: StagePlan, folder: Path) -> Iterat
                 found=start,
                 hint="this run needs its weights: move it back to this place",
             )
+        if (Path(start) / DONE).is_file():
+            check_results(Path(start))
         names = load_start(model, start, ("stages",))
         yield from names
-        now = read_finish_times((start,))[start]
-        if now != finished and not {name.partition(".")[0] for name in names} <= trained:
+        is_needed = not {name.partition(".")[0] for name in names} <= trained
+        if is_needed and was_trained_again(folder, recorded, now=start):
+            now = read_finish_times((start,))[start]
             raise RecipeError.of(
                 "the run that this one was started from, and needs the weights of, was trained again",
                 code="base-run-changed",

@@ -21,6 +21,7 @@ from llava_recipes.export.model_card import code, code_block, inline, one_line, 
 from llava_recipes.export.public_names import is_hub_id, last_part, public_name, public_text, public_values
 from llava_recipes.use.opened import open_run
 from tests.laws import examples
+from tests.sealed import seal_again
 from tests.tiny import FIXTURES
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
@@ -220,6 +221,7 @@ def test_what_a_recipe_is_called_is_no_markup(pipeline: Path, tmp_path: Path) ->
     recipe = yaml.safe_load((folder / "recipe.resolved.yaml").read_text())
     recipe["name"] = f"{NASTY}\n```\n<script>"
     (folder / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe))
+    seal_again(folder)
     out = tmp_path / "out"
     out.mkdir()
     run = open_run(folder, device=torch.device("cpu"))
@@ -260,6 +262,7 @@ def test_a_folder_that_reads_as_a_hub_id_is_one_from_everywhere(
     recipe = yaml.safe_load(file.read_text())
     recipe["model"]["language_model"] = {"source": "models/vic", "tokenizer": "owner/words"}
     file.write_text(yaml.safe_dump(recipe))
+    seal_again(start / "out" / "run")
     for name, there in (("here", start), ("elsewhere", tmp_path)):
         monkeypatch.chdir(there)
         run = open_run(start / "out" / "run", device=torch.device("cpu"))

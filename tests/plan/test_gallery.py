@@ -207,9 +207,10 @@ ORIGINAL = [file for file in RECIPES if "_v1_" in file.name or "_v15_" in file.n
 @pytest.mark.parametrize("file", ORIGINAL, ids=lambda file: file.stem)
 def test_the_originals_recipes_draw_and_clip_as_it_did(file: Path) -> None:
     """The published runs took eight GPUs and DeepSpeed 0.12.6, which doesn't clip with their files."""
-    for world_size, order in ((8, "original"), (1, "seed")):
+    for world_size in (8, 1):
         for stage in plan_of(file, world_size).stages:
-            assert stage.data.order == order
+            # A run may be resumed on another number of processes: its first one settles what that means.
+            assert stage.data.order == "original"
             assert stage.train.training_arguments["max_grad_norm"] == 0
             assert stage.deepspeed is not None and stage.deepspeed["gradient_clipping"] == 0
 

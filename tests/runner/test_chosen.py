@@ -130,7 +130,7 @@ def test_what_is_done_needs_no_look_at_its_beginning(
     assert dry_run(recipe, "--stage", "finetune") == 0
     assert dry_run(recipe) == 1
     printed = capsys.readouterr().err
-    assert "`init_from` names a folder without trained weights" in printed and "name: tower" in printed
+    assert "mm_projector.safetensors is missing" in printed and "name: tower" in printed
 
 
 def test_a_stage_that_another_recipe_trained_is_done(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_recipes.cli.main import main
 from tests.golden_runs import run_folder
+from tests.sealed import as_of_old, seal_again
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 from tests.train.in_process import train_all, weights_of
 
@@ -101,10 +102,12 @@ def test_a_run_before_that_is_gone(runs: Path, tmp_path: Path, capsys: pytest.Ca
     gone = str(tmp_path / "gone" / "run")
     plan["stages"][0]["starts_from"] = [gone]
     (moved / "plan.json").write_text(json.dumps(plan))
+    seal_again(moved)
     assert f"found: {gone}" in check(next_values(tmp_path, moved), tmp_path, capsys)
     # One that trained all of it needs nothing of the run before.
     plan["stages"][0]["trainable_modules"] = ["projector", "language_model", "lm_head"]
     (moved / "plan.json").write_text(json.dumps(plan))
+    seal_again(moved)
     assert check(next_values(tmp_path, moved), tmp_path, capsys) == ""
 
 
@@ -350,6 +353,8 @@ def test_a_run_that_was_cut_short(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(runs / "lora", tmp_path / "lora")
+    if damage is not without_done:
+        as_of_old(tmp_path / "lora")
     damage(tmp_path / "lora")
     there = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "lora").iterdir()}
     printed = check(next_values(tmp_path, tmp_path / "lora"), tmp_path, capsys)
@@ -383,7 +388,8 @@ def test_a_finished_stage_of_this_recipe_that_was_damaged(
     values["stages"][1]["output_dir"] = str(tmp_path / "next")
     assert check(values, tmp_path, capsys) == ""
     cut(tmp_path / "one" / "mm_projector.safetensors")
-    assert "cut short" in check(values, tmp_path, capsys)
+    printed = check(values, tmp_path, capsys)
+    assert "not as it wrote them" in printed and "mm_projector.safetensors has" in printed
 
 
 def test_everything_wrong_is_reported_before_the_first_stage(

@@ -16,6 +16,7 @@ from torch import Tensor
 from llava_recipes.cli.main import main
 from llava_recipes.errors import RecipeError
 from tests.golden_runs import run_folder
+from tests.sealed import seal_again
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 from tests.train.in_process import train_all
 
@@ -167,6 +168,7 @@ def test_a_finished_stage_with_nan_does_not_go_on(tmp_path: Path, capsys: pytest
     tensors = load_file(file)
     not_finite(tensors)
     save(tensors, file)
+    seal_again(tmp_path / "one")
     said = printed(values, tmp_path, capsys)
     assert str(tmp_path / "one") in said and "NaN" in said
 

@@ -15,6 +15,7 @@ from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.run_folder import read_folder_state, read_plan, stage_plan
 from tests.processes import llava_recipe, run_recipe, run_to_end
+from tests.sealed import as_of_old
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import cut_after
 
@@ -22,6 +23,7 @@ ARTIFACTS = {
     "DONE",
     "config.json",
     "environment.json",
+    "inputs.json",
     "metrics.jsonl",
     "mm_projector.bin",
     "mm_projector.safetensors",
@@ -147,6 +149,7 @@ def test_a_run_folder_of_version_1_is_resumed_and_used(tmp_path: Path) -> None:
     run = tmp_path / "run"
     losses = [line["loss"] for line in read_metrics(run)]
     write_plan_of_version_1(run)
+    as_of_old(run)
     assert "already done" in run_to_end(file)
     exported = llava_recipe("export", run, "--to", "llava", "-o", "exported", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.model.assemble import assemble
@@ -16,6 +16,7 @@ from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.plan.types import Plan
 from llava_recipes.use.opened import OpenedRun, open_run
+from tests.sealed import as_of_old, seal_again
 from tests.use.finished import logits_of
 
 CPU = torch.device("cpu")
@@ -76,6 +77,7 @@ def test_a_whole_pipeline_may_be_moved(
     plan = json.loads(file.read_text())
     plan["stages"][0] |= {"output_dir": "./checkpoints/full", "starts_from": ["./checkpoints/projector"]}
     file.write_text(json.dumps(plan))
+    seal_again(file.parent)
     shutil.copytree(pipeline / "projector", start / "checkpoints" / "projector")
     monkeypatch.chdir(other)
     run = opened(Path("../work/checkpoints/full"))
@@ -88,6 +90,7 @@ def test_a_run_whose_beginning_is_gone(pipeline: Path, tmp_path: Path) -> None:
         shutil.copytree(pipeline / name, tmp_path / name)
         text = (tmp_path / name / "plan.json").read_text().replace(str(pipeline), str(tmp_path / "gone"))
         (tmp_path / name / "plan.json").write_text(text)
+        seal_again(tmp_path / name)
     assert torch.equal(
         logits_of(opened(tmp_path / "full").assembled), logits_of(opened(pipeline / "full").assembled)
     )
@@ -103,9 +106,14 @@ def test_a_run_whose_beginning_was_trained_again(pipeline: Path, tmp_path: Path)
                 (tmp_path / name / file).read_text().replace(str(pipeline / "full"), str(tmp_path / "full"))
             )
             (tmp_path / name / file).write_text(text)
+        seal_again(tmp_path / name)
     opened(tmp_path / "lora")
-    done = json.loads((tmp_path / "full" / "DONE").read_text())
-    (tmp_path / "full" / "DONE").write_text(json.dumps(done | {"finished": "2020-01-01T00:00:00+00:00"}))
+    # The same weights at another time are no other beginning.
+    seal_again(tmp_path / "full", finished="2020-01-01T00:00:00+00:00")
+    opened(tmp_path / "lora")
+    trained = tmp_path / "full" / "trained.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(trained).items()}, trained)
+    seal_again(tmp_path / "full")
     assert "was trained again" in refused(tmp_path / "lora")
 
 
@@ -156,6 +164,7 @@ def test_a_name_that_is_no_folder_is_looked_for_on_the_hub() -> None:
 def test_a_plan_of_another_version_is_refused(pipeline: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(pipeline / "projector", run)
+    as_of_old(run)
     (run / "plan.json").write_text('{"plan_version": 7}')
     assert "plan.json cannot be read" in refused(run)
     (run / "plan.json").write_text("{")
@@ -165,6 +174,7 @@ def test_a_plan_of_another_version_is_refused(pipeline: Path, tmp_path: Path) ->
 def test_weights_cut_short_are_refused(pipeline: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(pipeline / "full", run)
+    as_of_old(run)
     file = run / "trained.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     assert "cannot read weights" in refused(run)

@@ -1,0 +1,68 @@
+"""The worker processes of a data loader: a signal to the whole run is not for them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.context import BaseContext, ForkContext, ForkProcess
+from typing import Any
+
+_FOR_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
+_LOOK_EVERY_S = 1.0
+
+
+def worker_options(
+    num_workers: int,
+    *,
+    seed: Callable[[int], None] | None = None,
+    context: BaseContext | None = None,
+) -> dict[str, Any]:
+    """Keyword arguments of a DataLoader whose workers outlive signals, but not the training process.
+
+    A signal to the whole process group, which stops the run, reaches the workers too. They must
+    go on until the training process, which saves a checkpoint first, ends them. `seed` gets each worker's
+    number; `context` starts the workers, if it is given.
+    """
+    if not num_workers:
+        return {}
+    if context is None and multiprocessing.get_start_method() == "fork":
+        context = _Shielded()
+    return {"worker_init_fn": partial(_begin, seed=seed), "multiprocessing_context": context}
+
+
+class _ShieldedProcess(ForkProcess):
+    """A process that is born with the signals blocked: one may come before its first instruction."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Shielded(ForkContext):
+    Process = _ShieldedProcess
+
+
+def _begin(worker_id: int, *, seed: Callable[[int], None] | None) -> None:
+    if seed is not None:
+        seed(worker_id)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
+    parent, owner = os.getppid(), multiprocessing.parent_process()
+    # A server may have forked this process for the one that it works for.
+    senders = {parent} if owner is None or owner.pid is None else {parent, owner.pid}
+    threading.Thread(target=_end_with, args=(parent, senders), name="parent-watch", daemon=True).start()
+
+
+def _end_with(parent: int, senders: set[int]) -> None:
+    """End this process once its parent is gone, or when the process that it works for ends it by SIGTERM."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait(_FOR_THE_RUN, _LOOK_EVERY_S)
+        if received is not None and received.si_signo == signal.SIGTERM and received.si_pid in senders:
+            break
+    os._exit(0)
