@@ -239,15 +239,11 @@ def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
         recipe_yaml=write_resolved(run.loaded.recipe),
         environment=describe_environment(sys.argv),
     )
-<<<<<<< HEAD
-    result = _train(run, index, beginning, lock)
-=======
     _check_starts(run, index, beginning)
     knows_all = record_inputs(folder, stage_plan(run.plan, index))
-    result = _train(run, index, beginning)
+    result = _train(run, index, beginning, lock)
     if not knows_all:
         record_inputs(folder, stage_plan(run.plan, index))
->>>>>>> main
     if result.stopped_early:
         raise Stopped(
             f"{stage.name}: stopped after step {result.num_steps:,} and saved a checkpoint; "
@@ -263,9 +259,6 @@ def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
     )
 
 
-<<<<<<< HEAD
-def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
-=======
 def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
     """Raise RecipeError when results that a stage starts from are not as their run wrote them, or others."""
     try:
@@ -277,8 +270,7 @@ def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
         raise run.loaded.fail(*error.problems) from None
 
 
-def _train(run: Run, index: int, beginning: Beginning) -> Result:
->>>>>>> main
+def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 
