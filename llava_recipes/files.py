@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from llava_recipes.errors import RecipeError
 MAX_SETTINGS_BYTES = 2**26
 """Largest file of settings to read; those of models have some megabytes at most."""
 
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+"""The names that mkstemp gives in `replacing`."""
 _SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 _SYSTEM = ("/proc", "/sys", "/dev")
@@ -167,6 +170,12 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def name_of_temporary(name: str) -> str | None:
+    """The name of the file that a temporary one of `replacing` would have become, or None for other names."""
+    match = _TEMPORARY.fullmatch(name)
+    return None if match is None else match.group(1)
 
 
 def sync_folder(folder: Path) -> None:

@@ -50,8 +50,7 @@ def test_a_quantized_run_too() -> None:
 
 PRIVATE = (
     *("_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training", "_run_epoch"),
-    *("_save_checkpoint", "_save_optimizer_and_scheduler", "_init_training_state"),
-    *("_load_optimizer_and_scheduler", "_load_rng_state", "_load_scaler"),
+    *("_save_checkpoint", "_load_rng_state"),
 )
 """What train/trainer.py overrides of transformers' Trainer that no promise of it covers."""
 

@@ -7,8 +7,8 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -141,17 +141,9 @@ def _decide(run: Run, index: int) -> Beginning | None:
         return None
     check_logs(folder)
     if not state.has_checkpoint:
-        if run.resume:
+        if run.resume or state.kind == "started":
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None)
-    if not run.resume:
-        raise RecipeError.of(
-            "output_dir contains an unfinished run",
-            code="output-dir-holds-unfinished-run",
-            path=("stages", index, "output_dir"),
-            found=f"{folder} has checkpoints and no {DONE}",
-            hint="continue it with `--resume`, or choose another folder",
-        )
     if not (folder / INPUTS).is_file():
         say(
             f"{stage.name}: {folder} has no {INPUTS}, since an earlier version wrote it: "
@@ -203,36 +195,37 @@ def _report_changed_inputs(run: Run, index: int) -> None:
 
 
 def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
-    """The newest usable checkpoint of a stage; printed, like each newer one with what is wrong with it.
+    """The newest usable checkpoint of a stage, or step 0; printed, like what is wrong with each newer one.
 
-    `skipped` are those that were looked at before.
+    `skipped` are those that were looked at before. Raises RecipeError for a checkpoint of an earlier version.
     """
-    from llava_recipes.train.checkpoints import find_damage, find_unreadable, list_checkpoints
+    from llava_recipes.train.checkpoints import check_form, find_damage, list_checkpoints, missing_latest
 
     damages = dict(skipped)
     stage = run.plan.stages[index]
+    missing = missing_latest(Path(stage.output_dir))
+    if missing is not None and not damages:
+        say(f"{stage.name}: {missing}, which was saved last, is missing in {stage.output_dir}")
     for checkpoint in list_checkpoints(Path(stage.output_dir)):
         folder = checkpoint.folder
         if folder in damages:
             continue
-        damage = find_damage(folder) or find_unreadable(folder)
+        with problems_at(index):
+            check_form(folder)
+        damage = find_damage(folder)
         if damage is None:
             say(f"{stage.name}: resumes from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
         say(f"{stage.name}: skips {folder}: {damage}")
-    raise RecipeError.of(
-        "no checkpoint can be used",
-        code="no-usable-checkpoint",
-        path=("stages", index, "output_dir"),
-        found="; ".join(f"{folder.name}: {damage}" for folder, damage in damages.items()),
-        hint="remove these folders to start again at step 0",
-    )
+    say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
+    return Beginning(None, damages)
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
+    _clear(run, index, beginning)
     write_opening(
         folder,
         plan=stage_plan(run.plan, index),
@@ -286,6 +279,22 @@ def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
             beginning = _newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
         except RecipeError as error:
             raise run.loaded.fail(*error.problems) from None
+        _clear(run, index, beginning)
+
+
+def _clear(run: Run, index: int, beginning: Beginning) -> None:
+    """Remove what killed writes left in a stage's folder, and move away checkpoints that cannot be used."""
+    from llava_recipes.train.checkpoints import clean_up, set_aside
+
+    if run.processes.node_rank > 0:
+        # On a shared disk the first node is at work there.
+        return
+    stage = run.plan.stages[index]
+    clean_up(Path(stage.output_dir))
+    for folder in beginning.skipped:
+        moved = set_aside(folder)
+        if moved is not None:
+            say(f"{stage.name}: {folder.name} is now {moved.name}; remove it when you no longer need it")
 
 
 def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Result:
@@ -342,6 +351,15 @@ def _read_answer(run: Run, index: int, outcomes: list[Outcome], result: Result |
     if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
     return result
+
+
+@contextmanager
+def problems_at(index: int) -> Iterator[None]:
+    """Give the problems that the block raises, about a plan of one stage, the stage's own number."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(*(at_stage(problem, index) for problem in error.problems)) from error
 
 
 def at_stage(problem: Problem, index: int) -> Problem:

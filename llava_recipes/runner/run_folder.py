@@ -68,11 +68,11 @@ def stage_plan(plan: Plan, index: int) -> Plan:
 
 def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
     """What a stage's output folder contains; nothing is written."""
-    from llava_recipes.train.checkpoints import list_checkpoints
+    from llava_recipes.train.checkpoints import is_leftover, list_checkpoints
 
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # A plan that another node is writing, or that a kill left half-written, doesn't count yet, nor a lock.
-    if all(name.startswith((f".{PLAN}.", LOCK)) for name in names):
+    # What another node is writing, or a kill left half-written, doesn't count yet, nor does a lock.
+    if all(is_leftover(name) or name.startswith(LOCK) for name in names):
         return FolderState("new")
     if not (folder / PLAN).is_file():
         return FolderState("foreign")

@@ -29,7 +29,7 @@ Message = dict[str, Any]
 JOIN_S = 600.0
 """How long the commands wait for one another by default, as torchrun does."""
 
-_POLL_S, _BEAT_S, _LOST_S = 0.1, 2.0, 60.0
+_POLL_S, _BEAT_S, _LOST_S = 0.1, 2.0, 30.0
 _LAST_WORDS_S = 3.0
 """What a process has to report why it failed, once another one has failed."""
 _KILL_S = 10.0
@@ -197,17 +197,29 @@ class Team:
         return f"{kind} {index} ({host})"
 
     def _set(self, key: str, values: Message) -> None:
-        self.store.set(key, json.dumps(values))
+        with self._reached():
+            self.store.set(key, json.dumps(values))
 
     def _wait(self, key: str, *, until_s: float | None = None) -> Message:
-        while not self.store.check([key]):
-            if self.trouble is not None:
-                raise TeamLost(self.trouble)
-            if until_s is not None and time.monotonic() > until_s:
-                raise TimeoutError
-            time.sleep(_POLL_S)
-        values: Message = json.loads(self.store.get(key))
+        with self._reached():
+            while not self.store.check([key]):
+                if self.trouble is not None:
+                    raise TeamLost(self.trouble)
+                if until_s is not None and time.monotonic() > until_s:
+                    raise TimeoutError
+                time.sleep(_POLL_S)
+            values: Message = json.loads(self.store.get(key))
         return values
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turn errors of the store into TeamLost: it ends with the first command, or with its launcher."""
+        from torch.distributed import DistError
+
+        try:
+            yield
+        except DistError as error:
+            raise TeamLost(f"the first process of the run is gone ({_first_line(error)})") from None
 
 
 def join(world: World, facts: Message, *, timeout_s: float) -> tuple[Team, list[Message]]:
@@ -245,6 +257,7 @@ def join(world: World, facts: Message, *, timeout_s: float) -> tuple[Team, list[
 
 def _open(world: World, *, until_s: float, timeout_s: float) -> tuple[Store, int]:
     """The store where the commands meet, and this one's number."""
+    quiet_torch()
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     rank, server = world.rank, None
@@ -265,6 +278,18 @@ def _open(world: World, *, until_s: float, timeout_s: float) -> tuple[Store, int
         rank = 0
     store = PrefixStore(f"llava-recipes/{world.name}", server)
     return store, int(store.add("numbers", 1)) if rank is None else rank
+
+
+def quiet_torch() -> None:
+    """Import torch so that its C++ part prints errors only: that a store is gone is said in our words."""
+    name = "TORCH_CPP_LOG_LEVEL"
+    given = os.environ.get(name)
+    os.environ.setdefault(name, "ERROR")
+    import torch  # noqa: F401  # reads the variable now
+
+    if given is None:
+        # Not for the training processes, whose warnings stay.
+        del os.environ[name]
 
 
 def _wait_for_port(world: World, *, until_s: float, timeout_s: float) -> None:

@@ -1,49 +1,61 @@
-"""The checkpoints of a run: seal them when they are whole, check them before they are loaded."""
+"""The checkpoints of a run as folders: written aside and committed as a whole, checked, rotated, cleaned up.
+
+A checkpoint does not depend on the number of processes or on DeepSpeed; train/saved_state.py says what is in
+its files.
+"""
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import torch
-import torch.distributed as dist
+from pydantic import JsonValue
 
 from llava_recipes.errors import RecipeError
-from llava_recipes.files import open_ordinary, write_text
-from llava_recipes.model.checkpoint import BadPickle, SafeGlobal, load_plain, not_finite, only_plain
-from llava_recipes.seals import FileSeal, find_changes, read_seals, write_seals
+from llava_recipes.files import name_of_temporary, open_ordinary, sync_folder, write_text
+from llava_recipes.seals import FileSeal, find_changes, read_seals, seal_of
 
-SEAL = "checkpoint.json"
-TRAINER_STATE = "trainer_state.json"
+SEAL, LATEST = "checkpoint.json", "latest"
+TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.json", "progress.json"
+RANDOM, TRAINER_STATE = "random.json", "trainer_state.json"
 UNUSABLE = "checkpoint-unusable"
 """The code of a problem with one checkpoint: an older one may be usable."""
 
-_ALWAYS = ("trained.safetensors", TRAINER_STATE, "scheduler.pt")
-_OPTIMIZER, _DEEPSPEED_TAG = "optimizer.pt", "latest"
-_LOADED = frozenset([".bin", ".json", ".pt", ".pth", ".safetensors"])
+_FORM = 2
+"""The first form, in pickles of torch and DeepSpeed, had no number."""
+_ALWAYS = (TRAINED, OPTIMIZER, PROGRESS, RANDOM, TRAINER_STATE)
+_LOADED = frozenset([".json", ".safetensors"])
 _NAME = re.compile(r"checkpoint-(\d+)")
-_PICKLED = frozenset([".pt", ".pth", ".bin"])
-# The classes of numpy's random state, as transformers lists them.
-_NUMPY = (
-    *("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"),
-    "numpy.dtypes.UInt32DType",
+_IN_CHECKPOINTS = re.compile(
+    r"(trained|optimizer-\d+-of-\d+)\.safetensors|(optimizer|progress|random|trainer_state)\.json"
+    r"|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|global_step\d+|latest|zero_to_fp32\.py"
 )
-# Records of plain numbers; unpickling them runs no other code.
-_DEEPSPEED = (
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-)
-_MOMENTS = frozenset(["exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"])
+"""What a checkpoint of this or an earlier version consists of, besides its seal."""
+_SAVING, _REMOVING, _ASIDE = ".saving-", ".removing-", "set-aside-"
 _OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out", re.IGNORECASE)
+_WRITTEN = frozenset(
+    [
+        *("plan.json", "recipe.resolved.yaml", "environment.json", "inputs.json", "history.jsonl", "DONE"),
+        *(
+            "metrics.jsonl",
+            "samples.jsonl",
+            "config.json",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ),
+        *("mm_projector.bin", "mm_projector.safetensors", "non_lora_trainables.bin", LATEST),
+        *(TRAINED, TRAINER_STATE),
+    ]
+)
+"""Files of a run folder that are replaced as a whole, and so may leave a temporary file."""
 
 
 @dataclass(frozen=True)
@@ -54,59 +66,247 @@ class Checkpoint:
     step: int
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint's seal says besides its files."""
+
+    step: int
+    world_size: int
+    layout: Mapping[str, int]
+    """How the run deals samples out, as BatchLayout.to_json()."""
+    loss: float | None
+    """The last logged one."""
+
+
 def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
-    """Every checkpoint folder of a run, newest first, usable or not."""
+    """Every sealed checkpoint of a run, newest first, usable or not."""
     found = [
         Checkpoint(folder, int(match.group(1)))
         for folder in output_dir.glob("checkpoint-*")
-        if folder.is_dir() and (match := _NAME.fullmatch(folder.name))
+        if (match := _NAME.fullmatch(folder.name)) and os.path.lexists(folder / SEAL)
     ]
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
-def make_room(folder: Path) -> None:
-    """Remove what exists where a checkpoint is saved, such as an older one that could not be used."""
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink(missing_ok=True)
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
-def seal(folder: Path, *, step: int, world_size: int) -> None:
-    """Record size and SHA-256 of every file, as the last step of saving."""
+class NewCheckpoint:
+    """A checkpoint that is being written, beside where it will be; it counts once it is committed."""
+
+    def __init__(self, output_dir: Path, step: int) -> None:
+        self._output_dir = output_dir
+        self._name = f"checkpoint-{step}"
+        self.folder = output_dir / f"{_SAVING}{self._name}"
+        self._seals: dict[str, FileSeal] = {}
+        _discard(self.folder)
+        self.folder.mkdir()
+
+    def add(self, name: str, seal: FileSeal) -> None:
+        """Note a file that is written and flushed."""
+        self._seals[name] = seal
+
+    def write_json(self, name: str, value: JsonValue) -> None:
+        """Write a file of plain values. NaN and infinity keep their names in Python."""
+        data = json.dumps(value, indent=1).encode()
+        _write_flushed(self.folder / name, data)
+        self.add(name, FileSeal(len(data), hashlib.sha256(data).hexdigest()))
+
+    def commit(self, facts: Facts) -> Path:
+        """Seal the checkpoint, give it its name, and name it in `latest`; returns its folder."""
+        files: dict[str, JsonValue] = {name: {**seal.to_json()} for name, seal in sorted(self._seals.items())}
+        _write_flushed(self.folder / SEAL, _sealed(facts, files))
+        sync_folder(self.folder)
+        place = self._output_dir / self._name
+        set_aside(place)
+        os.rename(self.folder, place)
+        sync_folder(self._output_dir)
+        write_text(self._output_dir / LATEST, f"{self._name}\n")
+        return place
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        _discard(self.folder)
+
+
+@contextmanager
+def saving(output_dir: Path, step: int) -> Iterator[NewCheckpoint]:
+    """A new checkpoint to write to and commit; when the block raises, nothing of it stays."""
+    checkpoint = NewCheckpoint(output_dir, step)
+    try:
+        yield checkpoint
+    except BaseException:
+        checkpoint.discard()
+        raise
+
+
+def seal(folder: Path, facts: Facts) -> None:
+    """Seal a checkpoint's folder as it is, for example after its files were changed on purpose."""
     names = [
         path.relative_to(folder).as_posix()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != SEAL
     ]
-    files = write_seals(folder, names)
-    write_text(folder / SEAL, json.dumps({"step": step, "world_size": world_size, "files": files}, indent=1))
+    (folder / SEAL).write_bytes(
+        _sealed(facts, {name: {**seal_of(folder / name).to_json()} for name in names})
+    )
 
 
-def remove_old(output_dir: Path, *, keep: int) -> None:
-    """Remove all sealed checkpoints but the newest `keep`."""
-    checkpoints = [found for found in list_checkpoints(output_dir) if (found.folder / SEAL).is_file()]
-    for checkpoint in checkpoints[keep:]:
-        shutil.rmtree(checkpoint.folder)
+def _sealed(facts: Facts, files: Mapping[str, JsonValue]) -> bytes:
+    layout: dict[str, JsonValue] = {**facts.layout}
+    content: dict[str, JsonValue] = {
+        "form": _FORM,
+        "step": facts.step,
+        "world_size": facts.world_size,
+        "layout": layout,
+        "loss": facts.loss,
+        "files": dict(files),
+    }
+    return _dumped(content | {"sha256": hashlib.sha256(_dumped(content)).hexdigest()})
+
+
+def _dumped(content: Mapping[str, JsonValue]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# ---- keeping order -----------------------------------------------------------------------------------------
+
+
+def remove_old(output_dir: Path, *, newest: int, keep: int) -> None:
+    """Remove all checkpoints but `keep`: that of step `newest`, just written, and those before it.
+
+    Later ones, links, and folders without a seal of ours are left alone.
+    """
+    ours = [
+        found
+        for found in list_checkpoints(output_dir)
+        if found.step <= newest and not found.folder.is_symlink() and _is_ours(found.folder)
+    ]
+    for checkpoint in ours[max(keep, 1) :]:
+        # It loses its name first: a folder that is removed in part never counts as a checkpoint.
+        away = output_dir / f"{_REMOVING}{checkpoint.folder.name}"
+        _discard(away)
+        os.rename(checkpoint.folder, away)
+        _discard(away)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        _read_seal(folder)
+    except (OSError, _BadSeal):
+        return False
+    return True
+
+
+def set_aside(place: Path) -> Path | None:
+    """Rename what is at a checkpoint's place, so that it counts no more; returns its new place."""
+    if not os.path.lexists(place):
+        return None
+    number = 1
+    while os.path.lexists(aside := place.with_name(f"{_ASIDE}{place.name}" + f"-{number}" * (number > 1))):
+        number += 1
+    os.rename(place, aside)
+    return aside
+
+
+def clean_up(output_dir: Path) -> None:
+    """Remove what writes that were killed left in a run's folder; for its owner alone."""
+    if not output_dir.is_dir():
+        return
+    for path in sorted(output_dir.iterdir()):
+        if path.is_symlink():
+            continue
+        if is_leftover(path.name):
+            _discard(path)
+        elif _NAME.fullmatch(path.name) and path.is_dir() and not os.path.lexists(path / SEAL):
+            if all(_IN_CHECKPOINTS.fullmatch(each.name) for each in path.iterdir()):
+                _discard(path)
+            else:
+                set_aside(path)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a name in a run's folder is that of a write, or of a removal, that was not finished."""
+    for prefix in (_SAVING, _REMOVING):
+        if name.startswith(prefix) and _NAME.fullmatch(name.removeprefix(prefix)):
+            return True
+    return name_of_temporary(name) in _WRITTEN
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def missing_latest(output_dir: Path) -> str | None:
+    """The name of the checkpoint that was committed last, where it is gone; or None."""
+    try:
+        with open_ordinary(output_dir / LATEST) as opened:
+            name = opened.read(80).decode("ascii", errors="replace").strip()
+    except OSError:
+        return None
+    is_gone = _NAME.fullmatch(name) and not os.path.lexists(output_dir / name)
+    return name if is_gone else None
+
+
+# ---- checking ----------------------------------------------------------------------------------------------
 
 
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words, or None when every byte is as it was saved."""
     try:
-        recorded = _read_seal(folder)
-        return _missing(folder, recorded) or next(find_changes(folder, recorded), None)
+        recorded, _ = _read_seal(folder)
+        trouble = _missing(folder, recorded) or next(find_changes(folder, recorded), None)
+        return trouble or _state_trouble(folder)
     except OSError as error:
         return f"it cannot be read: {error}"
     except _BadSeal as error:
         return str(error)
 
 
+def read_facts(folder: Path) -> Facts:
+    """What the seal of a sound checkpoint says. Raises RecipeError where it is damaged."""
+    try:
+        return _read_seal(folder)[1]
+    except (OSError, _BadSeal) as error:
+        raise unusable(folder, str(error)) from error
+
+
+def check_form(folder: Path) -> None:
+    """Raise RecipeError for a checkpoint that an earlier version wrote in another form."""
+    try:
+        with open_ordinary(folder / SEAL) as opened:
+            sealed = json.loads(opened.read())
+    except (OSError, ValueError, RecursionError):
+        return
+    files = sealed.get("files") if isinstance(sealed, dict) else None
+    if not isinstance(files, dict) or "form" in sealed or not files.keys() & {"optimizer.pt", "latest"}:
+        return
+    raise RecipeError.of(
+        f"{folder.name} was written by an earlier version, in a form that is no longer read",
+        code="checkpoint-of-earlier-version",
+        path=("stages", 0, "output_dir"),
+        found=str(folder),
+        hint="finish this run with that version, which environment.json names; or start a new run from these "
+        f"weights, in another output_dir, with `init_from: {folder}`",
+    )
+
+
 class _BadSeal(Exception):
     """What is wrong with a seal."""
 
 
-def _read_seal(folder: Path) -> dict[str, FileSeal]:
-    """Size and SHA-256 of every file that was saved, by its path inside the folder."""
+def _read_seal(folder: Path) -> tuple[dict[str, FileSeal], Facts]:
+    """Size and SHA-256 of every file that was saved, by its path inside the folder, and the other facts."""
     file = folder / SEAL
     if not file.exists():
         raise _BadSeal(f"it has no {SEAL}: saving was cut short")
@@ -114,56 +314,31 @@ def _read_seal(folder: Path) -> dict[str, FileSeal]:
         raise _BadSeal(f"its {SEAL} is not a file")
     try:
         with open_ordinary(file) as opened:
-            sealed = json.loads(opened.read())
-        files, step = read_seals(sealed["files"]), sealed["step"]
+            data = opened.read()
+        sealed = json.loads(data)
+        given = sealed.pop("sha256")
+        is_whole = given == hashlib.sha256(_dumped(sealed)).hexdigest()
+        if not is_whole or _dumped(sealed | {"sha256": given}) != data:
+            raise _BadSeal(f"its {SEAL} was changed after it was saved")
+        facts = Facts(sealed["step"], sealed["world_size"], dict(sealed["layout"]), sealed["loss"])
+        files = read_seals(sealed["files"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _BadSeal(f"its {SEAL} cannot be read: {error}") from None
-    if step != int(folder.name.rpartition("-")[2]):
+    if facts.step != int(folder.name.rpartition("-")[2]):
         raise _BadSeal(f"its {SEAL} is from another step")
-    return files
+    return files, facts
 
 
 def _missing(folder: Path, recorded: Mapping[str, FileSeal]) -> str | None:
     """A file that a checkpoint needs and the seal doesn't name, or one that was added; or None."""
-    tag = folder / _DEEPSPEED_TAG
-    optimizer = _DEEPSPEED_TAG if tag.exists() or _DEEPSPEED_TAG in recorded else _OPTIMIZER
-    for name in (*_ALWAYS, optimizer):
+    for name in _ALWAYS:
         if name not in recorded:
             return f"{name} is missing in its {SEAL}"
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix in _LOADED and name not in recorded and name != SEAL:
             return f"{name} was not saved with it"
-    if optimizer == _OPTIMIZER or not tag.is_file():
-        return None
-    # DeepSpeed reads its files from the folder that this file names, wherever that is.
-    with open_ordinary(tag) as opened:
-        named = opened.read().decode("utf-8", errors="replace").strip()
-    if not any(PurePosixPath(name).parts[0] == named for name in recorded if "/" in name):
-        return f"{_DEEPSPEED_TAG} names a folder that was not saved with it"
     return None
-
-
-def find_unreadable(folder: Path) -> str | None:
-    """What is wrong with the state files of a checkpoint, in a few words, or None; no code in them is run.
-
-    Tensors are mapped, not read: `find_damage` compares their bytes.
-    """
-    safe = [*_named(_NUMPY), *((_StandIn, name) for name in _DEEPSPEED)]
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in _PICKLED and file.is_file():
-            try:
-                load_plain(file, safe)
-            except BadPickle as error:
-                return f"{file.relative_to(folder).as_posix()} {error}"
-    trouble = _state_trouble(folder)
-    return None if trouble is None else f"{TRAINER_STATE} {trouble}"
-
-
-class _StandIn:
-    """Replaces a class of DeepSpeed, whose import takes seconds, while a file is only checked."""
-
-    def __init__(self, *given: object) -> None: ...
 
 
 def _state_trouble(folder: Path) -> str | None:
@@ -171,84 +346,51 @@ def _state_trouble(folder: Path) -> str | None:
     try:
         state = json.loads((folder / TRAINER_STATE).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        return f"cannot be read: {error}"
+        return f"{TRAINER_STATE} cannot be read: {error}"
     if not isinstance(state, dict):
-        return "is not a mapping"
+        return f"{TRAINER_STATE} is not a mapping"
     if state.get("global_step") != step:
-        return f"has global_step {json.dumps(state.get('global_step'))[:40]} instead of {step}"
+        found = json.dumps(state.get("global_step"))[:40]
+        return f"{TRAINER_STATE} has global_step {found} instead of {step}"
     for key, kinds in (("epoch", (int, float)), ("total_flos", (int, float)), ("log_history", (list,))):
         value = state.get(key)
         if not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
-            return f"has no usable `{key}`"
+            return f"{TRAINER_STATE} has no usable `{key}`"
     return None
 
 
 @contextmanager
-def loading(checkpoint: Path, files: str, *, by_deepspeed: bool = False) -> Iterator[None]:
-    """Allow the block to load nothing but tensors and plain values from a checkpoint's files.
+def loading(checkpoint: Path, files: str) -> Iterator[None]:
+    """Turn what fails in the block into a RecipeError with code UNUSABLE: it is the checkpoint's fault."""
+    # The parent of the training processes imports this module, and has no use for torch.
+    import torch
+    import torch.distributed as dist
 
-    A failure is the checkpoint's fault, and becomes a RecipeError with code UNUSABLE.
-    """
     try:
-        with only_plain(_named((*_NUMPY, *(_DEEPSPEED if by_deepspeed else ())))):
-            yield
+        yield
     except (torch.OutOfMemoryError, dist.DistError, MemoryError):
         raise
     except RecipeError as error:
         problem = error.problems[0]
+        if problem.code == UNUSABLE:
+            raise
         why = problem.message if problem.found is None else f"{problem.message}: {problem.found}"
-        raise _unusable(checkpoint, f"{files}: {why}") from error
-    # transformers and DeepSpeed check little of what they load: bad values can raise anything.
+        raise unusable(checkpoint, f"{files}: {why}") from error
+    # Bad values can raise anything where they are used.
     except Exception as error:
         if isinstance(error, RuntimeError) and _OF_OTHER_PROCESSES.search(str(error)):
             # A process that waits for another one fails with it; the other one reports the problem.
             raise
         text = (str(error).strip() or "no message").splitlines()[0]
-        raise _unusable(checkpoint, f"{files} cannot be loaded: {type(error).__name__}: {text}") from error
+        raise unusable(checkpoint, f"{files} cannot be loaded: {type(error).__name__}: {text}") from error
 
 
-def check_state(checkpoint: Path) -> None:
-    """Raise RecipeError when transformers cannot read a checkpoint's trainer_state.json."""
-    from transformers import TrainerState
-
-    with loading(checkpoint, TRAINER_STATE):
-        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-
-
-def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError when a loaded optimizer's averages do not fit its weights or are not finite.
-
-    torch loads any averages, and fails at the first step. Optimizers outside torch may keep them in other
-    shapes, and are not checked.
-    """
-    # accelerate wraps the optimizer.
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not type(inner).__module__.startswith("torch.optim"):
-        return
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            state = optimizer.state.get(weight, {})
-            for name in _MOMENTS & state.keys():
-                if tuple(state[name].shape) != tuple(weight.shape):
-                    wanted = f"the shape {list(weight.shape)} of its weight"
-                    raise ValueError(f"{name} has shape {list(state[name].shape)} instead of {wanted}")
-                if (trouble := not_finite(state[name])) is not None:
-                    raise ValueError(f"{name} has {trouble}")
-
-
-def _unusable(checkpoint: Path, why: str) -> RecipeError:
+def unusable(checkpoint: Path, why: str) -> RecipeError:
+    """The error of a checkpoint that cannot be resumed from."""
     return RecipeError.of(
         f"{checkpoint.name} cannot be loaded",
         code=UNUSABLE,
         path=("stages", 0, "output_dir"),
         found=why,
-        hint=f"remove {checkpoint}; `--resume` then continues from the checkpoint before it",
+        hint=f"remove {checkpoint}; the run then continues from the checkpoint before it",
     )
-
-
-def _named(names: tuple[str, ...]) -> list[SafeGlobal]:
-    found = []
-    for name in names:
-        module, _, attribute = name.rpartition(".")
-        found.append((getattr(importlib.import_module(module), attribute), name))
-    return found

@@ -50,6 +50,17 @@ def read_layout(checkpoint: Path) -> BatchLayout | None:
         return BatchLayout.from_json(values["layout"]) if "layout" in values else None
 
 
+def layout_notes(stage: StagePlan, layout: BatchLayout) -> list[str]:
+    """What to show of a layout that isn't the plan's."""
+    if layout == planned_layout(stage.train):
+        return []
+    processes = "1 process" if layout.world_size == 1 else f"{layout.world_size} processes"
+    return [
+        f"the run keeps the batches that it was started with: {layout.per_device_train_batch_size} per device"
+        f" × {layout.gradient_accumulation_steps} accumulated × {processes}"
+    ]
+
+
 def check_processes(stage: StagePlan, layout: BatchLayout, path: KeyPath) -> None:
     """Raise RecipeError where a run with this layout has other steps than the plan for the processes now.
 
@@ -57,26 +68,31 @@ def check_processes(stage: StagePlan, layout: BatchLayout, path: KeyPath) -> Non
     """
     planned, num_samples = planned_layout(stage.train), stage.data.num_samples
     drops_last = stage.train.training_arguments.get("dataloader_drop_last") is True
-    if not drops_last or num_samples is None:
+    if not drops_last or num_samples is None or stage.train.num_train_epochs is None:
         return
     kept, found = (_num_steps(each, num_samples) for each in (layout, planned))
     if kept == found:
         return
-    per_device = planned.per_device_train_batch_size
-    share = layout.samples_per_step // per_device
-    fitting = {
+    size = layout.per_device_train_batch_size
+    others = [
         count
-        for count in divisors(share)
-        if _num_steps(BatchLayout(count, per_device, share // count), num_samples) == kept
-    }
-    counts = ", ".join(map(str, sorted(fitting | {layout.world_size})))
+        for count in divisors(layout.batches_per_step)
+        if _num_steps(BatchLayout(count, size, layout.batches_per_step // count), num_samples) == kept
+        and count != layout.world_size
+    ]
+    hint = (
+        f"resume it with `--processes {layout.world_size}` and its own `per_device_train_batch_size: {size}`"
+    )
+    if others:
+        counts = " or ".join(map(str, others))
+        hint += f"; with `global_batch_size: {layout.samples_per_step}`, {counts} processes fit too"
     raise RecipeError.of(
         "with `dataloader_drop_last` the run has another number of steps on these processes",
         code="processes-change-the-steps",
         path=(*path, "train", "extra", "dataloader_drop_last"),
-        found=f"{found:,} steps per epoch on {planned.world_size}, {kept:,} on the {layout.world_size} "
-        "that it was started with",
-        hint=f"resume it with `--processes` {counts}",
+        found=f"{found:,} steps per epoch on {planned.world_size} processes, {kept:,} on the "
+        f"{layout.world_size} that it was started with",
+        hint=hint,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pydantic import JsonValue
 from transformers import PrinterCallback, TrainingArguments
 
 from llava_recipes.data.collate import IndexedCollator
@@ -28,12 +29,14 @@ from llava_recipes.plan.data import describe_sampling, when_measured
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
-from llava_recipes.train.checkpoints import check_state
+from llava_recipes.train.among_processes import by_first
+from llava_recipes.train.checkpoints import TRAINER_STATE, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
-from llava_recipes.train.layout import check_processes, kept_layout
+from llava_recipes.train.layout import check_processes, kept_layout, layout_notes
 from llava_recipes.train.learning import LearningCheck, LossBand
 from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from llava_recipes.train.progress import Reporter, Start, StopOnSignal, choose_reporter
+from llava_recipes.train.saved_state import open_state
 from llava_recipes.train.trainer import StageTrainer, out_of_memory
 from llava_recipes.versions import load_to_numbered_cpu, training_arguments
 
@@ -73,15 +76,16 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
     stage_path: KeyPath = ("stages", index)
     layout = kept_layout(stage, resume_from, arguments.device)
     check_processes(stage, layout, stage_path)
+    notes += layout_notes(stage, layout)
     assembled, num_trainable = _build(plan, stage)
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
     dataset = _dataset(stage.data, plan, assembled)
     first = arguments.process_index == 0
     reporter = choose_reporter(is_first_process=first)
-    resumed_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
+    resumed = by_first(lambda: _facts_of(resume_from), arguments.device)
+    resumed_step = 0 if resumed is None else int(resumed["step"])
     metrics = MetricsLog(output_dir / METRICS, resumed_step=resumed_step) if first else None
-    last_loss: list[float] = []
     warnings: list[str] = []
     band = LossBand(
         None if stage.expect is None else stage.expect.loss, metrics.losses if metrics is not None else ()
@@ -93,7 +97,6 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         if "eval_loss" in line:
             reporter.evaluation(line)
             return
-        last_loss[:] = [line["loss"]]
         band.append(line["loss"])
         reporter.step(line)
 
@@ -152,10 +155,12 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         _describe(plan, stage, output_dir, num_trainable, num_steps, resumed_step, len(dataset), notes)
     )
     started_s = time.monotonic()
-    if resume_from is not None:
-        check_state(resume_from)
     try:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if resumed is None:
+            trainer.train()
+        else:
+            saved = open_state(Path(resumed["folder"]), arguments.device)
+            trainer.resume(saved, loss=resumed["loss"], state=resumed["state"])
         stopped_early = trainer.state.global_step < num_steps
         if not stopped_early:
             learning.check_end()
@@ -172,7 +177,7 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         image_tokens=read_image_tokens(assembled.model) if plan.model.image_tokens.start_end else None,
         num_steps=trainer.state.global_step,
         stopped_early=stopped_early,
-        last_loss=last_loss[0] if last_loss else None,
+        last_loss=trainer.last_loss,
         eval_loss=trainer.measured[1].loss if trainer.measured and trainer.measured[0] >= num_steps else None,
         seconds=time.monotonic() - started_s,
         is_first_process=first,
@@ -181,6 +186,14 @@ def train_stage(plan: Plan, index: int, *, output_dir: Path, resume_from: Path |
         trainer=trainer,
         reporter=reporter,
     )
+
+
+def _facts_of(checkpoint: Path | None) -> JsonValue:
+    """What a run needs to know of the checkpoint that it resumes from, before anything is loaded."""
+    if checkpoint is None:
+        return None
+    facts, state = read_facts(checkpoint), (checkpoint / TRAINER_STATE).read_text("utf-8")
+    return {"folder": str(checkpoint), "step": facts.step, "loss": facts.loss, "state": state}
 
 
 def _build_arguments(

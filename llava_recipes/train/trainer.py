@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl
-from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME
+from transformers import Trainer, TrainerControl, TrainerState
 
 from llava_recipes.data.collate import SAMPLE_INDEX
 from llava_recipes.data.dealing import Dealing, PassSampler
@@ -30,21 +32,23 @@ from llava_recipes.data.workers import worker_options
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.checkpoint import not_finite
 from llava_recipes.model.weight_names import canonical_name, canonical_parameters
-from llava_recipes.model.weights import TRAINED_FILE, load_trained, trainable_state, write_trained
 from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import ParamGroupPlan
+from llava_recipes.screen import say
 from llava_recipes.train.checkpoints import (
+    PROGRESS,
     TRAINER_STATE,
-    check_moments,
+    Facts,
     list_checkpoints,
     loading,
-    make_room,
     remove_old,
-    seal,
+    saving,
 )
 from llava_recipes.train.evaluation import MeasureAtTheEnd, Measured, ValidationSet
 from llava_recipes.train.finite import CODE, StepCheck, zero_gradient_norm
 from llava_recipes.train.learning import LearningCheck, roots_without
+from llava_recipes.train.optimizer_states import check_storable
+from llava_recipes.train.saved_state import Live, SavedState, restore, restore_random, save_state
 from llava_recipes.train.step_batches import Batch, counted, is_uncounted, weigh
 
 Group = dict[str, Any]
@@ -80,6 +84,10 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._validation = validation
         self.measured: tuple[int, Measured] | None = None
         """The last measured validation loss, and the step after which it was measured."""
+        self._resumed: SavedState | None = None
+        self._saved_step: int | None = None
+        self.last_loss: float | None = None
+        """The last logged one."""
         self._sampler = sampler
         self.layout = layout
         self.dealing = Dealing(
@@ -127,6 +135,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         self._sampler.set_epoch(epoch)
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed after the last step: the Trainer would train one more before it looks.
+            self.control.should_training_stop = True
+            return
+        if self._resumed is not None and epoch == kwargs["epochs_trained"]:
+            self._continue_losses()
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def get_batch_samples(
@@ -246,6 +260,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             metrics = self._step_metrics(logs)
+            self.last_loss = metrics["loss"]
             if self.is_world_process_zero():
                 self._on_metrics(metrics)
             logs = logs | {name: metrics[name] for name in ("samples_per_s", "tokens_per_s")}
@@ -310,93 +325,94 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write only the trainable weights; a resumed run takes frozen ones from the base."""
-        assert output_dir is not None
-        state = trainable_state(self.model)
-        if self.is_world_process_zero():
-            check_finite(
-                state,
-                step=self.state.global_step,
-                stage=self._stage_path,
-                output_dir=Path(self.args.output_dir),
-            )
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            write_trained(state, Path(output_dir))
-        self.accelerator.wait_for_everyone()
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_deepspeed_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+        """Write a checkpoint on the first process, once per step; all processes send what they have."""
+        step = self.state.global_step
+        if self._saved_step == step:
             return
-        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        run_dir, step = Path(self.args.output_dir), self.state.global_step
-        if self.is_world_process_zero():
-            make_room(run_dir / f"checkpoint-{step}")
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            seal(run_dir / f"checkpoint-{step}", step=step, world_size=self.args.world_size)
-            if self._keep_checkpoints is not None:
-                remove_old(run_dir, keep=self._keep_checkpoints)
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
-    ) -> None:
-        with self._loading(resume_from_checkpoint, TRAINED_FILE):
-            load_trained(self.model, Path(resume_from_checkpoint))
-
-    def _init_training_state(
-        self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: None
-    ) -> tuple[int, int]:
-        with self._loading(checkpoint, TRAINER_STATE):
-            found: tuple[int, int] = super()._init_training_state(
-                max_steps, steps_per_epoch, num_epochs, checkpoint, trial
+        self.store_flos()
+        run_dir = Path(self.args.output_dir)
+        with saving(run_dir, step) if self.is_world_process_zero() else nullcontext() as checkpoint:
+            save_state(
+                self._live(),
+                checkpoint,
+                beginnings=self._beginnings,
+                progress=self._progress(),
+                check=lambda name, tensor: check_finite(
+                    {name: tensor}, step=step, stage=self._stage_path, output_dir=run_dir
+                ),
             )
-        return found
+            if checkpoint is not None:
+                checkpoint.write_json(TRAINER_STATE, asdict(self.state))
+                checkpoint.commit(Facts(step, self.args.world_size, self.layout.to_json(), self.last_loss))
+        if checkpoint is not None and self._keep_checkpoints is not None:
+            remove_old(run_dir, newest=step, keep=self._keep_checkpoints)
+        self._saved_step = step
+        self.accelerator.wait_for_everyone()
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        files = SCHEDULER_NAME if self.is_deepspeed_enabled else f"{OPTIMIZER_NAME} or {SCHEDULER_NAME}"
-        with self._loading(checkpoint, files):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            if not self.is_deepspeed_enabled and checkpoint is not None:
-                check_moments(self.optimizer)
+    def _live(self) -> Live:
+        return Live(
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            scaler=getattr(self.accelerator, "scaler", None),
+            engine=self.model_wrapped if self.is_deepspeed_enabled else None,
+            device=self.args.device,
+        )
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with self._loading(checkpoint, SCALER_NAME):
-            super()._load_scaler(checkpoint)
+    def _progress(self) -> dict[str, JsonValue]:
+        """Losses since the last logged step, and the last validation loss."""
+        unlogged = self._tr_loss.detach().clone().float()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(unlogged)
+            unlogged /= dist.get_world_size()
+        measured: JsonValue = None
+        if self.measured is not None:
+            measured = [self.measured[0], {**vars(self.measured[1])}]
+        return {"unlogged": [unlogged.item(), self._globalstep_last_logged], "measured": measured}
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with self._loading(checkpoint, "the random state"):
-            super()._load_rng_state(checkpoint)
-
-    def _loading(self, checkpoint: str | None, files: str) -> AbstractContextManager[None]:
-        if checkpoint is None:
-            return nullcontext()
-        return loading(Path(checkpoint), files, by_deepspeed=self.is_deepspeed_enabled)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Weights are loaded with the rest, once the optimizer exists."""
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: object, resume_from_checkpoint: str | None
-    ) -> tuple[torch.nn.Module, object]:
-        """As the Trainer's, but DeepSpeed loads a checkpoint without the frozen weights."""
-        by_us = resume_from_checkpoint is not None and self.is_deepspeed_enabled
-        prepared: tuple[torch.nn.Module, object] = super()._prepare_for_training(
-            max_steps, train_dataloader, None if by_us else resume_from_checkpoint
-        )
-        if not by_us:
-            return prepared
-        with self._loading(resume_from_checkpoint, "DeepSpeed's files"):
-            loaded, _ = self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
-            if loaded is None:
-                raise FileNotFoundError("DeepSpeed found nothing to load")
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+    ) -> tuple[nn.Module, object]:
+        prepared: tuple[nn.Module, object] = super()._prepare_for_training(max_steps, train_dataloader, None)
+        live = self._live()
+        if self.args.save_strategy != "no":
+            check_storable(live.states(), uses_deepspeed=live.engine is not None)
+        self._beginnings = live.beginnings()
+        if self._resumed is not None:
+            note = restore(live, self._resumed, beginnings=self._beginnings)
+            if note is not None and self.is_world_process_zero():
+                say(note)
+            with loading(self._resumed.folder, PROGRESS):
+                measured = self._resumed.progress["measured"]
+                if measured is not None:
+                    self.measured = int(measured[0]), Measured(**measured[1])
         return prepared
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._resumed is not None:
+            rank, step = self.args.process_index, self.state.global_step
+            restore_random(self._resumed, self.args.device, rank=rank, seed=self.args.seed, step=step)
+
+    def resume(self, saved: SavedState, *, loss: float | None, state: str) -> None:
+        """Train on from a checkpoint to the end; `state` is the text of its trainer_state.json."""
+        self._resumed, self.last_loss = saved, loss
+        # The checkpoint's own folder may be on another node.
+        with TemporaryDirectory(prefix="llava-recipe-") as folder:
+            (Path(folder) / TRAINER_STATE).write_text(state, "utf-8")
+            with loading(saved.folder, TRAINER_STATE):
+                TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE))
+            self.train(resume_from_checkpoint=folder)
+
+    def _continue_losses(self) -> None:
+        assert self._resumed is not None
+        with loading(self._resumed.folder, PROGRESS):
+            unlogged, last_logged = self._resumed.progress["unlogged"]
+            self._tr_loss += float(unlogged)
+            self._globalstep_last_logged = int(last_logged)
 
 
 def split_groups(

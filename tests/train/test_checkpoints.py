@@ -1,216 +1,182 @@
-"""Which checkpoints can be resumed from: whole, sealed, and holding nothing but values."""
+"""Checkpoints as folders: whole or not there, checked byte by byte, rotated and cleaned up with care."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from llava_recipes.errors import RecipeError
-from llava_recipes.model.weights import write_trained
+from llava_recipes.seals import seal_of
 from llava_recipes.train.checkpoints import (
+    LATEST,
     SEAL,
     UNUSABLE,
-    check_moments,
-    check_state,
+    Facts,
+    check_form,
+    clean_up,
     find_damage,
-    find_unreadable,
+    is_leftover,
+    list_checkpoints,
     loading,
-    make_room,
+    missing_latest,
+    read_facts,
     remove_old,
+    saving,
     seal,
+    set_aside,
 )
 from tests.laws import examples
-from tests.model.poison import poisoned
 
-RNG = {
-    "python": random.Random(1).getstate(),
-    "numpy": np.random.RandomState(1).get_state(),
-    "cpu": torch.get_rng_state(),
+STATE: dict[str, Any] = {
+    "global_step": 4,
+    "epoch": 0.5,
+    "total_flos": 1.0,
+    "log_history": [{"loss": 1.0, "step": 1}],
 }
-STATE = {"global_step": 4, "epoch": 0.5, "total_flos": 1.0, "log_history": [{"loss": 1.0, "step": 1}]}
+LAYOUT = {"world_size": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+FACTS = Facts(4, 1, LAYOUT, 1.0)
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first import of DeepSpeed in a process sets this one."""
-    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
+def write_checkpoint(output_dir: Path, step: int = 4) -> Path:
+    with saving(output_dir, step) as new:
+        save_file({"projector.0.bias": torch.ones(3)}, new.folder / "trained.safetensors")
+        new.add("trained.safetensors", seal_of(new.folder / "trained.safetensors"))
+        for name in ("optimizer.json", "progress.json", "random.json"):
+            new.write_json(name, {"some": [1, 2]})
+        new.write_json("trainer_state.json", {**STATE, "global_step": step})
+        return new.commit(Facts(step, 1, LAYOUT, 1.0))
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A sealed checkpoint as a run on one process leaves it."""
-    folder = tmp_path / "checkpoint-4"
-    folder.mkdir()
-    write_trained({"projector.0.bias": torch.ones(3)}, folder)
-    torch.save({"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{}]}, folder / "optimizer.pt")
-    torch.save({"last_epoch": 4, "lr_lambdas": [{}]}, folder / "scheduler.pt")
-    torch.save(RNG, folder / "rng_state.pth")
-    (folder / "trainer_state.json").write_text(json.dumps(STATE))
-    seal(folder, step=4, world_size=1)
-    return folder
+    return write_checkpoint(tmp_path)
 
 
-def deepspeed_states() -> dict[str, object]:
-    """What DeepSpeed 0.19 puts into its files besides tensors and plain values."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    scaler = DynamicLossScaler(2.0**16, 2.0, 1000, 1, 2, False, True)
-    return {
-        "loss_scaler": LossScaler(scale=8.0),
-        "dynamic": scaler,
-        "zero_stage": ZeroStageEnum.weights,
-        "param_slice_mappings": [{"w": fragment_address(numel=3, start=5)}],
-    }
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-def as_deepspeeds(folder: Path, state: object) -> Path:
-    """The checkpoint as DeepSpeed leaves it, sealed."""
-    (folder / "optimizer.pt").unlink()
-    (folder / "global_step4").mkdir()
-    torch.save(state, folder / "global_step4" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
-    torch.save({"module": {"w": torch.ones(2)}}, folder / "global_step4" / "mp_rank_00_model_states.pt")
-    (folder / "latest").write_text("global_step4")
-    seal(folder, step=4, world_size=1)
-    return folder
-
-
-def trouble(folder: Path) -> str | None:
-    return find_damage(folder) or find_unreadable(folder)
-
-
-def test_a_whole_checkpoint_is_sound(checkpoint: Path) -> None:
-    assert trouble(checkpoint) is None
-
-
-def test_deepspeeds_own_records_are_read(checkpoint: Path) -> None:
-    state = deepspeed_states()
-    folder = as_deepspeeds(checkpoint, state)
-    assert trouble(folder) is None
-    with loading(folder, "DeepSpeed's files", by_deepspeed=True):
-        file = folder / "global_step4" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
-        # As DeepSpeed's loader asks for it.
-        read = torch.load(file, weights_only=False)
-    assert read["zero_stage"] is state["zero_stage"]
-    assert read["param_slice_mappings"] == state["param_slice_mappings"]
-    for name in ("loss_scaler", "dynamic"):
-        assert type(read[name]) is type(state[name])
-        assert vars(read[name]) == vars(state[name])
-
-
-@pytest.mark.parametrize("kind", [*poisoned(Path("x")), "empty", "junk", "cut"])
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "of deepspeed"])
-def test_a_poisoned_state_is_named_and_not_run(checkpoint: Path, name: str, kind: str) -> None:
-    made = checkpoint.parent / "PWNED"
-    if name == "of deepspeed":
-        as_deepspeeds(checkpoint, deepspeed_states())
-        name = "global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt"
-    file = checkpoint / name
-    whole = file.read_bytes()
-    others = {"empty": b"", "junk": b"\x00junk" * 20, "cut": whole[: len(whole) // 2]}
-    file.write_bytes((others | poisoned(made))[kind])
-    assert str(find_damage(checkpoint)).startswith(name)
-    seal(checkpoint, step=4, world_size=1)
+def test_a_whole_checkpoint_is_sound(checkpoint: Path, tmp_path: Path) -> None:
     assert find_damage(checkpoint) is None
-    assert str(find_unreadable(checkpoint)).startswith(f"{name} ")
-    assert not made.exists()
+    assert read_facts(checkpoint) == FACTS
+    assert names(tmp_path) == ["checkpoint-4", LATEST]
+    shutil.copytree(checkpoint, tmp_path / "else" / "checkpoint-4")
+    assert find_damage(tmp_path / "else" / "checkpoint-4") is None
 
 
-def _without(*names: str) -> Callable[[dict[str, Any]], object]:
-    return lambda sealed: [sealed["files"].pop(name) for name in names]
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full"), saving(tmp_path, 4) as new:
+        new.write_json("optimizer.json", {})
+        raise OSError("full")
+    assert names(tmp_path) == []
+
+
+def test_what_stands_at_a_checkpoints_place_is_kept_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "checkpoint-4").symlink_to(tmp_path / "kept")
+    write_checkpoint(tmp_path)
+    os.mkfifo(tmp_path / "checkpoint-8")
+    write_checkpoint(tmp_path, 8)
+    write_checkpoint(tmp_path, 8)
+    assert [found.step for found in list_checkpoints(tmp_path)] == [8, 4]
+    assert {"set-aside-checkpoint-4", "set-aside-checkpoint-8", "set-aside-checkpoint-8-2"} < set(
+        names(tmp_path)
+    )
+
+
+def _without(*gone: str) -> Callable[[dict[str, Any]], object]:
+    return lambda files: [files.pop(name) for name in gone]
 
 
 @pytest.mark.parametrize(
     ("change", "damage"),
     [
-        (_without("optimizer.pt"), "optimizer.pt is missing in its"),
-        (_without("scheduler.pt"), "scheduler.pt is missing in its"),
+        (_without("optimizer.json"), "optimizer.json is missing in its"),
         (_without("trained.safetensors"), "trained.safetensors is missing in its"),
-        (_without("rng_state.pth"), "rng_state.pth was not saved with it"),
-        (lambda sealed: sealed.update(files={}), "is missing in its"),
-        (lambda sealed: sealed.update(files=[1]), "cannot be read"),
-        (lambda sealed: sealed.update(step=8), "another step"),
-        (lambda sealed: sealed["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "outside"),
-        (lambda sealed: sealed["files"].update({"x": {"bytes": 1, "sha256": ""}}), "x is missing"),
-        (lambda sealed: sealed["files"]["scheduler.pt"].update(bytes="many"), "cannot be read"),
-        (lambda sealed: sealed["files"]["scheduler.pt"].update(sha256=None), "cannot be read"),
+        (lambda files: files.update({"../x": {"bytes": 1, "sha256": ""}}), "outside"),
+        (lambda files: files.update({"x": {"bytes": 1, "sha256": ""}}), "x is missing"),
+        (lambda files: files["random.json"].update(bytes="many"), "cannot be read"),
+        (lambda files: files["random.json"].update(sha256=None), "cannot be read"),
     ],
 )
-def test_a_seal_that_says_otherwise_is_damage(
-    checkpoint: Path, change: Callable[[dict[str, Any]], object], damage: str
+def test_a_seal_that_names_other_files_is_damage(
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[dict[str, Any]], object],
+    damage: str,
 ) -> None:
+    from llava_recipes.train import checkpoints
+
     sealed = json.loads((checkpoint / SEAL).read_text())
-    change(sealed)
-    (checkpoint / SEAL).write_text(json.dumps(sealed))
+    change(sealed["files"])
+    (checkpoint / SEAL).write_bytes(checkpoints._sealed(FACTS, sealed["files"]))
     assert damage in str(find_damage(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A checkpoint for many changes of its seal, and the seal."""
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("seal"))
+    return checkpoint, (checkpoint / SEAL).read_bytes()
 
 
 @examples(300)
 @given(data=st.data())
-def test_any_change_of_a_seal_is_damage(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("seal") / "checkpoint-4"
-    folder.mkdir()
-    for name in ("trained.safetensors", "trainer_state.json", "scheduler.pt", "optimizer.pt"):
-        (folder / name).write_bytes(name.encode())
-    seal(folder, step=4, world_size=1)
-    whole = (folder / SEAL).read_bytes()
+def test_any_change_of_a_seal_is_damage(data: st.DataObject, one: tuple[Path, bytes]) -> None:
+    checkpoint, whole = one
     at = data.draw(st.integers(0, len(whole) - 1))
-    changed = data.draw(
-        st.sampled_from([b"", b"\x00", b"\xff", b"[", b'"', b"9" * 30]).map(
-            lambda put: whole[:at] + put + whole[at + 1 :]
-        )
-    )
-    (folder / SEAL).write_bytes(changed)
-    damage = find_damage(folder)
-    assert damage is None or isinstance(damage, str)
-    if damage is None:
-        # Blanks, and the number of processes, which the plan says again.
-        assert json.loads(changed)["files"] == json.loads(whole)["files"]
+    bit = bytes([whole[at] ^ (1 << data.draw(st.integers(0, 7)))])
+    put = data.draw(st.sampled_from([bit, b"", b"\x00", b"\xff", b"[", b'"', b"9" * 30, b" "]))
+    changed = whole[:at] + put + whole[at + 1 :]
+    (checkpoint / SEAL).write_bytes(changed)
+    assert (find_damage(checkpoint) is None) == (changed == whole)
 
 
-@pytest.mark.parametrize("name", [SEAL, "optimizer.pt", "trainer_state.json"])
-def test_a_folder_in_a_files_place_is_damage(checkpoint: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["trained.safetensors", "optimizer.json", "trainer_state.json", "random.json"]
+)
+def test_any_change_of_a_file_is_damage(checkpoint: Path, name: str) -> None:
+    file = checkpoint / name
+    whole = file.read_bytes()
+    for changed in (whole[:-1], whole + b" ", bytes([whole[0] ^ 1]) + whole[1:], b""):
+        file.write_bytes(changed)
+        assert str(find_damage(checkpoint)).startswith(name)
+    file.unlink()
+    assert find_damage(checkpoint) == f"{name} is missing"
+
+
+@pytest.mark.parametrize("name", [SEAL, "optimizer.json", "trainer_state.json"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_something_else_in_a_files_place_is_damage(
+    checkpoint: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    """Nothing waits for a pipe."""
     (checkpoint / name).unlink()
-    (checkpoint / name).mkdir()
-    assert find_damage(checkpoint) is not None
-
-
-@pytest.mark.parametrize("name", [SEAL, "optimizer.pt", "trainer_state.json"])
-def test_a_pipe_is_damage_and_nothing_waits_for_it(checkpoint: Path, name: str) -> None:
-    (checkpoint / name).unlink()
-    os.mkfifo(checkpoint / name)
+    make(checkpoint / name)
     assert find_damage(checkpoint) is not None
 
 
 def test_a_link_to_a_file_of_the_system_is_damage(checkpoint: Path) -> None:
-    sealed = json.loads((checkpoint / SEAL).read_text())
-    sealed["files"]["rng_state.pth"]["bytes"] = 0
-    (checkpoint / SEAL).write_text(json.dumps(sealed))
-    (checkpoint / "rng_state.pth").unlink()
-    (checkpoint / "rng_state.pth").symlink_to("/proc/self/environ")
+    (checkpoint / "random.json").write_text("")
+    seal(checkpoint, FACTS)
+    (checkpoint / "random.json").unlink()
+    (checkpoint / "random.json").symlink_to("/proc/self/environ")
     assert "/proc" in str(find_damage(checkpoint))
 
 
-@pytest.mark.parametrize("latest", ["", "global_step8", "../../other", "/etc", "\udcff"])
-def test_latest_names_what_was_saved(checkpoint: Path, latest: str) -> None:
-    folder = as_deepspeeds(checkpoint, {})
-    (folder / "latest").write_text(latest, errors="surrogateescape")
-    seal(folder, step=4, world_size=1)
-    assert find_damage(folder) == "latest names a folder that was not saved with it"
+def test_a_file_that_was_added_is_damage(checkpoint: Path) -> None:
+    (checkpoint / "optimizer-00002-of-00002.safetensors").write_bytes(b"")
+    assert str(find_damage(checkpoint)).endswith("was not saved with it")
 
 
 def _state(**changed: object) -> str:
@@ -224,18 +190,26 @@ def _state(**changed: object) -> str:
         *(_state(log_history=1), _state(total_flos=float("inf"))),
     ],
 )
-def test_a_damaged_trainer_state_is_named(checkpoint: Path, text: str) -> None:
+def test_a_trainer_state_of_no_use_is_named(checkpoint: Path, text: str) -> None:
     (checkpoint / "trainer_state.json").write_text(text)
-    assert str(find_unreadable(checkpoint)).startswith("trainer_state.json ")
+    seal(checkpoint, FACTS)
+    assert str(find_damage(checkpoint)).startswith("trainer_state.json ")
 
 
-def test_what_transformers_refuses_is_the_checkpoints_fault(checkpoint: Path) -> None:
-    (checkpoint / "trainer_state.json").write_text(json.dumps(STATE | {"unheard_of": 1}))
+def test_a_seal_of_another_step_is_damage(checkpoint: Path) -> None:
+    seal(checkpoint, Facts(8, 1, LAYOUT, None))
+    assert "another step" in str(find_damage(checkpoint))
+
+
+def test_the_earlier_form_is_refused_with_a_way_on(checkpoint: Path) -> None:
+    check_form(checkpoint)
+    files = {"optimizer.pt": {"bytes": 1, "sha256": ""}}
+    (checkpoint / SEAL).write_text(json.dumps({"step": 4, "world_size": 1, "files": files}))
     with pytest.raises(RecipeError) as caught:
-        check_state(checkpoint)
+        check_form(checkpoint)
     (problem,) = caught.value.problems
-    assert problem.code == UNUSABLE
-    assert "trainer_state.json" in str(problem.found) and "unheard_of" in str(problem.found)
+    assert problem.code == "checkpoint-of-earlier-version"
+    assert f"init_from: {checkpoint}" in str(problem.hint)
 
 
 @pytest.mark.parametrize(
@@ -247,52 +221,58 @@ def test_other_failures_are_not_the_checkpoints(checkpoint: Path, error: Excepti
     assert caught.value is error
 
 
-def test_what_stands_in_the_way_of_a_checkpoint_goes(tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    place = tmp_path / "checkpoint-4"
-    make_room(place)
-    (place / "global_step4").mkdir(parents=True)
-    os.mkfifo(place / "rng_state.pth")
-    make_room(place)
-    assert not place.exists()
-    place.symlink_to(kept)
-    make_room(place)
-    os.mkfifo(place)
-    make_room(place)
-    assert not os.path.lexists(place) and kept.is_dir()
+def test_a_failure_to_load_is_the_checkpoints(checkpoint: Path) -> None:
+    with pytest.raises(RecipeError) as caught, loading(checkpoint, "optimizer.json"):
+        raise KeyError("scalars")
+    (problem,) = caught.value.problems
+    assert problem.code == UNUSABLE
+    assert "optimizer.json cannot be loaded" in str(problem.found)
 
 
-def test_the_newest_stay_and_what_is_not_sealed_is_left_alone(tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest_and_what_is_not_ours(tmp_path: Path) -> None:
     for step in (4, 8, 16, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "weights").write_text("x")
-        if step != 20:
-            seal(tmp_path / f"checkpoint-{step}", step=step, world_size=1)
-    remove_old(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint-16",
-        "checkpoint-20",
-        "checkpoint-8",
-    ]
-    remove_old(tmp_path, keep=2)
-    assert len(list(tmp_path.iterdir())) == 3
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "elsewhere").mkdir()
+    write_checkpoint(tmp_path / "elsewhere", 2)
+    (tmp_path / "checkpoint-2").symlink_to(tmp_path / "elsewhere" / "checkpoint-2")
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / SEAL).write_text("{}")
+    remove_old(tmp_path, newest=16, keep=2)
+    left = [f"checkpoint-{step}" for step in (16, 2, 20, 3, 8)]
+    assert names(tmp_path) == [*left, "elsewhere", LATEST]
+    remove_old(tmp_path, newest=16, keep=0)
+    assert names(tmp_path) == [*(name for name in left if name != "checkpoint-8"), "elsewhere", LATEST]
+    assert find_damage(tmp_path / "elsewhere" / "checkpoint-2") is None
 
 
-def test_averages_of_other_weights_are_refused() -> None:
-    weight = torch.nn.Parameter(torch.ones(2, 3))
-    optimizer = torch.optim.AdamW([weight])
-    weight.sum().backward()
-    optimizer.step()
-    check_moments(optimizer)
-    optimizer.state[weight]["exp_avg"][0] = float("nan")
-    with pytest.raises(ValueError, match="exp_avg has 3 NaN of 6 values"):
-        check_moments(optimizer)
-    optimizer.state[weight]["exp_avg"] = torch.ones(3)
-    with pytest.raises(ValueError, match="exp_avg has shape"):
-        check_moments(optimizer)
+LEFT = (".saving-checkpoint-8", ".removing-checkpoint-2", ".plan.json.a1b2c3d4", ".DONE.abcd_123")
+FOREIGN = (".bashrc.a1b2c3d4", ".saving-notes", "checkpoint-x", "notes.txt", ".plan.json.swp")
 
 
-def test_a_copy_elsewhere_is_as_sound(checkpoint: Path, tmp_path: Path) -> None:
-    shutil.copytree(checkpoint, tmp_path / "else" / "checkpoint-4")
-    assert trouble(tmp_path / "else" / "checkpoint-4") is None
+def test_leftovers_go_and_nothing_else_does(checkpoint: Path, tmp_path: Path) -> None:
+    for name in (*LEFT, *FOREIGN):
+        if "checkpoint" in name:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "trained.safetensors").write_text("x")
+        else:
+            (tmp_path / name).write_text("x")
+    unsealed, mixed = tmp_path / "checkpoint-12", tmp_path / "checkpoint-16"
+    for folder, file in ((unsealed, "optimizer.pt"), (mixed, "notes.txt")):
+        folder.mkdir()
+        (folder / file).write_text("x")
+    (tmp_path / ".saving-checkpoint-9").symlink_to(tmp_path)
+    assert list_checkpoints(tmp_path) == [list_checkpoints(tmp_path)[-1]]
+    clean_up(tmp_path)
+    kept = {".saving-checkpoint-9", "checkpoint-4", LATEST, "set-aside-checkpoint-16", *FOREIGN}
+    assert set(names(tmp_path)) == kept
+    assert all(map(is_leftover, LEFT)) and not any(map(is_leftover, FOREIGN))
+    clean_up(tmp_path / "not there")
+
+
+def test_the_pointer_names_what_is_gone(checkpoint: Path, tmp_path: Path) -> None:
+    assert missing_latest(tmp_path) is None
+    set_aside(checkpoint)
+    assert missing_latest(tmp_path) == "checkpoint-4"
+    for damaged in (b"", b"\xff", b"../checkpoint-4"):
+        (tmp_path / LATEST).write_bytes(damaged)
+        assert missing_latest(tmp_path) is None

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from llava_recipes.data.order import BatchLayout
+from llava_recipes.train import stage as stages
 from tests.golden_runs import runs_of_several_processes
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import cut_after
+from tests.train.in_process import like_a_worker
+from tests.train.keeping_layout import train_here, train_with
 
 RUNS = runs_of_several_processes()
 
@@ -58,6 +62,34 @@ def test_run_equals_the_original(name: str, tmp_path: Path) -> None:
         assert ours.keys() == golden.keys()
         for key, tensor in golden.items():
             assert (ours[key] - tensor).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_process_computes_what_the_original_did_on_several(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run keeps its device batches: those of the record, also where the last ones are filled up."""
+    run = RUNS[name]
+    layout = BatchLayout(
+        run["processes"], run["per_device_train_batch_size"], run["gradient_accumulation_steps"]
+    )
+    values = values_of(name, tmp_path)
+    values["stages"][0]["train"]["gradient_accumulation_steps"] = layout.batches_per_step
+    monkeypatch.setattr(stages, "kept_layout", lambda *given: layout)
+    with like_a_worker():
+        train_here(layout, write_recipe(values, tmp_path / "recipe.yaml"))
+    assert_equal_to_the_original(tmp_path / "run", name)
+
+
+def test_parts_of_device_batches_on_more_processes_compute_what_the_original_did(tmp_path: Path) -> None:
+    """Passes of 3 samples over device batches of 2, on four processes instead of three, with ZeRO-3."""
+    values = values_of("plain_accum", tmp_path)
+    stage = values["stages"][0]
+    stage["deepspeed"] = "zero3"
+    stage["train"] |= {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}
+    recipe = write_recipe(values, tmp_path / "recipe.yaml")
+    train_with(BatchLayout(3, 2, 2), recipe, processes=4)
+    assert_equal_to_the_original(tmp_path / "run", "plain_accum")
 
 
 @pytest.mark.parametrize(("name", "step"), [("plain", 4), ("grouped", 9)])

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava_recipes.data.order import BatchLayout
 from tests.processes import run_to_end
-from tests.tiny import read_metrics, stage1_values, write_recipe
+from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.train.keeping_layout import train_with
 
 MODES = [(1, "zero2"), (1, "zero3"), (2, "none"), (2, "zero2"), (2, "zero3")]
 
@@ -124,3 +126,50 @@ def test_a_tower_trains_with_several_processes(tmp_path: Path) -> None:
     trained = [load_file(runs[processes] / "trained.safetensors") for processes in (2, 1)]
     for name, tensor in trained[1].items():
         assert (trained[0][name] - tensor).abs().max() <= 1e-4, name
+
+
+LAYOUT = BatchLayout(world_size=1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+
+
+def write_uneven_recipe(folder: Path, *, deepspeed: str) -> Path:
+    """22 samples, 8 in a step: the last step of each of two epochs has 3 device batches."""
+    folder.mkdir()
+    values = stage1_values(
+        folder / "run",
+        num_train_epochs=2,
+        per_device_train_batch_size=2,
+        global_batch_size=8,
+        extra={"include_num_input_tokens_seen": "non_padding"},
+    )
+    stage = values["stages"][0]
+    stage["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage1_22.json")
+    stage["deepspeed"] = deepspeed
+    return write_recipe(values, folder / "recipe.yaml")
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uneven") / "one"
+    run_to_end(write_uneven_recipe(folder, deepspeed="none"), "--processes", "1")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("deepspeed", ["none", "zero2", "zero3"])
+def test_two_processes_compute_the_device_batches_of_one(
+    deepspeed: str, uneven: Path, tmp_path: Path
+) -> None:
+    """In the last step of an epoch one of them has a pass that counts nothing, also not in the figures."""
+    train_with(LAYOUT, write_uneven_recipe(tmp_path / "two", deepspeed=deepspeed), processes=2)
+    run = tmp_path / "two" / "run"
+    assert len(read_metrics(uneven)) == 6
+    for ours, theirs in zip(read_metrics(run), read_metrics(uneven), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        assert (ours["epoch"], ours["learning_rate"]) == (theirs["epoch"], theirs["learning_rate"])
+        per_sample = [line["tokens_per_s"] / line["samples_per_s"] for line in (ours, theirs)]
+        assert per_sample[0] == pytest.approx(per_sample[1])
+    tokens = [json.loads((each / "trainer_state.json").read_text()) for each in (run, uneven)]
+    assert tokens[0]["num_input_tokens_seen"] == tokens[1]["num_input_tokens_seen"] > 0
+    weights, wanted = (load_file(each / "mm_projector.safetensors") for each in (run, uneven))
+    for name, tensor in wanted.items():
+        assert (weights[name] - tensor).abs().max() <= 1e-5
