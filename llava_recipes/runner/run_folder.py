@@ -26,6 +26,7 @@ from llava_recipes.plan.types import Plan, plan_from_json
 from llava_recipes.recipe.foreign import in_short, made_of, read_object
 from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.scalars import kind_of
+from llava_recipes.runner.lock import LOCK
 from llava_recipes.runner.results import (
     DONE,
     damaged_done,
@@ -71,8 +72,8 @@ def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
     from llava_recipes.train.checkpoints import is_leftover, list_checkpoints
 
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # What another node is writing, or a kill left half-written, doesn't count yet.
-    if all(map(is_leftover, names)):
+    # What another node is writing, or a kill left half-written, doesn't count yet, nor does a lock.
+    if all(is_leftover(name) or name.startswith(LOCK) for name in names):
         return FolderState("new")
     if not (folder / PLAN).is_file():
         return FolderState("foreign")

@@ -17,6 +17,7 @@ from pathlib import Path
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.runner.channel import ChannelLost, Line
 from llava_recipes.runner.descendants import kill_descendants
+from llava_recipes.runner.lock import join
 from llava_recipes.runner.reports import Request, Result, problems_message
 from llava_recipes.runner.write_failure import reporting_write_failures
 from llava_recipes.screen import OutputLost, drop_rest, guard_streams, say
@@ -56,6 +57,7 @@ class Worker:
     def _train(self) -> int:
         try:
             with reporting_write_failures(Path(self.request.output_dir), stage=("stages", 0)):
+                join(Path(self.request.output_dir), self.request.lock)
                 result = _train(self.request, self.stop)
         except RecipeError as error:
             self.line.tell(problems_message(error))
