@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_recipe, duration, positive
 from llava_recipes.errors import RecipeError
+from llava_recipes.masking import mask_command
 from llava_recipes.screen import outlive_readers, say, say_lines, write_log
 
 if TYPE_CHECKING:
+    from llava_recipes.runner.execute import Run
     from llava_recipes.runner.interruption import Interruption
     from llava_recipes.runner.launch import Processes
     from llava_recipes.runner.team import Team
@@ -39,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--from-stage", metavar="NAME", help="run this stage and all later ones")
     parser.add_argument(
         "--resume", action="store_true", help="continue an unfinished run from its last checkpoint"
+    )
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="continue with another value of KEY, such as train.learning_rate; may be repeated",
     )
     parser.add_argument(
         "--max-time",
@@ -186,7 +195,8 @@ def _run(
 ) -> int:
     """Check and train. Only the first command of a team comes here."""
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.execute import Run, Stopped, WorkerBug, find_beginnings, run_stages
+    from llava_recipes.runner.accepted import AcceptError, read_accepted
+    from llava_recipes.runner.execute import Run
     from llava_recipes.runner.facts import choose_stages, plan_recipe
     from llava_recipes.runner.follow import check_elsewhere, problems_elsewhere
     from llava_recipes.runner.preflight import check_before_loading
@@ -202,21 +212,45 @@ def _run(
             problems = problems_elsewhere(team)
             if problems:
                 raise loaded.fail(*problems)
-    run = Run(
-        loaded=loaded,
-        plan=plan,
-        processes=processes,
-        resume=arguments.resume,
-        stages=stages,
-        interruption=interruption,
-        hang_timeout_s=arguments.hang_timeout,
-        team=team,
-    )
-    if arguments.dry_run:
+    try:
+        run = Run(
+            loaded=loaded,
+            plan=plan,
+            processes=processes,
+            resume=arguments.resume,
+            stages=stages,
+            accepted=read_accepted(arguments.accept, [stage.name for stage in plan.stages]),
+            words=_words(arguments),
+            interruption=interruption,
+            hang_timeout_s=arguments.hang_timeout,
+            team=team,
+        )
+        return _train(run, dry=arguments.dry_run)
+    except AcceptError as error:
+        say(*(f"llava-recipe run: {line}" for line in str(error).splitlines()), to_stderr=True)
+        return 2
+
+
+def _words(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The command line, with `--resume`, for advice what to type."""
+    words = ["llava-recipe", "run", arguments.file, "--resume"]
+    for name, values in (("set", arguments.set), ("stage", arguments.stage), ("accept", arguments.accept)):
+        words += [word for value in values for word in (f"--{name}", value)]
+    others = ("from_stage", "processes", "nnodes", "node_rank")
+    for name in (*others, "rdzv_endpoint", "rdzv_backend", "rdzv_id", "rdzv_timeout"):
+        value = getattr(arguments, name)
+        words += [] if value in (None, "") else [f"--{name.replace('_', '-')}", str(value)]
+    return tuple(mask_command(words))
+
+
+def _train(run: Run, *, dry: bool) -> int:
+    from llava_recipes.runner.execute import Stopped, WorkerBug, find_beginnings, run_stages
+
+    if dry:
         find_beginnings(run)
         from llava_recipes.cli.plan import print_plan
 
-        print_plan(plan)
+        print_plan(run.plan)
         say("dry run: everything checked, nothing trained")
         return 0
     try:

@@ -166,7 +166,7 @@ class Compute:
 class Disk:
     """Bytes that a stage writes."""
 
-    checkpoint_bytes: Annotated[int, Field(description="One checkpoint: trained weights and optimizer.")]
+    checkpoint_bytes: Annotated[int, Field(description="One checkpoint: trained weights, optimizer.")]
     num_checkpoints: Annotated[int | None, Field(description="Written over the whole stage.")]
     num_kept: Annotated[int | None, Field(description="On disk at the end.")]
     peak_bytes: Annotated[
@@ -263,12 +263,14 @@ def estimate_compute(
     return Compute(flops=flops, kind=kind, efficiency=efficiency, hours=hours)
 
 
-def estimate_disk(stage: StagePlan, *, num_trainable: int, num_projector: int) -> Disk:
-    """Bytes that a stage writes; `num_projector` are the trainable parameters of the projector."""
-    uses_deepspeed = stage.deepspeed is not None
-    width = 2 if uses_deepspeed and stage.train.precision != "fp32" else 4
-    # The weights and AdamW's two moments, all in float32.
-    checkpoint = num_trainable * 12
+def estimate_disk(stage: StagePlan, *, num_trainable: int, num_projector: int, state_bytes: float) -> Disk:
+    """Bytes that a stage writes.
+
+    `num_projector` are the trainable parameters of the projector, `state_bytes` the optimizer's for each one.
+    """
+    # Whatever it trains in, a checkpoint has the weights in float32.
+    checkpoint = num_trainable * 4 + int(num_trainable * state_bytes)
+    width = 2 if stage.deepspeed is not None and stage.train.precision != "fp32" else 4
     written, kept = _count_checkpoints(stage)
     rest = num_trainable if num_trainable > num_projector else 0
     # With LoRA the original's files are written too.

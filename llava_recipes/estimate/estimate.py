@@ -25,7 +25,7 @@ from llava_recipes.estimate.cost import (
     estimate_compute,
     estimate_disk,
 )
-from llava_recipes.estimate.memory import Memory, MemoryModel, count_parameters
+from llava_recipes.estimate.memory import Memory, MemoryModel, count_parameters, state_bytes
 from llava_recipes.plan.compile import Compiled
 from llava_recipes.plan.outline import read_dimensions
 from llava_recipes.plan.types import Plan, StagePlan
@@ -135,6 +135,7 @@ class Estimator:
                 stage,
                 num_trainable=trains.count_trainable(),
                 num_projector=trains.count([name for name in trainable if name.startswith("projector.")]),
+                state_bytes=state_bytes(stage),
             ),
         )
 

@@ -54,6 +54,11 @@ _FUSED = ("adamw_torch_fused",)
 _LIVE_PARAMETERS = _SUB_GROUP = 1_000_000_000
 
 
+def state_bytes(stage: StagePlan) -> float:
+    """Bytes of an optimizer's states for each parameter that trains."""
+    return _STATE_BYTES.get(str(stage.train.training_arguments["optim"]), _ADAM_BYTES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryPart:
     name: str
@@ -211,8 +216,7 @@ class MemoryModel:
         yield _part("optimizer", size, f"{self._counts.trainable:,} × ({words}){_over(split)}")
 
     def _optimizer_bytes(self) -> tuple[float, str]:
-        optim = str(self._stage.train.training_arguments["optim"])
-        states = _STATE_BYTES.get(optim, _ADAM_BYTES)
+        states = state_bytes(self._stage)
         if self._stage.deepspeed is None:
             return states, f"{states:g} bytes of states"
         return states + 4, f"4 bytes of float32 masters + {states:g} of states"

@@ -235,7 +235,7 @@ def test_float32_is_slower_without_tf32() -> None:
 
 def test_disk_of_stage_1() -> None:
     disk = stage(changed(save_steps=500, save_total_limit=1)).disk
-    assert disk.checkpoint_bytes == TRAINABLE * (2 + 2 + 12)
+    assert disk.checkpoint_bytes == TRAINABLE * (4 + 8)
     assert (disk.num_checkpoints, disk.num_kept) == (5, 1)
     assert disk.final_bytes == 2 * 2 * TRAINABLE
     assert disk.peak_bytes == 2 * disk.checkpoint_bytes + disk.final_bytes

@@ -200,6 +200,8 @@ def main(num_trials: str, seed: str = "0") -> int:
             counts["faults"] += bool(fault)
             if fault:
                 print(f"{number}: {failure}: {fault}", flush=True)
+            if number % 20 == 0:
+                print(f"{number}, {counts['faults']} faults", flush=True)
     seconds = time.monotonic() - started_s
     print(f"{num_trials} failures, {counts['faults']} faults, {seconds:.0f} s: {dict(counts)}")
     return int(counts["faults"] > 0)
