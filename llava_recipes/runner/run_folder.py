@@ -29,6 +29,7 @@ from llava_recipes.recipe.scalars import kind_of
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.runner.changes import Change, find_changes
 from llava_recipes.runner.history import HISTORY
+from llava_recipes.runner.lock import LOCK
 from llava_recipes.runner.results import (
     DONE,
     WEIGHTS,
@@ -87,8 +88,8 @@ def folder_kind(folder: Path) -> FolderKind:
     from llava_recipes.train.checkpoints import is_leftover
 
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # What another node is writing, or a kill left half-written, doesn't count yet.
-    if all(is_leftover(name) or name == HISTORY for name in names):
+    # What another node is writing, or a kill left half-written, doesn't count yet, nor does a lock.
+    if all(is_leftover(name) or name == HISTORY or name.startswith(LOCK) for name in names):
         return "new"
     if not (folder / PLAN).is_file():
         return "foreign"
