@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llava_recipes.cli.options import add_recipe, duration, positive
 from llava_recipes.errors import RecipeError
 from llava_recipes.masking import mask_command
-from llava_recipes.screen import outlive_readers, say, write_log
+from llava_recipes.screen import outlive_readers, say, say_lines, write_log
 
 if TYPE_CHECKING:
     from llava_recipes.runner.execute import Run
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from llava_recipes.runner.team import Team
     from llava_recipes.runner.world import World
 
-USER_ERROR, OUR_BUG, INTERRUPTED = 1, 3, 130
+_MIN_HANG_S = 5
+USER_ERROR, OUR_BUG, HANGS, INTERRUPTED = 1, 3, 4, 130
 
 EPILOG = """\
 A finished stage is skipped. The stages that a chosen stage starts from must be finished, with the same plan.
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="H:MM:SS",
         help="save and stop before this time is over, such as 3:55:00, 90m or 4h; counts for all stages",
     )
+    parser.add_argument(
+        "--hang-timeout",
+        type=_hang_timeout,
+        metavar="SECONDS",
+        help="end the run when nothing has advanced for so long (default: by phase, 10 to 60 minutes)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, but don't train")
     parser.add_argument(
         "--processes", type=positive, metavar="N", help="number of processes on this node (default: its GPUs)"
@@ -77,7 +84,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _hang_timeout(text: str) -> float:
+    seconds = float(text) if text.isdecimal() else duration(text)
+    if seconds < _MIN_HANG_S:
+        raise argparse.ArgumentTypeError(f"must be {_MIN_HANG_S} s or more, got {text}")
+    return seconds
+
+
 def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.render import render_problems
+    from llava_recipes.runner.hangs import RunHangs
     from llava_recipes.runner.interruption import Interruption
 
     # Its reader may leave, as `head` does, and its terminal may be closed: training goes on.
@@ -85,6 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
     with Interruption(max_time_s=arguments.max_time) as interruption:
         try:
             return _run_anywhere(arguments, interruption)
+        except RunHangs as hang:
+            say_lines(render_problems(hang.problems), to_stderr=True)
+            return HANGS
         except KeyboardInterrupt:
             say("interrupted before the first step; nothing was saved", to_stderr=True)
             return INTERRUPTED
@@ -121,6 +140,7 @@ def _run_alone(arguments: argparse.Namespace, interruption: Interruption) -> int
 def _run_in_world(arguments: argparse.Namespace, world: World, interruption: Interruption) -> int:
     """Train with the other commands of a world: the first one decides, the others follow."""
     from llava_recipes.runner.follow import follow
+    from llava_recipes.runner.hangs import RunHangs
     from llava_recipes.runner.launch import Processes, count_local_devices
     from llava_recipes.runner.team import JOIN_S, TeamLost, join
 
@@ -146,7 +166,7 @@ def _run_in_world(arguments: argparse.Namespace, world: World, interruption: Int
         _check_equal(here, [team.name_of(index) for index in range(world.size)])
         code = _run(arguments, processes, interruption, team)
     except (RecipeError, TeamLost) as error:
-        code = USER_ERROR
+        code = HANGS if isinstance(error, RunHangs) else USER_ERROR
         if isinstance(error, RecipeError):
             raise
         say(f"llava-recipe run: {error}", "`--resume` continues from the last checkpoint", to_stderr=True)
@@ -202,6 +222,7 @@ def _run(
             accepted=read_accepted(arguments.accept, [stage.name for stage in plan.stages]),
             words=_words(arguments),
             interruption=interruption,
+            hang_timeout_s=arguments.hang_timeout,
             team=team,
         )
         return _train(run, dry=arguments.dry_run)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from llava_recipes.runner import history
 from llava_recipes.runner.accepted import Accepted, AcceptError, needless
 from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
+from llava_recipes.runner.hangs import RUN_HANGS, RunHangs
 from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Answer, Processes, run_processes
+from llava_recipes.runner.lock import Held, take
 from llava_recipes.runner.preflight import waiting_problems
 from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
 from llava_recipes.runner.reports import Request, Result
@@ -70,6 +73,8 @@ class Run:
     words: tuple[str, ...] = ()
     """The command line, as it is advised with more options."""
     interruption: Interruption = field(default_factory=Interruption)
+    hang_timeout_s: float | None = None
+    """How long nothing may advance, in every phase; None for the usual times."""
     team: Team | None = None
     """The other commands of the run, which train along; this one decides."""
 
@@ -80,13 +85,34 @@ def run_stages(run: Run) -> None:
     Raises RecipeError for what the user can fix, AcceptError for a needless `--accept`, Stopped when asked
     to stop with stages left, WorkerBug for a bug of ours.
     """
-    with run.interruption.ending_at_once():
-        beginnings = find_beginnings(run)
-    for index, beginning in beginnings.items():
-        run.interruption.seconds_left()
-        if run.interruption.reason is not None:
-            raise Stopped(_not_begun(run, index))
-        _run_stage(run, index, beginning)
+    with ExitStack() as released:
+        with run.interruption.ending_at_once():
+            # Before anything is decided: of two runs that start at once, one must see what the other writes.
+            locks = _take_folders(run, released)
+            beginnings = find_beginnings(run)
+        for index in locks.keys() - beginnings.keys():
+            locks[index].close()
+        for index, beginning in beginnings.items():
+            run.interruption.seconds_left()
+            if run.interruption.reason is not None:
+                raise Stopped(_not_begun(run, index))
+            _run_stage(run, index, beginning, locks[index])
+            locks[index].close()
+
+
+def _take_folders(run: Run, released: ExitStack) -> dict[int, Held]:
+    """The locks of all chosen stages' folders, by number; raises RecipeError when another run has one."""
+    locks: dict[int, Held] = {}
+    folders = {index: Path(run.plan.stages[index].output_dir).absolute() for index in run.stages}
+    # Two runs that share several folders take them in one order, so that one of them gets all.
+    for index in sorted(folders, key=lambda index: os.path.realpath(folders[index])):
+        try:
+            locks[index] = take(folders[index])
+        except RecipeError as error:
+            path = ("stages", index, "output_dir")
+            raise run.loaded.fail(*(replace(problem, path=path) for problem in error.problems)) from None
+        released.callback(locks[index].close)
+    return locks
 
 
 @dataclass(frozen=True)
@@ -293,9 +319,9 @@ def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginnin
     return Beginning(None, damages)
 
 
-def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
+def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
     try:
-        _run_in_folder(run, index, beginning)
+        _run_in_folder(run, index, beginning, lock)
     except Exception as error:
         folder = Path(run.plan.stages[index].output_dir)
         problem = write_problem(error, folder=folder, stage=("stages", index))
@@ -304,7 +330,7 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         raise run.loaded.fail(problem) from error
 
 
-def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
+def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     environment = describe_environment(sys.argv)
@@ -323,7 +349,7 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
     )
     _check_starts(run, index, beginning)
     knows_all = record_inputs(folder, stage_plan(run.plan, index))
-    result = _train(run, index, beginning)
+    result = _train(run, index, beginning, lock)
     if not knows_all:
         record_inputs(folder, stage_plan(run.plan, index))
     write_done(
@@ -365,13 +391,13 @@ def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
         raise run.loaded.fail(*error.problems) from None
 
 
-def _train(run: Run, index: int, beginning: Beginning) -> Result:
+def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 
     while True:
         try:
-            return _train_from(run, index, beginning.checkpoint)
+            return _train_from(run, index, beginning.checkpoint, lock)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
             if why is None or beginning.checkpoint is None:
@@ -399,7 +425,7 @@ def _clear(run: Run, index: int, beginning: Beginning) -> None:
             say(f"{stage.name}: {folder.name} is now {moved.name}; remove it when you no longer need it")
 
 
-def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
+def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     request = Request(
@@ -408,6 +434,8 @@ def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
         resume_from=str(checkpoint.absolute()) if checkpoint else None,
         has_other_commands=run.team is not None,
         seconds_left=run.interruption.seconds_left(),
+        hang_timeout_s=run.hang_timeout_s,
+        lock=lock.run,
     )
     elsewhere: list[Outcome] = []
     if run.team is None:
@@ -426,6 +454,10 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     """The result, or what is the cause that there is none."""
     outcomes = [outcome_of(answer, run.team), *elsewhere]
     problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
+    hangs = [problem for problem in problems if problem.code == RUN_HANGS]
+    if hangs:
+        # What other processes report when one hangs, or is killed for it, is no cause.
+        raise RunHangs(*run.loaded.fail(*(at_stage(problem, index) for problem in hangs)).problems)
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
     result = answer.reports.results.get(0)

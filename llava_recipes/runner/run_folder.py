@@ -29,8 +29,10 @@ from llava_recipes.recipe.scalars import kind_of
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.runner.changes import Change, find_changes
 from llava_recipes.runner.history import HISTORY
+from llava_recipes.runner.lock import LOCK
 from llava_recipes.runner.results import (
     DONE,
+    WEIGHTS,
     damaged_done,
     done_text,
     read_done,
@@ -86,8 +88,8 @@ def folder_kind(folder: Path) -> FolderKind:
     from llava_recipes.train.checkpoints import is_leftover
 
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # What another node is writing, or a kill left half-written, doesn't count yet.
-    if all(is_leftover(name) or name == HISTORY for name in names):
+    # What another node is writing, or a kill left half-written, doesn't count yet, nor does a lock.
+    if all(is_leftover(name) or name == HISTORY or name.startswith(LOCK) for name in names):
         return "new"
     if not (folder / PLAN).is_file():
         return "foreign"
@@ -102,7 +104,6 @@ def read_folder_state(
     `wanted` is the plan of stage number `index` alone. With the recipe, changes are named as it writes them.
     `moved` are paths of the plan that lead elsewhere now, to the same content.
     """
-    from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE
     from llava_recipes.train.checkpoints import list_checkpoints
 
     kind = folder_kind(folder)
@@ -114,7 +115,7 @@ def read_folder_state(
         find_changes(recorded, wanted, recipe, index, moved=moved),
         recorded,
         tuple(list_checkpoints(folder)),
-        any((folder / name).is_file() for name in (*PROJECTOR_FILES, TRAINED_FILE)),
+        any((folder / name).is_file() for name in WEIGHTS),
     )
 
 
