@@ -37,6 +37,11 @@ def leave_current_folder() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def is_own_process() -> bool:
+    """Whether this process is one of the command line, not a program that calls `main` as a function."""
+    return _has_left
+
+
 def python_words(module: str) -> list[str]:
     """The command line that runs a module as `python -m` does, without the current folder on the path."""
     return [sys.executable, "-P", "-m", module]

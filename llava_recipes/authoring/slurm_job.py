@@ -112,11 +112,14 @@ while :; do
 done
 echo "$(date): the run ended with exit code $code"
 
-# 130: it saved a checkpoint and stopped. Only the time limit is a reason to queue it again here: after
-# scancel it must stay away, and what Slurm preempts it queues again itself.
-if [ "$code" = 130 ] && [ -n "$near_limit" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @MAX@ ]; then
-  # Slurm ends this script, too.
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60
+# 130: it saved a checkpoint and stopped. Near the time limit, and in the grace time of a preemption, the job
+# queues itself again; what is preempted without grace, or loses a node, Slurm queues again. After scancel it
+# stays away.
+if [ "$code" = 130 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @MAX@ ]; then
+  if [ -n "$near_limit" ] || scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]"; then
+    # Slurm ends this script, too.
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60
+  fi
 fi
 exit "$code"
 """

@@ -77,6 +77,8 @@ def _completer(command: str, action: argparse.Action) -> Completer | None:
         return None
     if action.dest == "set":
         return _assignments
+    if action.dest == "accept":
+        return _acceptable
     if action.dest in ("stage", "from_stage"):
         return _stage_names
     if action.metavar in ("RUN", "CHECKPOINT", "DIR"):
@@ -146,6 +148,13 @@ def _assignments(*, parsed_args: argparse.Namespace, **_: object) -> Iterator[st
         if "[]" in in_stage:
             continue
         yield from [f"{path}="] if in_stage == path else (f"stages.{stage}.{in_stage}=" for stage in stages)
+
+
+def _acceptable(**_: object) -> Iterator[str]:
+    """Keys of the model and of a stage whose change `--accept` confirms."""
+    from llava_recipes.runner.identity import RULES
+
+    yield from sorted({key for rule in RULES.values() if rule.kind == "learned" for key in rule.keys})
 
 
 def _paths() -> Iterator[str]:

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_recipe, duration, positive
 from llava_recipes.errors import RecipeError
-from llava_recipes.screen import outlive_readers, say, write_log
+from llava_recipes.masking import mask_command
+from llava_recipes.screen import outlive_readers, say, say_lines, write_log
 
 if TYPE_CHECKING:
+    from llava_recipes.runner.execute import Run
     from llava_recipes.runner.interruption import Interruption
     from llava_recipes.runner.launch import Processes
     from llava_recipes.runner.team import Team
     from llava_recipes.runner.world import World
 
-USER_ERROR, OUR_BUG, INTERRUPTED = 1, 3, 130
+_MIN_HANG_S = 5
+USER_ERROR, OUR_BUG, HANGS, INTERRUPTED = 1, 3, 4, 130
 
 EPILOG = """\
 A finished stage is skipped. The stages that a chosen stage starts from must be finished, with the same plan.
@@ -40,10 +43,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue an unfinished run from its last checkpoint"
     )
     parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="continue with another value of KEY, such as train.learning_rate; may be repeated",
+    )
+    parser.add_argument(
         "--max-time",
         type=duration,
         metavar="H:MM:SS",
         help="save and stop before this time is over, such as 3:55:00, 90m or 4h; counts for all stages",
+    )
+    parser.add_argument(
+        "--hang-timeout",
+        type=_hang_timeout,
+        metavar="SECONDS",
+        help="end the run when nothing has advanced for so long (default: by phase, 10 to 60 minutes)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, but don't train")
     parser.add_argument(
@@ -68,7 +84,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _hang_timeout(text: str) -> float:
+    seconds = float(text) if text.isdecimal() else duration(text)
+    if seconds < _MIN_HANG_S:
+        raise argparse.ArgumentTypeError(f"must be {_MIN_HANG_S} s or more, got {text}")
+    return seconds
+
+
 def run(arguments: argparse.Namespace) -> int:
+    from llava_recipes.render import render_problems
+    from llava_recipes.runner.hangs import RunHangs
     from llava_recipes.runner.interruption import Interruption
 
     # Its reader may leave, as `head` does, and its terminal may be closed: training goes on.
@@ -76,6 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
     with Interruption(max_time_s=arguments.max_time) as interruption:
         try:
             return _run_anywhere(arguments, interruption)
+        except RunHangs as hang:
+            say_lines(render_problems(hang.problems), to_stderr=True)
+            return HANGS
         except KeyboardInterrupt:
             say("interrupted before the first step; nothing was saved", to_stderr=True)
             return INTERRUPTED
@@ -112,6 +140,7 @@ def _run_alone(arguments: argparse.Namespace, interruption: Interruption) -> int
 def _run_in_world(arguments: argparse.Namespace, world: World, interruption: Interruption) -> int:
     """Train with the other commands of a world: the first one decides, the others follow."""
     from llava_recipes.runner.follow import follow
+    from llava_recipes.runner.hangs import RunHangs
     from llava_recipes.runner.launch import Processes, count_local_devices
     from llava_recipes.runner.team import JOIN_S, TeamLost, join
 
@@ -137,7 +166,7 @@ def _run_in_world(arguments: argparse.Namespace, world: World, interruption: Int
         _check_equal(here, [team.name_of(index) for index in range(world.size)])
         code = _run(arguments, processes, interruption, team)
     except (RecipeError, TeamLost) as error:
-        code = USER_ERROR
+        code = HANGS if isinstance(error, RunHangs) else USER_ERROR
         if isinstance(error, RecipeError):
             raise
         say(f"llava-recipe run: {error}", "`--resume` continues from the last checkpoint", to_stderr=True)
@@ -166,7 +195,8 @@ def _run(
 ) -> int:
     """Check and train. Only the first command of a team comes here."""
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.execute import Run, Stopped, WorkerBug, find_beginnings, run_stages
+    from llava_recipes.runner.accepted import AcceptError, read_accepted
+    from llava_recipes.runner.execute import Run
     from llava_recipes.runner.facts import choose_stages, plan_recipe
     from llava_recipes.runner.follow import check_elsewhere, problems_elsewhere
     from llava_recipes.runner.preflight import check_before_loading
@@ -182,20 +212,45 @@ def _run(
             problems = problems_elsewhere(team)
             if problems:
                 raise loaded.fail(*problems)
-    run = Run(
-        loaded=loaded,
-        plan=plan,
-        processes=processes,
-        resume=arguments.resume,
-        stages=stages,
-        interruption=interruption,
-        team=team,
-    )
-    if arguments.dry_run:
+    try:
+        run = Run(
+            loaded=loaded,
+            plan=plan,
+            processes=processes,
+            resume=arguments.resume,
+            stages=stages,
+            accepted=read_accepted(arguments.accept, [stage.name for stage in plan.stages]),
+            words=_words(arguments),
+            interruption=interruption,
+            hang_timeout_s=arguments.hang_timeout,
+            team=team,
+        )
+        return _train(run, dry=arguments.dry_run)
+    except AcceptError as error:
+        say(*(f"llava-recipe run: {line}" for line in str(error).splitlines()), to_stderr=True)
+        return 2
+
+
+def _words(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The command line, with `--resume`, for advice what to type."""
+    words = ["llava-recipe", "run", arguments.file, "--resume"]
+    for name, values in (("set", arguments.set), ("stage", arguments.stage), ("accept", arguments.accept)):
+        words += [word for value in values for word in (f"--{name}", value)]
+    others = ("from_stage", "processes", "nnodes", "node_rank")
+    for name in (*others, "rdzv_endpoint", "rdzv_backend", "rdzv_id", "rdzv_timeout"):
+        value = getattr(arguments, name)
+        words += [] if value in (None, "") else [f"--{name.replace('_', '-')}", str(value)]
+    return tuple(mask_command(words))
+
+
+def _train(run: Run, *, dry: bool) -> int:
+    from llava_recipes.runner.execute import Stopped, WorkerBug, find_beginnings, run_stages
+
+    if dry:
         find_beginnings(run)
         from llava_recipes.cli.plan import print_plan
 
-        print_plan(plan)
+        print_plan(run.plan)
         say("dry run: everything checked, nothing trained")
         return 0
     try:

@@ -18,6 +18,7 @@ from llava_recipes.data.crops import ImageLayout, PreparedImage, prepare_image
 from llava_recipes.data.images import BadImage, open_images
 from llava_recipes.data.order import Grouping
 from llava_recipes.data.prompts import IGNORED, Encoded, Prompts
+from llava_recipes.data.reading import Reading
 from llava_recipes.data.records import open_records
 from llava_recipes.errors import Problem, SampleError, name_sample, sample_problem
 from llava_recipes.plan.types import DataPlan
@@ -71,6 +72,7 @@ class StageDataset(Dataset[Sample]):
         self.records = open_records(data.sources, measure=data.group_by != "none")
         # One byte for each sample, shared with the worker processes of the data loaders.
         self._skipped = multiprocessing.RawArray("B", len(self.records))
+        self.reading = Reading()
         self._encodings = None if data.lazy_preprocess else self._encode_all()
 
     def __len__(self) -> int:
@@ -99,13 +101,18 @@ class StageDataset(Dataset[Sample]):
 
     def read(self, index: int) -> Sample:
         """The sample itself, whatever `on_bad_image` says: BadImageError where its image cannot be used."""
+        with self.reading.of(f"sample {index}"):
+            return self._read(index)
+
+    def _read(self, index: int) -> Sample:
         record = self.records[index]
+        self.reading.note(self._describe(record, in_folder=True))
         encoded = self._encodings.encoding(index) if self._encodings else self.encoding(record)
         try:
             prepare = partial(prepare_image, processor=self.image_processor, data=self.data)
             images = open_images(self.records, record, prepare)
         except BadImage as error:
-            hint = "repair it (a run goes on with `--resume`), or start a new run with `on_bad_image: skip`"
+            hint = "repair it, or write `on_bad_image: skip`; the run then continues from its last checkpoint"
             message = "its image cannot be used"
             problem = self._problem(record, message, code="bad-image", found=str(error), hint=hint)
             raise BadImageError(problem) from None
@@ -119,11 +126,15 @@ class StageDataset(Dataset[Sample]):
 
     def describe(self, index: int) -> str:
         """A sample's name in a message: `sample 17 (id "000123"), image 004/000123.jpg`."""
-        record = self.records[index]
+        return self._describe(self.records[index])
+
+    def _describe(self, record: Record, *, in_folder: bool = False) -> str:
         name = name_sample(record.index, record.id)
         if not record.images:
             return name
-        return f"{name}, {'image' if len(record.images) == 1 else 'images'} {', '.join(record.images)}"
+        folder = f"{record.folder}/" if in_folder and record.folder is not None else ""
+        images = ", ".join(f"{folder}{image}" for image in record.images)
+        return f"{name}, {'image' if len(record.images) == 1 else 'images'} {images}"
 
     @property
     def skipped(self) -> Tensor:

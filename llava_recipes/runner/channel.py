@@ -34,6 +34,8 @@ class Peer:
     pid: int
     heard_s: float
     is_saving: bool = False
+    status: Message = field(default_factory=dict)
+    """What its watch told last."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def tell(self, message: Message) -> None:
@@ -90,6 +92,11 @@ class Channel:
         with self._lock:
             found = [(rank, message) for rank, message in self.messages if message["kind"] == kind]
         return sorted(found, key=lambda pair: pair[0])
+
+    def note(self, message: Message) -> None:
+        """Add a message of this end's own to those received."""
+        with self._lock:
+            self.messages.append((-1, message))
 
     def close(self) -> None:
         with suppress(OSError):
@@ -158,6 +165,8 @@ class Channel:
         peer.heard_s = time.monotonic()
         if message["kind"] == "saving":
             peer.is_saving = bool(message.get("now"))
+        elif message["kind"] == "watch":
+            peer.status = message
         elif message["kind"] != "alive":
             with self._lock:
                 self.messages.append((-1 if peer.rank is None else peer.rank, message))

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.files import sync_folder
 from llava_recipes.plan.types import Plan
+from llava_recipes.recipe.foreign import read_object
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
+from llava_recipes.runner import history
+from llava_recipes.runner.accepted import Accepted, AcceptError, needless
 from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
+from llava_recipes.runner.hangs import RUN_HANGS, RunHangs
 from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Answer, Processes, run_processes
+from llava_recipes.runner.lock import Held, take
 from llava_recipes.runner.preflight import waiting_problems
+from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
 from llava_recipes.runner.reports import Request, Result
 from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.runner.run_folder import (
@@ -38,7 +46,6 @@ from llava_recipes.screen import say
 from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
 
-_NUM_SHOWN_DIFFERENCES = 12
 _MOST_CHEAP_BYTES = 2**26
 _OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
@@ -61,7 +68,13 @@ class Run:
     resume: bool
     stages: tuple[int, ...]
     """Numbers of the stages to run; those that they start from are done, or among them."""
+    accepted: tuple[Accepted, ...] = ()
+    """Changes that the user confirms."""
+    words: tuple[str, ...] = ()
+    """The command line, as it is advised with more options."""
     interruption: Interruption = field(default_factory=Interruption)
+    hang_timeout_s: float | None = None
+    """How long nothing may advance, in every phase; None for the usual times."""
     team: Team | None = None
     """The other commands of the run, which train along; this one decides."""
 
@@ -69,16 +82,37 @@ class Run:
 def run_stages(run: Run) -> None:
     """Train every chosen stage that is not done yet.
 
-    Raises RecipeError for what the user can fix, Stopped when asked to stop with stages left, WorkerBug for a
-    bug of ours.
+    Raises RecipeError for what the user can fix, AcceptError for a needless `--accept`, Stopped when asked
+    to stop with stages left, WorkerBug for a bug of ours.
     """
-    with run.interruption.ending_at_once():
-        beginnings = find_beginnings(run)
-    for index, beginning in beginnings.items():
-        run.interruption.seconds_left()
-        if run.interruption.reason is not None:
-            raise Stopped(_not_begun(run, index))
-        _run_stage(run, index, beginning)
+    with ExitStack() as released:
+        with run.interruption.ending_at_once():
+            # Before anything is decided: of two runs that start at once, one must see what the other writes.
+            locks = _take_folders(run, released)
+            beginnings = find_beginnings(run)
+        for index in locks.keys() - beginnings.keys():
+            locks[index].close()
+        for index, beginning in beginnings.items():
+            run.interruption.seconds_left()
+            if run.interruption.reason is not None:
+                raise Stopped(_not_begun(run, index))
+            _run_stage(run, index, beginning, locks[index])
+            locks[index].close()
+
+
+def _take_folders(run: Run, released: ExitStack) -> dict[int, Held]:
+    """The locks of all chosen stages' folders, by number; raises RecipeError when another run has one."""
+    locks: dict[int, Held] = {}
+    folders = {index: Path(run.plan.stages[index].output_dir).absolute() for index in run.stages}
+    # Two runs that share several folders take them in one order, so that one of them gets all.
+    for index in sorted(folders, key=lambda index: os.path.realpath(folders[index])):
+        try:
+            locks[index] = take(folders[index])
+        except RecipeError as error:
+            path = ("stages", index, "output_dir")
+            raise run.loaded.fail(*(replace(problem, path=path) for problem in error.problems)) from None
+        released.callback(locks[index].close)
+    return locks
 
 
 @dataclass(frozen=True)
@@ -88,18 +122,28 @@ class Beginning:
     checkpoint: Path | None
     skipped: Mapping[Path, str] = field(default_factory=dict)
     """Newer checkpoints that cannot be used, and what is wrong with each."""
+    event: history.Event = "start"
+    state: FolderState = field(default_factory=lambda: FolderState("new"), repr=False)
+    inputs: tuple[str, ...] = ()
+    """Data, base weights and earlier runs that were changed since the run was started, and accepted."""
 
 
 def find_beginnings(run: Run) -> dict[int, Beginning]:
     """Where each chosen stage that is not done yet begins, by number; nothing is written.
 
-    Raises RecipeError with every problem of their folders, before the first one starts.
+    Raises RecipeError with every problem of their folders, before the first one starts, and AcceptError.
     """
     beginnings: dict[int, Beginning] = {}
     problems: list[Problem] = [*waiting_problems(run.plan, run.stages)]
-    for index in run.stages:
+    states = _read_states(run, problems)
+    _check_accepted(run, states)
+    refused = _refuse(run, states)
+    problems += refused.values()
+    for index, state in states.items():
+        if index in refused:
+            continue
         try:
-            beginning = _decide(run, index)
+            beginning = _decide(run, index, state, beginnings)
         except RecipeError as error:
             problems += error.problems
             continue
@@ -110,33 +154,101 @@ def find_beginnings(run: Run) -> dict[int, Beginning]:
     return beginnings
 
 
-def _decide(run: Run, index: int) -> Beginning | None:
+def _read_states(run: Run, problems: list[Problem]) -> dict[int, FolderState]:
+    """What the folder of each chosen stage contains; what cannot be read goes to `problems`."""
+    states = {}
+    for index in run.stages:
+        folder = Path(run.plan.stages[index].output_dir)
+        try:
+            plan = stage_plan(run.plan, index)
+            moved = compare_inputs(folder, plan).moved
+            states[index] = read_folder_state(folder, plan, run.loaded.recipe, index, moved=moved)
+        except RecipeError as error:
+            problems += error.problems
+    return states
+
+
+def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Beginning]) -> Beginning | None:
     """Where the stage begins, or None when it is done already."""
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
-    state = read_folder_state(folder, stage_plan(run.plan, index))
-    if state.differences:
-        raise RecipeError(_other_plan(folder, index, state))
+    trained_anew = [run.plan.stages[number].output_dir for number in earlier]
     if state.kind == "done":
         check_results(folder, path=("stages", index, "output_dir"))
-        if is_stale(folder, stage.starts_from):
+        starts_anew = any(start in trained_anew for start in stage.starts_from)
+        if starts_anew or is_stale(folder, stage.starts_from):
             raise RecipeError(_stale(folder, index))
-        say(f"{stage.name}: already done, in {folder}")
-        _report_changed_inputs(run, index)
-        return None
+        if not state.decisive:
+            say(f"{stage.name}: already done, in {folder}")
+            _report_changed_inputs(run, index)
+            return None
     check_logs(folder)
-    if not state.has_checkpoint:
+    history.check(folder)
+    for change in state.changes:
+        verb = "takes" if change.kind == "harmless" or not state.checkpoints else "accepts"
+        say(f"{stage.name}: {verb} {change}")
+    if not state.checkpoints:
         if run.resume or state.kind == "started":
             say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
-        return Beginning(None)
+        return Beginning(None, event="start" if state.kind == "new" else "restart", state=state)
     beginning = _newest_sound(run, index, {})
-    if beginning.checkpoint is not None:
-        _check_inputs(run, index, says=True)
-    return beginning
+    if beginning.checkpoint is None:
+        return replace(beginning, event="restart", state=state)
+    inputs = _check_inputs(run, index, says=True)
+    check_length(stage, index, beginning.checkpoint)
+    event: history.Event = "extend" if state.kind == "done" else "resume"
+    return replace(beginning, event=event, state=state, inputs=inputs)
 
 
-def _check_inputs(run: Run, index: int, *, says: bool) -> None:
-    """Raise RecipeError when a started stage would go on with other data, base weights or earlier runs."""
+def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
+    """Raise AcceptError for what the user accepts though nothing asks for it, now or earlier in this run."""
+    stages = run.plan.stages
+    changes = [(stages[index].name, change) for index, state in states.items() for change in state.changes]
+    before = {
+        text
+        for index, state in states.items()
+        if state.kind in ("started", "done")
+        for text in history.accepted_before(Path(stages[index].output_dir))
+    }
+    new = [each for each in run.accepted if each.text not in before]
+    inputs = {
+        (stages[index].name, each.key)
+        for index, state in states.items()
+        if new and state.kind in ("started", "done")
+        for each in compare_inputs(Path(stages[index].output_dir), stage_plan(run.plan, index)).differences
+    }
+    names = [stages[index].name for index in states]
+    faults = [
+        *needless(
+            [each for each in new if not any((each.stage or name, each.key) in inputs for name in names)],
+            changes,
+        )
+    ]
+    if faults:
+        raise AcceptError("\n".join(faults))
+
+
+def _refuse(run: Run, states: Mapping[int, FolderState]) -> dict[int, Problem]:
+    """The problem of each stage whose folder has a run of another plan, with the ways on."""
+    stages = run.plan.stages
+    refused = {
+        index: changes
+        for index, state in states.items()
+        if (changes := unaccepted(state, stages[index].name, run.accepted))
+    }
+    keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index]))
+    command = (*run.words, *(word for key in keys for word in ("--accept", key)))
+    return {
+        index: other_plan(stages[index], index, states[index], changes, command=command)
+        for index, changes in refused.items()
+    }
+
+
+def _check_inputs(run: Run, index: int, *, says: bool) -> tuple[str, ...]:
+    """Raise RecipeError when a started stage would go on with other data, base weights or earlier runs.
+
+    Returns what was changed and is accepted.
+    """
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
     comparison = compare_inputs(folder, stage_plan(run.plan, index))
@@ -145,12 +257,15 @@ def _check_inputs(run: Run, index: int, *, says: bool) -> None:
             f"{stage.name}: {folder} has no usable {INPUTS}: whether its data and base weights were changed "
             "cannot be told"
         )
-    problems = [*input_problems(folder, comparison, waits_for=_resumed_before(run, index))]
+    accepted = {each.key for each in run.accepted if each.stage in (None, stage.name)}
+    waits_for = _resumed_before(run, index)
+    problems = [*input_problems(folder, comparison, accepted=accepted, waits_for=waits_for)]
     for warning in (problem for problem in problems if says and problem.severity == "warning"):
         say(f"{stage.name}: {warning.message}: {warning.found}")
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise RecipeError(*(at_stage(problem, index) for problem in errors))
+    return tuple(each.words for each in comparison.differences if each.key in accepted)
 
 
 def _resumed_before(run: Run, index: int) -> frozenset[str]:
@@ -204,9 +319,9 @@ def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginnin
     return Beginning(None, damages)
 
 
-def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
+def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
     try:
-        _run_in_folder(run, index, beginning)
+        _run_in_folder(run, index, beginning, lock)
     except Exception as error:
         folder = Path(run.plan.stages[index].output_dir)
         problem = write_problem(error, folder=folder, stage=("stages", index))
@@ -215,19 +330,26 @@ def _run_stage(run: Run, index: int, beginning: Beginning) -> None:
         raise run.loaded.fail(problem) from error
 
 
-def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
+def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
+    environment = describe_environment(sys.argv)
+    folder.mkdir(parents=True, exist_ok=True)
+    _record(run, index, beginning, environment)
+    if beginning.event == "extend":
+        # Before the plan: a plan with more steps than were trained must not lie beside DONE.
+        (folder / DONE).unlink(missing_ok=True)
+        sync_folder(folder)
     _clear(run, index, beginning)
     write_opening(
         folder,
         plan=stage_plan(run.plan, index),
         recipe_yaml=write_resolved(run.loaded.recipe),
-        environment=describe_environment(sys.argv),
+        environment=environment,
     )
     _check_starts(run, index, beginning)
     knows_all = record_inputs(folder, stage_plan(run.plan, index))
-    result = _train(run, index, beginning)
+    result = _train(run, index, beginning, lock)
     if not knows_all:
         record_inputs(folder, stage_plan(run.plan, index))
     write_done(
@@ -238,6 +360,24 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning) -> None:
         eval_loss=result.eval_loss,
         warnings=result.warnings,
     )
+
+
+def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object]) -> None:
+    """Note this start in the run's history, before anything else in its folder changes."""
+    folder, state = Path(run.plan.stages[index].output_dir), beginning.state
+    step = 0 if beginning.checkpoint is None else int(beginning.checkpoint.name.rpartition("-")[2])
+    line = history.entry(
+        beginning.event,
+        step=step,
+        changes=state.changes,
+        inputs=beginning.inputs,
+        accepted=[each.text for each in run.accepted],
+        world_size=run.plan.world_size,
+        environment=environment,
+        plan_before=dict(state.recorded) if state.changes else None,
+        done_before=read_object(folder / DONE) if beginning.event == "extend" else None,
+    )
+    history.append(folder, line)
 
 
 def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
@@ -251,13 +391,13 @@ def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
         raise run.loaded.fail(*error.problems) from None
 
 
-def _train(run: Run, index: int, beginning: Beginning) -> Result:
+def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import UNUSABLE
 
     while True:
         try:
-            return _train_from(run, index, beginning.checkpoint)
+            return _train_from(run, index, beginning.checkpoint, lock)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
             if why is None or beginning.checkpoint is None:
@@ -285,7 +425,7 @@ def _clear(run: Run, index: int, beginning: Beginning) -> None:
             say(f"{stage.name}: {folder.name} is now {moved.name}; remove it when you no longer need it")
 
 
-def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
+def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     request = Request(
@@ -294,6 +434,8 @@ def _train_from(run: Run, index: int, checkpoint: Path | None) -> Result:
         resume_from=str(checkpoint.absolute()) if checkpoint else None,
         has_other_commands=run.team is not None,
         seconds_left=run.interruption.seconds_left(),
+        hang_timeout_s=run.hang_timeout_s,
+        lock=lock.run,
     )
     elsewhere: list[Outcome] = []
     if run.team is None:
@@ -312,6 +454,10 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     """The result, or what is the cause that there is none."""
     outcomes = [outcome_of(answer, run.team), *elsewhere]
     problems = dict.fromkeys(problem for outcome in outcomes for problem in outcome.problems)
+    hangs = [problem for problem in problems if problem.code == RUN_HANGS]
+    if hangs:
+        # What other processes report when one hangs, or is killed for it, is no cause.
+        raise RunHangs(*run.loaded.fail(*(at_stage(problem, index) for problem in hangs)).problems)
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
     result = answer.reports.results.get(0)
@@ -367,20 +513,6 @@ def at_stage(problem: Problem, index: int) -> Problem:
     if problem.path is None or problem.path[:2] != ("stages", 0):
         return problem
     return replace(problem, path=("stages", index, *problem.path[2:]))
-
-
-def _other_plan(folder: Path, index: int, state: FolderState) -> Problem:
-    shown = list(state.differences[:_NUM_SHOWN_DIFFERENCES])
-    if len(state.differences) > len(shown):
-        shown.append(f"and {len(state.differences) - len(shown)} more")
-    what = "a finished run" if state.kind == "done" else "a run"
-    return Problem(
-        f"output_dir contains {what} of another plan",
-        code="output-dir-holds-another-plan",
-        path=("stages", index, "output_dir"),
-        found="\n       ".join([f"{folder} differs in", *shown]),
-        hint="choose another folder, or change the recipe back to what was run",
-    )
 
 
 def _stale(folder: Path, index: int) -> Problem:

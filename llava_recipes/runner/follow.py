@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from llava_recipes.errors import Problem
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import Plan, plan_from_json
 from llava_recipes.runner.launch import Answer, Processes, free_port, run_processes
+from llava_recipes.runner.lock import take
 from llava_recipes.runner.preflight import node_problems
 from llava_recipes.runner.reports import Request
 from llava_recipes.runner.team import Message, Outcome, Team, TeamLost, open_gate
@@ -45,6 +47,8 @@ def lead(
         resume_from=request.resume_from,
         port=port,
         uses_deepspeed=uses_deepspeed,
+        hang_timeout_s=request.hang_timeout_s,
+        lock=request.lock,
     )
     with team.training():
         answer = run_processes(
@@ -100,14 +104,24 @@ def _check(order: Message) -> list[Problem]:
 def _train(team: Team, processes: Processes, order: Message) -> Outcome:
     """Train with this command's processes."""
     plan = Plan.model_validate_json(order["plan"])
+    folder = Path(plan.stages[0].output_dir).absolute()
+    try:
+        # On a shared disk the first command has it, for the whole run; on another one it's taken here.
+        lock = take(folder, run=order["lock"])
+    except RecipeError as error:
+        path = ("stages", 0, "output_dir")
+        problems = tuple(replace(problem, path=path) for problem in error.problems)
+        return Outcome(code=1, host=socket.gethostname(), problems=problems)
     request = Request(
-        output_dir=str(Path(plan.stages[0].output_dir).absolute()),
+        output_dir=str(folder),
         plan=order["plan"],
         resume_from=order["resume_from"],
         has_other_commands=True,
         seconds_left=None,
+        hang_timeout_s=order["hang_timeout_s"],
+        lock=lock.run,
     )
-    with team.training():
+    with closing(lock), team.training():
         answer = run_processes(
             replace(processes, port=order["port"]),
             request,

@@ -252,7 +252,11 @@ def _difference(each: _Input, then: Mapping[str, object], reader: _Reader) -> tu
         if file is None or not file.is_file():
             missing.append(old)
             continue
-        same = _is_same(before[old], reader.record(file, each.limit))
+        try:
+            same = _is_same(before[old], reader.record(file, each.limit))
+        except OSError as error:
+            changed.append(f"{file} cannot be read: {error.strerror}")
+            continue
         if same is None:
             unknown.append(str(file))
         elif not same:

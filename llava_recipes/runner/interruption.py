@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from llava_recipes.interpreter import is_own_process
 from llava_recipes.stop_signals import wanted_signals
 
 _REPEATED_AFTER_S = 1.0
@@ -36,8 +37,10 @@ class Interruption:
         return self
 
     def __exit__(self, *error: object) -> None:
+        # Late signals of the same request must not end the process with another exit code.
+        is_last = self.reason is not None and is_own_process()
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_IGN if is_last else handler)  # type: ignore[arg-type]
 
     @contextmanager
     def ending_at_once(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from llava_recipes.interpreter import python_environment, python_words
 from llava_recipes.runner.channel import Channel
 from llava_recipes.runner.descendants import adopting, descendants, kill_descendants, reap
+from llava_recipes.runner.hangs import HangWatch
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.reports import Reports, Request
 from llava_recipes.runner.world import without_launcher
@@ -101,14 +102,22 @@ def run_processes(
         with held_back():
             child = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            cut_short = _wait(child, channel, interruption)
+            watch = HangWatch(
+                channel,
+                num_processes=processes.per_node,
+                timeout_s=request.hang_timeout_s,
+                folder=Path(request.output_dir),
+            )
+            cut_short = _wait(child, channel, interruption, watch)
         finally:
             _end_all(child, channel, others)
             _hear(channel, interruption)
         return Answer(child.returncode, Reports.read(channel), cut_short)
 
 
-def _wait(child: subprocess.Popen[bytes], channel: Channel, interruption: Interruption) -> str | None:
+def _wait(
+    child: subprocess.Popen[bytes], channel: Channel, interruption: Interruption, watch: HangWatch
+) -> str | None:
     """Wait for the processes to end. Returns why they must be killed, or None when they have ended."""
     waited_s, before_s = 0.0, time.monotonic()
     while True:
@@ -129,6 +138,8 @@ def _wait(child: subprocess.Popen[bytes], channel: Channel, interruption: Interr
         now_s = time.monotonic()
         # Being suspended is no reason to lose patience.
         elapsed_s, before_s = min(now_s - before_s, 1.0), now_s
+        if watch.has_hung(elapsed_s):
+            return "a hang"
         if channel.is_stopping and not any(peer.is_saving for peer in ranks):
             waited_s += elapsed_s
             if not channel.num_seen:

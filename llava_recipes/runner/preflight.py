@@ -24,7 +24,13 @@ from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.free_space import free_space_problems
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
 from llava_recipes.runner.results import DONE
-from llava_recipes.runner.run_folder import FolderState, find_obstacle, read_folder_state, stage_plan
+from llava_recipes.runner.run_folder import (
+    FolderState,
+    find_obstacle,
+    folder_kind,
+    read_folder_state,
+    stage_plan,
+)
 from llava_recipes.versions import check_versions
 
 if TYPE_CHECKING:
@@ -224,7 +230,7 @@ def _output_problems(plan: Plan, index: int, path: KeyPath) -> Iterator[Problem]
             path=(*path, "output_dir"),
             found=obstacle,
         )
-    elif read_folder_state(folder, stage_plan(plan, index)).kind == "foreign":
+    elif folder_kind(folder) == "foreign":
         yield Problem(
             "output_dir contains files that no run of llava-recipe wrote; they stay untouched",
             code="output-dir-holds-files-no-run",
@@ -359,10 +365,10 @@ def waiting_problems(plan: Plan, chosen: Collection[int]) -> Iterator[Problem]:
 
 def _lack(folder: Path, state: FolderState) -> str | None:
     """Why no stage can start from a stage's folder, or None."""
-    if state.kind == "done" and not state.differences:
+    if state.kind == "done" and not state.decisive:
         return None
     if state.kind == "done":
-        return f"{folder} was trained with another plan: {state.differences[0]}"
+        return f"{folder} was trained with another plan: {state.decisive[0]}"
     if state.kind == "new":
         return f"{folder} is empty" if folder.exists() else f"no folder {folder}"
     return f"{folder} has no {DONE}"

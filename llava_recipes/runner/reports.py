@@ -15,6 +15,8 @@ class Request:
     plan                the plan of this stage alone, as JSON
     has_other_commands  whether processes that another command has started train with these
     seconds_left        of the time that the command was given, or None
+    hang_timeout_s      how long nothing may advance, in every phase, or None for the usual times
+    lock                the run that has the folder's lock, which each process holds too
     """
 
     output_dir: str
@@ -22,6 +24,8 @@ class Request:
     resume_from: str | None
     has_other_commands: bool
     seconds_left: float | None
+    hang_timeout_s: float | None
+    lock: str
 
     def to_json(self) -> Message:
         return asdict(self)

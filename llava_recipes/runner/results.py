@@ -146,9 +146,12 @@ def _way_on(folder: Path, found: str) -> str:
         if "plan.json" in found or not any(folder.glob("checkpoint-*"))
         else f"move {DONE} away, and `run --resume` writes them again from the last checkpoint"
     )
+    way_on = f"restore them from a copy; or {again}"
+    if "is missing" in found:
+        return way_on
     return (
-        f"restore them from a copy; or {again}. To use them as they are, remove the keys `files` and "
-        f"`sha256` from {folder / DONE}: then nothing is checked"
+        f"{way_on}. To use them as they are, remove the keys `files` and `sha256` from {folder / DONE}: "
+        "then nothing is checked"
     )
 
 

@@ -6,9 +6,9 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,11 +23,16 @@ from llava_recipes.files import odd_kind, real_path, replacing, system_folder, w
 from llava_recipes.masking import mask_command
 from llava_recipes.plan.deepspeed import complete
 from llava_recipes.plan.types import Plan, plan_from_json
-from llava_recipes.recipe.foreign import in_short, made_of, read_object
+from llava_recipes.recipe.foreign import made_of, read_object
 from llava_recipes.recipe.locations import check_place
 from llava_recipes.recipe.scalars import kind_of
+from llava_recipes.recipe.schema import Recipe
+from llava_recipes.runner.changes import Change, find_changes
+from llava_recipes.runner.history import HISTORY
+from llava_recipes.runner.lock import LOCK
 from llava_recipes.runner.results import (
     DONE,
+    WEIGHTS,
     damaged_done,
     done_text,
     read_done,
@@ -36,6 +41,7 @@ from llava_recipes.runner.results import (
 )
 
 if TYPE_CHECKING:
+    from llava_recipes.train.checkpoints import Checkpoint
     from llava_recipes.train.stage import TrainedStage
 
 PLAN, RECIPE, ENVIRONMENT = "plan.json", "recipe.resolved.yaml", "environment.json"
@@ -49,16 +55,27 @@ _PACKAGES = (
 )
 
 
+FolderKind = Literal["new", "foreign", "started", "done"]
+
+
 @dataclass(frozen=True)
 class FolderState:
-    """What a run folder contains before a run.
+    """What a run folder contains before a run."""
 
-    `differences` compare its plan with the one wanted, one line each.
-    """
+    kind: FolderKind
+    changes: tuple[Change, ...] = ()
+    """What differs between its plan and the one wanted."""
+    recorded: Mapping[str, JsonValue] = field(default_factory=dict, repr=False)
+    """Its plan, with what an earlier version left to defaults written out; empty without a plan."""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """Newest first, damaged ones among them."""
+    has_results: bool = False
+    """Whether trained weights lie beside the plan."""
 
-    kind: Literal["new", "foreign", "started", "done"]
-    differences: tuple[str, ...] = ()
-    has_checkpoint: bool = False
+    @property
+    def decisive(self) -> tuple[Change, ...]:
+        """The changes of what is learned, or of what is trained."""
+        return tuple(change for change in self.changes if change.kind != "harmless")
 
 
 def stage_plan(plan: Plan, index: int) -> Plan:
@@ -66,22 +83,40 @@ def stage_plan(plan: Plan, index: int) -> Plan:
     return plan.model_copy(update={"stages": (plan.stages[index],), "notes": ()})
 
 
-def read_folder_state(folder: Path, wanted: Plan) -> FolderState:
-    """What a stage's output folder contains; nothing is written."""
-    from llava_recipes.train.checkpoints import is_leftover, list_checkpoints
+def folder_kind(folder: Path) -> FolderKind:
+    """What lies in a stage's output folder: nothing, files of others, or a run of ours."""
+    from llava_recipes.train.checkpoints import is_leftover
 
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    # What another node is writing, or a kill left half-written, doesn't count yet.
-    if all(map(is_leftover, names)):
-        return FolderState("new")
+    # What another node is writing, or a kill left half-written, doesn't count yet, nor does a lock.
+    if all(is_leftover(name) or name == HISTORY or name.startswith(LOCK) for name in names):
+        return "new"
     if not (folder / PLAN).is_file():
-        return FolderState("foreign")
+        return "foreign"
+    return "done" if (folder / DONE).is_file() else "started"
+
+
+def read_folder_state(
+    folder: Path, wanted: Plan, recipe: Recipe | None = None, index: int = 0, *, moved: Collection[str] = ()
+) -> FolderState:
+    """What a stage's output folder contains; nothing is written.
+
+    `wanted` is the plan of stage number `index` alone. With the recipe, changes are named as it writes them.
+    `moved` are paths of the plan that lead elsewhere now, to the same content.
+    """
+    from llava_recipes.train.checkpoints import list_checkpoints
+
+    kind = folder_kind(folder)
+    if kind in ("new", "foreign"):
+        return FolderState(kind)
     recorded = _as_written_now(folder)
-    # A stage is what it does: a recipe of another name may have it too.
-    plan = wanted.model_dump(mode="json") | {"recipe": recorded.get("recipe")}
-    differences = tuple(_differences(recorded, plan, ""))
-    kind: Literal["done", "started"] = "done" if (folder / DONE).is_file() else "started"
-    return FolderState(kind, differences, bool(list_checkpoints(folder)))
+    return FolderState(
+        kind,
+        find_changes(recorded, wanted, recipe, index, moved=moved),
+        recorded,
+        tuple(list_checkpoints(folder)),
+        any((folder / name).is_file() for name in WEIGHTS),
+    )
 
 
 def _as_written_now(folder: Path) -> dict[str, JsonValue]:
@@ -254,8 +289,10 @@ def starts_from_then(folder: Path, num_starts: int | None = None) -> dict[str, J
 
 def is_stale(folder: Path, starts_from: tuple[str, ...]) -> bool:
     """Whether a finished stage was started from other runs, or from other weights of them."""
-    return set(starts_from_then(folder)) != {*starts_from} or any(
-        was_trained_again(folder, start, now=start) for start in starts_from
+    then = starts_from_then(folder)
+    # They may have moved since.
+    return len(then) != len(starts_from) or any(
+        was_trained_again(folder, start, now=now) for start, now in zip(then, starts_from, strict=True)
     )
 
 
@@ -317,17 +354,6 @@ def _finished(folder: Path) -> str | None:
     if not (folder / DONE).is_file():
         return None
     return str(read_done(folder, needs="finished")["finished"])
-
-
-def _differences(recorded: object, wanted: object, path: str) -> Iterator[str]:
-    if isinstance(recorded, dict) and isinstance(wanted, dict):
-        for key in {**recorded, **wanted}:
-            yield from _differences(recorded.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
-    elif isinstance(recorded, list) and isinstance(wanted, list) and len(recorded) == len(wanted):
-        for index, pair in enumerate(zip(recorded, wanted, strict=True)):
-            yield from _differences(*pair, f"{path}.{index}")
-    elif recorded != wanted:
-        yield f"{path}: {in_short(recorded)} in {PLAN}, {in_short(wanted)} in the recipe"
 
 
 def describe_environment(argv: list[str]) -> dict[str, object]:

@@ -17,10 +17,12 @@ from pathlib import Path
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.runner.channel import ChannelLost, Line
 from llava_recipes.runner.descendants import kill_descendants
+from llava_recipes.runner.lock import join
 from llava_recipes.runner.reports import Request, Result, problems_message
 from llava_recipes.runner.write_failure import reporting_write_failures
 from llava_recipes.screen import OutputLost, drop_rest, guard_streams, say
 from llava_recipes.train.stopping import Stop, StoppedBeforeStep
+from llava_recipes.train.watch import Watch
 
 _OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out|store", re.IGNORECASE)
 _HEARSAY_S = 3.0
@@ -33,6 +35,7 @@ class Worker:
         self.line = line
         self.request = Request.from_json(line.request)
         self.stop: Stop = Stop(tell=line.tell, leave=self._leave_at_once)
+        self.watch = Watch(self.stop, tell=line.tell, timeout_s=self.request.hang_timeout_s)
 
     def run(self) -> int:
         """Train, and report the result, the problems or the traceback; returns the exit code."""
@@ -48,11 +51,13 @@ class Worker:
     def _begin(self) -> None:
         first = os.environ.get("RANK", "0") == "0"
         self.line.listen(on_stop=self.stop.obey, on_lost=lambda: self.stop.ask(LAUNCHER_GONE))
+        self.watch.start()
         self.stop.watch(seconds_left=self.request.seconds_left if first else None)
 
     def _train(self) -> int:
         try:
             with reporting_write_failures(Path(self.request.output_dir), stage=("stages", 0)):
+                join(Path(self.request.output_dir), self.request.lock)
                 result = _train(self.request, self.stop)
         except RecipeError as error:
             self.line.tell(problems_message(error))
@@ -113,6 +118,7 @@ def main() -> int:
     worker = Worker(line)
     code = worker.run()
     _leave(code, worker.stop)
+    worker.watch.end()
     return code
 
 

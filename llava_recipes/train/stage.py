@@ -91,6 +91,8 @@ def train_stage(
     if arguments.ddp_find_unused_parameters is None and trains_in_vain(assembled.model):
         arguments.ddp_find_unused_parameters = True
     dataset = _dataset(stage.data, plan, assembled)
+    validation = _validation(plan, stage, assembled, arguments)
+    stop.readings += [dataset.reading, *([] if validation is None else [validation.dataset.reading])]
     first = arguments.process_index == 0
     reporter = choose_reporter(is_first_process=first)
     resumed_step = 0 if resumed is None else int(resumed["step"])
@@ -134,7 +136,7 @@ def train_stage(
         args=arguments,
         train_dataset=dataset,
         data_collator=IndexedCollator(collator_of(assembled, dataset)),
-        validation=_validation(plan, stage, assembled, arguments),
+        validation=validation,
         sample_name=dataset.describe,
         callbacks=[StopOnRequest(stop)],
         stop=stop,

@@ -14,6 +14,11 @@ class StopOnRequest(TrainerCallback):  # type: ignore[misc]
         self._stop = stop
         self._saved_step = -1
 
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self._stop.enter(DATA)
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:

@@ -21,6 +21,8 @@ from llava_recipes.stop_signals import STOP_SIGNALS, let_through, wanted_signals
 if TYPE_CHECKING:
     import torch
 
+    from llava_recipes.data.reading import Reading
+
 LOADING, DATA, STEP, SAVING, EVALUATION, SAMPLING, RESULTS = (
     "the start of training",
     "the samples of the next step",
@@ -74,6 +76,8 @@ class Stop:
         self._pid = os.getpid()
         self._phase = LOADING
         self._ticks = 0
+        self.readings: list[Reading] = []
+        """What the readers of this process's data sets read."""
         self._has_told = False
         self._is_unwinding = False
         self._deadline_s: float | None = None
@@ -155,6 +159,20 @@ class Stop:
         """Note that something has advanced."""
         self._ticks += 1
 
+    @property
+    def doing(self) -> str:
+        """What this process does now."""
+        return self._phase
+
+    def progress(self) -> tuple[int, ...]:
+        """Changes whenever something has advanced."""
+        return self._ticks, *(reading.num_notes() for reading in self.readings)
+
+    def waiting_for(self) -> str:
+        """What this process waits for, in words that follow "waits for"."""
+        details = [] if self._phase in (STEP, *_NEVER_CUT) else [each.describe() for each in self.readings]
+        return ": ".join(filter(None, (self._phase, "; ".join(filter(None, details)))))
+
     def note_step(self, step: int) -> None:
         """Note that a step is done."""
         step_s = time.monotonic() - (self._stepped_s if self.has_step else self._entered_s)
@@ -230,7 +248,7 @@ class Stop:
             else:
                 limit_s = self.grace_s()
             if idle_s >= limit_s:
-                self._tell(self.report(waited_for=self._phase if self.has_step else None))
+                self._tell(self.report(waited_for=self.waiting_for() if self.has_step else None))
                 self._leave()
 
     def report(self, *, waited_for: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -22,13 +22,9 @@ import torch.distributed as dist
 from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 
 from llava_recipes.data.collate import SAMPLE_INDEX
-from llava_recipes.data.dealing import Dealing, PassSampler
-from llava_recipes.data.order import BatchLayout, EpochSampler
-from llava_recipes.data.workers import worker_options
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.checkpoint import not_finite
 from llava_recipes.model.weight_names import canonical_name, canonical_parameters
@@ -38,18 +34,19 @@ from llava_recipes.screen import say
 from llava_recipes.train.checkpoints import (
     PROGRESS,
     TRAINER_STATE,
-    Facts,
+    SealFacts,
     list_checkpoints,
     loading,
     remove_old,
     saving,
 )
+from llava_recipes.train.dealt_trainer import DealtTrainer
 from llava_recipes.train.evaluation import MeasureAtTheEnd, Measured, ValidationSet
 from llava_recipes.train.finite import CODE, StepCheck, zero_gradient_norm
 from llava_recipes.train.learning import LearningCheck, roots_without
 from llava_recipes.train.optimizer_states import check_storable
 from llava_recipes.train.saved_state import Live, SavedState, restore, restore_random, save_state
-from llava_recipes.train.step_batches import Batch, counted, is_uncounted, weigh
+from llava_recipes.train.step_batches import Batch
 from llava_recipes.train.stopping import EVALUATION, SAVING, EvaluationCut, Stop
 
 Group = dict[str, Any]
@@ -59,7 +56,7 @@ Group = dict[str, Any]
 Metrics = dict[str, float]
 
 
-class StageTrainer(Trainer):  # type: ignore[misc]
+class StageTrainer(DealtTrainer):
     """Trains one stage in the order of `sampler`; the first process calls `on_metrics` per logged step.
 
     With `validation` its loss is measured when the arguments say so and after the last step. `on_metrics`
@@ -69,8 +66,6 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        sampler: EpochSampler,
-        layout: BatchLayout,
         stage_path: KeyPath,
         keep_checkpoints: int | None,
         on_metrics: Callable[[Metrics], None],
@@ -91,15 +86,6 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._saved_step: int | None = None
         self.last_loss: float | None = None
         """The last logged one."""
-        self._sampler = sampler
-        self.layout = layout
-        self.dealing = Dealing(
-            layout,
-            num_samples=sampler.num_samples,
-            drops_last=self.args.dataloader_drop_last,
-            world_size=self.args.world_size,
-            per_device=self.args.per_device_train_batch_size,
-        )
         self._stage_path = stage_path
         self._keep_checkpoints = keep_checkpoints
         self._on_metrics = on_metrics
@@ -117,27 +103,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._logged_at_s = time.monotonic()
         self._started_s = self._logged_at_s
 
-    # ---- order -------------------------------------------------------------------------------------------
-
-    def _get_train_sampler(self, train_dataset: object = None) -> EpochSampler:
-        return self._sampler
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The Trainer's loader, but `dealing` says what each process draws, not accelerate."""
-        usual = super().get_train_dataloader()
-        kept = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "in_order")
-        return DataLoader(
-            usual.dataset,
-            batch_sampler=PassSampler(self._sampler, self.dealing, rank=self.args.process_index),
-            collate_fn=usual.collate_fn,
-            **{name: getattr(usual, name) for name in kept},
-            **worker_options(
-                usual.num_workers, seed=usual.worker_init_fn, context=usual.multiprocessing_context
-            ),
-        )
-
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
-        self._sampler.set_epoch(epoch)
         if self.state.global_step >= self.state.max_steps:
             # Resumed after the last step: the Trainer would train one more before it looks.
             self.control.should_training_stop = True
@@ -145,33 +111,6 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         if self._resumed is not None and epoch == kwargs["epochs_trained"]:
             self._continue_losses()
         super()._run_epoch(epoch=epoch, **kwargs)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Tensor | int | None]:
-        """The batches of a step for this process. One that the dealing has no samples for counts nothing."""
-        passes = self.dealing.passes(self._step_in_epoch, self.args.process_index)
-        assert len(passes) == num_batches, f"{len(passes)} passes dealt, {num_batches} asked for"
-        found: tuple[list[Batch], Tensor | int | None] = super().get_batch_samples(
-            counted(passes, epoch_iterator), num_batches, device
-        )
-        if not self.model_accepts_loss_kwargs:
-            weigh(found[0], passes, self.dealing, device)
-        return found
-
-    @property
-    def _step_in_epoch(self) -> int:
-        return int(self.state.global_step % self.dealing.num_steps)
-
-    def _track_num_input_tokens(self, inputs: Batch) -> None:
-        if is_uncounted(inputs):
-            inputs = {name: tensor[:0] for name, tensor in inputs.items()}
-        super()._track_num_input_tokens(inputs)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer counts an epoch in its passes, whose number depends on that of the processes.
-        self.state.epoch = self.dealing.epoch_after(self.state.global_step)
-        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # ---- optimizer ---------------------------------------------------------------------------------------
 
@@ -199,9 +138,6 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             num_tokens = inputs["attention_mask"].sum()
             self._num_tokens = num_tokens if self._num_tokens is None else self._num_tokens + num_tokens
             self._num_samples += self._samples.numel()
-        # What the Trainer divides a mean by: the device batches of the step, over the processes.
-        num_device_batches = self.dealing.num_device_batches(self._step_in_epoch)
-        self.current_gradient_accumulation_steps = num_device_batches / self.args.world_size
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
@@ -363,7 +299,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             )
             if checkpoint is not None:
                 checkpoint.write_json(TRAINER_STATE, asdict(self.state))
-                checkpoint.commit(Facts(step, self.args.world_size, self.layout.to_json(), self.last_loss))
+                checkpoint.commit(
+                    SealFacts(step, self.args.world_size, self.layout.to_json(), self.last_loss)
+                )
         if checkpoint is not None and self._keep_checkpoints is not None:
             remove_old(run_dir, newest=step, keep=self._keep_checkpoints)
         self._saved_step = step

@@ -110,19 +110,13 @@ class Ground:
         """No process of a run outlives it for long."""
         pids = {int(line) for line in (self.folder / PIDS_FILE).read_text().split()}
         deadline = time.monotonic() + 30
-        while any(map(_is_alive, pids)):
+        while any(map(is_alive, pids)):
             if time.monotonic() > deadline:
-                raise AssertionError(f"processes outlive the run: {sorted(filter(_is_alive, pids))}")
+                raise AssertionError(f"processes outlive the run: {sorted(filter(is_alive, pids))}")
             time.sleep(0.01)
 
     def outcome(self) -> Outcome:
-        lines = read_metrics(self.run)
-        done = json.loads((self.run / "DONE").read_text())
-        return Outcome(
-            weights=" ".join(_digest(self.run / name) for name in _RESULTS),
-            losses=tuple((line["step"], line["loss"]) for line in lines),
-            done=json.dumps({key: value for key, value in done.items() if key not in _WITHOUT}),
-        )
+        return outcome_of(self.run)
 
     def leftovers(self) -> list[str]:
         """Names in the run folder that no finished run should leave."""
@@ -133,7 +127,18 @@ class Ground:
         shutil.rmtree(self.run, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def outcome_of(run: Path) -> Outcome:
+    """What a finished run has learned."""
+    losses = [line for line in read_metrics(run) if "loss" in line]
+    done = json.loads((run / "DONE").read_text())
+    return Outcome(
+        weights=" ".join(_digest(run / name) for name in _RESULTS),
+        losses=tuple((line["step"], line["loss"]) for line in losses),
+        done=json.dumps({key: value for key, value in done.items() if key not in _WITHOUT}),
+    )
+
+
+def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

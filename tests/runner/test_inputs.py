@@ -148,6 +148,14 @@ def test_a_run_over_the_same_inputs_goes_on(tmp_path: Path, capsys: pytest.Captu
     assert goes_on(resumed(tmp_path, capsys))
 
 
+def test_a_file_that_cannot_be_read_is_no_bug(tmp_path: Path) -> None:
+    plan = started(tmp_path)
+    (tmp_path / "a.json").unlink()
+    os.mkfifo(tmp_path / "a.json")
+    (difference,) = compare_inputs(tmp_path / "two", plan).differences
+    assert difference.key == "data.sources"
+
+
 def test_validation_data_only_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started(tmp_path)
     records = json.loads((tmp_path / "v.json").read_text())

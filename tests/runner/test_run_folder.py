@@ -23,6 +23,7 @@ ARTIFACTS = {
     "DONE",
     "config.json",
     "environment.json",
+    "history.jsonl",
     "inputs.json",
     "metrics.jsonl",
     "mm_projector.bin",
@@ -119,7 +120,7 @@ def test_a_run_of_an_earlier_version_goes_on(norm: float, tmp_path: Path) -> Non
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "plan.json").write_text(json.dumps(there))
     state = read_folder_state(tmp_path / "run", plan)
-    assert (state.kind, state.differences) == ("started", ())
+    assert (state.kind, state.changes) == ("started", ())
 
 
 def values_of_version_1(folder: Path) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def test_a_plan_of_version_1_is_that_of_now(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["plan_version"] == 1
     assert read_plan(tmp_path / "run") == plan
     state = read_folder_state(tmp_path / "run", plan)
-    assert (state.kind, state.differences) == ("started", ())
+    assert (state.kind, state.changes) == ("started", ())
 
 
 def test_a_run_folder_of_version_1_is_resumed_and_used(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Cluster:
     def run_both(self) -> None:
         whole, cut = self.folder / "whole", self.folder / "cut"
         self._note(f"job {(job := self.submit(whole, limit='1:00:00'))} is left alone")
-        self.until(lambda: self.state(job) == "COMPLETED", f"job {job} completes")
+        self.completes(job)
         broken = self.submit(cut, limit="0:02:00" if self.real_limit else "1:00:00")
         self._note(f"job {broken} is to be cut")
         self.until(lambda: self.step(cut) >= CUT_AT[0], f"job {broken} reaches step {CUT_AT[0]}")
@@ -76,7 +76,7 @@ class Cluster:
             self._note(f"job {broken} is told at step {self.step(cut)} that its time is nearly over")
         self.until(lambda: self.starts(broken) >= 2 and self.state(broken) == "RUNNING", "it starts again")
         self._note(f"job {broken} runs again, from {self.resumed(cut)}")
-        self.until(lambda: self.state(broken) == "COMPLETED", f"job {broken} completes")
+        self.completes(broken)
         self._note(f"job {broken} is done after {self.starts(broken) + 1} starts")
         self.compare(whole, cut)
 
@@ -112,7 +112,7 @@ class Cluster:
             "--wrap=sleep 5",
         )
         self._note(f"job {urgent.strip()} of another partition preempts job {job}")
-        self.until(lambda: self.starts(job) == 1, f"job {job} is queued again")
+        self.until(lambda: self.starts(job) == 1 or self.state(job) == "FAILED", f"job {job} is queued again")
 
     def compare(self, whole: Path, cut: Path) -> None:
         weights = [(each / "run" / "mm_projector.safetensors").read_bytes() for each in (whole, cut)]
@@ -136,6 +136,11 @@ class Cluster:
     def _last_start(self, folder: Path) -> str:
         (log,) = folder.glob("*.log")
         return log.read_text("utf-8").rpartition(": start ")[2]
+
+    def completes(self, job: int) -> None:
+        self.until(lambda: self.state(job) in ("COMPLETED", "FAILED", "CANCELLED"), f"job {job} completes")
+        if self.state(job) != "COMPLETED":
+            raise Failed(f"job {job} ends as {self.state(job)}\n{self._logs()}")
 
     def state(self, job: int) -> str:
         return self.fact(job, "JobState")

@@ -1,0 +1,102 @@
+"""The watch of a training process: whether it advances, and what it waits for if it does not.
+
+It tells the command once a second, and the command decides that a run hangs: a process may be stuck in a way
+in which no thread of its own can run.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llava_recipes.train.stopping import DATA, EVALUATION, LOADING, RESULTS, SAMPLING, SAVING, STEP, Stop
+
+LIMITS_S = {
+    LOADING: 1800.0,
+    DATA: 600.0,
+    STEP: 1500.0,
+    SAVING: 3600.0,
+    EVALUATION: 1500.0,
+    SAMPLING: 1500.0,
+    RESULTS: 3600.0,
+}
+"""How long nothing may advance in each phase. A step that waits for others ends after 1,800 s by itself."""
+
+STACKS = signal.SIGUSR2
+"""Makes a process write the stacks of its threads, even where no Python code can run."""
+
+_TICK_S = 1.0
+_TO_END_S = 120.0
+_BUSY = 0.05
+_MOVED_BYTES = 2**20
+_BY_WORK = (LOADING, SAVING, SAMPLING, RESULTS)
+"""Phases that report little: there, computing, reading and writing are progress too."""
+
+
+class Watch:
+    """Tells what a process does, since when nothing has advanced, and how long that may take.
+
+    timeout_s  the same for every phase, or None for LIMITS_S
+    """
+
+    def __init__(
+        self, stop: Stop, *, tell: Callable[[dict[str, Any]], None], timeout_s: float | None
+    ) -> None:
+        self._stop, self._tell, self._timeout_s = stop, tell, timeout_s
+        self._stacks: int | None = None
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Watch from now on, in a thread."""
+        if hasattr(os, "memfd_create"):
+            self._stacks = os.memfd_create("stacks")
+            # It writes without the interpreter's lock, which a stuck thread may hold.
+            faulthandler.register(STACKS, file=self._stacks, all_threads=True)
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def end(self) -> None:
+        """Tell that this process only has to end; from now on it may be silent."""
+        self._has_ended = True
+        status = {"kind": "watch", "phase": RESULTS, "waits_for": "its end", "idle_s": 0.0}
+        self._tell(status | {"limit_s": max(self._limit_s(RESULTS), _TO_END_S), "stacks": None})
+
+    def _limit_s(self, phase: str) -> float:
+        return LIMITS_S[phase] if self._timeout_s is None else self._timeout_s
+
+    def _run(self) -> None:
+        idle_s, before_s = 0.0, time.monotonic()
+        progress, work = self._stop.progress(), _work()
+        while not self._has_ended:
+            phase, waits_for = self._stop.doing, self._stop.waiting_for()
+            status = {"kind": "watch", "phase": phase, "waits_for": waits_for, "idle_s": idle_s}
+            self._tell(status | {"limit_s": self._limit_s(phase), "stacks": self._stacks})
+            time.sleep(_TICK_S)
+            now_s = time.monotonic()
+            # The time that this process was suspended does not count.
+            elapsed_s, before_s = min(now_s - before_s, 2 * _TICK_S), now_s
+            has_advanced = progress != (progress := self._stop.progress())
+            computed_s, moved = (now - then for now, then in zip(_work(), work, strict=True))
+            work = (work[0] + computed_s, work[1] + moved)
+            if phase in _BY_WORK and (computed_s > _BUSY * elapsed_s or moved > _MOVED_BYTES):
+                has_advanced = True
+            idle_s = 0.0 if has_advanced else idle_s + elapsed_s
+
+
+def _work() -> tuple[float, float]:
+    """Seconds computed and bytes moved so far."""
+    moved = 0
+    try:
+        for line in Path("/proc/self/io").read_text("ascii").splitlines():
+            name, _, number = line.partition(":")
+            # Pages of a mapped file count in `read_bytes` alone.
+            if name in ("rchar", "wchar", "read_bytes"):
+                moved += int(number)
+    except OSError:
+        return time.process_time(), 0.0
+    return time.process_time(), float(moved)

@@ -1,0 +1,87 @@
+"""When a run is asked to stop, and when it is asked to end at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from llava_recipes.cli.options import duration
+from llava_recipes.runner import interruption
+from llava_recipes.runner.interruption import Interruption
+from llava_recipes.stop_signals import STOP_SIGNALS
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_storm_of_signals_is_one_request(number: signal.Signals) -> None:
+    with Interruption() as asked:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+    assert (asked.reason, asked.is_repeated) == (number.name, False)
+
+
+def test_a_later_signal_is_a_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_REPEATED_AFTER_S", 0.0)
+    with Interruption() as asked:
+        os.kill(os.getpid(), signal.SIGXCPU)
+        os.kill(os.getpid(), signal.SIGXCPU)
+        assert not asked.is_repeated
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (asked.reason, asked.is_repeated) == ("SIGXCPU", True)
+
+
+def test_before_training_the_first_signal_ends_it() -> None:
+    with Interruption() as asked, pytest.raises(KeyboardInterrupt), asked.ending_at_once():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
+    with pytest.raises(KeyboardInterrupt), asked.ending_at_once():
+        pass
+
+
+def test_an_ignored_hangup_stays_ignored() -> None:
+    """As nohup leaves it; Ctrl-C counts, also where a shell started the run in the background."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
+    try:
+        with Interruption() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked.reason is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert asked.reason == "SIGINT"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_time_that_is_over_asks_to_stop() -> None:
+    asked = Interruption(max_time_s=60)
+    left_s = asked.seconds_left()
+    assert left_s is not None and 50 < left_s <= 60 and asked.reason is None
+    over = Interruption(max_time_s=1e-9)
+    assert (over.seconds_left(), over.reason) == (0.0, "--max-time")
+    assert Interruption().seconds_left() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("3:55:00", 14_100),
+        ("1-00:00:00", 86_400),
+        ("55:30", 3_330),
+        ("90m", 5_400),
+        ("4h", 14_400),
+        ("1h30m", 5_400),
+        ("1.5h", 5_400),
+        ("45s", 45),
+    ],
+)
+def test_a_time_is_read_as_schedulers_write_it(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "10", "-1h", "0:00:00", "4 h", "1:2:3:4", "nan", "1h-2m"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(Exception, match="is not a time"):
+        duration(text)
