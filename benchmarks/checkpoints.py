@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from llava_recipes.train.checkpoints import Facts, saving
+from llava_recipes.train.checkpoints import SealFacts, saving
 from llava_recipes.train.saved_state import Live, save_state
 
 
@@ -63,7 +63,7 @@ def save(live: Live, folder: Path, *, safe: bool) -> float:
         started_s = time.perf_counter()
         with saving(folder, 1) as new:
             save_state(live, new, beginnings=live.beginnings(), progress={}, check=lambda name, tensor: None)
-            place = new.commit(Facts(1, 1, {}, None))
+            place = new.commit(SealFacts(1, 1, {}, None))
         seconds = time.perf_counter() - started_s
     shutil.rmtree(place)
     return seconds

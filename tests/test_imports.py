@@ -49,6 +49,7 @@ def _imported_by(words: tuple[str, ...], names: tuple[str, ...] = HEAVY) -> list
         ("completion", "bash"),
         ("migrate", "tests/migrate/scripts/v1_5/pretrain.sh"),
         ("export-script", RECIPE),
+        ("slurm", RECIPE, "--gpus-per-node", "8"),
         ("validate", RECIPE),
         ("plan", RECIPE, "--world-size", "8"),
         ("plan", RECIPE, "--world-size", "8", "--json"),

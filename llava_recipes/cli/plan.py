@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_recipe, add_world_size, positive, world_size_of
 from llava_recipes.cli.plan_overview import Section, headline_of, sections_of
+from llava_recipes.errors import RecipeError
 from llava_recipes.plan.types import Plan
 from llava_recipes.screen import cell, console, is_terminal, say, say_json
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from llava_recipes.estimate.cost import Gpu
     from llava_recipes.estimate.estimate import Estimate, Estimator
     from llava_recipes.plan.compile import Compiled
+    from llava_recipes.recipe.load import LoadedRecipe
 
 USAGE_ERROR = 2
 
@@ -52,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     estimate = estimator.estimate() if estimator else None
     overview = list(sections_of(plan))
     proposals = list(_proposals(plan, estimator, arguments.gpu)) if estimator and arguments.fit else []
-    sections = [*overview, *_estimate_sections(estimate, fitted=bool(proposals)), *proposals]
+    sections = [*overview, *_folder_section(loaded, plan)]
+    sections += [*_estimate_sections(estimate, fitted=bool(proposals)), *proposals]
     if arguments.show_config:
         from llava_recipes.cli.plan_estimate import config_sections
 
@@ -77,6 +81,36 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.html is None:
         print_sections(headline_of(plan), sections)
     return 0
+
+
+def _folder_section(loaded: LoadedRecipe, plan: Plan) -> Iterator[Section]:
+    """What `run` does with the folders that contain a run already."""
+    rows = [
+        (stage.name, words)
+        for stage, words in zip(plan.stages, folders_of(loaded, plan), strict=True)
+        if words is not None
+    ]
+    if rows:
+        yield "run folders", rows
+
+
+def folders_of(loaded: LoadedRecipe, plan: Plan) -> Iterator[str | None]:
+    """What `run` does with the folder of each stage, in a line; None where it has none yet."""
+    from llava_recipes.runner.inputs import compare_inputs
+    from llava_recipes.runner.refusals import describe_folder
+    from llava_recipes.runner.run_folder import read_folder_state, stage_plan
+
+    for index, stage in enumerate(plan.stages):
+        folder, own = Path(stage.output_dir), stage_plan(plan, index)
+        try:
+            moved = compare_inputs(folder, own).moved
+            state = read_folder_state(folder, own, loaded.recipe, index, moved=moved)
+        except RecipeError as error:
+            yield error.problems[0].message
+        except OSError as error:
+            yield f"{stage.output_dir} cannot be read: {error.strerror}"
+        else:
+            yield describe_folder(state, stage)
 
 
 def _estimator(compiled: Compiled, arguments: argparse.Namespace) -> Estimator | None:

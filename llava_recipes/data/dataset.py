@@ -112,7 +112,7 @@ class StageDataset(Dataset[Sample]):
             prepare = partial(prepare_image, processor=self.image_processor, data=self.data)
             images = open_images(self.records, record, prepare)
         except BadImage as error:
-            hint = "repair it (a run goes on with `--resume`), or start a new run with `on_bad_image: skip`"
+            hint = "repair it, or write `on_bad_image: skip`; the run then continues from its last checkpoint"
             message = "its image cannot be used"
             problem = self._problem(record, message, code="bad-image", found=str(error), hint=hint)
             raise BadImageError(problem) from None

@@ -42,7 +42,7 @@ from llava_recipes.recipe.foreign import check_model_folder, read_object
 Kind = Literal["run", "adapters", "checkpoint", "projector"]
 Values = Mapping[str, JsonValue]
 
-PLAN, CONFIG = "plan.json", "config.json"
+PLAN, CONFIG, SEAL = "plan.json", "config.json", "checkpoint.json"
 _OLD_ADAPTERS = "adapter_model.bin"
 _FEATURES = {"default": "patch", "full": "cls_patch"}
 
@@ -227,6 +227,9 @@ def _of_projector(file: pathlib.Path, path: KeyPath) -> dict[str, tuple[TensorSo
 
 
 def _claims(folder: pathlib.Path, kind: Kind, config: Values, path: KeyPath) -> Claims:
+    if (folder / SEAL).is_file() and not (folder / PLAN).is_file():
+        # A checkpoint is in the folder of its run.
+        folder = folder.parent
     if (folder / PLAN).is_file():
         model = _mapping(_read_object(folder / PLAN, path).get("model"))
         tower, tokens = _mapping(model.get("vision_tower")), _mapping(model.get("image_tokens"))

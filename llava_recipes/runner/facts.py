@@ -276,9 +276,14 @@ def read_deepspeed_files(loaded: LoadedRecipe, problems: list[Problem]) -> dict[
 def _read_earlier(folder: Path) -> Earlier:
     """The folders that a run was started from, the oldest first, as seen from here.
 
-    Empty for what isn't a run of ours; its plan is checked when its weights are looked at.
+    Empty for what is neither a run of ours nor a checkpoint of one; its plan is checked when its weights are
+    looked at.
     """
     from llava_recipes.runner.run_folder import PLAN
+    from llava_recipes.train.checkpoints import SEAL
+
+    if (folder / SEAL).is_file() and not (folder / PLAN).is_file():
+        folder = folder.parent
 
     try:
         plan = json.loads((folder / PLAN).read_text("utf-8"))

@@ -139,12 +139,25 @@ def _open(given: str, path: KeyPath) -> StartingWeights:
 
 
 def check_start(given: str, *, path: KeyPath) -> None:
-    """Raise RecipeError when a finished run, or a file of one, is not as the run wrote it; others pass."""
+    """Raise RecipeError when a finished run, a file of one or a checkpoint is not as the run wrote it.
+
+    Others pass.
+    """
+    from llava_recipes.train.checkpoints import SEAL, find_damage
+
     place = expanded(given)
     if (place / PLAN).is_file() and (place / DONE).is_file():
         check_results(place, path=path)
     elif place.is_file():
         check_result_file(place, path=path)
+    elif (place / SEAL).is_file() and (damage := find_damage(place)) is not None:
+        raise RecipeError.of(
+            "the checkpoint that `init_from` names is damaged",
+            code="init-from-damaged",
+            path=path,
+            found=f"{given}: {damage}",
+            hint="name another checkpoint of that run, or its folder if it is finished",
+        )
 
 
 def _may_be_hub_id(given: str) -> bool:

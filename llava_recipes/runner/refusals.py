@@ -48,6 +48,25 @@ def keys_to_accept(state: FolderState) -> list[str]:
     return list(dict.fromkeys(change.key for change in state.decisive))
 
 
+def describe_folder(state: FolderState, stage: StagePlan) -> str | None:
+    """What `run` does with a stage's folder, in a line; None where it has none yet."""
+    if state.kind == "new":
+        return None
+    if state.kind == "foreign":
+        return f"{stage.output_dir} contains files that no run of llava-recipe wrote: `run` refuses it"
+    changes = unaccepted(state, stage.name, ())
+    if changes:
+        keys = " ".join(f"--accept {key}" for key in keys_to_accept(state))
+        what = f"`run` needs {keys}" if keys else "`run` refuses it"
+        more = f"; and {len(changes) - 1} more" if len(changes) > 1 else ""
+        return f"{stage.output_dir} contains a run of another plan: {what} ({changes[0]}{more})"
+    if state.kind == "done":
+        return f"already done, in {stage.output_dir}"
+    if not state.checkpoints:
+        return f"starts at step 0: nothing was trained in {stage.output_dir}"
+    return f"continues from {state.checkpoints[0].folder}"
+
+
 def other_plan(
     stage: StagePlan, index: int, state: FolderState, changes: Sequence[Change], *, command: Sequence[str]
 ) -> Problem:

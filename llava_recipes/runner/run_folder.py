@@ -32,6 +32,7 @@ from llava_recipes.runner.history import HISTORY
 from llava_recipes.runner.lock import LOCK
 from llava_recipes.runner.results import (
     DONE,
+    WEIGHTS,
     damaged_done,
     done_text,
     read_done,
@@ -103,7 +104,6 @@ def read_folder_state(
     `wanted` is the plan of stage number `index` alone. With the recipe, changes are named as it writes them.
     `moved` are paths of the plan that lead elsewhere now, to the same content.
     """
-    from llava_recipes.model.weights import PROJECTOR_FILES, TRAINED_FILE
     from llava_recipes.train.checkpoints import list_checkpoints
 
     kind = folder_kind(folder)
@@ -115,7 +115,7 @@ def read_folder_state(
         find_changes(recorded, wanted, recipe, index, moved=moved),
         recorded,
         tuple(list_checkpoints(folder)),
-        any((folder / name).is_file() for name in (*PROJECTOR_FILES, TRAINED_FILE)),
+        any((folder / name).is_file() for name in WEIGHTS),
     )
 
 

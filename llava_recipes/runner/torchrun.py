@@ -22,6 +22,7 @@ from llava_recipes.stop_signals import STOP_SIGNALS
 
 def main(argv: list[str]) -> int:
     """Run `-m MODULE`, given after torchrun's options, in every process; the highest exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     guard_streams(outlives_reader=True)
     try:
         line = Line(os.environ, rank=None)

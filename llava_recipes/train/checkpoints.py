@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Facts:
+class SealFacts:
     """What a checkpoint's seal says besides its files."""
 
     step: int
@@ -112,7 +112,7 @@ class NewCheckpoint:
         _write_flushed(self.folder / name, data)
         self.add(name, FileSeal(len(data), hashlib.sha256(data).hexdigest()))
 
-    def commit(self, facts: Facts) -> Path:
+    def commit(self, facts: SealFacts) -> Path:
         """Seal the checkpoint, give it its name, and name it in `latest`; returns its folder."""
         files: dict[str, JsonValue] = {name: {**seal.to_json()} for name, seal in sorted(self._seals.items())}
         _write_flushed(self.folder / SEAL, _sealed(facts, files))
@@ -141,7 +141,7 @@ def saving(output_dir: Path, step: int) -> Iterator[NewCheckpoint]:
         raise
 
 
-def seal(folder: Path, facts: Facts) -> None:
+def seal(folder: Path, facts: SealFacts) -> None:
     """Seal a checkpoint's folder as it is, for example after its files were changed on purpose."""
     names = [
         path.relative_to(folder).as_posix()
@@ -153,7 +153,7 @@ def seal(folder: Path, facts: Facts) -> None:
     )
 
 
-def _sealed(facts: Facts, files: Mapping[str, JsonValue]) -> bytes:
+def _sealed(facts: SealFacts, files: Mapping[str, JsonValue]) -> bytes:
     layout: dict[str, JsonValue] = {**facts.layout}
     content: dict[str, JsonValue] = {
         "form": _FORM,
@@ -274,7 +274,7 @@ def find_damage(folder: Path) -> str | None:
         return str(error)
 
 
-def read_facts(folder: Path) -> Facts:
+def read_facts(folder: Path) -> SealFacts:
     """What the seal of a sound checkpoint says. Raises RecipeError where it is damaged."""
     try:
         return _read_seal(folder)[1]
@@ -306,7 +306,7 @@ class _BadSeal(Exception):
     """What is wrong with a seal."""
 
 
-def _read_seal(folder: Path) -> tuple[dict[str, FileSeal], Facts]:
+def _read_seal(folder: Path) -> tuple[dict[str, FileSeal], SealFacts]:
     """Size and SHA-256 of every file that was saved, by its path inside the folder, and the other facts."""
     file = folder / SEAL
     if not file.exists():
@@ -321,7 +321,7 @@ def _read_seal(folder: Path) -> tuple[dict[str, FileSeal], Facts]:
         is_whole = given == hashlib.sha256(_dumped(sealed)).hexdigest()
         if not is_whole or _dumped(sealed | {"sha256": given}) != data:
             raise _BadSeal(f"its {SEAL} was changed after it was saved")
-        facts = Facts(sealed["step"], sealed["world_size"], dict(sealed["layout"]), sealed["loss"])
+        facts = SealFacts(sealed["step"], sealed["world_size"], dict(sealed["layout"]), sealed["loss"])
         files = read_seals(sealed["files"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _BadSeal(f"its {SEAL} cannot be read: {error}") from None

@@ -34,7 +34,7 @@ from llava_recipes.screen import say
 from llava_recipes.train.checkpoints import (
     PROGRESS,
     TRAINER_STATE,
-    Facts,
+    SealFacts,
     list_checkpoints,
     loading,
     remove_old,
@@ -299,7 +299,9 @@ class StageTrainer(DealtTrainer):
             )
             if checkpoint is not None:
                 checkpoint.write_json(TRAINER_STATE, asdict(self.state))
-                checkpoint.commit(Facts(step, self.args.world_size, self.layout.to_json(), self.last_loss))
+                checkpoint.commit(
+                    SealFacts(step, self.args.world_size, self.layout.to_json(), self.last_loss)
+                )
         if checkpoint is not None and self._keep_checkpoints is not None:
             remove_old(run_dir, newest=step, keep=self._keep_checkpoints)
         self._saved_step = step

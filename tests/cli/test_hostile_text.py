@@ -124,6 +124,11 @@ CALLS: dict[str, list[list[str]]] = {
         ["GOOD", "--set", "stages.0.train.learning_rate=2e-3"],
         ["GOOD", "--stage", FILE],
     ],
+    "slurm": [
+        ["GOOD", "--gpus-per-node", "1"],
+        ["WRONG", "--gpus-per-node", "1", "--partition", FILE],
+        ["PLAIN", "--gpus-per-node", "1", "-o", f"job{FILE}", "--force", "--sbatch", f"comment={PRINTABLE}"],
+    ],
     "chat": [["RUN", HOSTILE.replace("\0", ""), "--image", f"{TEXT}/images/{FILE}.png"], [FILE]],
     "generate": [
         ["RUN", "--input", f"{TEXT}/good.json", "--images", f"{TEXT}/images", "-o", f"a{FILE}", "--overwrite"]

@@ -25,6 +25,7 @@ SCRIPT = str(ROOT / "tests" / "migrate" / "scripts" / "v1_5" / "pretrain.sh")
         ("migrate", SCRIPT, "-o", "out.yaml"),
         ("export-script", RECIPE, "-o", "out.sh", "--world-size", "8"),
         ("plan", RECIPE, "--world-size", "8", "--html", "out.html"),
+        ("slurm", RECIPE, "--gpus-per-node", "8", "-o", "out.sbatch"),
     ],
     ids=lambda words: words[0],
 )

@@ -230,12 +230,13 @@ PLACES: dict[str, tuple[str, Callable[[str], None]]] = {
         ".sh",
         _command("export-script", "recipe.yaml", "--world-size", "1", "--force", "-o", "PATH"),
     ),
+    "slurm -o": (".sh", _command("slurm", "recipe.yaml", "--gpus-per-node", "1", "--force", "-o", "PATH")),
     "diff": (".yaml", _command("diff", "recipe.yaml", "PATH")),
 }  # fmt: skip
 
 # Those that may be made yet.
 MAY_BE_NEW = ("output_dir", "an output folder", "answers", "new -o", "migrate -o", "plan --html",
-              "the page before", "export-script -o", "new --data")  # fmt: skip
+              "the page before", "export-script -o", "slurm -o", "new --data")  # fmt: skip
 
 
 def _nothing(_: object) -> None:

@@ -37,11 +37,13 @@ _TO_END_S = 5.0
 
 @dataclass(frozen=True)
 class Shot:
-    """A signal at a time after the start, to some processes of a run."""
+    """A signal to some processes of a run, at a time after the start, or after a logged step of a stage."""
 
     number: signal.Signals
     target: str
     after_s: float
+    after_lines: int = 0
+    """Of the first stage's metrics.jsonl, to wait for before that time counts."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,19 @@ class Ended:
     code: int
     seconds: float
     fault: str
+    said: str = ""
 
 
 class Range:
     """A folder with a recipe of two stages, which are measured, sampled, saved and resumed."""
 
-    def __init__(self, folder: Path, *, processes: int, workers: int = 0) -> None:
+    def __init__(self, folder: Path, *, processes: int, workers: int = 0, steps: int = STEPS) -> None:
         self.folder, self.processes = folder, processes
         self.runs = (folder / "first", folder / "second")
         folder.mkdir(parents=True)
         values = stage1_values(
             self.runs[0],
-            max_steps=STEPS,
+            max_steps=steps,
             per_device_train_batch_size=4 // processes,
             save_strategy="steps",
             save_steps=4,
@@ -90,11 +93,19 @@ class Range:
         with started(argv, cwd=self.folder, env=environment) as child:
             began_s = time.monotonic()
             if shot is not None:
+                self._wait_for_lines(shot.after_lines)
                 time.sleep(shot.after_s)
                 self._fire(shot, draw)
             out, err = child.communicate(timeout=TIMEOUT_S)
             seconds = time.monotonic() - began_s
-        return Ended(child.returncode, seconds, self._fault(child.returncode, out + err))
+        return Ended(child.returncode, seconds, self._fault(child.returncode, out + err), out + err)
+
+    def _wait_for_lines(self, number: int) -> None:
+        metrics, deadline = self.runs[0] / "metrics.jsonl", time.monotonic() + TIMEOUT_S
+        while number and not (metrics.exists() and metrics.read_text().count("\n") >= number):
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.02)
 
     def _pids(self) -> list[int]:
         return [int(line) for line in (self.folder / PIDS_FILE).read_text().split()]

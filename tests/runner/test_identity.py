@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 
 from llava_recipes.cli.main import main
+from llava_recipes.errors import RecipeError
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.keys import all_keys
 from llava_recipes.recipe.load import load_source
@@ -23,6 +24,7 @@ from llava_recipes.runner import history
 from llava_recipes.runner.accepted import AcceptError, read_accepted
 from llava_recipes.runner.changes import find_changes
 from llava_recipes.runner.facts import plan_recipe
+from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.identity import RULES, rule_of
 from llava_recipes.runner.run_folder import stage_plan
 from tests.processes import ROOT, run_to_end
@@ -384,6 +386,30 @@ def test_less_steps_than_were_trained(look: Try) -> None:
         "write `max_steps: 4` to end the run there; or remove checkpoint-4 to go back to checkpoint-2" in err
     )
     assert look(*setting("train.max_steps=4"), "--accept", "train.max_steps")[0] == 0
+
+
+def test_a_plan_says_what_the_run_would_do(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = copy_cut(whole, tmp_path, step=4)
+    assert main(["plan", str(recipe), "--world-size", "1"]) == 0
+    assert f"continues from {tmp_path}/run/checkpoint-4" in capsys.readouterr().out
+    changed = setting("train.learning_rate=1e-4")
+    assert main(["plan", str(recipe), "--world-size", "1", *changed]) == 0
+    assert "`run` needs --accept train.learning_rate (train.learning_rate: 0.001" in capsys.readouterr().out
+
+
+def test_a_checkpoint_to_start_from_must_be_whole(look: Try, tmp_path: Path) -> None:
+    weights = tmp_path / "run" / "checkpoint-4" / "trained.safetensors"
+    changed = setting(f"init_from={weights.parent}", f"output_dir={tmp_path}/new")
+    code, _, err = look(*changed, "--set", "model.projector={type: linear}")
+    assert code == 1 and "`init_from` has another projector" in err, "it knows the model of its run"
+    assert look(*changed, "--set", "model.projector={type: mlp2x_gelu}")[0] == 0
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(RecipeError, match="is damaged"):
+        check_start(str(weights.parent), path=("stages", 0, "init_from"))
 
 
 def test_a_folder_in_which_nothing_was_trained_never_blocks(whole: Path, tmp_path: Path) -> None:

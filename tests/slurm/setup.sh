@@ -24,7 +24,8 @@ FirstJobId=$((1 + $$ % 9000))
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
+# A job that is queued again may start as soon as credentials have expired: by default after 2 minutes.
+AuthInfo=socket=$folder/munge/socket,cred_expire=10
 CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool%n
@@ -38,8 +39,6 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
-# A job that is queued again may start at once.
-SchedulerParameters=requeue_delay=1
 SchedulerType=sched/backfill
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core

@@ -9,7 +9,7 @@ from pathlib import Path
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import compile_loaded
 from llava_recipes.runner.run_folder import PLAN, stage_plan
-from llava_recipes.train.checkpoints import SEAL, Facts, list_checkpoints, seal
+from llava_recipes.train.checkpoints import SEAL, SealFacts, list_checkpoints, seal
 
 WRITTEN_LAST = (
     *("DONE", "config.json", "trainer_state.json", "latest"),
@@ -48,4 +48,4 @@ def replan(recipe: Path, processes: int) -> None:
 def reseal(checkpoint: Path) -> None:
     """Seal a checkpoint's files as they are now, as a stranger would."""
     sealed = json.loads((checkpoint / SEAL).read_text("utf-8"))
-    seal(checkpoint, Facts(*(sealed[key] for key in ("step", "world_size", "layout", "loss"))))
+    seal(checkpoint, SealFacts(*(sealed[key] for key in ("step", "world_size", "layout", "loss"))))

@@ -21,7 +21,7 @@ from llava_recipes.train.checkpoints import (
     LATEST,
     SEAL,
     UNUSABLE,
-    Facts,
+    SealFacts,
     check_form,
     clean_up,
     find_damage,
@@ -44,7 +44,7 @@ STATE: dict[str, Any] = {
     "log_history": [{"loss": 1.0, "step": 1}],
 }
 LAYOUT = {"world_size": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
-FACTS = Facts(4, 1, LAYOUT, 1.0)
+FACTS = SealFacts(4, 1, LAYOUT, 1.0)
 
 
 def write_checkpoint(output_dir: Path, step: int = 4) -> Path:
@@ -54,7 +54,7 @@ def write_checkpoint(output_dir: Path, step: int = 4) -> Path:
         for name in ("optimizer.json", "progress.json", "random.json"):
             new.write_json(name, {"some": [1, 2]})
         new.write_json("trainer_state.json", {**STATE, "global_step": step})
-        return new.commit(Facts(step, 1, LAYOUT, 1.0))
+        return new.commit(SealFacts(step, 1, LAYOUT, 1.0))
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_trainer_state_of_no_use_is_named(checkpoint: Path, text: str) -> None
 
 
 def test_a_seal_of_another_step_is_damage(checkpoint: Path) -> None:
-    seal(checkpoint, Facts(8, 1, LAYOUT, None))
+    seal(checkpoint, SealFacts(8, 1, LAYOUT, None))
     assert "another step" in str(find_damage(checkpoint))
 
 

@@ -19,7 +19,7 @@ from transformers.optimization import Adafactor
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.seals import seal_of
-from llava_recipes.train.checkpoints import UNUSABLE, Facts, find_damage, saving
+from llava_recipes.train.checkpoints import UNUSABLE, SealFacts, find_damage, saving
 from llava_recipes.train.optimizer_states import check_storable
 from llava_recipes.train.saved_state import Live, open_state, restore, restore_random, save_state
 from llava_recipes.train.tensor_files import TensorSpec, TensorWriter, in_shards
@@ -63,7 +63,7 @@ def write(state: Live, folder: Path, step: int = 4, **progress: Any) -> Path:
         new.write_json(
             "trainer_state.json", {"global_step": step, "epoch": 0.1, "total_flos": 0, "log_history": []}
         )
-        return new.commit(Facts(step, 1, {}, 0.5))
+        return new.commit(SealFacts(step, 1, {}, 0.5))
 
 
 def eight_bits(name: str) -> Make:
@@ -151,7 +151,7 @@ def test_a_schedule_that_reacts_to_losses_keeps_its_factor(tmp_path: Path) -> No
         before.scheduler.step(loss)
     with saving(tmp_path, 4) as new:
         save_state(before, new, beginnings=beginnings, progress={}, check=lambda name, tensor: None)
-        folder = new.commit(Facts(4, 1, {}, None))
+        folder = new.commit(SealFacts(4, 1, {}, None))
     after = plateau(0.3)
     restore(after, open_state(folder, CPU), beginnings=after.beginnings())
     assert after.optimizer.param_groups[0]["lr"] == pytest.approx(0.003)
