@@ -76,6 +76,8 @@ class Stop:
         self._pid = os.getpid()
         self._phase = LOADING
         self._ticks = 0
+        self.collective_s = 1800.0
+        """How long torch lets processes wait for one another."""
         self.readings: list[Reading] = []
         """What the readers of this process's data sets read."""
         self._has_told = False
