@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -106,6 +106,8 @@ class StepCheck:
         passes, has_images = self._passes, self._has_images
         self._passes, self._has_images = [], False
         verdict = self._agree(passes, gradient_norm, has_images)
+        if verdict.bad_weight:
+            verdict = replace(verdict, bad_weight=self._has_bad_weight())
         self._num_skipped = self._num_skipped + 1 if verdict.bad_gradient else 0
         searching = scale is not None and scale > SMALLEST_SCALE and self._num_skipped < MAX_SKIPPED
         bad_gradient = verdict.bad_gradient and not searching
@@ -125,13 +127,21 @@ class StepCheck:
     def _agree(self, passes: Sequence[Pass], gradient_norm: Tensor, has_images: bool) -> Verdict:
         losses = torch.stack([each.loss.float() for each in passes]) if passes else torch.zeros(1)
         norm = gradient_norm.detach().to(self._device).float()
-        largest = get_total_norm(local_parts(self._trained.values()), math.inf).to(self._device).float()
-        bad = [~losses.to(self._device).isfinite().all(), ~norm.isfinite(), ~largest.isfinite()]
+        # A sum of squares is the fastest to compute, and may overflow: then the weights are looked at again.
+        weights = get_total_norm(local_parts(self._trained.values())).to(self._device).float()
+        bad = [~losses.to(self._device).isfinite().all(), ~norm.isfinite(), ~weights.isfinite()]
         images = torch.tensor(has_images, device=self._device)
         flags = torch.stack([*bad, norm != 0, images]).to(torch.uint8)
         all_reduce_max(flags)
         # The only wait for the device.
         return Verdict(*map(bool, flags.tolist()))
+
+    def _has_bad_weight(self) -> bool:
+        """Whether a weight of any process is NaN or infinite, however large the others are."""
+        trouble = _weight_trouble(self._trained)
+        flag = torch.tensor(trouble is not None, device=self._device).to(torch.uint8)
+        all_reduce_max(flag)
+        return bool(flag.item())
 
     def _gradient_trouble(self) -> tuple[str, str] | None:
         """The first weight whose gradient on this process is not finite, and what it is."""
@@ -214,12 +224,14 @@ def local_gradient(parameter: nn.Parameter) -> Tensor | None:
 
 
 def zero_gradient_norm(optimizer: Any, trained: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """float[]: the largest gradient on this process under ZeRO, before DeepSpeed's step; NaN if one is."""
+    """float[]: a norm of this process's gradients under ZeRO, before DeepSpeed's step."""
     gradients = _kept_gradients(optimizer)
     if not gradients:
         # Another optimizer of DeepSpeed's, or gradients on a disk.
         gradients = [part for each in trained if (part := local_gradient(each)) is not None and part.numel()]
-    return get_total_norm(gradients, math.inf).to(device)
+    # The norm of scaled gradients has no place in fp16, the largest of them has.
+    in_fp16 = any(gradient.dtype == torch.float16 for gradient in gradients)
+    return get_total_norm(gradients, math.inf if in_fp16 else 2.0).to(device)
 
 
 def _kept_gradients(optimizer: Any) -> list[Tensor]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llava_recipes.errors import RecipeError
-from llava_recipes.train.finite import MAX_SKIPPED, StepCheck, Verdict
+from llava_recipes.train.finite import MAX_SKIPPED, StepCheck, Verdict, zero_gradient_norm
 from llava_recipes.train.learning import FIRST_STEPS, MANY_SKIPPED, LearningCheck, LossBand, roots_without
 from llava_recipes.train.metrics import read_metrics
 from tests.faults.numbers import STEPS, Poison, attempt
@@ -85,6 +85,21 @@ def test_a_weight_is_named() -> None:
     assert problem.code == "weights-not-finite"
     assert problem.message.startswith("projector.0.weight has NaN or infinite values before the update of")
     assert "projector.0.weight contains nan" in refusal(step_check(weight), weight, NAN).found
+
+
+def test_huge_weights_are_numbers() -> None:
+    """The sum of their squares is not."""
+    weight = parameter(1e30, -1e30, gradient=0.5)
+    assert decide(step_check(weight), weight, 1.0) == GOOD
+
+
+def test_a_norm_of_fp16_has_room() -> None:
+    """Gradients times a loss scale of 65,536: their norm is beyond fp16, each of them is not."""
+    weight = nn.Parameter(torch.zeros(100, dtype=torch.float16))
+    weight.grad = torch.full_like(weight, 60_000.0)
+    assert zero_gradient_norm(None, [weight], torch.device("cpu")).isfinite()
+    weight.grad[7] = NAN
+    assert zero_gradient_norm(None, [weight], torch.device("cpu")).isnan()
 
 
 def test_a_sound_step_forgets_its_passes() -> None:
