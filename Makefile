@@ -21,7 +21,7 @@ TESTS := -m pytest $(PYTEST_FLAGS) --randomly-seed=$(SEED)
 OTHER_VERSIONS := -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick durations test-long test-oldest test-newest coverage lint format names docs bench clean
+.PHONY: help setup demo test check quick durations test-long test-oldest test-newest coverage lint format names docs bench slurm clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -110,6 +110,9 @@ docs: .venv/.docs  ## build the site of docs/ into build/site/; a broken link is
 
 bench: $(READY)  ## time a Stage-1 step (see benchmarks/README.md)
 	@$(RUN) python benchmarks/step.py
+
+slurm: $(READY)  ## break and continue a job on Slurm, started on this machine (see tests/slurm/README.md)
+	@$(RUN) python -m tests.slurm.broken_job
 
 clean:  ## remove the environments, caches and what the demo wrote
 	rm -rf .venv .venv-oldest .venv-newest demo build dist *.egg-info

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from llava_recipes import __version__
-from llava_recipes.interpreter import leave_current_folder
+from llava_recipes.interpreter import is_own_process, leave_current_folder
 from llava_recipes.screen import (
     OutputLost,
     drop_rest,
@@ -179,6 +179,10 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written stays behind."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        if is_own_process():
+            # The same request may come as several signals: a later one must not change how this one ends.
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)

@@ -470,9 +470,13 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
     bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
     # What a process says whose peer is gone is no cause.
+    killed = next((each for each in outcomes if each.killed and not each.was_interrupted), None)
+    if killed is not None:
+        # The others only report that it is gone.
+        bugs, silent = [], [killed]
     if bugs and not (silent and all(map(_OF_PEERS.search, bugs))):
         raise WorkerBug(next((bug for bug in bugs if not _OF_PEERS.search(bug)), bugs[0]))
-    if silent and (result is None or result.stopped_early or silent[0] is not outcomes[0]):
+    if silent and (killed or result is None or result.stopped_early or silent[0] is not outcomes[0]):
         code, where = silent[0].code, f" on {silent[0].host}" if len(outcomes) > 1 else ""
         how = ", killed by a signal" if code < 0 or code > 128 else ""
         raise run.loaded.fail(
@@ -480,7 +484,7 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
                 "a training process exited without an error message",
                 code="training-process-died",
                 path=("stages", index),
-                found=f"exit code {code}{where}{how}",
+                found=f"{killed.killed}{where}" if killed else f"exit code {code}{where}{how}",
                 hint="often the machine ran out of memory; `--resume` continues from the last checkpoint",
             )
         )

@@ -71,6 +71,7 @@ def outcome_of(answer: Answer, team: Team | None) -> Outcome:
         host=socket.gethostname(),
         problems=answer.reports.problems,
         bug=answer.reports.bug,
+        killed=answer.reports.killed,
         has_stopped=answer.reports.has_stopped,
         was_interrupted=team is not None and team.was_interrupted,
     )

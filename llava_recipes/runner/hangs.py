@@ -15,10 +15,12 @@ from llava_recipes.files import write_text
 from llava_recipes.runner.channel import Channel, Peer
 from llava_recipes.runner.reports import problems_message
 from llava_recipes.train.stopping import LOADING, STEP
-from llava_recipes.train.watch import LIMITS_S, STACKS
+from llava_recipes.train.watch import STACKS, START_S
 
 RUN_HANGS = "run-hangs"
 _SILENT_S = 5.0
+_TO_START_S = 120.0
+"""What Python and torch may need on a busy machine before a process can tell anything."""
 _TO_DUMP_S, _TO_WRITE_S = 3.0, 10.0
 
 
@@ -36,7 +38,7 @@ class HangWatch:
         self, channel: Channel, *, num_processes: int, timeout_s: float | None, folder: Path
     ) -> None:
         self._channel, self._num_processes, self._folder = channel, num_processes, folder
-        self._start_s = LIMITS_S[LOADING] if timeout_s is None else timeout_s
+        self._start_s = START_S if timeout_s is None else max(timeout_s, _TO_START_S)
         self._missing_s = 0.0
         self._heard: dict[int, tuple[float, float]] = {}
         """By process: when it was heard last, and for how long it has been silent."""

@@ -37,8 +37,8 @@ class Interruption:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Late signals of the same request must not end the process with another exit code.
-        is_last = self.reason is not None and is_own_process()
+        # Late signals must not end the process with another exit code than the one that it has.
+        is_last = is_own_process()
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if is_last else handler)  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from llava_recipes.runner.channel import Channel
 from llava_recipes.runner.descendants import adopting, descendants, kill_descendants, reap
 from llava_recipes.runner.hangs import HangWatch
 from llava_recipes.runner.interruption import Interruption
-from llava_recipes.runner.reports import Reports, Request
+from llava_recipes.runner.reports import Reports, Request, killed_message
 from llava_recipes.runner.world import without_launcher
 from llava_recipes.stop_signals import held_back
 
@@ -112,6 +112,8 @@ def run_processes(
         finally:
             _end_all(child, channel, others)
             _hear(channel, interruption)
+        if cut_short is None and child.returncode < 0 and not processes.by_torchrun:
+            channel.note(killed_message(processes.node_rank, child.pid, -child.returncode))
         return Answer(child.returncode, Reports.read(channel), cut_short)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import asdict, dataclass
 
 from llava_recipes.errors import Problem, RecipeError
@@ -59,6 +60,15 @@ def problems_message(error: RecipeError) -> Message:
     return {"kind": "problems", "problems": [problem.to_json() for problem in error.problems]}
 
 
+def killed_message(rank: int, pid: int, number: int) -> Message:
+    """That a signal killed a training process."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return {"kind": "killed", "words": f"rank {rank} (process {pid}) was killed by {name}"}
+
+
 def read_problems(messages: list[tuple[int, Message]]) -> list[Problem]:
     """The problems of all processes; one that several of them report comes once."""
     found = [Problem.from_json(values) for _, message in messages for values in message["problems"]]
@@ -79,6 +89,8 @@ class Reports:
     bug: str | None
     results: dict[int, Result]
     stops: tuple[Message, ...]
+    killed: str | None
+    """Which process a signal killed, before all others ended."""
     has_begun: bool
     """Whether a process has connected."""
 
@@ -91,6 +103,7 @@ class Reports:
             bug=bugs[0] if bugs else None,
             results=results,
             stops=tuple(message for _, message in channel.of_kind("stopped")),
+            killed=next((message["words"] for _, message in channel.of_kind("killed")), None),
             has_begun=channel.num_seen > 0,
         )
 

@@ -17,7 +17,7 @@ def stopped_words(stage: StagePlan, answer: Answer, reason: str | None) -> str:
         step = max(saved)
         what = f"stopped after step {step:,} and saved checkpoint-{step}; `--resume` continues from it"
     elif answer.cut_short and reports.has_begun:
-        what = f"ended at once, because of {answer.cut_short}; {_standing(newest)}"
+        what = f"ended at once: {answer.cut_short}; {_standing(newest)}"
     elif steps := [stop["step"] for stop in reports.stops if stop.get("step") is not None]:
         waits = [stop["waited_for"] for stop in reports.stops if stop.get("waited_for")]
         why = f", since nothing moved while the run waited for {waits[0]}" if waits else ""

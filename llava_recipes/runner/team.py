@@ -48,6 +48,8 @@ class Outcome:
     host: str
     problems: tuple[Problem, ...] = ()
     bug: str | None = None
+    killed: str | None = None
+    """Which training process a signal killed, before all others ended."""
     has_stopped: bool = False
     """Whether they stopped early because they were asked to."""
     was_interrupted: bool = False

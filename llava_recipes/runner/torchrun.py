@@ -15,6 +15,7 @@ from torch.distributed.run import config_from_args, parse_args
 
 from llava_recipes.runner.channel import ChannelLost, Line
 from llava_recipes.runner.descendants import descendants
+from llava_recipes.runner.reports import killed_message
 from llava_recipes.screen import guard_streams
 from llava_recipes.stop_signals import STOP_SIGNALS
 
@@ -35,6 +36,9 @@ def main(argv: list[str]) -> int:
     try:
         elastic_launch(config, command)(*arguments)
     except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        if first.exitcode < 0:
+            line.tell(killed_message(rank, first.pid, -first.exitcode))
         codes = [failure.exitcode for failure in error.failures.values()]
         return max(code if code >= 0 else 128 - code for code in codes)
     return 0

@@ -72,6 +72,8 @@ def states_of(
         return _Split(parameters, engine)
     if hasattr(engine, "fp32_groups_flat"):
         return _Flat(parameters, engine)
+    if hasattr(engine, "fp32_groups"):
+        return _Masters(parameters, engine)
     raise _not_storable(
         type(engine).__name__,
         "it keeps weights in a way that no checkpoint of ours has",
@@ -184,6 +186,24 @@ class _PerParameter:
         self.inner.state[parameter][key] = whole.to(parameter.device, copy=True)
 
     def finish(self) -> None: ...
+
+
+class _Masters(_PerParameter):
+    """A state per float32 copy of a parameter, whole on every process: DeepSpeed without ZeRO and fusing."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], engine: Any) -> None:
+        masters = {
+            id(ours): master
+            for pairs in zip(engine.fp16_groups, engine.fp32_groups, strict=True)
+            for ours, master in zip(*pairs, strict=True)
+        }
+        super().__init__({name: masters[id(each)] for name, each in parameters.items()}, engine.optimizer)
+        self._computed_with = parameters
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        for name, parameter in self._computed_with.items():
+            parameter.copy_(self._parameters[name])
 
 
 class _Flat:

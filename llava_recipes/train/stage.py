@@ -92,6 +92,7 @@ def train_stage(
         arguments.ddp_find_unused_parameters = True
     dataset = _dataset(stage.data, plan, assembled)
     validation = _validation(plan, stage, assembled, arguments)
+    stop.collective_s = float(arguments.ddp_timeout)
     stop.readings += [dataset.reading, *([] if validation is None else [validation.dataset.reading])]
     first = arguments.process_index == 0
     reporter = choose_reporter(is_first_process=first)

@@ -76,6 +76,8 @@ class Stop:
         self._pid = os.getpid()
         self._phase = LOADING
         self._ticks = 0
+        self.collective_s = 1800.0
+        """How long torch lets processes wait for one another."""
         self.readings: list[Reading] = []
         """What the readers of this process's data sets read."""
         self._has_told = False
@@ -222,7 +224,7 @@ class Stop:
     def _see_to_it(self) -> None:
         """End this process when it is asked to stop and does not."""
         idle_s = alive_s = 0.0
-        ticks, before_s = -1, time.monotonic()
+        advanced, before_s = self.progress(), time.monotonic()
         while True:
             time.sleep(_TICK_S)
             now_s = time.monotonic()
@@ -236,8 +238,8 @@ class Stop:
             if alive_s >= 1.0:
                 alive_s = 0.0
                 self._tell({"kind": "alive"})
-            idle_s = 0.0 if ticks != self._ticks or self._phase in _NEVER_CUT else idle_s + elapsed_s
-            ticks = self._ticks
+            has_advanced = advanced != (advanced := self.progress())
+            idle_s = 0.0 if has_advanced or self._phase in _NEVER_CUT else idle_s + elapsed_s
             if self._phase in _NEVER_CUT:
                 continue
             if not self.has_step:

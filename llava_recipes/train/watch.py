@@ -17,16 +17,20 @@ from typing import Any
 
 from llava_recipes.train.stopping import DATA, EVALUATION, LOADING, RESULTS, SAMPLING, SAVING, STEP, Stop
 
-LIMITS_S = {
-    LOADING: 1800.0,
+START_S = 1800.0
+LIMITS_S: dict[str, float | None] = {
+    LOADING: START_S,
     DATA: 600.0,
-    STEP: 1500.0,
+    STEP: None,
     SAVING: 3600.0,
-    EVALUATION: 1500.0,
-    SAMPLING: 1500.0,
+    EVALUATION: None,
+    SAMPLING: None,
     RESULTS: 3600.0,
 }
-"""How long nothing may advance in each phase. A step that waits for others ends after 1,800 s by itself."""
+"""How long nothing may advance in each phase; None where others wait in a collective meanwhile."""
+
+_OF_COLLECTIVE = 5 / 6
+"""Part of torch's own limit after which a run ends: torch names nothing when it ends one."""
 
 STACKS = signal.SIGUSR2
 """Makes a process write the stacks of its threads, even where no Python code can run."""
@@ -67,7 +71,10 @@ class Watch:
         self._tell(status | {"limit_s": max(self._limit_s(RESULTS), _TO_END_S), "stacks": None})
 
     def _limit_s(self, phase: str) -> float:
-        return LIMITS_S[phase] if self._timeout_s is None else self._timeout_s
+        if self._timeout_s is not None:
+            return self._timeout_s
+        limit_s = LIMITS_S[phase]
+        return self._stop.collective_s * _OF_COLLECTIVE if limit_s is None else limit_s
 
     def _run(self) -> None:
         idle_s, before_s = 0.0, time.monotonic()

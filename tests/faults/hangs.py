@@ -32,12 +32,14 @@ TIMEOUT_S = 12
 STUCK = """
 import os, sys, time
 
+EVENT, PLACE = os.environ.get("STUCK_EVENT"), os.environ.get("STUCK_PLACE", "")
+
 def wait(event, arguments):
-    if event == os.environ["STUCK_EVENT"] and os.environ["STUCK_PLACE"] in str(arguments[:2]):
+    if event == EVENT and PLACE in str(arguments[:2]):
         # As on a dead mount: the call doesn't return.
         time.sleep(100_000)
 
-if "LLAVA_RECIPES_CHANNEL" in os.environ:
+if EVENT and "LLAVA_RECIPES_CHANNEL" in os.environ:
     sys.addaudithook(wait)
 """
 """What Python runs first in each process: training processes get stuck in a call of the system."""
@@ -198,7 +200,9 @@ def main(names: list[str]) -> int:
         found = [
             line.strip() for line in ended.message.splitlines() if line.startswith(("found:", "       "))
         ]
-        failed += bool(ended.faults)
+        if ended.faults:
+            failed += 1
+            found = ended.message.splitlines()
         verdict = "; ".join(ended.faults) or "named"
         print(
             f"{name}: exit {ended.code} after {ended.seconds:.0f} s: {verdict}",

@@ -127,6 +127,9 @@ class Range:
             if time.monotonic() > deadline:
                 return f"orphans: {orphans}"
             time.sleep(0.05)
+        if code < 0 and -code in STOP_SIGNALS and not self.runs[0].exists():
+            # Before Python has reached our first line.
+            return ""
         is_done = all((run / "DONE").exists() for run in self.runs)
         if code not in ((0,) if is_done else (130,)) and not (is_done and code == 130):
             return f"exit code {code}: {said.strip()[-600:]}"
@@ -183,6 +186,8 @@ def _difference(found: tuple[Outcome, ...], wanted: tuple[Outcome, ...]) -> str:
 
 
 def main(num_shots: str, seed: str = "0", processes: str = "1", workers: str = "0") -> int:
+    # What a run sets for its processes: with another environment they would not come from the warm server.
+    os.environ |= {"DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     draw = random.Random(int(seed))
     ground = Range(
         Path(tempfile.mkdtemp(prefix="faults-")) / "range", processes=int(processes), workers=int(workers)

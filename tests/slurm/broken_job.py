@@ -68,14 +68,14 @@ class Cluster:
         self.until(lambda: self.step(cut) >= CUT_AT[0], f"job {broken} reaches step {CUT_AT[0]}")
         self.preempt(broken)
         self.until(lambda: self.starts(broken) == 1 and self.state(broken) == "RUNNING", "it starts again")
-        self._note(f"job {broken} runs again, from {self.resumed(cut)}")
+        self._note(f"job {broken} runs again, from {self.resumed(cut, 1)}")
         if not self.real_limit:
             self.until(lambda: self.step(cut) >= CUT_AT[1], f"job {broken} reaches step {CUT_AT[1]}")
             # What Slurm itself sends --signal-before seconds before the limit, as `#SBATCH --signal=B:USR1`.
             self.slurm("scancel", "--batch", "--signal=USR1", str(broken))
             self._note(f"job {broken} is told at step {self.step(cut)} that its time is nearly over")
         self.until(lambda: self.starts(broken) >= 2 and self.state(broken) == "RUNNING", "it starts again")
-        self._note(f"job {broken} runs again, from {self.resumed(cut)}")
+        self._note(f"job {broken} runs again, from {self.resumed(cut, 2)}")
         self.completes(broken)
         self._note(f"job {broken} is done after {self.starts(broken) + 1} starts")
         self.compare(whole, cut)
@@ -129,13 +129,14 @@ class Cluster:
         lines = read_metrics(file) if (file / "metrics.jsonl").exists() else []
         return int(lines[-1]["step"]) if lines else 0
 
-    def resumed(self, folder: Path) -> str:
-        self.until(lambda: "resumes from" in self._last_start(folder), "it says where it resumes")
-        return self._last_start(folder).split("resumes from ")[1].split()[0]
+    def resumed(self, folder: Path, start: int) -> str:
+        """The checkpoint that a start of the job continues from, as its log says."""
+        self.until(lambda: "resumes from" in self._since(folder, start), "it says where it resumes")
+        return self._since(folder, start).split("resumes from ")[1].split()[0]
 
-    def _last_start(self, folder: Path) -> str:
+    def _since(self, folder: Path, start: int) -> str:
         (log,) = folder.glob("*.log")
-        return log.read_text("utf-8").rpartition(": start ")[2]
+        return log.read_text("utf-8").partition(f": start {start} of job")[2]
 
     def completes(self, job: int) -> None:
         self.until(lambda: self.state(job) in ("COMPLETED", "FAILED", "CANCELLED"), f"job {job} completes")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from llava_recipes.data.order import BatchLayout
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.train.cutting import copy_cut
 from tests.train.keeping_layout import train_with
 
 MODES = [(1, "zero2"), (1, "zero3"), (2, "none"), (2, "zero2"), (2, "zero3")]
@@ -139,10 +140,13 @@ def write_uneven_recipe(folder: Path, *, deepspeed: str) -> Path:
         num_train_epochs=2,
         per_device_train_batch_size=2,
         global_batch_size=8,
+        save_strategy="steps",
+        save_steps=1,
         extra={"include_num_input_tokens_seen": "non_padding"},
     )
     stage = values["stages"][0]
     stage["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage1_22.json")
+    stage["data"]["order"] = "original"
     stage["deepspeed"] = deepspeed
     return write_recipe(values, folder / "recipe.yaml")
 
@@ -160,7 +164,19 @@ def test_two_processes_compute_the_device_batches_of_one(
 ) -> None:
     """In the last step of an epoch one of them has a pass that counts nothing, also not in the figures."""
     train_with(LAYOUT, write_uneven_recipe(tmp_path / "two", deepspeed=deepspeed), processes=2)
-    run = tmp_path / "two" / "run"
+    check_same(tmp_path / "two" / "run", uneven)
+
+
+def test_a_run_goes_on_on_four_processes_in_smaller_passes(uneven: Path, tmp_path: Path) -> None:
+    """Cut before the last step of an epoch; its order is still that of a run that one process started."""
+    recipe = copy_cut(uneven.parent, tmp_path, step=2)
+    smaller = "stages.pretrain.train.per_device_train_batch_size=1"
+    said = run_to_end(recipe, "--processes", "4", "--resume", "--set", smaller)
+    assert "the batches that it was started with: 2 per device × 4 accumulated × 1 process" in said
+    check_same(tmp_path / "run", uneven)
+
+
+def check_same(run: Path, uneven: Path) -> None:
     assert len(read_metrics(uneven)) == 6
     for ours, theirs in zip(read_metrics(run), read_metrics(uneven), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)

@@ -1,0 +1,147 @@
+"""A run that hangs ends, and names where; a run that is only suspended or busy goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_recipes.data.reading import Reading, process_state
+from llava_recipes.runner.channel import Channel, Peer
+from llava_recipes.runner.hangs import HangWatch
+from llava_recipes.train import watch as watching
+from llava_recipes.train.stopping import DATA, SAVING, STEP, Stop
+from llava_recipes.train.watch import Watch
+from tests.faults.hangs import SITES, hang_at
+
+
+class Pretended(Channel):
+    """The command's end, with training processes that a test makes up."""
+
+    def __init__(self, *peers: Peer) -> None:
+        self.pretended, self.num_seen, self.noted = list(peers), len(peers), list[dict[str, Any]]()
+
+    def ranks(self) -> list[Peer]:
+        return self.pretended
+
+    def note(self, message: dict[str, Any]) -> None:
+        self.noted.append(message)
+
+
+def peer(rank: int, pid: int, **status: Any) -> Peer:
+    told = {"phase": STEP, "waits_for": STEP, "idle_s": 0.0, "limit_s": 60.0, "stacks": None, **status}
+    return Peer(socket.socket(), rank, pid, heard_s=0.0, status=told)
+
+
+def problem_of(channel: Pretended) -> dict[str, Any]:
+    ((problem,),) = [message["problems"] for message in channel.noted]
+    return dict(problem)
+
+
+def test_the_process_that_the_others_wait_for_is_named_first(tmp_path: Path) -> None:
+    reading = peer(1, 2**22 + 1, phase=DATA, waits_for="sample 7", idle_s=70.0)
+    channel = Pretended(peer(0, 2**22 + 2, idle_s=69.0), reading)
+    look = HangWatch(channel, num_processes=2, timeout_s=None, folder=tmp_path)
+    assert look.has_hung(0.1)
+    problem = problem_of(channel)
+    assert problem["code"] == "run-hangs" and "70 s" in problem["message"]
+    assert problem["found"].startswith("rank 1 (process 4194305) waits for sample 7\n       rank 0 ")
+    assert "hang-rank0.txt, hang-rank1.txt" in problem["hint"]
+    assert "waits for sample 7" in (tmp_path / "hang-rank1.txt").read_text()
+    for each in channel.pretended:
+        each.connection.close()
+
+
+def test_a_silent_process_hangs_but_not_while_the_command_itself_was_suspended(tmp_path: Path) -> None:
+    talking, silent = peer(0, 2**22 + 2, idle_s=3.0), peer(1, 2**22 + 1)
+    channel = Pretended(talking, silent)
+    look = HangWatch(channel, num_processes=2, timeout_s=None, folder=tmp_path)
+    # An hour on the clock, of which this process saw a second.
+    talking.heard_s = silent.heard_s = 3600.0
+    assert not look.has_hung(1.0)
+    for second in range(55):
+        talking.heard_s += 1
+        assert not look.has_hung(1.0), second
+    silent.status["limit_s"] = 55.0
+    assert look.has_hung(1.0)
+    assert problem_of(channel)["found"].startswith("rank 1 (process 4194305) is stuck and does not react")
+    for each in channel.pretended:
+        each.connection.close()
+
+
+def test_processes_that_never_start_are_missed(tmp_path: Path) -> None:
+    channel = Pretended()
+    look = HangWatch(channel, num_processes=2, timeout_s=5.0, folder=tmp_path)
+    assert not look.has_hung(119.0)
+    assert look.has_hung(1.0)
+    assert problem_of(channel)["found"] == "none has started"
+
+
+def test_only_what_advances_nothing_counts_as_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_TICK_S", 0.02)
+    told: list[dict[str, Any]] = []
+    stop, reading = Stop(), Reading()
+    stop.readings.append(reading)
+    stop.enter(DATA)
+    reading.note('sample 3 (id "x"), image a/b.jpg')
+    watch = Watch(stop, tell=told.append, timeout_s=None)
+    thread = threading.Thread(target=watch._run)
+    thread.start()
+    try:
+        wait_until(lambda: bool(told))
+        wait_until(lambda: told[-1]["idle_s"] > 0.2)
+        assert told[-1]["waits_for"] == f'{DATA}: sample 3 (id "x"), image a/b.jpg'
+        assert told[-1]["limit_s"] == 600.0
+        reading.note("")
+        wait_until(lambda: told[-1]["idle_s"] < 0.2 and told[-1]["waits_for"] == DATA)
+        stop.collective_s = 60.0
+        stop.enter(STEP)
+        wait_until(lambda: told[-1]["limit_s"] == 50.0)
+        # Writing is progress where a checkpoint is saved.
+        stop.enter(SAVING)
+        monkeypatch.setattr(watching, "_work", lambda: (time.process_time(), 1e9 * time.monotonic()))
+        time.sleep(0.3)
+        assert told[-1]["idle_s"] == 0.0
+    finally:
+        watch.end()
+        thread.join()
+
+
+def test_a_stopped_data_worker_is_named() -> None:
+    reading = Reading()
+    context = get_context("fork")
+    child = context.Process(target=time.sleep, args=(600,))
+    child.start()
+    assert child.pid is not None
+    try:
+        slot = reading._readers[1]
+        slot.pid, slot.what = child.pid, b"sample 5"
+        assert reading.describe() == f"sample 5 in data worker 0 (process {child.pid})"
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: process_state(child.pid or 0) == "T")
+        slot.what = b""
+        assert reading.describe() == f"data worker 0 (process {child.pid}), which is stopped by a signal"
+    finally:
+        child.kill()
+        child.join()
+        child.close()
+
+
+def wait_until(holds: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["an image, in a data worker", "a killed rank"])
+def test_a_hang_ends_and_is_named(name: str, tmp_path: Path) -> None:
+    ended = hang_at(SITES[name], tmp_path)
+    assert ended.faults == (), ended.message
