@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,23 +98,26 @@ class NewCheckpoint:
         self._output_dir = output_dir
         self._name = f"checkpoint-{step}"
         self.folder = output_dir / f"{_SAVING}{self._name}"
-        self._seals: dict[str, FileSeal] = {}
+        self._seals: dict[str, Callable[[], FileSeal]] = {}
         _discard(self.folder)
         self.folder.mkdir()
 
-    def add(self, name: str, seal: FileSeal) -> None:
-        """Note a file that is written and flushed."""
+    def add(self, name: str, seal: Callable[[], FileSeal]) -> None:
+        """Note a file; `seal` waits until it is on the disk."""
         self._seals[name] = seal
 
     def write_json(self, name: str, value: JsonValue) -> None:
         """Write a file of plain values. NaN and infinity keep their names in Python."""
         data = json.dumps(value, indent=1).encode()
         _write_flushed(self.folder / name, data)
-        self.add(name, FileSeal(len(data), hashlib.sha256(data).hexdigest()))
+        written = FileSeal(len(data), hashlib.sha256(data).hexdigest())
+        self.add(name, lambda: written)
 
     def commit(self, facts: SealFacts) -> Path:
         """Seal the checkpoint, give it its name, and name it in `latest`; returns its folder."""
-        files: dict[str, JsonValue] = {name: {**seal.to_json()} for name, seal in sorted(self._seals.items())}
+        files: dict[str, JsonValue] = {
+            name: {**wait().to_json()} for name, wait in sorted(self._seals.items())
+        }
         _write_flushed(self.folder / SEAL, _sealed(facts, files))
         sync_folder(self.folder)
         place = self._output_dir / self._name

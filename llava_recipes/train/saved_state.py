@@ -153,7 +153,6 @@ def _stream(
     with TensorWriter(checkpoint.folder / file, specs) as writer:
         for name in specs:
             writer.write(name, checked(name))
-    assert writer.seal is not None
     checkpoint.add(file, writer.seal)
 
 
@@ -355,24 +354,15 @@ def _restore_schedule(
     scheduler: Any, states: OptimizerStates, saved: Mapping[str, Any], beginnings: Beginnings
 ) -> None:
     inner = getattr(scheduler, "scheduler", scheduler)
-    groups, own, is_same = (
-        states.inner.param_groups,
-        dict(saved["own"]),
-        saved["kind"] == type(inner).__name__,
-    )
-    # DeepSpeed's schedules count from -1, torch's from 0.
-    position = (
-        int(own["last_batch_iteration"]) + 1 if "last_batch_iteration" in own else int(own["last_epoch"])
-    )
+    groups, own = states.inner.param_groups, dict(saved["own"])
     if isinstance(inner, torch.optim.lr_scheduler.LambdaLR):
+        position = int(own["last_epoch"])
         inner.last_epoch, inner._step_count = position - 1, position
         with warnings.catch_warnings():
             # The optimizer has not stepped yet in this process.
             warnings.simplefilter("ignore")
             inner.step()
-    elif hasattr(inner, "last_batch_iteration"):
-        inner.step(position - 1)
-    elif is_same:
+    elif saved["kind"] == type(inner).__name__:
         inner.load_state_dict({**inner.state_dict(), **own})
         for group, rate, factor in zip(groups, beginnings.rates, saved["factors"], strict=False):
             group["lr"] = rate * float(factor)

@@ -50,8 +50,8 @@ def can_store(dtype: torch.dtype) -> bool:
 class TensorWriter:
     """One safetensors file whose tensors are written one after the other, in the order of their specs.
 
-    No tensor is kept. Another thread computes the file's SHA-256 meanwhile. `seal` is known when the block
-    ends; the file is then on the disk.
+    No tensor is kept. Another thread computes the file's SHA-256 meanwhile and flushes the file to the disk;
+    `seal` waits for it.
     """
 
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
@@ -61,7 +61,8 @@ class TensorWriter:
         self._hash = hashlib.sha256()
         self._pieces: queue.Queue[memoryview | None] = queue.Queue(_NUM_WAITING)
         self._num_pieces = self._num_bytes = 0
-        self.seal: FileSeal | None = None
+        self._is_whole = False
+        self._failure: OSError | None = None
 
     def __enter__(self) -> TensorWriter:
         self._file = self._path.open("xb", buffering=0)
@@ -71,7 +72,7 @@ class TensorWriter:
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write the next tensor. Its values must stay as they are until the block ends."""
+        """Write the next tensor. Its values must stay as they are until `seal` is known."""
         expected = next(self._waiting)
         spec = self._specs[name]
         assert name == expected and (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), name
@@ -95,19 +96,29 @@ class TensorWriter:
     def _digest(self) -> None:
         while (piece := self._pieces.get()) is not None:
             self._hash.update(piece)
+        try:
+            with self._file:
+                if self._is_whole:
+                    os.fsync(self._file.fileno())
+        except OSError as error:
+            self._failure = error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_whole = error is None
         self._pieces.put(None)
-        try:
-            if error is None:
-                assert next(self._waiting, None) is None, "not every tensor was written"
-                os.fsync(self._file.fileno())
-        finally:
+        if error is not None:
             self._thread.join()
-            self._file.close()
-        self.seal = FileSeal(self._num_bytes, self._hash.hexdigest())
+        else:
+            assert next(self._waiting, None) is None, "not every tensor was written"
+
+    def seal(self) -> FileSeal:
+        """The seal of the whole file, once it is on the disk. Raises OSError where that fails."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return FileSeal(self._num_bytes, self._hash.hexdigest())
 
 
 def _start_writeback(handle: int, num_bytes: int) -> None:

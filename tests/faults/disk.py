@@ -104,7 +104,7 @@ def _attempt(failure: Failure, ground: Path, run: Path) -> str:
     printed = done.stdout + done.stderr
     if done.returncode != 1:
         return f"exit code {done.returncode}: {printed[-300:]}"
-    if "cannot be written" not in printed and "not writable" not in printed:
+    if not any(words in printed for words in ("cannot be written", "not writable", "has no room for")):
         return f"says nothing of the disk: {printed[-300:]}"
     if left := [path.name for path in run.rglob("*") if path.name.startswith(".") and path.name != ".lock"]:
         return f"left {', '.join(left)}"

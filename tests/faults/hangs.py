@@ -66,7 +66,11 @@ def _command(pid: int) -> str:
 
 
 def _workers(pids: list[int]) -> list[int]:
-    return sorted(pid for pid in pids if "llava_recipes.runner.worker" in _command(pid).split("-m ")[-1])
+    commands = {pid: _command(pid) for pid in pids}
+    # torchrun's own command line names the worker too.
+    return sorted(
+        pid for pid, command in commands.items() if "runner.worker" in command and "torchrun" not in command
+    )
 
 
 def _stop_rank(pids: list[int]) -> int:

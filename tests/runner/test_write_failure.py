@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_made_is_named_by_its_own_name(tmp_path: Path) -> 
 
 
 KINDS = [
-    Failure("full", 100_000) if can_mount() else Failure("limit", 12_000),
+    Failure("full", 140_000) if can_mount() else Failure("limit", 12_000),
     Failure("EIO", 25, processes=2, deepspeed="zero2"),
 ]
 

@@ -50,7 +50,7 @@ FACTS = SealFacts(4, 1, LAYOUT, 1.0)
 def write_checkpoint(output_dir: Path, step: int = 4) -> Path:
     with saving(output_dir, step) as new:
         save_file({"projector.0.bias": torch.ones(3)}, new.folder / "trained.safetensors")
-        new.add("trained.safetensors", seal_of(new.folder / "trained.safetensors"))
+        new.add("trained.safetensors", lambda: seal_of(new.folder / "trained.safetensors"))
         for name in ("optimizer.json", "progress.json", "random.json"):
             new.write_json(name, {"some": [1, 2]})
         new.write_json("trainer_state.json", {**STATE, "global_step": step})

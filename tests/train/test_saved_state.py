@@ -279,7 +279,7 @@ def test_tensors_are_written_as_safetensors_reads_them(tmp_path: Path) -> None:
     with TensorWriter(file, specs) as writer:
         for name, tensor in tensors.items():
             writer.write(name, tensor)
-    assert writer.seal == seal_of(file)
+    assert writer.seal() == seal_of(file)
     for name, tensor in load_file(file).items():
         assert torch.equal(tensor, tensors[name]) and tensor.dtype == tensors[name].dtype
     parts = [list(part) for part in in_shards(specs, 36_000_000)]
