@@ -24,7 +24,7 @@ from llava_recipes.files import name_of_temporary, naming, open_ordinary, sync_f
 from llava_recipes.seals import FileSeal, find_changes, read_seals, seal_of
 
 SEAL, LATEST = "checkpoint.json", "latest"
-TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.json", "progress.json"
+TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.json"
 RANDOM, TRAINER_STATE = "random.json", "trainer_state.json"
 UNUSABLE = "checkpoint-unusable"
 """The code of a problem with one checkpoint: an older one may be usable."""
@@ -32,7 +32,7 @@ UNUSABLE = "checkpoint-unusable"
 _FORM = 2
 """The first form, in pickles of torch and DeepSpeed, had no number."""
 _ALWAYS = (TRAINED, OPTIMIZER, PROGRESS, RANDOM, TRAINER_STATE)
-_LOADED = frozenset([".json", ".safetensors"])
+_LOADED = frozenset([".json", ".pt", ".safetensors"])
 _NAME = re.compile(r"checkpoint-(\d+)")
 _IN_CHECKPOINTS = re.compile(
     r"(trained|optimizer-\d+-of-\d+)\.safetensors|(optimizer|progress|random|trainer_state)\.json"
@@ -108,7 +108,10 @@ class NewCheckpoint:
 
     def write_json(self, name: str, value: JsonValue) -> None:
         """Write a file of plain values. NaN and infinity keep their names in Python."""
-        data = json.dumps(value, indent=1).encode()
+        self.write(name, json.dumps(value, indent=1).encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, flushed to the disk."""
         _write_flushed(self.folder / name, data)
         written = FileSeal(len(data), hashlib.sha256(data).hexdigest())
         self.add(name, lambda: written)

@@ -51,7 +51,7 @@ def write_checkpoint(output_dir: Path, step: int = 4) -> Path:
     with saving(output_dir, step) as new:
         save_file({"projector.0.bias": torch.ones(3)}, new.folder / "trained.safetensors")
         new.add("trained.safetensors", lambda: seal_of(new.folder / "trained.safetensors"))
-        for name in ("optimizer.json", "progress.json", "random.json"):
+        for name in ("optimizer.pt", "progress.json", "random.json"):
             new.write_json(name, {"some": [1, 2]})
         new.write_json("trainer_state.json", {**STATE, "global_step": step})
         return new.commit(SealFacts(step, 1, LAYOUT, 1.0))
@@ -76,7 +76,7 @@ def test_a_whole_checkpoint_is_sound(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full"), saving(tmp_path, 4) as new:
-        new.write_json("optimizer.json", {})
+        new.write_json("optimizer.pt", {})
         raise OSError("full")
     assert names(tmp_path) == []
 
@@ -101,7 +101,7 @@ def _without(*gone: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "damage"),
     [
-        (_without("optimizer.json"), "optimizer.json is missing in its"),
+        (_without("optimizer.pt"), "optimizer.pt is missing in its"),
         (_without("trained.safetensors"), "trained.safetensors is missing in its"),
         (lambda files: files.update({"../x": {"bytes": 1, "sha256": ""}}), "outside"),
         (lambda files: files.update({"x": {"bytes": 1, "sha256": ""}}), "x is missing"),
@@ -142,9 +142,7 @@ def test_any_change_of_a_seal_is_damage(data: st.DataObject, one: tuple[Path, by
     assert (find_damage(checkpoint) is None) == (changed == whole)
 
 
-@pytest.mark.parametrize(
-    "name", ["trained.safetensors", "optimizer.json", "trainer_state.json", "random.json"]
-)
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "trainer_state.json", "random.json"])
 def test_any_change_of_a_file_is_damage(checkpoint: Path, name: str) -> None:
     file = checkpoint / name
     whole = file.read_bytes()
@@ -155,7 +153,7 @@ def test_any_change_of_a_file_is_damage(checkpoint: Path, name: str) -> None:
     assert find_damage(checkpoint) == f"{name} is missing"
 
 
-@pytest.mark.parametrize("name", [SEAL, "optimizer.json", "trainer_state.json"])
+@pytest.mark.parametrize("name", [SEAL, "optimizer.pt", "trainer_state.json"])
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_something_else_in_a_files_place_is_damage(
     checkpoint: Path, name: str, make: Callable[[Path], None]
@@ -222,11 +220,11 @@ def test_other_failures_are_not_the_checkpoints(checkpoint: Path, error: Excepti
 
 
 def test_a_failure_to_load_is_the_checkpoints(checkpoint: Path) -> None:
-    with pytest.raises(RecipeError) as caught, loading(checkpoint, "optimizer.json"):
+    with pytest.raises(RecipeError) as caught, loading(checkpoint, "optimizer.pt"):
         raise KeyError("scalars")
     (problem,) = caught.value.problems
     assert problem.code == UNUSABLE
-    assert "optimizer.json cannot be loaded" in str(problem.found)
+    assert "optimizer.pt cannot be loaded" in str(problem.found)
 
 
 def test_rotation_keeps_the_newest_and_what_is_not_ours(tmp_path: Path) -> None:
