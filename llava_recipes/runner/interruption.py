@@ -18,7 +18,8 @@ _REPEATED_AFTER_S = 1.0
 class Interruption:
     """Receives the stop signals for the time of a block.
 
-    The first one asks to save and stop, a later one of its kind to end at once. `max_time_s` counts from the beginning.
+    The first one asks to save and stop, a later one of its kind to end at once. `max_time_s` counts from the
+    beginning.
     """
 
     def __init__(self, *, max_time_s: float | None = None) -> None:
@@ -72,7 +73,7 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
-        # Schedulers warn with SIGUSR1 before the time is over: SIGTERM at its end must not cut the save short.
+        # Schedulers warn with SIGUSR1 before a time is over: SIGTERM at its end must not cut the save short.
         kind = "warning" if number == signal.SIGUSR1 else "request"
         first_s = self._first_s.setdefault(kind, now_s)
         # The kernel sends SIGXCPU every second.
