@@ -349,7 +349,7 @@ def test_a_learned_change_is_refused_with_the_command_that_accepts_it(look: Try,
     changed = setting("train.learning_rate=1e-4", "train.max_steps=8")
     code, _, err = look(*changed)
     assert code == 1
-    assert "train.learning_rate: 0.001 then, 0.0001 now" in err and "train.max_steps: 6 then, 8 now" in err
+    assert "train.learning_rate: 1e-3 then, 1e-4 now" in err and "train.max_steps: 6 then, 8 now" in err
     command = next(line for line in err.splitlines() if "--accept" in line).split("`")[1]
     words = command.split()
     assert words[:4] == ["llava-recipe", "run", str(tmp_path / "recipe.yaml"), "--resume"]
@@ -357,7 +357,7 @@ def test_a_learned_change_is_refused_with_the_command_that_accepts_it(look: Try,
     assert set(words[4:]) == {*changed, *accepting, "--processes", "1"}
     code, out, err = look(*changed, *accepting)
     assert code == 0, err
-    assert "pretrain: accepts train.learning_rate: 0.001 then, 0.0001 now\n" in out
+    assert "pretrain: accepts train.learning_rate: 1e-3 then, 1e-4 now\n" in out
 
 
 def test_a_needless_accept_is_wrong_usage(look: Try, tmp_path: Path) -> None:
