@@ -27,6 +27,7 @@ from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.identity import RULES, rule_of
 from llava_recipes.runner.run_folder import stage_plan
+from llava_recipes.train.checkpoints import list_checkpoints
 from tests.processes import ROOT, run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
 from tests.train.cutting import copy_cut
@@ -446,11 +447,14 @@ def test_a_finished_run_is_extended(whole: Path, tmp_path: Path, capsys: pytest.
 
 def test_an_accepted_rate_applies_from_the_checkpoint_on(whole: Path, tmp_path: Path) -> None:
     recipe = copy_cut(whole, tmp_path, step=4)
-    run_to_end(recipe, "--resume", *setting("train.learning_rate=1e-4"), "--accept", "train.learning_rate")
+    changed = setting("train.learning_rate=1e-4", "train.logging_steps=6", "train.save_steps=5")
+    run_to_end(recipe, "--resume", *changed, "--accept", "train.learning_rate")
     before, after = read_metrics(whole / "run"), read_metrics(tmp_path / "run")
     rates = [[line["learning_rate"] for line in lines] for lines in (before, after)]
-    assert rates[1] == pytest.approx([*rates[0][:4], *(0.1 * rate for rate in rates[0][4:])])
-    assert rates[0][4] > 0
+    assert rates[1] == pytest.approx([*rates[0][:4], 0.1 * rates[0][5]])
+    assert rates[0][5] > 0
+    # What changes no step applies too.
+    assert [each.step for each in list_checkpoints(tmp_path / "run")] == [6, 5, 4, 2]
 
 
 def test_a_stage_starts_from_the_checkpoint_of_another_run(whole: Path, tmp_path: Path) -> None:
