@@ -51,7 +51,8 @@ def test_a_quantized_run_too() -> None:
 PRIVATE = (
     *("_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training", "_run_epoch"),
     *("_save_checkpoint", "_load_rng_state", "_clip_grad_norm", "_get_grad_norm"),
-    *("_maybe_log_save_evaluate", "_track_num_input_tokens"),
+    *("_maybe_log_save_evaluate", "_track_num_input_tokens", "_init_training_state"),
+    "_inner_training_loop",
 )
 """What the trainers of train/ override of transformers' Trainer that no promise of it covers."""
 
