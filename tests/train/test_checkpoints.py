@@ -227,7 +227,9 @@ def test_a_failure_to_load_is_the_checkpoints(checkpoint: Path) -> None:
     assert "optimizer.pt cannot be loaded" in str(problem.found)
 
 
-def test_rotation_keeps_the_newest_and_what_is_not_ours(tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest_and_what_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (4, 8, 16, 20):
         write_checkpoint(tmp_path, step)
     (tmp_path / "elsewhere").mkdir()
@@ -241,13 +243,19 @@ def test_rotation_keeps_the_newest_and_what_is_not_ours(tmp_path: Path) -> None:
     remove_old(tmp_path, newest=16, keep=0)
     assert names(tmp_path) == [*(name for name in left if name != "checkpoint-8"), "elsewhere", LATEST]
     assert find_damage(tmp_path / "elsewhere" / "checkpoint-2") is None
+    # Who runs tests as root may write everywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: path.name != "checkpoint-16")
+    remove_old(tmp_path, newest=20, keep=1)
+    assert {"checkpoint-16", "checkpoint-20"} <= set(names(tmp_path))
 
 
 LEFT = (".saving-checkpoint-8", ".removing-checkpoint-2", ".plan.json.a1b2c3d4", ".DONE.abcd_123")
 FOREIGN = (".bashrc.a1b2c3d4", ".saving-notes", "checkpoint-x", "notes.txt", ".plan.json.swp")
 
 
-def test_leftovers_go_and_nothing_else_does(checkpoint: Path, tmp_path: Path) -> None:
+def test_leftovers_go_and_nothing_else_does(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in (*LEFT, *FOREIGN):
         if "checkpoint" in name:
             (tmp_path / name).mkdir()
@@ -261,6 +269,8 @@ def test_leftovers_go_and_nothing_else_does(checkpoint: Path, tmp_path: Path) ->
     (tmp_path / ".saving-checkpoint-9").symlink_to(tmp_path)
     assert list_checkpoints(tmp_path) == [list_checkpoints(tmp_path)[-1]]
     clean_up(tmp_path)
+    what = f"{mixed}, which is no checkpoint of this run, is now set-aside-checkpoint-16\n"
+    assert capsys.readouterr().out == what
     kept = {".saving-checkpoint-9", "checkpoint-4", LATEST, "set-aside-checkpoint-16", *FOREIGN}
     assert set(names(tmp_path)) == kept
     assert all(map(is_leftover, LEFT)) and not any(map(is_leftover, FOREIGN))
