@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--from-stage", metavar="NAME", help="run this stage and all later ones")
     parser.add_argument(
-        "--resume", action="store_true", help="continue an unfinished run from its last checkpoint"
+        "--resume",
+        action="store_true",
+        help="continue an unfinished run from its last checkpoint, as without it; say so if there is none",
     )
     parser.add_argument(
         "--accept",

@@ -265,7 +265,10 @@ def _check_inputs(run: Run, index: int, *, says: bool) -> tuple[str, ...]:
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise RecipeError(*(at_stage(problem, index) for problem in errors))
-    return tuple(each.words for each in comparison.differences if each.key in accepted)
+    taken = [each for each in comparison.differences if each.key in accepted]
+    for each in taken if says else ():
+        say(f"{stage.name}: accepts {each.key}: {each.words}")
+    return tuple(each.words for each in taken)
 
 
 def _resumed_before(run: Run, index: int) -> frozenset[str]:

@@ -23,8 +23,10 @@ from llava_recipes.recipe.locations import HUB_ID
 from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.free_space import free_space_problems
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
+from llava_recipes.runner.history import HISTORY
 from llava_recipes.runner.results import DONE
 from llava_recipes.runner.run_folder import (
+    PLAN,
     FolderState,
     find_obstacle,
     folder_kind,
@@ -231,12 +233,17 @@ def _output_problems(plan: Plan, index: int, path: KeyPath) -> Iterator[Problem]
             found=obstacle,
         )
     elif folder_kind(folder) == "foreign":
+        is_run = any((folder / name).is_file() for name in (DONE, HISTORY))
         yield Problem(
-            "output_dir contains files that no run of llava-recipe wrote; they stay untouched",
+            f"output_dir contains a run without its {PLAN}"
+            if is_run
+            else "output_dir contains files that no run of llava-recipe wrote; they stay untouched",
             code="output-dir-holds-files-no-run",
             path=(*path, "output_dir"),
-            found=f"{folder} is not empty and has no plan.json",
-            hint="choose another folder",
+            found=f"{folder} is not empty and has no {PLAN}",
+            hint=f"restore {PLAN} from a copy, or choose another folder"
+            if is_run
+            else "choose another folder",
         )
 
 

@@ -56,10 +56,10 @@ def started(folder: Path, change: dict[str, Any] | None = None) -> Plan:
     return stage_plan(plan, 1)
 
 
-def resumed(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def resumed(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
     """What `run --resume` says before it trains."""
     capsys.readouterr()
-    code = main(["run", str(folder / "recipe.yaml"), "--resume", "--dry-run"])
+    code = main(["run", str(folder / "recipe.yaml"), "--resume", "--dry-run", *options])
     printed = capsys.readouterr()
     assert code == ("everything checked" not in printed.out)
     assert "Traceback" not in printed.err
@@ -136,6 +136,14 @@ def test_a_run_over_other_inputs_does_not_go_on(
     assert not goes_on(said)
     for words in expected:
         assert words in said
+
+
+def test_a_run_says_which_other_inputs_it_accepts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started(tmp_path)
+    one_letter(tmp_path)
+    said = resumed(tmp_path, capsys, "--accept", "data.sources")
+    assert goes_on(said)
+    assert f"second: accepts data.sources: {tmp_path}/a.json has other contents, of the same size\n" in said
 
 
 def test_a_run_over_the_same_inputs_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,8 +81,7 @@ def test_other_plan_is_refused_and_shown(finished: Path) -> None:
     refused = run_recipe(finished / "recipe.yaml", "--set", "stages.pretrain.train.learning_rate=2e-3")
     assert refused.returncode == 1
     assert "learning_rate" in refused.stderr
-    assert "0.001" in refused.stderr
-    assert "0.002" in refused.stderr
+    assert "train.learning_rate: 1e-3 then, 2e-3 now" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -93,6 +92,10 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "no run of llava-recipe wrote" in refused.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    (tmp_path / "run" / "DONE").write_text("{}")
+    refused = run_recipe(tmp_path / "recipe.yaml")
+    assert refused.returncode == 1
+    assert "a run without its plan.json" in refused.stderr
 
 
 @pytest.mark.parametrize(("name", "kind"), [(".plan.json.x1y2z3_8", "new"), (".plan.yaml", "foreign")])
