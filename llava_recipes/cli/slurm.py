@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-node", type=_count, required=True, metavar="N", help="GPUs of each node; 0 trains on CPUs"
     )
-    parser.add_argument(
-        "--time", type=_time, metavar="LIMIT", help="time limit, such as 4:00:00 or 2-00:00:00"
-    )
+    parser.add_argument("--time", type=_time, metavar="LIMIT", help="time limit: 4:00:00 or 2-00:00:00")
     parser.add_argument("--partition", type=_value, metavar="NAME", help="Slurm partition")
     parser.add_argument("--account", type=_value, metavar="NAME", help="Slurm account")
     parser.add_argument(
@@ -95,9 +93,7 @@ def _count(text: str) -> int:
 
 def _time(text: str) -> str:
     if not _TIME.fullmatch(text):
-        raise argparse.ArgumentTypeError(
-            f"{text} is not a time limit of Slurm, such as 4:00:00 or 2-00:00:00"
-        )
+        raise argparse.ArgumentTypeError(f"{text} is no time limit such as 4:00:00 or 2-00:00:00")
     return text
 
 

@@ -82,7 +82,7 @@ def other_plan(
         f"output_dir contains {what} of another plan",
         code="output-dir-holds-another-plan",
         path=("stages", index, "output_dir"),
-        found="\n       ".join([f"{stage.output_dir} differs in", *shown]),
+        found="\n".join([f"{stage.output_dir} differs in", *shown]),
         hint=f"{_way_on(stage, state, command)}; or choose another `output_dir`, or change the recipe back",
     )
 

@@ -404,7 +404,7 @@ def test_a_plan_says_what_the_run_would_do(
     assert f"continues from {tmp_path}/run/checkpoint-4" in capsys.readouterr().out
     changed = setting("train.learning_rate=1e-4")
     assert main(["plan", str(recipe), "--world-size", "1", *changed]) == 0
-    assert "`run` needs --accept train.learning_rate (train.learning_rate: 0.001" in capsys.readouterr().out
+    assert "`run` needs --accept train.learning_rate (train.learning_rate: 1e-3" in capsys.readouterr().out
 
 
 def test_a_checkpoint_to_start_from_must_be_whole(look: Try, tmp_path: Path) -> None:
