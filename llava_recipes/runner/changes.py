@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,6 +28,8 @@ _MOVED = "moved, with the same content"
 _PLACES = frozenset(["annotations", "source", "tokenizer", "init_from", "starts_from"])
 _OPENED: Final = (dict, type(None))
 """A DeepSpeed config and validation data are compared key by key with none at all."""
+_ELEMENTWISE = re.compile(r"(paged_)?(adamw|ademamix|adagrad|lion|rmsprop|sgd)")
+"""Optimizers that treat each weight by itself: what is in one tensor with it makes no difference."""
 _NUM_COMPARED = 200
 """Images of a folder whose names and sizes are compared."""
 
@@ -172,7 +175,7 @@ class _Judge:
             return replace(change, then=epochs[0], now=epochs[1], note=note)
         if name == "global_batch_size" and "world_size" in self.patterns:
             before, after = self.then.get("world_size"), self.now.get("world_size")
-            return replace(change, note=f"on {before} processes then, {after} now")
+            return replace(change, note=f"processes: {before} then, {after} now")
         if name == "recipe":
             return replace(change, note="the recipe's")
         return change
@@ -191,6 +194,11 @@ class _Judge:
     def _of_deepspeed(self, found: Differing, rule: Rule) -> Kind:
         """`auto` is the recipe's own value, as is the clipping of a config that has none."""
         values = [found.then, found.now]
+        if found.path[-2:] == ("zero_optimization", "stage"):
+            # Elsewhere DeepSpeed gives the optimizer other pieces of the weights.
+            optimizer = self._argument(self.now, "optim") or "adamw_torch"
+            is_same = (found.then or 0) == (found.now or 0) or _ELEMENTWISE.match(str(optimizer))
+            return rule.kind if is_same else "structural"
         if found.path[-1] == "gradient_clipping":
             norms = [self._argument(side, "max_grad_norm") for side in (self.then, self.now)]
             values = [

@@ -14,7 +14,7 @@ from llava_recipes.runner.changes import Change
 from llava_recipes.runner.run_folder import FolderState
 
 _NUM_SHOWN = 12
-_FITTING = ("trainable", "freeze", "train.optim", "train.extra.optim_target_modules")
+_FITTING = ("trainable", "freeze", "train.optim", "train.extra.optim_target_modules", "deepspeed")
 """Structural keys whose change leaves the checkpoint's weights usable as a start."""
 
 

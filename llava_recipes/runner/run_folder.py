@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -182,8 +183,25 @@ def unfinished(folder: Path) -> Problem:
         "this run is not finished",
         code="run-not-finished",
         found=f"no {DONE}; checkpoints: {', '.join(names) or 'none'}",
-        hint=f"`llava-recipe run {folder / RECIPE} --resume` continues it",
+        hint=f"`{_continuing(folder)}` continues it",
     )
+
+
+def _continuing(folder: Path) -> str:
+    """The command that continues a run, where its relative paths lead to what they did."""
+    words = ["llava-recipe", "run", str(folder / RECIPE), "--resume"]
+    try:
+        stage = read_plan(folder).stages[0]
+    except RecipeError:
+        return shlex.join(words)
+    place = started_in(folder, stage.output_dir)
+    if place is None and real_path(stage.output_dir) != real_path(folder):
+        # It was moved.
+        words += ["--set", f"stages.{stage.name}.output_dir={json.dumps(str(real_path(folder)))}"]
+    elif place is not None and place != real_path("."):
+        words[2] = str(Path(stage.output_dir) / RECIPE)
+        return f"cd {shlex.quote(str(place))} && {shlex.join(words)}"
+    return shlex.join(words)
 
 
 def started_in(folder: Path, output_dir: str) -> Path | None:

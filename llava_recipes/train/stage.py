@@ -21,7 +21,7 @@ from llava_recipes.model.forward import trains_in_vain
 from llava_recipes.model.generate import Answerer
 from llava_recipes.model.learned_rows import free_image_tokens, read_image_tokens
 from llava_recipes.model.lora import freeze_model, inject_lora
-from llava_recipes.model.placing import TORCH_DTYPES
+from llava_recipes.model.placing import TORCH_DTYPES, is_partitioned
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
 from llava_recipes.plan.arguments import keyword_arguments
@@ -307,6 +307,11 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
         # DeepSpeed keeps float32 copies itself; without it, trainable weights must be float32 under autocast.
         for parameter in trained:
             parameter.data = parameter.data.float()
+    elif zero3 and len({parameter.dtype for parameter in trained}) > 1:
+        # ZeRO-3 keeps all that trains in one buffer, of one type, beside its float32 copies.
+        for parameter in trained:
+            if not is_partitioned(parameter):
+                parameter.data = parameter.data.to(TORCH_DTYPES[stage.train.precision])
     assembled.model.accepts_loss_kwargs = stage.train.loss_normalization == "token"
     gc.collect()
     return assembled, sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)

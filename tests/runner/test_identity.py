@@ -220,6 +220,13 @@ def test_another_number_of_processes() -> None:
     assert changes(world_size=2) == ["harmless world_size", "learned train.global_batch_size"]
 
 
+def test_deepspeed_is_no_other_engine_for_an_optimizer_of_whole_tensors() -> None:
+    for stages in (("none", "zero2"), ("zero2", "zero3"), ("zero3", "none")):
+        before = (S + "train.optim=adafactor", S + f"deepspeed={stages[0]}")
+        found = changes(S + f"deepspeed={stages[1]}", before=before)
+        assert "structural deepspeed.zero_optimization.stage" in found
+
+
 def test_the_order_of_the_original_is_no_matter_of_processes() -> None:
     before = (S + "train.global_batch_size=8", S + "data.order=original")
     assert changes(before=before, world_size=2) == ["harmless world_size"]

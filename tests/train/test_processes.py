@@ -105,6 +105,19 @@ def test_device_batch_loss_agrees_between_engines(deepspeed: str, tmp_path: Path
         assert (ours_bin[name] - theirs_bin[name]).abs().max() <= 1e-5
 
 
+def test_projector_and_head_train_together_in_bf16_under_zero3(tmp_path: Path) -> None:
+    """One is built in float32 and the other read in bfloat16; ZeRO-3 takes what trains in one type."""
+    losses = {}
+    for engine in ("zero2", "zero3"):
+        (tmp_path / engine).mkdir()
+        values = stage1_values(tmp_path / engine / "run", max_steps=3, bf16=True)
+        del values["stages"][0]["train"]["num_train_epochs"]
+        values["stages"][0] |= {"trainable": ["projector", "lm_head"], "deepspeed": engine}
+        run_to_end(write_recipe(values, tmp_path / engine / "recipe.yaml"))
+        losses[engine] = [line["loss"] for line in read_metrics(tmp_path / engine / "run")]
+    assert losses["zero3"] == pytest.approx(losses["zero2"], rel=2e-3)
+
+
 def test_a_tower_trains_with_several_processes(tmp_path: Path) -> None:
     """Layers behind the selected one get no gradient, which must not stop the processes."""
     runs = {}

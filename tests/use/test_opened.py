@@ -15,6 +15,7 @@ from llava_recipes.model.assemble import assemble
 from llava_recipes.model.lora import inject_lora
 from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.plan.types import Plan
+from llava_recipes.train.checkpoints import SEAL
 from llava_recipes.use.opened import OpenedRun, open_run
 from tests.sealed import as_of_old, seal_again
 from tests.use.finished import logits_of
@@ -145,9 +146,11 @@ def test_a_run_that_is_not_finished_is_refused_with_its_checkpoints(pipeline: Pa
     (run / "DONE").unlink()
     for step in (2, 10):
         (run / f"checkpoint-{step}").mkdir()
-        (run / f"checkpoint-{step}" / "checkpoint.json").touch()
+        (run / f"checkpoint-{step}" / SEAL).touch()
     said = refused(run)
-    assert "not finished" in said and "checkpoint-10, checkpoint-2" in said and "--resume" in said
+    assert "not finished" in said and "checkpoint-10, checkpoint-2" in said
+    # It was moved, so that the recipe alone leads elsewhere.
+    assert f"{run}/recipe.resolved.yaml --resume --set 'stages.pretrain.output_dir=\"{run}\"'" in said
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
