@@ -38,13 +38,19 @@ def write_slurm_job(job: SlurmJob, plan: Plan) -> str:
 
 
 def _head(job: SlurmJob, plan: Plan) -> Iterator[str]:
-    gpus = f"{job.gpus_per_node} GPUs each" if job.gpus_per_node else "without GPUs"
-    nodes = "1 node" if job.nodes == 1 else f"{job.nodes} nodes"
-    yield f"# Trains `{_line(plan.recipe)}` on {nodes}, {gpus}: {plan.world_size} processes."
+    nodes = _amount(job.nodes, "node")
+    each = " each" if job.nodes > 1 else ""
+    gpus = f"{_amount(job.gpus_per_node, 'GPU')}{each}" if job.gpus_per_node else "without GPUs"
+    processes = _amount(plan.world_size, "process", "processes")
+    yield f"# Trains `{_line(plan.recipe)}` on {nodes}, {gpus}: {processes}."
     for stage in plan.stages:
         batch = f"batch {stage.train.global_batch_size:,}"
         yield f"#   stage {_line(stage.name)}: {batch}, into {_line(stage.output_dir)}"
     yield "# Written by `llava-recipe slurm`, for you to read and edit. Submit it with `sbatch FILE`."
+
+
+def _amount(number: int, one: str, more: str = "") -> str:
+    return f"{number} {one if number == 1 else more or one + 's'}"
 
 
 def _options(job: SlurmJob) -> Iterator[str]:
@@ -98,12 +104,12 @@ srun --kill-on-bad-exit=0 --cpu-bind=none @COMMAND@ &
 run=$!
 
 # bash runs a trap only while it waits, so srun is in the background; it passes USR1 on to all tasks.
-near_limit= signaled=
+near_limit='' signaled=''
 trap 'signaled=yes near_limit=yes; kill -USR1 "$run"' USR1
 # scancel, preemption and requeue send TERM to the tasks as well: they save, and this script waits for them.
 trap 'signaled=yes' TERM
 while :; do
-  signaled=
+  signaled=''
   wait "$run"; status=$?
   # 127: it was waited for already, and a signal came after its end.
   [ "$status" = 127 ] || code=$status

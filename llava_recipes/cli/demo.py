@@ -50,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.authoring.gallery import gallery_folder
     from llava_recipes.demo.drawn_data import DatasetSettings, write_dataset
+    from llava_recipes.runner.world import NodeOptions, find_world, is_first
 
+    if find_world(os.environ, NodeOptions()) is not None:
+        if is_first(os.environ):
+            say("llava-recipe demo: it trains in one process; start it without a launcher", to_stderr=True)
+        return 2
     recipe = arguments.recipe or os.path.relpath(gallery_folder() / "demo.yaml")
     started_s = time.monotonic()
     # With matrices this small, threads wait for each other longer than they compute.

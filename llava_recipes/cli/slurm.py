@@ -15,7 +15,7 @@ EPILOG = """\
 The recipe is checked and planned for all GPUs of the job first. The job trains with `run --resume`: it is \
 queued again at its time limit, and when it is preempted, and continues from its last checkpoint.
 
-Submit it with `sbatch JOB`, in the folder where its log shall be."""
+Submit it with `sbatch JOB`, in the folder where its log belongs."""
 
 _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-node", type=_count, required=True, metavar="N", help="GPUs of each node; 0 trains on CPUs"
     )
-    parser.add_argument("--time", type=_time, metavar="LIMIT", help="time limit, as 4:00:00 or 2-00:00:00")
+    parser.add_argument("--time", type=_time, metavar="LIMIT", help="time limit: 4:00:00 or 2-00:00:00")
     parser.add_argument("--partition", type=_value, metavar="NAME", help="Slurm partition")
     parser.add_argument("--account", type=_value, metavar="NAME", help="Slurm account")
     parser.add_argument(
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another option of sbatch, as cpus-per-task=64; may be repeated",
+        help="another option of sbatch, such as cpus-per-task=64; may be repeated",
     )
     add_new_file(parser, metavar="JOB", default="standard output")
 
@@ -93,7 +93,7 @@ def _count(text: str) -> int:
 
 def _time(text: str) -> str:
     if not _TIME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text} is not a time limit of Slurm, as 4:00:00 or 2-00:00:00")
+        raise argparse.ArgumentTypeError(f"{text} is no time limit such as 4:00:00 or 2-00:00:00")
     return text
 
 

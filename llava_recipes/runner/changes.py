@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.foreign import in_short
-from llava_recipes.recipe.scalars import value_at
+from llava_recipes.recipe.scalars import spell_number, value_at
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.runner.identity import Kind, Rule, rule_of
 from llava_recipes.seals import sha256_of
@@ -29,6 +29,11 @@ _OPENED: Final = (dict, type(None))
 """A DeepSpeed config and validation data are compared key by key with none at all."""
 _NUM_COMPARED = 200
 """Images of a folder whose names and sizes are compared."""
+
+
+def _spelled(value: JsonValue) -> str:
+    """As a recipe writes it: 1e-3, not 0.001."""
+    return spell_number(value) if isinstance(value, float) else in_short(value)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Change:
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""
-        return f"{self.place}: {in_short(self.then)} then, {in_short(self.now)} now{note}"
+        return f"{self.place}: {_spelled(self.then)} then, {_spelled(self.now)} now{note}"
 
     def to_json(self) -> Values:
         return {"key": self.place, "kind": self.kind, "then": self.then, "now": self.now}

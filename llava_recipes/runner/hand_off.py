@@ -143,14 +143,14 @@ def check_start(given: str, *, path: KeyPath) -> None:
 
     Others pass.
     """
-    from llava_recipes.train.checkpoints import SEAL, find_damage
+    from llava_recipes.train.checkpoints import SEAL, find_damage_of_weights
 
     place = expanded(given)
     if (place / PLAN).is_file() and (place / DONE).is_file():
         check_results(place, path=path)
     elif place.is_file():
         check_result_file(place, path=path)
-    elif (place / SEAL).is_file() and (damage := find_damage(place)) is not None:
+    elif (place / SEAL).is_file() and (damage := find_damage_of_weights(place)) is not None:
         raise RecipeError.of(
             "the checkpoint that `init_from` names is damaged",
             code="init-from-damaged",

@@ -109,7 +109,7 @@ class HangWatch:
     def _describe(self, peers: list[Peer], idle_s: float) -> Problem:
         # Those that others wait for come first.
         peers = sorted(peers, key=lambda peer: (not self._silent_s(peer), self._is_in_step(peer), peer.rank))
-        return _problem(idle_s, "\n       ".join(map(self._words, peers)))
+        return _problem(idle_s, "\n".join(map(self._words, peers)))
 
     def _is_in_step(self, peer: Peer) -> bool:
         return bool(peer.status.get("phase") == STEP)

@@ -18,7 +18,8 @@ _REPEATED_AFTER_S = 1.0
 class Interruption:
     """Receives the stop signals for the time of a block.
 
-    The first one asks to save and stop, a later one to end at once. `max_time_s` counts from the beginning.
+    The first one asks to save and stop, a later one of its kind to end at once. `max_time_s` counts from the
+    beginning.
     """
 
     def __init__(self, *, max_time_s: float | None = None) -> None:
@@ -27,7 +28,7 @@ class Interruption:
         self.is_repeated = False
         self.is_pointless = False
         """Whether training processes must end because those of another command have failed."""
-        self._first_s: float | None = None
+        self._first_s: dict[str, float] = {}
         self._raises = False
         self._deadline_s = None if max_time_s is None else time.monotonic() + max_time_s
         self._before: dict[signal.Signals, object] = {}
@@ -72,10 +73,11 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
-        if self._first_s is None:
-            self._first_s = now_s
+        # Schedulers warn with SIGUSR1 before a time is over: SIGTERM at its end must not cut the save short.
+        kind = "warning" if number == signal.SIGUSR1 else "request"
+        first_s = self._first_s.setdefault(kind, now_s)
         # The kernel sends SIGXCPU every second.
-        elif now_s - self._first_s >= _REPEATED_AFTER_S and number != signal.SIGXCPU:
+        if now_s - first_s >= _REPEATED_AFTER_S and number != signal.SIGXCPU:
             self.is_repeated = True
         self.ask(signal.Signals(number).name)
         if self._raises:

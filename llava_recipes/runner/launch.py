@@ -219,6 +219,8 @@ def _environment(processes: Processes) -> dict[str, str]:
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), *usual])
     # Forked data loader processes would each warn about the tokenizer's threads.
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Without it every process of every run says that DDP found no unused parameters, which is no fault.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     num_here = max(processes.per_node, processes.local_size)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_here)))
     if not _has_gpu():

@@ -42,8 +42,9 @@ def is_longer(state: FolderState) -> bool:
 
 def keys_to_accept(state: FolderState) -> list[str]:
     """What `--accept` must name for the stage to go on; empty where it cannot."""
-    cannot = not state.checkpoints or (state.kind == "done" and not is_longer(state))
-    if cannot or any(change.kind == "structural" for change in state.decisive):
+    if not state.checkpoints or state.is_of_earlier_form or (state.kind == "done" and not is_longer(state)):
+        return []
+    if any(change.kind == "structural" for change in state.decisive):
         return []
     return list(dict.fromkeys(change.key for change in state.decisive))
 
@@ -64,6 +65,8 @@ def describe_folder(state: FolderState, stage: StagePlan) -> str | None:
         return f"already done, in {stage.output_dir}"
     if not state.checkpoints:
         return f"starts at step 0: nothing was trained in {stage.output_dir}"
+    if state.is_of_earlier_form:
+        return f"{state.checkpoints[0].folder} was written by an earlier version: `run` refuses it"
     return f"continues from {state.checkpoints[0].folder}"
 
 
@@ -79,7 +82,7 @@ def other_plan(
         f"output_dir contains {what} of another plan",
         code="output-dir-holds-another-plan",
         path=("stages", index, "output_dir"),
-        found="\n       ".join([f"{stage.output_dir} differs in", *shown]),
+        found="\n".join([f"{stage.output_dir} differs in", *shown]),
         hint=f"{_way_on(stage, state, command)}; or choose another `output_dir`, or change the recipe back",
     )
 

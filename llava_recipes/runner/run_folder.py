@@ -71,6 +71,8 @@ class FolderState:
     """Newest first, damaged ones among them."""
     has_results: bool = False
     """Whether trained weights lie beside the plan."""
+    is_of_earlier_form: bool = False
+    """Whether its newest checkpoint is of an earlier version, from which no run goes on."""
 
     @property
     def decisive(self) -> tuple[Change, ...]:
@@ -104,18 +106,20 @@ def read_folder_state(
     `wanted` is the plan of stage number `index` alone. With the recipe, changes are named as it writes them.
     `moved` are paths of the plan that lead elsewhere now, to the same content.
     """
-    from llava_recipes.train.checkpoints import list_checkpoints
+    from llava_recipes.train.checkpoints import files_of_earlier_form, list_checkpoints
 
     kind = folder_kind(folder)
     if kind in ("new", "foreign"):
         return FolderState(kind)
     recorded = _as_written_now(folder)
+    checkpoints = tuple(list_checkpoints(folder))
     return FolderState(
         kind,
         find_changes(recorded, wanted, recipe, index, moved=moved),
         recorded,
-        tuple(list_checkpoints(folder)),
+        checkpoints,
         any((folder / name).is_file() for name in WEIGHTS),
+        any(files_of_earlier_form(each.folder) is not None for each in checkpoints[:1]),
     )
 
 

@@ -297,14 +297,8 @@ def _open(world: World, *, until_s: float, timeout_s: float) -> tuple[Store, int
 
 def quiet_torch() -> None:
     """Import torch so that its C++ part prints errors only: that a store is gone is said in our words."""
-    name = "TORCH_CPP_LOG_LEVEL"
-    given = os.environ.get(name)
-    os.environ.setdefault(name, "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch  # noqa: F401  # reads the variable now
-
-    if given is None:
-        # Not for the training processes, whose warnings stay.
-        del os.environ[name]
 
 
 def _wait_for_port(world: World, *, until_s: float, timeout_s: float) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from pydantic import JsonValue
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.files import name_of_temporary, naming, open_ordinary, sync_folder, write_text
+from llava_recipes.screen import say
 from llava_recipes.seals import FileSeal, find_changes, read_seals, seal_of
 
 SEAL, LATEST = "checkpoint.json", "latest"
-TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.json", "progress.json"
+TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.json"
 RANDOM, TRAINER_STATE = "random.json", "trainer_state.json"
 UNUSABLE = "checkpoint-unusable"
 """The code of a problem with one checkpoint: an older one may be usable."""
@@ -32,14 +33,16 @@ UNUSABLE = "checkpoint-unusable"
 _FORM = 2
 """The first form, in pickles of torch and DeepSpeed, had no number."""
 _ALWAYS = (TRAINED, OPTIMIZER, PROGRESS, RANDOM, TRAINER_STATE)
-_LOADED = frozenset([".json", ".safetensors"])
-_NAME = re.compile(r"checkpoint-(\d+)")
+_LOADED = frozenset([".json", ".pt", ".safetensors"])
+_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 _IN_CHECKPOINTS = re.compile(
     r"(trained|optimizer-\d+-of-\d+)\.safetensors|(optimizer|progress|random|trainer_state)\.json"
     r"|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|global_step\d+|latest|zero_to_fp32\.py"
 )
 """What a checkpoint of this or an earlier version consists of, besides its seal."""
 _SAVING, _REMOVING, _ASIDE = ".saving-", ".removing-", "set-aside-"
+_LOGS = ("metrics.jsonl", "samples.jsonl")
+"""A run that goes on after a loss of power must find in them what was before its checkpoint."""
 _OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out", re.IGNORECASE)
 _WRITTEN = frozenset(
     [
@@ -108,7 +111,10 @@ class NewCheckpoint:
 
     def write_json(self, name: str, value: JsonValue) -> None:
         """Write a file of plain values. NaN and infinity keep their names in Python."""
-        data = json.dumps(value, indent=1).encode()
+        self.write(name, json.dumps(value, indent=1).encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, flushed to the disk."""
         _write_flushed(self.folder / name, data)
         written = FileSeal(len(data), hashlib.sha256(data).hexdigest())
         self.add(name, lambda: written)
@@ -121,7 +127,10 @@ class NewCheckpoint:
         _write_flushed(self.folder / SEAL, _sealed(facts, files))
         sync_folder(self.folder)
         place = self._output_dir / self._name
-        set_aside(place)
+        for log in _LOGS:
+            _flush(self._output_dir / log)
+        if (moved := set_aside(place)) is not None:
+            say(f"what was at {place} is now {moved.name}")
         os.rename(self.folder, place)
         sync_folder(self._output_dir)
         write_text(self._output_dir / LATEST, f"{self._name}\n")
@@ -173,6 +182,16 @@ def _dumped(content: Mapping[str, JsonValue]) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
+def _flush(path: Path) -> None:
+    """Flush a file that others have written to the disk, if it exists."""
+    with suppress(FileNotFoundError):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _write_flushed(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
@@ -186,12 +205,15 @@ def _write_flushed(path: Path, data: bytes) -> None:
 def remove_old(output_dir: Path, *, newest: int, keep: int) -> None:
     """Remove all checkpoints but `keep`: that of step `newest`, just written, and those before it.
 
-    Later ones, links, and folders without a seal of ours are left alone.
+    Later ones, links, folders without a seal of ours and those protected from writing are left alone.
     """
     ours = [
         found
         for found in list_checkpoints(output_dir)
-        if found.step <= newest and not found.folder.is_symlink() and _is_ours(found.folder)
+        if found.step <= newest
+        and not found.folder.is_symlink()
+        and os.access(found.folder, os.W_OK)
+        and _is_ours(found.folder)
     ]
     for checkpoint in ours[max(keep, 1) :]:
         # It loses its name first: a folder that is removed in part never counts as a checkpoint.
@@ -232,8 +254,8 @@ def clean_up(output_dir: Path) -> None:
         elif _NAME.fullmatch(path.name) and path.is_dir() and not os.path.lexists(path / SEAL):
             if all(_IN_CHECKPOINTS.fullmatch(each.name) for each in path.iterdir()):
                 _discard(path)
-            else:
-                set_aside(path)
+            elif (moved := set_aside(path)) is not None:
+                say(f"{path}, which is no checkpoint of this run, is now {moved.name}")
 
 
 def is_leftover(name: str) -> bool:
@@ -287,13 +309,7 @@ def read_facts(folder: Path) -> SealFacts:
 
 def check_form(folder: Path) -> None:
     """Raise RecipeError for a checkpoint that an earlier version wrote in another form."""
-    try:
-        with open_ordinary(folder / SEAL) as opened:
-            sealed = json.loads(opened.read())
-    except (OSError, ValueError, RecursionError):
-        return
-    files = sealed.get("files") if isinstance(sealed, dict) else None
-    if not isinstance(files, dict) or "form" in sealed or not files.keys() & {"optimizer.pt", "latest"}:
+    if files_of_earlier_form(folder) is None:
         return
     raise RecipeError.of(
         f"{folder.name} was written by an earlier version, in a form that is no longer read",
@@ -303,6 +319,31 @@ def check_form(folder: Path) -> None:
         hint="finish this run with that version, which environment.json names; or start a new run from these "
         f"weights, in another output_dir, with `init_from: {folder}`",
     )
+
+
+def files_of_earlier_form(folder: Path) -> dict[str, JsonValue] | None:
+    """What the seal of a checkpoint in an earlier form says of its files; None for any other one."""
+    try:
+        with open_ordinary(folder / SEAL) as opened:
+            sealed = json.loads(opened.read())
+    except (OSError, ValueError, RecursionError):
+        return None
+    files = sealed.get("files") if isinstance(sealed, dict) else None
+    if not isinstance(files, dict) or "form" in sealed or not files.keys() & {"optimizer.pt", "latest"}:
+        return None
+    return files
+
+
+def find_damage_of_weights(folder: Path) -> str | None:
+    """As `find_damage`, for a checkpoint whose weights alone are used: it may have an earlier form."""
+    files = files_of_earlier_form(folder)
+    if files is None:
+        return find_damage(folder)
+    try:
+        seals = read_seals({TRAINED: files.get(TRAINED)})
+        return next(find_changes(folder, seals), None)
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 class _BadSeal(Exception):

@@ -29,6 +29,7 @@ from llava_recipes.model.placing import TORCH_DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.screen import escape_json
 from llava_recipes.templates import Turn
+from llava_recipes.train.among_processes import by_first
 from llava_recipes.train.stopping import SAMPLING, EvaluationCut, Stop
 
 
@@ -198,9 +199,24 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        if self._is_due(state) and not (control.should_training_stop and state.global_step < state.max_steps):
+            self._ask(args, state.global_step)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Ask what a run that was asked to stop has left out."""
         step = state.global_step
-        if (step % self._plan.every and step != state.max_steps) or control.should_training_stop:
+        if not step or not self._is_due(state):
             return
+        is_missing = self._log is not None and step not in self._log.steps
+        if by_first(lambda: is_missing, args.device) if self._together else is_missing:
+            self._ask(args, step)
+
+    def _is_due(self, state: TrainerState) -> bool:
+        return not state.global_step % self._plan.every or state.global_step == state.max_steps
+
+    def _ask(self, args: TrainingArguments, step: int) -> None:
         # Greedy answers draw no random numbers; other ways to decode must not change training either.
         is_cast = self._dtype != torch.float32
         with (
@@ -232,6 +248,8 @@ class SamplesLog:
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
         kept = [line for line in lines if _step(line) <= resumed_step]
+        self.steps = frozenset(map(_step, kept))
+        """After which the model was asked before."""
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._path = path
 

@@ -191,7 +191,7 @@ class StepCheck:
             f"{message}; training stopped before this update",
             code="weights-not-finite" if verdict.bad_weight and not verdict.bad_loss else CODE,
             path=path,
-            found="\n       ".join([*found, *self._describe(everyone)]),
+            found="\n".join([*found, *self._describe(everyone)]),
             hint=advice,
         )
 

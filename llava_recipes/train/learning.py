@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final
+
+from pydantic import JsonValue
 
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.train.finite import Verdict
@@ -45,6 +47,37 @@ class LearningCheck:
         self._telling_steps = 0
         self._had_gradient = self._had_images = self._had_update = False
         self._largest_rate = 0.0
+        self._skipped_before = 0
+        self._warned: list[str] = []
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """What was counted until now, for a run that goes on. All processes must call it."""
+        return {
+            "steps": self._steps,
+            "telling_steps": self._telling_steps,
+            "had": [self._had_gradient, self._had_images, self._had_update],
+            "largest_rate": self._largest_rate,
+            "skipped": self._num_skipped(),
+            "warned": [*self._warned],
+        }
+
+    def go_on(self, counted: Mapping[str, Any] | None) -> None:
+        """Count on from what a checkpoint has; one without counts leaves the steps before it out."""
+        if counted is None:
+            return
+        self._first_step = 0
+        self._steps, self._telling_steps = int(counted["steps"]), int(counted["telling_steps"])
+        self._had_gradient, self._had_images, self._had_update = map(bool, counted["had"])
+        self._largest_rate, self._skipped_before = float(counted["largest_rate"]), int(counted["skipped"])
+        for sentence in counted["warned"]:
+            self._say(str(sentence))
+
+    def _say(self, sentence: str) -> None:
+        self._warned.append(sentence)
+        self._warn(sentence)
+
+    def _num_skipped(self) -> int:
+        return max(self._skipped_before, self._count_skipped())
 
     def note_step(
         self, verdict: Verdict, rates: Iterable[float], without_gradient: Callable[[], Collection[str]]
@@ -58,15 +91,15 @@ class LearningCheck:
         self._largest_rate = max(self._largest_rate, *rates)
         if self._telling_steps == FIRST_STEPS and verdict.has_images and not self._had_gradient:
             raise self._no_gradient()
-        if self._steps in _LOOK_AT and not self._had_images and self._count_skipped() >= MANY_SKIPPED:
+        if self._steps in _LOOK_AT and not self._had_images and self._num_skipped() >= MANY_SKIPPED:
             raise self._no_images()
         is_last = self._first_step + self._steps == self._num_steps and self._telling_steps >= FEWEST_STEPS
         if verdict.has_images and (self._telling_steps == FIRST_STEPS or is_last):
             for root in without_gradient():
-                self._warn(f"no gradient reaches {root}: it does not learn")
+                self._say(f"no gradient reaches {root}: it does not learn")
 
     def check_end(self) -> None:
-        """Raise RecipeError when a whole run cannot have learned. A resumed run saw only a part of itself."""
+        """Raise RecipeError when a whole run cannot have learned."""
         if self._first_step or not self._steps:
             return
         if self._largest_rate == 0:
@@ -90,7 +123,7 @@ class LearningCheck:
             )
         if not self._had_gradient:
             raise self._no_gradient()
-        if not self._had_images and self._count_skipped():
+        if not self._had_images and self._num_skipped():
             raise self._no_images()
 
     def _no_gradient(self) -> RecipeError:
@@ -110,7 +143,7 @@ class LearningCheck:
             code=CODE,
             path=(*self._stage, "data"),
             on_key=True,
-            found=f"{self._count_skipped():,} samples skipped in {_steps(self._steps)}",
+            found=f"{self._num_skipped():,} samples skipped in {_steps(self._steps)}",
             hint="check the image folder; `on_bad_image: error` names the first image that cannot be used",
         )
 

@@ -42,10 +42,16 @@ class MetricsLog:
         self._seconds_before = kept[-1].seconds if kept else 0.0
         self.losses = [line.loss for line in kept if line.loss is not None]
         """The losses logged before."""
+        self._measured = {line.step for line in kept if line.loss is None}
         self._path = path
 
     def append(self, metrics: dict[str, float]) -> None:
-        """Write one line. `seconds` counts training time, resumed runs included."""
+        """Write one line. `seconds` counts training time, resumed runs included.
+
+        A validation loss that an earlier process wrote before it was killed is not written again.
+        """
+        if "eval_loss" in metrics and metrics["step"] in self._measured:
+            return
         line = {**metrics, "seconds": round(metrics["seconds"] + self._seconds_before, 3)}
         # JSON has no NaN: a step without a gradient norm has null.
         clean = {

@@ -2,17 +2,18 @@
 
 trained.safetensors     what trains, in float32, by canonical name
 optimizer-*.safetensors the optimizer's tensors, `NAME:KEY`, in files of bounded size
-optimizer.json          its numbers
+optimizer.pt            its numbers: plain values, by torch.save, as other programs expect the name
 progress.json           position in the schedule, loss scale, DeepSpeed's counters, losses not yet logged
 random.json             random states of each process
 
-The first process alone writes and reads; the others send and receive. No pickle is written or read.
+The first process alone writes and reads; the others send and receive. Nothing but plain values is unpickled.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import random
 import warnings
@@ -27,7 +28,7 @@ from pydantic import JsonValue
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from llava_recipes.model.checkpoint import not_finite
+from llava_recipes.model.checkpoint import BadPickle, load_plain, not_finite
 from llava_recipes.model.placing import full_shape, is_first_process
 from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.recipe.foreign import read_object
@@ -123,7 +124,9 @@ def save_state(
         "scalars": states.scalars(),
         "groups": _changed(group_values(states.inner), beginnings.values),
     }
-    checkpoint.write_json(OPTIMIZER, optimizer)
+    numbers = io.BytesIO()
+    torch.save(optimizer, numbers)
+    checkpoint.write(OPTIMIZER, numbers.getvalue())
     schedule = _schedule(live.scheduler, states, beginnings)
     checkpoint.write_json(PROGRESS, {"schedule": schedule, "scale": _scale(live), **progress})
     checkpoint.write_json(RANDOM, randoms)
@@ -284,7 +287,7 @@ def _described(folder: Path) -> JsonValue:
                 files[name] = file.name
                 specs[name] = [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
     with loading(folder, OPTIMIZER):
-        optimizer = read_object(folder / OPTIMIZER)
+        optimizer = _read_numbers(folder / OPTIMIZER)
         _expect(optimizer, kind=str, scalars=dict, groups=list)
     with loading(folder, PROGRESS):
         progress = read_object(folder / PROGRESS)
@@ -301,6 +304,16 @@ def _described(folder: Path) -> JsonValue:
         "progress": progress,
         "randoms": randoms,
     }
+
+
+def _read_numbers(file: Path) -> dict[str, Any]:
+    try:
+        values = load_plain(file)
+    except BadPickle as error:
+        raise ValueError(f"it {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError("it must contain a mapping")
+    return values
 
 
 def _expect(values: Mapping[str, Any], **kinds: type) -> None:

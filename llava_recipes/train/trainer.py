@@ -8,13 +8,13 @@ weight; the validation loss is the mean over all label tokens, whatever the batc
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -83,6 +83,7 @@ class StageTrainer(DealtTrainer):
         self.measured: tuple[int, Measured] | None = None
         """The last measured validation loss, and the step after which it was measured."""
         self._resumed: SavedState | None = None
+        self._resumed_state: Mapping[str, Any] = {}
         self._saved_step: int | None = None
         self.last_loss: float | None = None
         """The last logged one."""
@@ -110,6 +111,8 @@ class StageTrainer(DealtTrainer):
             return
         if self._resumed is not None and epoch == kwargs["epochs_trained"]:
             self._continue_losses()
+            if self.must_measure():
+                self.evaluate()
         super()._run_epoch(epoch=epoch, **kwargs)
 
     # ---- optimizer ---------------------------------------------------------------------------------------
@@ -273,10 +276,16 @@ class StageTrainer(DealtTrainer):
         return metrics
 
     def must_measure(self) -> bool:
-        """Whether the validation loss after the last step is missing, as in a run that was cut there."""
-        if self._validation is None or self.state.global_step < self.state.max_steps:
+        """Whether the validation loss after this step is missing, as where a run was asked to stop."""
+        step = self.state.global_step
+        if self._validation is None or (self.measured is not None and self.measured[0] == step):
             return False
-        return self.measured is None or self.measured[0] < self.state.global_step
+        if step >= self.state.max_steps:
+            return True
+        by_steps = self.args.eval_strategy == "steps" and not step % self.state.eval_steps
+        by_epoch = self.args.eval_strategy == "epoch" and not self._step_in_epoch
+        since = step if by_steps else self.state.epoch or 0
+        return (by_steps or by_epoch) and self.args.eval_delay <= since
 
     # ---- checkpoints -------------------------------------------------------------------------------------
 
@@ -318,7 +327,7 @@ class StageTrainer(DealtTrainer):
         )
 
     def _progress(self) -> dict[str, JsonValue]:
-        """Losses since the last logged step, and the last validation loss."""
+        """Losses since the last logged step, the last validation loss, and what was seen of learning."""
         unlogged = self._tr_loss.detach().clone().float()
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(unlogged)
@@ -326,7 +335,11 @@ class StageTrainer(DealtTrainer):
         measured: JsonValue = None
         if self.measured is not None:
             measured = [self.measured[0], {**vars(self.measured[1])}]
-        return {"unlogged": [unlogged.item(), self._globalstep_last_logged], "measured": measured}
+        return {
+            "unlogged": [unlogged.item(), self._globalstep_last_logged],
+            "measured": measured,
+            "learning": None if self.learning is None else self.learning.to_json(),
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights are loaded with the rest, once the optimizer exists."""
@@ -347,6 +360,8 @@ class StageTrainer(DealtTrainer):
                 measured = self._resumed.progress["measured"]
                 if measured is not None:
                     self.measured = int(measured[0]), Measured(**measured[1])
+                if self.learning is not None:
+                    self.learning.go_on(self._resumed.progress.get("learning"))
         return prepared
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -357,12 +372,31 @@ class StageTrainer(DealtTrainer):
     def resume(self, saved: SavedState, *, loss: float | None, state: str) -> None:
         """Train on from a checkpoint to the end; `state` is the text of its trainer_state.json."""
         self._resumed, self.last_loss = saved, loss
-        # The checkpoint's own folder may be on another node.
-        with TemporaryDirectory(prefix="llava-recipe-") as folder:
-            (Path(folder) / TRAINER_STATE).write_text(state, "utf-8")
-            with loading(saved.folder, TRAINER_STATE):
-                TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE))
-            self.train(resume_from_checkpoint=folder)
+        with loading(saved.folder, TRAINER_STATE):
+            self._resumed_state = json.loads(state)
+            TrainerState(**self._resumed_state)
+        self.train()
+
+    def _inner_training_loop(self, **kwargs: Any) -> Any:
+        if self._resumed is not None:
+            # A word that there is one: nothing is read from it, since the folder may be on another node.
+            kwargs["resume_from_checkpoint"] = str(self._resumed.folder)
+        return super()._inner_training_loop(**kwargs)
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_epochs: int, resume_from: str | None, trial: None
+    ) -> tuple[int, int]:
+        begun: tuple[int, int] = super()._init_training_state(
+            max_steps, steps_per_epoch, num_epochs, None, trial
+        )
+        if self._resumed is None:
+            return begun
+        self.state = TrainerState(**self._resumed_state)
+        # When to log, to save and to measure is the recipe's, not the checkpoint's.
+        self.state.compute_steps(self.args, max_steps)
+        self.state.init_training_references(self, max_steps, num_epochs, trial)
+        epochs, steps = divmod(self.state.global_step, steps_per_epoch)
+        return epochs, steps * self.args.gradient_accumulation_steps
 
     def _continue_losses(self) -> None:
         assert self._resumed is not None

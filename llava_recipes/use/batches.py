@@ -193,7 +193,7 @@ class AnswersFile:
                 "these answers were started with other settings",
                 code="answers-of-other-settings",
                 mark=Mark(str(self.unfinished), 0, 0),
-                found="\n       ".join(_differences(whole[0], self._settings)),
+                found="\n".join(_differences(whole[0], self._settings)),
                 hint=f"use the same settings, or {_START_AGAIN}",
             )
         for number, line in enumerate(whole[1:], start=2):

@@ -231,7 +231,7 @@ READERS: Mapping[str, Sequence[Words]] = {
     **{
         f"started/checkpoint-2/{name}": (("run", "started.yaml", "--resume", "--dry-run"),)
         for name in (
-            *("checkpoint.json", "trainer_state.json", "optimizer.json", "progress.json", "random.json"),
+            *("checkpoint.json", "trainer_state.json", "optimizer.pt", "progress.json", "random.json"),
             *("trained.safetensors", "optimizer-00001-of-00001.safetensors"),
         )
     },

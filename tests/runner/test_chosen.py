@@ -117,7 +117,7 @@ def test_a_stage_before_that_another_plan_trained(recipe: Path, capsys: pytest.C
     pretend_done(recipe, 0)
     assert dry_run(recipe, "--stage", "finetune", "--set", "stages.pretrain.train.learning_rate=2e-3") == 1
     printed = capsys.readouterr().err
-    assert "was trained with another plan: train.learning_rate: 0.001 then, 0.002 now" in printed
+    assert "was trained with another plan: train.learning_rate: 1e-3 then, 2e-3 now" in printed
 
 
 def test_what_is_done_needs_no_look_at_its_beginning(

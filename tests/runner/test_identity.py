@@ -27,6 +27,7 @@ from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.identity import RULES, rule_of
 from llava_recipes.runner.run_folder import stage_plan
+from llava_recipes.train.checkpoints import list_checkpoints
 from tests.processes import ROOT, run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
 from tests.train.cutting import copy_cut
@@ -348,7 +349,7 @@ def test_a_learned_change_is_refused_with_the_command_that_accepts_it(look: Try,
     changed = setting("train.learning_rate=1e-4", "train.max_steps=8")
     code, _, err = look(*changed)
     assert code == 1
-    assert "train.learning_rate: 0.001 then, 0.0001 now" in err and "train.max_steps: 6 then, 8 now" in err
+    assert "train.learning_rate: 1e-3 then, 1e-4 now" in err and "train.max_steps: 6 then, 8 now" in err
     command = next(line for line in err.splitlines() if "--accept" in line).split("`")[1]
     words = command.split()
     assert words[:4] == ["llava-recipe", "run", str(tmp_path / "recipe.yaml"), "--resume"]
@@ -356,7 +357,7 @@ def test_a_learned_change_is_refused_with_the_command_that_accepts_it(look: Try,
     assert set(words[4:]) == {*changed, *accepting, "--processes", "1"}
     code, out, err = look(*changed, *accepting)
     assert code == 0, err
-    assert "pretrain: accepts train.learning_rate: 0.001 then, 0.0001 now\n" in out
+    assert "pretrain: accepts train.learning_rate: 1e-3 then, 1e-4 now\n" in out
 
 
 def test_a_needless_accept_is_wrong_usage(look: Try, tmp_path: Path) -> None:
@@ -396,7 +397,7 @@ def test_a_plan_says_what_the_run_would_do(
     assert f"continues from {tmp_path}/run/checkpoint-4" in capsys.readouterr().out
     changed = setting("train.learning_rate=1e-4")
     assert main(["plan", str(recipe), "--world-size", "1", *changed]) == 0
-    assert "`run` needs --accept train.learning_rate (train.learning_rate: 0.001" in capsys.readouterr().out
+    assert "`run` needs --accept train.learning_rate (train.learning_rate: 1e-3" in capsys.readouterr().out
 
 
 def test_a_checkpoint_to_start_from_must_be_whole(look: Try, tmp_path: Path) -> None:
@@ -446,11 +447,14 @@ def test_a_finished_run_is_extended(whole: Path, tmp_path: Path, capsys: pytest.
 
 def test_an_accepted_rate_applies_from_the_checkpoint_on(whole: Path, tmp_path: Path) -> None:
     recipe = copy_cut(whole, tmp_path, step=4)
-    run_to_end(recipe, "--resume", *setting("train.learning_rate=1e-4"), "--accept", "train.learning_rate")
+    changed = setting("train.learning_rate=1e-4", "train.logging_steps=6", "train.save_steps=5")
+    run_to_end(recipe, "--resume", *changed, "--accept", "train.learning_rate")
     before, after = read_metrics(whole / "run"), read_metrics(tmp_path / "run")
     rates = [[line["learning_rate"] for line in lines] for lines in (before, after)]
-    assert rates[1] == pytest.approx([*rates[0][:4], *(0.1 * rate for rate in rates[0][4:])])
-    assert rates[0][4] > 0
+    assert rates[1] == pytest.approx([*rates[0][:4], 0.1 * rates[0][5]])
+    assert rates[0][5] > 0
+    # What changes no step applies too.
+    assert [each.step for each in list_checkpoints(tmp_path / "run")] == [6, 5, 4, 2]
 
 
 def test_a_stage_starts_from_the_checkpoint_of_another_run(whole: Path, tmp_path: Path) -> None:

@@ -24,13 +24,23 @@ def test_a_storm_of_signals_is_one_request(number: signal.Signals) -> None:
 
 
 def test_a_later_signal_is_a_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption, "_REPEATED_AFTER_S", 0.0)
+    monkeypatch.setattr(interruption, "_REPEATED_AFTER_S", 1e-9)
     with Interruption() as asked:
         os.kill(os.getpid(), signal.SIGXCPU)
         os.kill(os.getpid(), signal.SIGXCPU)
         assert not asked.is_repeated
         os.kill(os.getpid(), signal.SIGTERM)
     assert (asked.reason, asked.is_repeated) == ("SIGXCPU", True)
+
+
+def test_the_end_of_a_time_is_no_second_request_after_its_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_REPEATED_AFTER_S", 1e-9)
+    with Interruption() as asked:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not asked.is_repeated
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (asked.reason, asked.is_repeated) == ("SIGUSR1", True)
 
 
 def test_before_training_the_first_signal_ends_it() -> None:

@@ -137,7 +137,7 @@ def test_a_killed_process_ends_all_commands_and_is_reported_once(tmp_path: Path)
         os.kill(worker, signal.SIGKILL)
         ended = ends(commands)
     assert [code for code, *_ in ended] == [1, 1], ended
-    assert "killed by a signal" in ended[0][2]
+    assert "was killed by SIGKILL on" in ended[0][2]
     assert ended[1][1] + ended[1][2] == ""
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from llava_recipes.cli.main import main
 from llava_recipes.errors import RecipeError
 from llava_recipes.runner.world import (
     BadOptions,
@@ -168,6 +171,24 @@ def test_workers_inherit_nothing_that_contradicts() -> None:
     assert without_launcher(given) == {}
     kept = {"PATH": "/bin", "NCCL_DEBUG": "INFO", "SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}
     assert without_launcher(given | kept) == kept
+
+
+@pytest.mark.parametrize("words", [["run", "recipe.yaml", "--processes", "2"], ["demo"]])
+def test_a_contradiction_is_printed_by_one_of_all(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (TORCHRUN | {"RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+    assert main(words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setenv("RANK", "1")
+    assert main(words) == 2
+    assert capsys.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_slurm_lists() -> None:

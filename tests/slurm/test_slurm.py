@@ -43,6 +43,7 @@ def test_a_job_quotes_what_it_was_given(recipe: Path) -> None:
     text = (recipe.parent / "job.sbatch").read_text()
     head = text[: text.index("\ncd ")]
     assert all(line.startswith("#") or not line for line in head.splitlines())
+    assert "on 4 nodes, 8 GPUs each: 32 processes.\n" in head
     for option in (
         "nodes=4",
         "gpus-per-node=8",

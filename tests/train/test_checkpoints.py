@@ -51,7 +51,7 @@ def write_checkpoint(output_dir: Path, step: int = 4) -> Path:
     with saving(output_dir, step) as new:
         save_file({"projector.0.bias": torch.ones(3)}, new.folder / "trained.safetensors")
         new.add("trained.safetensors", lambda: seal_of(new.folder / "trained.safetensors"))
-        for name in ("optimizer.json", "progress.json", "random.json"):
+        for name in ("optimizer.pt", "progress.json", "random.json"):
             new.write_json(name, {"some": [1, 2]})
         new.write_json("trainer_state.json", {**STATE, "global_step": step})
         return new.commit(SealFacts(step, 1, LAYOUT, 1.0))
@@ -76,7 +76,7 @@ def test_a_whole_checkpoint_is_sound(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full"), saving(tmp_path, 4) as new:
-        new.write_json("optimizer.json", {})
+        new.write_json("optimizer.pt", {})
         raise OSError("full")
     assert names(tmp_path) == []
 
@@ -101,7 +101,7 @@ def _without(*gone: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "damage"),
     [
-        (_without("optimizer.json"), "optimizer.json is missing in its"),
+        (_without("optimizer.pt"), "optimizer.pt is missing in its"),
         (_without("trained.safetensors"), "trained.safetensors is missing in its"),
         (lambda files: files.update({"../x": {"bytes": 1, "sha256": ""}}), "outside"),
         (lambda files: files.update({"x": {"bytes": 1, "sha256": ""}}), "x is missing"),
@@ -142,9 +142,7 @@ def test_any_change_of_a_seal_is_damage(data: st.DataObject, one: tuple[Path, by
     assert (find_damage(checkpoint) is None) == (changed == whole)
 
 
-@pytest.mark.parametrize(
-    "name", ["trained.safetensors", "optimizer.json", "trainer_state.json", "random.json"]
-)
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "trainer_state.json", "random.json"])
 def test_any_change_of_a_file_is_damage(checkpoint: Path, name: str) -> None:
     file = checkpoint / name
     whole = file.read_bytes()
@@ -155,7 +153,7 @@ def test_any_change_of_a_file_is_damage(checkpoint: Path, name: str) -> None:
     assert find_damage(checkpoint) == f"{name} is missing"
 
 
-@pytest.mark.parametrize("name", [SEAL, "optimizer.json", "trainer_state.json"])
+@pytest.mark.parametrize("name", [SEAL, "optimizer.pt", "trainer_state.json"])
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_something_else_in_a_files_place_is_damage(
     checkpoint: Path, name: str, make: Callable[[Path], None]
@@ -222,14 +220,16 @@ def test_other_failures_are_not_the_checkpoints(checkpoint: Path, error: Excepti
 
 
 def test_a_failure_to_load_is_the_checkpoints(checkpoint: Path) -> None:
-    with pytest.raises(RecipeError) as caught, loading(checkpoint, "optimizer.json"):
+    with pytest.raises(RecipeError) as caught, loading(checkpoint, "optimizer.pt"):
         raise KeyError("scalars")
     (problem,) = caught.value.problems
     assert problem.code == UNUSABLE
-    assert "optimizer.json cannot be loaded" in str(problem.found)
+    assert "optimizer.pt cannot be loaded" in str(problem.found)
 
 
-def test_rotation_keeps_the_newest_and_what_is_not_ours(tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest_and_what_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (4, 8, 16, 20):
         write_checkpoint(tmp_path, step)
     (tmp_path / "elsewhere").mkdir()
@@ -243,13 +243,19 @@ def test_rotation_keeps_the_newest_and_what_is_not_ours(tmp_path: Path) -> None:
     remove_old(tmp_path, newest=16, keep=0)
     assert names(tmp_path) == [*(name for name in left if name != "checkpoint-8"), "elsewhere", LATEST]
     assert find_damage(tmp_path / "elsewhere" / "checkpoint-2") is None
+    # Who runs tests as root may write everywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: path.name != "checkpoint-16")
+    remove_old(tmp_path, newest=20, keep=1)
+    assert {"checkpoint-16", "checkpoint-20"} <= set(names(tmp_path))
 
 
 LEFT = (".saving-checkpoint-8", ".removing-checkpoint-2", ".plan.json.a1b2c3d4", ".DONE.abcd_123")
 FOREIGN = (".bashrc.a1b2c3d4", ".saving-notes", "checkpoint-x", "notes.txt", ".plan.json.swp")
 
 
-def test_leftovers_go_and_nothing_else_does(checkpoint: Path, tmp_path: Path) -> None:
+def test_leftovers_go_and_nothing_else_does(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in (*LEFT, *FOREIGN):
         if "checkpoint" in name:
             (tmp_path / name).mkdir()
@@ -263,6 +269,8 @@ def test_leftovers_go_and_nothing_else_does(checkpoint: Path, tmp_path: Path) ->
     (tmp_path / ".saving-checkpoint-9").symlink_to(tmp_path)
     assert list_checkpoints(tmp_path) == [list_checkpoints(tmp_path)[-1]]
     clean_up(tmp_path)
+    what = f"{mixed}, which is no checkpoint of this run, is now set-aside-checkpoint-16\n"
+    assert capsys.readouterr().out == what
     kept = {".saving-checkpoint-9", "checkpoint-4", LATEST, "set-aside-checkpoint-16", *FOREIGN}
     assert set(names(tmp_path)) == kept
     assert all(map(is_leftover, LEFT)) and not any(map(is_leftover, FOREIGN))

@@ -169,6 +169,13 @@ def test_a_whole_run_without_learning_is_an_error(verdict: Verdict, rate: float,
     resumed, _ = learning(first_step=5)
     note(resumed, verdict, times=2, rate=rate)
     resumed.check_end()
+    # A checkpoint says what was seen before it.
+    resumed, warnings = learning(first_step=2, num_steps=3)
+    resumed.go_on(json.loads(json.dumps(check.to_json() | {"warned": ["as before"]})))
+    note(resumed, verdict, rate=rate)
+    assert warnings == ["as before", *[each for each in warnings[1:] if "vision_tower" in each]]
+    with pytest.raises(RecipeError, match=what):
+        resumed.check_end()
 
 
 def test_skipped_images_end_the_run() -> None:

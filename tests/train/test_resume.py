@@ -16,7 +16,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from llava_recipes.cli.main import main
-from llava_recipes.train.checkpoints import find_damage, list_checkpoints
+from llava_recipes.errors import RecipeError
+from llava_recipes.runner.hand_off import check_start
+from llava_recipes.seals import write_seals
+from llava_recipes.train.checkpoints import TRAINED, find_damage, list_checkpoints
 from tests.processes import TIMEOUT_S, python, run_to_end, started
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
 from tests.train.cutting import copy_cut, cut_after, replan, reseal
@@ -236,12 +239,29 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(
     uncut: Callable[[int, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, run = copy_cut(uncut(1, "none"), tmp_path, step=8), tmp_path / "run"
-    sealed = {"step": 8, "world_size": 1, "files": {"optimizer.pt": {"bytes": 1, "sha256": ""}}}
-    (run / "checkpoint-8" / "checkpoint.json").write_text(json.dumps(sealed))
-    assert main(["run", str(recipe), "--processes", "1", "--dry-run"]) == 1
+    start, usual = run / "checkpoint-8", ["run", str(recipe), "--processes", "1", "--dry-run"]
+    files = {**write_seals(start, [TRAINED]), "optimizer.pt": {"bytes": 1, "sha256": ""}}
+    sealed = {"step": 8, "world_size": 1, "files": files}
+    (start / "checkpoint.json").write_text(json.dumps(sealed))
+    assert main(usual) == 1
     printed = capsys.readouterr().err
     assert "written by an earlier version" in printed and "recipe.yaml:" in printed
-    assert f"init_from: {run / 'checkpoint-8'}" in printed
+    assert f"init_from: {start}" in printed
+    # Nothing is advised that leads there.
+    assert main([*usual, "--set", "stages.pretrain.train.learning_rate=1e-5"]) == 1
+    printed = capsys.readouterr().err
+    assert f"init_from: {start}" in printed and "--accept" not in printed
+    assert main(["plan", str(recipe), "--world-size", "1"]) == 0
+    assert "written by an earlier version: `run` refuses it" in capsys.readouterr().out
+    values = stage1_values(tmp_path / "new", max_steps=1)
+    del values["model"]["projector"]["init_from"], values["stages"][0]["train"]["num_train_epochs"]
+    values["stages"][0]["init_from"] = str(start)
+    again = write_recipe(values, tmp_path / "again.yaml")
+    assert main(["run", str(again), "--processes", "1", "--dry-run"]) == 0, capsys.readouterr().err
+    check_start(str(start), path=())
+    (start / TRAINED).write_bytes(b"")
+    with pytest.raises(RecipeError, match="damaged"):
+        check_start(str(start), path=())
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.recipe.schema import Lora
 from llava_recipes.runner.facts import plan_recipe
-from llava_recipes.train.checkpoints import list_checkpoints
+from llava_recipes.train.checkpoints import PROGRESS, list_checkpoints
 from llava_recipes.train.evaluation import ValidationSet
-from llava_recipes.train.metrics import MetricsLog
+from llava_recipes.train.metrics import METRICS, SAMPLES, MetricsLog
 from tests.data.parquet_files import records, with_structs, write_parquet
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
-from tests.train.cutting import cut_after
+from tests.train.cutting import cut_after, reseal
 
 OWN = {
     "annotations": str(FIXTURES / "stage1.json"),
@@ -102,12 +102,23 @@ def test_a_resumed_run_measures_what_the_uncut_run_did(tmp_path: Path) -> None:
         num_train_epochs=2,
     )
     values["stages"][0]["data"]["validation"] = {"split": 4}
+    values["stages"][0] |= {"sample_every": 4, "samples": {"num": 1, "max_new_tokens": 2}}
     recipe, run = write_recipe(values, tmp_path / "recipe.yaml"), tmp_path / "run"
     run_to_end(recipe)
     whole = read_metrics(run)
     assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [10, 8, 4]
+    samples = (run / SAMPLES).read_text()
     cut_after(run, 8)
+    # As a run leaves it that was asked to stop: its sender does not wait for an evaluation, nor for answers.
+    checkpoint = run / "checkpoint-8"
+    progress = json.loads((checkpoint / PROGRESS).read_text()) | {"measured": None}
+    (checkpoint / PROGRESS).write_text(json.dumps(progress))
+    reseal(checkpoint)
+    (run / METRICS).write_text("".join(json.dumps(each) + "\n" for each in whole[:9]))
+    (run / SAMPLES).write_text("".join(samples.splitlines(keepends=True)[:1]))
     run_to_end(recipe, "--resume")
+    assert (run / SAMPLES).read_text() == samples
+    assert samples.count("\n") == 3
     again = read_metrics(run)
     assert [(line["step"], "eval_loss" in line) for line in again] == [
         (line["step"], "eval_loss" in line) for line in whole
@@ -125,7 +136,9 @@ def test_a_log_goes_on_behind_an_evaluation(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         log.append({"step": step, "loss": 1.0, "seconds": step})
         log.append({"step": step, "eval_loss": 1.0, "seconds": step + 0.5})
-    MetricsLog(file, resumed_step=2).append({"step": 3, "loss": 1.0, "seconds": 1.0})
+    log = MetricsLog(file, resumed_step=2)
+    log.append({"step": 2, "eval_loss": 1.0, "seconds": 0.5})
+    log.append({"step": 3, "loss": 1.0, "seconds": 1.0})
     lines = read_metrics(tmp_path)
     assert [(line["step"], line["seconds"]) for line in lines] == [
         (1, 1),
