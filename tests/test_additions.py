@@ -64,7 +64,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def values(folder: Path) -> dict[str, Any]:
     """A recipe that uses every addition but the preset, for which a CPU is slow."""
-    recipe = stage1_values(folder / "out", torch_empty_cache_steps=5, max_steps=1)
+    recipe = stage1_values(folder / "out", torch_empty_cache_steps=5, max_steps=1, warmup_ratio=0)
     recipe["model"] = {
         "language_model": {
             "config": {

@@ -82,10 +82,14 @@ def _options(job: SlurmJob) -> Iterator[str]:
 
 def _body(job: SlurmJob) -> Iterator[str]:
     yield "# Relative paths of the recipe start here."
-    yield f"cd -- {shlex.quote(job.folder)} || exit 1"
+    yield f"cd -- {_word(job.folder)} || exit 1"
     if job.nodes > 1:
         yield _MEETING
-    yield _RUN.replace("@COMMAND@", shlex.join(job.command)).replace("@MAX@", str(MAX_REQUEUES)).rstrip()
+    yield (
+        _RUN.replace("@COMMAND@", " ".join(map(_word, job.command)))
+        .replace("@MAX@", str(MAX_REQUEUES))
+        .rstrip()
+    )
 
 
 _MEETING = """
@@ -133,6 +137,18 @@ exit "$code"
 
 def _option(name: str, value: str) -> str:
     return f"#SBATCH --{name}" + (f"={_quoted(value)}" if value else "")
+
+
+def _word(value: str) -> str:
+    """A value as one word of bash, in one line: control characters are escaped."""
+    if value.isprintable():
+        return shlex.quote(value)
+    escaped = value.replace("\\", r"\\").replace("'", r"\'")
+    return "$'" + "".join(c if c.isprintable() else _octal(c) for c in escaped) + "'"
+
+
+def _octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def _quoted(value: str) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from llava_recipes.cli.options import add_new_file, add_recipe, positive
+from llava_recipes.interpreter import python_words
 from llava_recipes.screen import say, say_document
 
 EPILOG = """\
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _program() -> list[str]:
     """This program by its full path: a job's shell need not know the environment."""
     script = Path(sys.executable).parent / "llava-recipe"
-    return [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "llava_recipes"]
+    return [str(script)] if script.is_file() else python_words("llava_recipes")
 
 
 def _count(text: str) -> int:

@@ -72,9 +72,8 @@ def append(folder: Path, line: dict[str, object]) -> None:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":
             text = "\n" + text
-        data = text.encode()
-        while data:
-            data = data[os.write(handle, data) :]
+        with os.fdopen(handle, "ab", closefd=False) as file:
+            file.write(text.encode())
         os.fsync(handle)
     finally:
         os.close(handle)

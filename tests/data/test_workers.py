@@ -57,7 +57,7 @@ def test_a_signal_to_the_run_does_not_end_workers() -> None:
     found = []
     # The first comes before their first instruction.
     for name in FOR_THE_RUN:
-        subprocess.run(["kill", f"-{name}", *pids], check=True)
+        subprocess.run(["kill", f"-{name}", *pids], cwd="/", check=True)
         found += next(batches).tolist()
     assert found == list(range(12)) and next(batches, None) is None
 

@@ -54,9 +54,9 @@ class Failure:
 def can_mount() -> bool:
     """Whether this process may mount a file system of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        made = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True)
+        made = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], cwd="/", capture_output=True)
         if made.returncode == 0:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", folder], cwd="/", check=True)
         return made.returncode == 0
 
 
@@ -65,13 +65,13 @@ def small_disk(folder: Path, *, num_free: int) -> Iterator[None]:
     """A file system at `folder` with `num_free` bytes left, until the block says that it has room."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}"]
-    subprocess.run(["mount", *options, "tmpfs", str(folder)], check=True, capture_output=True)
+    subprocess.run(["mount", *options, "tmpfs", str(folder)], cwd="/", check=True, capture_output=True)
     try:
         with (folder / "filler").open("wb") as file:
             file.write(bytes(max(0, DISK_BYTES - num_free)))
         yield
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
+        subprocess.run(["umount", "-l", str(folder)], cwd="/", check=True, capture_output=True)
 
 
 def attempt(failure: Failure, ground: Path) -> str:

@@ -32,7 +32,11 @@ def plan_of_recipe(name: str, world_size: int = WORLD_SIZE) -> Plan:
 
 
 def _without_notes_on_the_batch(plan: Plan) -> Plan:
-    """A script sets the batch of a device, a shipped recipe that of a step: here they are the same."""
+    """A script sets the batch of a device, a shipped recipe that of a step: here they are the same.
+
+    No script says what loss it expects.
+    """
     words = ("global batch", "depends on the number of processes")
     notes = tuple(note for note in plan.notes if not any(word in note for word in words))
-    return plan.model_copy(update={"notes": notes})
+    stages = tuple(stage.model_copy(update={"expect": None}) for stage in plan.stages)
+    return plan.model_copy(update={"notes": notes, "stages": stages})

@@ -57,7 +57,7 @@ sys.stdin.read()
 
 def start(source: str, *arguments: str | Path) -> subprocess.Popen[str]:
     argv = [sys.executable, "-c", source, *map(str, arguments)]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(argv, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def line(child: subprocess.Popen[str]) -> str:

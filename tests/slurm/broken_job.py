@@ -44,11 +44,11 @@ def main(folder: Path, *, real_limit: bool) -> list[str]:
     environment = {**os.environ, "PATH": _path(), "SLURM_CONF": str(slurm / "slurm.conf")}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     cluster = Cluster(folder, environment, real_limit=real_limit)
-    subprocess.run([SETUP, "start", slurm], check=True, env=environment)
+    subprocess.run([SETUP, "start", slurm], cwd=folder, check=True, env=environment)
     try:
         cluster.run_both()
     finally:
-        subprocess.run([SETUP, "stop", slurm], check=True, env=environment)
+        subprocess.run([SETUP, "stop", slurm], cwd=folder, check=True, env=environment)
     return cluster.happened
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llava_recipes.cli.main import main
+from tests.sealed import seal_again
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 
 QUESTIONS, IMAGES = str(FIXTURES / "stage1.json"), str(FIXTURES / "images")
@@ -119,6 +120,7 @@ def test_a_run_whose_language_model_brings_code_by_now(
         plan = json.loads((run / "plan.json").read_text())
         plan["model"]["language_model"] |= {"source": str(folder), "tokenizer": str(folder)}
         (run / "plan.json").write_text(json.dumps(plan))
+        seal_again(run)
         _refuses(given, folder, capsys)
 
 

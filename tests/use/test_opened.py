@@ -145,6 +145,7 @@ def test_a_run_that_is_not_finished_is_refused_with_its_checkpoints(pipeline: Pa
     (run / "DONE").unlink()
     for step in (2, 10):
         (run / f"checkpoint-{step}").mkdir()
+        (run / f"checkpoint-{step}" / "checkpoint.json").touch()
     said = refused(run)
     assert "not finished" in said and "checkpoint-10, checkpoint-2" in said and "--resume" in said
 
