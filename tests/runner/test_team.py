@@ -49,6 +49,12 @@ def weights(folder: Path) -> list[bytes]:
     return [(folder / name / "mm_projector.safetensors").read_bytes() for name in ("first", "second")]
 
 
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining sets it for good, in the process of the command."""
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 @pytest.fixture(scope="module")
 def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two stages on two processes, each of which torchrun starts as a command of its own."""
