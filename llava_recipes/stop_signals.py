@@ -16,6 +16,10 @@ def wanted_signals() -> tuple[signal.Signals, ...]:
     return tuple(each for each in STOP_SIGNALS if each != signal.SIGHUP or not ignores_hangup)
 
 
+OF_OTHERS = "another process"
+"""Why a process stops that nobody asked: another one was asked, or something failed there."""
+
+
 @contextmanager
 def held_back() -> Iterator[None]:
     """Hold the stop signals back for the time of a block; a process that is started in it does so from birth.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.context import BaseContext, ForkContext, ForkProcess
@@ -13,6 +15,8 @@ from typing import Any
 
 _FOR_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
 _LOOK_EVERY_S = 1.0
+_TO_BE_GONE_S = 2.0
+"""Longer than a worker needs to see that its parent is gone, and to end."""
 
 
 def worker_options(
@@ -54,9 +58,17 @@ def _begin(worker_id: int, *, seed: Callable[[int], None] | None) -> None:
         seed(worker_id)
     signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)
     parent, owner = os.getppid(), multiprocessing.parent_process()
+    sys.excepthook = partial(_complain, parent)
     # A server may have forked this process for the one that it works for.
     senders = {parent} if owner is None or owner.pid is None else {parent, owner.pid}
     threading.Thread(target=_end_with, args=(parent, senders), name="parent-watch", daemon=True).start()
+
+
+def _complain(parent: int, *error: Any) -> None:
+    """Print an error, unless the training process is gone: then it is no news that it doesn't answer."""
+    time.sleep(_TO_BE_GONE_S)
+    if os.getppid() == parent:
+        sys.__excepthook__(*error)
 
 
 def _end_with(parent: int, senders: set[int]) -> None:

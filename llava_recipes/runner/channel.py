@@ -56,6 +56,7 @@ class Channel:
         self._stop: Message | None = None
         self.messages: list[tuple[int, Message]] = []
         self.num_seen = 0
+        self._is_ending = False
         threading.Thread(target=self._accept, name="channel", daemon=True).start()
 
     @property
@@ -167,6 +168,11 @@ class Channel:
             peer.is_saving = bool(message.get("now"))
         elif message["kind"] == "watch":
             peer.status = message
+        elif message["kind"] == "ending":
+            self._is_ending = True
+        elif message["kind"] == "asked" and self._is_ending:
+            # By torchrun, since a process has failed: no request of anybody.
+            return
         elif message["kind"] != "alive":
             with self._lock:
                 self.messages.append((-1 if peer.rank is None else peer.rank, message))

@@ -43,7 +43,7 @@ from llava_recipes.runner.stop_words import stopped_words
 from llava_recipes.runner.team import Outcome, Team
 from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
-from llava_recipes.stop_signals import STOP_SIGNALS
+from llava_recipes.stop_signals import OF_OTHERS, STOP_SIGNALS
 from llava_recipes.train.metrics import check_logs
 
 _MOST_CHEAP_BYTES = 2**26
@@ -464,7 +464,7 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     if problems:
         raise run.loaded.fail(*(at_stage(problem, index) for problem in problems))
     result = answer.reports.results.get(0)
-    is_asked = run.interruption.reason is not None or any(
+    is_asked = run.interruption.reason not in (None, OF_OTHERS) or any(
         -each.code in STOP_SIGNALS or each.code - 128 in STOP_SIGNALS for each in outcomes
     )
     is_unfinished = result is None or any(each.has_stopped or each.code for each in outcomes)

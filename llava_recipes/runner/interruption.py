@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from llava_recipes.interpreter import is_own_process
-from llava_recipes.stop_signals import wanted_signals
+from llava_recipes.stop_signals import OF_OTHERS, wanted_signals
 
 _REPEATED_AFTER_S = 1.0
 """Schedulers and shells send one request as several signals, to every process; a person takes longer."""
@@ -55,8 +55,9 @@ class Interruption:
             self._raises = False
 
     def ask(self, reason: str) -> None:
-        """Ask to save and stop. The first reason counts."""
-        self.reason = self.reason or reason
+        """Ask to save and stop. The first reason counts that is one."""
+        if self.reason in (None, OF_OTHERS):
+            self.reason = reason
 
     def leave_time_to_others(self) -> None:
         """Another command's clock decides when the time is over."""

@@ -108,20 +108,29 @@ def run_processes(
                 timeout_s=request.hang_timeout_s,
                 folder=Path(request.output_dir),
             )
-            cut_short = _wait(child, channel, interruption, watch)
+            cut_short = _wait(child, channel, interruption, watch, num_processes=processes.per_node)
         finally:
             _end_all(child, channel, others)
             _hear(channel, interruption)
-        if cut_short is None and child.returncode < 0 and not processes.by_torchrun:
-            channel.note(killed_message(processes.node_rank, child.pid, -child.returncode))
-        return Answer(child.returncode, Reports.read(channel), cut_short)
+        reports = Reports.read(channel)
+        if cut_short is None and child.returncode < 0 and not reports.is_done:
+            who = "torchrun" if processes.by_torchrun else f"rank {processes.node_rank}"
+            channel.note(killed_message(who, child.pid, -child.returncode))
+            reports = Reports.read(channel)
+        return Answer(child.returncode, reports, cut_short)
 
 
 def _wait(
-    child: subprocess.Popen[bytes], channel: Channel, interruption: Interruption, watch: HangWatch
+    child: subprocess.Popen[bytes],
+    channel: Channel,
+    interruption: Interruption,
+    watch: HangWatch,
+    *,
+    num_processes: int,
 ) -> str | None:
     """Wait for the processes to end. Returns why they must be killed, or None when they have ended."""
-    waited_s, before_s = 0.0, time.monotonic()
+    waited_s = left_s = 0.0
+    before_s = time.monotonic()
     while True:
         ranks = channel.ranks()
         if child.poll() is not None:
@@ -142,6 +151,10 @@ def _wait(
         elapsed_s, before_s = min(now_s - before_s, 1.0), now_s
         if watch.has_hung(elapsed_s):
             return "a hang"
+        left_s = left_s + elapsed_s if channel.num_seen >= num_processes and not ranks else 0.0
+        if left_s >= _PATIENCE_S:
+            # All have left and said what became of them; torchrun is stuck, or stopped by a signal.
+            return None
         if channel.is_stopping and not any(peer.is_saving for peer in ranks):
             waited_s += elapsed_s
             if not channel.num_seen:

@@ -144,6 +144,7 @@ def take(folder: Path, *, run: str | None = None) -> Held:
                 "output_dir cannot be written to",
                 code="output-cannot-be-written",
                 found=f"{error.filename or folder}: {error.strerror}",
+                hint="remove the cause, or choose another folder",
             ) from None
         if isinstance(found, Held):
             found.made_folder = made_folder

@@ -60,13 +60,13 @@ def problems_message(error: RecipeError) -> Message:
     return {"kind": "problems", "problems": [problem.to_json() for problem in error.problems]}
 
 
-def killed_message(rank: int, pid: int, number: int) -> Message:
-    """That a signal killed a training process."""
+def killed_message(who: str, pid: int, number: int) -> Message:
+    """That a signal killed a process of the run."""
     try:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    return {"kind": "killed", "words": f"rank {rank} (process {pid}) was killed by {name}"}
+    return {"kind": "killed", "words": f"{who} (process {pid}) was killed by {name}"}
 
 
 def read_problems(messages: list[tuple[int, Message]]) -> list[Problem]:
@@ -106,6 +106,11 @@ class Reports:
             killed=next((message["words"] for _, message in channel.of_kind("killed")), None),
             has_begun=channel.num_seen > 0,
         )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a process has come to the end of the stage, as all have then."""
+        return any(not result.stopped_early for result in self.results.values())
 
     @property
     def has_stopped(self) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.world import World
+from llava_recipes.stop_signals import OF_OTHERS
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -32,7 +33,7 @@ JOIN_S = 600.0
 _POLL_S, _BEAT_S, _LOST_S = 0.1, 2.0, 30.0
 _LAST_WORDS_S = 3.0
 """What a process has to report why it failed, once another one has failed."""
-_STOP = "stop"
+_STOP, _STOP_NOW = "stop", "stop-now"
 _STORE_S = timedelta(seconds=60)
 
 
@@ -127,6 +128,8 @@ class Team:
         """The last word of a command that is not the first."""
         self._ended.set()
         with contextlib.suppress(Exception):
+            # A second signal may have come just now.
+            self._share_request()
             self.store.add("left", 1)
 
     # ---- both --------------------------------------------------------------------------------------------
@@ -195,10 +198,14 @@ class Team:
 
     def _share_request(self) -> None:
         """Pass a request to stop on to the other commands, and hear of theirs."""
-        if self.interruption.reason is not None:
+        if self.interruption.reason not in (None, OF_OTHERS):
             self.store.set(_STOP, self.interruption.reason)
         elif self.store.check([_STOP]):
             self.interruption.ask(self.store.get(_STOP).decode())
+        if self.interruption.is_repeated:
+            self.store.set(_STOP_NOW, "")
+        elif self.store.check([_STOP_NOW]):
+            self.interruption.is_repeated = True
 
     def name_of(self, index: int) -> str:
         """A command of the run as messages name it."""

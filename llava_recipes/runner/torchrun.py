@@ -8,8 +8,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.api import PContext
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
@@ -18,6 +21,9 @@ from llava_recipes.runner.descendants import descendants
 from llava_recipes.runner.reports import killed_message
 from llava_recipes.screen import guard_streams
 from llava_recipes.stop_signals import STOP_SIGNALS
+
+_HEARD_S = 0.2
+_AT_ONCE_S = 2
 
 
 def main(argv: list[str]) -> int:
@@ -30,15 +36,15 @@ def main(argv: list[str]) -> int:
         return 1
     line.listen(on_stop=lambda reason: None, on_lost=_end_after_workers)
     threading.Thread(target=_pass_on, args=(line,), name="signals", daemon=True).start()
+    _announce_end(line)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Its folder of logs, which nobody reads, would be a reason to fail.
     config, command, arguments = config_from_args(parse_args([f"--log-dir={os.devnull}", *argv]))
     try:
         elastic_launch(config, command)(*arguments)
     except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        if first.exitcode < 0:
-            line.tell(killed_message(rank, first.pid, -first.exitcode))
+        for rank, failure in _killed(error.failures).items():
+            line.tell(killed_message(f"rank {rank}", failure.pid, -failure.exitcode))
         codes = [failure.exitcode for failure in error.failures.values()]
         return max(code if code >= 0 else 128 - code for code in codes)
     return 0
@@ -53,6 +59,32 @@ def _pass_on(line: Line) -> None:
     while True:
         number = signal.sigwait(STOP_SIGNALS)
         line.tell({"kind": "asked", "reason": signal.Signals(number).name})
+
+
+def _announce_end(line: Line) -> None:
+    """Tell the command before torch ends the other processes after a failure: by a SIGTERM of its own.
+
+    Nobody has asked the run to stop then, and what has failed is the cause.
+    """
+    close = PContext.close
+
+    def announced(context: PContext, *arguments: Any, **options: Any) -> None:
+        line.tell({"kind": "ending"})
+        # It travels another way than what the processes tell of that signal.
+        time.sleep(_HEARD_S)
+        close(context, *arguments, **options)
+
+    setattr(PContext, "close", announced)  # noqa: B010  # mypy knows it as a method
+
+
+def _killed(failures: Mapping[int, ProcessFailure]) -> dict[int, ProcessFailure]:
+    """The processes that a signal has killed, by rank; not those that torch killed long after a failure."""
+    first = min(failure.timestamp for failure in failures.values())
+    return {
+        rank: failure
+        for rank, failure in failures.items()
+        if failure.exitcode < 0 and failure.timestamp - first <= _AT_ONCE_S
+    }
 
 
 def _end_after_workers() -> None:

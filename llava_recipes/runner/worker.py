@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -25,6 +27,9 @@ from llava_recipes.train.stopping import Stop, StoppedBeforeStep
 from llava_recipes.train.watch import Watch
 
 _OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out|store", re.IGNORECASE)
+_DATA_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? (\d[\d, ]*)\) (?:is (killed by signal: [^.]+)|exited unexpectedly)"
+)
 _HEARSAY_S = 3.0
 
 
@@ -36,6 +41,7 @@ class Worker:
         self.request = Request.from_json(line.request)
         self.stop: Stop = Stop(tell=line.tell, leave=self._leave_at_once)
         self.watch = Watch(self.stop, tell=line.tell, timeout_s=self.request.hang_timeout_s)
+        self._is_leaving = False
 
     def run(self) -> int:
         """Train, and report the result, the problems or the traceback; returns the exit code."""
@@ -69,6 +75,13 @@ class Worker:
             self.line.tell(problems_message(RecipeError(problem)))
             return 1
         except Exception as error:
+            if self._is_leaving:
+                # Torch raises it in this thread, for the data workers that another one is killing.
+                self._leave_at_once()
+            died = data_worker_died(error)
+            if died is not None:
+                self.line.tell(problems_message(RecipeError(died)))
+                return 1
             if self._is_of_others(error):
                 self._say_stopped()
                 self._leave_at_once()
@@ -91,6 +104,10 @@ class Worker:
         self.line.tell(self.stop.report())
 
     def _leave_at_once(self) -> None:
+        self._is_leaving = True
+        if threading.current_thread() is threading.main_thread():
+            # Torch's handler raises an error for each data worker that is killed here.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -101,6 +118,26 @@ class Worker:
         self.line.close()
         # torchrun ends the others where one fails.
         os._exit(0)
+
+
+def data_worker_died(error: BaseException) -> Problem | None:
+    """The problem where a process that reads data was killed, or None for other errors."""
+    match = _DATA_WORKER.search(str(error)) if isinstance(error, RuntimeError) else None
+    if match is None:
+        return None
+    pid, how = match.group(1), match.group(2) or "it ended by itself"
+    often = "the machine ran out of memory: lower dataloader_num_workers"
+    if "Bus error" in how:
+        often = (
+            "/dev/shm is too small: enlarge it (`docker run --shm-size=16g`), or lower dataloader_num_workers"
+        )
+    return Problem(
+        "a data worker was killed",
+        code="data-worker-died",
+        path=("stages", 0, "train", "dataloader_num_workers"),
+        found=f"process {pid} of rank {os.environ.get('RANK', '0')}: {how}",
+        hint=f"often {often}; `--resume` continues from the last checkpoint",
+    )
 
 
 LAUNCHER_GONE = "the command that started it is gone"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llava_recipes.stop_signals import STOP_SIGNALS, let_through, wanted_signals
+from llava_recipes.stop_signals import OF_OTHERS, STOP_SIGNALS, let_through, wanted_signals
 
 if TYPE_CHECKING:
     import torch
@@ -209,7 +209,7 @@ class Stop:
             asked = bool(flag.item())
         if asked:
             self.has_agreed = True
-            self.ask("another process")
+            self.ask(OF_OTHERS)
         self.tick()
         return asked
 

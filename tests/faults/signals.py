@@ -31,6 +31,8 @@ from tests.tiny import read_metrics, stage1_values, write_recipe
 from tests.warm import client
 
 TARGETS = ("command", "one", "all", "storm")
+PLACES = {"torchrun": 1, "rank": 2, "data worker": -1}
+"""Where a process that may be aimed at too is among those of a run of several, in order of their start."""
 STEPS = 6
 _TO_END_S = 5.0
 
@@ -115,6 +117,8 @@ class Range:
         if not pids:
             return
         victims: Sequence[int] = {"command": pids[:1], "one": [draw.choice(pids)]}.get(shot.target, pids)
+        if shot.target in PLACES:
+            victims = [pids[PLACES[shot.target]]]
         for _ in range(3 if shot.target == "storm" else 1):
             for pid in victims:
                 with suppress(ProcessLookupError):

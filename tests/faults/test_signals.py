@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 from pathlib import Path
+
+import pytest
 
 from llava_recipes.train.checkpoints import list_checkpoints
 from tests.faults.signals import Range, Shot
@@ -36,3 +39,22 @@ def test_a_run_stops_before_its_time_is_over(tmp_path: Path) -> None:
     ended = ground.shoot(None, "--max-time", "14s", draw=DRAW)
     assert (ended.code, ended.fault) == (130, "")
     assert "(asked by --max-time)" in ended.said
+
+
+KILLED = {
+    "rank": r"rank [01] \(process \d+\) was killed by SIGKILL",
+    "torchrun": r"torchrun \(process \d+\) was killed by SIGKILL",
+    "data worker": r"process \d+ of rank [01]: killed by signal: Killed",
+}
+
+
+@pytest.mark.parametrize("target", KILLED)
+def test_a_killed_process_is_named_and_nobody_was_asked_to_stop(target: str, tmp_path: Path) -> None:
+    """torch sends the others a SIGTERM then; they say what they say to a scheduler's."""
+    ground = Range(tmp_path / "range", processes=2, workers=1, steps=MANY)
+    ended = ground.shoot(Shot(signal.SIGKILL, target, 0.0, after_lines=5), draw=DRAW)
+    assert ended.fault.startswith("exit code 1:"), ended
+    assert re.search(KILLED[target], ended.said), ended.said
+    assert "--resume" in ended.said
+    assert "Traceback" not in ended.said, ended.said
+    assert "asked by" not in ended.said

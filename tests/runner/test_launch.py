@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from llava_recipes.runner import launch
+from llava_recipes.runner.channel import Channel, Line
+from llava_recipes.runner.hangs import HangWatch
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Processes, run_processes
 from llava_recipes.runner.reports import Request
@@ -76,3 +79,24 @@ def test_several_processes_see_what_they_are_given(
     monkeypatch.setattr(launch, "_has_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert visible_to(processes, tmp_path, monkeypatch) == "2,3"
+
+
+class Stuck(subprocess.Popen[bytes]):
+    """torchrun, which does not end by itself."""
+
+    def __init__(self) -> None:
+        self.returncode = None
+
+    def poll(self) -> int | None:
+        return None
+
+
+def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_PATIENCE_S", 1.0)
+    with closing(Channel({})) as channel:
+        for rank in range(2):
+            Line(channel.environment, rank=rank).close()
+        watch = HangWatch(channel, num_processes=2, timeout_s=None, folder=tmp_path)
+        assert launch._wait(Stuck(), channel, Interruption(), watch, num_processes=2) is None

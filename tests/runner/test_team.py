@@ -19,7 +19,7 @@ import pytest
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.runner.interruption import Interruption
-from llava_recipes.runner.team import join
+from llava_recipes.runner.team import Team, join
 from llava_recipes.runner.world import World
 from tests.processes import python, run_process, started
 from tests.tiny import read_metrics, stage1_values, write_recipe
@@ -47,6 +47,12 @@ def two_stages(folder: Path, *, max_steps: int) -> Path:
 
 def weights(folder: Path) -> list[bytes]:
     return [(folder / name / "mm_projector.safetensors").read_bytes() for name in ("first", "second")]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining sets it for good, in the process of the command."""
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +199,20 @@ def read_lines(file: Path) -> list[str]:
 def workers_of(command: int) -> list[int]:
     children = Path(f"/proc/{command}/task/{command}/children").read_text().split()
     return [int(pid) for pid in children if b"runner.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_request_to_one_command_is_one_to_all() -> None:
+    """That another process stops is no reason: somebody knows one. A second request counts for all too."""
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+    store = HashStore()
+    first, second = (Team(store, world(), index, Interruption()) for index in range(2))
+    first.interruption.ask("another process")
+    first._share_request()
+    second._share_request()
+    assert second.interruption.reason is None
+    second.interruption.ask("SIGUSR1")
+    second.interruption.is_repeated = True
+    second.leave()
+    first._share_request()
+    assert (first.interruption.reason, first.interruption.is_repeated) == ("SIGUSR1", True)
