@@ -1,6 +1,6 @@
 """Kill a run at every file event, before it or leaving half of it, and see whether it goes on by itself.
 
-    python -m tests.faults.kills matrix MODE [EVERY]    one kill at each EVERYth event, before and torn
+    python -m tests.faults.kills matrix MODE [EVERY [FIRST]]   a kill at each EVERYth event, before and torn
     python -m tests.faults.kills random NUM_RUNS [SEED] runs that are killed at random until they finish
 
 MODE is one of MODES. A run that was killed is started again, with and without `--resume` in turn; it must end
@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -185,10 +186,10 @@ def kill(ground: Ground, wanted: Outcome, event: int, *, torn: bool) -> Trial:
 
 
 def matrix(ground: Ground, *, every: int = 1, first: int = 0) -> Iterator[Trial]:
-    """A kill at each `every`th event, before it and leaving half of it in turn (both where `every` is 1)."""
+    """A kill at each `every`th event, before it and leaving half of it."""
     wanted, num_events = whole(ground)
-    for number, event in enumerate(range(first, num_events, every)):
-        for torn in (False, True) if every == 1 else (bool(number % 2),):
+    for event in range(first, num_events, every):
+        for torn in (False, True):
             yield kill(ground, wanted, event, torn=torn)
 
 
@@ -205,7 +206,7 @@ def at_random(ground: Ground, wanted: Outcome, num_events: int, draw: random.Ran
             return num_kills, "it never finishes"
 
 
-def report(trials: Iterator[Trial], say: Callable[[str], Any] = print) -> Counter[str]:
+def report(trials: Iterator[Trial], say: Callable[[str], Any] = partial(print, flush=True)) -> Counter[str]:
     """Print each trial with a fault, and count the kinds."""
     kinds: Counter[str] = Counter()
     for trial in trials:
@@ -218,8 +219,8 @@ def report(trials: Iterator[Trial], say: Callable[[str], Any] = print) -> Counte
 def main(how: str, *words: str) -> int:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     if how == "matrix":
-        mode, every = words[0], int(words[1]) if len(words) > 1 else 1
-        kinds = report(matrix(Ground(folder / "ground", mode), every=every))
+        mode, (every, first) = words[0], (*map(int, words[1:3]), *(1, 0)[len(words) - 1 :])
+        kinds = report(matrix(Ground(folder / "ground", mode), every=every, first=first))
         print(f"{mode}: {sum(kinds.values())} kill points: {dict(kinds)}")
         bad = sum(kinds.values()) - kinds["good"]
     else:
