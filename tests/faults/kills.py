@@ -17,12 +17,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from tests.faults.armed import EVENTS_FILE, FOLDER, GROUND, KILL_AT, PIDS_FILE, TORN
 from tests.processes import ROOT, run_process
@@ -206,13 +204,13 @@ def at_random(ground: Ground, wanted: Outcome, num_events: int, draw: random.Ran
             return num_kills, "it never finishes"
 
 
-def report(trials: Iterator[Trial], say: Callable[[str], Any] = partial(print, flush=True)) -> Counter[str]:
+def report(trials: Iterator[Trial]) -> Counter[str]:
     """Print each trial with a fault, and count the kinds."""
     kinds: Counter[str] = Counter()
     for trial in trials:
         kinds[trial.fault.partition(":")[0] or "good"] += 1
         if trial.fault:
-            say(f"event {trial.event}{' torn' * trial.torn}, {trial.what}: {trial.fault}")
+            print(f"event {trial.event}{' torn' * trial.torn}, {trial.what}: {trial.fault}", flush=True)
     return kinds
 
 
