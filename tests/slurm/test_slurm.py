@@ -88,6 +88,8 @@ def test_values_that_are_none_of_slurms(wrong: list[str], recipe: Path) -> None:
     assert raised.value.code == 2
 
 
+# Slurm's own waits take minutes: for `make test-long` and `make slurm`, which the workflow runs too.
+@pytest.mark.long
 @pytest.mark.skipif(bool(broken_job.missing()), reason=f"no {', '.join(broken_job.missing())}")
 def test_a_job_that_is_preempted_and_reaches_its_limit(tmp_path: Path) -> None:
     happened = broken_job.main(tmp_path, real_limit=False)
