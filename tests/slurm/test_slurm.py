@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,8 @@ def test_values_that_are_none_of_slurms(wrong: list[str], recipe: Path) -> None:
 # Slurm's own waits take minutes: for `make test-long` and `make slurm`, which the workflow runs too.
 @pytest.mark.long
 @pytest.mark.skipif(bool(broken_job.missing()), reason=f"no {', '.join(broken_job.missing())}")
-def test_a_job_that_is_preempted_and_reaches_its_limit(tmp_path: Path) -> None:
-    happened = broken_job.main(tmp_path, real_limit=False)
+def test_a_job_that_is_preempted_and_reaches_its_limit() -> None:
+    # The path of a Unix socket is short.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        happened = broken_job.main(Path(folder), real_limit=False)
     assert "same weights" in happened[-1]
