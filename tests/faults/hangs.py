@@ -143,6 +143,9 @@ def hang_at(site: Site, folder: Path) -> Ended:
                 site.strike(pids)
             child.wait(timeout=600)
         message = "".join(lines)
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
     return Ended(
         child.returncode, time.monotonic() - struck_s, message, tuple(_faults(site, child, message, folder))
     )

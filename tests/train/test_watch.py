@@ -52,7 +52,7 @@ def test_the_process_that_the_others_wait_for_is_named_first(tmp_path: Path) -> 
     assert look.has_hung(0.1)
     problem = problem_of(channel)
     assert problem["code"] == "run-hangs" and "70 s" in problem["message"]
-    assert problem["found"].startswith("rank 1 (process 4194305) waits for sample 7\n       rank 0 ")
+    assert problem["found"].startswith("rank 1 (process 4194305) waits for sample 7\nrank 0 ")
     assert "hang-rank0.txt, hang-rank1.txt" in problem["hint"]
     assert "waits for sample 7" in (tmp_path / "hang-rank1.txt").read_text()
     for each in channel.pretended:
