@@ -75,12 +75,21 @@ def _tear(event: str, path: str, source: object) -> None:
     """Leave half of what the event was about to finish, as a loss of power may."""
     with suppress(OSError):
         if event == "fsync" and os.path.isfile(path):
-            os.truncate(path, os.path.getsize(path) // 2)
+            os.truncate(path, _num_kept(path))
         elif event == "open" and os.path.isfile(path):
             with open(path, "ab") as file:
                 file.write(b'{"st')
         elif event == "open" and os.path.isdir(os.path.dirname(path)):
             Path(path).write_bytes(b'{"st')
+
+
+def _num_kept(path: str) -> int:
+    """Bytes that a loss of power leaves: half of a file, and all whole lines of a log, flushed before."""
+    text = Path(path).read_bytes()
+    if not path.endswith(".jsonl"):
+        return len(text) // 2
+    last = text.rstrip(b"\n").rpartition(b"\n")[2]
+    return len(text) - 1 - len(last) // 2
 
 
 def _append(name: str, line: str) -> int:
