@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, odd_kind
+from llava_recipes.model.among_processes import by_first, num_processes, share_tensor
 from llava_recipes.model.base_weights import COMPUTED
 from llava_recipes.model.checkpoint import (
     TensorsInMemory,
@@ -112,7 +112,7 @@ def load_start(model: nn.Module, given: str | pathlib.Path, path: KeyPath) -> tu
     that do not have the folder. Raises RecipeError as `open_start` does, and when a weight has no place or
     another shape.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if num_processes() == 1:
         start = open_start(given, path)
         return lay_over(model, start.tensors(), adapter_config=start.adapter_config, found=str(start.place))
     tensors, settings = _from_the_first(given, path)
@@ -126,48 +126,24 @@ def load_start(model: nn.Module, given: str | pathlib.Path, path: KeyPath) -> tu
 def _from_the_first(given: str | pathlib.Path, path: KeyPath) -> tuple[dict[str, Tensor], str | None]:
     """Starting weights and the text of their adapters' settings, which the first process reads for all."""
     tensors: dict[str, Tensor] = {}
-    header: dict[str, JsonValue] = {}
-    if dist.get_rank() == 0:
-        try:
-            start = open_start(given, path)
-            tensors = start.tensors()
-            header["settings"] = (
-                start.adapter_config.read_text("utf-8") if start.adapter_config.is_file() else None
-            )
-            header["tensors"] = [
-                [name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
-                for name, tensor in tensors.items()
-            ]
-        except RecipeError as error:
-            header["problems"] = [problem.to_json() for problem in error.problems]
-    header = _broadcast_json(header)
-    if "problems" in header:
-        raise RecipeError(*map(Problem.from_json, header["problems"]))  # type: ignore[arg-type]
+
+    def described() -> JsonValue:
+        start = open_start(given, path)
+        tensors.update(start.tensors())
+        settings = start.adapter_config.read_text("utf-8") if start.adapter_config.is_file() else None
+        specs: list[JsonValue] = [
+            [name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+            for name, tensor in tensors.items()
+        ]
+        return {"settings": settings, "tensors": specs}
+
     device = _device()
+    header = by_first(described, device)
     received = {}
-    shapes: Any = header["tensors"]
-    for name, shape, dtype in shapes:
-        if tensors:
-            tensor = tensors.pop(name).to(device).contiguous()
-        else:
-            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-        dist.broadcast(tensor, src=0)
-        received[str(name)] = tensor.cpu()
-    settings = header["settings"]
-    return received, settings if isinstance(settings, str) else None
-
-
-def _broadcast_json(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """What the first process gave."""
-    device = _device()
-    raw = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8).to(device)
-    size = torch.tensor([raw.numel()], device=device)
-    dist.broadcast(size, src=0)
-    if dist.get_rank() != 0:
-        raw = torch.empty(int(size.item()), dtype=torch.uint8, device=device)
-    dist.broadcast(raw, src=0)
-    found: dict[str, JsonValue] = json.loads(bytes(raw.cpu().tolist()))
-    return found
+    for name, shape, dtype in header["tensors"]:
+        like = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        received[name] = share_tensor(tensors.pop(name, None), device, like=like).cpu()
+    return received, header["settings"]
 
 
 def _device() -> torch.device:

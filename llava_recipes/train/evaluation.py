@@ -23,13 +23,13 @@ from llava_recipes.data.workers import worker_options
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.files import expanded, naming, real_path, write_text
 from llava_recipes.layouts import IMAGE
+from llava_recipes.model.among_processes import all_reduce_sum, by_first
 from llava_recipes.model.base_weights import private_randomness
 from llava_recipes.model.generate import Answerer, Decoding, Prompt, PromptImage, evaluating
 from llava_recipes.model.placing import TORCH_DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.screen import escape_json
 from llava_recipes.templates import Turn
-from llava_recipes.train.among_processes import by_first
 from llava_recipes.train.stopping import SAMPLING, EvaluationCut, Stop
 
 
@@ -77,8 +77,7 @@ class ValidationSet:
                 output = model(**prepare(batch), num_items_in_batch=1)
                 total[0] += output.loss.double()
                 total[1] += output.num_label_tokens
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(total)
+        all_reduce_sum(total)
         sum_of_losses, num_tokens = total.tolist()
         return Measured(
             loss=sum_of_losses / num_tokens,

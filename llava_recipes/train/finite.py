@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
+from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from llava_recipes.errors import KeyPath, RecipeError
+from llava_recipes.model.among_processes import all_reduce_max, by_first, gather_json
 
 CODE: Final = "loss-or-gradient-not-finite"
 NUM_SHOWN_SAMPLES: Final = 8
@@ -122,7 +123,13 @@ class StepCheck:
                 findings.passes.append((number, loss, _list(each.samples)))
         if bad_gradient and not verdict.bad_loss:
             findings.gradient = self._gradient_trouble()
-        raise self._error(verdict, _gather(findings), step=step, scale=scale, advice=advice)
+        everyone = [Findings(**each) for each in gather_json(asdict(findings), self._device)]
+
+        def fail() -> JsonValue:
+            raise self._error(verdict, everyone, step=step, scale=scale, advice=advice)
+
+        by_first(fail, self._device)
+        raise AssertionError("unreachable")
 
     def _agree(self, passes: Sequence[Pass], gradient_norm: Tensor, has_images: bool) -> Verdict:
         losses = torch.stack([each.loss.float() for each in passes]) if passes else torch.zeros(1)
@@ -272,17 +279,3 @@ def _trouble(tensor: Tensor) -> str | None:
 
 def _list(samples: Tensor | None) -> list[int]:
     return [] if samples is None else [int(index) for index in samples.tolist()]
-
-
-def all_reduce_max(flags: Tensor) -> None:
-    """The largest value over all processes, in place."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-
-
-def _gather(findings: Findings) -> list[Findings]:
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [findings]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, findings)
-    return everyone

@@ -28,11 +28,11 @@ from pydantic import JsonValue
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from llava_recipes.model.among_processes import by_first, gather_json, num_processes, share_tensor
 from llava_recipes.model.checkpoint import BadPickle, load_plain, not_finite
 from llava_recipes.model.placing import full_shape, is_first_process
 from llava_recipes.model.weight_names import canonical_parameters
 from llava_recipes.recipe.foreign import read_object
-from llava_recipes.train.among_processes import by_first, gather_json, num_processes, share_tensor
 from llava_recipes.train.checkpoints import (
     OPTIMIZER,
     PROGRESS,

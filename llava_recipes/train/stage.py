@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from pydantic import JsonValue
 from transformers import PrinterCallback, TrainingArguments
 
@@ -16,6 +15,7 @@ from llava_recipes.data.collate import IndexedCollator
 from llava_recipes.data.dataset import StageDataset
 from llava_recipes.data.order import BatchLayout, EpochSampler
 from llava_recipes.errors import KeyPath
+from llava_recipes.model.among_processes import all_reduce_max, by_first, num_processes
 from llava_recipes.model.assemble import Assembled, assemble, collator_of, open_samples
 from llava_recipes.model.forward import trains_in_vain
 from llava_recipes.model.generate import Answerer
@@ -29,7 +29,6 @@ from llava_recipes.plan.data import describe_sampling, when_measured
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
-from llava_recipes.train.among_processes import by_first
 from llava_recipes.train.checkpoints import SEAL, TRAINER_STATE, loading, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.finite import is_overflow
@@ -320,8 +319,7 @@ def _build(plan: Plan, stage: StagePlan) -> tuple[Assembled, int]:
 def _count_skipped(dataset: StageDataset, arguments: TrainingArguments) -> int:
     """The number of samples that any process skipped; another process may skip them in another epoch."""
     skipped = dataset.skipped.to(torch.uint8).to(arguments.device)
-    if dist.is_initialized():
-        dist.all_reduce(skipped, op=dist.ReduceOp.MAX)
+    all_reduce_max(skipped)
     return int(skipped.count_nonzero())
 
 
@@ -337,7 +335,7 @@ def _describe(
 ) -> Start:
     train, validation = stage.train, stage.data.validation
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    world_size = num_processes()
     processes = "1 process" if world_size == 1 else f"{world_size} processes"
     modules = ", ".join(stage.trainable_modules or stage.trainable) or "everything"
     batch = (

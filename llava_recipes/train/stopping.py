@@ -198,14 +198,15 @@ class Stop:
         device  None for that of the last call
         """
         import torch
-        import torch.distributed as dist
+
+        from llava_recipes.model.among_processes import all_reduce_max, num_processes
 
         self._device = device = device or self._device
         asked = self.reason is not None
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if num_processes() > 1:
             flag = torch.tensor(int(asked), device=device)
             # A request that comes during the all-reduce is for the next step.
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            all_reduce_max(flag)
             asked = bool(flag.item())
         if asked:
             self.has_agreed = True

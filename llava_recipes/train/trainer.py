@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pydantic import JsonValue
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -26,6 +25,7 @@ from transformers import TrainerControl, TrainerState
 
 from llava_recipes.data.collate import SAMPLE_INDEX
 from llava_recipes.errors import KeyPath, RecipeError
+from llava_recipes.model.among_processes import all_reduce_sum, num_processes
 from llava_recipes.model.checkpoint import not_finite
 from llava_recipes.model.weight_names import canonical_name, canonical_parameters
 from llava_recipes.plan.trainable import groups_of
@@ -215,8 +215,7 @@ class StageTrainer(DealtTrainer):
         local = torch.tensor([0.0, float(self._num_samples)], device=self.args.device, dtype=torch.float64)
         if self._num_tokens is not None:
             local[0] = self._num_tokens
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(local)
+        all_reduce_sum(local)
         num_tokens, num_samples = local.tolist()
         self._num_tokens, self._num_samples, self._logged_at_s = None, 0, now_s
         return {
@@ -329,9 +328,8 @@ class StageTrainer(DealtTrainer):
     def _progress(self) -> dict[str, JsonValue]:
         """Losses since the last logged step, the last validation loss, and what was seen of learning."""
         unlogged = self._tr_loss.detach().clone().float()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(unlogged)
-            unlogged /= dist.get_world_size()
+        all_reduce_sum(unlogged)
+        unlogged /= num_processes()
         measured: JsonValue = None
         if self.measured is not None:
             measured = [self.measured[0], {**vars(self.measured[1])}]

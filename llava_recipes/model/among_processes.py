@@ -22,6 +22,18 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def all_reduce_sum(values: Tensor) -> None:
+    """The sum over all processes, in place."""
+    if num_processes() > 1:
+        dist.all_reduce(values)
+
+
+def all_reduce_max(flags: Tensor) -> None:
+    """The largest value over all processes, in place."""
+    if num_processes() > 1:
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+
+
 def by_first(compute: Callable[[], JsonValue], device: torch.device) -> Any:
     """What the first process computes, on all; a RecipeError that it raises is raised by all."""
     answer: dict[str, JsonValue] = {}
