@@ -104,6 +104,10 @@ def sealed_text(values: Mapping[str, object]) -> str:
     return f"{text}{_OWN_SUM}{_sum_of(text)}{_END}"
 
 
+class NotAsSealed(ValueError):
+    """A file was changed after it was sealed."""
+
+
 def read_sealed(text: str) -> tuple[dict[str, object], bool]:
     """The values in JSON without its own sum, and whether it had one.
 
@@ -119,7 +123,7 @@ def read_sealed(text: str) -> tuple[dict[str, object], bool]:
         return values, False
     head, _, tail = text.rpartition(_OWN_SUM)
     if tail != f"{_sum_of(head)}{_END}":
-        raise ValueError("its contents do not fit its own SHA-256")
+        raise NotAsSealed("its contents do not fit its own SHA-256")
     del values["sha256"]
     return values, True
 

@@ -264,5 +264,5 @@ def _train(run: Run, *, dry: bool) -> int:
         last = str(bug).strip().splitlines()[-1]
         file = write_log(str(bug))
         say(f"a bug in llava-recipe: {last}", f"the traceback is in {file}", to_stderr=True)
-        return 3
+        return OUR_BUG
     return 0

@@ -64,7 +64,12 @@ class Reading:
 
 def process_state(pid: int) -> str | None:
     """The kernel's letter for what a process does; None for one that does not exist, or without /proc."""
+    return next(iter(process_facts(pid)), None)
+
+
+def process_facts(pid: int) -> list[str]:
+    """What /proc says of a process, from its state on; empty as `process_state` is None."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return None
+        return Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -19,7 +19,7 @@ from llava_recipes.recipe.foreign import in_short
 from llava_recipes.recipe.scalars import spell_number, value_at
 from llava_recipes.recipe.schema import Recipe
 from llava_recipes.runner.identity import Kind, Rule, rule_of
-from llava_recipes.seals import sha256_of
+from llava_recipes.seals import known_seal
 
 Values: TypeAlias = dict[str, JsonValue]
 
@@ -332,7 +332,7 @@ def is_same_content(then: str, now: str) -> bool:
     pairs = [(left[name], right[name]) for name in left]
     if any(one.stat().st_size != other.stat().st_size for one, other in pairs):
         return False
-    return all(os.path.samefile(*pair) or sha256_of(pair[0]) == sha256_of(pair[1]) for pair in pairs)
+    return all(os.path.samefile(*pair) or known_seal(pair[0]) == known_seal(pair[1]) for pair in pairs)
 
 
 def _files(place: str) -> dict[str, Path]:

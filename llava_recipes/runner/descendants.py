@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from llava_recipes.data.reading import process_state
+
 _PR_SET_CHILD_SUBREAPER = 36
 _END_S = 5.0
 
@@ -72,10 +74,7 @@ def _tasks(pid: int) -> list[Path]:
 
 
 def _is_dead(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
-    except (OSError, IndexError):
-        return True
+    return process_state(pid) in (None, "Z", "X")
 
 
 def _set_adopting(is_on: bool) -> None:

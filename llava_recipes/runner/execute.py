@@ -337,7 +337,6 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     environment = describe_environment(sys.argv)
-    folder.mkdir(parents=True, exist_ok=True)
     _record(run, index, beginning, environment)
     if beginning.event == "extend":
         # Before the plan: a plan with more steps than were trained must not lie beside DONE.
@@ -367,8 +366,10 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
 
 def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object]) -> None:
     """Note this start in the run's history, before anything else in its folder changes."""
+    from llava_recipes.train.checkpoints import step_of
+
     folder, state = Path(run.plan.stages[index].output_dir), beginning.state
-    step = 0 if beginning.checkpoint is None else int(beginning.checkpoint.name.rpartition("-")[2])
+    step = 0 if beginning.checkpoint is None else step_of(beginning.checkpoint)
     line = history.entry(
         beginning.event,
         step=step,

@@ -67,16 +67,14 @@ def append(folder: Path, line: dict[str, object]) -> None:
     path = folder / HISTORY
     check(folder)
     text = json.dumps(line, default=str) + "\n"
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        size = os.fstat(handle).st_size
-        if size and os.pread(handle, 1, size - 1) != b"\n":
-            text = "\n" + text
-        with os.fdopen(handle, "ab", closefd=False) as file:
-            file.write(text.encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                text = "\n" + text
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
     sync_folder(folder)
 
 

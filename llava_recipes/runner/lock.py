@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from llava_recipes.data.reading import process_facts
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.masking import mask_command
 from llava_recipes.screen import say
@@ -351,12 +352,9 @@ def _alone_on_this_machine(file: Path) -> Iterator[bool]:
 
 def _start_of(pid: int) -> str | None:
     """When a process started, in the kernel's ticks; None for one that has ended, or without /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
+    facts = process_facts(pid)
     # A zombie does nothing any more.
-    return None if fields[0] in "ZX" else fields[19]
+    return None if not facts or facts[0] in "ZX" else facts[19]
 
 
 def _boot() -> str | None:

@@ -114,9 +114,9 @@ def _written(folder: str) -> str:
 
 def check_length(stage: StagePlan, index: int, checkpoint: Path) -> None:
     """Raise RecipeError where more steps were trained than the recipe wants."""
-    from llava_recipes.train.checkpoints import list_checkpoints
+    from llava_recipes.train.checkpoints import list_checkpoints, step_of
 
-    most, step = stage.train.max_steps, int(checkpoint.name.rpartition("-")[2])
+    most, step = stage.train.max_steps, step_of(checkpoint)
     if most is None or step <= most:
         return
     found = list_checkpoints(Path(stage.output_dir))

@@ -8,7 +8,6 @@ import platform
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -218,16 +217,9 @@ def started_in(folder: Path, output_dir: str) -> Path | None:
 
 def write_opening(folder: Path, *, plan: Plan, recipe_yaml: str, environment: dict[str, object]) -> None:
     """Write what is known before training."""
-    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        # The plan first, which marks the folder as ours: another node may look at it meanwhile.
-        write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
-    except OSError:
-        if is_new:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+    # The plan first, which marks the folder as ours: another node may look at it meanwhile.
+    write_text(folder / PLAN, plan.model_dump_json(indent=2) + "\n")
     write_text(folder / RECIPE, recipe_yaml)
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
 

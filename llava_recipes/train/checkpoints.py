@@ -14,15 +14,24 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.files import name_of_temporary, naming, open_ordinary, sync_folder, write_text
 from llava_recipes.screen import say
-from llava_recipes.seals import FileSeal, find_changes, read_seals, seal_of
+from llava_recipes.seals import (
+    FileSeal,
+    NotAsSealed,
+    find_changes,
+    read_sealed,
+    read_seals,
+    seal_of,
+    sealed_text,
+)
 
 SEAL, LATEST = "checkpoint.json", "latest"
 TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.json"
@@ -79,6 +88,11 @@ class SealFacts:
     """How the run deals samples out, as BatchLayout.to_json()."""
     loss: float | None
     """The last logged one."""
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
@@ -166,20 +180,8 @@ def seal(folder: Path, facts: SealFacts) -> None:
 
 
 def _sealed(facts: SealFacts, files: Mapping[str, JsonValue]) -> bytes:
-    layout: dict[str, JsonValue] = {**facts.layout}
-    content: dict[str, JsonValue] = {
-        "form": _FORM,
-        "step": facts.step,
-        "world_size": facts.world_size,
-        "layout": layout,
-        "loss": facts.loss,
-        "files": dict(files),
-    }
-    return _dumped(content | {"sha256": hashlib.sha256(_dumped(content)).hexdigest()})
-
-
-def _dumped(content: Mapping[str, JsonValue]) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
+    content = {"form": _FORM, **asdict(facts), "files": dict(files)}
+    return sealed_text(content).encode()
 
 
 def _flush(path: Path) -> None:
@@ -359,17 +361,18 @@ def _read_seal(folder: Path) -> tuple[dict[str, FileSeal], SealFacts]:
         raise _BadSeal(f"its {SEAL} is not a file")
     try:
         with open_ordinary(file) as opened:
-            data = opened.read()
-        sealed = json.loads(data)
-        given = sealed.pop("sha256")
-        is_whole = given == hashlib.sha256(_dumped(sealed)).hexdigest()
-        if not is_whole or _dumped(sealed | {"sha256": given}) != data:
-            raise _BadSeal(f"its {SEAL} was changed after it was saved")
+            text = opened.read().decode("utf-8")
+        values, has_sum = read_sealed(text)
+        if not has_sum:
+            raise ValueError("its own SHA-256 is missing")
+        sealed: dict[str, Any] = values
         facts = SealFacts(sealed["step"], sealed["world_size"], dict(sealed["layout"]), sealed["loss"])
         files = read_seals(sealed["files"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except NotAsSealed:
+        raise _BadSeal(f"its {SEAL} was changed after it was saved") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _BadSeal(f"its {SEAL} cannot be read: {error}") from None
-    if facts.step != int(folder.name.rpartition("-")[2]):
+    if facts.step != step_of(folder):
         raise _BadSeal(f"its {SEAL} is from another step")
     return files, facts
 
@@ -387,7 +390,7 @@ def _missing(folder: Path, recorded: Mapping[str, FileSeal]) -> str | None:
 
 
 def _state_trouble(folder: Path) -> str | None:
-    step = int(folder.name.rpartition("-")[2])
+    step = step_of(folder)
     try:
         state = json.loads((folder / TRAINER_STATE).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

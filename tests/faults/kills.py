@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from llava_recipes.data.reading import process_state
 from tests.faults.armed import EVENTS_FILE, FOLDER, GROUND, KILL_AT, PIDS_FILE, TORN
 from tests.processes import ROOT, run_process
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
@@ -138,11 +139,7 @@ def outcome_of(run: Path) -> Outcome:
 
 
 def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+    return process_state(pid) not in (None, "Z", "X")
 
 
 def _digest(file: Path) -> str:
