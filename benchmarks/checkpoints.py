@@ -1,9 +1,10 @@
-"""What hashing and flushing cost when a checkpoint is saved: pairs with and without, on one big layer.
+"""What hashing and flushing cost when a checkpoint is saved, on one big layer.
 
-    python benchmarks/checkpoints.py FOLDER [--gib 1] [--pairs 7]
+    python benchmarks/checkpoints.py FOLDER [--gib 1] [--rounds 7]
 
-FOLDER is on the disk to measure. A checkpoint of a linear layer with AdamW's two averages is saved by the
-code that runs use, and by the same code with SHA-256 and fsync taken out; who comes first alternates.
+FOLDER is on the disk to measure. A linear layer with AdamW's two averages is saved in four ways, whose order
+changes from round to round: as runs do; as they would without SHA-256; without flushing and without SHA-256;
+and as the Trainer does by itself, with safetensors and torch.save, which flush and hash nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from llava_recipes.train.checkpoints import SealFacts, saving
@@ -53,43 +55,64 @@ def make_live(gib: float) -> Live:
     return Live(model, optimizer, scheduler, None, None, torch.device("cpu"))
 
 
-def save(live: Live, folder: Path, *, safe: bool) -> float:
+def save(live: Live, folder: Path, way: str) -> float:
     """Seconds that one checkpoint takes."""
     os.sync()
     with ExitStack() as stack:
-        if not safe:
+        if way in ("not hashed", "neither"):
             stack.enter_context(patch.object(hashlib, "sha256", _NoHash))
+        if way == "neither":
             stack.enter_context(patch.object(os, "fsync", lambda handle: None))
+            stack.enter_context(patch.object(os, "posix_fadvise", lambda *given: None))
         started_s = time.perf_counter()
-        with saving(folder, 1) as new:
-            save_state(live, new, beginnings=live.beginnings(), progress={}, check=lambda name, tensor: None)
-            place = new.commit(SealFacts(1, 1, {}, None))
+        place = _save_as_trainer(live, folder) if way == "trainer" else _save_as_runs(live, folder)
         seconds = time.perf_counter() - started_s
     shutil.rmtree(place)
     return seconds
+
+
+def _save_as_runs(live: Live, folder: Path) -> Path:
+    with saving(folder, 1) as new:
+        save_state(live, new, beginnings=live.beginnings(), progress={}, check=lambda name, tensor: None)
+        return new.commit(SealFacts(1, 1, {}, None))
+
+
+def _save_as_trainer(live: Live, folder: Path) -> Path:
+    place = folder / "checkpoint-1"
+    place.mkdir()
+    save_file(live.model.state_dict(), place / "model.safetensors")
+    torch.save(live.optimizer.state_dict(), place / "optimizer.pt")
+    return place
+
+
+WAYS = ("runs", "not hashed", "neither", "trainer")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gib", type=float, default=1.0)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     folder: Path = given.folder / "checkpoints-benchmark"
     folder.mkdir(parents=True)
     live = make_live(given.gib)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     try:
-        save(live, folder, safe=True)
-        seconds: dict[bool, list[float]] = {True: [], False: []}
-        for pair in range(given.pairs):
-            for safe in (pair % 2 == 0, pair % 2 == 1):
-                seconds[safe].append(save(live, folder, safe=safe))
+        save(live, folder, "runs")
+        for number in range(given.rounds):
+            for place in range(len(WAYS)):
+                way = WAYS[(number + place) % len(WAYS)]
+                seconds[way].append(save(live, folder, way))
     finally:
         shutil.rmtree(folder)
-    plain, whole = (statistics.median(seconds[safe]) for safe in (False, True))
-    print(f"without {plain:.2f} s, with {whole:.2f} s, medians of {given.pairs} pairs of {given.gib} GiB")
-    ratios = [b / a - 1 for a, b in zip(seconds[False], seconds[True], strict=True)]
-    print(f"overhead {statistics.median(ratios):+.1%}, from {min(ratios):+.1%} to {max(ratios):+.1%}")
+    print(f"{given.rounds} rounds of {given.gib} GiB; seconds, and how much longer runs take, by rounds")
+    for way, taken in seconds.items():
+        ratios = [ours / theirs - 1 for ours, theirs in zip(seconds["runs"], taken, strict=True)]
+        print(
+            f"{way:12} {statistics.median(taken):.2f} ({min(taken):.2f} to {max(taken):.2f})"
+            f"  {statistics.median(ratios):+.0%} ({min(ratios):+.0%} to {max(ratios):+.0%})"
+        )
 
 
 if __name__ == "__main__":

@@ -9,69 +9,36 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from tests.faults.events import listen, unheard
 
 FOLDER, GROUND, KILL_AT, TORN = "FAULTS_FOLDER", "FAULTS_GROUND", "FAULTS_KILL_AT", "FAULTS_TORN"
 EVENTS_FILE, PIDS_FILE = "events", "pids"
 
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0, "os.link": 1}
-"""The audited events that change a folder, and which of their arguments names what is changed."""
-_inside = threading.local()
-
 
 def arm() -> None:
     """Count this process's events from now on, and those of the processes that it forks."""
-    import sys
-
     _note_process()
     os.register_at_fork(after_in_child=_note_process)
-    sys.addaudithook(_hear)
-    flush = os.fsync
-
-    def fsync(descriptor: Any) -> None:
-        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
-        _meet("fsync", os.readlink(f"/proc/self/fd/{number}"))
-        flush(descriptor)
-
-    os.fsync = fsync  # type: ignore[assignment]  # the same, with a word before it
+    listen(os.environ[FOLDER], _meet)
 
 
 def _note_process() -> None:
-    _append(PIDS_FILE, f"{os.getpid()}\n")
+    with unheard():
+        _append(PIDS_FILE, f"{os.getpid()}\n")
 
 
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open":
-        path, _, flags = arguments
-        if isinstance(flags, int) and flags & _WRITING:
-            _meet("open", path)
-    elif event in _CHANGES:
-        _meet(event, arguments[_CHANGES[event]], arguments[0])
+def _meet(event: str, path: str) -> None:
+    number = _append(EVENTS_FILE, f"{event} {os.path.relpath(path, os.environ[FOLDER])}\n")
+    if number == int(os.environ[KILL_AT]):
+        if os.environ[TORN] == "1":
+            _tear(event, path)
+        _kill_all()
 
 
-def _meet(event: str, changed: object, source: object = None) -> None:
-    if getattr(_inside, "busy", False) or not isinstance(changed, str | bytes | os.PathLike):
-        return
-    path = os.path.abspath(os.fsdecode(changed))
-    folder = os.environ[FOLDER]
-    if path != folder and not path.startswith(f"{folder}/"):
-        return
-    _inside.busy = True
-    try:
-        number = _append(EVENTS_FILE, f"{event} {os.path.relpath(path, folder)}\n")
-        if number == int(os.environ[KILL_AT]):
-            if os.environ[TORN] == "1":
-                _tear(event, path, source)
-            _kill_all()
-    finally:
-        _inside.busy = False
-
-
-def _tear(event: str, path: str, source: object) -> None:
+def _tear(event: str, path: str) -> None:
     """Leave half of what the event was about to finish, as a loss of power may."""
     with suppress(OSError):
         if event == "fsync" and os.path.isfile(path):
@@ -94,17 +61,13 @@ def _num_kept(path: str) -> int:
 
 def _append(name: str, line: str) -> int:
     """Add a line to a file of the ground; the line's number, from 0."""
-    was_busy, _inside.busy = getattr(_inside, "busy", False), True
-    try:
-        with open(Path(os.environ[GROUND]) / name, "a+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            number = sum(1 for _ in file)
-            file.write(line)
-            file.flush()
-        return number
-    finally:
-        _inside.busy = was_busy
+    with open(Path(os.environ[GROUND]) / name, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        number = sum(1 for _ in file)
+        file.write(line)
+        file.flush()
+    return number
 
 
 def _kill_all() -> None:

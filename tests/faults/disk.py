@@ -17,28 +17,23 @@ import random
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
-import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tests.processes import ROOT, run_process
-from tests.tiny import FIXTURES, stage1_values, write_recipe
+from tests.faults.events import listen
+from tests.faults.trials import Tried, count_faults, run_by_hand, short_values
+from tests.processes import run_process
+from tests.tiny import write_recipe
 from tests.warm import client
 
 FOLDER, COUNT, FAIL_AT, NUMBER = "FAULTS_DISK_OF", "FAULTS_DISK_COUNT", "FAULTS_DISK_AT", "FAULTS_DISK_ERRNO"
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EFBIG")}
 STEPS = 4
 DISK_BYTES = 2**20
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.rename": 1, "os.mkdir": 0, "os.truncate": 0}
-_inside = threading.local()
+_FAILING = ("open", "fsync", "os.rename", "os.mkdir", "os.truncate")
 
 
 @dataclass(frozen=True)
@@ -119,55 +114,28 @@ def _attempt(failure: Failure, ground: Path, run: Path) -> str:
 
 
 def _recipe(failure: Failure, ground: Path, run: Path) -> Path:
-    values = stage1_values(
-        run, max_steps=STEPS, per_device_train_batch_size=2, save_strategy="steps", save_steps=2
+    values = short_values(
+        run, max_steps=STEPS, deepspeed=failure.deepspeed, save_strategy="steps", save_steps=2
     )
-    del values["stages"][0]["train"]["num_train_epochs"]
-    values["stages"][0]["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage1_22.json")
-    values["stages"][0]["deepspeed"] = failure.deepspeed
     return write_recipe(values, ground / "recipe.yaml")
 
 
 def fail_in_this_process() -> None:
     """Count the events in which this process writes to the run folder, and let one of them fail."""
-    sys.addaudithook(_hear)
-    flush = os.fsync
-
-    def fsync(descriptor: Any) -> None:
-        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
-        _meet(os.readlink(f"/proc/self/fd/{number}"), named=False)
-        flush(descriptor)
-
-    os.fsync = fsync  # type: ignore[assignment]  # the same, but it may fail
+    listen(os.environ[FOLDER], _meet)
 
 
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open":
-        path, _, flags = arguments
-        if isinstance(flags, int) and flags & _WRITING:
-            _meet(path)
-    elif event in _CHANGES:
-        _meet(arguments[_CHANGES[event]])
-
-
-def _meet(changed: object, *, named: bool = True) -> None:
-    if getattr(_inside, "busy", False) or not isinstance(changed, str | bytes | os.PathLike):
+def _meet(event: str, path: str) -> None:
+    if event not in _FAILING:
         return
-    path = os.path.abspath(os.fsdecode(changed))
-    folder = os.environ[FOLDER]
-    if path != folder and not path.startswith(f"{folder}/"):
-        return
-    _inside.busy = True
-    try:
-        # Appending one byte is atomic, and its place is the number of the event.
-        with open(os.environ[COUNT], "ab") as file:
-            file.write(b".")
-            file.flush()
-            number = file.tell() - 1
-    finally:
-        _inside.busy = False
+    # Appending one byte is atomic, and its place is the number of the event.
+    with open(os.environ[COUNT], "ab") as file:
+        file.write(b".")
+        file.flush()
+        number = file.tell() - 1
     if number == int(os.environ.get(FAIL_AT, "-1")):
         code = int(os.environ[NUMBER])
+        named = event != "fsync"
         raise OSError(code, os.strerror(code), path) if named else OSError(code, os.strerror(code))
 
 
@@ -180,42 +148,25 @@ def draw(rng: random.Random, *, mounts: bool, num_events: int, num_bytes: int) -
 
 def main(num_trials: str, seed: str = "0") -> int:
     rng, mounts = random.Random(seed), can_mount()
-    counts: Counter[str] = Counter()
-    started_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         ground = Path(folder) / "ground"
         # What a run writes when nothing fails.
         assert attempt(Failure("count", 0), ground) == "none"
         num_events = (ground / "events").stat().st_size
         num_bytes = sum(path.stat().st_blocks * 512 for path in (ground / "run").rglob("*"))
-        number = 0
-        while number < int(num_trials):
+
+        def once() -> Tried:
             failure = draw(rng, mounts=mounts, num_events=num_events, num_bytes=num_bytes)
             fault = attempt(failure, ground)
             if fault == "none":
-                counts["nothing failed"] += 1
-                continue
-            number += 1
-            counts[failure.kind] += 1
-            counts["faults"] += bool(fault)
-            if fault:
-                print(f"{number}: {failure}: {fault}", flush=True)
-            if number % 20 == 0:
-                print(f"{number}, {counts['faults']} faults", flush=True)
-    seconds = time.monotonic() - started_s
-    print(f"{num_trials} failures, {counts['faults']} faults, {seconds:.0f} s: {dict(counts)}")
-    return int(counts["faults"] > 0)
+                return Tried(failure, ["nothing failed"], "", counts=False)
+            return Tried(failure, [failure.kind], fault)
+
+        return count_faults(int(num_trials), "failures", once)
 
 
 if COUNT in os.environ:
     fail_in_this_process()
 
 if __name__ == "__main__":
-    import tests.conftest  # noqa: F401  # the surroundings of every test: offline, on the CPU, one thread
-
-    os.environ["PYTHONPATH"] = str(ROOT)
-    try:
-        code = main(*sys.argv[1:])
-    finally:
-        client.leave()
-    raise SystemExit(code)
+    run_by_hand(main)

@@ -10,10 +10,8 @@ stage and `chat` for results, `run --resume` for checkpoints.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,10 +21,10 @@ from pathlib import Path
 from llava_recipes.errors import RecipeError
 from llava_recipes.runner.results import DONE, check_results
 from llava_recipes.train.checkpoints import find_damage, list_checkpoints
-from tests.processes import ROOT, llava_recipe
+from tests.faults.trials import run_by_hand
+from tests.processes import llava_recipe
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 from tests.use.finished import finish
-from tests.warm import client
 
 SAMPLE = 100
 STAGES = ("one", "two")
@@ -188,13 +186,9 @@ def main(num: str = "2000", seed: str = "0") -> int:
             f"{what}: {half} damages in {len(files)} files, {len(lost)} not found; "
             f"{num_commands} tried with commands, {len(passed)} passed"
         )
-    client.leave()
     shutil.rmtree(folder)
     return int(bool(faults.total()))
 
 
 if __name__ == "__main__":
-    import tests.conftest  # noqa: F401  # the surroundings of every test: offline, on the CPU, one thread
-
-    os.environ["PYTHONPATH"] = str(ROOT)
-    raise SystemExit(main(*sys.argv[1:]))
+    run_by_hand(main)

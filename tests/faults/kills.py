@@ -10,10 +10,8 @@ with exit code 0, and with the weights, the logged losses and the DONE of a run 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,8 +22,9 @@ from pathlib import Path
 
 from llava_recipes.data.reading import process_state
 from tests.faults.armed import EVENTS_FILE, FOLDER, GROUND, KILL_AT, PIDS_FILE, TORN
-from tests.processes import ROOT, run_process
-from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.faults.trials import run_by_hand, short_values
+from tests.processes import run_process
+from tests.tiny import read_metrics, write_recipe
 from tests.warm import client
 
 MODES = {
@@ -70,17 +69,14 @@ class Ground:
         self.processes, deepspeed = MODES[mode]
         self.folder, self.run = folder, folder / "run"
         folder.mkdir(parents=True)
-        values = stage1_values(
+        values = short_values(
             self.run,
             max_steps=STEPS,
-            per_device_train_batch_size=2,
+            deepspeed=deepspeed,
             save_strategy="steps",
             save_steps=2,
             save_total_limit=1,
         )
-        del values["stages"][0]["train"]["num_train_epochs"]
-        values["stages"][0]["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage1_22.json")
-        values["stages"][0]["deepspeed"] = deepspeed
         self.recipe = write_recipe(values, folder / "recipe.yaml")
 
     def train(self, *options: str, kill_at: int = -1, torn: bool = False) -> tuple[int, str]:
@@ -232,14 +228,10 @@ def main(how: str, *words: str) -> int:
                 bad += 1
                 print(f"run {number}, {mode}: {fault}, in {ground.folder}")
         print(f"{words[0]} runs, {num_kills} kills: {bad} runs went wrong")
-    client.leave()
     if not bad:
         shutil.rmtree(folder)
     return int(bad > 0)
 
 
 if __name__ == "__main__":
-    import tests.conftest  # noqa: F401  # the surroundings of every test: offline, on the CPU, one thread
-
-    os.environ["PYTHONPATH"] = str(ROOT)
-    raise SystemExit(main(*sys.argv[1:]))
+    run_by_hand(main)

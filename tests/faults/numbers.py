@@ -13,18 +13,16 @@ import json
 import os
 import random
 import shutil
-import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_recipes.deepspeed_presets import PRESETS
-from tests.processes import ROOT, run_process
-from tests.tiny import FIXTURES, stage1_values, write_recipe
+from tests.faults.trials import Tried, count_faults, run_by_hand, short_values
+from tests.processes import run_process
+from tests.tiny import write_recipe
 from tests.warm import client
 
 
@@ -85,18 +83,15 @@ def attempt(poison: Poison, ground: Path) -> str:
     shutil.rmtree(ground, ignore_errors=True)
     ground.mkdir(parents=True)
     run = ground / "run"
-    values = stage1_values(
+    values = short_values(
         run,
         max_steps=STEPS,
-        per_device_train_batch_size=2,
+        deepspeed=deepspeed,
         gradient_accumulation_steps=PASSES,
         logging_steps=100,
         max_grad_norm=1.0 if poison.clips else 0.0,
         bf16=poison.precision == "bf16",
     )
-    del values["stages"][0]["train"]["num_train_epochs"]
-    values["stages"][0]["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage1_22.json")
-    values["stages"][0]["deepspeed"] = deepspeed
     recipe = write_recipe(values, ground / "recipe.yaml")
     done = run_process(
         [client.python(), "-m", "llava_recipes", "run", recipe, "--processes", str(processes)],
@@ -192,33 +187,17 @@ def _with_bad_loss(output: Any, poison: Poison) -> Any:
 
 def main(num_trials: str, seed: str = "0", *modes: str) -> int:
     rng = random.Random(seed)
-    counts: Counter[str] = Counter()
-    started_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(1, int(num_trials) + 1):
+
+        def once() -> Tried:
             poison = draw(rng, modes or tuple(MODES))
-            fault = attempt(poison, Path(folder) / "ground")
-            counts[poison.mode] += 1
-            counts[poison.kind] += 1
-            counts["faults"] += bool(fault)
-            if fault:
-                print(f"{number}: {poison}: {fault}", flush=True)
-            if number % 20 == 0:
-                print(f"{number}, {counts['faults']} faults", flush=True)
-    seconds = time.monotonic() - started_s
-    print(f"{num_trials} numbers, {counts['faults']} faults, {seconds:.0f} s: {dict(counts)}")
-    return int(counts["faults"] > 0)
+            return Tried(poison, [poison.mode, poison.kind], attempt(poison, Path(folder) / "ground"))
+
+        return count_faults(int(num_trials), "numbers", once)
 
 
 if POISON in os.environ:
     poison_this_process()
 
 if __name__ == "__main__":
-    import tests.conftest  # noqa: F401  # the surroundings of every test: offline, on the CPU, one thread
-
-    os.environ["PYTHONPATH"] = str(ROOT)
-    try:
-        code = main(*sys.argv[1:])
-    finally:
-        client.leave()
-    raise SystemExit(code)
+    run_by_hand(main)

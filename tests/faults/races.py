@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from tests.processes import ROOT, TIMEOUT_S, python
+from tests.faults.trials import run_by_hand
+from tests.processes import TIMEOUT_S, python
 from tests.tiny import read_metrics, stage1_values, write_recipe
-from tests.warm import client
 
 
 def race(folder: Path, num: int) -> tuple[list[int], list[str]]:
@@ -38,12 +37,8 @@ def main(num: str = "20") -> int:
     once = steps == sorted(set(steps))
     print(f"{num} starts: {codes.count(0)} trained, {codes.count(1)} refused, {named} with the owner's name")
     print("each step was trained once" if once else "steps were trained twice")
-    client.leave()
     return int(codes.count(0) != 1 or named != codes.count(1) or not once)
 
 
 if __name__ == "__main__":
-    import tests.conftest  # noqa: F401  # the surroundings of every test: offline, on the CPU, one thread
-
-    os.environ["PYTHONPATH"] = str(ROOT)
-    raise SystemExit(main(*sys.argv[1:]))
+    run_by_hand(main)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -15,10 +14,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.processes import ROOT, llava_recipe
-from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe
+from tests.faults.trials import run_by_hand, short_values
+from tests.processes import llava_recipe
+from tests.tiny import read_metrics, write_recipe
 from tests.train.cutting import copy_cut
-from tests.warm import client
 
 STEPS = 7
 """Two epochs and a half: 22 samples make two whole steps and an incomplete one."""
@@ -57,19 +56,15 @@ class Resumed:
 def write(folder: Path, *, grouped: bool = False) -> Path:
     """A recipe with a global batch that 1, 2 and 4 processes divide, and a checkpoint at every step."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = stage1_values(
+    values = short_values(
         folder / "run",
         max_steps=STEPS,
-        per_device_train_batch_size=2,
         global_batch_size=_GLOBAL_BATCH,
         save_strategy="steps",
         save_steps=1,
     )
-    stage = values["stages"][0]
-    del stage["train"]["num_train_epochs"]
-    stage["data"]["sources"][0]["annotations"] = str(FIXTURES / "stage1_22.json")
     if grouped:
-        stage["data"]["group_by"] = "length"
+        values["stages"][0]["data"]["group_by"] = "length"
     return write_recipe(values, folder / "recipe.yaml")
 
 
@@ -118,15 +113,9 @@ def main(num: str = "40") -> int:
         print(resumed, flush=True)
         worst = max(worst, resumed.loss)
     print(f"{num} resumes: losses differ by at most {worst:.1e}")
-    client.leave()
     shutil.rmtree(ground)
     return int(worst > 1e-5)
 
 
 if __name__ == "__main__":
-    import os
-
-    import tests.conftest  # noqa: F401  # the surroundings of every test: offline, on the CPU, one thread
-
-    os.environ["PYTHONPATH"] = str(ROOT)
-    raise SystemExit(main(*sys.argv[1:]))
+    run_by_hand(main)

@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from llava_recipes.stop_signals import STOP_SIGNALS
 from llava_recipes.train.checkpoints import find_damage, list_checkpoints
 from tests.faults.armed import FOLDER, GROUND, KILL_AT, PIDS_FILE, TORN
 from tests.faults.kills import Outcome, is_alive, outcome_of
+from tests.faults.trials import run_by_hand
 from tests.processes import TIMEOUT_S, started
 from tests.tiny import read_metrics, stage1_values, write_recipe
 from tests.warm import client
@@ -209,9 +209,8 @@ def main(num_shots: str, seed: str = "0", processes: str = "1", workers: str = "
             print(f"{number}: {shot.number.name} to {shot.target} after {shot.after_s:.2f} s: {found.fault}")
     seconds = time.monotonic() - began_s
     print(f"{num_shots} signals in {seconds:.0f} s: {dict(kinds)}; exit codes {dict(codes)}")
-    client.leave()
     return int(set(kinds) != {"good"})
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))
+    run_by_hand(main)
