@@ -13,7 +13,7 @@ from llava_recipes.masking import mask_command
 from llava_recipes.screen import outlive_readers, say, say_lines, write_log
 
 if TYPE_CHECKING:
-    from llava_recipes.runner.execute import Run
+    from llava_recipes.runner.beginnings import Run
     from llava_recipes.runner.interruption import Interruption
     from llava_recipes.runner.launch import Processes
     from llava_recipes.runner.team import Team
@@ -198,7 +198,7 @@ def _run(
     """Check and train. Only the first command of a team comes here."""
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.accepted import AcceptError, read_accepted
-    from llava_recipes.runner.execute import Run
+    from llava_recipes.runner.beginnings import Run
     from llava_recipes.runner.facts import choose_stages, plan_recipe
     from llava_recipes.runner.follow import check_elsewhere, problems_elsewhere
     from llava_recipes.runner.preflight import check_before_loading
@@ -246,7 +246,8 @@ def _words(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _train(run: Run, *, dry: bool) -> int:
-    from llava_recipes.runner.execute import Stopped, WorkerBug, find_beginnings, run_stages
+    from llava_recipes.runner.beginnings import find_beginnings
+    from llava_recipes.runner.execute import Stopped, WorkerBug, run_stages
 
     if dry:
         find_beginnings(run)

@@ -5,48 +5,43 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.files import sync_folder
-from llava_recipes.plan.types import Plan
+from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.foreign import read_object
-from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.writer import write_resolved
 from llava_recipes.runner import history
-from llava_recipes.runner.accepted import Accepted, AcceptError, needless
+from llava_recipes.runner.beginnings import (
+    Beginning,
+    Run,
+    at_stage,
+    check_inputs,
+    find_beginnings,
+    newest_sound,
+)
 from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.hangs import RUN_HANGS, RunHangs
-from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems, record_inputs
-from llava_recipes.runner.interruption import Interruption
-from llava_recipes.runner.launch import Answer, Processes, run_processes
+from llava_recipes.runner.inputs import record_inputs
+from llava_recipes.runner.launch import Answer, run_processes
 from llava_recipes.runner.lock import Held, take
-from llava_recipes.runner.preflight import waiting_problems
-from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
 from llava_recipes.runner.reports import Request, Result
-from llava_recipes.runner.results import DONE, check_results
+from llava_recipes.runner.results import DONE
 from llava_recipes.runner.run_folder import (
-    FolderState,
     describe_environment,
-    is_stale,
-    read_folder_state,
     stage_plan,
-    starts_from_then,
     write_done,
     write_opening,
 )
-from llava_recipes.runner.stop_words import stopped_words
-from llava_recipes.runner.team import Outcome, Team
+from llava_recipes.runner.team import Outcome
 from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
 from llava_recipes.stop_signals import OF_OTHERS, STOP_SIGNALS
-from llava_recipes.train.metrics import check_logs
 
-_MOST_CHEAP_BYTES = 2**26
 _OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
@@ -56,27 +51,6 @@ class WorkerBug(Exception):
 
 class Stopped(Exception):
     """The run stopped on request. Carries the line to print."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is run, and how."""
-
-    loaded: LoadedRecipe
-    plan: Plan
-    processes: Processes
-    resume: bool
-    stages: tuple[int, ...]
-    """Numbers of the stages to run; those that they start from are done, or among them."""
-    accepted: tuple[Accepted, ...] = ()
-    """Changes that the user confirms."""
-    words: tuple[str, ...] = ()
-    """The command line, as it is advised with more options."""
-    interruption: Interruption = field(default_factory=Interruption)
-    hang_timeout_s: float | None = None
-    """How long nothing may advance, in every phase; None for the usual times."""
-    team: Team | None = None
-    """The other commands of the run, which train along; this one decides."""
 
 
 def run_stages(run: Run) -> None:
@@ -113,213 +87,6 @@ def _take_folders(run: Run, released: ExitStack) -> dict[int, Held]:
             raise run.loaded.fail(*(replace(problem, path=path) for problem in error.problems)) from None
         released.callback(locks[index].close)
     return locks
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """Where a stage begins: a checkpoint folder, or None for step 0."""
-
-    checkpoint: Path | None
-    skipped: Mapping[Path, str] = field(default_factory=dict)
-    """Newer checkpoints that cannot be used, and what is wrong with each."""
-    event: history.Event = "start"
-    state: FolderState = field(default_factory=lambda: FolderState("new"), repr=False)
-    inputs: tuple[str, ...] = ()
-    """Data, base weights and earlier runs that were changed since the run was started, and accepted."""
-
-
-def find_beginnings(run: Run) -> dict[int, Beginning]:
-    """Where each chosen stage that is not done yet begins, by number; nothing is written.
-
-    Raises RecipeError with every problem of their folders, before the first one starts, and AcceptError.
-    """
-    beginnings: dict[int, Beginning] = {}
-    problems: list[Problem] = [*waiting_problems(run.plan, run.stages)]
-    states = _read_states(run, problems)
-    _check_accepted(run, states)
-    refused = _refuse(run, states)
-    problems += refused.values()
-    for index, state in states.items():
-        if index in refused:
-            continue
-        try:
-            beginning = _decide(run, index, state, beginnings)
-        except RecipeError as error:
-            problems += error.problems
-            continue
-        if beginning is not None:
-            beginnings[index] = beginning
-    if problems:
-        raise run.loaded.fail(*problems)
-    return beginnings
-
-
-def _read_states(run: Run, problems: list[Problem]) -> dict[int, FolderState]:
-    """What the folder of each chosen stage contains; what cannot be read goes to `problems`."""
-    states = {}
-    for index in run.stages:
-        folder = Path(run.plan.stages[index].output_dir)
-        try:
-            plan = stage_plan(run.plan, index)
-            moved = compare_inputs(folder, plan).moved
-            states[index] = read_folder_state(folder, plan, run.loaded.recipe, index, moved=moved)
-        except RecipeError as error:
-            problems += error.problems
-    return states
-
-
-def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Beginning]) -> Beginning | None:
-    """Where the stage begins, or None when it is done already."""
-    stage = run.plan.stages[index]
-    folder = Path(stage.output_dir)
-    trained_anew = [run.plan.stages[number].output_dir for number in earlier]
-    if state.kind == "done":
-        check_results(folder, path=("stages", index, "output_dir"))
-        starts_anew = any(start in trained_anew for start in stage.starts_from)
-        if starts_anew or is_stale(folder, stage.starts_from):
-            raise RecipeError(_stale(folder, index))
-        if not state.decisive:
-            say(f"{stage.name}: already done, in {folder}")
-            _report_changed_inputs(run, index)
-            return None
-    check_logs(folder)
-    history.check(folder)
-    for change in state.changes:
-        verb = "takes" if change.kind == "harmless" or not state.checkpoints else "accepts"
-        say(f"{stage.name}: {verb} {change}")
-    if not state.checkpoints:
-        if run.resume or state.kind == "started":
-            say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
-        return Beginning(None, event="start" if state.kind == "new" else "restart", state=state)
-    beginning = _newest_sound(run, index, {})
-    if beginning.checkpoint is None:
-        return replace(beginning, event="restart", state=state)
-    inputs = _check_inputs(run, index, says=True)
-    check_length(stage, index, beginning.checkpoint)
-    event: history.Event = "extend" if state.kind == "done" else "resume"
-    return replace(beginning, event=event, state=state, inputs=inputs)
-
-
-def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
-    """Raise AcceptError for what the user accepts though nothing asks for it, now or earlier in this run."""
-    stages = run.plan.stages
-    changes = [(stages[index].name, change) for index, state in states.items() for change in state.changes]
-    before = {
-        text
-        for index, state in states.items()
-        if state.kind in ("started", "done")
-        for text in history.accepted_before(Path(stages[index].output_dir))
-    }
-    new = [each for each in run.accepted if each.text not in before]
-    inputs = {
-        (stages[index].name, each.key)
-        for index, state in states.items()
-        if new and state.kind in ("started", "done")
-        for each in compare_inputs(Path(stages[index].output_dir), stage_plan(run.plan, index)).differences
-    }
-    names = [stages[index].name for index in states]
-    faults = [
-        *needless(
-            [each for each in new if not any((each.stage or name, each.key) in inputs for name in names)],
-            changes,
-        )
-    ]
-    if faults:
-        raise AcceptError("\n".join(faults))
-
-
-def _refuse(run: Run, states: Mapping[int, FolderState]) -> dict[int, Problem]:
-    """The problem of each stage whose folder has a run of another plan, with the ways on."""
-    stages = run.plan.stages
-    refused = {
-        index: changes
-        for index, state in states.items()
-        if (changes := unaccepted(state, stages[index].name, run.accepted))
-    }
-    keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index]))
-    command = (*run.words, *(word for key in keys for word in ("--accept", key)))
-    return {
-        index: other_plan(stages[index], index, states[index], changes, command=command)
-        for index, changes in refused.items()
-    }
-
-
-def _check_inputs(run: Run, index: int, *, says: bool) -> tuple[str, ...]:
-    """Raise RecipeError when a started stage would go on with other data, base weights or earlier runs.
-
-    Returns what was changed and is accepted.
-    """
-    stage = run.plan.stages[index]
-    folder = Path(stage.output_dir)
-    comparison = compare_inputs(folder, stage_plan(run.plan, index))
-    if says and not comparison.is_recorded:
-        say(
-            f"{stage.name}: {folder} has no usable {INPUTS}: whether its data and base weights were changed "
-            "cannot be told"
-        )
-    accepted = {each.key for each in run.accepted if each.stage in (None, stage.name)}
-    waits_for = _resumed_before(run, index)
-    problems = [*input_problems(folder, comparison, accepted=accepted, waits_for=waits_for)]
-    for warning in (problem for problem in problems if says and problem.severity == "warning"):
-        say(f"{stage.name}: {warning.message}: {warning.found}")
-    errors = [problem for problem in problems if problem.severity == "error"]
-    if errors:
-        raise RecipeError(*(at_stage(problem, index) for problem in errors))
-    taken = [each for each in comparison.differences if each.key in accepted]
-    for each in taken if says else ():
-        say(f"{stage.name}: accepts {each.key}: {each.words}")
-    return tuple(each.words for each in taken)
-
-
-def _resumed_before(run: Run, index: int) -> frozenset[str]:
-    """Folders that this stage starts from and that go on first: what they contain is compared then."""
-    from llava_recipes.train.checkpoints import list_checkpoints
-
-    earlier = {run.plan.stages[number].output_dir for number in run.stages if number < index}
-    return frozenset(
-        start
-        for start in run.plan.stages[index].starts_from
-        if start in earlier and not (Path(start) / DONE).is_file() and list_checkpoints(Path(start))
-    )
-
-
-def _report_changed_inputs(run: Run, index: int) -> None:
-    """Print which inputs of a finished stage were changed since, as far as little reading shows it."""
-    stage = run.plan.stages[index]
-    comparison = compare_inputs(
-        Path(stage.output_dir), stage_plan(run.plan, index), most_bytes=_MOST_CHEAP_BYTES
-    )
-    found = [each.words for each in comparison.differences if each.kind == "changed"]
-    if found:
-        say(f"{stage.name}: it was trained before this was changed: {'; '.join(found)}")
-
-
-def _newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
-    """The newest usable checkpoint of a stage, or step 0; printed, like what is wrong with each newer one.
-
-    `skipped` are those that were looked at before. Raises RecipeError for a checkpoint of an earlier version.
-    """
-    from llava_recipes.train.checkpoints import check_form, find_damage, list_checkpoints, missing_latest
-
-    damages = dict(skipped)
-    stage = run.plan.stages[index]
-    missing = missing_latest(Path(stage.output_dir))
-    if missing is not None and not damages:
-        say(f"{stage.name}: {missing}, which was saved last, is missing in {stage.output_dir}")
-    for checkpoint in list_checkpoints(Path(stage.output_dir)):
-        folder = checkpoint.folder
-        if folder in damages:
-            continue
-        with problems_at(index):
-            check_form(folder)
-        damage = find_damage(folder)
-        if damage is None:
-            say(f"{stage.name}: resumes from {folder}")
-            return Beginning(folder, damages)
-        damages[folder] = damage
-        say(f"{stage.name}: skips {folder}: {damage}")
-    say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
-    return Beginning(None, damages)
 
 
 def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
@@ -388,7 +155,7 @@ def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
     """Raise RecipeError when results that a stage starts from are not as their run wrote them, or others."""
     try:
         if beginning.checkpoint is not None:
-            _check_inputs(run, index, says=False)
+            check_inputs(run, index, says=False)
         for start in run.plan.stages[index].starts_from:
             check_start(start, path=("stages", index, "init_from"))
     except RecipeError as error:
@@ -408,7 +175,7 @@ def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
                 raise
         say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")
         try:
-            beginning = _newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
+            beginning = newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
         except RecipeError as error:
             raise run.loaded.fail(*error.problems) from None
         _clear(run, index, beginning)
@@ -470,7 +237,7 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     )
     is_unfinished = result is None or any(each.has_stopped or each.code for each in outcomes)
     if is_asked and is_unfinished and (answer.cut_short or not any(each.bug for each in outcomes)):
-        raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
+        raise Stopped(_stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
     bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
     # What a process says whose peer is gone is no cause.
@@ -495,17 +262,8 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     if result is None:
         raise WorkerBug("the first process exited with code 0 and left no result")
     if result.stopped_early:
-        raise Stopped(stopped_words(run.plan.stages[index], answer, run.interruption.reason))
+        raise Stopped(_stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     return result
-
-
-@contextmanager
-def problems_at(index: int) -> Iterator[None]:
-    """Give the problems that the block raises, about a plan of one stage, the stage's own number."""
-    try:
-        yield
-    except RecipeError as error:
-        raise RecipeError(*(at_stage(problem, index) for problem in error.problems)) from error
 
 
 def _not_begun(run: Run, index: int) -> str:
@@ -516,20 +274,34 @@ def _not_begun(run: Run, index: int) -> str:
     )
 
 
-def at_stage(problem: Problem, index: int) -> Problem:
-    """A problem of a worker, whose plan has one stage, number 0, with the stage's own number."""
-    if problem.path is None or problem.path[:2] != ("stages", 0):
-        return problem
-    return replace(problem, path=("stages", index, *problem.path[2:]))
+def _stopped_words(stage: StagePlan, answer: Answer, reason: str | None) -> str:
+    """One line for a stage that stopped early, or was killed while it was asked to."""
+    reports = answer.reports
+    newest = _newest_checkpoint(Path(stage.output_dir))
+    saved = [result.num_steps for result in reports.results.values() if result.stopped_early]
+    if saved and not answer.cut_short:
+        step = max(saved)
+        what = f"stopped after step {step:,} and saved checkpoint-{step}; `--resume` continues from it"
+    elif answer.cut_short and reports.has_begun:
+        what = f"ended at once: {answer.cut_short}; {_standing(newest)}"
+    elif steps := [stop["step"] for stop in reports.stops if stop.get("step") is not None]:
+        waits = [stop["waited_for"] for stop in reports.stops if stop.get("waited_for")]
+        why = f", since nothing moved while the run waited for {waits[0]}" if waits else ""
+        what = f"stopped after step {max(steps):,} without saving it{why}; {_standing(newest)}"
+    elif newest is None:
+        what = "interrupted before the first step; nothing was saved; the same command starts it again"
+    else:
+        what = f"interrupted before a further step; {_standing(newest)}"
+    return f"{stage.name}: {what}" + ("" if reason is None else f" (asked by {reason})")
 
 
-def _stale(folder: Path, index: int) -> Problem:
-    starts = starts_from_then(folder).items()
-    return Problem(
-        "a run that this stage started from was trained again after this stage was done",
-        code="base-run-changed",
-        path=("stages", index, "output_dir"),
-        found=f"{folder} was started from "
-        + ", ".join(f"{start}, finished {time}" if time else start for start, time in starts),
-        hint="remove the folder to train this stage again, or choose another folder",
-    )
+def _standing(newest: Path | None) -> str:
+    if newest is None:
+        return "no checkpoint was saved; the same command starts it again at step 0"
+    return f"{newest.name} stands, and `--resume` continues from it"
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    from llava_recipes.train.checkpoints import SEAL, list_checkpoints
+
+    return next((found.folder for found in list_checkpoints(folder) if (found.folder / SEAL).is_file()), None)

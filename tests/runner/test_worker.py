@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from llava_recipes.errors import Mark, Problem, RecipeError
-from llava_recipes.runner.execute import at_stage
+from llava_recipes.runner.beginnings import at_stage
 from llava_recipes.runner.reports import problems_message, read_problems
 
 
