@@ -13,7 +13,7 @@ from llava_recipes.runner.beginnings import at_stage
 from llava_recipes.runner.reports import problems_message, read_problems
 from llava_recipes.runner.worker import _leave
 from llava_recipes.train.stopping import Stop
-from tests.processes import run_process
+from tests.processes import ROOT, run_process
 
 
 def read_back(*errors: RecipeError) -> list[Problem]:
@@ -65,5 +65,5 @@ def _leave_with_code_3() -> None:
 def test_a_process_runs_its_exit_handlers(tmp_path: Path) -> None:
     """Some trackers of experiments call a run crashed whose handlers did not run."""
     words = "from tests.runner.test_worker import _leave_with_code_3; _leave_with_code_3()"
-    done = run_process([sys.executable, "-c", words], cwd=tmp_path)
+    done = run_process([sys.executable, "-c", words], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (3, "the tracker is told that the run is over\n"), done.stderr
