@@ -89,7 +89,20 @@ def find_beginnings(run: Run) -> dict[int, Beginning]:
             beginnings[index] = beginning
     if problems:
         raise run.loaded.fail(*problems)
+    for index, beginning in beginnings.items():
+        announce(run, index, beginning)
     return beginnings
+
+
+def announce(run: Run, index: int, beginning: Beginning) -> None:
+    """Say where a stage begins, where that is not step 0 of a new one."""
+    stage = run.plan.stages[index]
+    if beginning.checkpoint is not None:
+        say(f"{stage.name}: resumes from {beginning.checkpoint}")
+    elif beginning.skipped:
+        say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
+    elif run.resume or beginning.state.kind == "started":
+        say(f"{stage.name}: starts at step 0, since {Path(stage.output_dir)} has no checkpoint")
 
 
 def _read_states(run: Run, problems: list[Problem]) -> dict[int, FolderState]:
@@ -126,8 +139,6 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
         verb = "takes" if change.kind == "harmless" or not state.checkpoints else "accepts"
         say(f"{stage.name}: {verb} {change}")
     if not state.checkpoints:
-        if run.resume or state.kind == "started":
-            say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None, event="start" if state.kind == "new" else "restart", state=state)
     beginning = newest_sound(run, index, {})
     if beginning.checkpoint is None:
@@ -233,7 +244,7 @@ def _report_changed_inputs(run: Run, index: int) -> None:
 
 
 def newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
-    """The newest usable checkpoint of a stage, or step 0; printed, like what is wrong with each newer one.
+    """The newest usable checkpoint of a stage, or step 0; what is wrong with each newer one is printed.
 
     `skipped` are those that were looked at before. Raises RecipeError for a checkpoint of an earlier version.
     """
@@ -252,11 +263,9 @@ def newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning
             check_form(folder)
         damage = find_damage(folder)
         if damage is None:
-            say(f"{stage.name}: resumes from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
         say(f"{stage.name}: skips {folder}: {damage}")
-    say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
     return Beginning(None, damages)
 
 
