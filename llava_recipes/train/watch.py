@@ -36,7 +36,6 @@ STACKS = signal.SIGUSR2
 """Makes a process write the stacks of its threads, even where no Python code can run."""
 
 TICK_S = 1.0
-_TO_END_S = 120.0
 _BUSY = 0.05
 _BY_WORK = (LOADING, SAVING, SAMPLING, RESULTS)
 """Phases that report little: there, computing, reading and writing are progress too."""
@@ -53,7 +52,6 @@ class Watch:
     ) -> None:
         self._stop, self._tell, self._timeout_s = stop, tell, timeout_s
         self._stacks: int | None = None
-        self._has_ended = False
 
     def start(self) -> None:
         """Watch from now on, in a thread."""
@@ -62,12 +60,6 @@ class Watch:
             # It writes without the interpreter's lock, which a stuck thread may hold.
             faulthandler.register(STACKS, file=self._stacks, all_threads=True)
         threading.Thread(target=self._run, name="watch", daemon=True).start()
-
-    def end(self) -> None:
-        """Tell that this process only has to end; from now on it may be silent."""
-        self._has_ended = True
-        status = {"kind": "watch", "phase": RESULTS, "waits_for": "its end", "idle_s": 0.0}
-        self._tell(status | {"limit_s": max(self._limit_s(RESULTS), _TO_END_S), "stacks": None})
 
     def _limit_s(self, phase: str) -> float:
         if self._timeout_s is not None:
@@ -78,7 +70,7 @@ class Watch:
     def _run(self) -> None:
         idle_s, before_s = 0.0, time.monotonic()
         progress, work = self._stop.progress(), Work()
-        while not self._has_ended:
+        while True:
             phase, waits_for = self._stop.doing, self._stop.waiting_for()
             status = {"kind": "watch", "phase": phase, "waits_for": waits_for, "idle_s": idle_s}
             self._tell(status | {"limit_s": self._limit_s(phase), "stacks": self._stacks})

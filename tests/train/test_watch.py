@@ -88,12 +88,24 @@ def test_processes_that_never_start_are_missed(tmp_path: Path) -> None:
 def test_only_what_advances_nothing_counts_as_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "TICK_S", 0.02)
     told: list[dict[str, Any]] = []
+    ended = threading.Event()
+
+    def tell(status: dict[str, Any]) -> None:
+        told.append(status)
+        if ended.is_set():
+            raise EOFError
+
     stop, reading = Stop(), Reading()
     stop.readings.append(reading)
     stop.enter(DATA)
     reading.note('sample 3 (id "x"), image a/b.jpg')
-    watch = Watch(stop, tell=told.append, timeout_s=None)
-    thread = threading.Thread(target=watch._run)
+    watch = Watch(stop, tell=tell, timeout_s=None)
+
+    def run() -> None:
+        with pytest.raises(EOFError):
+            watch._run()
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         wait_until(lambda: bool(told))
@@ -111,7 +123,7 @@ def test_only_what_advances_nothing_counts_as_idle(monkeypatch: pytest.MonkeyPat
         time.sleep(0.3)
         assert told[-1]["idle_s"] == 0.0
     finally:
-        watch.end()
+        ended.set()
         thread.join()
 
 
