@@ -17,7 +17,7 @@ from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Processes
 from llava_recipes.runner.preflight import waiting_problems
 from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
-from llava_recipes.runner.results import DONE, check_results
+from llava_recipes.runner.results import DONE, RESULTS, check_place, check_results
 from llava_recipes.runner.run_folder import (
     FolderState,
     is_stale,
@@ -27,9 +27,11 @@ from llava_recipes.runner.run_folder import (
 )
 from llava_recipes.runner.team import Team
 from llava_recipes.screen import say
-from llava_recipes.train.metrics import check_logs
+from llava_recipes.train.metrics import METRICS, SAMPLES, SUPERSEDED, read_metrics
 
 _MOST_CHEAP_BYTES = 2**26
+_WRITTEN = (*RESULTS, history.HISTORY, METRICS, SUPERSEDED, SAMPLES, INPUTS, DONE)
+"""The files that a run writes, except for its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
             say(f"{stage.name}: already done, in {folder}")
             _report_changed_inputs(run, index)
             return None
-    check_logs(folder)
-    history.check(folder)
+    _check_places(folder)
+    read_metrics(folder / METRICS)
     for change in state.changes:
         verb = "takes" if change.kind == "harmless" or not state.checkpoints else "accepts"
         say(f"{stage.name}: {verb} {change}")
@@ -147,6 +149,20 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
     check_length(stage, index, beginning.checkpoint)
     event: history.Event = "extend" if state.kind == "done" else "resume"
     return replace(beginning, event=event, state=state, inputs=inputs)
+
+
+def _check_places(folder: Path) -> None:
+    """Raise RecipeError for all that is in the place of a file of the run: none could be written there."""
+    from llava_recipes.train.checkpoints import LATEST
+
+    problems: list[Problem] = []
+    for name in (*_WRITTEN, LATEST):
+        try:
+            check_place(folder / name)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
 
 
 def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
