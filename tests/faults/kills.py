@@ -36,7 +36,7 @@ MODES = {
 """Processes and the DeepSpeed preset."""
 STEPS = 5
 _STEPS_AT_RANDOM, _PART = 20, 3
-"""A run that is killed at random is killed after at most a third of the events of an unbroken one, so often."""
+"""A run that is killed at random is killed in the first third of its events, again and again."""
 _WITHOUT = ("finished", "started_from", "started_from_weights", "files", "sha256")
 """Of DONE, what differs between two runs that learned the same."""
 _TIMES = ("seconds", "samples_per_s", "tokens_per_s")
