@@ -18,6 +18,7 @@ from llava_recipes.runner import history
 from llava_recipes.runner.beginnings import (
     Beginning,
     Run,
+    announce,
     at_stage,
     check_done,
     check_inputs,
@@ -183,6 +184,7 @@ def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
                 beginning = newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
             except RecipeError as error:
                 raise run.loaded.fail(*error.problems) from None
+            announce(run, index, beginning)
             _clear(run, index, beginning)
 
 
