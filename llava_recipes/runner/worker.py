@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -22,7 +21,7 @@ from llava_recipes.runner.descendants import kill_descendants
 from llava_recipes.runner.lock import join
 from llava_recipes.runner.reports import Request, Result, problems_message
 from llava_recipes.runner.write_failure import reporting_write_failures
-from llava_recipes.screen import OutputLost, drop_rest, guard_streams, say
+from llava_recipes.screen import flush_streams, guard_streams, say
 from llava_recipes.train.stopping import Stop, StoppedBeforeStep
 from llava_recipes.train.watch import Watch
 
@@ -68,12 +67,6 @@ class Worker:
         except RecipeError as error:
             self.line.tell(problems_message(error))
             return 1
-        except OutputLost as lost:
-            drop_rest(lost.stream)
-            message = "the run cannot write to its output"
-            problem = Problem(message, code="output-cannot-be-written", found=str(lost))
-            self.line.tell(problems_message(RecipeError(problem)))
-            return 1
         except Exception as error:
             if self._is_leaving:
                 # Torch raises it in this thread, for the data workers that another one is killing.
@@ -108,12 +101,7 @@ class Worker:
         if threading.current_thread() is threading.main_thread():
             # Torch's handler raises an error for each data worker that is killed here.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            # Nothing more can be done for the last words.
-            except (OSError, ValueError, OutputLost):
-                continue
+        flush_streams()
         kill_descendants(os.getpid())
         self.line.close()
         # torchrun ends the others where one fails.
@@ -154,6 +142,7 @@ def main() -> int:
         return 1
     worker = Worker(line)
     code = worker.run()
+    flush_streams()
     _leave(code, worker.stop)
     worker.watch.end()
     return code
@@ -225,8 +214,7 @@ def _leave(code: int, stop: Stop) -> None:
             except RuntimeError:
                 # Another process failed first, and reports why itself.
                 code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         os._exit(code)
 
 
