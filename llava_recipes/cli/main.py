@@ -28,6 +28,7 @@ from llava_recipes.screen import (
     shown,
     write_log,
 )
+from llava_recipes.stop_signals import wanted_signals
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -163,7 +164,8 @@ def _obey(words: Sequence[str]) -> int:
         advice = did_you_mean(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}"
         say(f"llava-recipe: unknown command {words[0]!r}; {advice}", to_stderr=True)
         return USAGE_ERROR
-    with _sigterm_as_interrupt():
+    # `run` saves at them; until it is ready for that, there is nothing to save.
+    with _as_interrupts(wanted_signals() if words[0] == "run" else (signal.SIGTERM,)):
         return _run(words[0], words[1:])
 
 
@@ -175,23 +177,24 @@ def _start_fast() -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written stays behind."""
+def _as_interrupts(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Let signals end a command as Ctrl-C does, so that nothing half-written stays behind."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if is_own_process():
             # The same request may come as several signals: a later one must not change how this one ends.
-            for each in (signal.SIGTERM, signal.SIGINT):
+            for each in (*numbers, signal.SIGINT):
                 signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        # A command may have left another one for what comes after its end.
-        if signal.getsignal(signal.SIGTERM) is end:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            # A command may have left another one for what comes after its end.
+            if signal.getsignal(number) is end:
+                signal.signal(number, handler)
 
 
 def _run(name: str, words: Sequence[str]) -> int:

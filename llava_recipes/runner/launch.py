@@ -96,7 +96,7 @@ def run_processes(
     others = frozenset(descendants(os.getpid()))
     channel = Channel(request.to_json())
     environment |= channel.environment
-    with closing(channel), adopting():
+    with closing(channel), adopting(), interruption.ending_processes_first():
         # A session of its own: Ctrl-C reaches this process alone, which then asks the workers once. They have
         # no standard input, so that no library can wait for an answer there.
         with held_back():
