@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llava_recipes.runner.world import World
 
 _MIN_HANG_S = 5
-USER_ERROR, OUR_BUG, HANGS, INTERRUPTED = 1, 3, 4, 130
+USER_ERROR, OUR_BUG, INTERRUPTED = 1, 3, 130
 
 EPILOG = """\
 A finished stage is skipped. The stages that a chosen stage starts from must be finished, with the same plan.
@@ -95,7 +95,7 @@ def _hang_timeout(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.render import render_problems
-    from llava_recipes.runner.hangs import RunHangs
+    from llava_recipes.runner.hangs import HANGS, RunHangs
     from llava_recipes.runner.interruption import Interruption
 
     # Its reader may leave, as `head` does, and its terminal may be closed: training goes on.
@@ -144,7 +144,7 @@ def _run_alone(arguments: argparse.Namespace, interruption: Interruption) -> int
 def _run_in_world(arguments: argparse.Namespace, world: World, interruption: Interruption) -> int:
     """Train with the other commands of a world: the first one decides, the others follow."""
     from llava_recipes.runner.follow import follow
-    from llava_recipes.runner.hangs import RunHangs
+    from llava_recipes.runner.hangs import HANGS, RunHangs
     from llava_recipes.runner.launch import Processes, count_local_devices
     from llava_recipes.runner.team import JOIN_S, TeamLost, join
 
@@ -164,7 +164,7 @@ def _run_in_world(arguments: argparse.Namespace, world: World, interruption: Int
     )
     if not team.is_first:
         interruption.leave_time_to_others()
-        return follow(team, processes)
+        return follow(team, processes, hang_timeout_s=arguments.hang_timeout)
     code = OUR_BUG
     try:
         _check_equal(here, [team.name_of(index) for index in range(world.size)])
@@ -203,15 +203,19 @@ def _run(
     from llava_recipes.runner.beginnings import Run
     from llava_recipes.runner.facts import choose_stages, plan_recipe
     from llava_recipes.runner.follow import check_elsewhere, problems_elsewhere
+    from llava_recipes.runner.hangs import watched
     from llava_recipes.runner.preflight import check_before_loading
 
+    timeout_s = arguments.hang_timeout
     with interruption.ending_at_once():
-        loaded = load_recipe(arguments.file, arguments.set)
-        stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
-        plan = plan_recipe(loaded, world_size=processes.world_size)
+        with watched("reads the recipe and its data", timeout_s):
+            loaded = load_recipe(arguments.file, arguments.set)
+            stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
+            plan = plan_recipe(loaded, world_size=processes.world_size)
         if team is not None:
             check_elsewhere(team, plan, stages)
-        check_before_loading(loaded, plan, stages)
+        with watched("checks models, data and folders", timeout_s):
+            check_before_loading(loaded, plan, stages)
         if team is not None:
             problems = problems_elsewhere(team)
             if problems:
@@ -226,7 +230,7 @@ def _run(
             accepted=read_accepted(arguments.accept, [stage.name for stage in plan.stages]),
             words=_words(arguments),
             interruption=interruption,
-            hang_timeout_s=arguments.hang_timeout,
+            hang_timeout_s=timeout_s,
             team=team,
         )
         return _train(run, dry=arguments.dry_run)
@@ -249,10 +253,12 @@ def _words(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _train(run: Run, *, dry: bool) -> int:
     from llava_recipes.runner.beginnings import find_beginnings
-    from llava_recipes.runner.execute import Stopped, WorkerBug, run_stages
+    from llava_recipes.runner.execute import LOOKING, Stopped, WorkerBug, run_stages
+    from llava_recipes.runner.hangs import watched
 
     if dry:
-        find_beginnings(run)
+        with watched(LOOKING, run.hang_timeout_s):
+            find_beginnings(run)
         from llava_recipes.cli.plan import print_plan
 
         print_plan(run.plan)

@@ -17,7 +17,7 @@ from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Processes
 from llava_recipes.runner.preflight import waiting_problems
 from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
-from llava_recipes.runner.results import DONE, check_results
+from llava_recipes.runner.results import DONE, RESULTS, check_place, check_results
 from llava_recipes.runner.run_folder import (
     FolderState,
     is_stale,
@@ -27,9 +27,11 @@ from llava_recipes.runner.run_folder import (
 )
 from llava_recipes.runner.team import Team
 from llava_recipes.screen import say
-from llava_recipes.train.metrics import check_logs
+from llava_recipes.train.metrics import METRICS, SAMPLES, SUPERSEDED, read_metrics
 
 _MOST_CHEAP_BYTES = 2**26
+_WRITTEN = (*RESULTS, history.HISTORY, METRICS, SUPERSEDED, SAMPLES, INPUTS, DONE)
+"""The files that a run writes, except for its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,20 @@ def find_beginnings(run: Run) -> dict[int, Beginning]:
             beginnings[index] = beginning
     if problems:
         raise run.loaded.fail(*problems)
+    for index, beginning in beginnings.items():
+        announce(run, index, beginning)
     return beginnings
+
+
+def announce(run: Run, index: int, beginning: Beginning) -> None:
+    """Say where a stage begins, where that is not step 0 of a new one."""
+    stage = run.plan.stages[index]
+    if beginning.checkpoint is not None:
+        say(f"{stage.name}: resumes from {beginning.checkpoint}")
+    elif beginning.skipped:
+        say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
+    elif run.resume or beginning.state.kind == "started":
+        say(f"{stage.name}: starts at step 0, since {Path(stage.output_dir)} has no checkpoint")
 
 
 def _read_states(run: Run, problems: list[Problem]) -> dict[int, FolderState]:
@@ -120,14 +135,12 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
             say(f"{stage.name}: already done, in {folder}")
             _report_changed_inputs(run, index)
             return None
-    check_logs(folder)
-    history.check(folder)
+    _check_places(folder)
+    read_metrics(folder / METRICS)
     for change in state.changes:
         verb = "takes" if change.kind == "harmless" or not state.checkpoints else "accepts"
         say(f"{stage.name}: {verb} {change}")
     if not state.checkpoints:
-        if run.resume or state.kind == "started":
-            say(f"{stage.name}: starts at step 0, since {folder} has no checkpoint")
         return Beginning(None, event="start" if state.kind == "new" else "restart", state=state)
     beginning = newest_sound(run, index, {})
     if beginning.checkpoint is None:
@@ -136,6 +149,20 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
     check_length(stage, index, beginning.checkpoint)
     event: history.Event = "extend" if state.kind == "done" else "resume"
     return replace(beginning, event=event, state=state, inputs=inputs)
+
+
+def _check_places(folder: Path) -> None:
+    """Raise RecipeError for all that is in the place of a file of the run: none could be written there."""
+    from llava_recipes.train.checkpoints import LATEST
+
+    problems: list[Problem] = []
+    for name in (*_WRITTEN, LATEST):
+        try:
+            check_place(folder / name)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
 
 
 def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
@@ -233,7 +260,7 @@ def _report_changed_inputs(run: Run, index: int) -> None:
 
 
 def newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning:
-    """The newest usable checkpoint of a stage, or step 0; printed, like what is wrong with each newer one.
+    """The newest usable checkpoint of a stage, or step 0; what is wrong with each newer one is printed.
 
     `skipped` are those that were looked at before. Raises RecipeError for a checkpoint of an earlier version.
     """
@@ -252,11 +279,9 @@ def newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning
             check_form(folder)
         damage = find_damage(folder)
         if damage is None:
-            say(f"{stage.name}: resumes from {folder}")
             return Beginning(folder, damages)
         damages[folder] = damage
         say(f"{stage.name}: skips {folder}: {damage}")
-    say(f"{stage.name}: starts again at step 0, since no checkpoint can be used")
     return Beginning(None, damages)
 
 

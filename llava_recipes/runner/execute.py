@@ -18,6 +18,7 @@ from llava_recipes.runner import history
 from llava_recipes.runner.beginnings import (
     Beginning,
     Run,
+    announce,
     at_stage,
     check_inputs,
     find_beginnings,
@@ -25,7 +26,7 @@ from llava_recipes.runner.beginnings import (
 )
 from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
-from llava_recipes.runner.hangs import RUN_HANGS, RunHangs
+from llava_recipes.runner.hangs import RUN_HANGS, RunHangs, watched
 from llava_recipes.runner.inputs import record_inputs
 from llava_recipes.runner.launch import Answer, run_processes
 from llava_recipes.runner.lock import Held, take
@@ -42,6 +43,8 @@ from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
 from llava_recipes.stop_signals import OF_OTHERS, STOP_SIGNALS
 
+LOOKING = "looks at the run folders"
+"""What the command does before a stage, in the words of a hang."""
 _OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
@@ -63,7 +66,8 @@ def run_stages(run: Run) -> None:
         with run.interruption.ending_at_once():
             # Before anything is decided: of two runs that start at once, one must see what the other writes.
             locks = _take_folders(run, released)
-            beginnings = find_beginnings(run)
+            with watched(LOOKING, run.hang_timeout_s):
+                beginnings = find_beginnings(run)
         for index in locks.keys() - beginnings.keys():
             locks[index].close()
         for index, beginning in beginnings.items():
@@ -101,34 +105,33 @@ def _run_stage(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
 
 
 def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> None:
-    stage = run.plan.stages[index]
+    stage, plan = run.plan.stages[index], stage_plan(run.plan, index)
     folder = Path(stage.output_dir).absolute()
     environment = describe_environment(sys.argv)
-    _record(run, index, beginning, environment)
-    if beginning.event == "extend":
-        # Before the plan: a plan with more steps than were trained must not lie beside DONE.
-        (folder / DONE).unlink(missing_ok=True)
-        sync_folder(folder)
-    _clear(run, index, beginning)
-    write_opening(
-        folder,
-        plan=stage_plan(run.plan, index),
-        recipe_yaml=write_resolved(run.loaded.recipe),
-        environment=environment,
-    )
-    _check_starts(run, index, beginning)
-    knows_all = record_inputs(folder, stage_plan(run.plan, index))
+    with watched("prepares the run folder", run.hang_timeout_s):
+        _record(run, index, beginning, environment)
+        if beginning.event == "extend":
+            # Before the plan: a plan with more steps than were trained must not lie beside DONE.
+            (folder / DONE).unlink(missing_ok=True)
+            sync_folder(folder)
+        _clear(run, index, beginning)
+        write_opening(
+            folder, plan=plan, recipe_yaml=write_resolved(run.loaded.recipe), environment=environment
+        )
+        _check_starts(run, index, beginning)
+        knows_all = record_inputs(folder, plan)
     result = _train(run, index, beginning, lock)
-    if not knows_all:
-        record_inputs(folder, stage_plan(run.plan, index))
-    write_done(
-        folder,
-        num_steps=result.num_steps,
-        last_loss=result.last_loss,
-        starts_from=stage.starts_from,
-        eval_loss=result.eval_loss,
-        warnings=result.warnings,
-    )
+    with watched("finishes the run folder", run.hang_timeout_s):
+        if not knows_all:
+            record_inputs(folder, plan)
+        write_done(
+            folder,
+            num_steps=result.num_steps,
+            last_loss=result.last_loss,
+            starts_from=stage.starts_from,
+            eval_loss=result.eval_loss,
+            warnings=result.warnings,
+        )
 
 
 def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object]) -> None:
@@ -174,11 +177,13 @@ def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
             if why is None or beginning.checkpoint is None:
                 raise
         say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")
-        try:
-            beginning = newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
-        except RecipeError as error:
-            raise run.loaded.fail(*error.problems) from None
-        _clear(run, index, beginning)
+        with watched(LOOKING, run.hang_timeout_s):
+            try:
+                beginning = newest_sound(run, index, {**beginning.skipped, beginning.checkpoint: why})
+            except RecipeError as error:
+                raise run.loaded.fail(*error.problems) from None
+            announce(run, index, beginning)
+            _clear(run, index, beginning)
 
 
 def _clear(run: Run, index: int, beginning: Beginning) -> None:

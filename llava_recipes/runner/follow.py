@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import Plan, plan_from_json
+from llava_recipes.runner.hangs import watched
 from llava_recipes.runner.launch import Answer, Processes, free_port, run_processes
 from llava_recipes.runner.lock import take
 from llava_recipes.runner.preflight import node_problems
@@ -77,14 +78,16 @@ def outcome_of(answer: Answer, team: Team | None) -> Outcome:
     )
 
 
-def follow(team: Team, processes: Processes) -> int:
+def follow(team: Team, processes: Processes, *, hang_timeout_s: float | None) -> int:
     """Do what the first command orders until it says how the run ended; the exit code."""
     try:
         while True:
             order = team.next_order()
             match order["what"]:
                 case "check":
-                    team.answer({"problems": [found.to_json() for found in _check(order)]})
+                    with watched("checks models and data", hang_timeout_s):
+                        problems = _check(order)
+                    team.answer({"problems": [found.to_json() for found in problems]})
                 case "train":
                     team.answer(_train(team, processes, order).to_json())
                 case _:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
-from llava_recipes.data.reading import STATES, process_state
+from llava_recipes.data.reading import STATES, process_facts, process_state
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.files import write_text
+from llava_recipes.render import render_problems
 from llava_recipes.runner.channel import Channel, Peer
+from llava_recipes.runner.descendants import descendants, kill_descendants
 from llava_recipes.runner.reports import problems_message
+from llava_recipes.screen import say_lines, write_log
 from llava_recipes.train.stopping import LOADING, STEP
-from llava_recipes.train.watch import STACKS, START_S
+from llava_recipes.train.watch import STACKS, START_S, TICK_S, Work
 
-RUN_HANGS = "run-hangs"
+RUN_HANGS, HANGS = "run-hangs", 4
+"""The problem's code, and the exit code."""
 _SILENT_S = 5.0
 _TO_START_S = 120.0
 """What Python and torch may need on a busy machine before a process can tell anything."""
 _TO_DUMP_S, _TO_WRITE_S = 3.0, 10.0
+_LEAST_BYTES = 2**15
+"""Less than any chunk that is hashed."""
 
 
 class RunHangs(RecipeError):
@@ -149,6 +159,90 @@ def _read(file: Path) -> str:
         return file.read_text("utf-8", errors="replace")
     except OSError:
         return ""
+
+
+@contextmanager
+def watched(doing: str, timeout_s: float | None) -> Iterator[None]:
+    """End this process, the command itself, when it gets no further in a block, as on a dead mount.
+
+    doing  what the block does, in words that follow "the command, which"
+
+    Nothing else can end it: a thread that waits for a disk runs no handler. What it computes, reads and
+    writes, and what its children compute, is progress.
+    """
+    ended, watches = threading.Event(), threading.get_ident()
+    thread = threading.Thread(target=_watch, args=(watches, doing, timeout_s, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        # A verdict that has begun is not left half-printed.
+        thread.join()
+
+
+def _watch(thread: int, doing: str, timeout_s: float | None, ended: threading.Event) -> None:
+    idle_s, before_s, before, work = 0.0, time.monotonic(), _standing(thread), Work(_LEAST_BYTES)
+    while not ended.wait(TICK_S):
+        now_s = time.monotonic()
+        # The time that this process was suspended does not count.
+        elapsed_s, before_s = min(now_s - before_s, 2 * TICK_S), now_s
+        has_worked, has_moved = work.goes_on(elapsed_s), before != (before := _standing(thread))
+        idle_s = 0.0 if has_worked or has_moved else idle_s + elapsed_s
+        if idle_s >= (START_S if timeout_s is None else timeout_s):
+            _end_command(f"the command, which {doing}, waits for {_awaited(thread)}", thread, idle_s)
+
+
+def _standing(thread: int) -> tuple[object, ...]:
+    """Changes with every step of a thread, and with what the processes compute that this one has started."""
+    facts = [process_facts(pid) for pid in descendants(os.getpid())]
+    computed = sum(int(each[11]) + int(each[12]) for each in facts if each)
+    return computed, _awaited(thread), *((each.f_code, each.f_lasti) for each in _frames(thread))
+
+
+def _frames(thread: int) -> Iterator[FrameType]:
+    """What a thread runs, the innermost first."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+_PATH_NAMES = ("newpath", "path", "filename", "file", "folder", "dirname")
+
+
+def _awaited(thread: int) -> str:
+    """The file or folder that a thread works on, as its innermost functions name it; or the function."""
+    for frame in _frames(thread):
+        values = frame.f_locals
+        for value in (*(values.get(name) for name in _PATH_NAMES), *values.values()):
+            if isinstance(value, os.PathLike):
+                return str(os.fspath(value))
+            if isinstance(value, io.IOBase) and isinstance(name := getattr(value, "name", None), str):
+                return name
+        text = next((values[name] for name in _PATH_NAMES if isinstance(values.get(name), str)), None)
+        if text is not None:
+            return str(text)
+    return next((f"{each.f_code.co_name} in {each.f_code.co_filename}" for each in _frames(thread)), "")
+
+
+def _end_command(found: str, thread: int, idle_s: float) -> None:
+    # Without the lines of the program, which may be on the disk that hangs.
+    stack = [f"{each.f_code.co_filename}:{each.f_lineno} {each.f_code.co_name}" for each in _frames(thread)]
+
+    def tell() -> None:
+        problem = _problem(idle_s, found)
+        with suppress(OSError):
+            hint = f"the stack is in {write_log(chr(10).join(stack) + chr(10))}; {problem.hint}"
+            problem = replace(problem, hint=hint)
+        say_lines(render_problems([replace(problem, path=None)]), to_stderr=True)
+
+    # The output itself may be what hangs.
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    teller.join(_TO_WRITE_S)
+    kill_descendants(os.getpid())
+    os._exit(HANGS)
 
 
 def _problem(idle_s: float, found: str) -> Problem:

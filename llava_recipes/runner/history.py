@@ -12,9 +12,9 @@ from typing import Literal, TypeAlias
 
 from pydantic import JsonValue
 
-from llava_recipes.errors import Mark, RecipeError
-from llava_recipes.files import odd_kind, open_ordinary, sync_folder
+from llava_recipes.files import open_ordinary, sync_folder
 from llava_recipes.runner.changes import Change
+from llava_recipes.runner.results import check_place
 
 HISTORY = "history.jsonl"
 
@@ -65,7 +65,7 @@ def _packages(environment: dict[str, object]) -> dict[str, object]:
 def append(folder: Path, line: dict[str, object]) -> None:
     """Add a line, flushed to the disk. What an earlier kill left of a line stays a line of its own."""
     path = folder / HISTORY
-    check(folder)
+    check_place(path)
     text = json.dumps(line, default=str) + "\n"
     with path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
@@ -78,24 +78,10 @@ def append(folder: Path, line: dict[str, object]) -> None:
     sync_folder(folder)
 
 
-def check(folder: Path) -> None:
-    """Raise RecipeError where no line can be added, since something else is there."""
-    path = folder / HISTORY
-    kind = odd_kind(path) or ("a folder" if path.is_dir() else None)
-    if kind is not None:
-        raise RecipeError.of(
-            f"{HISTORY} of the run folder is not a file",
-            code="run-folder-damaged",
-            mark=Mark(str(path), 0, 0),
-            found=kind,
-            hint="move it away; the run then goes on with a new one",
-        )
-
-
 def read_history(folder: Path) -> list[Values]:
     """The lines of a run's history, without those that a kill cut short; empty where there is none."""
-    check(folder)
     path = folder / HISTORY
+    check_place(path)
     if not path.exists():
         return []
     with open_ordinary(path) as opened:

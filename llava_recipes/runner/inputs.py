@@ -54,7 +54,7 @@ class InputDifference:
     key: str
     """What a user accepts: `data.sources`."""
     kind: Kind
-    """`unknown` where it cannot be told whether the content is another."""
+    """`unknown` where nothing shows whether the content is another."""
     words: str
     is_learned: bool
     """Whether it changes what is learned; validation data does not."""
@@ -183,7 +183,7 @@ def input_problems(
     """Why a run must not go on with its inputs as they are now, one problem for each key to accept.
 
     Paths are those of a recipe whose stage is number 0. Differences that do not change what is learned, or
-    that cannot be told, become warnings. `waits_for` are runs that will be finished before.
+    may not have, become warnings. `waits_for` are runs that will be finished before.
     """
     waiting = {f"{start} was finished then, and is not finished now" for start in waits_for}
     known = [each for each in comparison.differences if each.words not in waiting]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from llava_recipes.errors import KeyPath, Mark, RecipeError
-from llava_recipes.files import read_settings
+from llava_recipes.files import odd_kind, read_settings
 from llava_recipes.screen import say
 from llava_recipes.seals import FileSeal, find_changes, known_seal, read_sealed, read_seals, sealed_text
 
@@ -31,6 +31,19 @@ _READ_AS_WEIGHTS = (
 _NOT_FROM_THE_HUB = frozenset(["trainer_state.json", "recipe.resolved.yaml", "environment.json"])
 _LONG_BYTES = 2**31
 _said: set[str] = set()
+
+
+def check_place(file: Path) -> None:
+    """Raise RecipeError where a run cannot write one of its files, since something else is there."""
+    kind = odd_kind(file) or ("a folder" if file.is_dir() else None)
+    if kind is not None:
+        raise RecipeError.of(
+            f"{file.name} of the run folder is not a file",
+            code="run-folder-damaged",
+            mark=Mark(str(file), 0, 0),
+            found=kind,
+            hint="move it away; the run then goes on with a new one",
+        )
 
 
 def remove_leftovers(folder: Path, written: Collection[str]) -> None:

@@ -5,6 +5,7 @@ It can be asked to stop from its beginning: torch and transformers are imported 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.runner.channel import ChannelLost, Line
@@ -141,11 +143,7 @@ def main() -> int:
         say(f"a training process cannot reach the command that started it: {lost}", to_stderr=True)
         return 1
     worker = Worker(line)
-    code = worker.run()
-    flush_streams()
-    _leave(code, worker.stop)
-    worker.watch.end()
-    return code
+    _leave(worker.run(), worker.stop)
 
 
 def _train(request: Request, stop: Stop) -> Result:
@@ -199,23 +197,24 @@ def _quiet_libraries(*, is_first_process: bool) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def _leave(code: int, stop: Stop) -> None:
-    """End the process without its exit handlers, once everything is written.
+def _leave(code: int, stop: Stop) -> NoReturn:
+    """End the process as soon as everything is written and its exit handlers have run.
 
-    ZeRO-3 on a CPU sometimes aborts while the interpreter shuts down, after everything is saved.
+    Taking the interpreter apart would take seconds, and under ZeRO-3 on a CPU sometimes aborts.
     """
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
-        if code == 0:
-            try:
-                # Nobody leaves before the others are done, or without knowing that one was asked to stop.
-                stop.agree()
-            except RuntimeError:
-                # Another process failed first, and reports why itself.
-                code = 1
-        flush_streams()
-        os._exit(code)
+    if code == 0 and dist.is_available() and dist.is_initialized():
+        try:
+            # Nobody leaves before the others are done, or without knowing that one was asked to stop.
+            stop.agree()
+        except RuntimeError:
+            # Another process failed first, and reports why itself.
+            code = 1
+    # Those of trackers of experiments say that the run is complete.
+    atexit._run_exitfuncs()
+    flush_streams()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -62,14 +62,6 @@ class MetricsLog:
             file.write(json.dumps(clean) + "\n")
 
 
-def check_logs(folder: Path) -> None:
-    """Raise RecipeError when a run cannot continue the logs of its folder."""
-    read_metrics(folder / METRICS)
-    for name in (SUPERSEDED, SAMPLES):
-        if (folder / name).exists() and not (folder / name).is_file():
-            raise RecipeError(_damaged(folder / name, 0, "it is not a file"))
-
-
 def read_metrics(path: Path) -> list[LoggedStep]:
     """The lines of a log; a last line that was cut short by a crash is left out.
 

@@ -35,10 +35,8 @@ _OF_COLLECTIVE = 5 / 6
 STACKS = signal.SIGUSR2
 """Makes a process write the stacks of its threads, even where no Python code can run."""
 
-_TICK_S = 1.0
-_TO_END_S = 120.0
+TICK_S = 1.0
 _BUSY = 0.05
-_MOVED_BYTES = 2**20
 _BY_WORK = (LOADING, SAVING, SAMPLING, RESULTS)
 """Phases that report little: there, computing, reading and writing are progress too."""
 
@@ -54,7 +52,6 @@ class Watch:
     ) -> None:
         self._stop, self._tell, self._timeout_s = stop, tell, timeout_s
         self._stacks: int | None = None
-        self._has_ended = False
 
     def start(self) -> None:
         """Watch from now on, in a thread."""
@@ -64,12 +61,6 @@ class Watch:
             faulthandler.register(STACKS, file=self._stacks, all_threads=True)
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
-    def end(self) -> None:
-        """Tell that this process only has to end; from now on it may be silent."""
-        self._has_ended = True
-        status = {"kind": "watch", "phase": RESULTS, "waits_for": "its end", "idle_s": 0.0}
-        self._tell(status | {"limit_s": max(self._limit_s(RESULTS), _TO_END_S), "stacks": None})
-
     def _limit_s(self, phase: str) -> float:
         if self._timeout_s is not None:
             return self._timeout_s
@@ -78,21 +69,37 @@ class Watch:
 
     def _run(self) -> None:
         idle_s, before_s = 0.0, time.monotonic()
-        progress, work = self._stop.progress(), _work()
-        while not self._has_ended:
+        progress, work = self._stop.progress(), Work()
+        while True:
             phase, waits_for = self._stop.doing, self._stop.waiting_for()
             status = {"kind": "watch", "phase": phase, "waits_for": waits_for, "idle_s": idle_s}
             self._tell(status | {"limit_s": self._limit_s(phase), "stacks": self._stacks})
-            time.sleep(_TICK_S)
+            time.sleep(TICK_S)
             now_s = time.monotonic()
             # The time that this process was suspended does not count.
-            elapsed_s, before_s = min(now_s - before_s, 2 * _TICK_S), now_s
+            elapsed_s, before_s = min(now_s - before_s, 2 * TICK_S), now_s
             has_advanced = progress != (progress := self._stop.progress())
-            computed_s, moved = (now - then for now, then in zip(_work(), work, strict=True))
-            work = (work[0] + computed_s, work[1] + moved)
-            if phase in _BY_WORK and (computed_s > _BUSY * elapsed_s or moved > _MOVED_BYTES):
-                has_advanced = True
-            idle_s = 0.0 if has_advanced else idle_s + elapsed_s
+            has_worked = work.goes_on(elapsed_s)
+            if has_advanced or (phase in _BY_WORK and has_worked):
+                idle_s = 0.0
+            else:
+                idle_s += elapsed_s
+
+
+class Work:
+    """What this process computes, reads and writes.
+
+    least_bytes  fewer are no progress: watching itself reads some
+    """
+
+    def __init__(self, least_bytes: int = 2**20) -> None:
+        self._done, self._least_bytes = _work(), least_bytes
+
+    def goes_on(self, elapsed_s: float) -> bool:
+        """Whether it did something worth the name since the last call, `elapsed_s` ago."""
+        before, self._done = self._done, _work()
+        computed_s, moved = (now - then for now, then in zip(self._done, before, strict=True))
+        return computed_s > _BUSY * elapsed_s or moved > self._least_bytes
 
 
 def _work() -> tuple[float, float]:

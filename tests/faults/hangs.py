@@ -30,19 +30,19 @@ TIMEOUT_S = 12
 """How long nothing may advance: more than a busy machine takes for a step of a tiny model."""
 
 STUCK = """
-import os, sys, time
+import os, sys
 
 EVENT, PLACE = os.environ.get("STUCK_EVENT"), os.environ.get("STUCK_PLACE", "")
 
 def wait(event, arguments):
     if event == EVENT and PLACE in str(arguments[:2]):
         # As on a dead mount: the call doesn't return.
-        time.sleep(100_000)
+        os.read(os.pipe()[0], 1)
 
-if EVENT and "LLAVA_RECIPES_CHANNEL" in os.environ:
+if EVENT and ("LLAVA_RECIPES_CHANNEL" in os.environ) == (os.environ["STUCK_WHO"] == "worker"):
     sys.addaudithook(wait)
 """
-"""What Python runs first in each process: training processes get stuck in a call of the system."""
+"""What Python runs first in each process: training processes, or the command, get stuck in a system call."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Site:
     strike: Callable[[list[int]], int] | None = None
     """Hits one of the run's processes, once steps are done; returns which."""
     code: int = 4
+    who: str = "worker"
+    timeout_s: int = TIMEOUT_S
 
 
 def _command(pid: int) -> str:
@@ -98,6 +100,7 @@ def _hit(pid: int, number: signal.Signals) -> int:
     return pid
 
 
+_IN_COMMAND: Any = {"who": "command", "timeout_s": 5, "event": "open"}
 SITES = {
     "an image": Site(("rank 0", "sample", "rgb_tiny.png"), event="open", place="rgb_tiny.png"),
     "an image, in a data worker": Site(
@@ -107,6 +110,16 @@ SITES = {
     "a stopped rank": Site(("rank 1", "stopped by a signal"), 2, strike=_stop_rank),
     "a killed rank": Site(("rank 1", "SIGKILL"), 2, strike=_kill_rank, code=1),
     "a stopped data worker": Site(("data worker 0", "stopped by a signal"), 1, 1, strike=_stop_reader),
+    "annotations, in the command": Site(
+        ("the command, which reads the recipe and its data, waits for ", "stage1.json", "the stack is in"),
+        **_IN_COMMAND,
+        place="stage1.json",
+    ),
+    "a hash, in the command": Site(
+        ("the command, which prepares the run folder, waits for ", "model.safetensors"),
+        **_IN_COMMAND,
+        place="tiny_vicuna/model.safetensors",
+    ),
 }
 
 
@@ -132,9 +145,10 @@ def hang_at(site: Site, folder: Path) -> Ended:
         "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep),
         "STUCK_EVENT": site.event,
         "STUCK_PLACE": site.place or "/",
+        "STUCK_WHO": site.who,
     }
     argv = [sys.executable, "-m", "llava_recipes", "run", str(recipe)]
-    argv += ["--processes", str(site.num_processes), "--hang-timeout", str(TIMEOUT_S)]
+    argv += ["--processes", str(site.num_processes), "--hang-timeout", str(site.timeout_s)]
     with started(argv, cwd=folder, env=environment) as child:
         with _reading(child) as lines:
             pids = _until_step(child, lines) if site.strike is not None else []
@@ -156,7 +170,8 @@ def _faults(site: Site, child: subprocess.Popen[str], message: str, folder: Path
         yield f"exit code {child.returncode} instead of {site.code}"
     yield from (f'"{word}" is not named' for word in site.named if word not in message)
     stacks = [file.name for file in sorted((folder / "run").glob("hang-rank*.txt"))]
-    wanted = [f"hang-rank{rank}.txt" for rank in range(site.num_processes)] if site.code == 4 else []
+    has_stacks = site.code == 4 and site.who == "worker"
+    wanted = [f"hang-rank{rank}.txt" for rank in range(site.num_processes)] if has_stacks else []
     if stacks != wanted:
         yield f"stacks in {stacks} instead of {wanted}"
     left = [pid for pid in _of_run(folder) if process_state(pid) not in (None, "Z", "X")]

@@ -35,6 +35,8 @@ MODES = {
 }
 """Processes and the DeepSpeed preset."""
 STEPS = 5
+_STEPS_AT_RANDOM, _PART = 20, 3
+"""A run that is killed at random is killed in the first third of its events, again and again."""
 _WITHOUT = ("finished", "started_from", "started_from_weights", "files", "sha256")
 """Of DONE, what differs between two runs that learned the same."""
 _TIMES = ("seconds", "samples_per_s", "tokens_per_s")
@@ -65,13 +67,13 @@ class Trial:
 class Ground:
     """A folder with a recipe, its run, and the counts of its events."""
 
-    def __init__(self, folder: Path, mode: str) -> None:
+    def __init__(self, folder: Path, mode: str, *, steps: int = STEPS) -> None:
         self.processes, deepspeed = MODES[mode]
         self.folder, self.run = folder, folder / "run"
         folder.mkdir(parents=True)
         values = short_values(
             self.run,
-            max_steps=STEPS,
+            max_steps=steps,
             deepspeed=deepspeed,
             save_strategy="steps",
             save_steps=2,
@@ -189,7 +191,7 @@ def at_random(ground: Ground, wanted: Outcome, num_events: int, draw: random.Ran
     ground.clear()
     num_kills = 0
     while True:
-        code, _ = ground.train(kill_at=draw.randrange(num_events), torn=draw.random() < 0.5)
+        code, _ = ground.train(kill_at=draw.randrange(num_events // _PART), torn=draw.random() < 0.5)
         if code == 0:
             return num_kills, fault_after(ground, wanted)
         num_kills += 1
@@ -220,7 +222,7 @@ def main(how: str, *words: str) -> int:
         for number in range(int(words[0])):
             # Mostly one process: it is killed at more events in the same time.
             mode = "plain" if number % 4 else draw.choice([*MODES])
-            ground = Ground(folder / f"{number}", mode)
+            ground = Ground(folder / f"{number}", mode, steps=_STEPS_AT_RANDOM)
             wanted, num_events = whole(ground)
             kills, fault = at_random(ground, wanted, num_events, draw)
             num_kills += kills

@@ -62,6 +62,7 @@ def resumed(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> 
     code = main(["run", str(folder / "recipe.yaml"), "--resume", "--dry-run", *options])
     printed = capsys.readouterr()
     assert code == ("everything checked" not in printed.out)
+    assert code == 0 or "resumes from" not in printed.out
     assert "Traceback" not in printed.err
     return printed.out + printed.err
 
@@ -136,6 +137,24 @@ def test_a_run_over_other_inputs_does_not_go_on(
     assert not goes_on(said)
     for words in expected:
         assert words in said
+
+
+def test_what_is_in_the_place_of_a_file_is_reported_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of it at once, and obeying the hint is enough."""
+    started(tmp_path)
+    run, names = tmp_path / "two", ["DONE", INPUTS, "latest", "samples.jsonl", "mm_projector.bin"]
+    for name in names:
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    said = resumed(tmp_path, capsys)
+    for name in names:
+        assert (
+            f"{run / name}: {name} of the run folder is not a file\nfound: a named pipe\nhint:  move" in said
+        )
+        (run / name).unlink()
+    assert goes_on(resumed(tmp_path, capsys))
 
 
 def test_a_run_says_which_other_inputs_it_accepts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

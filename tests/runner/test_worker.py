@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.runner.beginnings import at_stage
 from llava_recipes.runner.reports import problems_message, read_problems
+from llava_recipes.runner.worker import _leave
+from llava_recipes.train.stopping import Stop
+from tests.processes import ROOT, run_process
 
 
 def read_back(*errors: RecipeError) -> list[Problem]:
@@ -49,3 +55,15 @@ def test_a_problem_of_a_worker_points_at_its_own_stage() -> None:
     assert at_stage(problem, 2) == replace(problem, path=("stages", 2, "lora"))
     elsewhere = replace(problem, path=("model", "projector"))
     assert at_stage(elsewhere, 2) == elsewhere
+
+
+def _leave_with_code_3() -> None:
+    atexit.register(print, "the tracker is told that the run is over")
+    _leave(3, Stop())
+
+
+def test_a_process_runs_its_exit_handlers(tmp_path: Path) -> None:
+    """Some trackers of experiments call a run crashed whose handlers did not run."""
+    words = "from tests.runner.test_worker import _leave_with_code_3; _leave_with_code_3()"
+    done = run_process([sys.executable, "-c", words], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (3, "the tracker is told that the run is over\n"), done.stderr

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from llava_recipes.data.reading import Reading, process_state
+from llava_recipes.runner import hangs
 from llava_recipes.runner.channel import Channel, Peer
 from llava_recipes.runner.hangs import HangWatch
 from llava_recipes.train import watch as watching
@@ -85,14 +86,26 @@ def test_processes_that_never_start_are_missed(tmp_path: Path) -> None:
 
 
 def test_only_what_advances_nothing_counts_as_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_TICK_S", 0.02)
+    monkeypatch.setattr(watching, "TICK_S", 0.02)
     told: list[dict[str, Any]] = []
+    ended = threading.Event()
+
+    def tell(status: dict[str, Any]) -> None:
+        told.append(status)
+        if ended.is_set():
+            raise EOFError
+
     stop, reading = Stop(), Reading()
     stop.readings.append(reading)
     stop.enter(DATA)
     reading.note('sample 3 (id "x"), image a/b.jpg')
-    watch = Watch(stop, tell=told.append, timeout_s=None)
-    thread = threading.Thread(target=watch._run)
+    watch = Watch(stop, tell=tell, timeout_s=None)
+
+    def run() -> None:
+        with pytest.raises(EOFError):
+            watch._run()
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         wait_until(lambda: bool(told))
@@ -110,7 +123,7 @@ def test_only_what_advances_nothing_counts_as_idle(monkeypatch: pytest.MonkeyPat
         time.sleep(0.3)
         assert told[-1]["idle_s"] == 0.0
     finally:
-        watch.end()
+        ended.set()
         thread.join()
 
 
@@ -134,6 +147,20 @@ def test_a_stopped_data_worker_is_named() -> None:
         child.close()
 
 
+def test_a_slow_hash_is_no_hang_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hangs, "TICK_S", 0.05)
+    verdicts = list[str]()
+    monkeypatch.setattr(hangs, "_end_command", lambda found, thread, idle_s: verdicts.append(found))
+    (file := tmp_path / "weights").write_bytes(bytes(2**20))
+    with hangs.watched("hashes", 0.5), file.open("rb", buffering=0) as opened:
+        for _ in range(6):
+            opened.read(2**16)
+            time.sleep(0.2)
+        assert verdicts == []
+        time.sleep(0.8)
+    assert verdicts[0] == f"the command, which hashes, waits for {file}"
+
+
 def wait_until(holds: Any) -> None:
     deadline = time.monotonic() + 30
     while not holds():
@@ -141,7 +168,7 @@ def wait_until(holds: Any) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", ["an image, in a data worker", "a killed rank"])
+@pytest.mark.parametrize("name", ["an image, in a data worker", "a killed rank", "a hash, in the command"])
 def test_a_hang_ends_and_is_named(name: str, tmp_path: Path) -> None:
     ended = hang_at(SITES[name], tmp_path)
     assert ended.faults == (), ended.message
