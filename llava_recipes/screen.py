@@ -13,9 +13,12 @@ import io
 import json
 import os
 import re
+import select
+import signal
 import sys
+import threading
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from llava_recipes.masking import mask
@@ -35,6 +38,9 @@ _COMMAND = re.compile(r"^(\s*)::", re.MULTILINE)
 _OLD_COMMAND = "##["
 # What tqdm, which shows downloads from the hub, sends to redraw its bar.
 _BAR_MOVES = re.compile(r"(\x1b\[A)+|\n+(?:\x1b\[A)*")
+_ROOM_BYTES, _PIECE_BYTES = 2**20, 2**12
+_FLUSH_S, _END_S = 1.0, 5.0
+"""How long the flush of a line waits for a reader, and the end of a process for one that reads nothing."""
 
 
 class OutputLost(Exception):
@@ -172,22 +178,38 @@ def cell(*lines: str, style: str = "") -> Text:
 def guard_streams(*, outlives_reader: bool = False) -> None:
     """Pass what libraries print through here too, and accept typed input in any encoding.
 
-    outlives_reader  continue when the output is lost: silently where only its reader has left
+    outlives_reader  as `outlive_readers`
     """
+    _open_missing()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Guard):
-            setattr(sys, name, _Guard(stream, outlives_reader=outlives_reader))
+            setattr(sys, name, _Guard(stream))
     if isinstance(sys.stdin, io.TextIOWrapper):
         encoding = "utf-8" if codecs.lookup(sys.stdin.encoding).name == "ascii" else sys.stdin.encoding
         sys.stdin.reconfigure(encoding=encoding, errors="replace")
+    if outlives_reader:
+        outlive_readers()
 
 
 def outlive_readers() -> None:
-    """Let this process continue when its guarded output is lost, as `guard_streams(outlives_reader=True)`."""
+    """Let this process continue when its guarded output is lost, silently where only its reader has left.
+
+    Nor does it wait for one that does not read: a pager, a terminal after Ctrl-S, a frozen connection.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, _Guard):
             stream.outlive()
+
+
+def _open_missing() -> None:
+    """Lead closed standard streams nowhere: the next file that is opened would take the place of one."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            nobody = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nobody, True)
 
 
 def guard_redirected() -> None:
@@ -199,11 +221,12 @@ def guard_redirected() -> None:
 
 
 def flush_streams() -> None:
-    """Flush standard output and standard error; raises OutputLost."""
+    """Flush standard output and standard error at the end of a process; raises OutputLost."""
     for stream in (sys.stdout, sys.stderr):
         whole = _Stream.over(stream)
         if whole is not None:
             whole.flush()
+            whole.drain()
 
 
 def drop_rest(stream: TextIO) -> None:
@@ -215,13 +238,94 @@ def drop_rest(stream: TextIO) -> None:
         os.close(nobody)
 
 
-class _Stream:
-    """A text stream that accepts every character, and raises OutputLost when it accepts no more text."""
+class _Outlet:
+    """Writes what a stream is given in a thread of its own: whoever prints never waits for the reader.
 
-    def __init__(self, stream: TextIO, *, outlives_reader: bool = False) -> None:
-        self._stream = stream
-        self._outlives_reader = outlives_reader
-        self._is_lost = False
+    What has no room is left out, and the reader is told so.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._handle = stream, stream.fileno()
+        self.is_lost = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._waiting = bytearray()
+        self._num_left_out, self._is_full, self._is_stuck, self._has_thread = 0, False, False, False
+
+    def write(self, text: bytes) -> None:
+        if self._pid != os.getpid():
+            # A fork has no threads, and somebody may have held the lock.
+            self._begin()
+        with self._changed:
+            self._is_full |= bool(self._waiting) and len(self._waiting) + len(text) > _ROOM_BYTES
+            if self._is_full:
+                self._num_left_out += text.count(b"\n")
+            elif not self.is_lost:
+                self._waiting += text
+            if b"\n" in text:
+                self._wake()
+
+    def flush(self) -> None:
+        """Wait a little until everything is written; not again before the reader has read something."""
+        with self._changed:
+            if self._pid == os.getpid() and self._waiting and not self._is_stuck:
+                self._wake()
+                self._is_stuck = not self._changed.wait_for(lambda: not self._waiting, _FLUSH_S)
+
+    def drain(self) -> None:
+        """Wait until everything is written, as long as somebody reads."""
+        with self._changed:
+            while self._pid == os.getpid() and self._waiting:
+                self._wake()
+                if not self._changed.wait(_END_S):
+                    return
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        if not self._has_thread:
+            self._has_thread = True
+            threading.Thread(target=self._run, name="output", daemon=True).start()
+
+    def _run(self) -> None:
+        # They are for the other threads.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                # Whole lines, so that those of several processes do not mix.
+                end = self._waiting.rfind(b"\n", 0, _PIECE_BYTES) + 1
+                piece = bytes(self._waiting[: end or _PIECE_BYTES])
+            try:
+                num_written = os.write(self._handle, piece)
+            except BlockingIOError:
+                # Somebody else made it so that it does not wait.
+                select.select([], [self._handle], [])
+                continue
+            except OSError as error:
+                num_written, self.is_lost = _ROOM_BYTES * 2, True
+                _forget(self._stream, error)
+            with self._changed:
+                del self._waiting[:num_written]
+                self._is_stuck = False
+                if self._is_full and not self._waiting:
+                    if not self.is_lost:
+                        words = f"[{self._num_left_out:,} lines are left out here, since nobody read]\n"
+                        self._waiting += words.encode()
+                    self._num_left_out, self._is_full = 0, False
+                self._changed.notify_all()
+
+
+class _Stream:
+    """A text stream that accepts every character, and raises OutputLost when it accepts no more text.
+
+    With an outlet it raises nothing.
+    """
+
+    def __init__(self, stream: TextIO, *, outlet: _Outlet | None = None) -> None:
+        self._stream, self._outlet = stream, outlet
 
     @classmethod
     def over(cls, stream: TextIO | None) -> _Stream | None:
@@ -233,46 +337,50 @@ class _Stream:
             stream = inner
         if stream is None:
             return None
-        return cls(stream._stream, outlives_reader=stream._outlives_reader)
+        return cls(stream._stream, outlet=stream._outlet)
 
     @property
     def encoding(self) -> str:
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        if self._is_lost:
-            return len(text)
         encoding = self.encoding
+        if self._outlet is not None:
+            self._outlet.write(text.encode(encoding, "backslashreplace"))
+            return len(text)
         if not text.isascii():
             text = text.encode(encoding, "backslashreplace").decode(encoding)
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._lose(error)
+        with self._raising_lost():
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        if self._is_lost:
+        if self._outlet is not None:
+            self._outlet.flush()
             return
-        try:
+        with self._raising_lost():
             self._stream.flush()
-        except OSError as error:
-            self._lose(error)
+
+    def drain(self) -> None:
+        """Wait for a reader that reads, at the end of a process."""
+        if self._outlet is not None:
+            self._outlet.drain()
 
     def outlive(self) -> None:
         """From now on, continue when the stream accepts no more text."""
-        self._outlives_reader = True
+        if self._outlet is None:
+            with contextlib.suppress(io.UnsupportedOperation):
+                outlet = _Outlet(self._stream)
+                self.flush()
+                self._outlet = outlet
 
-    def _lose(self, error: OSError) -> None:
-        # EIO: the terminal was closed.
-        reader_left = isinstance(error, BrokenPipeError) or error.errno == errno.EIO
-        reason = error.strerror or str(error)
-        if not self._outlives_reader:
-            raise OutputLost(self._stream, reason, reader_left=reader_left) from None
-        self._is_lost = True
-        drop_rest(self._stream)
-        if not reader_left:
-            _say_lost(self._stream, reason)
+    @contextlib.contextmanager
+    def _raising_lost(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputLost(self._stream, reason, reader_left=_has_left(error)) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -294,8 +402,17 @@ class _Guard(_Stream):
             self.write(line)
 
 
-def _say_lost(stream: TextIO, reason: str) -> None:
-    """Say on the other stream, where there is one, that this one is lost."""
+def _has_left(error: OSError) -> bool:
+    # EIO: the terminal was closed.
+    return isinstance(error, BrokenPipeError) or error.errno == errno.EIO
+
+
+def _forget(stream: TextIO, error: OSError) -> None:
+    """Lead a lost stream nowhere, and say so on the other one unless only its reader has left."""
+    drop_rest(stream)
+    if _has_left(error):
+        return
+    reason = error.strerror or str(error)
     is_output = sys.stdout is not None and stream.fileno() == sys.stdout.fileno()
     lost = "standard output" if is_output else "standard error"
     with contextlib.suppress(OutputLost, OSError, ValueError):

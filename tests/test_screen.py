@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 import llava_recipes
 from llava_recipes.screen import Spoken, escape_json, escape_yaml, say, say_lines, shown
 from tests.laws import examples
-from tests.processes import ROOT, TIMEOUT_S, python, run_process
+from tests.processes import ROOT, TIMEOUT_S, python, run_process, started
 from tests.terminal import HOSTILE, on_terminal, steering
 
 PACKAGE = Path(llava_recipes.__file__).parent
@@ -202,3 +204,36 @@ def test_what_is_typed_is_read_in_any_encoding(tmp_path: Path) -> None:
             timeout=TIMEOUT_S,
         )
         assert done.returncode == 0, done.stderr
+
+
+_PRINTED = """
+import sys
+from llava_recipes.screen import flush_streams, guard_streams, say
+guard_streams(outlives_reader=True)
+for number in range(40_000):
+    say(f"line {number} of many that nobody reads")
+sys.stderr.write("printed\\n")
+sys.stdin.readline()
+flush_streams()
+say("end")
+flush_streams()
+"""
+
+
+def test_a_reader_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
+    with started([python("", fresh=True)[0], "-c", _PRINTED], cwd=tmp_path) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline() == "printed\n"
+        out, err = child.communicate("read now\n", timeout=60)
+    lines = out.splitlines()
+    assert (lines[0], lines[-1]) == ("line 0 of many that nobody reads", "end")
+    assert re.fullmatch(r"\[[\d,]+ lines are left out here, since nobody read\]", lines[-2])
+    assert (err, child.returncode) == ("", 0)
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    script = "import os, sys; from llava_recipes.screen import guard_streams as g; g(outlives_reader=True); "
+    script += "sys.exit(os.open('file', os.O_CREAT) < 3)"
+    words = shlex.join([python("", fresh=True)[0], "-c", script])
+    done = run_process(["bash", "-c", f"{words} <&- >&- 2>&-"], cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "file").exists()

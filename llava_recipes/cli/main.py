@@ -28,6 +28,7 @@ from llava_recipes.screen import (
     shown,
     write_log,
 )
+from llava_recipes.stop_signals import wanted_signals
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -173,9 +174,16 @@ def _start_fast() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
+def _usual_signals() -> Iterator[signal.Signals]:
+    yield signal.SIGTERM
+    # In the background of a shell Ctrl-C is ignored from the start.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        yield signal.SIGINT
+
+
 @contextlib.contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written stays behind."""
+def _interrupted_by(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Let signals end a command as Ctrl-C does, so that nothing half-written stays behind."""
     was_asked = False
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -183,14 +191,11 @@ def _interrupted_by_signals() -> Iterator[None]:
         was_asked = True
         if is_own_process():
             # The same request may come as several signals: a later one must not change how this one ends.
-            for each in (signal.SIGTERM, signal.SIGINT):
+            for each in numbers:
                 signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
-    # In the background of a shell Ctrl-C is ignored from the start.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     except Exception as error:
@@ -222,7 +227,8 @@ def _run(name: str, words: Sequence[str]) -> int:
     from llava_recipes.errors import RecipeError
 
     try:
-        with _interrupted_by_signals():
+        # `run` saves at them; until it is ready for that, there is nothing to save.
+        with _interrupted_by(wanted_signals() if name == "run" else [*_usual_signals()]):
             return _call(name, words)
     except RecipeError as error:
         from llava_recipes.render import render_problems

@@ -107,7 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
             say_lines(render_problems(hang.problems), to_stderr=True)
             return HANGS
         except KeyboardInterrupt:
-            say("interrupted before the first step; nothing was saved", to_stderr=True)
+            is_second = interruption.is_repeated
+            before = "by a second signal" if is_second else "before the first step; nothing was saved"
+            say(f"interrupted {before}", to_stderr=True)
             return INTERRUPTED
 
 

@@ -57,6 +57,7 @@ def lead(
             request,
             uses_deepspeed=uses_deepspeed,
             interruption=team.interruption,
+            elsewhere=team.note_still,
         )
     if answer.code != 0:
         team.fail()
@@ -131,5 +132,6 @@ def _train(team: Team, processes: Processes, order: Message) -> Outcome:
             request,
             uses_deepspeed=order["uses_deepspeed"],
             interruption=team.interruption,
+            elsewhere=team.note_still,
         )
     return outcome_of(answer, team)

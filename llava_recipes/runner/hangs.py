@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from llava_recipes.runner.channel import Channel, Peer
 from llava_recipes.runner.descendants import descendants, kill_descendants
 from llava_recipes.runner.reports import problems_message
 from llava_recipes.screen import say_lines, write_log
-from llava_recipes.train.stopping import LOADING, STEP
+from llava_recipes.train.stopping import DATA, LOADING, STEP
 from llava_recipes.train.watch import STACKS, START_S, TICK_S, Work
 
 RUN_HANGS, HANGS = "run-hangs", 4
@@ -41,13 +42,22 @@ class RunHangs(RecipeError):
 class HangWatch:
     """The command's look at its training processes, each of which tells every second what it does.
 
-    folder  receives the stacks of a run that hangs
+    folder     receives the stacks of a run that hangs
+    elsewhere  tells other commands of the run for how long all processes here have been still, and gives the
+               same of theirs
     """
 
     def __init__(
-        self, channel: Channel, *, num_processes: int, timeout_s: float | None, folder: Path
+        self,
+        channel: Channel,
+        *,
+        num_processes: int,
+        timeout_s: float | None,
+        folder: Path,
+        elsewhere: Callable[[float], float] = lambda still_s: math.inf,
     ) -> None:
         self._channel, self._num_processes, self._folder = channel, num_processes, folder
+        self._elsewhere = elsewhere
         self._start_s = START_S if timeout_s is None else max(timeout_s, _TO_START_S)
         self._missing_s = 0.0
         self._heard: dict[int, tuple[float, float]] = {}
@@ -78,8 +88,18 @@ class HangWatch:
         for peer in peers:
             heard_s, silent_s = self._heard.get(peer.pid, (peer.heard_s, 0.0))
             self._heard[peer.pid] = peer.heard_s, silent_s + elapsed_s if peer.heard_s == heard_s else 0.0
-        stuck = [peer for peer in peers if self._idle_s(peer) >= peer.status.get("limit_s", self._start_s)]
+        elsewhere_s = self._elsewhere(min(map(self._still_s, peers), default=math.inf))
+        stuck = [peer for peer in peers if self._is_stuck(peer, peers, elsewhere_s)]
         return self._describe(peers, max(map(self._idle_s, stuck))) if stuck else None
+
+    def _is_stuck(self, peer: Peer, peers: list[Peer], elsewhere_s: float) -> bool:
+        """Whether nothing has advanced for too long in a process, nor in those that it may wait for."""
+        limit_s = float(peer.status.get("limit_s", self._start_s))
+        if self._idle_s(peer) < limit_s:
+            return False
+        if self._silent_s(peer) or peer.status.get("phase") == DATA:
+            return True
+        return min([elsewhere_s, *(self._still_s(each) for each in peers if each is not peer)]) >= limit_s
 
     def _write_stacks(self) -> list[Path]:
         """Write the stacks of each process to `hang-rankN.txt`; gives the files.
@@ -105,6 +125,10 @@ class HangWatch:
     def _silent_s(self, peer: Peer) -> float:
         silent_s = self._heard[peer.pid][1]
         return silent_s if silent_s >= _SILENT_S else 0.0
+
+    def _still_s(self, peer: Peer) -> float:
+        """Since when a process has not got further, even if it computes."""
+        return max(self._silent_s(peer), float(peer.status.get("still_s", 0.0)), self._idle_s(peer))
 
     def _idle_s(self, peer: Peer) -> float:
         return max(self._silent_s(peer), float(peer.status.get("idle_s", 0.0)))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from llava_recipes.interpreter import is_own_process
-from llava_recipes.stop_signals import OF_OTHERS, wanted_signals
+from llava_recipes.stop_signals import OF_OTHERS, let_through, wanted_signals
 
 _REPEATED_AFTER_S = 1.0
 """Schedulers and shells send one request as several signals, to every process; a person takes longer."""
@@ -30,11 +30,16 @@ class Interruption:
         """Whether training processes must end because those of another command have failed."""
         self._first_s: dict[str, float] = {}
         self._raises = False
+        self._has_processes = False
         self._deadline_s = None if max_time_s is None else time.monotonic() + max_time_s
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Interruption:
         self._before = {number: signal.signal(number, self._note) for number in wanted_signals()}
+        if is_own_process():
+            # A parent that ignores the end of its children, or holds signals back, passes that on.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            let_through()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -63,6 +68,18 @@ class Interruption:
         finally:
             self._raises = False
 
+    @contextmanager
+    def ending_processes_first(self) -> Iterator[None]:
+        """For a block in which training processes run: at a second signal they are ended first.
+
+        Elsewhere, as while files are hashed, it raises KeyboardInterrupt.
+        """
+        self._has_processes = True
+        try:
+            yield
+        finally:
+            self._has_processes = False
+
     def ask(self, reason: str) -> None:
         """Ask to save and stop. The first reason counts that is one."""
         if self.reason in (None, OF_OTHERS):
@@ -90,6 +107,6 @@ class Interruption:
         if now_s - first_s >= _REPEATED_AFTER_S and number != signal.SIGXCPU:
             self.is_repeated = True
         self.ask(signal.Signals(number).name)
-        if self._raises:
+        if self._raises or (self.is_repeated and not self._has_processes):
             self._raises = False
             raise KeyboardInterrupt

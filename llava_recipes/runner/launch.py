@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +80,17 @@ class Answer:
 
 
 def run_processes(
-    processes: Processes, request: Request, *, uses_deepspeed: bool, interruption: Interruption
+    processes: Processes,
+    request: Request,
+    *,
+    uses_deepspeed: bool,
+    interruption: Interruption,
+    elsewhere: Callable[[float], float] = lambda still_s: math.inf,
 ) -> Answer:
-    """Run the workers to their end; they save and stop once the interruption asks. None of them is left."""
+    """Run the workers to their end; they save and stop once the interruption asks. None of them is left.
+
+    elsewhere  as for HangWatch
+    """
     worker, torchrun = "llava_recipes.runner.worker", "llava_recipes.runner.torchrun"
     environment = _environment(processes)
     if processes.by_torchrun:
@@ -96,7 +106,7 @@ def run_processes(
     others = frozenset(descendants(os.getpid()))
     channel = Channel(request.to_json())
     environment |= channel.environment
-    with closing(channel), adopting():
+    with closing(channel), adopting(), interruption.ending_processes_first():
         # A session of its own: Ctrl-C reaches this process alone, which then asks the workers once. They have
         # no standard input, so that no library can wait for an answer there.
         with held_back():
@@ -107,6 +117,7 @@ def run_processes(
                 num_processes=processes.per_node,
                 timeout_s=request.hang_timeout_s,
                 folder=Path(request.output_dir),
+                elsewhere=elsewhere,
             )
             cut_short = _wait(child, channel, interruption, watch, num_processes=processes.per_node)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -76,6 +77,8 @@ class Team:
     beats: dict[int, tuple[bytes, float]] = field(default_factory=dict)
     trouble: str | None = None
     was_interrupted: bool = False
+    _still_s: float = math.inf
+    _still_elsewhere_s: float = math.inf
     _num_orders: int = 0
     _is_training: bool = False
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -144,6 +147,11 @@ class Team:
         finally:
             self._is_training = False
 
+    def note_still(self, still_s: float) -> float:
+        """Note for how long all processes of this command have been still; gives the same of the others."""
+        self._still_s = still_s
+        return self._still_elsewhere_s
+
     def watch(self) -> None:
         """Say regularly that this command lives, and see whether the others do."""
         threading.Thread(target=self._watch, name="team-watch", daemon=True).start()
@@ -153,7 +161,9 @@ class Team:
         while not self._ended.wait(_POLL_S if self._is_training else _BEAT_S / 2):
             try:
                 num_beats += 1
-                self.store.set(f"beat/{self.index}", str(num_beats))
+                # The others hear of each other from the first one.
+                still_s = min(self._still_s, self._still_elsewhere_s) if self.is_first else self._still_s
+                self.store.set(f"beat/{self.index}", f"{num_beats} {still_s:.0f}")
                 self._share_request()
                 self._look()
                 failed = self._is_training and self._has_failed()
@@ -167,14 +177,17 @@ class Team:
                 self._interrupt()
 
     def _look(self) -> None:
+        still_s = math.inf
         for index in self.others if self.is_first else (0,):
             key, now_s = f"beat/{index}", time.monotonic()
             beat = self.store.get(key) if self.store.check([key]) else b""
             before, since_s = self.beats.get(index, (None, now_s))
+            still_s = min(still_s, float(beat.split()[-1])) if beat else still_s
             if beat != before:
                 self.beats[index] = beat, now_s
             elif now_s - since_s > _LOST_S and not self.store.check([f"answer/{self._num_orders}/{index}"]):
                 self.trouble = f"{self.name_of(index)} has not answered for {_LOST_S:.0f} s"
+        self._still_elsewhere_s = still_s
 
     def _has_failed(self) -> bool:
         if self.trouble is not None:

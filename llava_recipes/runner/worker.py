@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -24,7 +23,7 @@ from llava_recipes.runner.descendants import kill_descendants
 from llava_recipes.runner.lock import join
 from llava_recipes.runner.reports import Request, Result, problems_message
 from llava_recipes.runner.write_failure import reporting_write_failures
-from llava_recipes.screen import OutputLost, drop_rest, guard_streams, say
+from llava_recipes.screen import flush_streams, guard_streams, say
 from llava_recipes.train.stopping import Stop, StoppedBeforeStep
 from llava_recipes.train.watch import Watch
 
@@ -67,12 +66,6 @@ class Worker:
             result = self._trained()
         except RecipeError as error:
             self.line.tell(problems_message(error))
-            return 1
-        except OutputLost as lost:
-            drop_rest(lost.stream)
-            message = "the run cannot write to its output"
-            problem = Problem(message, code="output-cannot-be-written", found=str(lost))
-            self.line.tell(problems_message(RecipeError(problem)))
             return 1
         except Exception as error:
             if self._is_leaving:
@@ -119,12 +112,7 @@ class Worker:
         if threading.current_thread() is threading.main_thread():
             # Torch's handler raises an error for each data worker that is killed here.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            # Nothing more can be done for the last words.
-            except (OSError, ValueError, OutputLost):
-                continue
+        flush_streams()
         kill_descendants(os.getpid())
         self.line.close()
         # torchrun ends the others where one fails.
@@ -234,8 +222,7 @@ def _leave(code: int, stop: Stop) -> NoReturn:
             code = 1
     # Those of trackers of experiments say that the run is complete.
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     os._exit(code)
 
 

@@ -68,22 +68,23 @@ class Watch:
         return self._stop.collective_s * _OF_COLLECTIVE if limit_s is None else limit_s
 
     def _run(self) -> None:
-        idle_s, before_s = 0.0, time.monotonic()
+        idle_s, still_s, before_s = 0.0, 0.0, time.monotonic()
         progress, work = self._stop.progress(), Work()
         while True:
             phase, waits_for = self._stop.doing, self._stop.waiting_for()
             status = {"kind": "watch", "phase": phase, "waits_for": waits_for, "idle_s": idle_s}
-            self._tell(status | {"limit_s": self._limit_s(phase), "stacks": self._stacks})
+            status |= {"still_s": still_s, "limit_s": self._limit_s(phase), "stacks": self._stacks}
+            self._tell(status)
             time.sleep(TICK_S)
             now_s = time.monotonic()
             # The time that this process was suspended does not count.
             elapsed_s, before_s = min(now_s - before_s, 2 * TICK_S), now_s
             has_advanced = progress != (progress := self._stop.progress())
             has_worked = work.goes_on(elapsed_s)
-            if has_advanced or (phase in _BY_WORK and has_worked):
-                idle_s = 0.0
-            else:
-                idle_s += elapsed_s
+            by_work = phase in _BY_WORK
+            idle_s = 0.0 if has_advanced or (by_work and has_worked) else idle_s + elapsed_s
+            # Computing may be waiting for another process, as NCCL does it.
+            still_s = 0.0 if has_advanced or (by_work and work.has_moved) else still_s + elapsed_s
 
 
 class Work:
@@ -94,12 +95,15 @@ class Work:
 
     def __init__(self, least_bytes: int = 2**20) -> None:
         self._done, self._least_bytes = _work(), least_bytes
+        self.has_moved = False
+        """Whether it read or wrote something worth the name before the last call of `goes_on`."""
 
     def goes_on(self, elapsed_s: float) -> bool:
         """Whether it did something worth the name since the last call, `elapsed_s` ago."""
         before, self._done = self._done, _work()
         computed_s, moved = (now - then for now, then in zip(self._done, before, strict=True))
-        return computed_s > _BUSY * elapsed_s or moved > self._least_bytes
+        self.has_moved = moved > self._least_bytes
+        return computed_s > _BUSY * elapsed_s or self.has_moved
 
 
 def _work() -> tuple[float, float]:

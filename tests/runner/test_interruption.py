@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from llava_recipes.cli.options import duration
 from llava_recipes.runner import interruption
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.stop_signals import STOP_SIGNALS
+from tests.processes import python, run_process
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -25,7 +27,7 @@ def test_a_storm_of_signals_is_one_request(number: signal.Signals) -> None:
 
 def test_a_later_signal_is_a_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "_REPEATED_AFTER_S", 1e-9)
-    with Interruption() as asked:
+    with Interruption() as asked, asked.ending_processes_first():
         os.kill(os.getpid(), signal.SIGXCPU)
         os.kill(os.getpid(), signal.SIGXCPU)
         assert not asked.is_repeated
@@ -35,7 +37,7 @@ def test_a_later_signal_is_a_second_request(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_end_of_a_time_is_no_second_request_after_its_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "_REPEATED_AFTER_S", 1e-9)
-    with Interruption() as asked:
+    with Interruption() as asked, asked.ending_processes_first():
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert not asked.is_repeated
@@ -108,3 +110,37 @@ def test_a_time_is_read_as_schedulers_write_it(text: str, seconds: float) -> Non
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(Exception, match="is not a time"):
         duration(text)
+
+
+def test_a_second_signal_ends_what_no_process_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the weights are hashed that a stage starts from."""
+    monkeypatch.setattr(interruption, "_REPEATED_AFTER_S", 1e-9)
+    with Interruption() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        with asked.ending_processes_first():
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+_SHIELDED = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+os.kill(os.getpid(), signal.SIGUSR1)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+_LOOK = """
+import signal, subprocess, sys
+from llava_recipes.interpreter import leave_current_folder
+from llava_recipes.runner.interruption import Interruption
+leave_current_folder()
+with Interruption() as asked:
+    print(asked.reason, subprocess.run([sys.executable, "-c", "exit(7)"]).returncode)
+"""
+
+
+def test_what_a_parent_shields_from_is_received(tmp_path: Path) -> None:
+    (program,) = python("", fresh=True)[:1]
+    done = run_process([program, "-c", _SHIELDED, program, "-c", _LOOK], cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("SIGUSR1 7\n", "")

@@ -60,6 +60,30 @@ def test_the_process_that_the_others_wait_for_is_named_first(tmp_path: Path) -> 
         each.connection.close()
 
 
+def test_who_waits_for_one_that_advances_does_not_hang(tmp_path: Path) -> None:
+    """As where each image of a batch takes nearly as long as a process may be idle."""
+    waiting, reading = peer(0, 2**22 + 2, idle_s=70.0), peer(1, 2**22 + 1, phase=DATA, idle_s=50.0)
+    elsewhere = [50.0]
+    for others, expected in (([reading], False), ([], False)):
+        channel = Pretended(waiting, *others)
+        look = HangWatch(
+            channel,
+            num_processes=1,
+            timeout_s=None,
+            folder=tmp_path,
+            elsewhere=lambda still_s: elsewhere[0],
+        )
+        assert look.has_hung(0.1) is expected
+    elsewhere[0] = 60.0
+    assert look.has_hung(0.1)
+    # One that only computes may wait for the other, as NCCL does it.
+    reading.status |= {"phase": SAVING, "idle_s": 0.0, "still_s": 60.0}
+    channel = Pretended(waiting, reading)
+    assert HangWatch(channel, num_processes=1, timeout_s=None, folder=tmp_path).has_hung(0.1)
+    for each in channel.pretended:
+        each.connection.close()
+
+
 def test_a_silent_process_hangs_but_not_while_the_command_itself_was_suspended(tmp_path: Path) -> None:
     talking, silent = peer(0, 2**22 + 2, idle_s=3.0), peer(1, 2**22 + 1)
     channel = Pretended(talking, silent)
