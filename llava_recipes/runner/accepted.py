@@ -44,6 +44,10 @@ def read_accepted(texts: Sequence[str], stages: Sequence[str]) -> tuple[Accepted
 
 def _read(text: str, stages: Sequence[str]) -> Accepted:
     stage, key = None, text
+    if "," in text:
+        raise AcceptError(f"--accept {text}: write `--accept` once for each key")
+    if text.removeprefix("stages.") in stages and text.startswith("stages."):
+        raise AcceptError(f"--accept {text}: name the key too, such as {text}.train.learning_rate")
     if text.startswith("stages."):
         # A stage's name may contain dots.
         rest = text.removeprefix("stages.")

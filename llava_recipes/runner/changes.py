@@ -234,9 +234,9 @@ class _Judge:
         number, name = found.path[-2:]
         groups = () if self.recipe is None else self.recipe.stages[self.index].param_groups
         mine = groups[number] if isinstance(number, int) and number < len(groups) else None
-        where = "learning_rate" if name == "learning_rate" else "training_arguments.weight_decay"
         inherits = mine is not None and getattr(mine, str(name)) is None
-        return "follows" if inherits and f"stages[].train.{where}" in self.patterns else kind
+        get = self._train if name == "learning_rate" else self._argument
+        return "follows" if inherits and get(self.then, str(name)) == found.then else kind
 
     def _of_device_batch(self, found: Differing, kind: Kind) -> Kind:
         """Part of a change of the whole step, if that has changed."""

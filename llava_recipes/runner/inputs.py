@@ -31,6 +31,7 @@ _WHOLE_DATA_BYTES = 2**32
 """Larger files are sampled: their first and last bytes and blocks in between are hashed."""
 _NUM_BLOCKS, _BLOCK_BYTES = 64, 2**16
 _LONG_BYTES = 2**31
+_LANGUAGE = ("config.json",)
 _TOKENIZER = (
     *("config.json", "tokenizer*", "*.model", "vocab*", "*.vocab", "*.tiktoken", "tekken.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -204,7 +205,8 @@ def input_problems(
     for key in dict.fromkeys(each.key for each in known):
         found = [each for each in known if each.key == key and not each.is_accepted(accepted)]
         bad = [each for each in found if each.kind != "unknown" and each.is_learned]
-        words = "; ".join(each.words for each in bad or found)
+        # Model and tokenizer are most often in one folder.
+        words = "; ".join(dict.fromkeys(each.words for each in bad or found))
         if bad:
             message, way_on = _REFUSALS[key]
             yield Problem(
@@ -360,12 +362,10 @@ def _inputs(plan: Plan) -> Iterator[_Input]:
         path = "stages.0.data.validation.sources"
         yield from _data_inputs(validation.sources, path, "data.validation", is_learned=False)
     language, tower = model.language_model, model.vision_tower
-    # Most often the tokenizer is in the same folder.
-    tokenizer = None if language.tokenizer == language.source else language.tokenizer
-    of_language = _TOKENIZER if tokenizer is None else ("config.json",)
+    its_revision = language.revision if language.tokenizer == language.source else None
     for path, source, revision, names, has_weights in (
-        ("model.language_model.source", language.source, language.revision, of_language, True),
-        ("model.language_model.tokenizer", tokenizer, None, _TOKENIZER, False),
+        ("model.language_model.source", language.source, language.revision, _LANGUAGE, True),
+        ("model.language_model.tokenizer", language.tokenizer, its_revision, _TOKENIZER, False),
         ("model.vision_tower.source", tower.source, tower.revision, _TOWER, True),
     ):
         if source is not None:

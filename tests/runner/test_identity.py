@@ -238,6 +238,9 @@ def test_the_order_of_the_original_is_no_matter_of_processes() -> None:
 def test_a_group_follows_the_rate_of_its_stage() -> None:
     groups = (S + "param_groups=[{modules: [projector], weight_decay: 0.1}]",)
     assert changes(S + "train.learning_rate=2e-3", before=groups) == ["learned train.learning_rate"]
+    own = (S + "param_groups=[{modules: [projector], learning_rate: 5e-4}]",)
+    found = changes(S + "train.learning_rate=2e-3", *groups, before=own)
+    assert {"learned train.learning_rate", "learned param_groups.0.learning_rate"} <= {*found}
 
 
 def test_what_moved_with_the_same_content_is_harmless(tmp_path: Path) -> None:
@@ -289,6 +292,8 @@ def test_keys_that_may_be_accepted(text: str, key: str, stage: str | None) -> No
         ("train", "name the key, such as train."),
         ("", "no such key; it takes keys such as"),
         ("checkpoint", "no such key; it takes keys such as"),
+        ("stages.two", "name the key too, such as stages.two.train.learning_rate"),
+        ("train.seed,train.max_steps", "write `--accept` once for each key"),
     ],
 )
 def test_keys_that_do_not_exist(text: str, advice: str) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_recipes import seals
 from llava_recipes.cli.main import main
-from llava_recipes.plan.types import Plan
+from llava_recipes.plan.types import Plan, plan_from_json
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner import inputs
 from llava_recipes.runner.facts import plan_recipe
@@ -317,6 +317,23 @@ def test_a_file_that_moved_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text("[]")
     (difference,) = compare_inputs(tmp_path / "two", moved).differences
     assert (difference.key, difference.kind) == ("data.sources", "changed")
+
+
+def test_models_that_moved_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started(tmp_path)
+    file = tmp_path / "one" / "plan.json"
+    record_inputs(file.parent, plan_from_json(json.loads(file.read_text())))
+    (tmp_path / "vicuna").rename(tmp_path / "there")
+    (tmp_path / "clip").rename(tmp_path / "tower")
+    moved = ("--set", f"model.vision_tower.source={tmp_path}/tower", "--set")
+    for model in (f"{tmp_path}/there", f"{{source: {tmp_path}/there, tokenizer: {tmp_path}/there}}"):
+        said = resumed(tmp_path, capsys, "--stage", "second", *moved, f"model.language_model={model}")
+        assert goes_on(said), said
+    shutil.copytree(tmp_path / "there", tmp_path / "words")
+    model = f"{{source: {tmp_path}/there, tokenizer: {tmp_path}/words}}"
+    assert goes_on(resumed(tmp_path, capsys, *moved, f"model.language_model={model}"))
+    (tmp_path / "words" / "tokenizer_config.json").write_text("{}")
+    assert not goes_on(resumed(tmp_path, capsys, *moved, f"model.language_model={model}"))
 
 
 def test_a_large_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
