@@ -141,6 +141,16 @@ def test_a_stage_that_another_recipe_trained_is_done(
     assert "pretrain: already done" in capsys.readouterr().out
 
 
+def test_a_run_warns_once_of_what_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `validate` does, in one line each."""
+    recipe = write_recipe(pipeline_values(tmp_path, learning_rate=2e-5), tmp_path / "recipe.yaml")
+    pretend_done(recipe, 0)
+    assert main(["run", str(recipe), "--stage", "pretrain"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{recipe}:") and "warning: a learning rate of 2e-5 hardly moves" in line
+    assert line.endswith("; feature alignment uses 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model")
+
+
 def test_only_what_the_chosen_stages_need_must_be_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
