@@ -111,6 +111,8 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
     folder = Path(stage.output_dir).absolute()
     environment = describe_environment(sys.argv)
     with watched("prepares the run folder", run.hang_timeout_s):
+        # Before anything in the folder changes: a stage that is refused stays as it was.
+        _check_starts(run, index, beginning)
         _record(run, index, beginning, environment)
         if beginning.event == "extend":
             # Before the plan: a plan with more steps than were trained must not lie beside DONE.
@@ -120,7 +122,6 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
         write_opening(
             folder, plan=plan, recipe_yaml=write_resolved(run.loaded.recipe), environment=environment
         )
-        _check_starts(run, index, beginning)
         knows_all = record_inputs(folder, plan)
     result = _train(run, index, beginning, lock)
     with watched("finishes the run folder", run.hang_timeout_s):

@@ -73,6 +73,8 @@ class LearningCheck:
             self._say(str(sentence))
 
     def _say(self, sentence: str) -> None:
+        if sentence in self._warned:
+            return
         self._warned.append(sentence)
         self._warn(sentence)
 

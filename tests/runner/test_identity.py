@@ -399,6 +399,29 @@ def test_less_steps_than_were_trained(look: Try) -> None:
         "write `max_steps: 4` to end the run there; or remove checkpoint-4 to go back to checkpoint-2" in err
     )
     assert look(*setting("train.max_steps=4"), "--accept", "train.max_steps")[0] == 0
+    shorter = setting("train.max_steps=null", "train.num_train_epochs=0.3")
+    code, _, err = look(*shorter, "--accept", "train.max_steps")
+    assert code == 1 and "write `max_steps: 4` instead of `num_train_epochs` to end the run there" in err
+
+
+def test_a_finished_run_that_cannot_be_extended_stays_as_it_was(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it starts from was damaged: nothing in its folder changes before that is known."""
+    run, start = tmp_path / "run", tmp_path / "start"
+    shutil.copytree(whole / "run", run)
+    shutil.copytree(whole / "run", start)
+    changed = setting(f"output_dir={run}", f"init_from={start}", "train.max_steps=8")
+    changed += ["--set", "model.projector.init_from=null"]
+    accepted = ("train.max_steps", "init_from", "model.projector.init_from")
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    with (start / "mm_projector.bin").open("r+b") as weights:
+        weights.write(b"!")
+    keys = [word for key in accepted for word in ("--accept", key)]
+    assert main(["run", str(whole / "recipe.yaml"), "--processes", "1", *changed, *keys]) == 1
+    assert "mm_projector.bin was changed after the run was finished" in capsys.readouterr().err
+    after = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    assert {name: after.get(name) for name in before} == before
 
 
 def test_a_plan_says_what_the_run_would_do(

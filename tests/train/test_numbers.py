@@ -196,6 +196,9 @@ def test_a_root_without_gradient_is_a_warning() -> None:
     check, warnings = learning()
     note(check, GOOD, times=2 * FIRST_STEPS)
     assert warnings == ["no gradient reaches vision_tower: it does not learn"]
+    twice, warnings = learning(num_steps=2 * FIRST_STEPS)
+    note(twice, GOOD, times=2 * FIRST_STEPS)
+    assert len(warnings) == 1
     short, warnings = learning(num_steps=2)
     note(short, GOOD, times=2)
     assert warnings == []
