@@ -97,5 +97,9 @@ def needless(accepted: Sequence[Accepted], changes: Sequence[tuple[str, Change]]
         mine = [change for stage, change in changes if each.covers(change, stage)]
         if any(change.kind != "harmless" for change in mine):
             continue
+        inside = [change.key for _, change in changes if change.key.startswith(f"{each.key}.")]
+        if inside and not mine:
+            yield f"--accept {each.text}: name what has changed in it: {', '.join(dict.fromkeys(inside))}"
+            continue
         why = "this change needs none" if mine else "nothing has changed there"
         yield f"--accept {each.text}: {why}; remove it"

@@ -377,6 +377,8 @@ def test_a_needless_accept_is_wrong_usage(look: Try, tmp_path: Path) -> None:
     assert code == 2 and "--accept train.learning_rate: nothing has changed there" in err
     code, _, err = look(*setting("train.save_steps=3"), "--accept", "train.save_steps")
     assert code == 2 and "this change needs none" in err
+    code, _, err = look("--set", "model.vision_tower.select_layer=-1", "--accept", "model.vision_tower")
+    assert code == 2 and "name what has changed in it: model.vision_tower.select_layer" in err
     code, _, err = look("--accept", "learning_rate")
     assert code == 2 and "did you mean `train.learning_rate`" in err
     history.append(tmp_path / "run", {"accepted": ["train.learning_rate"]})
