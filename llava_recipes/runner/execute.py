@@ -170,13 +170,17 @@ def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
 
 def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
-    from llava_recipes.train.checkpoints import UNUSABLE
+    from llava_recipes.train.checkpoints import NOTHING_LEARNED, UNUSABLE, list_checkpoints
 
     while True:
         try:
             return _train_from(run, index, beginning.checkpoint, lock)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
+            if any(problem.code == NOTHING_LEARNED for problem in error.problems):
+                found = list_checkpoints(Path(run.plan.stages[index].output_dir))
+                # From these no recipe learns: the corrected one must not go on from the last.
+                _clear(run, index, Beginning(None, {each.folder: "" for each in found}))
             if why is None or beginning.checkpoint is None:
                 raise
         say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")

@@ -381,4 +381,4 @@ def _lack(folder: Path, state: FolderState) -> str | None:
         return f"{folder} was trained with another plan: {state.decisive[0]}"
     if state.kind == "new":
         return f"{folder} is empty" if folder.exists() else f"no folder {folder}"
-    return f"{folder} has no {DONE}"
+    return f"{folder} has no {PLAN if state.kind == 'foreign' else DONE}"
