@@ -46,6 +46,8 @@ _MARKS = ("config.json", "tokenizer_config.json", "adapter_config.json", "plan.j
 """A folder of the hub's cache has one of these."""
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
+_STARTS = "stages.0.starts_from."
+
 How = Literal["sha256", "sampled_sha256", "hub_blob"]
 Kind = Literal["changed", "missing", "unknown"]
 Record = dict[str, object]
@@ -174,8 +176,12 @@ def compare_inputs(folder: Path, plan: Plan, *, most_bytes: int | None = None) -
     reader = _Reader(_by_real_path(recorded), most_bytes)
     differences: list[InputDifference] = []
     moved = set()
+    num_starts = sum(place.startswith(_STARTS) for place in recorded)
+    num_gone = max(0, num_starts - len(plan.stages[0].starts_from))
     for each in _inputs(plan):
-        then = recorded.get(each.plan_path)
+        # The oldest starts may be gone, where later ones have trained all of them again.
+        number = each.plan_path.removeprefix(_STARTS)
+        then = recorded.get(f"{_STARTS}{int(number) + num_gone}" if each.start else each.plan_path)
         if then is None:
             # A source that the recipe has only now: the plans differ.
             continue
@@ -378,9 +384,7 @@ def _inputs(plan: Plan) -> Iterator[_Input]:
     for number, start in enumerate(stage.starts_from):
         place = expanded(start)
         files = _file(place) if place.is_file() else _model_files(start, None, _START, has_weights=True)
-        yield _Input(
-            f"stages.0.starts_from.{number}", "init_from", start, files, _WHOLE_WEIGHTS_BYTES, start=True
-        )
+        yield _Input(f"{_STARTS}{number}", "init_from", start, files, _WHOLE_WEIGHTS_BYTES, start=True)
 
 
 def _data_inputs(

@@ -235,6 +235,17 @@ def test_the_order_of_the_original_is_no_matter_of_processes() -> None:
     assert chosen == ["learned data.order"]
 
 
+def test_a_grid_that_was_not_known_is_no_change() -> None:
+    """Before a tower's config was downloaded, its usual five sizes are not known."""
+    sets = (S + "data.image_aspect_ratio=anyres", S + "data.max_length=4096")
+    unknown = (*sets, "model.language_model=some/where", "model.vision_tower.source=else/where")
+    grid = S + "data.image_grid_pinpoints=[[112, 112]]"
+    found = changes("model.vision_tower.source=" + str(FIXTURES / "tiny_clip"), before=unknown)
+    assert not any("pinpoints" in change for change in found)
+    assert "learned data.image_grid_pinpoints" in changes(grid, before=unknown)
+    assert changes(grid, before=sets) == ["learned data.image_grid_pinpoints"]
+
+
 def test_a_group_follows_the_rate_of_its_stage() -> None:
     groups = (S + "param_groups=[{modules: [projector], weight_decay: 0.1}]",)
     assert changes(S + "train.learning_rate=2e-3", before=groups) == ["learned train.learning_rate"]
