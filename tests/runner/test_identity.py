@@ -457,8 +457,13 @@ def test_a_checkpoint_to_start_from_must_be_whole(look: Try, tmp_path: Path) -> 
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
-    with pytest.raises(RecipeError, match="is damaged"):
-        check_start(str(weights.parent), path=("stages", 0, "init_from"))
+    for place in (weights.parent, weights):
+        with pytest.raises(RecipeError, match="is damaged"):
+            check_start(str(place), path=("stages", 0, "init_from"))
+    code, _, err = look(
+        *setting(f"output_dir={tmp_path}/new"), "--set", f"model.projector.init_from={weights}"
+    )
+    assert code == 1 and "trained.safetensors was changed after it was saved" in err
 
 
 def test_a_folder_in_which_nothing_was_trained_never_blocks(whole: Path, tmp_path: Path) -> None:
