@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llava_recipes.errors import RecipeError
 from llava_recipes.files import give_usual_mode
+from llava_recipes.model.checkpoint import not_finite
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
@@ -148,6 +149,13 @@ def write_json(values: Mapping[str, Any], file: Path, *, sort_keys: bool = False
 def _as_stored(piece: Piece, dtype: torch.dtype) -> Tensor:
     tensor = piece.read().detach().to("cpu", dtype).contiguous()
     assert tuple(tensor.shape) == piece.shape, f"{piece.name}: {tuple(tensor.shape)} for {piece.shape}"
+    if tensor.is_floating_point() and (trouble := not_finite(tensor)) is not None:
+        raise RecipeError.of(
+            f"{piece.name} does not fit into {str(dtype).removeprefix('torch.')}",
+            code="weights-not-finite",
+            found=trouble,
+            hint="export in bf16 or fp32: `--dtype bf16`",
+        )
     return tensor
 
 

@@ -44,6 +44,10 @@ def read_accepted(texts: Sequence[str], stages: Sequence[str]) -> tuple[Accepted
 
 def _read(text: str, stages: Sequence[str]) -> Accepted:
     stage, key = None, text
+    if "," in text:
+        raise AcceptError(f"--accept {text}: write `--accept` once for each key")
+    if text.removeprefix("stages.") in stages and text.startswith("stages."):
+        raise AcceptError(f"--accept {text}: name the key too, such as {text}.train.learning_rate")
     if text.startswith("stages."):
         # A stage's name may contain dots.
         rest = text.removeprefix("stages.")
@@ -92,6 +96,10 @@ def needless(accepted: Sequence[Accepted], changes: Sequence[tuple[str, Change]]
     for each in accepted:
         mine = [change for stage, change in changes if each.covers(change, stage)]
         if any(change.kind != "harmless" for change in mine):
+            continue
+        inside = [change.key for _, change in changes if change.key.startswith(f"{each.key}.")]
+        if inside and not mine:
+            yield f"--accept {each.text}: name what has changed in it: {', '.join(dict.fromkeys(inside))}"
             continue
         why = "this change needs none" if mine else "nothing has changed there"
         yield f"--accept {each.text}: {why}; remove it"

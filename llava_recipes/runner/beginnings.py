@@ -131,7 +131,9 @@ def _decide(
     folder = Path(stage.output_dir)
     if state.kind == "done":
         check_results(folder, path=("stages", index, "output_dir"))
-        _check_starts_of(run, index, earlier, undecided)
+        # Other starts were accepted by name.
+        if not any("init_from" in change.keys for change in state.decisive):
+            _check_starts_of(run, index, earlier, undecided)
         if not state.decisive:
             say(f"{stage.name}: already done, in {folder}")
             _report_changed_inputs(run, index)

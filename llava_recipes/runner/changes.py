@@ -234,9 +234,9 @@ class _Judge:
         number, name = found.path[-2:]
         groups = () if self.recipe is None else self.recipe.stages[self.index].param_groups
         mine = groups[number] if isinstance(number, int) and number < len(groups) else None
-        where = "learning_rate" if name == "learning_rate" else "training_arguments.weight_decay"
         inherits = mine is not None and getattr(mine, str(name)) is None
-        return "follows" if inherits and f"stages[].train.{where}" in self.patterns else kind
+        get = self._train if name == "learning_rate" else self._argument
+        return "follows" if inherits and get(self.then, str(name)) == found.then else kind
 
     def _of_device_batch(self, found: Differing, kind: Kind) -> Kind:
         """Part of a change of the whole step, if that has changed."""
@@ -252,6 +252,22 @@ class _Judge:
     def _of_count(self, found: Differing, kind: Kind) -> Kind:
         is_other_file = "stages[].data.sources[].annotations" in self.patterns
         return "follows" if is_other_file or None in (found.then, found.now) else kind
+
+    def _of_pinpoints(self, found: Differing, kind: Kind) -> Kind:
+        """Those that follow from the tower's size are not known where that isn't, as before a download."""
+        sizes = (value_at(side, ("model", "sizes")) for side in (self.then, self.now))
+        is_own = self._writes("data.image_grid_pinpoints")
+        unknown = None in (found.then, found.now) and any(each is None for each in sizes)
+        same = "stages[].data.image_aspect_ratio" not in self.patterns
+        return "follows" if unknown and same and not is_own else kind
+
+    def _of_starts(self, found: Differing, kind: Kind) -> Kind:
+        """A plan leaves out earlier runs that are gone, where a later one has trained all of them again."""
+        then, now = found.then, found.now
+        if not (isinstance(then, list) and isinstance(now, list) and now == then[-len(now) :]):
+            return kind
+        gone = (os.path.expanduser(str(each)) for each in then[: -len(now)])
+        return kind if any(map(os.path.exists, gone)) else "follows"
 
     def _of_validation(self, found: Differing, kind: Kind) -> Kind:
         """What is held out of the training data is that of its sources."""
@@ -314,7 +330,9 @@ _SPECIAL: Mapping[str, Callable[[_Judge, Differing, Kind], Kind]] = {
     "param_groups[].weight_decay": _Judge._of_group,
     "train.per_device_train_batch_size": _Judge._of_device_batch,
     "data.sources[].num_samples": _Judge._of_count,
+    "data.image_grid_pinpoints": _Judge._of_pinpoints,
     "data.validation.sources": _Judge._of_validation,
+    "starts_from": _Judge._of_starts,
     "trainable_modules": _Judge._of_trainable,
     "trainable": _Judge._of_trainable,
     "freeze": _Judge._of_trainable,

@@ -111,6 +111,8 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
     folder = Path(stage.output_dir).absolute()
     environment = describe_environment(sys.argv)
     with watched("prepares the run folder", run.hang_timeout_s):
+        # Before anything in the folder changes: a stage that is refused stays as it was.
+        _check_starts(run, index, beginning)
         _record(run, index, beginning, environment)
         if beginning.event == "extend":
             # Before the plan: a plan with more steps than were trained must not lie beside DONE.
@@ -120,7 +122,6 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
         write_opening(
             folder, plan=plan, recipe_yaml=write_resolved(run.loaded.recipe), environment=environment
         )
-        _check_starts(run, index, beginning)
         knows_all = record_inputs(folder, plan)
     result = _train(run, index, beginning, lock)
     with watched("finishes the run folder", run.hang_timeout_s):
@@ -169,13 +170,17 @@ def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
 
 def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
-    from llava_recipes.train.checkpoints import UNUSABLE
+    from llava_recipes.train.checkpoints import NOTHING_LEARNED, UNUSABLE, list_checkpoints
 
     while True:
         try:
             return _train_from(run, index, beginning.checkpoint, lock)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
+            if any(problem.code == NOTHING_LEARNED for problem in error.problems):
+                found = list_checkpoints(Path(run.plan.stages[index].output_dir))
+                # From these no recipe learns: the corrected one must not go on from the last.
+                _clear(run, index, Beginning(None, {each.folder: "" for each in found}))
             if why is None or beginning.checkpoint is None:
                 raise
         say(f"{run.plan.stages[index].name}: skips {beginning.checkpoint}: {why}")

@@ -61,7 +61,7 @@ def _projector_problems(model: ModelPlan, shapes: Callable[[], Shapes]) -> Itera
     file = model.projector.init_from
     if file is None:
         return
-    check_result_file(expanded(file), path=INIT_PATH)
+    check_start(file, path=INIT_PATH)
     given, ours = read_projector_weights(file), shapes()
     wanted = {name: shape for name, shape in ours.items() if name.startswith("projector.")}
     if given.shapes() != wanted:
@@ -139,7 +139,7 @@ def _open(given: str, path: KeyPath) -> StartingWeights:
 
 
 def check_start(given: str, *, path: KeyPath) -> None:
-    """Raise RecipeError when a finished run, a file of one or a checkpoint is not as the run wrote it.
+    """Raise RecipeError when a finished run, a checkpoint or a file of one is not as the run wrote it.
 
     Others pass.
     """
@@ -148,9 +148,11 @@ def check_start(given: str, *, path: KeyPath) -> None:
     place = expanded(given)
     if (place / PLAN).is_file() and (place / DONE).is_file():
         check_results(place, path=path)
-    elif place.is_file():
+        return
+    if place.is_file():
         check_result_file(place, path=path)
-    elif (place / SEAL).is_file() and (damage := find_damage_of_weights(place)) is not None:
+    checkpoint = place.parent if place.is_file() else place
+    if (checkpoint / SEAL).is_file() and (damage := find_damage_of_weights(checkpoint)) is not None:
         raise RecipeError.of(
             "the checkpoint that `init_from` names is damaged",
             code="init-from-damaged",

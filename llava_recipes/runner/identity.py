@@ -111,7 +111,7 @@ _STAGE: Mapping[Kind, Mapping[str, str]] = {
                 f"deepspeed.zero_optimization.{name}"
                 for name in (
                     *("zero_quantized_weights", "zero_quantized_gradients"),
-                    *("zero_quantized_nontrainable_weights", "zeropp_loco_param"),
+                    *("zero_quantized_nontrainable_weights", "zeropp_loco_param", "zenflow"),
                 )
             ),
             "deepspeed",
@@ -161,6 +161,7 @@ _STAGE: Mapping[Kind, Mapping[str, str]] = {
                 *("zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
                 *("steps_per_print", "wall_clock_breakdown", "dump_state", "memory_breakdown", "aio"),
                 *("comms_logger", "flops_profiler", "tensorboard", "wandb", "comet", "csv_monitor"),
+                *("timers", "log_level", "disable_python_gc"),
                 *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
                 *("activation_checkpointing", "disable_allgather", "nebula", "compile"),
             )

@@ -31,6 +31,7 @@ _WHOLE_DATA_BYTES = 2**32
 """Larger files are sampled: their first and last bytes and blocks in between are hashed."""
 _NUM_BLOCKS, _BLOCK_BYTES = 64, 2**16
 _LONG_BYTES = 2**31
+_LANGUAGE = ("config.json",)
 _TOKENIZER = (
     *("config.json", "tokenizer*", "*.model", "vocab*", "*.vocab", "*.tiktoken", "tekken.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -44,6 +45,8 @@ _WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _MARKS = ("config.json", "tokenizer_config.json", "adapter_config.json", "plan.json")
 """A folder of the hub's cache has one of these."""
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+_STARTS = "stages.0.starts_from."
 
 How = Literal["sha256", "sampled_sha256", "hub_blob"]
 Kind = Literal["changed", "missing", "unknown"]
@@ -173,8 +176,12 @@ def compare_inputs(folder: Path, plan: Plan, *, most_bytes: int | None = None) -
     reader = _Reader(_by_real_path(recorded), most_bytes)
     differences: list[InputDifference] = []
     moved = set()
+    num_starts = sum(place.startswith(_STARTS) for place in recorded)
+    num_gone = max(0, num_starts - len(plan.stages[0].starts_from))
     for each in _inputs(plan):
-        then = recorded.get(each.plan_path)
+        # The oldest starts may be gone, where later ones have trained all of them again.
+        number = each.plan_path.removeprefix(_STARTS)
+        then = recorded.get(f"{_STARTS}{int(number) + num_gone}" if each.start else each.plan_path)
         if then is None:
             # A source that the recipe has only now: the plans differ.
             continue
@@ -204,7 +211,8 @@ def input_problems(
     for key in dict.fromkeys(each.key for each in known):
         found = [each for each in known if each.key == key and not each.is_accepted(accepted)]
         bad = [each for each in found if each.kind != "unknown" and each.is_learned]
-        words = "; ".join(each.words for each in bad or found)
+        # Model and tokenizer are most often in one folder.
+        words = "; ".join(dict.fromkeys(each.words for each in bad or found))
         if bad:
             message, way_on = _REFUSALS[key]
             yield Problem(
@@ -360,12 +368,10 @@ def _inputs(plan: Plan) -> Iterator[_Input]:
         path = "stages.0.data.validation.sources"
         yield from _data_inputs(validation.sources, path, "data.validation", is_learned=False)
     language, tower = model.language_model, model.vision_tower
-    # Most often the tokenizer is in the same folder.
-    tokenizer = None if language.tokenizer == language.source else language.tokenizer
-    of_language = _TOKENIZER if tokenizer is None else ("config.json",)
+    its_revision = language.revision if language.tokenizer == language.source else None
     for path, source, revision, names, has_weights in (
-        ("model.language_model.source", language.source, language.revision, of_language, True),
-        ("model.language_model.tokenizer", tokenizer, None, _TOKENIZER, False),
+        ("model.language_model.source", language.source, language.revision, _LANGUAGE, True),
+        ("model.language_model.tokenizer", language.tokenizer, its_revision, _TOKENIZER, False),
         ("model.vision_tower.source", tower.source, tower.revision, _TOWER, True),
     ):
         if source is not None:
@@ -378,9 +384,7 @@ def _inputs(plan: Plan) -> Iterator[_Input]:
     for number, start in enumerate(stage.starts_from):
         place = expanded(start)
         files = _file(place) if place.is_file() else _model_files(start, None, _START, has_weights=True)
-        yield _Input(
-            f"stages.0.starts_from.{number}", "init_from", start, files, _WHOLE_WEIGHTS_BYTES, start=True
-        )
+        yield _Input(f"{_STARTS}{number}", "init_from", start, files, _WHOLE_WEIGHTS_BYTES, start=True)
 
 
 def _data_inputs(

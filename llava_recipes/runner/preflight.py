@@ -24,6 +24,7 @@ from llava_recipes.recipe.schema import LanguageModel
 from llava_recipes.runner.free_space import free_space_problems
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
 from llava_recipes.runner.history import HISTORY
+from llava_recipes.runner.inputs import compare_inputs
 from llava_recipes.runner.results import DONE
 from llava_recipes.runner.run_folder import (
     PLAN,
@@ -356,7 +357,9 @@ def waiting_problems(plan: Plan, chosen: Collection[int]) -> Iterator[Problem]:
             earlier = numbers.get(folder)
             if earlier is None or earlier in chosen:
                 continue
-            lack = _lack(Path(folder), read_folder_state(Path(folder), stage_plan(plan, earlier)))
+            own = stage_plan(plan, earlier)
+            moved = compare_inputs(Path(folder), own).moved
+            lack = _lack(Path(folder), read_folder_state(Path(folder), own, moved=moved))
             if lack is not None:
                 name = plan.stages[earlier].name
                 yield Problem(
@@ -378,4 +381,4 @@ def _lack(folder: Path, state: FolderState) -> str | None:
         return f"{folder} was trained with another plan: {state.decisive[0]}"
     if state.kind == "new":
         return f"{folder} is empty" if folder.exists() else f"no folder {folder}"
-    return f"{folder} has no {DONE}"
+    return f"{folder} has no {PLAN if state.kind == 'foreign' else DONE}"

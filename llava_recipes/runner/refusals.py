@@ -122,11 +122,12 @@ def check_length(stage: StagePlan, index: int, checkpoint: Path) -> None:
     found = list_checkpoints(Path(stage.output_dir))
     later = [each.folder.name for each in found if each.step > most]
     older = [each.folder.name for each in found if each.step <= most]
+    instead = "" if stage.train.num_train_epochs is None else " instead of `num_train_epochs`"
     back = f"; or remove {', '.join(later)} to go back to {older[0]}" if older else ""
     raise RecipeError.of(
         "more steps were trained than the recipe wants",
         code="more-steps-than-wanted",
         path=("stages", index, "train"),
         found=f"{checkpoint} is after step {step:,}, and the recipe ends after step {most:,}",
-        hint=f"write `max_steps: {step}` to end the run there{back}; or choose another `output_dir`",
+        hint=f"write `max_steps: {step}`{instead} to end the run there{back}; or choose another `output_dir`",
     )

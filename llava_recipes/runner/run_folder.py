@@ -304,10 +304,13 @@ def starts_from_then(folder: Path, num_starts: int | None = None) -> dict[str, J
 def is_stale(folder: Path, starts_from: tuple[str, ...]) -> bool:
     """Whether a finished stage was started from other runs, or from other weights of them."""
     then = starts_from_then(folder)
-    # They may have moved since.
-    return len(then) != len(starts_from) or any(
-        was_trained_again(folder, start, now=now) for start, now in zip(then, starts_from, strict=True)
-    )
+    # They may have moved since; the oldest may be gone, where later ones have trained all of them again.
+    num_gone = max(0, len(then) - len(starts_from)) if starts_from else 0
+    gone, kept = [*then][:num_gone], [*then][num_gone:]
+    if len(kept) != len(starts_from) or any(Path(start).exists() for start in gone):
+        return True
+    pairs = zip(kept, starts_from, strict=True)
+    return any(was_trained_again(folder, start, now=now) for start, now in pairs)
 
 
 def was_trained_again(folder: Path, start: str, *, now: str) -> bool:

@@ -38,6 +38,8 @@ TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.
 RANDOM, TRAINER_STATE = "random.json", "trainer_state.json"
 UNUSABLE = "checkpoint-unusable"
 """The code of a problem with one checkpoint: an older one may be usable."""
+NOTHING_LEARNED = "nothing-was-learned"
+"""The code of a problem with all checkpoints of a run: another recipe starts at step 0."""
 
 _FORM = 2
 """The first form, in pickles of torch and DeepSpeed, had no number."""

@@ -9,9 +9,9 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from llava_recipes.errors import KeyPath, RecipeError
+from llava_recipes.train.checkpoints import NOTHING_LEARNED
 from llava_recipes.train.finite import Verdict
 
-CODE: Final = "nothing-was-learned"
 FIRST_STEPS: Final = 10
 """So many steps with images, and with no gradient at all, are not a coincidence."""
 FEWEST_STEPS: Final = 3
@@ -73,6 +73,8 @@ class LearningCheck:
             self._say(str(sentence))
 
     def _say(self, sentence: str) -> None:
+        if sentence in self._warned:
+            return
         self._warned.append(sentence)
         self._warn(sentence)
 
@@ -105,7 +107,7 @@ class LearningCheck:
         if self._largest_rate == 0:
             raise RecipeError.of(
                 "nothing was learned: the learning rate was 0 in every step",
-                code=CODE,
+                code=NOTHING_LEARNED,
                 path=(*self._stage, "train"),
                 on_key=True,
                 found=f"{_steps(self._steps)}, and a warm-up starts at 0",
@@ -114,7 +116,7 @@ class LearningCheck:
         if not self._had_update:
             raise RecipeError.of(
                 "nothing was learned: every update was skipped, since its gradients overflow in fp16",
-                code=CODE,
+                code=NOTHING_LEARNED,
                 path=(*self._stage, "train"),
                 on_key=True,
                 found=_steps(self._steps),
@@ -129,7 +131,7 @@ class LearningCheck:
     def _no_gradient(self) -> RecipeError:
         return RecipeError.of(
             "nothing was learned: the gradient of all that trains was exactly 0 in every step",
-            code=CODE,
+            code=NOTHING_LEARNED,
             path=(*self._stage, "trainable"),
             on_key=True,
             found=_steps(self._steps),
@@ -140,7 +142,7 @@ class LearningCheck:
     def _no_images(self) -> RecipeError:
         return RecipeError.of(
             "no image was learned from: every sample with an image was skipped",
-            code=CODE,
+            code=NOTHING_LEARNED,
             path=(*self._stage, "data"),
             on_key=True,
             found=f"{self._num_skipped():,} samples skipped in {_steps(self._steps)}",

@@ -91,6 +91,8 @@ def check_storable(states: OptimizerStates, *, uses_deepspeed: bool) -> None:
     if flat and module.startswith("bitsandbytes") and "8bit" in name:
         found = "its 8-bit blocks go across the weights that DeepSpeed joins"
         raise _not_storable(name, found, _NOT_JOINED)
+    if getattr(getattr(states, "engine", None), "zenflow", False):
+        raise _not_storable(name, "ZenFlow keeps gradients for later steps", "leave `zenflow` out")
     if getattr(getattr(states, "engine", None), "swap_optimizer", False):
         hint = "write `device: cpu` in `offload_optimizer`"
         raise _not_storable(name, "DeepSpeed keeps its state in files of its own (`device: nvme`)", hint)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from llava_recipes.errors import RecipeError
-from llava_recipes.export.target import new_folder
+from llava_recipes.export.target import new_folder, piece_of, write_shards
 from llava_recipes.files import replacing, write_text
 
 
@@ -65,3 +65,12 @@ def test_a_new_folder_in_a_shared_one_is_shared(tmp_path: Path) -> None:
     assert modes[0] & stat.S_ISGID, "this file system hands no setgid bit down"
     assert [stat.S_IMODE((shared / name).stat().st_mode) for name in ("model", "model/deep")] == modes
     assert not (shared / "model" / "config.json").stat().st_mode & stat.S_ISGID
+
+
+def test_a_weight_that_overflows_in_the_dtype_is_not_written(tmp_path: Path) -> None:
+    pieces = [piece_of("large", torch.tensor([1.0, 1e5]))]
+    write_shards(pieces, tmp_path, dtype=torch.bfloat16, max_bytes=100)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match="large does not fit into float16"):
+        write_shards(pieces, tmp_path, dtype=torch.float16, max_bytes=100)
+    assert not (tmp_path / "model.safetensors").exists()

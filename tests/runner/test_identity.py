@@ -235,9 +235,23 @@ def test_the_order_of_the_original_is_no_matter_of_processes() -> None:
     assert chosen == ["learned data.order"]
 
 
+def test_a_grid_that_was_not_known_is_no_change() -> None:
+    """Before a tower's config was downloaded, its usual five sizes are not known."""
+    sets = (S + "data.image_aspect_ratio=anyres", S + "data.max_length=4096")
+    unknown = (*sets, "model.language_model=some/where", "model.vision_tower.source=else/where")
+    grid = S + "data.image_grid_pinpoints=[[112, 112]]"
+    found = changes("model.vision_tower.source=" + str(FIXTURES / "tiny_clip"), before=unknown)
+    assert not any("pinpoints" in change for change in found)
+    assert "learned data.image_grid_pinpoints" in changes(grid, before=unknown)
+    assert changes(grid, before=sets) == ["learned data.image_grid_pinpoints"]
+
+
 def test_a_group_follows_the_rate_of_its_stage() -> None:
     groups = (S + "param_groups=[{modules: [projector], weight_decay: 0.1}]",)
     assert changes(S + "train.learning_rate=2e-3", before=groups) == ["learned train.learning_rate"]
+    own = (S + "param_groups=[{modules: [projector], learning_rate: 5e-4}]",)
+    found = changes(S + "train.learning_rate=2e-3", *groups, before=own)
+    assert {"learned train.learning_rate", "learned param_groups.0.learning_rate"} <= {*found}
 
 
 def test_what_moved_with_the_same_content_is_harmless(tmp_path: Path) -> None:
@@ -289,6 +303,8 @@ def test_keys_that_may_be_accepted(text: str, key: str, stage: str | None) -> No
         ("train", "name the key, such as train."),
         ("", "no such key; it takes keys such as"),
         ("checkpoint", "no such key; it takes keys such as"),
+        ("stages.two", "name the key too, such as stages.two.train.learning_rate"),
+        ("train.seed,train.max_steps", "write `--accept` once for each key"),
     ],
 )
 def test_keys_that_do_not_exist(text: str, advice: str) -> None:
@@ -372,6 +388,8 @@ def test_a_needless_accept_is_wrong_usage(look: Try, tmp_path: Path) -> None:
     assert code == 2 and "--accept train.learning_rate: nothing has changed there" in err
     code, _, err = look(*setting("train.save_steps=3"), "--accept", "train.save_steps")
     assert code == 2 and "this change needs none" in err
+    code, _, err = look("--set", "model.vision_tower.select_layer=-1", "--accept", "model.vision_tower")
+    assert code == 2 and "name what has changed in it: model.vision_tower.select_layer" in err
     code, _, err = look("--accept", "learning_rate")
     assert code == 2 and "did you mean `train.learning_rate`" in err
     history.append(tmp_path / "run", {"accepted": ["train.learning_rate"]})
@@ -394,6 +412,29 @@ def test_less_steps_than_were_trained(look: Try) -> None:
         "write `max_steps: 4` to end the run there; or remove checkpoint-4 to go back to checkpoint-2" in err
     )
     assert look(*setting("train.max_steps=4"), "--accept", "train.max_steps")[0] == 0
+    shorter = setting("train.max_steps=null", "train.num_train_epochs=0.3")
+    code, _, err = look(*shorter, "--accept", "train.max_steps")
+    assert code == 1 and "write `max_steps: 4` instead of `num_train_epochs` to end the run there" in err
+
+
+def test_a_finished_run_that_cannot_be_extended_stays_as_it_was(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it starts from was damaged: nothing in its folder changes before that is known."""
+    run, start = tmp_path / "run", tmp_path / "start"
+    shutil.copytree(whole / "run", run)
+    shutil.copytree(whole / "run", start)
+    changed = setting(f"output_dir={run}", f"init_from={start}", "train.max_steps=8")
+    changed += ["--set", "model.projector.init_from=null"]
+    accepted = ("train.max_steps", "init_from", "model.projector.init_from")
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    with (start / "mm_projector.bin").open("r+b") as weights:
+        weights.write(b"!")
+    keys = [word for key in accepted for word in ("--accept", key)]
+    assert main(["run", str(whole / "recipe.yaml"), "--processes", "1", *changed, *keys]) == 1
+    assert "mm_projector.bin was changed after the run was finished" in capsys.readouterr().err
+    after = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    assert {name: after.get(name) for name in before} == before
 
 
 def test_a_plan_says_what_the_run_would_do(
@@ -416,8 +457,13 @@ def test_a_checkpoint_to_start_from_must_be_whole(look: Try, tmp_path: Path) -> 
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
-    with pytest.raises(RecipeError, match="is damaged"):
-        check_start(str(weights.parent), path=("stages", 0, "init_from"))
+    for place in (weights.parent, weights):
+        with pytest.raises(RecipeError, match="is damaged"):
+            check_start(str(place), path=("stages", 0, "init_from"))
+    code, _, err = look(
+        *setting(f"output_dir={tmp_path}/new"), "--set", f"model.projector.init_from={weights}"
+    )
+    assert code == 1 and "trained.safetensors was changed after it was saved" in err
 
 
 def test_a_folder_in_which_nothing_was_trained_never_blocks(whole: Path, tmp_path: Path) -> None:

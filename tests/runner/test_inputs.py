@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from llava_recipes import seals
 from llava_recipes.cli.main import main
-from llava_recipes.plan.types import Plan
+from llava_recipes.plan.types import Plan, plan_from_json
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner import inputs
+from llava_recipes.runner.changes import find_changes
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.inputs import INPUTS, compare_inputs, record_inputs
-from llava_recipes.runner.run_folder import stage_plan, write_done, write_opening
+from llava_recipes.runner.run_folder import is_stale, stage_plan, write_done, write_opening
 from tests.sealed import seal_again
 from tests.tiny import FIXTURES, GOLDEN, stage1_values, write_recipe
 from tests.train.test_checkpoints import write_checkpoint
@@ -317,6 +318,47 @@ def test_a_file_that_moved_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text("[]")
     (difference,) = compare_inputs(tmp_path / "two", moved).differences
     assert (difference.key, difference.kind) == ("data.sources", "changed")
+
+
+def test_models_that_moved_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started(tmp_path)
+    file = tmp_path / "one" / "plan.json"
+    record_inputs(file.parent, plan_from_json(json.loads(file.read_text())))
+    (tmp_path / "vicuna").rename(tmp_path / "there")
+    (tmp_path / "clip").rename(tmp_path / "tower")
+    moved = ("--set", f"model.vision_tower.source={tmp_path}/tower", "--set")
+    for model in (f"{tmp_path}/there", f"{{source: {tmp_path}/there, tokenizer: {tmp_path}/there}}"):
+        said = resumed(tmp_path, capsys, "--stage", "second", *moved, f"model.language_model={model}")
+        assert goes_on(said), said
+    shutil.copytree(tmp_path / "there", tmp_path / "words")
+    model = f"{{source: {tmp_path}/there, tokenizer: {tmp_path}/words}}"
+    assert goes_on(resumed(tmp_path, capsys, *moved, f"model.language_model={model}"))
+    (tmp_path / "words" / "tokenizer_config.json").write_text("{}")
+    assert not goes_on(resumed(tmp_path, capsys, *moved, f"model.language_model={model}"))
+
+
+def test_the_start_of_a_start_may_be_gone(tmp_path: Path) -> None:
+    """Where the later one has trained all of it again, a plan leaves the earlier one out."""
+    plan = started(tmp_path)
+    (stage,) = plan.stages
+    one, oldest = tmp_path / "one", tmp_path / "oldest"
+    shutil.copytree(one, oldest)
+    before = plan.model_copy(
+        update={"stages": (stage.model_copy(update={"starts_from": (str(oldest), str(one))}),)}
+    )
+    record_inputs(tmp_path / "two", before)
+    write_done(tmp_path / "two", num_steps=3, last_loss=1.0, starts_from=before.stages[0].starts_from)
+
+    def differs() -> list[bool]:
+        changes = find_changes(before.model_dump(mode="json"), plan, None, 0)
+        differences = compare_inputs(tmp_path / "two", plan).differences
+        return [bool(changes), is_stale(tmp_path / "two", stage.starts_from), bool(differences)]
+
+    assert differs()[:2] == [True, True], "it is there, and is left out"
+    shutil.rmtree(oldest)
+    assert differs() == [False, False, False]
+    trained_anew(tmp_path)
+    assert differs() == [False, True, True]
 
 
 def test_a_large_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from llava_recipes.train.finite import MAX_SKIPPED, StepCheck, Verdict, zero_gra
 from llava_recipes.train.learning import FIRST_STEPS, MANY_SKIPPED, LearningCheck, LossBand, roots_without
 from llava_recipes.train.metrics import read_metrics
 from tests.faults.numbers import STEPS, Poison, attempt
-from tests.processes import run_to_end
+from tests.processes import run_recipe, run_to_end
 from tests.tiny import FIXTURES, stage1_values, write_recipe
 from tests.train.in_process import train_all
 
@@ -196,6 +196,9 @@ def test_a_root_without_gradient_is_a_warning() -> None:
     check, warnings = learning()
     note(check, GOOD, times=2 * FIRST_STEPS)
     assert warnings == ["no gradient reaches vision_tower: it does not learn"]
+    twice, warnings = learning(num_steps=2 * FIRST_STEPS)
+    note(twice, GOOD, times=2 * FIRST_STEPS)
+    assert len(warnings) == 1
     short, warnings = learning(num_steps=2)
     note(short, GOOD, times=2)
     assert warnings == []
@@ -248,6 +251,17 @@ def test_weights_that_stop_every_gradient_are_found(tmp_path: Path) -> None:
     values["stages"][0]["train"]["num_train_epochs"] = 1
     with pytest.raises(RecipeError, match="the gradient of all that trains was exactly 0 in every step"):
         train_all(values)
+
+
+def test_a_run_that_learned_nothing_starts_again_as_it_is_advised(tmp_path: Path) -> None:
+    values = stage1_values(tmp_path / "run", max_steps=1, save_strategy="steps", save_steps=1)
+    del values["stages"][0]["train"]["num_train_epochs"]
+    recipe = write_recipe(values, tmp_path / "recipe.yaml")
+    failed = run_recipe(recipe)
+    assert failed.returncode == 1 and "or write `warmup_ratio: 0`" in failed.stderr
+    assert "checkpoint-1 is now set-aside-checkpoint-1" in failed.stdout
+    said = run_to_end(recipe, "--resume", "--set", "stages.pretrain.train.warmup_ratio=0")
+    assert "starts at step 0" in said and (tmp_path / "run" / "DONE").is_file()
 
 
 def test_a_loss_outside_its_band_warns_and_is_in_done(tmp_path: Path) -> None:
