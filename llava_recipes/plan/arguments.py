@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from pydantic import JsonValue
 
-from llava_recipes.errors import KeyPath, Problem
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.plan.batch import BatchSizes, StepCounts
 from llava_recipes.plan.types import TrainPlan
 from llava_recipes.recipe.names import EXTRA_FIELDS, INSTEAD, OPTIMIZERS, REFUSED_FIELDS
@@ -15,6 +16,18 @@ from llava_recipes.recipe.schema import Train
 
 _ADAM = ("adam", "adamw", "adamw_hf", "adam_w", "torch_adamw")
 """Names of plain AdamW in other programs; transformers 5 has no `adamw_hf` of its own."""
+
+_ACCEPTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "dataloader_multiprocessing_context": (
+        "`fork`, `forkserver` or `spawn`",
+        lambda value: value in (None, "fork", "forkserver", "spawn"),
+    ),
+    "dataloader_prefetch_factor": (
+        "a whole number from 1 on",
+        lambda value: value is None or (isinstance(value, int) and value >= 1),
+    ),
+}
+"""Fields of `extra` of which torch accepts some values only."""
 
 _KIND_WORDS = {
     "None": "null",
@@ -118,6 +131,27 @@ def check_arguments(train: Train, *, path: KeyPath) -> Iterator[Problem]:
         yield from _check_extra(name, value, path=(*path, "extra", name))
 
 
+@contextmanager
+def accepted_by_transformers(names: Iterable[str], *, path: KeyPath) -> Iterator[None]:
+    """Turn an error about settings, which only transformers can check, into a problem at `path`.
+
+    names  those that a recipe gives, of which one is the cause; without any, it isn't the recipe's fault
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ImportError, NotImplementedError) as error:
+        given = ", ".join(f"`{name}`" for name in names)
+        if not given:
+            raise
+        raise RecipeError.of(
+            "transformers does not accept these settings",
+            code="training-arguments-refused",
+            path=path,
+            found=str(error).strip() or type(error).__name__,
+            hint=f"change or remove what causes it: {given}",
+        ) from error
+
+
 def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Iterator[Problem]:
     if name in INSTEAD:
         message, hint = f"`{name}` does not belong in `extra`", INSTEAD[name]
@@ -141,3 +175,6 @@ def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Iterator[Prob
         if kind not in accepted and not (kind == "int" and "float" in accepted):
             message = f"`{name}` takes {' or '.join(_KIND_WORDS[each] for each in accepted)}"
             yield Problem(message, code="value-of-wrong-kind", path=path, found=_KIND_WORDS[kind])
+        elif name in _ACCEPTED and not _ACCEPTED[name][1](value):
+            message = f"`{name}` takes {_ACCEPTED[name][0]}"
+            yield Problem(message, code="value-of-wrong-kind", path=path, found=str(value))
