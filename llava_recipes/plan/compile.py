@@ -26,7 +26,7 @@ from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.trainable import (
     Trains,
     groups_of,
-    optimizer_problem,
+    optimizer_problems,
     quantized_stage_problems,
     tuning_problems,
     what_trains,
@@ -149,6 +149,12 @@ class _StageCompiler:
         stage, train = self._stage, self._stage.train
         train_path = (*self._path, "train")
         self.problems += check_arguments(train, path=train_path)
+        self.problems += optimizer_problems(
+            train.optim,
+            stage.param_groups,
+            uses_deepspeed=stage.deepspeed != "none",
+            stage_path=self._path,
+        )
         sizes, counted = self._model.plan.sizes, self._facts.num_samples
         found = plan_data(stage, sizes, counted=counted, path=self._path)
         data = found.plan
@@ -199,8 +205,6 @@ class _StageCompiler:
 
     def _plan_groups(self, trains: Trains | None) -> tuple[ParamGroupPlan, ...]:
         train, groups = self._stage.train, self._stage.param_groups
-        problem = optimizer_problem(train.optim, groups, stage_path=self._path)
-        self.problems += [problem] if problem else []
         members: dict[int, list[str]] = {}
         if trains is not None:
             for name, index in groups_of(trains.decision.trainable, groups).items():

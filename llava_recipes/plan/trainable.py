@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from llava_recipes.errors import KeyPath, Problem
+from llava_recipes.plan.arguments import is_of_matrices
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.types import ParamGroupPlan, StagePlan
 from llava_recipes.recipe.globs import (
@@ -53,8 +54,6 @@ StoredType = Literal["nf4", "fp4", "int8"]
 _EMBEDDINGS = ("embed_tokens", "position_embedding")
 _LAYER = re.compile(r"\.\d+\.")
 _NUM_SHOWN = 3
-# These make their own groups from the names of layers.
-_SELF_GROUPING = ("galore", "apollo", "lomo", "adalomo")
 
 
 @dataclass(frozen=True)
@@ -347,16 +346,27 @@ def _explain_claimed(glob: str, taken: Sequence[str], claimed: Mapping[str, int]
     )
 
 
-def optimizer_problem(optim: str, groups: Groups, *, stage_path: KeyPath) -> Problem | None:
-    """An optimizer that makes its own parameter groups."""
-    if not groups or not optim.startswith(_SELF_GROUPING):
-        return None
-    return Problem(
-        f"`optim: {optim}` makes its own parameter groups, and cannot use `param_groups`",
-        code="optimizer-makes-its-own-groups",
-        path=(*stage_path, "train", "optim"),
-        hint="write `optim: adamw_torch` under `train:`, or remove `param_groups`",
-    )
+def optimizer_problems(
+    optim: str, groups: Groups, *, uses_deepspeed: bool, stage_path: KeyPath
+) -> Iterator[Problem]:
+    """What an optimizer of matrices, which makes its own parameter groups, cannot go with."""
+    if not is_of_matrices(optim):
+        return
+    path, usual = (*stage_path, "train", "optim"), "write `optim: adamw_torch` under `train:`"
+    if groups:
+        yield Problem(
+            f"`optim: {optim}` makes its own parameter groups, and cannot use `param_groups`",
+            code="optimizer-makes-its-own-groups",
+            path=path,
+            hint=f"{usual}, or remove `param_groups`",
+        )
+    if uses_deepspeed:
+        yield Problem(
+            f"`optim: {optim}` needs whole matrices, which DeepSpeed joins and splits",
+            code="optimizer-needs-whole-matrices",
+            path=path,
+            hint=f"{usual}, or `deepspeed: none`",
+        )
 
 
 def _quantization_problems(trains: Trains, stage: AnyStage, *, stage_path: KeyPath) -> Iterator[Problem]:

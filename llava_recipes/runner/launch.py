@@ -55,14 +55,14 @@ class Processes:
 
 def count_local_devices() -> int:
     """The number of GPUs that this process may use, or 1 where there is none: so many processes train."""
-    if not _has_gpu():
+    if not has_gpu():
         return 1
     import torch
 
     return max(1, torch.cuda.device_count())
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether a GPU's driver exists: known without importing torch."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
@@ -205,7 +205,7 @@ def _ranks(processes: Processes, address: str, port: int) -> dict[str, str]:
 
 def _device_of(processes: Processes) -> int:
     """The number of the GPU that a command's one process uses, among those that it may see."""
-    if not _has_gpu() or processes.local_size == 1:
+    if not has_gpu() or processes.local_size == 1:
         return processes.local_rank
     # A launcher that gives each task a GPU of its own shows it no other one.
     return processes.local_rank if count_local_devices() > 1 else 0
@@ -223,7 +223,7 @@ def _environment(processes: Processes) -> dict[str, str]:
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     num_here = max(processes.per_node, processes.local_size)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_here)))
-    if not _has_gpu():
+    if not has_gpu():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     elif processes.world_size == 1:
         # A process that trains alone and sees several GPUs would split each batch over all of them.

@@ -156,7 +156,8 @@ def test_groups_that_do_not_fit_are_refused(
 
 
 def test_an_optimizer_with_groups_of_its_own_is_refused() -> None:
-    (problem,) = problems_of(with_groups(PROJECTOR, train__optim="galore_adamw"))
+    train = {"train__save_strategy": "no", "train__extra": {"optim_target_modules": "all-linear"}}
+    (problem,) = problems_of(with_groups(PROJECTOR, train__optim="galore_adamw", **train))
     assert problem.path == ("stages", 0, "train", "optim")
 
 

@@ -43,7 +43,7 @@ def visible_to(processes: Processes, folder: Path, monkeypatch: pytest.MonkeyPat
 def test_one_process_sees_one_gpu(
     given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_has_gpu", lambda: True)
+    monkeypatch.setattr(launch, "has_gpu", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
@@ -76,7 +76,7 @@ def test_the_current_folder_and_standard_input_stay_outside(
 def test_several_processes_see_what_they_are_given(
     processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_has_gpu", lambda: True)
+    monkeypatch.setattr(launch, "has_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert visible_to(processes, tmp_path, monkeypatch) == "2,3"
 
