@@ -262,7 +262,7 @@ class _Judge:
         return kind if all(split is None for split in splits) else "follows"
 
     def _moved(self, found: Differing) -> str | None:
-        """What to say of a path that has changed while what lies there has not; None for any other change."""
+        """What to say of a path that changed while what lies there is the same; None for any other change."""
         if found.path[-1] == "images":
             is_same = isinstance(found.then, str) and isinstance(found.now, str)
             is_same = is_same and not _find_other_image(str(found.then), str(found.now))

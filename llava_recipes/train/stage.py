@@ -238,7 +238,7 @@ def _build_arguments(
         # Pinned memory only speeds up copies to a GPU.
         wanted.setdefault("dataloader_pin_memory", False)
     if not wanted["dataloader_num_workers"]:
-        # What is said of workers, which torch refuses to hear where there are none.
+        # Without workers, torch refuses the options that are about them.
         for name in ("multiprocessing_context", "persistent_workers", "prefetch_factor"):
             wanted.pop(f"dataloader_{name}", None)
     ours = {

@@ -18,6 +18,7 @@ from llava_recipes.runner.run_folder import stage_plan, write_done, write_openin
 from llava_recipes.train.checkpoints import list_checkpoints
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
+from tests.train.test_checkpoints import write_checkpoint
 
 
 def pipeline_values(folder: Path, **train: Any) -> dict[str, Any]:
@@ -175,6 +176,24 @@ def test_every_folder_is_looked_at_before_the_first_stage(
     assert printed.count("was trained again after this stage was done") == 2
     assert dry_run(recipe, "--set", "stages.tower.train.learning_rate=2e-3") == 1
     assert "output_dir contains a finished run of another plan" in capsys.readouterr().err
+
+
+def test_results_that_are_written_again_leave_later_stages_done(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the message about changed results advises, where all steps were trained and later stages too."""
+    pretend_done(recipe, 0, 1, 2)
+    (recipe.parent / "one" / "DONE").unlink()
+    plan = plan_recipe(load_recipe(str(recipe)), world_size=1)
+    steps = plan.stages[0].train.max_steps
+    assert steps is not None
+    write_checkpoint(recipe.parent / "one", step=steps)
+    assert dry_run(recipe) == 0
+    assert capsys.readouterr().out.count("already done") == 2
+    (recipe.parent / "one" / "metrics.jsonl").write_text("{\n")
+    assert dry_run(recipe) == 1
+    printed = capsys.readouterr().err
+    assert "metrics.jsonl" in printed and "was trained again" not in printed
 
 
 def test_a_stage_alone_and_a_pipeline_that_goes_on_in_its_middle(tmp_path: Path) -> None:
