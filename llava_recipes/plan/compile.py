@@ -149,12 +149,6 @@ class _StageCompiler:
         stage, train = self._stage, self._stage.train
         train_path = (*self._path, "train")
         self.problems += check_arguments(train, path=train_path)
-        self.problems += optimizer_problems(
-            train.optim,
-            stage.param_groups,
-            uses_deepspeed=stage.deepspeed != "none",
-            stage_path=self._path,
-        )
         sizes, counted = self._model.plan.sizes, self._facts.num_samples
         found = plan_data(stage, sizes, counted=counted, path=self._path)
         data = found.plan
@@ -164,6 +158,7 @@ class _StageCompiler:
         starts_from = self._starts_from(self._index)
         batch = derive_batch(train, world_size=self._world_size)
         config, source = self._plan_deepspeed(batch)
+        self.problems += optimizer_problems(train, stage.param_groups, config, stage_path=self._path)
         if batch is None:
             self.problems.append(
                 explain_batch(train, world_size=self._world_size, path=train_path, stage=stage.name)

@@ -243,12 +243,13 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
         -each.code in STOP_SIGNALS or each.code - 128 in STOP_SIGNALS for each in outcomes
     )
     is_unfinished = result is None or any(each.has_stopped or each.code for each in outcomes)
-    if is_asked and is_unfinished and (answer.cut_short or not any(each.bug for each in outcomes)):
+    # What a process says whose peer is gone is no cause.
+    killed = next((each for each in outcomes if each.killed and not each.was_interrupted), None)
+    spoils = killed is not None and _by_nobody(killed, answer)
+    if is_asked and is_unfinished and (answer.cut_short or not (spoils or any(o.bug for o in outcomes))):
         raise Stopped(_stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
     bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
-    # What a process says whose peer is gone is no cause.
-    killed = next((each for each in outcomes if each.killed and not each.was_interrupted), None)
     if killed is not None:
         # The others only report that it is gone.
         bugs, silent = [], [killed]
@@ -271,6 +272,12 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     if result.stopped_early:
         raise Stopped(_stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     return result
+
+
+def _by_nobody(killed: Outcome, answer: Answer) -> bool:
+    """Whether a process was killed by no request to stop, before what was learned had been saved."""
+    was_asked = str(killed.killed).endswith(tuple(f" by {each.name}" for each in STOP_SIGNALS))
+    return not was_asked and not any(each.stopped_early for each in answer.reports.results.values())
 
 
 def _not_begun(run: Run, index: int) -> str:

@@ -161,6 +161,30 @@ def test_an_optimizer_with_groups_of_its_own_is_refused() -> None:
     assert problem.path == ("stages", 0, "train", "optim")
 
 
+@pytest.mark.parametrize(
+    ("train", "deepspeed", "code"),
+    [
+        ({"optim": "galore_adamw"}, "zero2", "optimizer-needs-whole-matrices"),
+        ({"optim": "adamw_8bit", "save_strategy": "steps"}, "zero2", "optimizer-not-storable"),
+        ({"optim": "paged_ademamix_32bit", "save_strategy": "steps"}, "zero3", "optimizer-not-storable"),
+        ({"optim": "adagrad"}, "zero2", "optimizer-replaced"),
+        ({"optim": "adamw_8bit", "save_strategy": "steps"}, "none", None),
+        ({"optim": "adamw_8bit"}, "zero2", None),
+        ({"optim": "adagrad"}, "none", None),
+        ({"optim": "adafactor", "save_strategy": "steps"}, "zero2", None),
+    ],
+)
+def test_what_optimizers_make_of_weights_that_are_joined(
+    train: dict[str, Any], deepspeed: str, code: str | None
+) -> None:
+    extra = {"optim_target_modules": "all-linear"} if "galore" in train["optim"] else {}
+    sets = {
+        f"train__{name}": value for name, value in ({"save_strategy": "no", "extra": extra} | train).items()
+    }
+    found = problems_of(stage1_values(VICUNA_7B, deepspeed=deepspeed, **sets))
+    assert [problem.code for problem in found] == ([] if code is None else [code])
+
+
 LINEAR = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
 """Weights of Vicuna-7B's linear layers."""
 ROWS = 32 * (5 * 4096 + 2 * 11008)
