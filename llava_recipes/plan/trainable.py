@@ -349,7 +349,7 @@ def _explain_claimed(glob: str, taken: Sequence[str], claimed: Mapping[str, int]
 
 
 def optimizer_problems(
-    train: Train, groups: Groups, deepspeed: Mapping[str, JsonValue] | None, *, stage_path: KeyPath
+    train: Train, groups: Groups, deepspeed: dict[str, JsonValue] | None, *, stage_path: KeyPath
 ) -> Iterator[Problem]:
     """What an optimizer cannot go with: groups of the recipe, or weights that DeepSpeed joins and splits."""
     optim, path, usual = train.optim, (*stage_path, "train", "optim"), "write `optim: adamw_torch`"
