@@ -27,7 +27,7 @@ from llava_recipes.runner.beginnings import (
 )
 from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
-from llava_recipes.runner.hangs import RUN_HANGS, RunHangs, watched
+from llava_recipes.runner.hangs import RUN_HANGS, RunHangs, in_time, watched
 from llava_recipes.runner.inputs import record_inputs
 from llava_recipes.runner.launch import Answer, run_processes
 from llava_recipes.runner.lock import Held, take
@@ -46,6 +46,7 @@ from llava_recipes.stop_signals import OF_OTHERS, STOP_SIGNALS
 
 LOOKING = "looks at the run folders"
 """What the command does before a stage, in the words of a hang."""
+_TO_RELEASE_S = 5.0
 _OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
@@ -75,9 +76,15 @@ def run_stages(run: Run) -> None:
             run.interruption.seconds_left()
             if run.interruption.reason is not None:
                 raise Stopped(_not_begun(run, index))
-            _run_stage(run, index, beginning, locks[index])
+            try:
+                _run_stage(run, index, beginning, locks[index])
+            except RunHangs:
+                # The disk of the folders may be what hangs: then the locks end with this process.
+                in_time(released.pop_all().close, _TO_RELEASE_S)
+                raise
             locks[index].close()
-        check_done(run, beginnings)
+        with watched(LOOKING, run.hang_timeout_s):
+            check_done(run, beginnings)
 
 
 def _take_folders(run: Run, released: ExitStack) -> dict[int, Held]:

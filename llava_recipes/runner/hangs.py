@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -97,9 +97,7 @@ class HangWatch:
                     write_text(file, f"{self._words(peer)}\n\n{text}")
                     written.append(file)
 
-        thread = threading.Thread(target=write, name="stacks", daemon=True)
-        thread.start()
-        thread.join(_TO_WRITE_S)
+        in_time(write, _TO_WRITE_S)
         return list(written)
 
     def _silent_s(self, peer: Peer) -> float:
@@ -159,6 +157,13 @@ def _read(file: Path) -> str:
         return file.read_text("utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def in_time(act: Callable[[], object], most_s: float) -> None:
+    """Do something that a disk may stop, and go on without it when it takes longer."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(most_s)
 
 
 @contextmanager
@@ -238,9 +243,7 @@ def _end_command(found: str, thread: int, idle_s: float) -> None:
         say_lines(render_problems([replace(problem, path=None)]), to_stderr=True)
 
     # The output itself may be what hangs.
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    teller.join(_TO_WRITE_S)
+    in_time(tell, _TO_WRITE_S)
     kill_descendants(os.getpid())
     os._exit(HANGS)
 

@@ -26,7 +26,7 @@ _PATIENCE_S = 30.0
 """How long a process that was asked to stop may say nothing; saving is never cut."""
 _POINTLESS_S = 10.0
 """How long it may go on where processes of another command have failed: none gets further without them."""
-_LAST_WORDS_S = 5.0
+_LAST_WORDS_S, _TO_DIE_S = 5.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,12 @@ def run_processes(
             _end_all(child, channel, others)
             _hear(channel, interruption)
         reports = Reports.read(channel)
-        if cut_short is None and child.returncode < 0 and not reports.is_done:
+        code = -signal.SIGKILL if child.returncode is None else child.returncode
+        if cut_short is None and code < 0 and not reports.is_done:
             who = "torchrun" if processes.by_torchrun else f"rank {processes.node_rank}"
-            channel.note(killed_message(who, child.pid, -child.returncode))
+            channel.note(killed_message(who, child.pid, -code))
             reports = Reports.read(channel)
-        return Answer(child.returncode, reports, cut_short)
+        return Answer(code, reports, cut_short)
 
 
 def _wait(
@@ -182,7 +183,9 @@ def _end_all(child: subprocess.Popen[bytes], channel: Channel, others: frozenset
         with suppress(ProcessLookupError):
             os.kill(peer.pid, signal.SIGKILL)
     kill_descendants(os.getpid(), except_for=others)
-    child.wait()
+    # One that waits for a dead disk in the kernel may outlive even that.
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(_TO_DIE_S)
     for pid in descendants(os.getpid()):
         if pid not in others:
             reap(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -11,6 +12,7 @@ import pytest
 
 from llava_recipes.runner import launch
 from llava_recipes.runner.channel import Channel, Line
+from llava_recipes.runner.descendants import descendants
 from llava_recipes.runner.hangs import HangWatch
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Processes, run_processes
@@ -90,6 +92,10 @@ class Stuck(subprocess.Popen[bytes]):
     def poll(self) -> int | None:
         return None
 
+    def wait(self, timeout: float | None = None) -> int:
+        assert timeout is not None
+        raise subprocess.TimeoutExpired("torchrun", timeout)
+
 
 def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,4 +105,7 @@ def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
         for rank in range(2):
             Line(channel.environment, rank=rank).close()
         watch = HangWatch(channel, num_processes=2, timeout_s=None, folder=tmp_path)
-        assert launch._wait(Stuck(), channel, Interruption(), watch, num_processes=2) is None
+        child = Stuck()
+        assert launch._wait(child, channel, Interruption(), watch, num_processes=2) is None
+        # Nor where it waits in the kernel, and outlives its end.
+        launch._end_all(child, channel, frozenset(descendants(os.getpid())))
