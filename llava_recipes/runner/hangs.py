@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ _SILENT_S = 5.0
 _TO_START_S = 120.0
 """What Python and torch may need on a busy machine before a process can tell anything."""
 _TO_DUMP_S, _TO_WRITE_S = 3.0, 10.0
+_PATH_NAME = re.compile("path|file|folder|dir|opened")
 _LEAST_BYTES = 2**15
 """Less than any chunk that is hashed."""
 
@@ -213,22 +215,30 @@ def _frames(thread: int) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-_PATH_NAMES = ("newpath", "path", "filename", "file", "folder", "dirname")
-
-
 def _awaited(thread: int) -> str:
     """The file or folder that a thread works on, as its innermost functions name it; or the function."""
     for frame in _frames(thread):
-        values = frame.f_locals
-        for value in (*(values.get(name) for name in _PATH_NAMES), *values.values()):
-            if isinstance(value, os.PathLike):
-                return str(os.fspath(value))
-            if isinstance(value, io.IOBase) and isinstance(name := getattr(value, "name", None), str):
-                return name
-        text = next((values[name] for name in _PATH_NAMES if isinstance(values.get(name), str)), None)
-        if text is not None:
-            return str(text)
+        named = [
+            (rank, str(os.fspath(value)))
+            for name, given in frame.f_locals.items()
+            for rank, value in [_as_path(name, given)]
+            if value
+        ]
+        if named:
+            return min(named, key=lambda pair: pair[0])[1]
     return next((f"{each.f_code.co_name} in {each.f_code.co_filename}" for each in _frames(thread)), "")
+
+
+def _as_path(name: str, value: object) -> tuple[int, str | os.PathLike[str] | None]:
+    """The path that a variable of a function contains, if any, and how likely it is the one in question."""
+    if isinstance(value, io.IOBase):
+        opened = getattr(value, "name", None)
+        return 0, opened if isinstance(opened, str | os.PathLike) else None
+    if isinstance(value, os.PathLike):
+        return 1 if name in ("file", "path", "self") else 2, value
+    # What `realpath` looks at now is not where it has come from.
+    is_path = isinstance(value, str) and _PATH_NAME.search(name)
+    return 0 if name == "newpath" else 1, str(value) if is_path else None
 
 
 def _end_command(found: str, thread: int, idle_s: float) -> None:
