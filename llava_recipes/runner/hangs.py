@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import os
 import re
@@ -30,7 +31,7 @@ RUN_HANGS, HANGS = "run-hangs", 4
 _SILENT_S = 5.0
 _TO_START_S = 120.0
 """What Python and torch may need on a busy machine before a process can tell anything."""
-_TO_DUMP_S, _TO_WRITE_S = 3.0, 10.0
+_TO_DUMP_S, _TO_WRITE_S, _SPARE_S = 3.0, 10.0, 60.0
 _PATH_NAME = re.compile("path|file|folder|dir|opened")
 _LEAST_BYTES = 2**15
 """Less than any chunk that is hashed."""
@@ -190,14 +191,18 @@ def watched(doing: str, timeout_s: float | None) -> Iterator[None]:
 
 def _watch(thread: int, doing: str, timeout_s: float | None, ended: threading.Event) -> None:
     idle_s, before_s, before, work = 0.0, time.monotonic(), _standing(thread), Work(_LEAST_BYTES)
+    limit_s = START_S if timeout_s is None else timeout_s
     while not ended.wait(TICK_S):
+        # For a library that keeps the interpreter's lock while it waits: then only this prints and ends.
+        faulthandler.dump_traceback_later(max(limit_s, _TO_START_S) + _SPARE_S, exit=True, file=2)
         now_s = time.monotonic()
         # The time that this process was suspended does not count.
         elapsed_s, before_s = min(now_s - before_s, 2 * TICK_S), now_s
         has_worked, has_moved = work.goes_on(elapsed_s), before != (before := _standing(thread))
         idle_s = 0.0 if has_worked or has_moved else idle_s + elapsed_s
-        if idle_s >= (START_S if timeout_s is None else timeout_s):
+        if idle_s >= limit_s:
             _end_command(f"the command, which {doing}, waits for {_awaited(thread)}", thread, idle_s)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _standing(thread: int) -> tuple[object, ...]:
