@@ -29,6 +29,7 @@ _CODE_KEYS = ("auto_map", "custom_pipelines")
 """Keys by which transformers finds classes in files next to the settings, or in another model of the hub."""
 _KERNEL_KEYS = ("attn_implementation", "experts_implementation")
 """Keys that choose one of transformers' own kernels by a name, or one of the hub by `owner/name`."""
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
 _SETTINGS = ("*config*.json", "plan.json")
 """Settings of the model, its tokenizer, its image processor, its adapters; of a run its plan, which contains
 those that its recipe writes inline."""
@@ -258,7 +259,9 @@ def folder_problems(folder: Path, path: KeyPath) -> Iterator[Problem]:
         # Another file may refer to it.
         return
     for entry in entries:
-        wait_for(entry.path)
+        # Weights are not read for every command.
+        if not entry.name.endswith(_WEIGHTS):
+            wait_for(entry.path)
     for file in _settings_files(folder):
         num_bytes = os.path.getsize(file) if os.path.isfile(file) else 0
         if num_bytes > MAX_SETTINGS_BYTES:

@@ -111,11 +111,7 @@ SITES = {
     "a killed rank": Site(("rank 1", "SIGKILL"), 2, strike=_kill_rank, code=1),
     "a stopped data worker": Site(("data worker 0", "stopped by a signal"), 1, 1, strike=_stop_reader),
     "weights, in the command": Site(
-        (
-            "the command, which reads the recipe and its data, waits for ",
-            "model.safetensors",
-            "the stack is in",
-        ),
+        ("the command, which checks models", "waits for ", "model.safetensors", "the stack is in"),
         event="open",
         place="tiny_vicuna/model.safetensors",
         **_IN_COMMAND,
