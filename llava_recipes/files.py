@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -89,6 +89,15 @@ def odd_kind(path: str | os.PathLike[str]) -> str | None:
     except (OSError, ValueError):
         return None
     return _kind(path, found)
+
+
+def wait_for(path: str | os.PathLike[str]) -> None:
+    """Read the beginning of a file before a library does, and wait for its disk here.
+
+    Many libraries keep the interpreter's lock while they read: no thread could see that the disk hangs.
+    """
+    with suppress(OSError, ValueError), open_ordinary(path) as file:
+        file.read(1)
 
 
 def system_folder(path: str | os.PathLike[str]) -> str | None:

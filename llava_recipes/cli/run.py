@@ -248,7 +248,8 @@ def _warn(warnings: Sequence[Problem], stages: Collection[int]) -> None:
     from llava_recipes.render import render_briefly
 
     for each in warnings:
-        if each.path is None or each.path[:1] != ("stages",) or each.path[1] in stages:
+        head = (each.path or ())[:2]
+        if head[:1] != ("stages",) or head[1:] == () or head[1] in stages:
             say(render_briefly(each), to_stderr=True)
 
 

@@ -10,7 +10,16 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.context import BaseContext, ForkContext, ForkProcess
+from multiprocessing.context import (
+    BaseContext,
+    ForkContext,
+    ForkProcess,
+    ForkServerContext,
+    ForkServerProcess,
+    SpawnContext,
+    SpawnProcess,
+)
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 _FOR_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
@@ -29,16 +38,15 @@ def worker_options(
 
     A signal to the whole process group, which stops the run, reaches the workers too. They must
     go on until the training process, which saves a checkpoint first, ends them. `seed` gets each worker's
-    number; `context` starts the workers, if it is given.
+    number; `context` is the way in which the workers start, or None for the usual one.
     """
     if not num_workers:
         return {}
-    if context is None and multiprocessing.get_start_method() == "fork":
-        context = _Shielded()
+    context = _CONTEXTS[(context or multiprocessing).get_start_method()]
     return {"worker_init_fn": partial(_begin, seed=seed), "multiprocessing_context": context}
 
 
-class _ShieldedProcess(ForkProcess):
+class _Shielded(BaseProcess):
     """A process that is born with the signals blocked: one may come before its first instruction."""
 
     def start(self) -> None:
@@ -49,8 +57,31 @@ class _ShieldedProcess(ForkProcess):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Shielded(ForkContext):
-    Process = _ShieldedProcess
+class _Forked(_Shielded, ForkProcess): ...
+
+
+class _Served(_Shielded, ForkServerProcess): ...
+
+
+class _Spawned(_Shielded, SpawnProcess):
+    def _bootstrap(self, *args: Any, **options: Any) -> None:
+        # As forked ones end: threads of libraries abort the process where an interpreter shuts down.
+        os._exit(super()._bootstrap(*args, **options))  # type: ignore[misc]
+
+
+class _Fork(ForkContext):
+    Process = _Forked
+
+
+class _ForkServer(ForkServerContext):
+    Process = _Served
+
+
+class _Spawn(SpawnContext):
+    Process = _Spawned
+
+
+_CONTEXTS = {"fork": _Fork(), "forkserver": _ForkServer(), "spawn": _Spawn()}
 
 
 def _begin(worker_id: int, *, seed: Callable[[int], None] | None) -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from llava_recipes.errors import KeyPath, Problem, RecipeError
-from llava_recipes.files import odd_kind
+from llava_recipes.files import odd_kind, wait_for
 from llava_recipes.recipe.foreign import read_by_library, read_object
 from llava_recipes.recipe.locations import check_place
 
@@ -166,6 +166,7 @@ def open_tensor_file(file: pathlib.Path, path: KeyPath) -> TensorSource:
         raise RecipeError.of(message, code="not-an-ordinary-file", path=path, found=str(file))
     if not os.path.isfile(file):
         raise RecipeError.of("no such weight file", code="weights-missing", path=path, found=str(file))
+    wait_for(file)
     if file.suffix == ".safetensors":
         with _reading(file, path):
             return _Safetensors(file, path)

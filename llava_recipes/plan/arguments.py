@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from pydantic import JsonValue
 
-from llava_recipes.errors import KeyPath, Problem
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.plan.batch import BatchSizes, StepCounts
 from llava_recipes.plan.types import TrainPlan
 from llava_recipes.recipe.names import EXTRA_FIELDS, INSTEAD, OPTIMIZERS, REFUSED_FIELDS
@@ -15,6 +17,46 @@ from llava_recipes.recipe.schema import Train
 
 _ADAM = ("adam", "adamw", "adamw_hf", "adam_w", "torch_adamw")
 """Names of plain AdamW in other programs; transformers 5 has no `adamw_hf` of its own."""
+
+_ADVICE = "write `optim: adamw_torch`, the usual one"
+_UNUSABLE = (
+    (
+        r"(ada)?lomo|.+_layerwise",
+        "it changes weights during the backward pass, before anything can check the gradients",
+    ),
+    (r"schedule_free_.+", "the weights that it trains are not yet those that it results in"),
+    (r"adamw_torch_[48]bit", "neither a checkpoint nor a log can contain what it keeps"),
+    (r"adamw_torch_xla|adamw_torch_npu_fused", "it needs a device that no run uses"),
+    (r"adamw_anyprecision", "it needs torchdistx, which no current torch supports"),
+)
+"""Optimizers of transformers with which no run can train, and why."""
+_PACKAGES = (
+    (r"galore_.+", "galore_torch", "galore-torch"),
+    (r"apollo_.+", "apollo_torch", "apollo-torch"),
+    (r"grokadamw", "grokadamw", "grokadamw"),
+    (r"stable_adamw", "optimi", "torch-optimi"),
+    (
+        r"paged_.+|lion_.+|.*ademamix.*|rmsprop_bnb.*|adamw_.*8bit|galore_.+8bit",
+        "bitsandbytes",
+        "bitsandbytes",
+    ),
+)
+_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+_ACCEPTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "dataloader_multiprocessing_context": (
+        "`fork`, `forkserver` or `spawn`",
+        lambda value: value in (None, "fork", "forkserver", "spawn"),
+    ),
+    **dict.fromkeys(
+        ("log_level", "log_level_replica"),
+        (f"one of {', '.join(f'`{level}`' for level in _LEVELS)}", lambda value: value in _LEVELS),
+    ),
+    "dataloader_prefetch_factor": (
+        "a whole number from 1 on",
+        lambda value: value is None or (isinstance(value, int) and value >= 1),
+    ),
+}
+"""Fields of `extra` of which torch accepts some values only."""
 
 _KIND_WORDS = {
     "None": "null",
@@ -99,7 +141,8 @@ def _other_arguments(train: Train, *, warmup_steps: int | None) -> dict[str, Jso
 
 
 def check_arguments(train: Train, *, path: KeyPath) -> Iterator[Problem]:
-    """Unknown optimizers, and keys of `extra` that are unknown, belong elsewhere or have a wrong type.
+    """Optimizers that are unknown or cannot be used, and keys of `extra` that are unknown, belong elsewhere
+    or have a wrong type.
 
     `path` is that of `train`.
     """
@@ -112,10 +155,69 @@ def check_arguments(train: Train, *, path: KeyPath) -> Iterator[Problem]:
             code="unknown-optimizer",
             path=(*path, "optim"),
             found=train.optim,
-            hint=near or "write `optim: adamw_torch`, the usual one",
+            hint=near or _ADVICE,
         )
+    yield from _check_optimizer(train, path=(*path, "optim"))
     for name, value in train.extra.items():
         yield from _check_extra(name, value, path=(*path, "extra", name))
+
+
+def _check_optimizer(train: Train, *, path: KeyPath) -> Iterator[Problem]:
+    name = train.optim
+    reason = next((why for pattern, why in _UNUSABLE if re.fullmatch(pattern, name)), None)
+    if reason is not None:
+        message = f"`optim: {name}` cannot train a stage"
+        yield Problem(message, code="optimizer-unusable", path=path, found=reason, hint=_ADVICE)
+        return
+    if not is_of_matrices(name):
+        return
+    if not train.extra.get("optim_target_modules"):
+        yield Problem(
+            f"`optim: {name}` needs `optim_target_modules`",
+            code="optimizer-needs-targets",
+            path=path,
+            hint="write `extra: {optim_target_modules: all-linear}` under `train:`, or `optim: adamw_torch`",
+        )
+    if train.save_strategy != "no":
+        yield Problem(
+            "the optimizer's state cannot be saved in checkpoints",
+            code="optimizer-not-storable",
+            path=path,
+            found=f"{name}: it keeps more than tensors per weight",
+            hint='write `optim: adamw_torch`; or `save_strategy: "no"`, with which an interrupted run starts '
+            "again at step 0",
+        )
+
+
+def is_of_matrices(optim: str) -> bool:
+    """Whether an optimizer keeps a projection of each matrix, of the modules that it is told."""
+    return optim.startswith(("galore", "apollo"))
+
+
+def packages_of(optim: str) -> list[tuple[str, str]]:
+    """What an optimizer needs beside torch: modules, each with the package that has it."""
+    return [(module, package) for pattern, module, package in _PACKAGES if re.fullmatch(pattern, optim)]
+
+
+@contextmanager
+def accepted_by_transformers(names: Iterable[str], *, path: KeyPath) -> Iterator[None]:
+    """Turn an error about settings, which only transformers can check, into a problem at `path`.
+
+    names  those that a recipe gives, of which one is the cause; without any, it isn't the recipe's fault
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ImportError, NotImplementedError) as error:
+        given = ", ".join(f"`{name}`" for name in names)
+        if not given:
+            raise
+        raise RecipeError.of(
+            "transformers does not accept these settings",
+            code="training-arguments-refused",
+            path=path,
+            found=str(error).strip() or type(error).__name__,
+            hint=f"change or remove what causes it: {given}",
+        ) from error
 
 
 def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Iterator[Problem]:
@@ -141,3 +243,6 @@ def _check_extra(name: str, value: JsonValue, *, path: KeyPath) -> Iterator[Prob
         if kind not in accepted and not (kind == "int" and "float" in accepted):
             message = f"`{name}` takes {' or '.join(_KIND_WORDS[each] for each in accepted)}"
             yield Problem(message, code="value-of-wrong-kind", path=path, found=_KIND_WORDS[kind])
+        elif name in _ACCEPTED and not _ACCEPTED[name][1](value):
+            message = f"`{name}` takes {_ACCEPTED[name][0]}"
+            yield Problem(message, code="value-of-wrong-kind", path=path, found=str(value))

@@ -26,7 +26,7 @@ from llava_recipes.plan.model import PlannedModel, plan_model
 from llava_recipes.plan.trainable import (
     Trains,
     groups_of,
-    optimizer_problem,
+    optimizer_problems,
     quantized_stage_problems,
     tuning_problems,
     what_trains,
@@ -158,6 +158,7 @@ class _StageCompiler:
         starts_from = self._starts_from(self._index)
         batch = derive_batch(train, world_size=self._world_size)
         config, source = self._plan_deepspeed(batch)
+        self.problems += optimizer_problems(train, stage.param_groups, config, stage_path=self._path)
         if batch is None:
             self.problems.append(
                 explain_batch(train, world_size=self._world_size, path=train_path, stage=stage.name)
@@ -199,8 +200,6 @@ class _StageCompiler:
 
     def _plan_groups(self, trains: Trains | None) -> tuple[ParamGroupPlan, ...]:
         train, groups = self._stage.train, self._stage.param_groups
-        problem = optimizer_problem(train.optim, groups, stage_path=self._path)
-        self.problems += [problem] if problem else []
         members: dict[int, list[str]] = {}
         if trains is not None:
             for name, index in groups_of(trains.decision.trainable, groups).items():

@@ -12,8 +12,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from pydantic import JsonValue
+
 from llava_recipes.errors import KeyPath, Problem
-from llava_recipes.plan.deepspeed import zero_stage
+from llava_recipes.plan.arguments import is_of_matrices
+from llava_recipes.plan.deepspeed import offload_device, zero_stage
 from llava_recipes.plan.types import ParamGroupPlan, StagePlan
 from llava_recipes.recipe.globs import (
     Decision,
@@ -27,7 +30,7 @@ from llava_recipes.recipe.globs import (
     summarize_modules,
     tree_of,
 )
-from llava_recipes.recipe.schema import Lora, ParamGroup, Quantization, Stage
+from llava_recipes.recipe.schema import Lora, ParamGroup, Quantization, Stage, Train
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """By canonical name."""
@@ -53,8 +56,6 @@ StoredType = Literal["nf4", "fp4", "int8"]
 _EMBEDDINGS = ("embed_tokens", "position_embedding")
 _LAYER = re.compile(r"\.\d+\.")
 _NUM_SHOWN = 3
-# These make their own groups from the names of layers.
-_SELF_GROUPING = ("galore", "apollo", "lomo", "adalomo")
 
 
 @dataclass(frozen=True)
@@ -347,16 +348,43 @@ def _explain_claimed(glob: str, taken: Sequence[str], claimed: Mapping[str, int]
     )
 
 
-def optimizer_problem(optim: str, groups: Groups, *, stage_path: KeyPath) -> Problem | None:
-    """An optimizer that makes its own parameter groups."""
-    if not groups or not optim.startswith(_SELF_GROUPING):
-        return None
-    return Problem(
-        f"`optim: {optim}` makes its own parameter groups, and cannot use `param_groups`",
-        code="optimizer-makes-its-own-groups",
-        path=(*stage_path, "train", "optim"),
-        hint="write `optim: adamw_torch` under `train:`, or remove `param_groups`",
-    )
+def optimizer_problems(
+    train: Train, groups: Groups, deepspeed: dict[str, JsonValue] | None, *, stage_path: KeyPath
+) -> Iterator[Problem]:
+    """What an optimizer cannot go with: groups of the recipe, or weights that DeepSpeed joins and splits."""
+    optim, path, usual = train.optim, (*stage_path, "train", "optim"), "write `optim: adamw_torch`"
+    zero = zero_stage(deepspeed)
+    is_joined = deepspeed is not None and (zero > 0 or train.bf16 or train.fp16)
+    if groups and is_of_matrices(optim):
+        yield Problem(
+            f"`optim: {optim}` makes its own parameter groups, and cannot use `param_groups`",
+            code="optimizer-makes-its-own-groups",
+            path=path,
+            hint=f"{usual} under `train:`, or remove `param_groups`",
+        )
+    if is_joined and is_of_matrices(optim):
+        yield Problem(
+            f"`optim: {optim}` needs whole matrices, which DeepSpeed joins and splits",
+            code="optimizer-needs-whole-matrices",
+            path=path,
+            hint=f"{usual} under `train:`, or `deepspeed: none`",
+        )
+    elif is_joined and re.search("8bit|ademamix", optim) and train.save_strategy != "no":
+        yield Problem(
+            "the optimizer's state cannot be saved in checkpoints",
+            code="optimizer-not-storable",
+            path=path,
+            found=f"{optim}: its blocks go across the weights that DeepSpeed joins",
+            hint=f'{usual}, or `deepspeed: none`; or `save_strategy: "no"`, with which an interrupted run '
+            "starts again at step 0",
+        )
+    if optim == "adagrad" and zero > 0 and offload_device(deepspeed, "offload_optimizer") == "none":
+        yield Problem(
+            "DeepSpeed replaces `optim: adagrad`, and forgets its groups and its schedule",
+            code="optimizer-replaced",
+            path=path,
+            hint=f"{usual} under `train:`, or `deepspeed: none`",
+        )
 
 
 def _quantization_problems(trains: Trains, stage: AnyStage, *, stage_path: KeyPath) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from typing import Final
 from pydantic import JsonValue, ValidationError
 
 from llava_recipes.errors import KeyPath, Problem, RecipeError
-from llava_recipes.files import MAX_SETTINGS_BYTES, odd_kind, read_settings
+from llava_recipes.files import MAX_SETTINGS_BYTES, odd_kind, read_settings, wait_for
 from llava_recipes.recipe.scalars import kind_of
 
 _MAY_BE_UNPAIRED = re.compile(r"\\u[dD][89a-fA-F]")
@@ -29,6 +29,7 @@ _CODE_KEYS = ("auto_map", "custom_pipelines")
 """Keys by which transformers finds classes in files next to the settings, or in another model of the hub."""
 _KERNEL_KEYS = ("attn_implementation", "experts_implementation")
 """Keys that choose one of transformers' own kernels by a name, or one of the hub by `owner/name`."""
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
 _SETTINGS = ("*config*.json", "plan.json")
 """Settings of the model, its tokenizer, its image processor, its adapters; of a run its plan, which contains
 those that its recipe writes inline."""
@@ -244,7 +245,8 @@ def check_settings(values: object, path: KeyPath, *, file: str) -> None:
 
 def folder_problems(folder: Path, path: KeyPath) -> Iterator[Problem]:
     """A problem for each key that names code in the files of settings, and for each that isn't a file."""
-    odd = [(entry.path, kind) for entry in _entries(folder) for kind in [odd_kind(entry.path)] if kind]
+    entries = _entries(folder)
+    odd = [(entry.path, kind) for entry in entries for kind in [odd_kind(entry.path)] if kind]
     for name, kind in odd:
         yield Problem(
             f"the model's folder contains {kind} instead of a file",
@@ -256,6 +258,10 @@ def folder_problems(folder: Path, path: KeyPath) -> Iterator[Problem]:
     if odd:
         # Another file may refer to it.
         return
+    for entry in entries:
+        # Weights are not read for every command.
+        if not entry.name.endswith(_WEIGHTS):
+            wait_for(entry.path)
     for file in _settings_files(folder):
         num_bytes = os.path.getsize(file) if os.path.isfile(file) else 0
         if num_bytes > MAX_SETTINGS_BYTES:

@@ -16,7 +16,7 @@ from llava_recipes.runner.inputs import INPUTS, compare_inputs, input_problems
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Processes
 from llava_recipes.runner.preflight import waiting_problems
-from llava_recipes.runner.refusals import check_length, keys_to_accept, other_plan, unaccepted
+from llava_recipes.runner.refusals import check_length, check_pieces, keys_to_accept, other_plan, unaccepted
 from llava_recipes.runner.results import DONE, RESULTS, check_place, check_results
 from llava_recipes.runner.run_folder import (
     FolderState,
@@ -150,6 +150,7 @@ def _decide(
         return replace(beginning, event="restart", state=state)
     inputs = check_inputs(run, index, says=True)
     check_length(stage, index, beginning.checkpoint)
+    check_pieces(stage, index, beginning.checkpoint, world_size=run.plan.world_size)
     event: history.Event = "extend" if state.kind == "done" else "resume"
     return replace(beginning, event=event, state=state, inputs=inputs)
 

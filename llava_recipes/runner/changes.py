@@ -29,9 +29,13 @@ _PLACES = frozenset(["annotations", "source", "tokenizer", "init_from", "starts_
 _OPENED: Final = (dict, type(None))
 """A DeepSpeed config and validation data are compared key by key with none at all."""
 _ELEMENTWISE = re.compile(r"(paged_)?(adamw|ademamix|adagrad|lion|rmsprop|sgd)")
-"""Optimizers that treat each weight by itself: what is in one tensor with it makes no difference."""
 _NUM_COMPARED = 200
 """Images of a folder whose names and sizes are compared."""
+
+
+def is_elementwise(optimizer: JsonValue) -> bool:
+    """Whether a value of `optim` treats each weight by itself, whatever else is in one tensor with it."""
+    return _ELEMENTWISE.match(str(optimizer or "adamw_torch")) is not None
 
 
 def _spelled(value: JsonValue) -> str:
@@ -196,8 +200,7 @@ class _Judge:
         values = [found.then, found.now]
         if found.path[-2:] == ("zero_optimization", "stage"):
             # Elsewhere DeepSpeed gives the optimizer other pieces of the weights.
-            optimizer = self._argument(self.now, "optim") or "adamw_torch"
-            is_same = (found.then or 0) == (found.now or 0) or _ELEMENTWISE.match(str(optimizer))
+            is_same = is_elementwise(self._argument(self.now, "optim"))
             return rule.kind if is_same else "structural"
         if found.path[-1] == "gradient_clipping":
             norms = [self._argument(side, "max_grad_norm") for side in (self.then, self.now)]

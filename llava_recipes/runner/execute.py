@@ -27,7 +27,7 @@ from llava_recipes.runner.beginnings import (
 )
 from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
-from llava_recipes.runner.hangs import RUN_HANGS, RunHangs, watched
+from llava_recipes.runner.hangs import RUN_HANGS, RunHangs, in_time, watched
 from llava_recipes.runner.inputs import record_inputs
 from llava_recipes.runner.launch import Answer, run_processes
 from llava_recipes.runner.lock import Held, take
@@ -46,6 +46,7 @@ from llava_recipes.stop_signals import OF_OTHERS, STOP_SIGNALS
 
 LOOKING = "looks at the run folders"
 """What the command does before a stage, in the words of a hang."""
+_TO_RELEASE_S = 5.0
 _OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
@@ -75,9 +76,15 @@ def run_stages(run: Run) -> None:
             run.interruption.seconds_left()
             if run.interruption.reason is not None:
                 raise Stopped(_not_begun(run, index))
-            _run_stage(run, index, beginning, locks[index])
+            try:
+                _run_stage(run, index, beginning, locks[index])
+            except RunHangs:
+                # The disk of the folders may be what hangs: then the locks end with this process.
+                in_time(released.pop_all().close, _TO_RELEASE_S)
+                raise
             locks[index].close()
-        check_done(run, beginnings)
+        with watched(LOOKING, run.hang_timeout_s):
+            check_done(run, beginnings)
 
 
 def _take_folders(run: Run, released: ExitStack) -> dict[int, Held]:
@@ -248,12 +255,13 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
         -each.code in STOP_SIGNALS or each.code - 128 in STOP_SIGNALS for each in outcomes
     )
     is_unfinished = result is None or any(each.has_stopped or each.code for each in outcomes)
-    if is_asked and is_unfinished and (answer.cut_short or not any(each.bug for each in outcomes)):
+    # What a process says whose peer is gone is no cause.
+    killed = next((each for each in outcomes if each.killed and not each.was_interrupted), None)
+    spoils = killed is not None and _by_nobody(killed, answer)
+    if is_asked and is_unfinished and (answer.cut_short or not (spoils or any(o.bug for o in outcomes))):
         raise Stopped(_stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
     bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
-    # What a process says whose peer is gone is no cause.
-    killed = next((each for each in outcomes if each.killed and not each.was_interrupted), None)
     if killed is not None:
         # The others only report that it is gone.
         bugs, silent = [], [killed]
@@ -276,6 +284,12 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     if result.stopped_early:
         raise Stopped(_stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     return result
+
+
+def _by_nobody(killed: Outcome, answer: Answer) -> bool:
+    """Whether a process was killed by no request to stop, before what was learned had been saved."""
+    was_asked = str(killed.killed).endswith(tuple(f" by {each.name}" for each in STOP_SIGNALS))
+    return not was_asked and not any(each.stopped_early for each in answer.reports.results.values())
 
 
 def _not_begun(run: Run, index: int) -> str:

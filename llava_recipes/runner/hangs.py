@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -30,7 +32,8 @@ RUN_HANGS, HANGS = "run-hangs", 4
 _SILENT_S = 5.0
 _TO_START_S = 120.0
 """What Python and torch may need on a busy machine before a process can tell anything."""
-_TO_DUMP_S, _TO_WRITE_S = 3.0, 10.0
+_TO_DUMP_S, _TO_WRITE_S, _SPARE_S = 3.0, 10.0, 60.0
+_PATH_NAME = re.compile("path|file|folder|dir|opened")
 _LEAST_BYTES = 2**15
 """Less than any chunk that is hashed."""
 
@@ -117,9 +120,7 @@ class HangWatch:
                     write_text(file, f"{self._words(peer)}\n\n{text}")
                     written.append(file)
 
-        thread = threading.Thread(target=write, name="stacks", daemon=True)
-        thread.start()
-        thread.join(_TO_WRITE_S)
+        in_time(write, _TO_WRITE_S)
         return list(written)
 
     def _silent_s(self, peer: Peer) -> float:
@@ -185,6 +186,13 @@ def _read(file: Path) -> str:
         return ""
 
 
+def in_time(act: Callable[[], object], most_s: float) -> None:
+    """Do something that a disk may stop, and go on without it when it takes longer."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(most_s)
+
+
 @contextmanager
 def watched(doing: str, timeout_s: float | None) -> Iterator[None]:
     """End this process, the command itself, when it gets no further in a block, as on a dead mount.
@@ -207,14 +215,18 @@ def watched(doing: str, timeout_s: float | None) -> Iterator[None]:
 
 def _watch(thread: int, doing: str, timeout_s: float | None, ended: threading.Event) -> None:
     idle_s, before_s, before, work = 0.0, time.monotonic(), _standing(thread), Work(_LEAST_BYTES)
+    limit_s = START_S if timeout_s is None else timeout_s
     while not ended.wait(TICK_S):
+        # For a library that keeps the interpreter's lock while it waits: then only this prints and ends.
+        faulthandler.dump_traceback_later(max(limit_s, _TO_START_S) + _SPARE_S, exit=True, file=2)
         now_s = time.monotonic()
         # The time that this process was suspended does not count.
         elapsed_s, before_s = min(now_s - before_s, 2 * TICK_S), now_s
         has_worked, has_moved = work.goes_on(elapsed_s), before != (before := _standing(thread))
         idle_s = 0.0 if has_worked or has_moved else idle_s + elapsed_s
-        if idle_s >= (START_S if timeout_s is None else timeout_s):
+        if idle_s >= limit_s:
             _end_command(f"the command, which {doing}, waits for {_awaited(thread)}", thread, idle_s)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _standing(thread: int) -> tuple[object, ...]:
@@ -232,22 +244,30 @@ def _frames(thread: int) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-_PATH_NAMES = ("newpath", "path", "filename", "file", "folder", "dirname")
-
-
 def _awaited(thread: int) -> str:
     """The file or folder that a thread works on, as its innermost functions name it; or the function."""
     for frame in _frames(thread):
-        values = frame.f_locals
-        for value in (*(values.get(name) for name in _PATH_NAMES), *values.values()):
-            if isinstance(value, os.PathLike):
-                return str(os.fspath(value))
-            if isinstance(value, io.IOBase) and isinstance(name := getattr(value, "name", None), str):
-                return name
-        text = next((values[name] for name in _PATH_NAMES if isinstance(values.get(name), str)), None)
-        if text is not None:
-            return str(text)
+        named = [
+            (rank, str(os.fspath(value)))
+            for name, given in frame.f_locals.items()
+            for rank, value in [_as_path(name, given)]
+            if value
+        ]
+        if named:
+            return min(named, key=lambda pair: pair[0])[1]
     return next((f"{each.f_code.co_name} in {each.f_code.co_filename}" for each in _frames(thread)), "")
+
+
+def _as_path(name: str, value: object) -> tuple[int, str | os.PathLike[str] | None]:
+    """The path that a variable of a function contains, if any, and how likely it is the one in question."""
+    if isinstance(value, io.IOBase):
+        opened = getattr(value, "name", None)
+        return 0, opened if isinstance(opened, str | os.PathLike) else None
+    if isinstance(value, os.PathLike):
+        return 1 if name in ("file", "path", "self") else 2, value
+    # What `realpath` looks at now is not where it has come from.
+    is_path = isinstance(value, str) and _PATH_NAME.search(name)
+    return 0 if name == "newpath" else 1, str(value) if is_path else None
 
 
 def _end_command(found: str, thread: int, idle_s: float) -> None:
@@ -262,9 +282,7 @@ def _end_command(found: str, thread: int, idle_s: float) -> None:
         say_lines(render_problems([replace(problem, path=None)]), to_stderr=True)
 
     # The output itself may be what hangs.
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    teller.join(_TO_WRITE_S)
+    in_time(tell, _TO_WRITE_S)
     kill_descendants(os.getpid())
     os._exit(HANGS)
 

@@ -28,7 +28,7 @@ _PATIENCE_S = 30.0
 """How long a process that was asked to stop may say nothing; saving is never cut."""
 _POINTLESS_S = 10.0
 """How long it may go on where processes of another command have failed: none gets further without them."""
-_LAST_WORDS_S = 5.0
+_LAST_WORDS_S, _TO_DIE_S = 5.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Processes:
 
 def count_local_devices() -> int:
     """The number of GPUs that this process may use, or 1 where there is none: so many processes train."""
-    if not _has_gpu():
+    if not has_gpu():
         return 1
     import torch
 
     return max(1, torch.cuda.device_count())
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether a GPU's driver exists: known without importing torch."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
@@ -124,11 +124,12 @@ def run_processes(
             _end_all(child, channel, others)
             _hear(channel, interruption)
         reports = Reports.read(channel)
-        if cut_short is None and child.returncode < 0 and not reports.is_done:
+        code = -signal.SIGKILL if child.returncode is None else child.returncode
+        if cut_short is None and code < 0 and not reports.is_done:
             who = "torchrun" if processes.by_torchrun else f"rank {processes.node_rank}"
-            channel.note(killed_message(who, child.pid, -child.returncode))
+            channel.note(killed_message(who, child.pid, -code))
             reports = Reports.read(channel)
-        return Answer(child.returncode, reports, cut_short)
+        return Answer(code, reports, cut_short)
 
 
 def _wait(
@@ -193,7 +194,9 @@ def _end_all(child: subprocess.Popen[bytes], channel: Channel, others: frozenset
         with suppress(ProcessLookupError):
             os.kill(peer.pid, signal.SIGKILL)
     kill_descendants(os.getpid(), except_for=others)
-    child.wait()
+    # One that waits for a dead disk in the kernel may outlive even that.
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(_TO_DIE_S)
     for pid in descendants(os.getpid()):
         if pid not in others:
             reap(pid)
@@ -216,7 +219,7 @@ def _ranks(processes: Processes, address: str, port: int) -> dict[str, str]:
 
 def _device_of(processes: Processes) -> int:
     """The number of the GPU that a command's one process uses, among those that it may see."""
-    if not _has_gpu() or processes.local_size == 1:
+    if not has_gpu() or processes.local_size == 1:
         return processes.local_rank
     # A launcher that gives each task a GPU of its own shows it no other one.
     return processes.local_rank if count_local_devices() > 1 else 0
@@ -234,7 +237,7 @@ def _environment(processes: Processes) -> dict[str, str]:
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     num_here = max(processes.per_node, processes.local_size)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_here)))
-    if not _has_gpu():
+    if not has_gpu():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     elif processes.world_size == 1:
         # A process that trains alone and sees several GPUs would split each batch over all of them.

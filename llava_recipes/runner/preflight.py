@@ -15,6 +15,7 @@ from llava_recipes.data.records import at_source, check_records, open_records
 from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, real_path
 from llava_recipes.layouts import LAYOUTS
+from llava_recipes.plan.arguments import packages_of
 from llava_recipes.plan.data import every_record
 from llava_recipes.plan.trainable import tuning_problems, what_trains
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
@@ -25,6 +26,7 @@ from llava_recipes.runner.free_space import free_space_problems
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
 from llava_recipes.runner.history import HISTORY
 from llava_recipes.runner.inputs import compare_inputs
+from llava_recipes.runner.launch import has_gpu
 from llava_recipes.runner.results import DONE
 from llava_recipes.runner.run_folder import (
     PLAN,
@@ -57,6 +59,7 @@ def check_before_loading(loaded: LoadedRecipe, plan: Plan, stages: Collection[in
         problems += _output_problems(plan, index, path)
         problems += _report_problems(stage, path)
         problems += _deepspeed_problems(stage, path)
+        problems += _optimizer_problems(stage, path)
         problems += _samples_problems(stage, path)
     problems += free_space_problems(plan, stages)
     is_sound = not problems
@@ -99,6 +102,7 @@ def node_problems(plan: Plan, stages: Collection[int]) -> Iterator[Problem]:
         stage, place = plan.stages[index], ("stages", index)
         yield from _data_problems(stage, place)
         yield from _deepspeed_problems(stage, place)
+        yield from _optimizer_problems(stage, place)
 
 
 def model_problems(loaded: LoadedRecipe, plan: Plan) -> Iterator[Problem]:
@@ -286,6 +290,25 @@ def _deepspeed_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
             code="library-not-installed",
             path=(*path, "deepspeed"),
             hint="pip install deepspeed",
+        )
+
+
+def _optimizer_problems(stage: StagePlan, path: KeyPath) -> Iterator[Problem]:
+    optimizer = str(stage.train.training_arguments.get("optim"))
+    for module, package in packages_of(optimizer):
+        if importlib.util.find_spec(module) is None:
+            yield Problem(
+                f"`optim: {optimizer}` needs {package}, which is not installed",
+                code="library-not-installed",
+                path=(*path, "train", "optim"),
+                hint=f"pip install {package}, or write `optim: adamw_torch`",
+            )
+    if optimizer == "galore_adamw_8bit" and not has_gpu():
+        yield Problem(
+            f"`optim: {optimizer}` needs a GPU",
+            code="optimizer-needs-a-gpu",
+            path=(*path, "train", "optim"),
+            hint="write `optim: galore_adamw`, or `optim: adamw_torch`",
         )
 
 

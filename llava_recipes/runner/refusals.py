@@ -10,7 +10,7 @@ from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import StagePlan
 from llava_recipes.recipe.scalars import value_at
 from llava_recipes.runner.accepted import Accepted
-from llava_recipes.runner.changes import Change
+from llava_recipes.runner.changes import Change, is_elementwise
 from llava_recipes.runner.run_folder import FolderState
 
 _NUM_SHOWN = 12
@@ -130,4 +130,25 @@ def check_length(stage: StagePlan, index: int, checkpoint: Path) -> None:
         path=("stages", index, "train"),
         found=f"{checkpoint} is after step {step:,}, and the recipe ends after step {most:,}",
         hint=f"write `max_steps: {step}`{instead} to end the run there{back}; or choose another `output_dir`",
+    )
+
+
+def check_pieces(stage: StagePlan, index: int, checkpoint: Path, *, world_size: int) -> None:
+    """Raise RecipeError where an optimizer would go on with other pieces of the weights.
+
+    DeepSpeed gives each process a piece, and some optimizers compute with what all of it has in common.
+    """
+    from llava_recipes.train.checkpoints import read_facts
+
+    optimizer, before = stage.train.training_arguments.get("optim"), read_facts(checkpoint).world_size
+    if stage.deepspeed is None or is_elementwise(optimizer) or before == world_size:
+        return
+    raise RecipeError.of(
+        f"`optim: {optimizer}` cannot go on with another number of processes under DeepSpeed",
+        code="optimizer-needs-the-same-processes",
+        path=("stages", index, "train", "optim"),
+        found=f"{checkpoint} is of {before} processes, and there are {world_size} now: the optimizer "
+        "computes with pieces of the weights, which would be others",
+        hint=f"run it with {before} processes in all, as by `--processes {before}`; or choose another "
+        "`output_dir`" + ("" if stage.lora else f", with `init_from: {_written(str(checkpoint))}`"),
     )

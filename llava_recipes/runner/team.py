@@ -32,6 +32,7 @@ JOIN_S = 600.0
 """How long the commands wait for one another by default, as torchrun does."""
 
 _POLL_S, _BEAT_S, _LOST_S = 0.1, 2.0, 30.0
+_TO_LEAVE_S = 15.0
 _LAST_WORDS_S = 3.0
 """What a process has to report why it failed, once another one has failed."""
 _STOP, _STOP_NOW = "stop", "stop-now"
@@ -75,6 +76,8 @@ class Team:
     index: int
     interruption: Interruption
     beats: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
+    """Commands that give no sign of life any more."""
     trouble: str | None = None
     was_interrupted: bool = False
     _still_s: float = math.inf
@@ -112,8 +115,9 @@ class Team:
             return
         with contextlib.suppress(Exception):
             self.order("end", code=code)
-            until = time.monotonic() + 15.0
-            while self.store.add("left", 0) < len(self.others) and time.monotonic() < until:
+            until = time.monotonic() + _TO_LEAVE_S
+            # Nobody waits for those that are gone.
+            while self.store.add("left", 0) < len(self.others) - len(self.lost) and time.monotonic() < until:
                 time.sleep(_POLL_S)
         self._ended.set()
 
@@ -186,6 +190,7 @@ class Team:
             if beat != before:
                 self.beats[index] = beat, now_s
             elif now_s - since_s > _LOST_S and not self.store.check([f"answer/{self._num_orders}/{index}"]):
+                self.lost.add(index)
                 self.trouble = f"{self.name_of(index)} has not answered for {_LOST_S:.0f} s"
         self._still_elsewhere_s = still_s
 

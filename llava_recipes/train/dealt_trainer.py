@@ -40,8 +40,6 @@ class DealtTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's loader, but the dealing says what each process draws, not accelerate."""
-        # Without workers there are none to keep, and torch refuses the option.
-        self.args.dataloader_persistent_workers &= self.args.dataloader_num_workers > 0
         usual = super().get_train_dataloader()
         kept = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "in_order")
         return DataLoader(

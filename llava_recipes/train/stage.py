@@ -24,11 +24,12 @@ from llava_recipes.model.lora import freeze_model, inject_lora
 from llava_recipes.model.placing import TORCH_DTYPES, is_partitioned
 from llava_recipes.model.starts import load_start
 from llava_recipes.model.weights import trainable_state
-from llava_recipes.plan.arguments import keyword_arguments
+from llava_recipes.plan.arguments import accepted_by_transformers, keyword_arguments
 from llava_recipes.plan.data import describe_sampling, when_measured
 from llava_recipes.plan.deepspeed import zero_stage
 from llava_recipes.plan.trainable import describe_quantization, trains_image_tokens
 from llava_recipes.plan.types import DataPlan, Plan, StagePlan
+from llava_recipes.recipe.names import EXTRA_FIELDS
 from llava_recipes.train.checkpoints import SEAL, TRAINER_STATE, loading, read_facts
 from llava_recipes.train.evaluation import SamplesLog, SampleWhileTraining, ValidationSet, choose_subjects
 from llava_recipes.train.finite import is_overflow
@@ -236,21 +237,25 @@ def _build_arguments(
     if on_cpu:
         # Pinned memory only speeds up copies to a GPU.
         wanted.setdefault("dataloader_pin_memory", False)
-    arguments = TrainingArguments(
-        **{
-            **training_arguments(wanted),
-            "output_dir": str(output_dir),
-            "run_name": run_name,
-            "use_cpu": on_cpu,
-            "deepspeed": stage.deepspeed and dict(stage.deepspeed),
-            # StageTrainer removes old checkpoints once a new one is sealed, and ends the run at a NaN loss.
-            "save_total_limit": None,
-            "logging_nan_inf_filter": False,
-            "remove_unused_columns": False,
-            "disable_tqdm": True,
-        }
-    )
-    return arguments, notes
+    if not wanted["dataloader_num_workers"]:
+        # Without workers, torch refuses the options that are about them.
+        for name in ("multiprocessing_context", "persistent_workers", "prefetch_factor"):
+            wanted.pop(f"dataloader_{name}", None)
+    ours = {
+        "output_dir": str(output_dir),
+        "run_name": run_name,
+        "use_cpu": on_cpu,
+        "deepspeed": stage.deepspeed and dict(stage.deepspeed),
+        # StageTrainer removes old checkpoints once a new one is sealed, and ends the run at a NaN loss.
+        "save_total_limit": None,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+    extra = [name for name in wanted if name in EXTRA_FIELDS]
+    with accepted_by_transformers(extra, path=("stages", 0, "train", "extra")):
+        return TrainingArguments(**{**training_arguments(wanted), **ours}), notes
+    raise AssertionError("unreachable")
 
 
 def _dataset(data: DataPlan, plan: Plan, assembled: Assembled) -> StageDataset:

@@ -28,6 +28,7 @@ from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.among_processes import all_reduce_sum, num_processes
 from llava_recipes.model.checkpoint import not_finite
 from llava_recipes.model.weight_names import canonical_name, canonical_parameters
+from llava_recipes.plan.arguments import accepted_by_transformers
 from llava_recipes.plan.trainable import groups_of
 from llava_recipes.plan.types import ParamGroupPlan
 from llava_recipes.screen import say
@@ -118,11 +119,18 @@ class StageTrainer(DealtTrainer):
     # ---- optimizer ---------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        is_new = self.optimizer is None
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        is_new, names = self.optimizer is None, ("optim_args", "optim_target_modules")
+        given = ["optim", *(name for name in names if getattr(self.args, name))]
+        with accepted_by_transformers(given, path=(*self._stage_path, "train", "optim")):
+            optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if is_new and self._param_groups:
             split_groups(optimizer, self.model if model is None else model, self._param_groups)
         return optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        given = ["lr_scheduler_kwargs"] if self.args.lr_scheduler_kwargs else []
+        with accepted_by_transformers(given, path=(*self._stage_path, "train", "extra")):
+            return super().create_scheduler(*args, **kwargs)
 
     # ---- step and metrics --------------------------------------------------------------------------------
 

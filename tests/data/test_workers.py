@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch.utils.data import DataLoader
 
 from llava_recipes.data.workers import worker_options
@@ -34,9 +35,12 @@ class Slow:
         return index
 
 
-def loader_of(seconds: float, seed: Callable[[int], None] | None = None) -> DataLoader[Any]:
+def loader_of(
+    seconds: float, seed: Callable[[int], None] | None = None, how: str = "fork"
+) -> DataLoader[Any]:
     dataset: Any = Slow(seconds)
-    return DataLoader(dataset, batch_size=2, num_workers=2, **worker_options(2, seed=seed))
+    options = worker_options(2, seed=seed, context=multiprocessing.get_context(how))
+    return DataLoader(dataset, batch_size=2, num_workers=2, **options)
 
 
 def is_alive(pid: int) -> bool:
@@ -51,8 +55,9 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_a_signal_to_the_run_does_not_end_workers() -> None:
-    batches: Any = iter(loader_of(0.05))
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_a_signal_to_the_run_does_not_end_workers(how: str) -> None:
+    batches: Any = iter(loader_of(0.05, how=how))
     pids = [str(worker.pid) for worker in batches._workers]
     found = []
     # The first comes before their first instruction.
@@ -60,6 +65,7 @@ def test_a_signal_to_the_run_does_not_end_workers() -> None:
         subprocess.run(["kill", f"-{name}", *pids], cwd="/", check=True)
         found += next(batches).tolist()
     assert found == list(range(12)) and next(batches, None) is None
+    assert [worker.exitcode for worker in batches._workers] == [0, 0]
 
 
 def test_the_process_they_work_for_ends_workers() -> None:

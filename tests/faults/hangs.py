@@ -100,7 +100,7 @@ def _hit(pid: int, number: signal.Signals) -> int:
     return pid
 
 
-_IN_COMMAND: Any = {"who": "command", "timeout_s": 5, "event": "open"}
+_IN_COMMAND: Any = {"who": "command", "timeout_s": 5}
 SITES = {
     "an image": Site(("rank 0", "sample", "rgb_tiny.png"), event="open", place="rgb_tiny.png"),
     "an image, in a data worker": Site(
@@ -110,15 +110,17 @@ SITES = {
     "a stopped rank": Site(("rank 1", "stopped by a signal"), 2, strike=_stop_rank),
     "a killed rank": Site(("rank 1", "SIGKILL"), 2, strike=_kill_rank, code=1),
     "a stopped data worker": Site(("data worker 0", "stopped by a signal"), 1, 1, strike=_stop_reader),
-    "annotations, in the command": Site(
-        ("the command, which reads the recipe and its data, waits for ", "stage1.json", "the stack is in"),
-        **_IN_COMMAND,
-        place="stage1.json",
-    ),
-    "a hash, in the command": Site(
-        ("the command, which prepares the run folder, waits for ", "model.safetensors"),
-        **_IN_COMMAND,
+    "weights, in the command": Site(
+        ("the command, which checks models", "waits for ", "model.safetensors", "the stack is in"),
+        event="open",
         place="tiny_vicuna/model.safetensors",
+        **_IN_COMMAND,
+    ),
+    "its folder, in the command": Site(
+        ("the command, which prepares the run folder, waits for ", "plan.json"),
+        event="os.rename",
+        place="plan.json",
+        **_IN_COMMAND,
     ),
 }
 

@@ -11,10 +11,10 @@ from transformers import TrainingArguments
 
 from llava_recipes import versions
 from llava_recipes.errors import Problem
-from llava_recipes.plan.arguments import check_arguments, keyword_arguments, plan_train
+from llava_recipes.plan.arguments import check_arguments, keyword_arguments, packages_of, plan_train
 from llava_recipes.plan.batch import count_steps, derive_batch
 from llava_recipes.plan.types import TrainPlan
-from llava_recipes.recipe.names import REFUSED_FIELDS, TRAINING_ARGUMENTS
+from llava_recipes.recipe.names import OPTIMIZERS, REFUSED_FIELDS, TRAINING_ARGUMENTS
 from llava_recipes.recipe.schema import Train
 
 PATH = ("stages", 0, "train")
@@ -161,3 +161,14 @@ def test_an_unknown_optimizer_is_corrected() -> None:
     problem = problem_with(optim="adamw_torhc")
     assert problem.path == (*PATH, "optim")
     assert problem.hint == "did you mean `adamw_torch`?"
+
+
+def test_every_optimizer_of_transformers_trains_or_says_why_not() -> None:
+    """Those left were tried, with the packages that they need."""
+    given = {"save_strategy": "no", "extra": {"optim_target_modules": "all-linear"}}
+    taken = {name for name in OPTIMIZERS if not list(check_arguments(train(optim=name, **given), path=PATH))}
+    alone = {name for name in taken if not packages_of(name)}
+    assert alone == {"adafactor", "adagrad", "adamw_torch", "adamw_torch_fused", "rmsprop", "sgd"}
+    refused = {"lomo", "adalomo", "adamw_anyprecision", "adamw_torch_4bit", "galore_adamw_layerwise"}
+    assert refused | {"schedule_free_sgd", "adamw_torch_xla"} <= OPTIMIZERS - taken
+    assert len(OPTIMIZERS - taken) == 14

@@ -156,8 +156,36 @@ def test_groups_that_do_not_fit_are_refused(
 
 
 def test_an_optimizer_with_groups_of_its_own_is_refused() -> None:
-    (problem,) = problems_of(with_groups(PROJECTOR, train__optim="galore_adamw"))
+    train = {"train__save_strategy": "no", "train__extra": {"optim_target_modules": "all-linear"}}
+    (problem,) = problems_of(with_groups(PROJECTOR, train__optim="galore_adamw", **train))
     assert problem.path == ("stages", 0, "train", "optim")
+
+
+@pytest.mark.parametrize(
+    ("train", "deepspeed", "code"),
+    [
+        ({"optim": "galore_adamw"}, "zero2", "optimizer-needs-whole-matrices"),
+        ({"optim": "adamw_8bit", "save_strategy": "steps"}, "zero2", "optimizer-not-storable"),
+        ({"optim": "paged_ademamix_32bit", "save_strategy": "steps"}, "zero3", "optimizer-not-storable"),
+        ({"optim": "adagrad"}, "zero2", "optimizer-replaced"),
+        ({"optim": "adamw_8bit", "save_strategy": "steps"}, "none", None),
+        ({"optim": "adamw_8bit"}, "zero2", None),
+        ({"optim": "adagrad"}, "none", None),
+        ({"optim": "adafactor", "save_strategy": "steps"}, "zero2", None),
+    ],
+)
+def test_what_optimizers_make_of_weights_that_are_joined(
+    train: dict[str, Any], deepspeed: str, code: str | None
+) -> None:
+    extra = {"optim_target_modules": "all-linear"} if "galore" in train["optim"] else {}
+    given = {"save_strategy": "no", "extra": extra} | train
+    values = stage1_values(
+        VICUNA_7B, deepspeed=deepspeed, **{f"train__{name}": each for name, each in given.items()}
+    )
+    if code is None:
+        assert compiled(values)
+    else:
+        assert [problem.code for problem in problems_of(values)] == [code]
 
 
 LINEAR = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)

@@ -26,11 +26,13 @@ from llava_recipes.runner.changes import find_changes
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.identity import RULES, rule_of
+from llava_recipes.runner.refusals import check_pieces
 from llava_recipes.runner.run_folder import stage_plan
 from llava_recipes.train.checkpoints import list_checkpoints
 from tests.processes import ROOT, run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
 from tests.train.cutting import copy_cut
+from tests.train.test_checkpoints import write_checkpoint
 
 OF_NO_PLAN = {"version", "name", "extends", "env", "vars", "model", "stages"}
 """Keys outside a run: the language itself, and whole sections."""
@@ -225,6 +227,26 @@ def test_deepspeed_is_no_other_engine_for_an_optimizer_of_whole_tensors() -> Non
         before = (S + "train.optim=adafactor", S + f"deepspeed={stages[0]}")
         found = changes(S + f"deepspeed={stages[1]}", before=before)
         assert "structural deepspeed.zero_optimization.stage" in found
+
+
+def test_an_optimizer_of_whole_tensors_keeps_its_pieces(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_checkpoint(run, step=2)
+
+    def resumed(world_size: int, *more: str) -> None:
+        loaded = load_source(yaml_text(stage1_values(run)), "r.yaml", more)
+        (stage,) = plan_recipe(loaded, world_size=world_size).stages
+        check_pieces(stage, 0, run / "checkpoint-2", world_size=world_size)
+
+    resumed(1, S + "train.optim=adafactor", S + "deepspeed=zero2")
+    resumed(2, S + "train.optim=adafactor")
+    resumed(2, S + "deepspeed=zero2")
+    with pytest.raises(RecipeError, match="another number of processes") as refused:
+        resumed(2, S + "train.optim=adafactor", S + "deepspeed=zero2")
+    (problem,) = refused.value.problems
+    assert "is of 1 processes, and there are 2 now" in str(problem.found)
+    assert "--processes 1" in str(problem.hint) and f"init_from: {run}/checkpoint-2" in str(problem.hint)
 
 
 def test_the_order_of_the_original_is_no_matter_of_processes() -> None:

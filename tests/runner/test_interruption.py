@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 
 from llava_recipes.cli.options import duration
+from llava_recipes.errors import RecipeError
+from llava_recipes.recipe.load import load_source
 from llava_recipes.runner import interruption
+from llava_recipes.runner.beginnings import Run
+from llava_recipes.runner.execute import Stopped, _read_answer
+from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.interruption import Interruption
+from llava_recipes.runner.launch import Answer, Processes
+from llava_recipes.runner.reports import Reports, Result
 from llava_recipes.stop_signals import STOP_SIGNALS
 from tests.processes import python, run_process
+from tests.tiny import stage1_values, yaml_text
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -144,3 +152,27 @@ def test_what_a_parent_shields_from_is_received(tmp_path: Path) -> None:
     (program,) = python("", fresh=True)[:1]
     done = run_process([program, "-c", _SHIELDED, program, "-c", _LOOK], cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("SIGUSR1 7\n", "")
+
+
+def stopped_by_term(killed: str | None, num_saved: int, folder: Path) -> str:
+    """What a run says that SIGTERM was to stop, while one of its processes was killed."""
+    loaded = load_source(yaml_text(stage1_values(folder)), "r.yaml")
+    run = Run(loaded, plan_recipe(loaded, world_size=2), Processes(2), resume=False, stages=(0,))
+    run.interruption.ask("SIGTERM")
+    saved = {rank: Result(3, True, 1.0, 1.0, None) for rank in range(num_saved)}
+    stops = ({"kind": "stopped", "step": 3, "waited_for": None},)
+    reports = Reports((), None, saved, stops, killed, has_begun=True)
+    with pytest.raises((Stopped, RecipeError)) as ended:
+        _read_answer(run, 0, Answer(137 if killed else 0, reports, None), [])
+    problems = getattr(ended.value, "problems", ())
+    return f"{type(ended.value).__name__}: {ended.value} {[each.found for each in problems]}"
+
+
+def test_a_process_that_is_killed_while_it_saves_is_named(tmp_path: Path) -> None:
+    by_kill, by_term = (f"rank 1 (process 7) was killed by {name}" for name in ("SIGKILL", "SIGTERM"))
+    assert stopped_by_term(None, 0, tmp_path).startswith("Stopped: pretrain: stopped after step 3 without")
+    assert by_kill in stopped_by_term(by_kill, 0, tmp_path)
+    assert stopped_by_term(by_kill, 0, tmp_path).startswith("RecipeError")
+    # What was learned is saved, or the process did what it was asked to.
+    assert "saved checkpoint-3" in stopped_by_term(by_kill, 1, tmp_path)
+    assert stopped_by_term(by_term, 0, tmp_path).startswith("Stopped")

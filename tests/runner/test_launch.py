@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -11,6 +12,7 @@ import pytest
 
 from llava_recipes.runner import launch
 from llava_recipes.runner.channel import Channel, Line
+from llava_recipes.runner.descendants import descendants
 from llava_recipes.runner.hangs import HangWatch
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Processes, run_processes
@@ -43,7 +45,7 @@ def visible_to(processes: Processes, folder: Path, monkeypatch: pytest.MonkeyPat
 def test_one_process_sees_one_gpu(
     given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_has_gpu", lambda: True)
+    monkeypatch.setattr(launch, "has_gpu", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
@@ -76,7 +78,7 @@ def test_the_current_folder_and_standard_input_stay_outside(
 def test_several_processes_see_what_they_are_given(
     processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_has_gpu", lambda: True)
+    monkeypatch.setattr(launch, "has_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert visible_to(processes, tmp_path, monkeypatch) == "2,3"
 
@@ -90,6 +92,10 @@ class Stuck(subprocess.Popen[bytes]):
     def poll(self) -> int | None:
         return None
 
+    def wait(self, timeout: float | None = None) -> int:
+        assert timeout is not None
+        raise subprocess.TimeoutExpired("torchrun", timeout)
+
 
 def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,4 +105,7 @@ def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
         for rank in range(2):
             Line(channel.environment, rank=rank).close()
         watch = HangWatch(channel, num_processes=2, timeout_s=None, folder=tmp_path)
-        assert launch._wait(Stuck(), channel, Interruption(), watch, num_processes=2) is None
+        child = Stuck()
+        assert launch._wait(child, channel, Interruption(), watch, num_processes=2) is None
+        # Nor where it waits in the kernel, and outlives its end.
+        launch._end_all(child, channel, frozenset(descendants(os.getpid())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,23 @@ def test_before_loading(tmp_path: Path, data: dict[str, Any], line: str, message
     (problem,) = caught.value.problems
     assert problem.message.startswith(message)
     assert problem.mark is not None and problem.mark.text is not None and line in problem.mark.text
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("stable_adamw", "torch-optimi"), ("galore_adamw", "galore-torch")]
+)
+def test_an_optimizer_without_its_package(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    missing = ("optimi", "galore_torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda each: None if each in missing else find(each))
+    values = stage1_values(tmp_path / "out", optim=name, extra={"optim_target_modules": "all-linear"})
+    with pytest.raises(RecipeError) as caught:
+        check(write_recipe(values, tmp_path / "recipe.yaml"))
+    (problem,) = caught.value.problems
+    assert problem.message == f"`optim: {name}` needs {package}, which is not installed"
+    assert problem.hint == f"pip install {package}, or write `optim: adamw_torch`"
 
 
 def test_preview_and_deep_look_tell_it_at_its_line_too(

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from llava_recipes.errors import RecipeError
+from llava_recipes.runner import team as team_module
 from llava_recipes.runner.interruption import Interruption
-from llava_recipes.runner.team import Team, join
+from llava_recipes.runner.team import Team, TeamLost, join
 from llava_recipes.runner.world import World
 from tests.processes import python, run_process, started
 from tests.tiny import read_metrics, stage1_values, write_recipe
@@ -190,6 +191,20 @@ def test_a_place_that_is_taken() -> None:
         with pytest.raises(RecipeError) as raised:
             join(world(port=other.getsockname()[1]), {}, interruption, timeout_s=5)
     assert raised.value.problems[0].code == "rendezvous-taken"
+
+
+def test_nobody_waits_for_a_command_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(team_module, "_LOST_S", 0.3)
+    first = Team(HashStore(), world(), 0, Interruption())
+    first.watch()
+    first.order("train")
+    began_s = time.monotonic()
+    with pytest.raises(TeamLost, match="has not answered for 0 s"):
+        first.answers()
+    first.end(1)
+    assert time.monotonic() - began_s < 10
 
 
 def read_lines(file: Path) -> list[str]:
