@@ -19,9 +19,18 @@ def render_problems(problems: Iterable[Problem]) -> str:
     return "\n\n".join("\n".join(_lines(problem)) for problem in problems)
 
 
-def _lines(problem: Problem) -> list[str]:
+def render_briefly(problem: Problem) -> str:
+    """One line for a person."""
+    return _short(_first_line(problem) + ("" if problem.hint is None else shown(f"; {problem.hint}")))
+
+
+def _first_line(problem: Problem) -> str:
     word = "warning: " if problem.severity == "warning" else ""
-    lines = [_short(shown(_place(problem.mark) + word + problem.message))]
+    return shown(_place(problem.mark) + word + problem.message)
+
+
+def _lines(problem: Problem) -> list[str]:
+    lines = [_short(_first_line(problem))]
     text = problem.mark.text if problem.mark is not None and problem.mark.line > 0 else None
     # A line with a secret is not shown at all: hiding the secret would move the carets.
     if problem.mark is not None and text is not None and mask(text) == text:

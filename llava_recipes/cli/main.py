@@ -28,7 +28,6 @@ from llava_recipes.screen import (
     shown,
     write_log,
 )
-from llava_recipes.stop_signals import wanted_signals
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -164,9 +163,7 @@ def _obey(words: Sequence[str]) -> int:
         advice = did_you_mean(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}"
         say(f"llava-recipe: unknown command {words[0]!r}; {advice}", to_stderr=True)
         return USAGE_ERROR
-    # `run` saves at them; until it is ready for that, there is nothing to save.
-    with _as_interrupts(wanted_signals() if words[0] == "run" else (signal.SIGTERM,)):
-        return _run(words[0], words[1:])
+    return _run(words[0], words[1:])
 
 
 def _start_fast() -> None:
@@ -177,19 +174,30 @@ def _start_fast() -> None:
 
 
 @contextlib.contextmanager
-def _as_interrupts(numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    """Let signals end a command as Ctrl-C does, so that nothing half-written stays behind."""
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written stays behind."""
+    was_asked = False
 
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal was_asked
+        was_asked = True
         if is_own_process():
             # The same request may come as several signals: a later one must not change how this one ends.
-            for each in (*numbers, signal.SIGINT):
+            for each in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, end) for number in numbers}
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    # In the background of a shell Ctrl-C is ignored from the start.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
     try:
         yield
+    except Exception as error:
+        if was_asked:
+            # Code that was not written in Python may turn an interruption into an error of its own.
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             # A command may have left another one for what comes after its end.
@@ -197,20 +205,25 @@ def _as_interrupts(numbers: Sequence[signal.Signals]) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def _call(name: str, words: Sequence[str]) -> int:
+    command = cast(CommandModule, importlib.import_module(module_of(name)))
+    parser = Parser(f"llava-recipe {name}", description=COMMANDS[name], formatter_class=Paragraphs)
+    command.add_arguments(parser)
+    # Options may stand between positional arguments: `chat RUN --image FILE PROMPT`.
+    arguments = parser.parse_intermixed_args(words)
+    if name not in WITHOUT_TORCH:
+        from llava_recipes.versions import check_versions
+
+        check_versions()
+    return command.run(arguments)
+
+
 def _run(name: str, words: Sequence[str]) -> int:
     from llava_recipes.errors import RecipeError
 
     try:
-        command = cast(CommandModule, importlib.import_module(module_of(name)))
-        parser = Parser(f"llava-recipe {name}", description=COMMANDS[name], formatter_class=Paragraphs)
-        command.add_arguments(parser)
-        # Options may stand between positional arguments: `chat RUN --image FILE PROMPT`.
-        arguments = parser.parse_intermixed_args(words)
-        if name not in WITHOUT_TORCH:
-            from llava_recipes.versions import check_versions
-
-            check_versions()
-        return command.run(arguments)
+        with _interrupted_by_signals():
+            return _call(name, words)
     except RecipeError as error:
         from llava_recipes.render import render_problems
 

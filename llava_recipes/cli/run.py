@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_recipe, duration, positive
-from llava_recipes.errors import RecipeError
+from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.masking import mask_command
 from llava_recipes.screen import outlive_readers, say, say_lines, write_log
 
@@ -201,7 +201,7 @@ def _run(
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.accepted import AcceptError, read_accepted
     from llava_recipes.runner.beginnings import Run
-    from llava_recipes.runner.facts import choose_stages, plan_recipe
+    from llava_recipes.runner.facts import choose_stages, compile_loaded
     from llava_recipes.runner.follow import check_elsewhere, problems_elsewhere
     from llava_recipes.runner.hangs import watched
     from llava_recipes.runner.preflight import check_before_loading
@@ -211,7 +211,8 @@ def _run(
         with watched("reads the recipe and its data", timeout_s):
             loaded = load_recipe(arguments.file, arguments.set)
             stages = choose_stages(loaded, names=arguments.stage, first=arguments.from_stage)
-            plan = plan_recipe(loaded, world_size=processes.world_size)
+            compiled = compile_loaded(loaded, world_size=processes.world_size)
+            plan = compiled.plan
         if team is not None:
             check_elsewhere(team, plan, stages)
         with watched("checks models, data and folders", timeout_s):
@@ -220,6 +221,9 @@ def _run(
             problems = problems_elsewhere(team)
             if problems:
                 raise loaded.fail(*problems)
+    if not arguments.dry_run:
+        # The plan, which a dry run prints, has them too.
+        _warn(loaded.fail(*compiled.warnings).problems, stages)
     try:
         run = Run(
             loaded=loaded,
@@ -237,6 +241,15 @@ def _run(
     except AcceptError as error:
         say(*(f"llava-recipe run: {line}" for line in str(error).splitlines()), to_stderr=True)
         return 2
+
+
+def _warn(warnings: Sequence[Problem], stages: Collection[int]) -> None:
+    """Print what `validate` warns of, unless it is about a stage that is not run."""
+    from llava_recipes.render import render_briefly
+
+    for each in warnings:
+        if each.path is None or each.path[:1] != ("stages",) or each.path[1] in stages:
+            say(render_briefly(each), to_stderr=True)
 
 
 def _words(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,13 +79,15 @@ def find_beginnings(run: Run) -> dict[int, Beginning]:
     _check_accepted(run, states)
     refused = _refuse(run, states)
     problems += refused.values()
+    undecided = {*run.stages} - states.keys() | refused.keys()
     for index, state in states.items():
         if index in refused:
             continue
         try:
-            beginning = _decide(run, index, state, beginnings)
+            beginning = _decide(run, index, state, beginnings, undecided)
         except RecipeError as error:
             problems += error.problems
+            undecided.add(index)
             continue
         if beginning is not None:
             beginnings[index] = beginning
@@ -121,16 +123,15 @@ def _read_states(run: Run, problems: list[Problem]) -> dict[int, FolderState]:
     return states
 
 
-def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Beginning]) -> Beginning | None:
-    """Where the stage begins, or None when it is done already."""
+def _decide(
+    run: Run, index: int, state: FolderState, earlier: Mapping[int, Beginning], undecided: Collection[int]
+) -> Beginning | None:
+    """Where the stage begins, or None when it is done already; nothing is known of `undecided` stages."""
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir)
-    trained_anew = [run.plan.stages[number].output_dir for number in earlier]
     if state.kind == "done":
         check_results(folder, path=("stages", index, "output_dir"))
-        starts_anew = any(start in trained_anew for start in stage.starts_from)
-        if starts_anew or is_stale(folder, stage.starts_from):
-            raise RecipeError(_stale(folder, index))
+        _check_starts_of(run, index, earlier, undecided)
         if not state.decisive:
             say(f"{stage.name}: already done, in {folder}")
             _report_changed_inputs(run, index)
@@ -149,6 +150,35 @@ def _decide(run: Run, index: int, state: FolderState, earlier: Mapping[int, Begi
     check_length(stage, index, beginning.checkpoint)
     event: history.Event = "extend" if state.kind == "done" else "resume"
     return replace(beginning, event=event, state=state, inputs=inputs)
+
+
+def _check_starts_of(
+    run: Run, index: int, earlier: Mapping[int, Beginning], undecided: Collection[int]
+) -> None:
+    """Raise RecipeError when a done stage has to be trained again, as far as that can be told now.
+
+    An earlier stage without steps left only writes its results again: `check_done` compares them then.
+    """
+    from llava_recipes.train.checkpoints import step_of
+
+    stages, stage = run.plan.stages, run.plan.stages[index]
+    starts = [number for number in (*earlier, *undecided) if stages[number].output_dir in stage.starts_from]
+    places = {number: earlier[number].checkpoint for number in starts if number in earlier}
+    trains = any(
+        place is None or step_of(place) != stages[number].train.max_steps for number, place in places.items()
+    )
+    if trains or (not starts and is_stale(Path(stage.output_dir), stage.starts_from)):
+        raise RecipeError(_stale(Path(stage.output_dir), index))
+
+
+def check_done(run: Run, begun: Collection[int]) -> None:
+    """Raise RecipeError when a stage that was done before must be trained again, since others were now."""
+    written = {run.plan.stages[index].output_dir for index in begun}
+    for index in run.stages:
+        stage = run.plan.stages[index]
+        folder = Path(stage.output_dir)
+        if index not in begun and written & {*stage.starts_from} and is_stale(folder, stage.starts_from):
+            raise run.loaded.fail(_stale(folder, index))
 
 
 def _check_places(folder: Path) -> None:
@@ -176,19 +206,18 @@ def _check_accepted(run: Run, states: Mapping[int, FolderState]) -> None:
         for text in history.accepted_before(Path(stages[index].output_dir))
     }
     new = [each for each in run.accepted if each.text not in before]
-    inputs = {
-        (stages[index].name, each.key)
+    inputs = [
+        (stages[index].name, each)
         for index, state in states.items()
         if new and state.kind in ("started", "done")
         for each in compare_inputs(Path(stages[index].output_dir), stage_plan(run.plan, index)).differences
-    }
-    names = [stages[index].name for index in states]
-    faults = [
-        *needless(
-            [each for each in new if not any((each.stage or name, each.key) in inputs for name in names)],
-            changes,
-        )
     ]
+    others = [
+        each
+        for each in new
+        if not any(each.stage in (None, name) and found.is_accepted({each.key}) for name, found in inputs)
+    ]
+    faults = [*needless(others, changes)]
     if faults:
         raise AcceptError("\n".join(faults))
 
@@ -230,7 +259,7 @@ def check_inputs(run: Run, index: int, *, says: bool) -> tuple[str, ...]:
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise RecipeError(*(at_stage(problem, index) for problem in errors))
-    taken = [each for each in comparison.differences if each.key in accepted]
+    taken = [each for each in comparison.differences if each.is_accepted(accepted)]
     for each in taken if says else ():
         say(f"{stage.name}: accepts {each.key}: {each.words}")
     return tuple(each.words for each in taken)

@@ -20,6 +20,7 @@ from llava_recipes.runner.beginnings import (
     Run,
     announce,
     at_stage,
+    check_done,
     check_inputs,
     find_beginnings,
     newest_sound,
@@ -76,6 +77,7 @@ def run_stages(run: Run) -> None:
                 raise Stopped(_not_begun(run, index))
             _run_stage(run, index, beginning, locks[index])
             locks[index].close()
+        check_done(run, beginnings)
 
 
 def _take_folders(run: Run, released: ExitStack) -> dict[int, Held]:

@@ -32,7 +32,7 @@ _MODEL: Mapping[Kind, Mapping[str, str]] = {
         "model.language_model.quantization.type": "",
         "model.language_model.quantization.double_quant": "",
         "model.vision_tower": "",
-        "model.vision_tower.source": "",
+        "model.vision_tower.source": "model.vision_tower.source model.vision_tower",
         "model.vision_tower.revision": "",
         "model.vision_tower.image_processor": "",
         "model.vision_tower.seed": "",

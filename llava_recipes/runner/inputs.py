@@ -11,12 +11,14 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
-from llava_recipes.errors import KeyPath, Problem
+from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, open_ordinary, read_settings, write_text
 from llava_recipes.plan.types import Plan, SourcePlan
+from llava_recipes.recipe.foreign import read_object
+from llava_recipes.recipe.scalars import as_mapping
 from llava_recipes.runner.facts import model_folder
 from llava_recipes.runner.results import DONE, read_done, weights_sum
 from llava_recipes.screen import say
@@ -29,13 +31,16 @@ _WHOLE_DATA_BYTES = 2**32
 """Larger files are sampled: their first and last bytes and blocks in between are hashed."""
 _NUM_BLOCKS, _BLOCK_BYTES = 64, 2**16
 _LONG_BYTES = 2**31
-_MODEL_FILES = (
-    *("config.json", "generation_config.json", "tokenizer*", "*.model", "vocab*", "merges.txt"),
+_TOKENIZER = (
+    *("config.json", "tokenizer*", "*.model", "vocab*", "*.vocab", "*.tiktoken", "tekken.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("preprocessor_config.json", "processor_config.json"),
-    *("adapter_config.json", "adapter_model.*", "non_lora_trainables.bin", "mm_projector.*"),
-    "*.index.json",
 )
+_TOWER = ("config.json", "preprocessor_config.json", "processor_config.json")
+_START = (
+    *("config.json", "trained.safetensors", "mm_projector.*"),
+    *("adapter_config.json", "adapter_model.*", "non_lora_trainables.bin"),
+)
+_WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _MARKS = ("config.json", "tokenizer_config.json", "adapter_config.json", "plan.json")
 """A folder of the hub's cache has one of these."""
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -58,6 +63,13 @@ class InputDifference:
     words: str
     is_learned: bool
     """Whether it changes what is learned; validation data does not."""
+
+    def is_accepted(self, keys: Collection[str]) -> bool:
+        """Whether one of the keys is its own, or one inside that leads to it: `data.sources.0`."""
+        place = f"{self.plan_path.removeprefix('stages.0.')}."
+        return self.key in keys or any(
+            key.startswith(f"{self.key}.") and place.startswith(f"{key}.") for key in keys
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,8 @@ class _Reader:
             "real_path": real,
             "bytes": found.st_size,
             "mtime_ns": found.st_mtime_ns,
+            # No program sets it: one that writes a file can set the other back.
+            "ctime_ns": found.st_ctime_ns,
             "inode": found.st_ino,
         }
         known = self.remembered.get(real, {})
@@ -188,7 +202,7 @@ def input_problems(
     waiting = {f"{start} was finished then, and is not finished now" for start in waits_for}
     known = [each for each in comparison.differences if each.words not in waiting]
     for key in dict.fromkeys(each.key for each in known):
-        found = [each for each in known if each.key == key and key not in accepted]
+        found = [each for each in known if each.key == key and not each.is_accepted(accepted)]
         bad = [each for each in found if each.kind != "unknown" and each.is_learned]
         words = "; ".join(each.words for each in bad or found)
         if bad:
@@ -348,20 +362,22 @@ def _inputs(plan: Plan) -> Iterator[_Input]:
     language, tower = model.language_model, model.vision_tower
     # Most often the tokenizer is in the same folder.
     tokenizer = None if language.tokenizer == language.source else language.tokenizer
-    for path, key, source, revision in (
-        ("model.language_model.source", "model.language_model", language.source, language.revision),
-        ("model.language_model.tokenizer", "model.language_model", tokenizer, None),
-        ("model.vision_tower.source", "model.vision_tower", tower.source, tower.revision),
+    of_language = _TOKENIZER if tokenizer is None else ("config.json",)
+    for path, source, revision, names, has_weights in (
+        ("model.language_model.source", language.source, language.revision, of_language, True),
+        ("model.language_model.tokenizer", tokenizer, None, _TOKENIZER, False),
+        ("model.vision_tower.source", tower.source, tower.revision, _TOWER, True),
     ):
         if source is not None:
-            yield _Input(path, key, source, _model_files(source, revision), _WHOLE_WEIGHTS_BYTES)
+            files = _model_files(source, revision, names, has_weights=has_weights)
+            yield _Input(path, path.rpartition(".")[0], source, files, _WHOLE_WEIGHTS_BYTES)
     init = model.projector.init_from
     if init is not None:
         path = "model.projector.init_from"
         yield _Input(path, path, init, _file(expanded(init)), _WHOLE_WEIGHTS_BYTES)
     for number, start in enumerate(stage.starts_from):
         place = expanded(start)
-        files = _file(place) if place.is_file() else _model_files(start, None)
+        files = _file(place) if place.is_file() else _model_files(start, None, _START, has_weights=True)
         yield _Input(
             f"stages.0.starts_from.{number}", "init_from", start, files, _WHOLE_WEIGHTS_BYTES, start=True
         )
@@ -392,15 +408,36 @@ def _file(place: Path) -> dict[str, Path]:
     return {place.name: place}
 
 
-def _model_files(source: str, revision: str | None) -> dict[str, Path] | None:
-    """The files of a model that a run may read, in a folder or in the hub's cache; None where neither is."""
+def _model_files(
+    source: str, revision: str | None, names: Collection[str], *, has_weights: bool
+) -> dict[str, Path] | None:
+    """The files of a model that a run may read, in a folder or in the hub's cache; None where neither is.
+
+    Others may come and go, as where another program downloads more of the model.
+    """
     folder = model_folder(source, revision, _MARKS)
     if folder is None:
         return None
-    found = {file.name: file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
-    weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    found |= {file.name: file for file in weights}
+    found = {file.name: file for name in names for file in folder.glob(name)}
+    found |= {file.name: file for file in (_weight_files(folder) if has_weights else ())}
     return {name: found[name] for name in sorted(found) if found[name].is_file()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The index and the files that it names, or the single file, as they are chosen for loading."""
+    for stem, suffix in _WEIGHTS:
+        single = folder / f"{stem}{suffix}"
+        index = single.with_name(f"{single.name}.index.json")
+        if index.is_file():
+            try:
+                shards = {*map(str, as_mapping(read_object(index).get("weight_map")).values())}
+            except RecipeError:
+                # Loading the model reports it.
+                shards = set()
+            return [index, *(folder / PurePath(shard).name for shard in shards)]
+        if single.is_file():
+            return [single]
+    return []
 
 
 def _read(folder: Path) -> dict[str, Mapping[str, object]] | None:

@@ -56,6 +56,15 @@ class Interruption:
             if self.reason is not None:
                 raise KeyboardInterrupt
             yield
+        except Exception as error:
+            if not self._raises:
+                # Code that was not written in Python may turn an interruption into an error of its own,
+                raise KeyboardInterrupt from error
+            raise
+        else:
+            if not self._raises:
+                # or forget it.
+                raise KeyboardInterrupt
         finally:
             self._raises = False
 

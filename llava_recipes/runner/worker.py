@@ -63,9 +63,7 @@ class Worker:
 
     def _train(self) -> int:
         try:
-            with reporting_write_failures(Path(self.request.output_dir), stage=("stages", 0)):
-                join(Path(self.request.output_dir), self.request.lock)
-                result = _train(self.request, self.stop)
+            result = self._trained()
         except RecipeError as error:
             self.line.tell(problems_message(error))
             return 1
@@ -84,6 +82,17 @@ class Worker:
             return 3
         self.line.tell({"kind": "result", "result": result.to_json()})
         return 0
+
+    def _trained(self) -> Result:
+        try:
+            with reporting_write_failures(Path(self.request.output_dir), stage=("stages", 0)):
+                join(Path(self.request.output_dir), self.request.lock)
+                return _train(self.request, self.stop)
+        except Exception as error:
+            if self.stop.is_unwinding:
+                # Code that was not written in Python may turn an interruption into an error of its own.
+                raise StoppedBeforeStep from error
+            raise
 
     def _is_of_others(self, error: Exception) -> bool:
         """Whether an error only says that another process has left first, being asked to stop."""

@@ -81,7 +81,8 @@ class Stop:
         self.readings: list[Reading] = []
         """What the readers of this process's data sets read."""
         self._has_told = False
-        self._is_unwinding = False
+        self.is_unwinding = False
+        """Whether StoppedBeforeStep was raised, whatever became of it."""
         self._deadline_s: float | None = None
         self._entered_s = self._stepped_s = time.monotonic()
         self._longest_step_s = 0.0
@@ -127,8 +128,8 @@ class Stop:
             return
         # The thread that hears of the signal too passes it on: a handler cannot wait for a lock.
         self.reason = self.reason or signal.Signals(number).name
-        if not self.has_step and not self._is_unwinding and self._phase not in _NEVER_CUT:
-            self._is_unwinding = True
+        if not self.has_step and not self.is_unwinding and self._phase not in _NEVER_CUT:
+            self.is_unwinding = True
             raise StoppedBeforeStep
 
     def _hear(self, receiver: socket.socket) -> None:
@@ -244,7 +245,7 @@ class Stop:
             if self._phase in _NEVER_CUT:
                 continue
             if not self.has_step:
-                if not self._is_unwinding:
+                if not self.is_unwinding:
                     # The handler runs in the main thread, and unwinds it.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 limit_s = _TO_UNWIND_S

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -37,3 +38,23 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
         signal.signal(signal.SIGTERM, before)
     assert list((tmp_path / "out").iterdir()) == []
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_that_a_library_takes_for_an_error_is_none(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As pydantic's compiled code does, with a SchemaError."""
+
+    def be_ended(arguments: argparse.Namespace) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise ValueError("bad schema") from None
+        return 0
+
+    monkeypatch.setattr(show, "run", be_ended)
+    assert main(["show", "recipe.yaml"]) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -18,6 +18,7 @@ from llava_recipes.runner.run_folder import stage_plan, write_done, write_openin
 from llava_recipes.train.checkpoints import list_checkpoints
 from tests.processes import run_to_end
 from tests.tiny import FIXTURES, GOLDEN, read_metrics, stage1_values, write_recipe
+from tests.train.test_checkpoints import write_checkpoint
 
 
 def pipeline_values(folder: Path, **train: Any) -> dict[str, Any]:
@@ -140,6 +141,16 @@ def test_a_stage_that_another_recipe_trained_is_done(
     assert "pretrain: already done" in capsys.readouterr().out
 
 
+def test_a_run_warns_once_of_what_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `validate` does, in one line each."""
+    recipe = write_recipe(pipeline_values(tmp_path, learning_rate=2e-5), tmp_path / "recipe.yaml")
+    pretend_done(recipe, 0)
+    assert main(["run", str(recipe), "--stage", "pretrain"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{recipe}:") and "warning: a learning rate of 2e-5 hardly moves" in line
+    assert line.endswith("; feature alignment uses 1e-3 or 2e-3; 2e-5 is for fine-tuning a language model")
+
+
 def test_only_what_the_chosen_stages_need_must_be_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +176,24 @@ def test_every_folder_is_looked_at_before_the_first_stage(
     assert printed.count("was trained again after this stage was done") == 2
     assert dry_run(recipe, "--set", "stages.tower.train.learning_rate=2e-3") == 1
     assert "output_dir contains a finished run of another plan" in capsys.readouterr().err
+
+
+def test_results_that_are_written_again_leave_later_stages_done(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the message about changed results advises, where all steps were trained and later stages too."""
+    pretend_done(recipe, 0, 1, 2)
+    (recipe.parent / "one" / "DONE").unlink()
+    plan = plan_recipe(load_recipe(str(recipe)), world_size=1)
+    steps = plan.stages[0].train.max_steps
+    assert steps is not None
+    write_checkpoint(recipe.parent / "one", step=steps)
+    assert dry_run(recipe) == 0
+    assert capsys.readouterr().out.count("already done") == 2
+    (recipe.parent / "one" / "metrics.jsonl").write_text("{\n")
+    assert dry_run(recipe) == 1
+    printed = capsys.readouterr().err
+    assert "metrics.jsonl" in printed and "was trained again" not in printed
 
 
 def test_a_stage_alone_and_a_pipeline_that_goes_on_in_its_middle(tmp_path: Path) -> None:

@@ -83,6 +83,12 @@ def one_letter(folder: Path) -> None:
     (folder / "a.json").write_text(f'{before}"value": "{"x" if after[0] != "x" else "y"}{after[1:]}')
 
 
+def one_letter_at_the_same_time(folder: Path) -> None:
+    before = os.stat(folder / "a.json")
+    one_letter(folder)
+    os.utime(folder / "a.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def other_weights(folder: Path) -> None:
     file = folder / "vicuna" / "model.safetensors"
     save_file({name: each * 1.5 for name, each in load_file(file).items()}, file, metadata={"format": "pt"})
@@ -118,6 +124,7 @@ def not_finished(folder: Path) -> None:
     [
         (other_records, ["trained on other annotations", "a.json has", "--accept data.sources"]),
         (one_letter, ["trained on other annotations", "a.json has other contents, of the same size"]),
+        (one_letter_at_the_same_time, ["a.json has other contents, of the same size"]),
         (other_weights, ["another language model", "model.safetensors", "--accept model.language_model"]),
         (other_tokenizer, ["another language model", "tokenizer_config.json"]),
         (other_tower, ["another vision tower", "--accept model.vision_tower"]),
@@ -173,6 +180,61 @@ def test_a_run_over_the_same_inputs_goes_on(tmp_path: Path, capsys: pytest.Captu
     # Trained anew, with the same weights.
     seal_again(tmp_path / "one", finished="2030-01-01T00:00:00+00:00")
     assert goes_on(resumed(tmp_path, capsys))
+
+
+def test_only_what_is_read_is_recorded(tmp_path: Path) -> None:
+    plan = started(tmp_path)
+    # Another program downloads more of the models.
+    for name in ("clip/tokenizer.json", "vicuna/generation_config.json", "vicuna/training_args.bin"):
+        (tmp_path / name).write_text("{}")
+    assert compare_inputs(tmp_path / "two", plan).differences == ()
+    weights = tmp_path / "vicuna" / "model.safetensors"
+    weights.rename(tmp_path / "vicuna" / "part.safetensors")
+    names = dict.fromkeys(load_file(tmp_path / "vicuna" / "part.safetensors"), "part.safetensors")
+    (tmp_path / "vicuna" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    record_inputs(tmp_path / "two", plan)
+    shutil.copy(FIXTURES / "tiny_clip" / "model.safetensors", tmp_path / "vicuna" / "part.safetensors")
+    (difference,) = compare_inputs(tmp_path / "two", plan).differences
+    assert "part.safetensors has" in difference.words
+
+
+def test_a_checkpoint_that_a_run_was_started_from_is_recorded(tmp_path: Path) -> None:
+    plan = started(tmp_path)
+    place = write_checkpoint(tmp_path / "one", step=2)
+    plan = plan.model_copy(
+        update={"stages": (plan.stages[0].model_copy(update={"starts_from": (str(place),)}),)}
+    )
+    record_inputs(tmp_path / "two", plan)
+    assert compare_inputs(tmp_path / "two", plan).differences == ()
+    shutil.copy(tmp_path / "init.safetensors", place / "trained.safetensors")
+    (difference,) = compare_inputs(tmp_path / "two", plan).differences
+    assert difference.key == "init_from" and "trained.safetensors has" in difference.words
+
+
+@pytest.mark.parametrize("key", ["data.sources", "data.sources.0", "data.sources.0.annotations"])
+def test_a_changed_file_is_accepted_by_the_keys_that_lead_to_it(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started(tmp_path)
+    one_letter(tmp_path)
+    assert goes_on(resumed(tmp_path, capsys, "--accept", key))
+    recipe = str(tmp_path / "recipe.yaml")
+    assert main(["run", recipe, "--dry-run", "--accept", "data.sources.1"]) == 2
+    assert "--accept data.sources.1: nothing has changed there" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_weights_is_accepted_by_one_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the refusal of the folder advises covers its contents too."""
+    started(tmp_path)
+    shutil.copytree(tmp_path / "clip", tmp_path / "towers" / "clip")
+    other_tower(tmp_path / "towers")
+    tower = ("--set", f"model.vision_tower.source={tmp_path}/towers/clip")
+    for key in ("model.vision_tower.source", "model.vision_tower"):
+        said = resumed(tmp_path, capsys, "--stage", "second", *tower, "--accept", key)
+        assert "accepts model.vision_tower" in said and "until now" not in said
+        assert "output_dir contains a run of another plan" not in said
 
 
 def test_a_file_that_cannot_be_read_is_no_bug(tmp_path: Path) -> None:

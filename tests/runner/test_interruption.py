@@ -53,6 +53,19 @@ def test_before_training_the_first_signal_ends_it() -> None:
         pass
 
 
+def test_what_libraries_make_of_the_first_signal_ends_it_too() -> None:
+    for error in (ValueError("bad schema"), None):
+        with Interruption() as asked, pytest.raises(KeyboardInterrupt), asked.ending_at_once():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                if error is not None:
+                    raise error from None
+    with Interruption() as asked, pytest.raises(ValueError), asked.ending_at_once():
+        raise ValueError("of its own")
+
+
 def test_an_ignored_hangup_stays_ignored() -> None:
     """As nohup leaves it; Ctrl-C counts, also where a shell started the run in the background."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}

@@ -8,11 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.runner import worker
 from llava_recipes.runner.beginnings import at_stage
-from llava_recipes.runner.reports import problems_message, read_problems
-from llava_recipes.runner.worker import _leave
-from llava_recipes.train.stopping import Stop
+from llava_recipes.runner.reports import Request, Result, problems_message, read_problems
+from llava_recipes.runner.worker import Worker, _leave
+from llava_recipes.train.stopping import Stop, StoppedBeforeStep
 from tests.processes import ROOT, run_process
 
 
@@ -55,6 +58,24 @@ def test_a_problem_of_a_worker_points_at_its_own_stage() -> None:
     assert at_stage(problem, 2) == replace(problem, path=("stages", 2, "lora"))
     elsewhere = replace(problem, path=("model", "projector"))
     assert at_stage(elsewhere, 2) == elsewhere
+
+
+def test_an_interruption_that_a_library_takes_for_an_error_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(request: Request, stop: Stop) -> Result:
+        raise ValueError("bad schema")
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(worker, "join", lambda folder, run: None)
+    process = Worker.__new__(Worker)
+    process.stop = Stop()
+    process.request = Request(str(tmp_path), "{}", None, False, None, None, "run")
+    with pytest.raises(ValueError):
+        process._trained()
+    process.stop.is_unwinding = True
+    with pytest.raises(StoppedBeforeStep):
+        process._trained()
 
 
 def _leave_with_code_3() -> None:
