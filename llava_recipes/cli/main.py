@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from llava_recipes import __version__
 from llava_recipes.interpreter import is_own_process, leave_current_folder
@@ -28,6 +28,7 @@ from llava_recipes.screen import (
     shown,
     write_log,
 )
+from llava_recipes.stop_signals import wanted_signals
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -174,20 +175,23 @@ def _start_fast() -> None:
 
 
 @contextlib.contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that nothing half-written stays behind."""
+def _interrupted_by(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Let signals end a command as Ctrl-C does, so that nothing half-written stays behind."""
     was_asked = False
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal was_asked
         was_asked = True
-        if is_own_process():
+        # Ctrl-C may stop an answer alone.
+        if number != signal.SIGINT and is_own_process():
             # The same request may come as several signals: a later one must not change how this one ends.
-            for each in (signal.SIGTERM, signal.SIGINT):
+            for each in (*numbers, signal.SIGINT):
                 signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, end) for number in numbers if number != signal.SIGINT
+    }
     # In the background of a shell Ctrl-C is ignored from the start.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
@@ -222,7 +226,8 @@ def _run(name: str, words: Sequence[str]) -> int:
     from llava_recipes.errors import RecipeError
 
     try:
-        with _interrupted_by_signals():
+        # `run` saves at all of them; until it is ready for that, there is nothing to save.
+        with _interrupted_by(wanted_signals() if name == "run" else (signal.SIGTERM,)):
             return _call(name, words)
     except RecipeError as error:
         from llava_recipes.render import render_problems
