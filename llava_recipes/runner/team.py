@@ -35,6 +35,7 @@ _POLL_S, _BEAT_S, _LOST_S = 0.1, 2.0, 30.0
 _LAST_WORDS_S = 3.0
 """What a process has to report why it failed, once another one has failed."""
 _STOP, _STOP_NOW = "stop", "stop-now"
+_ALONE = {"srun": "; in the shell of `srun --pty`, unset SLURM_STEP_ID to train alone"}
 _STORE_S = timedelta(seconds=60)
 
 
@@ -284,7 +285,7 @@ def join(
             code="nodes-missing",
             found=f"here: {', '.join(map(team.name_of, came))}; missing: {', '.join(map(str, missing))}",
             hint=f"start the command on every node, and see that {world.address}:{world.port} can be reached "
-            "from there; --rdzv-timeout sets how long to wait",
+            f"from there; --rdzv-timeout sets how long to wait{_ALONE.get(world.launcher, '')}",
         ) from None
     team.watch()
     return team, here
