@@ -100,3 +100,10 @@ def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
             Line(channel.environment, rank=rank).close()
         watch = HangWatch(channel, num_processes=2, timeout_s=None, folder=tmp_path)
         assert launch._wait(Stuck(), channel, Interruption(), watch, num_processes=2) is None
+
+
+def test_processes_of_one_machine_need_no_name_for_it() -> None:
+    assert "--local-addr=127.0.0.1" in launch._torchrun_options(Processes(per_node=2))
+    assert "--local-addr=127.0.0.1" not in launch._torchrun_options(
+        Processes(per_node=2, nnodes=2, address="head", port=29500)
+    )
