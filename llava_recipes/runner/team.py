@@ -146,7 +146,8 @@ class Team:
         try:
             yield
         finally:
-            self._is_training = False
+            # Nobody waits for processes that have ended.
+            self._is_training, self._still_s = False, math.inf
 
     def note_still(self, still_s: float) -> float:
         """Note for how long all processes of this command have been still; gives the same of the others."""
@@ -162,9 +163,7 @@ class Team:
         while not self._ended.wait(_POLL_S if self._is_training else _BEAT_S / 2):
             try:
                 num_beats += 1
-                # The others hear of each other from the first one.
-                still_s = min(self._still_s, self._still_elsewhere_s) if self.is_first else self._still_s
-                self.store.set(f"beat/{self.index}", f"{num_beats} {still_s:.0f}")
+                self._beat(num_beats)
                 self._share_request()
                 self._look()
                 failed = self._is_training and self._has_failed()
@@ -176,6 +175,11 @@ class Team:
                 failed = self._is_training
             if failed and not self.was_interrupted:
                 self._interrupt()
+
+    def _beat(self, number: int) -> None:
+        # The others hear of each other from the first one.
+        still_s = min(self._still_s, self._still_elsewhere_s) if self.is_first else self._still_s
+        self.store.set(f"beat/{self.index}", f"{number} {still_s:.0f}")
 
     def _look(self) -> None:
         still_s = math.inf
