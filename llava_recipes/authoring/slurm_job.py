@@ -12,6 +12,14 @@ from llava_recipes.plan.types import Plan
 MAX_REQUEUES = 100
 """A run that makes no progress until its time limit must not be queued for ever."""
 
+_TASKS = "the job has one task per node; set --nodes and --gpus-per-node instead"
+_OWN = {
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "gpus", "gpus-per-node", "gpus-per-task"), _TASKS),
+    **{name: f"set --{name} instead" for name in ("time", "partition", "account")},
+    "signal": "set --signal-before instead",
+}
+"""Options of sbatch that the job depends on."""
+
 _PLAIN = re.compile(r"[\w./:@%+=,\[\]-]+")
 
 
@@ -68,8 +76,6 @@ def _options(job: SlurmJob) -> Iterator[str]:
     for name, value in (("partition", job.partition), ("account", job.account)):
         if value is not None:
             yield _option(name, value)
-    for name, value in job.more:
-        yield _option(name, value)
     yield f"# {job.signal_before_s} s before the time limit the script gets USR1: time to finish a step and"
     yield "# to save a checkpoint."
     yield _option("signal", f"B:USR1@{job.signal_before_s}")
@@ -78,6 +84,9 @@ def _options(job: SlurmJob) -> Iterator[str]:
     yield "# One log for all starts of the job, in the folder where it is submitted."
     yield _option("open-mode", "append")
     yield _option("output", "%x-%j.log")
+    # Of an option that comes twice, Slurm takes the last.
+    for name, value in job.more:
+        yield _option(name, value)
 
 
 def _body(job: SlurmJob) -> Iterator[str]:
@@ -170,10 +179,22 @@ def split_option(text: str) -> tuple[str, str]:
     name, _, value = text.removeprefix("--").partition("=")
     if not re.fullmatch(r"[a-z][a-z-]*", name):
         raise ValueError(f"{text!r} is not NAME=VALUE, as in mem=0 or constraint=a100")
+    if name in _OWN:
+        raise ValueError(f"{text!r}: {_OWN[name]}")
     trouble = bad_value(value)
     if trouble is not None:
         raise ValueError(f"{text!r}: {trouble}")
     return name, value
+
+
+def seconds_of(limit: str) -> int:
+    """Slurm's time limit in seconds: MINUTES, M:S, H:M:S, DAYS-H, DAYS-H:M or DAYS-H:M:S."""
+    days, dash, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def command_of(

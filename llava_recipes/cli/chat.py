@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -86,7 +87,8 @@ def _converse(conversation: Chat, greeting: str) -> None:
                 raise
             say_lines(render_problems(error.problems), to_stderr=True)
         except KeyboardInterrupt:
-            if not at_terminal:
+            # SIGTERM, which is ignored once it came, ends the conversation.
+            if not at_terminal or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
                 raise
             say("", "(stopped)", to_stderr=True)
 

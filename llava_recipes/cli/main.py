@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from llava_recipes import __version__
 from llava_recipes.interpreter import is_own_process, leave_current_folder
@@ -174,13 +174,6 @@ def _start_fast() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
-def _usual_signals() -> Iterator[signal.Signals]:
-    yield signal.SIGTERM
-    # In the background of a shell Ctrl-C is ignored from the start.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        yield signal.SIGINT
-
-
 @contextlib.contextmanager
 def _interrupted_by(numbers: Sequence[signal.Signals]) -> Iterator[None]:
     """Let signals end a command as Ctrl-C does, so that nothing half-written stays behind."""
@@ -189,13 +182,19 @@ def _interrupted_by(numbers: Sequence[signal.Signals]) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal was_asked
         was_asked = True
-        if is_own_process():
+        # Ctrl-C may stop an answer alone.
+        if number != signal.SIGINT and is_own_process():
             # The same request may come as several signals: a later one must not change how this one ends.
             for each in numbers:
                 signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, end) for number in numbers}
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, end) for number in numbers if number != signal.SIGINT
+    }
+    # In the background of a shell Ctrl-C is ignored from the start.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
     try:
         yield
     except Exception as error:
@@ -227,8 +226,8 @@ def _run(name: str, words: Sequence[str]) -> int:
     from llava_recipes.errors import RecipeError
 
     try:
-        # `run` saves at them; until it is ready for that, there is nothing to save.
-        with _interrupted_by(wanted_signals() if name == "run" else [*_usual_signals()]):
+        # `run` saves at all of them; until it is ready for that, there is nothing to save.
+        with _interrupted_by(wanted_signals() if name == "run" else (signal.SIGTERM,)):
             return _call(name, words)
     except RecipeError as error:
         from llava_recipes.render import render_problems

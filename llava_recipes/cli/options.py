@@ -30,6 +30,8 @@ class Writing(TypedDict):
 
 
 _CLOCK = re.compile(r"(?:(?:(?P<d>\d+)-)?(?P<h>\d+):)?(?P<m>\d+):(?P<s>[0-5]?\d)")
+_DAYS = re.compile(r"(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>[0-5]?\d))?")
+"""As Slurm writes a limit of days and hours."""
 _UNITS = re.compile(r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+)s)?")
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
@@ -44,7 +46,7 @@ def positive(text: str) -> int:
 
 def duration(text: str) -> float:
     """Parse a time such as 3:55:00, 55:00, 90m or 4h, in seconds."""
-    match = _CLOCK.fullmatch(text) or _UNITS.fullmatch(text)
+    match = _CLOCK.fullmatch(text) or _DAYS.fullmatch(text) or _UNITS.fullmatch(text)
     parts = {unit: float(number) for unit, number in match.groupdict().items() if number} if match else {}
     seconds = sum(number * _SECONDS[unit] for unit, number in parts.items())
     if seconds <= 0:

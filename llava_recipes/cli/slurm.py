@@ -50,11 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from llava_recipes.authoring.slurm_job import SlurmJob, command_of, write_slurm_job
+    from llava_recipes.authoring.slurm_job import SlurmJob, command_of, seconds_of, write_slurm_job
     from llava_recipes.files import write_new
     from llava_recipes.recipe.load import load_recipe
     from llava_recipes.runner.facts import plan_recipe
 
+    if arguments.time is not None and 0 < seconds_of(arguments.time) <= arguments.signal_before:
+        # It would be stopped at its start, and queued again, for ever.
+        words = f"--time {arguments.time} leaves no time to train before the job is told to save"
+        say(f"llava-recipe slurm: {words}: give it more, or lower --signal-before", to_stderr=True)
+        return 2
     loaded = load_recipe(arguments.file, arguments.set)
     processes = max(1, arguments.gpus_per_node)
     plan = plan_recipe(loaded, world_size=arguments.nodes * processes)

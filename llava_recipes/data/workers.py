@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from typing import Any
 
 _FOR_THE_RUN = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
 _LOOK_EVERY_S = 1.0
+_LONGEST_SOCKET, _LONGEST_END = 107, len("/pymp-12345678/listener-12345678")
 _TO_BE_GONE_S = 2.0
 """Longer than a worker needs to see that its parent is gone, and to end."""
 
@@ -42,8 +46,22 @@ def worker_options(
     """
     if not num_workers:
         return {}
+    _shorten_sockets()
     context = _CONTEXTS[(context or multiprocessing).get_start_method()]
     return {"worker_init_fn": partial(_begin, seed=seed), "multiprocessing_context": context}
+
+
+def _shorten_sockets() -> None:
+    """Let workers pass their tensors on where TMPDIR is so long that no socket in it can have a name.
+
+    Their errors would only be printed, and the samples never come.
+    """
+    settings: dict[str, Any] = vars(multiprocessing.current_process())["_config"]
+    given = settings.get("tempdir") or tempfile.gettempdir()
+    if len(os.fsencode(given)) + _LONGEST_END <= _LONGEST_SOCKET or not os.access("/tmp", os.W_OK):
+        return
+    settings["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
+    atexit.register(shutil.rmtree, settings["tempdir"], ignore_errors=True)
 
 
 class _Shielded(BaseProcess):

@@ -14,9 +14,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+
+from llava_recipes.errors import RecipeError
 
 ADDRESS, TOKEN = "LLAVA_RECIPES_CHANNEL", "LLAVA_RECIPES_CHANNEL_TOKEN"
 Message = dict[str, Any]
@@ -50,7 +52,7 @@ class Channel:
     def __init__(self, request: Message) -> None:
         self._request = request
         self._token = secrets.token_hex(32)
-        self._server = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._server = _open_server()
         self._lock = threading.Lock()
         self._peers: list[Peer] = []
         self._stop: Message | None = None
@@ -224,6 +226,24 @@ class Line:
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
+
+
+def _open_server() -> socket.socket:
+    """A server that processes of this machine can reach. Raises RecipeError where none can."""
+    opened = ExitStack()
+    try:
+        with opened:
+            server = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
+            socket.create_connection(server.getsockname(), timeout=_HELLO_S).close()
+            opened.pop_all()
+    except OSError as error:
+        raise RecipeError.of(
+            "processes of this machine cannot reach each other",
+            code="no-loopback",
+            found=f"127.0.0.1: {error.strerror or error}",
+            hint="bring the loopback interface up: `ip link set lo up`",
+        ) from None
+    return server
 
 
 def _line(message: Message) -> bytes:

@@ -247,7 +247,9 @@ def _environment(processes: Processes) -> dict[str, str]:
 
 
 def _torchrun_options(processes: Processes) -> list[str]:
-    place = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", f"--rdzv-id={os.getpid()}"]
+    # Without an address processes look for each other under this machine's name, which need not be known.
+    place = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
+    place.append(f"--rdzv-id={os.getpid()}")
     if processes.nnodes > 1:
         # The nodes have met and are numbered.
         place = [

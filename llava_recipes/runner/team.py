@@ -36,6 +36,7 @@ _TO_LEAVE_S = 15.0
 _LAST_WORDS_S = 3.0
 """What a process has to report why it failed, once another one has failed."""
 _STOP, _STOP_NOW = "stop", "stop-now"
+_ALONE = {"srun": "; in the shell of `srun --pty`, unset SLURM_STEP_ID to train alone"}
 _STORE_S = timedelta(seconds=60)
 
 
@@ -149,7 +150,8 @@ class Team:
         try:
             yield
         finally:
-            self._is_training = False
+            # Nobody waits for processes that have ended.
+            self._is_training, self._still_s = False, math.inf
 
     def note_still(self, still_s: float) -> float:
         """Note for how long all processes of this command have been still; gives the same of the others."""
@@ -165,9 +167,7 @@ class Team:
         while not self._ended.wait(_POLL_S if self._is_training else _BEAT_S / 2):
             try:
                 num_beats += 1
-                # The others hear of each other from the first one.
-                still_s = min(self._still_s, self._still_elsewhere_s) if self.is_first else self._still_s
-                self.store.set(f"beat/{self.index}", f"{num_beats} {still_s:.0f}")
+                self._beat(num_beats)
                 self._share_request()
                 self._look()
                 failed = self._is_training and self._has_failed()
@@ -179,6 +179,11 @@ class Team:
                 failed = self._is_training
             if failed and not self.was_interrupted:
                 self._interrupt()
+
+    def _beat(self, number: int) -> None:
+        # The others hear of each other from the first one.
+        still_s = min(self._still_s, self._still_elsewhere_s) if self.is_first else self._still_s
+        self.store.set(f"beat/{self.index}", f"{number} {still_s:.0f}")
 
     def _look(self) -> None:
         still_s = math.inf
@@ -289,7 +294,7 @@ def join(
             code="nodes-missing",
             found=f"here: {', '.join(map(team.name_of, came))}; missing: {', '.join(map(str, missing))}",
             hint=f"start the command on every node, and see that {world.address}:{world.port} can be reached "
-            "from there; --rdzv-timeout sets how long to wait",
+            f"from there; --rdzv-timeout sets how long to wait{_ALONE.get(world.launcher, '')}",
         ) from None
     team.watch()
     return team, here

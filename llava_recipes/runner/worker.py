@@ -71,9 +71,9 @@ class Worker:
             if self._is_leaving:
                 # Torch raises it in this thread, for the data workers that another one is killing.
                 self._leave_at_once()
-            died = data_worker_died(error)
-            if died is not None:
-                self.line.tell(problems_message(RecipeError(died)))
+            problem = data_worker_died(error) or limit_reached(error)
+            if problem is not None:
+                self.line.tell(problems_message(RecipeError(problem)))
                 return 1
             if self._is_of_others(error):
                 self._say_stopped()
@@ -137,6 +137,47 @@ def data_worker_died(error: BaseException) -> Problem | None:
         found=f"process {pid} of rank {os.environ.get('RANK', '0')}: {how}",
         hint=f"often {often}; `--resume` continues from the last checkpoint",
     )
+
+
+_LIMITS = (
+    (
+        "too many open files",
+        re.compile(r"too many open files", re.IGNORECASE),
+        "raise the limit (`ulimit -n 65536`), or lower dataloader_num_workers",
+    ),
+    (
+        "no more processes or threads can be started",
+        re.compile(r"can't start new thread|resource temporarily unavailable|pthread_create", re.IGNORECASE),
+        "raise `ulimit -u`, or the container's limit (`docker run --pids-limit`), or lower "
+        "dataloader_num_workers",
+    ),
+    (
+        "the machine has no more memory for this process",
+        re.compile(
+            r"^MemoryError|(can't|cannot|unable to) (allocate|mmap)|bad_alloc|could not create a primitive",
+            re.IGNORECASE,
+        ),
+        "ask for more memory, raise `ulimit -v`, or lower dataloader_num_workers",
+    ),
+)
+
+
+def limit_reached(error: BaseException) -> Problem | None:
+    """The problem where the system gave a process no more files, processes or memory; None otherwise."""
+    if not isinstance(error, (OSError, RuntimeError, MemoryError)):
+        return None
+    text = f"{type(error).__name__}: {error}"
+    for message, form, advice in _LIMITS:
+        # torch says with a RuntimeError what the system's number means.
+        if form.search(text):
+            return Problem(
+                message,
+                code="system-limit-reached",
+                path=("stages", 0),
+                found=text.splitlines()[0],
+                hint=f"{advice}; `--resume` continues from the last checkpoint",
+            )
+    return None
 
 
 LAUNCHER_GONE = "the command that started it is gone"

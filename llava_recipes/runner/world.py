@@ -101,6 +101,9 @@ def find_world(environment: Environment, options: NodeOptions) -> World | None:
     """
     started = _started(environment)
     if started is None or started.size == 1:
+        if options.nnodes is None and options.given():
+            names = " and ".join(options.given())
+            raise BadOptions(f"{names} without --nnodes: add --nnodes, or leave out {names}")
         return _optional(options, None if started is None else started.per_node)
     given = options.given()
     who = f"{started.launcher} started this command as task {started.rank} of {started.size}"
@@ -140,16 +143,14 @@ def _optional(options: NodeOptions, per_node: int | None) -> World | None:
         raise BadOptions("--rdzv-backend static needs --node-rank")
     if options.node_rank is not None and options.node_rank not in range(options.nnodes):
         raise BadOptions(f"--node-rank {options.node_rank} is not between 0 and {options.nnodes - 1}")
-    address, colon, port = options.rdzv_endpoint.rpartition(":")
-    if not colon:
-        address, port = options.rdzv_endpoint, "29500"
-    if not port.isdecimal() or int(port) not in range(1, 65536):
+    address, port = _split_endpoint(options.rdzv_endpoint)
+    if not address or not port.isdecimal() or int(port) not in range(1, 65536):
         raise BadOptions(f"--rdzv-endpoint {options.rdzv_endpoint} is not HOST:PORT")
     return World(
         launcher="--nnodes",
         rank=options.node_rank,
         size=options.nnodes,
-        address=address.strip("[]"),
+        address=address,
         port=int(port),
         name=options.rdzv_id,
         per_node=per_node,
@@ -202,7 +203,7 @@ def _of_open_mpi(environment: Environment) -> World | None:
     if rank is None or size is None:
         return None
     local_rank = _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK") or 0
-    local_size = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE") or 1
+    local_size = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE") or local_rank + 1
     job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid") or ""
     return _meet(
         environment,
@@ -245,7 +246,7 @@ def _of_slurm(environment: Environment) -> World | None:
     if step is None or step >= _FIRST_SPECIAL_STEP or rank is None or size is None:
         return None
     per_node = list(expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "")))
-    node = _number(environment, "SLURM_NODEID") or 0
+    node, local_rank = (_number(environment, f"SLURM_{name}") or 0 for name in ("NODEID", "LOCALID"))
     hosts = expand_hosts(environment.get("SLURM_STEP_NODELIST", ""))
     job = _number(environment, "SLURM_JOB_ID", "SLURM_JOBID") or 0
     port = _PORTS[(job * 7 + step) % len(_PORTS)]
@@ -254,8 +255,8 @@ def _of_slurm(environment: Environment) -> World | None:
         launcher="srun",
         rank=rank,
         size=size,
-        local_rank=_number(environment, "SLURM_LOCALID") or 0,
-        local_size=per_node[node] if node < len(per_node) else 1,
+        local_rank=local_rank,
+        local_size=per_node[node] if node < len(per_node) else local_rank + 1,
         default=(hosts[0], port) if hosts else None,
         advice="MASTER_ADDR=FIRST_HOST MASTER_PORT=29500 srun …",
         is_per_node=bool(per_node) and set(per_node) == {1},
@@ -315,7 +316,7 @@ def _meet(
     port = _number(environment, "MASTER_PORT", "PET_MASTER_PORT")
     endpoint = environment.get("PET_RDZV_ENDPOINT", "")
     if address is None and endpoint:
-        address, _, behind = endpoint.rpartition(":")
+        address, behind = _split_endpoint(endpoint)
         port = int(behind) if behind.isdecimal() else None
     if address is None and default is not None:
         address, port = default[0], default[1] if port is None else port
@@ -328,18 +329,33 @@ def _meet(
             if "FIRST_HOST" in advice
             else f"set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port; {advice}",
         )
+    port = 29500 if port is None else port
+    is_sound = rank in (None, *range(size)) and local_rank < local_size and port in range(1, 65536)
+    if size != 1 and not is_sound:
+        raise RecipeError.of(
+            f"{launcher}: its variables contradict each other",
+            code="launcher-contradicts",
+            found=f"rank {rank} of {size}, {local_rank} of {local_size} on this machine, port {port}",
+            hint=f"correct them, or {advice}" if "unset" in advice else "start it again, or unset them",
+        )
     return World(
         launcher=launcher,
         rank=rank,
         size=size,
-        address=address or "",
-        port=29500 if port is None else port,
+        address=(address or "").strip("[]"),
+        port=port,
         name=name,
         per_node=per_node,
         is_per_node=is_per_node,
         local_rank=local_rank,
         local_size=local_size,
     )
+
+
+def _split_endpoint(text: str) -> tuple[str, str]:
+    """HOST:PORT, [IPv6]:PORT or HOST as host and port."""
+    host, colon, port = text.rpartition(":")
+    return (host.strip("[]"), port) if colon else (text, "29500")
 
 
 def expand_hosts(text: str) -> list[str]:

@@ -36,6 +36,8 @@ _WORDS: Final = {
 """What can happen to a folder that could be written to when the run began."""
 _SMALLER: Final = "`save_total_limit: 1` keeps one checkpoint"
 _ELSEWHERE: Final = "move the run folder to another disk and name it in `output_dir`"
+_MEMORY, _NEARLY_FULL = Path("/dev/shm"), 2**20
+_LARGER_MEMORY: Final = "enlarge it (`docker run --shm-size=16g`), or lower `dataloader_num_workers`"
 _ADVICE: Final = {
     errno.ENOSPC: f"free some space there ({_SMALLER}), or {_ELSEWHERE}",
     errno.EDQUOT: f"remove files of yours there ({_SMALLER}), or {_ELSEWHERE}",
@@ -90,10 +92,20 @@ def _failure(error: BaseException, folder: Path) -> tuple[int, Path | None] | No
     for name in (error.filename2, error.filename):
         if file is None and isinstance(name, str | bytes | os.PathLike):
             file = Path(os.path.abspath(os.fsdecode(name)))
+    if file is None and error.errno == errno.ENOSPC and _is_full(_MEMORY) and not _is_full(folder):
+        # Locks and tensors that processes share have no file name.
+        file = _MEMORY
     is_ours = file is not None and file.is_relative_to(os.path.abspath(folder))
     if error.errno in _ONLY_WRITING or (is_ours and (error.errno != errno.ENOENT or not folder.exists())):
         return error.errno, file
     return None
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _NEARLY_FULL
+    except OSError:
+        return False
 
 
 def _problem(number: int, file: Path | None, folder: Path, stage: KeyPath) -> Problem:
@@ -101,7 +113,7 @@ def _problem(number: int, file: Path | None, folder: Path, stage: KeyPath) -> Pr
 
     found = [os.strerror(number)]
     with suppress(OSError):
-        usage = shutil.disk_usage((file or folder).parent)
+        usage = shutil.disk_usage(file if file == _MEMORY else (file or folder).parent)
         found.append(f"{usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free")
     newest = next(iter(list_checkpoints(folder)), None)
     if newest is None:
@@ -110,7 +122,12 @@ def _problem(number: int, file: Path | None, folder: Path, stage: KeyPath) -> Pr
     else:
         found.append(f"{newest.folder.name} stands")
         then = f"`--resume` then continues from {newest.folder.name}"
-    advice = _ADVICE.get(number, "check the disk and its mount (`dmesg` says more)")
+    in_memory = file is not None and file.is_relative_to(_MEMORY) and not folder.is_relative_to(_MEMORY)
+    advice = (
+        _LARGER_MEMORY
+        if in_memory
+        else _ADVICE.get(number, "check the disk and its mount (`dmesg` says more)")
+    )
     return Problem(
         f"{_name(file, folder)} cannot be written: {_WORDS[number]}",
         code=CODE,

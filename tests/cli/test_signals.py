@@ -14,6 +14,7 @@ import pytest
 from llava_recipes.cli import show
 from llava_recipes.cli.main import INTERRUPTED, main
 from llava_recipes.export.target import new_folder
+from tests.processes import ROOT, python, run_process
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does(
@@ -58,3 +59,35 @@ def test_an_interruption_that_a_library_takes_for_an_error_is_none(
     assert main(["show", "recipe.yaml"]) == INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+_TWICE = """
+import os, signal, sys, time
+from llava_recipes.cli import main, {command}
+
+def stop_twice(arguments):
+    for _ in range(2):
+        try:
+            os.kill(os.getpid(), signal.{signal})
+            time.sleep(1)
+        except KeyboardInterrupt:
+            print("stopped")
+    raise KeyboardInterrupt
+
+{command}.run = stop_twice
+sys.argv = ["llava-recipe", "{command}", "recipe.yaml"]
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "times"), [("show", "SIGINT", 2), ("show", "SIGTERM", 1), ("run", "SIGHUP", 1)]
+)
+def test_a_signal_is_one_request_and_ctrl_c_may_stop_several_answers(
+    command: str, name: str, times: int, tmp_path: Path
+) -> None:
+    script = _TWICE.format(command=command, signal=name)
+    done = run_process(
+        [*python("", fresh=True)[:1], "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "stopped\n" * times, "interrupted\n")

@@ -105,3 +105,15 @@ def test_workers_are_seeded_as_before() -> None:
 
 def test_a_loader_without_workers_needs_nothing() -> None:
     assert worker_options(0) == {}
+
+
+def test_a_long_name_of_the_temporary_folder_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm's for a job: no socket in it can have a name, and workers pass tensors on through one."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setitem(vars(multiprocessing.current_process())["_config"], "tempdir", str(long))
+    batches: Any = iter(loader_of(0.0))
+    assert next(batches).tolist() == [0, 1]
+    assert list(long.iterdir()) == []

@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 
 import pytest
 
+from llava_recipes.errors import RecipeError
 from llava_recipes.runner.channel import ADDRESS, TOKEN, Channel, ChannelLost, Line
 
 
@@ -83,3 +84,13 @@ def test_a_command_that_is_gone_is_said(channel: Channel) -> None:
     channel.close()
     with pytest.raises(ChannelLost):
         Line(environment, rank=0)
+
+
+def test_a_machine_without_loopback_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(RecipeError) as raised:
+        Channel({})
+    assert raised.value.problems[0].code == "no-loopback"

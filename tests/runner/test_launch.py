@@ -109,3 +109,10 @@ def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
         assert launch._wait(child, channel, Interruption(), watch, num_processes=2) is None
         # Nor where it waits in the kernel, and outlives its end.
         launch._end_all(child, channel, frozenset(descendants(os.getpid())))
+
+
+def test_processes_of_one_machine_need_no_name_for_it() -> None:
+    assert "--local-addr=127.0.0.1" in launch._torchrun_options(Processes(per_node=2))
+    assert "--local-addr=127.0.0.1" not in launch._torchrun_options(
+        Processes(per_node=2, nnodes=2, address="head", port=29500)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -231,3 +232,24 @@ def test_a_request_to_one_command_is_one_to_all() -> None:
     second.leave()
     first._share_request()
     assert (first.interruption.reason, first.interruption.is_repeated) == ("SIGUSR1", True)
+
+
+def test_commands_know_whether_another_one_advances() -> None:
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+    store = HashStore()
+    teams = [Team(store, world(size=3), index, Interruption()) for index in range(3)]
+
+    def heard() -> list[float]:
+        for number, team in enumerate(3 * teams):
+            team._beat(number)
+            team._look()
+        return [team.note_still(team._still_s) for team in teams]
+
+    assert heard() == [math.inf] * 3
+    with teams[1].training(), teams[2].training():
+        teams[1].note_still(70.0)
+        teams[2].note_still(4.0)
+        assert heard() == [4.0] * 3
+    # They have ended: nobody waits for them.
+    assert heard() == [math.inf] * 3

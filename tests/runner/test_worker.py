@@ -14,7 +14,7 @@ from llava_recipes.errors import Mark, Problem, RecipeError
 from llava_recipes.runner import worker
 from llava_recipes.runner.beginnings import at_stage
 from llava_recipes.runner.reports import Request, Result, problems_message, read_problems
-from llava_recipes.runner.worker import Worker, _leave
+from llava_recipes.runner.worker import Worker, _leave, limit_reached
 from llava_recipes.train.stopping import Stop, StoppedBeforeStep
 from tests.processes import ROOT, run_process
 
@@ -88,3 +88,26 @@ def test_a_process_runs_its_exit_handlers(tmp_path: Path) -> None:
     words = "from tests.runner.test_worker import _leave_with_code_3; _leave_with_code_3()"
     done = run_process([sys.executable, "-c", words], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (3, "the tracker is told that the run is over\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (
+            RuntimeError("Too many open files. Communication with the workers is over"),
+            "ulimit -n",
+        ),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "ulimit -u"),
+        (MemoryError(), "ulimit -v"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "ulimit -v"),
+        (RuntimeError("shape mismatch"), None),
+        (KeyError("Too many open files"), None),
+    ],
+)
+def test_limits_of_the_system_are_no_bugs(error: Exception, words: str | None) -> None:
+    problem = limit_reached(error)
+    assert (problem is None) is (words is None)
+    if problem is not None and words is not None:
+        assert problem.hint is not None and words in problem.hint

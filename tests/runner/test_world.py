@@ -75,6 +75,8 @@ def shape(world: World | None) -> tuple[object, ...] | None:
         # The operator's WORLD_SIZE counts processes, PET_NNODES nodes.
         (PET | POD | {"WORLD_SIZE": "16"}, (1, 2, 0, 1, True, "job-master-0:23456")),
         ({"PET_NNODES": "2:2", "PET_RDZV_ENDPOINT": "a:1"}, (None, 2, 0, 1, True, "a:1")),
+        ({"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "[fd::1]:9"}, (None, 2, 0, 1, True, "fd::1:9")),
+        ({"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "head"}, (None, 2, 0, 1, True, "head:29500")),
         # No world: alone, stale, a batch script, a shell of salloc, of srun.
         ({}, None),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "a"}, None),
@@ -116,6 +118,10 @@ def test_ranks_of_one_mpirun_meet_at_one_port() -> None:
         (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, "launcher-without-address"),
         (HYDRA, "launcher-without-address"),
         (PET | {"PET_NNODES": "1:4"}, "launcher-is-elastic"),
+        (DEEPSPEED | {"RANK": "4", "WORLD_SIZE": "4"}, "launcher-contradicts"),
+        (DEEPSPEED | {"RANK": "0", "WORLD_SIZE": "0"}, "launcher-contradicts"),
+        (DEEPSPEED | {"LOCAL_RANK": "9", "LOCAL_SIZE": "2"}, "launcher-contradicts"),
+        (DEEPSPEED | {"MASTER_PORT": "99999"}, "launcher-contradicts"),
     ],
 )
 def test_worlds_that_cannot_be_joined(environment: dict[str, str], code: str) -> None:
@@ -138,6 +144,8 @@ TWO_NODES = NodeOptions(nnodes=2, rdzv_endpoint="head:29500", rdzv_id="x")
         (SRUN_PER_NODE, NodeOptions(nnodes=4, rdzv_endpoint="head:29500", rdzv_id="x"), "leave out --nnodes"),
         (PET, NodeOptions(node_rank=0), "leave out --node-rank"),
         ({}, NodeOptions(nnodes=2), "needs --rdzv-endpoint"),
+        ({}, NodeOptions(rdzv_endpoint="head:29500", rdzv_id="x"), "without --nnodes"),
+        ({}, NodeOptions(nnodes=2, rdzv_endpoint=":29500", rdzv_id="x"), "is not HOST:PORT"),
         ({}, NodeOptions(nnodes=2, rdzv_endpoint="a:b", rdzv_id="x"), "is not HOST:PORT"),
         ({}, NodeOptions(nnodes=2, rdzv_endpoint="a", rdzv_id="x", node_rank=2), "between 0 and 1"),
         ({}, NodeOptions(nnodes=2, rdzv_endpoint="a", rdzv_id="x", rdzv_backend="static"), "--node-rank"),

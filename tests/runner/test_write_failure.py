@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.files import replacing, write_text
+from llava_recipes.runner import write_failure
 from llava_recipes.runner.write_failure import reporting_write_failures, write_problem
 from tests.faults.disk import Failure, attempt, can_mount
 
@@ -40,6 +41,15 @@ def test_what_no_reading_fails_with_needs_no_name(number: int, tmp_path: Path) -
     assert found.code == "output-cannot-be-written"
     assert found.path == ("stages", 1, "output_dir")
     assert "no checkpoint was saved before" in (found.found or "")
+
+
+def test_memory_that_processes_share_is_no_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_failure, "_is_full", lambda folder: str(folder) == "/dev/shm")
+    found = problem_of(failed(errno.ENOSPC), tmp_path)
+    assert found is not None and found.hint is not None
+    assert found.message.startswith("/dev/shm cannot be written") and "--shm-size" in found.hint
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])

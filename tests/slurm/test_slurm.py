@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llava_recipes.authoring.slurm_job import seconds_of
 from llava_recipes.cli.main import main
 from tests.processes import run_process
 from tests.slurm import broken_job
@@ -81,12 +82,43 @@ def test_a_job_replaces_no_file(recipe: Path) -> None:
     [
         *(["--time", "4h"], ["--partition", "a\n#SBATCH --wrap=x"], ["--account", ""]),
         *(["--sbatch", "mem 0"], ["--sbatch", "mem=0\nrm"], ["--gpus-per-node=-1"]),
+        *(["--sbatch", "nodes=2"], ["--sbatch", "signal=TERM@60"], ["--sbatch", "time=1:00"]),
     ],
 )
 def test_values_that_are_none_of_slurms(wrong: list[str], recipe: Path) -> None:
     with pytest.raises(SystemExit) as raised:
         main([*WORDS, *wrong])
     assert raised.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("5", 300),
+        ("5:30", 330),
+        ("1:00:00", 3600),
+        ("1-2", 93_600),
+        ("1-2:30", 95_400),
+        ("1-2:30:10", 95_410),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(limit: str, seconds: int) -> None:
+    assert seconds_of(limit) == seconds
+
+
+def test_a_limit_that_leaves_no_time_to_train_is_refused(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*WORDS, "--time", "5"]) == 2
+    assert "lower --signal-before" in capsys.readouterr().err
+    assert main([*WORDS, "--time", "5", "--signal-before", "60"]) == 0
+
+
+def test_options_of_the_user_come_last_and_count(recipe: Path) -> None:
+    assert main([*WORDS, "--sbatch", "output=my.log", "--sbatch", "no-requeue"]) == 0
+    lines = (recipe.parent / "job.sbatch").read_text().splitlines()
+    assert lines.index("#SBATCH --output=my.log") > lines.index("#SBATCH --output=%x-%j.log")
+    assert lines.index("#SBATCH --no-requeue") > lines.index("#SBATCH --requeue")
 
 
 # Slurm's own waits take minutes: for `make test-long` and `make slurm`, which the workflow runs too.
