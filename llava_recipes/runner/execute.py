@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -43,11 +42,11 @@ from llava_recipes.runner.team import Outcome
 from llava_recipes.runner.write_failure import write_problem
 from llava_recipes.screen import say
 from llava_recipes.stop_signals import OF_OTHERS, STOP_SIGNALS
+from llava_recipes.train.stopping import is_of_peers
 
 LOOKING = "looks at the run folders"
 """What the command does before a stage, in the words of a hang."""
 _TO_RELEASE_S = 5.0
-_OF_PEERS = re.compile(r"gloo|nccl|c10d|DistNetworkError|Connection (closed|reset)", re.IGNORECASE)
 
 
 class WorkerBug(Exception):
@@ -258,15 +257,18 @@ def _read_answer(run: Run, index: int, answer: Answer, elsewhere: list[Outcome])
     # What a process says whose peer is gone is no cause.
     killed = next((each for each in outcomes if each.killed and not each.was_interrupted), None)
     spoils = killed is not None and _by_nobody(killed, answer)
-    if is_asked and is_unfinished and (answer.cut_short or not (spoils or any(o.bug for o in outcomes))):
+    bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
+    if is_asked:
+        # Nor is what one says whose peer was asked to stop, and has left.
+        bugs = [bug for bug in bugs if not is_of_peers(bug)]
+    if is_asked and is_unfinished and (answer.cut_short or not (spoils or bugs)):
         raise Stopped(_stopped_words(run.plan.stages[index], answer, run.interruption.reason))
     silent = [each for each in outcomes if each.code and not each.bug and not each.was_interrupted]
-    bugs = [outcome.bug for outcome in outcomes if outcome.bug is not None]
     if killed is not None:
         # The others only report that it is gone.
         bugs, silent = [], [killed]
-    if bugs and not (silent and all(map(_OF_PEERS.search, bugs))):
-        raise WorkerBug(next((bug for bug in bugs if not _OF_PEERS.search(bug)), bugs[0]))
+    if bugs and not (silent and all(map(is_of_peers, bugs))):
+        raise WorkerBug(next((bug for bug in bugs if not is_of_peers(bug)), bugs[0]))
     if silent and (killed or result is None or result.stopped_early or silent[0] is not outcomes[0]):
         code, where = silent[0].code, f" on {silent[0].host}" if len(outcomes) > 1 else ""
         how = ", killed by a signal" if code < 0 or code > 128 else ""

@@ -24,10 +24,9 @@ from llava_recipes.runner.lock import join
 from llava_recipes.runner.reports import Request, Result, problems_message
 from llava_recipes.runner.write_failure import reporting_write_failures
 from llava_recipes.screen import flush_streams, guard_streams, say
-from llava_recipes.train.stopping import Stop, StoppedBeforeStep
+from llava_recipes.train.stopping import Stop, StoppedBeforeStep, is_of_peers
 from llava_recipes.train.watch import Watch
 
-_OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out|store", re.IGNORECASE)
 _DATA_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (\d[\d, ]*)\) (?:is (killed by signal: [^.]+)|exited unexpectedly)"
 )
@@ -96,7 +95,7 @@ class Worker:
 
     def _is_of_others(self, error: Exception) -> bool:
         """Whether an error only says that another process has left first, being asked to stop."""
-        if not _OF_OTHER_PROCESSES.search(f"{type(error).__name__} {error}"):
+        if not is_of_peers(f"{type(error).__name__} {error}"):
             return False
         deadline = time.monotonic() + (_HEARSAY_S if self.request.has_other_commands else 0.0)
         # The request may still be on its way from another node.

@@ -32,6 +32,7 @@ from llava_recipes.seals import (
     seal_of,
     sealed_text,
 )
+from llava_recipes.train.stopping import is_of_peers
 
 SEAL, LATEST = "checkpoint.json", "latest"
 TRAINED, OPTIMIZER, PROGRESS = "trained.safetensors", "optimizer.pt", "progress.json"
@@ -54,7 +55,6 @@ _IN_CHECKPOINTS = re.compile(
 _SAVING, _REMOVING, _ASIDE = ".saving-", ".removing-", "set-aside-"
 _LOGS = ("metrics.jsonl", "samples.jsonl")
 """A run that goes on after a loss of power must find in them what was before its checkpoint."""
-_OF_OTHER_PROCESSES = re.compile(r"gloo|nccl|c10d|connection|peer|timed? ?out", re.IGNORECASE)
 _WRITTEN = frozenset(
     [
         *("plan.json", "recipe.resolved.yaml", "environment.json", "inputs.json", "history.jsonl", "DONE"),
@@ -428,7 +428,7 @@ def loading(checkpoint: Path, files: str) -> Iterator[None]:
         raise unusable(checkpoint, f"{files}: {why}") from error
     # Bad values can raise anything where they are used.
     except Exception as error:
-        if isinstance(error, RuntimeError) and _OF_OTHER_PROCESSES.search(str(error)):
+        if isinstance(error, RuntimeError) and is_of_peers(str(error)):
             # A process that waits for another one fails with it; the other one reports the problem.
             raise
         text = (str(error).strip() or "no message").splitlines()[0]

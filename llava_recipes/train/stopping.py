@@ -7,6 +7,7 @@ Signals must be heard while torch is imported: it is imported where it is needed
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -42,6 +43,17 @@ _FLOOR_S = 5.0
 _BYTES_PER_S = 200e6
 _BYTES_PER_WEIGHT = 12
 """A float32 weight and the two averages of Adam."""
+
+
+_OF_PEERS = re.compile(
+    r"gloo|nccl|\bc10d\b|DistNetworkError|DistStoreError|TCPStore|connection|peer|timed? ?out|broken pipe",
+    re.IGNORECASE,
+)
+
+
+def is_of_peers(error: str) -> bool:
+    """Whether an error, or a traceback by its end, only says that another process is gone or silent."""
+    return _OF_PEERS.search(error.rpartition("\n  File ")[2]) is not None
 
 
 class StoppedBeforeStep(BaseException):

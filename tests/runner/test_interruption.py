@@ -14,7 +14,7 @@ from llava_recipes.errors import RecipeError
 from llava_recipes.recipe.load import load_source
 from llava_recipes.runner import interruption
 from llava_recipes.runner.beginnings import Run
-from llava_recipes.runner.execute import Stopped, _read_answer
+from llava_recipes.runner.execute import Stopped, WorkerBug, _read_answer
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.interruption import Interruption
 from llava_recipes.runner.launch import Answer, Processes
@@ -179,3 +179,17 @@ def test_a_process_that_is_killed_while_it_saves_is_named(tmp_path: Path) -> Non
     # What was learned is saved, or the process did what it was asked to.
     assert "saved checkpoint-3" in stopped_by_term(by_kill, 1, tmp_path)
     assert stopped_by_term(by_term, 0, tmp_path).startswith("Stopped")
+
+
+def test_what_is_said_of_a_peer_that_left_when_asked_is_no_bug(tmp_path: Path) -> None:
+    loaded = load_source(yaml_text(stage1_values(tmp_path)), "r.yaml")
+    traceback = 'Traceback:\n  File "/x/torch/distributed/distributed_c10d.py", line 3151, in broadcast\n'
+    for last, error in (
+        ("RuntimeError: [gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer", Stopped),
+        ("RuntimeError: sizes differ", WorkerBug),
+    ):
+        run = Run(loaded, plan_recipe(loaded, world_size=2), Processes(2), resume=False, stages=(0,))
+        run.interruption.ask("SIGUSR1")
+        reports = Reports((), f"{traceback}    work.wait()\n{last}", {}, (), None, has_begun=True)
+        with pytest.raises(error):
+            _read_answer(run, 0, Answer(3, reports, None), [])
