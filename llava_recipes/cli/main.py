@@ -7,11 +7,13 @@ import contextlib
 import gc
 import importlib
 import keyword
+import math
 import os
 import re
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
@@ -67,6 +69,8 @@ WITHOUT_TORCH = frozenset(
 """Commands that must stay quick, and so don't check the version of every library first."""
 
 USER_ERROR, USAGE_ERROR, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
+_AT_ONCE_S = 1.0
+"""An error that follows Ctrl-C so soon is taken for what it led to."""
 
 
 class CommandModule(Protocol):
@@ -177,11 +181,10 @@ def _start_fast() -> None:
 @contextlib.contextmanager
 def _interrupted_by(numbers: Sequence[signal.Signals]) -> Iterator[None]:
     """Let signals end a command as Ctrl-C does, so that nothing half-written stays behind."""
-    was_asked = False
+    asked_s: dict[int, float] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal was_asked
-        was_asked = True
+        asked_s[number] = time.monotonic()
         # Ctrl-C may stop an answer alone.
         if number != signal.SIGINT and is_own_process():
             # The same request may come as several signals: a later one must not change how this one ends.
@@ -198,7 +201,8 @@ def _interrupted_by(numbers: Sequence[signal.Signals]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if was_asked:
+        at_once = time.monotonic() - asked_s.pop(signal.SIGINT, -math.inf) < _AT_ONCE_S
+        if at_once or asked_s:
             # Code that was not written in Python may turn an interruption into an error of its own.
             raise KeyboardInterrupt from error
         raise
