@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Generator
@@ -25,6 +26,8 @@ from tests.warm import client
 settings.register_profile("steady", examples(100), derandomize=True)
 settings.load_profile("steady")
 
+# Under nohup the tests would ignore it, and so would the runs that they stop with it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.update(
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",

@@ -17,7 +17,7 @@ from benchmarks import gpu
 from benchmarks.bounded import Ended
 from benchmarks.gpu import Task, main
 from tests.benchmarks.test_bounded import is_alive
-from tests.processes import ROOT, TIMEOUT_S, run_process, started
+from tests.processes import ROOT, TIMEOUT_S, python, run_process, started
 
 Row = dict[str, Any]
 
@@ -44,9 +44,8 @@ def simulate(monkeypatch: pytest.MonkeyPatch, act: Callable[[Callable[[str], Non
 
 def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.jsonl"
-    script = ROOT / "benchmarks" / "gpu.py"
-    argv: list[str | Path] = [sys.executable, script, "--tiny", "--minutes", "25", "--out", out]
-    done = run_process(argv, cwd=tmp_path, timeout_s=1700)
+    argv: list[str | Path] = [*python("benchmarks.gpu"), "--tiny", "--minutes", "25", "--out", out]
+    done = run_process(argv, cwd=ROOT, timeout_s=1700)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = rows_of(done.stdout)
     assert rows_of(out.read_text()) == rows
