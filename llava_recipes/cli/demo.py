@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_set, positive
+from llava_recipes.exit_codes import USAGE_ERROR
 from llava_recipes.screen import say, say_lines
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if find_world(os.environ, NodeOptions()) is not None:
         if is_first(os.environ):
             say("llava-recipe demo: it trains in one process; start it without a launcher", to_stderr=True)
-        return 2
+        return USAGE_ERROR
     recipe = arguments.recipe or os.path.relpath(gallery_folder() / "demo.yaml")
     started_s = time.monotonic()
     # With matrices this small, threads wait for each other longer than they compute.

@@ -17,6 +17,7 @@ from llava_recipes.cli.options import (
     progress,
     quiet_libraries,
 )
+from llava_recipes.exit_codes import USAGE_ERROR
 from llava_recipes.screen import console, escape_json, say
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.tasks is not None and arguments.batch_size not in (None, 1):
         say("llava-recipe eval: --tasks takes one question at a time: remove --batch-size", to_stderr=True)
-        return 2
+        return USAGE_ERROR
     name = "benchmarks.json" if arguments.data is None else "eval.json"
     output = arguments.output if arguments.output is not None else Path(arguments.run) / name
     check_output(output, overwrite=arguments.overwrite)

@@ -16,6 +16,7 @@ from llava_recipes.cli.options import (
     progress,
     quiet_libraries,
 )
+from llava_recipes.exit_codes import USAGE_ERROR
 from llava_recipes.files import real_path
 from llava_recipes.screen import say
 
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     decoding = decoding_of(arguments)
     if arguments.resume and arguments.overwrite:
         say("llava-recipe generate: --resume and --overwrite exclude each other", to_stderr=True)
-        return 2
+        return USAGE_ERROR
     quiet_libraries()
     images = arguments.images if arguments.images is not None else str(Path(arguments.input).parent)
     questions = read_questions(arguments.input, images=images)

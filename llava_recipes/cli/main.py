@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from llava_recipes import __version__
+from llava_recipes.exit_codes import INTERRUPTED, OUR_BUG, USAGE_ERROR, USER_ERROR
 from llava_recipes.interpreter import is_own_process, leave_current_folder
 from llava_recipes.screen import (
     OutputLost,
@@ -68,7 +69,6 @@ WITHOUT_TORCH = frozenset(
 )
 """Commands that must stay quick, and so don't check the version of every library first."""
 
-USER_ERROR, USAGE_ERROR, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
 _AT_ONCE_S = 1.0
 """An error that follows Ctrl-C so soon is taken for what it led to."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_new_file
 from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.exit_codes import USER_ERROR
 from llava_recipes.files import write_new
 from llava_recipes.masking import mask_assignment
 from llava_recipes.recipe.source import read_file
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         say("The recipe is not complete yet; fix this in it:", "", to_stderr=True)
         say_lines(render_problems(problems), to_stderr=True)
-        return 1
+        return USER_ERROR
     lost = sum(entry.kind == "lost" for _, entries in migration.stages for entry in entries)
     say(_closing(lost), to_stderr=True)
     return 1 if lost and arguments.strict else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_new_file, add_set
+from llava_recipes.exit_codes import USAGE_ERROR
 from llava_recipes.screen import is_terminal, say, say_document, say_lines
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"template {DEFAULT_TEMPLATE}, the default", to_stderr=arguments.output == "-")
     if arguments.template is None and not asking:
         say(f"llava-recipe new: no template; choose {', '.join(TEMPLATES)}", to_stderr=True)
-        return 2
+        return USAGE_ERROR
     try:
         wishes, file = _wishes(arguments, asking=asking)
     except EOFError:

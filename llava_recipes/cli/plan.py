@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from llava_recipes.cli.options import add_recipe, add_world_size, positive, world_size_of
 from llava_recipes.cli.plan_overview import Section, headline_of, sections_of
 from llava_recipes.errors import RecipeError
+from llava_recipes.exit_codes import USAGE_ERROR
 from llava_recipes.plan.types import Plan
 from llava_recipes.screen import cell, console, is_terminal, say, say_json
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from llava_recipes.estimate.estimate import Estimate, Estimator
     from llava_recipes.plan.compile import Compiled
     from llava_recipes.recipe.load import LoadedRecipe
-
-USAGE_ERROR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_recipe, duration, positive
 from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.exit_codes import HANGS, INTERRUPTED, OUR_BUG, USAGE_ERROR, USER_ERROR
 from llava_recipes.masking import mask_command
 from llava_recipes.screen import outlive_readers, say, say_lines, write_log
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from llava_recipes.runner.world import World
 
 _MIN_HANG_S = 5
-USER_ERROR, OUR_BUG, INTERRUPTED = 1, 3, 130
 
 EPILOG = """\
 A finished stage is skipped. The stages that a chosen stage starts from must be finished, with the same plan.
@@ -95,7 +95,7 @@ def _hang_timeout(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.render import render_problems
-    from llava_recipes.runner.hangs import HANGS, RunHangs
+    from llava_recipes.runner.hangs import RunHangs
     from llava_recipes.runner.interruption import Interruption
 
     # Its reader may leave, as `head` does, and its terminal may be closed: training goes on.
@@ -123,11 +123,11 @@ def _run_anywhere(arguments: argparse.Namespace, interruption: Interruption) -> 
     except BadOptions as error:
         if is_first(os.environ):
             say(f"llava-recipe run: {error}", to_stderr=True)
-        return 2
+        return USAGE_ERROR
     except RecipeError:
         # Each of the commands that a launcher started finds the same.
         if not is_first(os.environ):
-            return 1
+            return USER_ERROR
         raise
     if world is None:
         return _run_alone(arguments, interruption)
@@ -144,7 +144,7 @@ def _run_alone(arguments: argparse.Namespace, interruption: Interruption) -> int
 def _run_in_world(arguments: argparse.Namespace, world: World, interruption: Interruption) -> int:
     """Train with the other commands of a world: the first one decides, the others follow."""
     from llava_recipes.runner.follow import follow
-    from llava_recipes.runner.hangs import HANGS, RunHangs
+    from llava_recipes.runner.hangs import RunHangs
     from llava_recipes.runner.launch import Processes, count_local_devices
     from llava_recipes.runner.team import JOIN_S, TeamLost, join
 
@@ -240,7 +240,7 @@ def _run(
         return _train(run, dry=arguments.dry_run)
     except AcceptError as error:
         say(*(f"llava-recipe run: {line}" for line in str(error).splitlines()), to_stderr=True)
-        return 2
+        return USAGE_ERROR
 
 
 def _warn(warnings: Sequence[Problem], stages: Collection[int]) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from llava_recipes.cli.options import add_new_file, add_recipe, positive
+from llava_recipes.exit_codes import USAGE_ERROR
 from llava_recipes.interpreter import python_words
 from llava_recipes.screen import say, say_document
 
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         # It would be stopped at its start, and queued again, for ever.
         words = f"--time {arguments.time} leaves no time to train before the job is told to save"
         say(f"llava-recipe slurm: {words}: give it more, or lower --signal-before", to_stderr=True)
-        return 2
+        return USAGE_ERROR
     loaded = load_recipe(arguments.file, arguments.set)
     processes = max(1, arguments.gpus_per_node)
     plan = plan_recipe(loaded, world_size=arguments.nodes * processes)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from llava_recipes import __version__
 from llava_recipes.cli.options import add_set
 from llava_recipes.errors import Mark, Problem, RecipeError
+from llava_recipes.exit_codes import USAGE_ERROR
 from llava_recipes.recipe.load import load_recipe
 from llava_recipes.render import render_problems
 from llava_recipes.screen import say, say_document, say_json, say_lines
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.all and not arguments.deep:
         say("llava-recipe validate: --all needs --deep", to_stderr=True)
-        return 2
+        return USAGE_ERROR
     if arguments.deep:
         from llava_recipes.versions import check_versions
 

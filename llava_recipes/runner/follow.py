@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.exit_codes import INTERRUPTED, USER_ERROR
 from llava_recipes.plan.types import Plan, plan_from_json
 from llava_recipes.runner.hangs import watched
 from llava_recipes.runner.launch import Answer, Processes, free_port, run_processes
@@ -95,9 +96,9 @@ def follow(team: Team, processes: Processes, *, hang_timeout_s: float | None) ->
                     return int(order["code"])
     except TeamLost as lost:
         say(f"llava-recipe run: {lost}; this process ends too", to_stderr=True)
-        return 1
+        return USER_ERROR
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     finally:
         team.leave()
 
@@ -116,7 +117,7 @@ def _train(team: Team, processes: Processes, order: Message) -> Outcome:
     except RecipeError as error:
         path = ("stages", 0, "output_dir")
         problems = tuple(replace(problem, path=path) for problem in error.problems)
-        return Outcome(code=1, host=socket.gethostname(), problems=problems)
+        return Outcome(code=USER_ERROR, host=socket.gethostname(), problems=problems)
     request = Request(
         output_dir=str(folder),
         plan=order["plan"],

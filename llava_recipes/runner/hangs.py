@@ -18,6 +18,7 @@ from types import FrameType
 
 from llava_recipes.data.reading import STATES, process_facts, process_state
 from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.exit_codes import HANGS
 from llava_recipes.files import write_text
 from llava_recipes.render import render_problems
 from llava_recipes.runner.channel import Channel, Peer
@@ -27,7 +28,7 @@ from llava_recipes.screen import say_lines, write_log
 from llava_recipes.train.stopping import DATA, LOADING, STEP
 from llava_recipes.train.watch import STACKS, START_S, TICK_S, Work
 
-RUN_HANGS, HANGS = "run-hangs", 4
+RUN_HANGS = "run-hangs"
 """The problem's code, and the exit code."""
 _SILENT_S = 5.0
 _TO_START_S = 120.0

@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
+from llava_recipes.exit_codes import USER_ERROR
 from llava_recipes.runner.channel import ChannelLost, Line
 from llava_recipes.runner.descendants import descendants
 from llava_recipes.runner.reports import killed_message
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     try:
         line = Line(os.environ, rank=None)
     except ChannelLost:
-        return 1
+        return USER_ERROR
     line.listen(on_stop=lambda reason: None, on_lost=_end_after_workers)
     threading.Thread(target=_pass_on, args=(line,), name="signals", daemon=True).start()
     _announce_end(line)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llava_recipes.errors import Problem, RecipeError
+from llava_recipes.exit_codes import OUR_BUG, USER_ERROR
 from llava_recipes.runner.channel import ChannelLost, Line
 from llava_recipes.runner.descendants import kill_descendants
 from llava_recipes.runner.lock import join
@@ -65,7 +66,7 @@ class Worker:
             result = self._trained()
         except RecipeError as error:
             self.line.tell(problems_message(error))
-            return 1
+            return USER_ERROR
         except Exception as error:
             if self._is_leaving:
                 # Torch raises it in this thread, for the data workers that another one is killing.
@@ -73,12 +74,12 @@ class Worker:
             problem = data_worker_died(error) or limit_reached(error)
             if problem is not None:
                 self.line.tell(problems_message(RecipeError(problem)))
-                return 1
+                return USER_ERROR
             if self._is_of_others(error):
                 self._say_stopped()
                 self._leave_at_once()
             self.line.tell({"kind": "bug", "traceback": traceback.format_exc()})
-            return 3
+            return OUR_BUG
         self.line.tell({"kind": "result", "result": result.to_json()})
         return 0
 
@@ -190,7 +191,7 @@ def main() -> int:
         line = Line(os.environ, rank=int(os.environ.get("RANK", "0")))
     except ChannelLost as lost:
         say(f"a training process cannot reach the command that started it: {lost}", to_stderr=True)
-        return 1
+        return USER_ERROR
     worker = Worker(line)
     _leave(worker.run(), worker.stop)
 
@@ -259,7 +260,7 @@ def _leave(code: int, stop: Stop) -> NoReturn:
             stop.agree()
         except RuntimeError:
             # Another process failed first, and reports why itself.
-            code = 1
+            code = USER_ERROR
     # Those of trackers of experiments say that the run is complete.
     atexit._run_exitfuncs()
     flush_streams()

@@ -12,7 +12,8 @@ from types import FrameType
 import pytest
 
 from llava_recipes.cli import show
-from llava_recipes.cli.main import INTERRUPTED, main
+from llava_recipes.cli.main import main
+from llava_recipes.exit_codes import INTERRUPTED
 from llava_recipes.export.target import new_folder
 from tests.processes import ROOT, python, run_process
 
