@@ -118,7 +118,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the user's to fix, 2 usage, 3 our bug.
+    """Run one command and return its exit code, one of exit_codes.py or 0.
 
     Without `argv` it reads the process's own arguments and sets the process up; with it, the process is the
     caller's and stays as it is.
