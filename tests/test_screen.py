@@ -116,7 +116,9 @@ def test_the_bar_cuts_no_digit_and_estimates_for_the_slowest_steps(columns: int)
         bar.step({"step": step, "loss": 1.2345, "learning_rate": 9.8e-4, "samples_per_s": 1283.4})
     with screen.capture() as shown_bar:
         screen.print(bar._progress.get_renderable())
-    bar.abandon()
+    with screen.capture() as shown_end:
+        bar.finish((("stopped", "step 1,200"),))
+    assert "x: stopped" in shown_end.get()
     words = shown_bar.get().replace("\x1b[2K", " ").split()
     for whole in ("1200/5198", "1.2345", "9.8e-4", "1283.4", "0:01:20", "44:25:20"):
         assert whole in words, words

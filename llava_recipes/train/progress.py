@@ -141,7 +141,7 @@ class Bar(Reporter):
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         self._progress.stop()
         self._console.print(
-            Panel(_grid(rows), title=cell(f"{self._title}: done"), title_align="left", expand=False)
+            Panel(_grid(rows), title=cell(f"{self._title}: {rows[0][0]}"), title_align="left", expand=False)
         )
 
     def abandon(self) -> None:
