@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_new_file, add_recipe, positive
 from llava_recipes.interpreter import python_words
 from llava_recipes.screen import say, say_document
+
+if TYPE_CHECKING:
+    from llava_recipes.plan.types import Plan
 
 EPILOG = """\
 The recipe is checked and planned for all GPUs of the job first. The job trains with `run --resume`: it is \
@@ -63,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_recipe(arguments.file, arguments.set)
     processes = max(1, arguments.gpus_per_node)
     plan = plan_recipe(loaded, world_size=arguments.nodes * processes)
+    _warn_of_slow_saves(plan, arguments.signal_before)
     job = SlurmJob(
         name=plan.recipe,
         nodes=arguments.nodes,
@@ -82,6 +88,22 @@ def run(arguments: argparse.Namespace) -> int:
         write_new(Path(arguments.output), text, force=arguments.force)
         say(f"wrote {arguments.output}: submit it with `sbatch {arguments.output}`", to_stderr=True)
     return 0
+
+
+def _warn_of_slow_saves(plan: Plan, signal_before_s: int) -> None:
+    """Say where Slurm would probably end the job in the middle of the save that it is signaled for."""
+    from llava_recipes.train.stopping import saving_s
+
+    slow_s = {stage.name: saving_s(stage.num_trainable_parameters or 0) for stage in plan.stages}
+    name = max(slow_s, key=slow_s.__getitem__)
+    if slow_s[name] >= signal_before_s:
+        enough_s = 300 * math.ceil(1.5 * slow_s[name] / 300)
+        say(
+            f"warning: a checkpoint of stage `{name}` may take {slow_s[name]:,.0f} s, as on a disk that "
+            f"writes 200 MB/s, and the job is signaled {signal_before_s:,} s before its limit: measure a "
+            f"save, or give --signal-before {enough_s}",
+            to_stderr=True,
+        )
 
 
 def _program() -> list[str]:

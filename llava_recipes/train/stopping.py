@@ -51,6 +51,11 @@ _OF_PEERS = re.compile(
 )
 
 
+def saving_s(num_trainable: int) -> float:
+    """About how long a checkpoint takes."""
+    return num_trainable * _BYTES_PER_WEIGHT / _BYTES_PER_S
+
+
 def is_of_peers(error: str) -> bool:
     """Whether an error, or a traceback by its end, only says that another process is gone or silent."""
     return _OF_PEERS.search(error.rpartition("\n  File ")[2]) is not None
@@ -216,7 +221,7 @@ class Stop:
 
     def expect_save(self, num_trainable: int) -> None:
         """Estimate how long the first checkpoint takes."""
-        self._save_s = num_trainable * _BYTES_PER_WEIGHT / _BYTES_PER_S
+        self._save_s = saving_s(num_trainable)
 
     # ---- stopping ----------------------------------------------------------------------------------------
 
