@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.authoring.slurm_job import SlurmJob, command_of, seconds_of, write_slurm_job
     from llava_recipes.files import write_new
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import plan_recipe
+    from llava_recipes.render import render_briefly
+    from llava_recipes.runner.facts import compile_loaded
 
     if arguments.time is not None and 0 < seconds_of(arguments.time) <= arguments.signal_before:
         # It would be stopped at its start, and queued again, for ever.
@@ -67,7 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     loaded = load_recipe(arguments.file, arguments.set)
     processes = max(1, arguments.gpus_per_node)
-    plan = plan_recipe(loaded, world_size=arguments.nodes * processes)
+    compiled = compile_loaded(loaded, world_size=arguments.nodes * processes)
+    plan = compiled.plan
+    # Now, not in the log of a job that waited for days.
+    for each in loaded.fail(*compiled.warnings).problems:
+        say(render_briefly(each), to_stderr=True)
     _warn_of_slow_saves(plan, arguments.signal_before)
     job = SlurmJob(
         name=plan.recipe,
