@@ -8,15 +8,18 @@ import os
 import re
 import shlex
 import subprocess
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import llava_recipes
 from llava_recipes.screen import Spoken, escape_json, escape_yaml, say, say_lines, shown
+from llava_recipes.train.progress import Bar, Start
 from tests.laws import examples
 from tests.processes import ROOT, TIMEOUT_S, python, run_process, started
 from tests.terminal import HOSTILE, on_terminal, steering
@@ -97,6 +100,28 @@ def test_an_answer_is_judged_as_a_whole(size: int, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == (
         "see https://***@host/x now\n\\::error::é 👩\u200d👧 �[31m�\n # :: is meant\n"
     )
+
+
+@pytest.mark.parametrize("columns", [50, 60, 80, 100, 120])
+def test_the_bar_cuts_no_digit_and_estimates_for_the_slowest_steps(columns: int) -> None:
+    screen = Console(file=StringIO(), width=columns, height=24, force_terminal=True, color_system=None)
+    bar, now_s = Bar(screen), 0.0
+    bar._progress.live.auto_refresh = False
+    bar._progress.get_time = lambda: now_s
+    bar.start(Start(title="x", rows=(), num_steps=5198, first_step=1198))
+    task = bar._progress.tasks[0]
+    task.start_time, task._get_time = 0.0, lambda: now_s
+    for step in (1199, 1200):
+        now_s += 40.0
+        bar.step({"step": step, "loss": 1.2345, "learning_rate": 9.8e-4, "samples_per_s": 1283.4})
+    with screen.capture() as shown_bar:
+        screen.print(bar._progress.get_renderable())
+    with screen.capture() as shown_end:
+        bar.finish((("stopped", "step 1,200"),))
+    assert "x: stopped" in shown_end.get()
+    words = shown_bar.get().replace("\x1b[2K", " ").split()
+    for whole in ("1200/5198", "1.2345", "9.8e-4", "1283.4", "0:01:20", "44:25:20"):
+        assert whole in words, words
 
 
 _LIBRARY = f"""

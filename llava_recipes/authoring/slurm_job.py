@@ -84,6 +84,13 @@ def _options(job: SlurmJob) -> Iterator[str]:
     yield "# One log for all starts of the job, in the folder where it is submitted."
     yield _option("open-mode", "append")
     yield _option("output", "%x-%j.log")
+    given = {name for name, _ in job.more}
+    if not given & {"cpus-per-task", "cpus-per-gpu", "exclusive"}:
+        yield "# On many clusters a task gets one CPU unless the job asks for more, too few to load images:"
+        yield f"##SBATCH --cpus-per-task={8 * max(1, job.gpus_per_node)}"
+    if not given & {"mem", "mem-per-cpu", "mem-per-gpu", "exclusive"}:
+        yield "# The same for main memory; 0 is all of a node:"
+        yield "##SBATCH --mem=0"
     # Of an option that comes twice, Slurm takes the last.
     for name, value in job.more:
         yield _option(name, value)

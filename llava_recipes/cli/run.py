@@ -28,7 +28,11 @@ A finished stage is skipped. The stages that a chosen stage starts from must be 
 All GPUs of this machine train unless --processes says otherwise. On several nodes, run the same command on \
 each, with --nnodes, --rdzv-id and the --rdzv-endpoint of the first node, as for torchrun. Started by \
 torchrun, srun, mpirun, deepspeed or accelerate, or in the pods of a PyTorchJob, it joins their processes \
-and needs none of these options."""
+and needs none of these options.
+
+Ctrl-C and SIGTERM save a checkpoint and end the run; the same command continues it. A second one ends it at \
+once. Exit codes: 0 done, 1 something that you can fix, 2 wrong usage, 3 a bug in this program, 4 nothing \
+advanced any more, 130 stopped by a signal or --max-time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

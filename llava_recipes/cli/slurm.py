@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_recipes.cli.options import add_new_file, add_recipe, positive
 from llava_recipes.exit_codes import USAGE_ERROR
 from llava_recipes.interpreter import python_words
 from llava_recipes.screen import say, say_document
+
+if TYPE_CHECKING:
+    from llava_recipes.plan.types import Plan
 
 EPILOG = """\
 The recipe is checked and planned for all GPUs of the job first. The job trains with `run --resume`: it is \
@@ -54,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     from llava_recipes.authoring.slurm_job import SlurmJob, command_of, seconds_of, write_slurm_job
     from llava_recipes.files import write_new
     from llava_recipes.recipe.load import load_recipe
-    from llava_recipes.runner.facts import plan_recipe
+    from llava_recipes.render import render_briefly
+    from llava_recipes.runner.facts import compile_loaded
 
     if arguments.time is not None and 0 < seconds_of(arguments.time) <= arguments.signal_before:
         # It would be stopped at its start, and queued again, for ever.
@@ -63,7 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
         return USAGE_ERROR
     loaded = load_recipe(arguments.file, arguments.set)
     processes = max(1, arguments.gpus_per_node)
-    plan = plan_recipe(loaded, world_size=arguments.nodes * processes)
+    compiled = compile_loaded(loaded, world_size=arguments.nodes * processes)
+    plan = compiled.plan
+    # Now, not in the log of a job that waited for days.
+    for each in loaded.fail(*compiled.warnings).problems:
+        say(render_briefly(each), to_stderr=True)
+    _warn_of_slow_saves(plan, arguments.signal_before)
     job = SlurmJob(
         name=plan.recipe,
         nodes=arguments.nodes,
@@ -83,6 +94,22 @@ def run(arguments: argparse.Namespace) -> int:
         write_new(Path(arguments.output), text, force=arguments.force)
         say(f"wrote {arguments.output}: submit it with `sbatch {arguments.output}`", to_stderr=True)
     return 0
+
+
+def _warn_of_slow_saves(plan: Plan, signal_before_s: int) -> None:
+    """Say where Slurm would probably end the job in the middle of the save that it is signaled for."""
+    from llava_recipes.train.stopping import saving_s
+
+    slow_s = {stage.name: saving_s(stage.num_trainable_parameters or 0) for stage in plan.stages}
+    name = max(slow_s, key=slow_s.__getitem__)
+    if slow_s[name] >= signal_before_s:
+        enough_s = 300 * math.ceil(1.5 * slow_s[name] / 300)
+        say(
+            f"warning: a checkpoint of stage `{name}` may take {slow_s[name]:,.0f} s, as on a disk that "
+            f"writes 200 MB/s, and the job is signaled {signal_before_s:,} s before its limit: measure a "
+            f"save, or give --signal-before {enough_s}",
+            to_stderr=True,
+        )
 
 
 def _program() -> list[str]:

@@ -233,8 +233,9 @@ def _refuse(run: Run, states: Mapping[int, FolderState]) -> dict[int, Problem]:
         for index, state in states.items()
         if (changes := unaccepted(state, stages[index].name, run.accepted))
     }
+    given = {each.text for each in run.accepted}
     keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index]))
-    command = (*run.words, *(word for key in keys for word in ("--accept", key)))
+    command = (*run.words, *(word for key in keys if key not in given for word in ("--accept", key)))
     return {
         index: other_plan(stages[index], index, states[index], changes, command=command)
         for index, changes in refused.items()

@@ -316,6 +316,10 @@ def _stopped_words(stage: StagePlan, answer: Answer, reason: str | None) -> str:
         waits = [stop["waited_for"] for stop in reports.stops if stop.get("waited_for")]
         why = f", since nothing moved while the run waited for {waits[0]}" if waits else ""
         what = f"stopped after step {max(steps):,} without saving it{why}; {_standing(newest)}"
+    elif reason == "--max-time":
+        # The same command would get no further either.
+        saved_so_far = "nothing was saved" if newest is None else f"{newest.name} stands"
+        what = f"loading left no time for a step; {saved_so_far}; give it more time"
     elif newest is None:
         what = "interrupted before the first step; nothing was saved; the same command starts it again"
     else:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
 
 from llava_recipes.data.reading import STATES, process_facts, process_state
@@ -35,6 +35,8 @@ _TO_START_S = 120.0
 """What Python and torch may need on a busy machine before a process can tell anything."""
 _TO_DUMP_S, _TO_WRITE_S, _SPARE_S = 3.0, 10.0, 60.0
 _PATH_NAME = re.compile("path|file|folder|dir|opened")
+_OPENED = (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)
+_PATHS = (PurePath, os.DirEntry)
 _LEAST_BYTES = 2**15
 """Less than any chunk that is hashed."""
 
@@ -250,7 +252,8 @@ def _awaited(thread: int) -> str:
     for frame in _frames(thread):
         named = [
             (rank, str(os.fspath(value)))
-            for name, given in frame.f_locals.items()
+            # At once: those of a module are its globals, which its thread may change.
+            for name, given in tuple(frame.f_locals.items())
             for rank, value in [_as_path(name, given)]
             if value
         ]
@@ -260,14 +263,24 @@ def _awaited(thread: int) -> str:
 
 
 def _as_path(name: str, value: object) -> tuple[int, str | os.PathLike[str] | None]:
-    """The path that a variable of a function contains, if any, and how likely it is the one in question."""
-    if isinstance(value, io.IOBase):
-        opened = getattr(value, "name", None)
-        return 0, opened if isinstance(opened, str | os.PathLike) else None
-    if isinstance(value, os.PathLike):
-        return 1 if name in ("file", "path", "self") else 2, value
+    """The path that a variable of a function contains, if any, and how likely it is the one in question.
+
+    It may be a variable of any library, so only its type is looked at. `isinstance` asks the value for its
+    class, which may raise, and abstract classes crash on a type that isn't ready, such as that of
+    `code.co_positions()` in Python 3.11.
+    """
+    kind = type(value)
+    try:
+        if issubclass(kind, _OPENED):
+            opened = getattr(value, "name", None)
+            return 0, opened if isinstance(opened, str | PurePath) else None
+        if issubclass(kind, _PATHS):
+            return 1 if name in ("file", "path", "self") else 2, os.fspath(value)  # type: ignore[call-overload]
+    except (AttributeError, ValueError):
+        # A file or path that is not complete yet, or no longer.
+        return 2, None
     # What `realpath` looks at now is not where it has come from.
-    is_path = isinstance(value, str) and _PATH_NAME.search(name)
+    is_path = issubclass(kind, str) and _PATH_NAME.search(name)
     return 0 if name == "newpath" else 1, str(value) if is_path else None
 
 

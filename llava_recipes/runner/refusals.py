@@ -90,6 +90,8 @@ def other_plan(
 def _way_on(stage: StagePlan, state: FolderState, command: Sequence[str]) -> str:
     newest = state.checkpoints[0].folder if state.checkpoints else None
     if keys_to_accept(state) and newest is not None:
+        if is_beyond(stage, newest):
+            return f"{newest.name} is after more steps than the recipe wants: {_fit_length(stage, newest)}"
         return f"`{shlex.join(command)}` goes on from {newest.name} with the changes"
     structural = [change for change in state.decisive if change.kind == "structural"]
     if state.kind == "done":
@@ -112,25 +114,41 @@ def _written(folder: str) -> str:
     return folder if folder.startswith(("/", ".", "~")) else f"./{folder}"
 
 
+def is_beyond(stage: StagePlan, checkpoint: Path) -> bool:
+    """Whether more steps were trained than the recipe wants."""
+    from llava_recipes.train.checkpoints import step_of
+
+    most = stage.train.max_steps
+    return most is not None and step_of(checkpoint) > most
+
+
 def check_length(stage: StagePlan, index: int, checkpoint: Path) -> None:
     """Raise RecipeError where more steps were trained than the recipe wants."""
+    from llava_recipes.train.checkpoints import step_of
+
+    if not is_beyond(stage, checkpoint):
+        return
+    raise RecipeError.of(
+        "more steps were trained than the recipe wants",
+        code="more-steps-than-wanted",
+        path=("stages", index, "train"),
+        found=f"{checkpoint} is after step {step_of(checkpoint):,}, and the recipe ends after step "
+        f"{stage.train.max_steps:,}",
+        hint=f"{_fit_length(stage, checkpoint)}; or choose another `output_dir`",
+    )
+
+
+def _fit_length(stage: StagePlan, checkpoint: Path) -> str:
+    """How a recipe and a checkpoint beyond its end are made to fit."""
     from llava_recipes.train.checkpoints import list_checkpoints, step_of
 
-    most, step = stage.train.max_steps, step_of(checkpoint)
-    if most is None or step <= most:
-        return
+    most = stage.train.max_steps or 0
     found = list_checkpoints(Path(stage.output_dir))
     later = [each.folder.name for each in found if each.step > most]
     older = [each.folder.name for each in found if each.step <= most]
     instead = "" if stage.train.num_train_epochs is None else " instead of `num_train_epochs`"
     back = f"; or remove {', '.join(later)} to go back to {older[0]}" if older else ""
-    raise RecipeError.of(
-        "more steps were trained than the recipe wants",
-        code="more-steps-than-wanted",
-        path=("stages", index, "train"),
-        found=f"{checkpoint} is after step {step:,}, and the recipe ends after step {most:,}",
-        hint=f"write `max_steps: {step}`{instead} to end the run there{back}; or choose another `output_dir`",
-    )
+    return f"write `max_steps: {step_of(checkpoint)}`{instead} to end the run there{back}"
 
 
 def check_pieces(stage: StagePlan, index: int, checkpoint: Path, *, world_size: int) -> None:

@@ -40,7 +40,8 @@ class Worker:
     def __init__(self, line: Line) -> None:
         self.line = line
         self.request = Request.from_json(line.request)
-        self.stop: Stop = Stop(tell=line.tell, leave=self._leave_at_once)
+        self._is_first = os.environ.get("RANK", "0") == "0"
+        self.stop: Stop = Stop(tell=line.tell, say=self._say, leave=self._leave_at_once)
         self.watch = Watch(self.stop, tell=line.tell, timeout_s=self.request.hang_timeout_s)
         self._is_leaving = False
 
@@ -56,10 +57,9 @@ class Worker:
             raise AssertionError("unreachable") from None
 
     def _begin(self) -> None:
-        first = os.environ.get("RANK", "0") == "0"
         self.line.listen(on_stop=self.stop.obey, on_lost=lambda: self.stop.ask(LAUNCHER_GONE))
         self.watch.start()
-        self.stop.watch(seconds_left=self.request.seconds_left if first else None)
+        self.stop.watch(seconds_left=self.request.seconds_left if self._is_first else None)
 
     def _train(self) -> int:
         try:
@@ -103,6 +103,10 @@ class Worker:
         while self.stop.reason is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.stop.reason is not None
+
+    def _say(self, line: str) -> None:
+        if self._is_first:
+            say(line)
 
     def _say_stopped(self) -> None:
         self.line.tell(self.stop.report())

@@ -14,10 +14,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from llava_recipes.recipe.scalars import say_number
 from llava_recipes.screen import cell, console, guard_redirected, say, shown
+
+_WIDE = 100
+"""Columns of a terminal in which a bar has room beside the numbers."""
+_ESTIMATE_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,20 @@ class Bar(Reporter):
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        numbers = "loss {task.fields[loss]}  lr {task.fields[rate]}  {task.fields[speed]} samples/s"
+        # Where there is little room the bar goes, then the numbers break into two lines: no digit is cut off.
+        is_wide = console.width >= _WIDE
+        bar = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=None))
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
+            *(bar if is_wide else ()),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  lr {task.fields[rate]}  {task.fields[speed]} samples/s"),
+            TextColumn(numbers, table_column=Column(no_wrap=is_wide)),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
+            # Longer than the time between two logged steps, however slow: without two there is no estimate.
+            speed_estimate_period=_ESTIMATE_S,
         )
         self._title = ""
 
@@ -132,7 +141,7 @@ class Bar(Reporter):
     def finish(self, rows: tuple[tuple[str, str], ...]) -> None:
         self._progress.stop()
         self._console.print(
-            Panel(_grid(rows), title=cell(f"{self._title}: done"), title_align="left", expand=False)
+            Panel(_grid(rows), title=cell(f"{self._title}: {rows[0][0]}"), title_align="left", expand=False)
         )
 
     def abandon(self) -> None:

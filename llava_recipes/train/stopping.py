@@ -51,6 +51,11 @@ _OF_PEERS = re.compile(
 )
 
 
+def saving_s(num_trainable: int) -> float:
+    """About how long a checkpoint takes."""
+    return num_trainable * _BYTES_PER_WEIGHT / _BYTES_PER_S
+
+
 def is_of_peers(error: str) -> bool:
     """Whether an error, or a traceback by its end, only says that another process is gone or silent."""
     return _OF_PEERS.search(error.rpartition("\n  File ")[2]) is not None
@@ -68,6 +73,7 @@ class Stop:
     """Whether this process is asked to stop, why, and what it does about it.
 
     tell    receives what the command that started this process should know
+    say     receives a line for the person who waits for the end
     leave   ends this process at once with all that it has started; called from a thread
     """
 
@@ -75,9 +81,10 @@ class Stop:
         self,
         *,
         tell: Callable[[dict[str, Any]], None] = lambda message: None,
+        say: Callable[[str], None] = lambda line: None,
         leave: Callable[[], None] = lambda: None,
     ) -> None:
-        self._tell, self._leave = tell, leave
+        self._tell, self._say, self._leave = tell, say, leave
         self.reason: str | None = None
         self.has_step = False
         """Whether a step was done, so that there is something to save."""
@@ -92,7 +99,7 @@ class Stop:
         """How long torch lets processes wait for one another."""
         self.readings: list[Reading] = []
         """What the readers of this process's data sets read."""
-        self._has_told = False
+        self._has_told = self._has_said = False
         self.is_unwinding = False
         """Whether StoppedBeforeStep was raised, whatever became of it."""
         self._deadline_s: float | None = None
@@ -128,6 +135,19 @@ class Stop:
         if not self._has_told:
             self._has_told = True
             self._tell({"kind": "asked", "reason": self.reason})
+        if self.has_step and not self._has_said:
+            self._has_said = True
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Say what comes now: a step and a save may take minutes, in which an impatient person asks again."""
+        if self.reason not in ("--max-time", *(each.name for each in STOP_SIGNALS)):
+            # The others have said it, or are gone.
+            return
+        does = {SAVING: "finishes the checkpoint", RESULTS: "finishes the results"}
+        now = does.get(self._phase, "saves a checkpoint after this step")
+        again = "; a second Ctrl-C ends it at once, without saving" if self.reason == "SIGINT" else ""
+        self._say(f"asked to stop ({self.reason}): the run {now}, then ends{again}")
 
     def obey(self, reason: str) -> None:
         """Stop, as the command that started this process asks: it knows already."""
@@ -201,7 +221,7 @@ class Stop:
 
     def expect_save(self, num_trainable: int) -> None:
         """Estimate how long the first checkpoint takes."""
-        self._save_s = num_trainable * _BYTES_PER_WEIGHT / _BYTES_PER_S
+        self._save_s = saving_s(num_trainable)
 
     # ---- stopping ----------------------------------------------------------------------------------------
 

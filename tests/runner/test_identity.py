@@ -400,6 +400,8 @@ def test_a_learned_change_is_refused_with_the_command_that_accepts_it(look: Try,
     assert words[:4] == ["llava-recipe", "run", str(tmp_path / "recipe.yaml"), "--resume"]
     accepting = [word for key in ("train.max_steps", "train.learning_rate") for word in ("--accept", key)]
     assert set(words[4:]) == {*changed, *accepting, "--processes", "1"}
+    half = look(*changed, *accepting[:2])[2]
+    assert [half.count(f"--accept {key}") for key in accepting[1::2]] == [1, 1], "what was given, once"
     code, out, err = look(*changed, *accepting)
     assert code == 0, err
     assert "pretrain: accepts train.learning_rate: 1e-3 then, 1e-4 now\n" in out
@@ -427,6 +429,8 @@ def test_a_structural_change_cannot_be_accepted(look: Try) -> None:
 
 
 def test_less_steps_than_were_trained(look: Try) -> None:
+    err = look(*setting("train.max_steps=3"))[2]
+    assert "after more steps than the recipe wants: write `max_steps: 4`" in err and "--accept" not in err
     code, _, err = look(*setting("train.max_steps=3"), "--accept", "train.max_steps")
     assert code == 1
     assert "checkpoint-4 is after step 4, and the recipe ends after step 3" in err

@@ -193,3 +193,19 @@ def test_what_is_said_of_a_peer_that_left_when_asked_is_no_bug(tmp_path: Path) -
         reports = Reports((), f"{traceback}    work.wait()\n{last}", {}, (), None, has_begun=True)
         with pytest.raises(error):
             _read_answer(run, 0, Answer(3, reports, None), [])
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("SIGINT", "interrupted before the first step; nothing was saved; the same command starts it again"),
+        ("--max-time", "loading left no time for a step; nothing was saved; give it more time"),
+    ],
+)
+def test_too_little_time_is_not_advised_again(reason: str, said: str, tmp_path: Path) -> None:
+    loaded = load_source(yaml_text(stage1_values(tmp_path)), "r.yaml")
+    run = Run(loaded, plan_recipe(loaded, world_size=1), Processes(1), resume=False, stages=(0,))
+    run.interruption.ask(reason)
+    reports = Reports((), None, {}, (), None, has_begun=True)
+    with pytest.raises(Stopped, match=rf"^pretrain: {said} \(asked by {reason}\)$"):
+        _read_answer(run, 0, Answer(0, reports, None), [])

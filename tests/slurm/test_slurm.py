@@ -11,6 +11,7 @@ import yaml
 
 from llava_recipes.authoring.slurm_job import seconds_of
 from llava_recipes.cli.main import main
+from llava_recipes.train import stopping
 from tests.processes import run_process
 from tests.slurm import broken_job
 from tests.tiny import stage1_values, write_recipe
@@ -119,6 +120,24 @@ def test_options_of_the_user_come_last_and_count(recipe: Path) -> None:
     lines = (recipe.parent / "job.sbatch").read_text().splitlines()
     assert lines.index("#SBATCH --output=my.log") > lines.index("#SBATCH --output=%x-%j.log")
     assert lines.index("#SBATCH --no-requeue") > lines.index("#SBATCH --requeue")
+    assert {"##SBATCH --cpus-per-task=64", "##SBATCH --mem=0"} < set(lines)
+    assert main([*WORDS, "--force", "--sbatch", "cpus-per-task=4"]) == 0
+    lines = (recipe.parent / "job.sbatch").read_text().splitlines()
+    assert [line for line in lines if "--cpus-per-task" in line] == ["#SBATCH --cpus-per-task=4"]
+
+
+def test_a_save_that_the_limit_would_cut_is_warned_of(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(WORDS) == 0
+    said = capsys.readouterr().err
+    assert "warning: the batch of a step is larger than the data" in said and "may take" not in said
+    monkeypatch.setattr(stopping, "_BYTES_PER_S", 20.0)
+    assert main([*WORDS, "--force"]) == 0
+    said = capsys.readouterr().err
+    assert "stage `pretrain` may take 1,267 s" in said and "give --signal-before 2100" in said
+    assert main([*WORDS, "--force", "--signal-before", "2100"]) == 0
+    assert "may take" not in capsys.readouterr().err
 
 
 # Slurm's own waits take minutes: for `make test-long` and `make slurm`, which the workflow runs too.

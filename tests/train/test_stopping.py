@@ -8,7 +8,7 @@ import torch.distributed as dist
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from llava_recipes.train.stop_on_request import StopOnRequest
-from llava_recipes.train.stopping import Stop
+from llava_recipes.train.stopping import SAVING, Stop
 
 
 def test_a_signal_that_comes_while_the_processes_agree_stops_at_the_next_step(
@@ -35,3 +35,31 @@ def test_a_signal_that_comes_while_the_processes_agree_stops_at_the_next_step(
         control = callback.on_step_end(arguments, state, TrainerControl())
         stopped.append((control.should_save, control.should_training_stop))
     assert stopped == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "phase", "said"),
+    [
+        ("SIGINT", None, ["saves a checkpoint after this step, then ends; a second Ctrl-C ends it at once"]),
+        ("--max-time", None, ["saves a checkpoint after this step, then ends"]),
+        ("SIGTERM", SAVING, ["finishes the checkpoint, then ends"]),
+        ("a failure elsewhere", None, []),
+    ],
+)
+def test_a_request_is_acknowledged_at_once(reason: str, phase: str | None, said: list[str]) -> None:
+    lines = list[str]()
+    stop = Stop(say=lines.append)
+    stop.note_step(1)
+    if phase is not None:
+        stop.enter(phase)
+    stop.ask(reason)
+    stop.obey("SIGHUP")
+    assert [line.removesuffix(", without saving") for line in lines] == [
+        f"asked to stop ({reason}): the run {words}" for words in said
+    ]
+
+
+def test_nothing_is_promised_before_the_first_step() -> None:
+    lines = list[str]()
+    Stop(say=lines.append).ask("SIGINT")
+    assert lines == []

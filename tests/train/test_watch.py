@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -183,6 +183,36 @@ def test_a_slow_hash_is_no_hang_of_the_command(monkeypatch: pytest.MonkeyPatch, 
         assert verdicts == []
         time.sleep(0.8)
     assert verdicts[0] == f"the command, which hashes, waits for {file}"
+
+
+class Odd:
+    """A value as some library may have it, which cannot be asked for anything."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("not yet")
+
+
+def test_the_commands_watch_survives_every_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hangs, "TICK_S", 0.01)
+    verdicts, died = list[str](), list[object]()
+    monkeypatch.setattr(hangs, "_end_command", lambda found, thread, idle_s: verdicts.append(found))
+    monkeypatch.setattr(threading, "excepthook", died.append)
+
+    def waits(folder: str) -> None:
+        file_odd = Odd()
+        file_unready = waits.__code__.co_positions()  # before Python 3.12, of a type without `__class__`
+        file_detached = (tmp_path / "detached").open("w")
+        file_detached.detach().close()
+        path_incomplete = object.__new__(PurePosixPath)
+        while not verdicts and not died:
+            time.sleep(0.01)
+        del file_odd, file_unready, path_incomplete
+
+    with hangs.watched("looks", 0.3):
+        waits("/data")
+    assert not died
+    assert verdicts[0] == "the command, which looks, waits for /data"
 
 
 def wait_until(holds: Any) -> None:
