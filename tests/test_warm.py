@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -22,11 +23,13 @@ BEHAVIOR = {
     "what is read": "import sys; print(ascii(sys.stdin.read()), sys.argv, __name__)",
     "encodings": "import sys; print([(s.encoding, s.errors) for s in (sys.stdin, sys.stdout, sys.stderr)])",
     "limits": "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))",
+    "signals held back": "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))",
     "folder": "import os, sys; print(os.getcwd(), sys.path[0], os.path.basename(sys.argv[0]))",
 }
 
 
 def _limit() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
 
 

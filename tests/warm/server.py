@@ -167,6 +167,7 @@ class Server:
 def become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Turn this forked process into `python -m MODULE ARGUMENT…` as it was asked for."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["held_back"])
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
     for descriptor in descriptors:

@@ -109,6 +109,7 @@ def main(socket_path: str, program: str, *words: str) -> int:
     umask = os.umask(0o077)
     os.umask(umask)
     request |= {"cwd": os.getcwd(), "environ": dict(os.environ), "umask": umask, "executable": program}
+    request["held_back"] = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     request["limits"] = {number: resource.getrlimit(number) for number in _LIMITS}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(socket_path)
