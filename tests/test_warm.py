@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import python, run_process
+from tests.processes import ROOT, python, run_process
 from tests.warm import client
 
 BEHAVIOR = {
@@ -21,11 +23,13 @@ BEHAVIOR = {
     "what is read": "import sys; print(ascii(sys.stdin.read()), sys.argv, __name__)",
     "encodings": "import sys; print([(s.encoding, s.errors) for s in (sys.stdin, sys.stdout, sys.stderr)])",
     "limits": "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))",
+    "signals held back": "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))",
     "folder": "import os, sys; print(os.getcwd(), sys.path[0], os.path.basename(sys.argv[0]))",
 }
 
 
 def _limit() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
 
 
@@ -38,6 +42,30 @@ def test_a_forked_process_behaves_as_a_fresh_one(name: str, tmp_path: Path) -> N
     )
     assert (forked.returncode, forked.stdout) == (fresh.returncode, fresh.stdout)
     assert bool(forked.stderr) == bool(fresh.stderr)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PYTHONPATH": str(ROOT)},
+        {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT)]), "TMPDIR": "{folder}"},
+        {"PYTHONPATH": "", "TEMP": "{folder}"},
+    ],
+    ids=str,
+)
+def test_a_process_of_this_checkout_is_forked_whatever_its_paths(env: dict[str, str], tmp_path: Path) -> None:
+    """And has the paths that a fresh one has."""
+    (tmp_path / "shown.py").write_text(
+        "import sys, tempfile\n"
+        "print(sys.path, tempfile.gettempdir())\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    given = {name: value.format(folder=tmp_path) for name, value in env.items()}
+    forked, fresh = (
+        run_process(python("shown", fresh=fresh), cwd=tmp_path, env=given) for fresh in (False, True)
+    )
+    assert forked.stdout == fresh.stdout
+    assert (forked.stderr, fresh.stderr) == (f"{client.python() != sys.executable}\n", "False\n")
 
 
 def test_forked_processes_share_no_random_state(tmp_path: Path) -> None:

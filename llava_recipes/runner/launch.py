@@ -247,17 +247,14 @@ def _environment(processes: Processes) -> dict[str, str]:
 
 
 def _torchrun_options(processes: Processes) -> list[str]:
-    # Without an address processes look for each other under this machine's name, which need not be known.
-    place = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
-    place.append(f"--rdzv-id={os.getpid()}")
+    # Static, for who takes part is known: torch's way to find out takes a second and computes all that time.
+    place = ["--rdzv-backend=static", "--rdzv-id=run", f"--node-rank={processes.node_rank}"]
     if processes.nnodes > 1:
         # The nodes have met and are numbered.
-        place = [
-            f"--node-rank={processes.node_rank}",
-            "--rdzv-backend=static",
-            f"--rdzv-endpoint={processes.address}:{processes.port}",
-            "--rdzv-id=run",
-        ]
+        place.append(f"--rdzv-endpoint={processes.address}:{processes.port}")
+    else:
+        # Without an address processes look for each other under this machine's name, which need not be known.
+        place += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
     return [f"--nnodes={processes.nnodes}", f"--nproc-per-node={processes.per_node}", *place]
 
 

@@ -70,12 +70,22 @@ def _announce_end(line: Line) -> None:
     close = PContext.close
 
     def announced(context: PContext, *arguments: Any, **options: Any) -> None:
-        line.tell({"kind": "ending"})
-        # It travels another way than what the processes tell of that signal.
-        time.sleep(_HEARD_S)
+        if any(map(_runs, context.pids().values())):
+            line.tell({"kind": "ending"})
+            # It travels another way than what the processes tell of that signal.
+            time.sleep(_HEARD_S)
         close(context, *arguments, **options)
 
     setattr(PContext, "close", announced)  # noqa: B010  # mypy knows it as a method
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process has not ended, or nobody has taken note of its end."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _killed(failures: Mapping[int, ProcessFailure]) -> dict[int, ProcessFailure]:

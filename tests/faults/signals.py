@@ -16,7 +16,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ class Shot:
     after_s: float
     after_lines: int = 0
     """Of the first stage's metrics.jsonl, to wait for before that time counts."""
+    after_pids: int = 0
+    """Processes that have to be there too."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,24 @@ class Range:
         with started(argv, cwd=self.folder, env=environment) as child:
             began_s = time.monotonic()
             if shot is not None:
-                self._wait_for_lines(shot.after_lines)
+                self._wait_for(lambda: self._num_lines() >= shot.after_lines)
+                self._wait_for(lambda: len(self._pids()) >= shot.after_pids)
                 time.sleep(shot.after_s)
                 self._fire(shot, draw)
             out, err = child.communicate(timeout=TIMEOUT_S)
             seconds = time.monotonic() - began_s
         return Ended(child.returncode, seconds, self._fault(child.returncode, out + err), out + err)
 
-    def _wait_for_lines(self, number: int) -> None:
-        metrics, deadline = self.runs[0] / "metrics.jsonl", time.monotonic() + TIMEOUT_S
-        while number and not (metrics.exists() and metrics.read_text().count("\n") >= number):
+    def _wait_for(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not holds():
             if time.monotonic() > deadline:
                 raise TimeoutError
             time.sleep(0.02)
+
+    def _num_lines(self) -> int:
+        metrics = self.runs[0] / "metrics.jsonl"
+        return metrics.read_text().count("\n") if metrics.exists() else 0
 
     def _pids(self) -> list[int]:
         return [int(line) for line in (self.folder / PIDS_FILE).read_text().split()]

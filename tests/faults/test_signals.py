@@ -27,9 +27,9 @@ def test_a_storm_over_all_processes_is_one_request(tmp_path: Path) -> None:
 
 
 def test_a_signal_before_the_first_step_saves_nothing_and_says_so(tmp_path: Path) -> None:
-    # Two processes load for some seconds.
+    # Those of the command, torchrun, and the two that have a model to load.
     ground = Range(tmp_path / "range", processes=2)
-    ended = ground.shoot(Shot(signal.SIGHUP, "all", 1.0), draw=DRAW)
+    ended = ground.shoot(Shot(signal.SIGHUP, "all", 0.1, after_pids=4), draw=DRAW)
     assert (ended.code, ended.fault) == (130, "")
     assert "interrupted before the first step; nothing was saved" in ended.said
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -111,8 +113,26 @@ def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
         launch._end_all(child, channel, frozenset(descendants(os.getpid())))
 
 
+def test_torchrun_announces_only_the_end_of_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.elastic.multiprocessing.api import PContext
+
+    from llava_recipes.runner import torchrun
+
+    closed, told = list[Any](), list[dict[str, Any]]()
+    monkeypatch.setattr(torchrun, "_HEARD_S", 0.0)
+    monkeypatch.setattr(PContext, "close", closed.append)
+    torchrun._announce_end(cast(Line, SimpleNamespace(tell=told.append)))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for pids, announced in (({0: gone.pid}, 0), ({0: gone.pid, 1: os.getpid()}, 1)):
+        context = SimpleNamespace(pids=pids.copy)
+        PContext.close(cast(PContext, context))
+        assert (closed.pop(), len(told)) == (context, announced)
+
+
 def test_processes_of_one_machine_need_no_name_for_it() -> None:
-    assert "--local-addr=127.0.0.1" in launch._torchrun_options(Processes(per_node=2))
+    alone = launch._torchrun_options(Processes(per_node=2))
+    assert "--local-addr=127.0.0.1" in alone and "--rdzv-backend=static" in alone
     assert "--local-addr=127.0.0.1" not in launch._torchrun_options(
         Processes(per_node=2, nnodes=2, address="head", port=29500)
     )

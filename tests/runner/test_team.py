@@ -8,10 +8,9 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -62,7 +61,7 @@ def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two stages on two processes, each of which torchrun starts as a command of its own."""
     folder = tmp_path_factory.mktemp("torchrun") / "run"
     recipe = two_stages(folder, max_steps=8)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = [*python("torch.distributed.run"), "--standalone", "--nproc-per-node=2"]
     done = run_process([*launcher, "-m", "llava_recipes", "run", recipe.name], cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("step 8/8") == 2
@@ -86,7 +85,7 @@ def pods(folders: list[Path], *words: str) -> Iterator[list[Popen[str]]]:
         yield [
             stack.enter_context(
                 started(
-                    [*python("llava_recipes", fresh=True), "run", "recipe.yaml", *words],
+                    [*python("llava_recipes"), "run", "recipe.yaml", *words],
                     cwd=folder,
                     env={
                         **{"RANK": str(rank), "WORLD_SIZE": str(len(folders)), "MASTER_ADDR": "127.0.0.1"},
@@ -141,7 +140,7 @@ def test_a_killed_process_ends_all_commands_and_is_reported_once(tmp_path: Path)
     folders = nodes(tmp_path, max_steps=5000)
     with pods(folders, "--rdzv-timeout", "120") as commands:
         until(lambda: len(read_lines(folders[0] / "first" / "metrics.jsonl")) > 2)
-        (worker,) = workers_of(commands[1].pid)
+        (worker,) = workers_in(folders[1])
         os.kill(worker, signal.SIGKILL)
         ended = ends(commands)
     assert [code for code, *_ in ended] == [1, 1], ended
@@ -212,9 +211,15 @@ def read_lines(file: Path) -> list[str]:
     return file.read_text("utf-8").splitlines() if file.exists() else []
 
 
-def workers_of(command: int) -> list[int]:
-    children = Path(f"/proc/{command}/task/{command}/children").read_text().split()
-    return [int(pid) for pid in children if b"runner.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+def workers_in(folder: Path) -> list[int]:
+    """The training processes of a command in a folder; one that is forked ends with what stands in for it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        # One that ends meanwhile has no file any more.
+        with suppress(OSError):
+            if b"runner.worker" in (process / "cmdline").read_bytes() and (process / "cwd").samefile(folder):
+                found.append(int(process.name))
+    return found
 
 
 def test_a_request_to_one_command_is_one_to_all() -> None:

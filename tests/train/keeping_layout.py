@@ -14,18 +14,12 @@ from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.run_folder import write_results
 from llava_recipes.train import stage as stages
-from tests.processes import ROOT, TIMEOUT_S, run_process
+from tests.processes import ROOT, TIMEOUT_S, python, run_process
 
 
 def train_with(layout: BatchLayout, recipe: Path, *, processes: int) -> None:
     """Train a recipe on some processes, each of them one of this module."""
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-    ]
+    torchrun = [*python("torch.distributed.run"), "--standalone", f"--nproc-per-node={processes}"]
     words = ["-m", "tests.train.keeping_layout", str(recipe), *map(str, layout.to_json().values())]
     env = {"PYTHONPATH": str(ROOT)}
     done = run_process([*torchrun, *words], cwd=recipe.parent, env=env, timeout_s=TIMEOUT_S)

@@ -126,13 +126,14 @@ def test_a_dry_run_names_the_checkpoint_that_the_run_would_go_on_from(
     assert f"{stage['name']}: resumes from {run / 'checkpoint-8'}\n" in said
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_saves_and_stops(processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("processes", "fresh"), [(1, False), (2, True)])
+def test_a_signal_saves_and_stops(processes: int, fresh: bool, tmp_path: Path) -> None:
+    """Also where each process starts with the signals that an interpreter finds."""
     values = stage1_values(tmp_path / "run", num_train_epochs=300, per_device_train_batch_size=2)
     recipe = write_recipe(values, tmp_path / "recipe.yaml")
     metrics = tmp_path / "run" / "metrics.jsonl"
     words = ["run", str(recipe), "--processes", str(processes)]
-    with started([*python("llava_recipes", fresh=True), *words], cwd=tmp_path) as child:
+    with started([*python("llava_recipes", fresh=fresh), *words], cwd=tmp_path) as child:
         deadline = time.monotonic() + TIMEOUT_S
         while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
             assert child.poll() is None and time.monotonic() < deadline

@@ -222,9 +222,7 @@ def wait_until(holds: Any) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "name", ["an image, in a data worker", "a killed rank", "its folder, in the command"]
-)
+@pytest.mark.parametrize("name", ["an image, in a data worker", "its folder, in the command"])
 def test_a_hang_ends_and_is_named(name: str, tmp_path: Path) -> None:
     ended = hang_at(SITES[name], tmp_path)
     assert ended.faults == (), ended.message

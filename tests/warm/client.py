@@ -76,7 +76,7 @@ def leave() -> None:
 
 def _start(folder: Path) -> None:
     global _server
-    (folder / "environ.json").write_text(json.dumps(at_import(dict(os.environ))))
+    (folder / "environ.json").write_text(json.dumps(at_import(os.environ)))
     program = folder / "python"
     words = [
         sys.executable,

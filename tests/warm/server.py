@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import inspect
 import io
 import json
 import os
@@ -20,34 +21,51 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.warm.stand_in import SAFE_PATH
+from tests.warm.stand_in import SAFE_PATH, own_path
 
 # What `llava-recipe run`, its workers and torchrun import before they do anything; never a module that is
 # itself started with -m, which would then be run a second time under another name.
 PRELOADED = (
+    *(f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Png", "Ppm")),
     "bitsandbytes",
     "deepspeed",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "encodings.idna",
+    "multiprocessing.sharedctypes",
+    "numpy.ctypeslib",
+    "packaging.requirements",
     "peft",
     "tensorboard",
+    "torch.distributed.algorithms.ddp_comm_hooks",
     "torch.distributed.elastic.multiprocessing.api",
+    "torch.distributed.elastic.rendezvous.static_tcp_rendezvous",
     "torch.distributed.launcher.api",
-    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    "torch.utils.serialization.config",
     "torch.utils.tensorboard",
     "transformers.integrations.deepspeed",
     "transformers.models.clip.modeling_clip",
     "transformers.models.llama.modeling_llama",
     "transformers.models.llama.tokenization_llama",
     "transformers.models.llava.modeling_llava",
+    "llava_recipes.cli.main",
     "llava_recipes.cli.run",
+    "llava_recipes.model.legacy_config",
+    "llava_recipes.recipe.writer",
     "llava_recipes.runner.deep",
+    "llava_recipes.runner.execute",
     "llava_recipes.runner.preflight",
     "llava_recipes.train.stage",
 )
@@ -149,6 +167,7 @@ class Server:
 def become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Turn this forked process into `python -m MODULE ARGUMENT…` as it was asked for."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["held_back"])
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
     for descriptor in descriptors:
@@ -158,8 +177,11 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     unbuffered = "-u" in request["options"] or bool(os.environ.get("PYTHONUNBUFFERED"))
     standard = (sys.stdin, sys.stdout, sys.stderr)
     sys.stdin, sys.stdout, sys.stderr = (_stream(n, each, unbuffered) for n, each in enumerate(standard))
+    sys.path[1 : 1 + len(own_path(os.environ))] = own_path(request["environ"])
     os.environ.clear()
     os.environ.update(request["environ"])
+    # Found from the environment at first use, which may have been an import.
+    tempfile.tempdir = None
     os.umask(request["umask"])
     os.chdir(request["cwd"])
     if "-P" in request["options"] or os.environ.get(SAFE_PATH):
@@ -261,6 +283,11 @@ def preload() -> None:
         # Lazy attributes, which a run asks for one by one.
         for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "Trainer", "TrainingArguments"):
             getattr(transformers, name)
+    # The first call looks at the file of every module, and torchrun makes one.
+    inspect.getmodule(preload.__code__)
+    # What libraries take apart at the end is gone with the process.
+    for each in weakref.finalize._registry:  # type: ignore[attr-defined]
+        each.atexit = False
     gc.collect()
     gc.freeze()
 

@@ -12,31 +12,47 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
 READ_AT_IMPORT = (
     *("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OMP_", "MKL_", "KMP_"),
     *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "CUDA_VISIBLE", "DS_", "BNB_", "TQDM_", "TORCH_HOME"),
-    *("HOME", "XDG_", "TMP", "TEMP"),
+    *("HOME", "XDG_"),
 )
 """Variables that begin so matter while libraries are imported: another value needs another process."""
 
 SAFE_PATH = "PYTHONSAFEPATH"
 """Matters to the path alone, which a forked process is given anew."""
 
+_PATH = "PYTHONPATH"
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 _LIMITS = sorted(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _EVERY_S = 0.5
 
 
-def at_import(environ: dict[str, str]) -> dict[str, str]:
+def at_import(environ: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that a server must have been started with."""
+    given_anew = {SAFE_PATH, _PATH} if _names_only_root(environ) else {SAFE_PATH}
     return {
         name: value
         for name, value in environ.items()
-        if name.startswith(READ_AT_IMPORT) and name != SAFE_PATH
+        if name.startswith(READ_AT_IMPORT) and name not in given_anew
     }
+
+
+def own_path(environ: Mapping[str, str]) -> list[str]:
+    """What PYTHONPATH adds to the path of a process that can be forked from any server."""
+    return [_ROOT] if environ.get(_PATH) and _names_only_root(environ) else []
+
+
+def _names_only_root(environ: Mapping[str, str]) -> bool:
+    """Whether PYTHONPATH adds nothing but this checkout, from which the server imports anyway."""
+    path = environ.get(_PATH, "")
+    return not path or set(path.split(os.pathsep)) == {_ROOT}
 
 
 def parse(words: list[str]) -> dict[str, Any] | None:
@@ -88,11 +104,12 @@ def main(socket_path: str, program: str, *words: str) -> int:
     request = parse(list(words))
     with open(os.path.join(os.path.dirname(socket_path), "environ.json")) as file:
         served = json.load(file)
-    if request is None or at_import(dict(os.environ)) != served:
+    if request is None or at_import(os.environ) != served:
         os.execv(sys.executable, [sys.executable, *words])
     umask = os.umask(0o077)
     os.umask(umask)
     request |= {"cwd": os.getcwd(), "environ": dict(os.environ), "umask": umask, "executable": program}
+    request["held_back"] = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     request["limits"] = {number: resource.getrlimit(number) for number in _LIMITS}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(socket_path)
