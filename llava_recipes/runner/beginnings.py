@@ -233,7 +233,7 @@ def _refuse(run: Run, states: Mapping[int, FolderState]) -> dict[int, Problem]:
         for index, state in states.items()
         if (changes := unaccepted(state, stages[index].name, run.accepted))
     }
-    keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index]))
+    keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index], stages[index]))
     command = (*run.words, *(word for key in keys for word in ("--accept", key)))
     return {
         index: other_plan(stages[index], index, states[index], changes, command=command)
@@ -300,6 +300,7 @@ def newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning
 
     damages = dict(skipped)
     stage = run.plan.stages[index]
+    name = history.run_of(Path(stage.output_dir))
     missing = missing_latest(Path(stage.output_dir))
     if missing is not None and not damages:
         say(f"{stage.name}: {missing}, which was saved last, is missing in {stage.output_dir}")
@@ -309,7 +310,7 @@ def newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning
             continue
         with problems_at(index):
             check_form(folder)
-        damage = find_damage(folder)
+        damage = find_damage(folder, run=name)
         if damage is None:
             return Beginning(folder, damages)
         damages[folder] = damage

@@ -73,6 +73,7 @@ class StageTrainer(DealtTrainer):
         param_groups: tuple[ParamGroupPlan, ...] = (),
         validation: ValidationSet | None = None,
         sample_name: Callable[[int], str] = "sample {}".format,
+        run: str | None = None,
         stop: Stop | None = None,
         **kwargs: Any,
     ) -> None:
@@ -90,6 +91,7 @@ class StageTrainer(DealtTrainer):
         """The last logged one."""
         self._stage_path = stage_path
         self._keep_checkpoints = keep_checkpoints
+        self._run = run
         self._on_metrics = on_metrics
         self._param_groups = param_groups
         self._weights = canonical_parameters(self.model)
@@ -316,7 +318,7 @@ class StageTrainer(DealtTrainer):
             if checkpoint is not None:
                 checkpoint.write_json(TRAINER_STATE, asdict(self.state))
                 checkpoint.commit(
-                    SealFacts(step, self.args.world_size, self.layout.to_json(), self.last_loss)
+                    SealFacts(step, self.args.world_size, self.layout.to_json(), self.last_loss, self._run)
                 )
         if checkpoint is not None and self._keep_checkpoints is not None:
             remove_old(run_dir, newest=step, keep=self._keep_checkpoints)
