@@ -194,7 +194,7 @@ def train_stage(
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
         if is_overflow(error):
-            raise rate_too_large(stage.train.learning_rate, stage=stage_path) from error
+            raise rate_too_large(stage.train, stage.param_groups, stage=stage_path) from error
         raise
     if not stopped_early:
         stop.enter(RESULTS)

@@ -30,7 +30,8 @@ IDLE = Verdict(bad_loss=False, bad_gradient=False, bad_weight=False, has_gradien
 def step_check(weight: nn.Parameter) -> StepCheck:
     trained = {"projector.0.weight": weight}
     device = torch.device("cpu")
-    return StepCheck(trained, device=device, stage=("stages", 0), sample_name="sample {}".format)
+    blamed = ("stages", 0, "train", "learning_rate"), "lower it"
+    return StepCheck(trained, device=device, blame=lambda _: blamed, sample_name="sample {}".format)
 
 
 def decide(
@@ -45,7 +46,6 @@ def decide(
         gradient_norm=norm,
         all_weights={"projector.0.weight": weight},
         scale=scale,
-        advice="lower it",
     )
 
 
@@ -237,6 +237,46 @@ def test_a_rate_beyond_float32_is_the_users(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the learning rate is too large for float32") as caught:
         train_all(values)
     assert caught.value.problems[0].path == ("stages", 0, "train", "learning_rate")
+
+
+GROUPS = [{"modules": ["lm_head"]}, {"modules": ["projector"]}]
+BLAMED: dict[str, tuple[dict[str, Any], tuple[str | int, ...], str]] = {
+    "nothing but the rate": ({"rate": 1e37}, ("train", "learning_rate"), "lower the learning rate, or"),
+    "a group's rate": (
+        {"group": {"learning_rate": 1e37}},
+        ("param_groups", 1, "learning_rate"),
+        "is 1e+37, or",
+    ),
+    "a group's rate beyond float32": (
+        {"group": {"learning_rate": 1e38}},
+        ("param_groups", 1, "learning_rate"),
+        "usual rates",
+    ),
+    "a group's decay": (
+        {"group": {"weight_decay": 1e30}},
+        ("param_groups", 1, "weight_decay"),
+        "it is above 1",
+    ),
+    "the decay": ({"weight_decay": 1e30}, ("train", "weight_decay"), "it is above 1"),
+}
+
+
+@pytest.mark.parametrize("name", BLAMED)
+def test_the_key_that_is_to_blame_is_named(name: str, tmp_path: Path) -> None:
+    given, path, advice = BLAMED[name]
+    values = stage1_values(tmp_path / "run", warmup_ratio=0.0)
+    stage = values["stages"][0]
+    stage["train"] |= {
+        "learning_rate": given.get("rate", 1e-3),
+        "weight_decay": given.get("weight_decay", 0.0),
+    }
+    if "group" in given:
+        stage["trainable"] = ["projector", "lm_head"]
+        stage["param_groups"] = [GROUPS[0] | {"learning_rate": 1e-4}, GROUPS[1] | given["group"]]
+    with pytest.raises(RecipeError) as caught:
+        train_all(values)
+    (problem,) = caught.value.problems
+    assert problem.path == ("stages", 0, *path) and advice in str(problem.hint)
 
 
 def test_weights_that_stop_every_gradient_are_found(tmp_path: Path) -> None:
