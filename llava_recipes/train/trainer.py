@@ -53,6 +53,8 @@ from llava_recipes.train.stopping import EVALUATION, SAVING, EvaluationCut, Stop
 Group = dict[str, Any]
 """A parameter group of a torch optimizer: `params`, `lr`, `weight_decay` and the optimizer's own keys."""
 
+_LARGEST_WEIGHT = 1e12
+"""The product of a few that are larger is infinite in float32, and a checkpoint of them is of no use."""
 
 Metrics = dict[str, float]
 
@@ -224,19 +226,29 @@ class StageTrainer(DealtTrainer):
             advice = f"lower the learning rate of this group, which is {rate:g}, or lengthen the warm-up"
         if self.args.fp16:
             advice += ", or train in bf16 instead of fp16"
-        if not list_checkpoints(Path(self.args.output_dir)):
-            return (*path, key), f"{advice}, and run again"
+        names = [each.folder.name for each in list_checkpoints(Path(self.args.output_dir))]
+        first = ""
+        if names[:1] == [f"checkpoint-{self.state.global_step}"]:
+            # Its weights give these numbers, whatever the rate is.
+            first = f"remove {names.pop(0)}, whose weights lead to this, "
+        if not names:
+            return (*path, key), f"{advice}, {first}and run again"
         accepted = f"{accepts}{key}" if accepts else "param_groups"
-        then = f"`--resume --accept {accepted}` continues from the last checkpoint with another value"
-        return (*path, key), f"{advice}; {then}"
+        then = f"`--resume --accept {accepted}` continues from {names[0]} with another value"
+        return (*path, key), f"{advice}; {first and first + 'then '}{then}"
 
     def check_finite(self, state: Mapping[str, Tensor], *, step: int) -> None:
-        """Raise RecipeError when a trained weight is NaN or infinite: no run can continue from it."""
+        """Raise RecipeError when a trained weight is NaN, infinite or absurd: no run can continue from it."""
         for name, tensor in state.items():
-            if (trouble := not_finite(tensor)) is not None:
+            trouble, what = not_finite(tensor), "NaN or infinite values"
+            if trouble is None and ":" not in name and tensor.numel():
+                largest = tensor.abs().max().item()
+                if largest > _LARGEST_WEIGHT:
+                    trouble, what = f"{largest:g}", "values that no loss can be computed with"
+            if trouble is not None:
                 path, advice = self._blame(name.partition(":")[0])
                 raise RecipeError.of(
-                    f"{name} has NaN or infinite values after step {step:,}; the weights were not saved",
+                    f"{name} has {what} after step {step:,}; the weights were not saved",
                     code="weights-not-finite",
                     path=path,
                     found=trouble,
