@@ -234,7 +234,7 @@ def _refuse(run: Run, states: Mapping[int, FolderState]) -> dict[int, Problem]:
         if (changes := unaccepted(state, stages[index].name, run.accepted))
     }
     given = {each.text for each in run.accepted}
-    keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index]))
+    keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index], stages[index]))
     command = (*run.words, *(word for key in keys if key not in given for word in ("--accept", key)))
     return {
         index: other_plan(stages[index], index, states[index], changes, command=command)
@@ -301,6 +301,7 @@ def newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning
 
     damages = dict(skipped)
     stage = run.plan.stages[index]
+    name = history.run_of(Path(stage.output_dir))
     missing = missing_latest(Path(stage.output_dir))
     if missing is not None and not damages:
         say(f"{stage.name}: {missing}, which was saved last, is missing in {stage.output_dir}")
@@ -310,7 +311,7 @@ def newest_sound(run: Run, index: int, skipped: Mapping[Path, str]) -> Beginning
             continue
         with problems_at(index):
             check_form(folder)
-        damage = find_damage(folder)
+        damage = find_damage(folder, run=name)
         if damage is None:
             return Beginning(folder, damages)
         damages[folder] = damage

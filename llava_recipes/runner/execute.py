@@ -27,7 +27,8 @@ from llava_recipes.runner.beginnings import (
 from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.hangs import RUN_HANGS, RunHangs, in_time, watched
-from llava_recipes.runner.inputs import record_inputs
+from llava_recipes.runner.identity import run_name
+from llava_recipes.runner.inputs import contents_of, record_inputs
 from llava_recipes.runner.launch import Answer, run_processes
 from llava_recipes.runner.lock import Held, take
 from llava_recipes.runner.reports import Request, Result
@@ -119,7 +120,7 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
     with watched("prepares the run folder", run.hang_timeout_s):
         # Before anything in the folder changes: a stage that is refused stays as it was.
         _check_starts(run, index, beginning)
-        _record(run, index, beginning, environment)
+        name = _record(run, index, beginning, environment)
         if beginning.event == "extend":
             # Before the plan: a plan with more steps than were trained must not lie beside DONE.
             (folder / DONE).unlink(missing_ok=True)
@@ -129,7 +130,7 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
             folder, plan=plan, recipe_yaml=write_resolved(run.loaded.recipe), environment=environment
         )
         knows_all = record_inputs(folder, plan)
-    result = _train(run, index, beginning, lock)
+    result = _train(run, index, beginning, lock, name=name)
     with watched("finishes the run folder", run.hang_timeout_s):
         if not knows_all:
             record_inputs(folder, plan)
@@ -143,14 +144,16 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
         )
 
 
-def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object]) -> None:
-    """Note this start in the run's history, before anything else in its folder changes."""
+def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object]) -> str:
+    """Note this start in the run's history, before anything else in its folder changes; the run's name."""
     from llava_recipes.train.checkpoints import step_of
 
     folder, state = Path(run.plan.stages[index].output_dir), beginning.state
+    name = _name(run, index, beginning)
     step = 0 if beginning.checkpoint is None else step_of(beginning.checkpoint)
     line = history.entry(
         beginning.event,
+        run=name,
         step=step,
         changes=state.changes,
         inputs=beginning.inputs,
@@ -161,6 +164,18 @@ def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, o
         done_before=read_object(folder / DONE) if beginning.event == "extend" else None,
     )
     history.append(folder, line)
+    return name
+
+
+def _name(run: Run, index: int, beginning: Beginning) -> str:
+    """The name that the checkpoints of a run carry: what was accepted since its start doesn't change it."""
+    from llava_recipes.train.checkpoints import read_facts
+
+    folder, plan = Path(run.plan.stages[index].output_dir), stage_plan(run.plan, index)
+    known = None
+    if beginning.checkpoint is not None:
+        known = history.run_of(folder) or read_facts(beginning.checkpoint).run
+    return known or run_name(plan, contents_of(folder, plan))
 
 
 def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
@@ -174,13 +189,13 @@ def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
         raise run.loaded.fail(*error.problems) from None
 
 
-def _train(run: Run, index: int, beginning: Beginning, lock: Held) -> Result:
+def _train(run: Run, index: int, beginning: Beginning, lock: Held, *, name: str) -> Result:
     """Train a stage in its processes, from an older checkpoint where a newer one cannot be loaded."""
     from llava_recipes.train.checkpoints import NOTHING_LEARNED, UNUSABLE, list_checkpoints
 
     while True:
         try:
-            return _train_from(run, index, beginning.checkpoint, lock)
+            return _train_from(run, index, beginning.checkpoint, lock, name=name)
         except RecipeError as error:
             why = next((problem.found for problem in error.problems if problem.code == UNUSABLE), None)
             if any(problem.code == NOTHING_LEARNED for problem in error.problems):
@@ -214,7 +229,7 @@ def _clear(run: Run, index: int, beginning: Beginning) -> None:
             say(f"{stage.name}: {folder.name} is now {moved.name}; remove it when you no longer need it")
 
 
-def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Result:
+def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held, *, name: str) -> Result:
     stage = run.plan.stages[index]
     folder = Path(stage.output_dir).absolute()
     request = Request(
@@ -225,6 +240,7 @@ def _train_from(run: Run, index: int, checkpoint: Path | None, lock: Held) -> Re
         seconds_left=run.interruption.seconds_left(),
         hang_timeout_s=run.hang_timeout_s,
         lock=lock.run,
+        run=name,
     )
     elsewhere: list[Outcome] = []
     if run.team is None:

@@ -51,6 +51,7 @@ def lead(
         uses_deepspeed=uses_deepspeed,
         hang_timeout_s=request.hang_timeout_s,
         lock=request.lock,
+        run=request.run,
     )
     with team.training():
         answer = run_processes(
@@ -126,6 +127,7 @@ def _train(team: Team, processes: Processes, order: Message) -> Outcome:
         seconds_left=None,
         hang_timeout_s=order["hang_timeout_s"],
         lock=lock.run,
+        run=order["run"],
     )
     with closing(lock), team.training():
         answer = run_processes(

@@ -26,6 +26,7 @@ Values: TypeAlias = dict[str, JsonValue]
 def entry(
     event: Event,
     *,
+    run: str,
     step: int,
     changes: Sequence[Change],
     inputs: Sequence[str],
@@ -37,6 +38,7 @@ def entry(
 ) -> dict[str, object]:
     """One line of the history.
 
+    run          the name that the run's checkpoints carry
     inputs       data and weights that were changed since the run was started, and accepted
     plan_before  the plan that this start replaces; None where it stays
     done_before  what the DONE of the run said that this start extends
@@ -44,6 +46,7 @@ def entry(
     return {
         "time": datetime.now(UTC).isoformat(),
         "event": event,
+        "run": run,
         "step": step,
         "changes": [change.to_json() for change in changes],
         **({"inputs": list(inputs)} if inputs else {}),
@@ -95,6 +98,12 @@ def read_history(folder: Path) -> list[Values]:
         if isinstance(values, dict):
             found.append(values)
     return found
+
+
+def run_of(folder: Path) -> str | None:
+    """The name of the run in a folder; None where its history is gone, or an earlier version wrote it."""
+    names = (line.get("run") for line in reversed(read_history(folder)))
+    return next((name for name in names if isinstance(name, str)), None)
 
 
 def accepted_before(folder: Path) -> set[str]:

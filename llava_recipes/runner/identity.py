@@ -7,12 +7,20 @@ checkpoint fits any more. *Follows*: it is derived from other values, which have
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from llava_recipes.recipe.keys import all_keys
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from llava_recipes.plan.types import Plan
 
 Kind = Literal["learned", "harmless", "structural", "follows"]
 
@@ -223,3 +231,40 @@ def rule_of(pattern: str) -> Rule:
         is_own = any(key.path == f"stages[].train.{name}" for key in all_keys())
         return replace(rule, keys=(f"train.{name}" if is_own else f"train.extra.{name}",))
     return rule
+
+
+_BY_CONTENT: Final = frozenset(["annotations", "images", "source", "tokenizer", "init_from", "starts_from"])
+"""Paths, which may lead to the same content elsewhere."""
+_NOT_NAMED: Final = (
+    *("stages[0].train.num_train_epochs", "stages[0].deepspeed", "stages[0].data.image_grid_pinpoints"),
+    "model.sizes",
+)
+"""What another value stands for, and what may be unknown at first."""
+
+
+def run_name(plan: Plan, contents: Mapping[str, object]) -> str:
+    """A name that runs share which learn the same from step 0 on, and others don't.
+
+    contents  of what the stage reads, by its path in the plan
+    """
+    learned = sorted(
+        (place, json.dumps(value))
+        for place, value in _leaves(plan.model_dump(mode="json"), "")
+        if rule_of(re.sub(r"\[\d+\]", "[]", place)).kind == "learned"
+        and place.rpartition(".")[2] not in _BY_CONTENT
+        and not place.startswith(_NOT_NAMED)
+    )
+    text = json.dumps([learned, contents], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _leaves(value: JsonValue, place: str) -> Iterator[tuple[str, JsonValue]]:
+    """Every value inside, by its place: `stages[0].train.seed`."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield from _leaves(inside, f"{place}.{key}" if place else key)
+    elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        for number, each in enumerate(value):
+            yield from _leaves(each, f"{place}[{number}]")
+    else:
+        yield place, value

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Literal, get_args
 
 from llava_recipes.errors import KeyPath, Problem, RecipeError
 from llava_recipes.files import expanded, open_ordinary, read_settings, write_text
@@ -163,6 +163,26 @@ def record_inputs(folder: Path, plan: Plan) -> bool:
             now[path] = dict(recorded[path])
     write_text(folder / INPUTS, sealed_text({"inputs": now}))
     return not absent
+
+
+def contents_of(folder: Path, plan: Plan) -> dict[str, object]:
+    """What is in each input that a stage learns from, by its path in the plan, wherever it is."""
+    reader = _Reader(_by_real_path(_read(folder) or {}))
+    found: dict[str, object] = {}
+    for each in _inputs(plan):
+        record = _describe(each, reader)
+        files = record.get("files")
+        if each.is_learned:
+            found[each.plan_path] = record.get("weights") or _sums(files if isinstance(files, dict) else {})
+    return found
+
+
+def _sums(files: Mapping[str, Record]) -> list[list[object]]:
+    """Names and contents of files; a single one may have any name."""
+    return [
+        ["" if len(files) == 1 else name, *(record.get(how) for how in ("bytes", *get_args(How)))]
+        for name, record in sorted(files.items())
+    ]
 
 
 def compare_inputs(folder: Path, plan: Plan, *, most_bytes: int | None = None) -> InputComparison:

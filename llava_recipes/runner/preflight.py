@@ -231,11 +231,19 @@ def _output_problems(plan: Plan, index: int, path: KeyPath) -> Iterator[Problem]
     folder = Path(plan.stages[index].output_dir)
     obstacle = find_obstacle(folder)
     if obstacle is not None:
+        hint = "choose another folder"
+        if obstacle.endswith("not writable"):
+            hint = f"make it writable, or {hint}"
+        if (folder / DONE).is_file() and index + 1 < len(plan.stages):
+            hint += (
+                f"; `--from-stage {plan.stages[index + 1].name}` leaves this stage, which is done, as it is"
+            )
         yield Problem(
             "output_dir cannot be written to",
             code="output-cannot-be-written",
             path=(*path, "output_dir"),
             found=obstacle,
+            hint=hint,
         )
     elif folder_kind(folder) == "foreign":
         is_run = any((folder / name).is_file() for name in (DONE, HISTORY))

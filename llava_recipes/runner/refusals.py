@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.plan.types import StagePlan
@@ -12,6 +13,9 @@ from llava_recipes.recipe.scalars import value_at
 from llava_recipes.runner.accepted import Accepted
 from llava_recipes.runner.changes import Change, is_elementwise
 from llava_recipes.runner.run_folder import FolderState
+
+if TYPE_CHECKING:
+    from llava_recipes.train.checkpoints import Checkpoint
 
 _NUM_SHOWN = 12
 _FITTING = ("trainable", "freeze", "train.optim", "train.extra.optim_target_modules", "deepspeed")
@@ -40,9 +44,11 @@ def is_longer(state: FolderState) -> bool:
     )
 
 
-def keys_to_accept(state: FolderState) -> list[str]:
+def keys_to_accept(state: FolderState, stage: StagePlan) -> list[str]:
     """What `--accept` must name for the stage to go on; empty where it cannot."""
     if not state.checkpoints or state.is_of_earlier_form or (state.kind == "done" and not is_longer(state)):
+        return []
+    if _is_too_long(stage, state.checkpoints[0].step):
         return []
     if any(change.kind == "structural" for change in state.decisive):
         return []
@@ -57,7 +63,7 @@ def describe_folder(state: FolderState, stage: StagePlan) -> str | None:
         return f"{stage.output_dir} contains files that no run of llava-recipe wrote: `run` refuses it"
     changes = unaccepted(state, stage.name, ())
     if changes:
-        keys = " ".join(f"--accept {key}" for key in keys_to_accept(state))
+        keys = " ".join(f"--accept {key}" for key in keys_to_accept(state, stage))
         what = f"`run` needs {keys}" if keys else "`run` refuses it"
         more = f"; and {len(changes) - 1} more" if len(changes) > 1 else ""
         return f"{stage.output_dir} contains a run of another plan: {what} ({changes[0]}{more})"
@@ -89,11 +95,11 @@ def other_plan(
 
 def _way_on(stage: StagePlan, state: FolderState, command: Sequence[str]) -> str:
     newest = state.checkpoints[0].folder if state.checkpoints else None
-    if keys_to_accept(state) and newest is not None:
-        if is_beyond(stage, newest):
-            return f"{newest.name} is after more steps than the recipe wants: {_fit_length(stage, newest)}"
+    if keys_to_accept(state, stage) and newest is not None:
         return f"`{shlex.join(command)}` goes on from {newest.name} with the changes"
     structural = [change for change in state.decisive if change.kind == "structural"]
+    if state.kind != "done" and not structural and newest is not None and not state.is_of_earlier_form:
+        return _of_length(stage, state.checkpoints)
     if state.kind == "done":
         fits = all(change.key in _FITTING for change in structural)
         return (
@@ -114,41 +120,34 @@ def _written(folder: str) -> str:
     return folder if folder.startswith(("/", ".", "~")) else f"./{folder}"
 
 
-def is_beyond(stage: StagePlan, checkpoint: Path) -> bool:
-    """Whether more steps were trained than the recipe wants."""
-    from llava_recipes.train.checkpoints import step_of
-
-    most = stage.train.max_steps
-    return most is not None and step_of(checkpoint) > most
-
-
 def check_length(stage: StagePlan, index: int, checkpoint: Path) -> None:
     """Raise RecipeError where more steps were trained than the recipe wants."""
-    from llava_recipes.train.checkpoints import step_of
+    from llava_recipes.train.checkpoints import list_checkpoints, step_of
 
-    if not is_beyond(stage, checkpoint):
+    step, most = step_of(checkpoint), stage.train.max_steps
+    if most is None or not _is_too_long(stage, step):
         return
+    found = [each for each in list_checkpoints(Path(stage.output_dir)) if each.step <= step]
     raise RecipeError.of(
         "more steps were trained than the recipe wants",
         code="more-steps-than-wanted",
         path=("stages", index, "train"),
-        found=f"{checkpoint} is after step {step_of(checkpoint):,}, and the recipe ends after step "
-        f"{stage.train.max_steps:,}",
-        hint=f"{_fit_length(stage, checkpoint)}; or choose another `output_dir`",
+        found=f"{checkpoint} is after step {step:,}, and the recipe ends after step {most:,}",
+        hint=f"{_of_length(stage, found)}; or choose another `output_dir`",
     )
 
 
-def _fit_length(stage: StagePlan, checkpoint: Path) -> str:
-    """How a recipe and a checkpoint beyond its end are made to fit."""
-    from llava_recipes.train.checkpoints import list_checkpoints, step_of
+def _is_too_long(stage: StagePlan, step: int) -> bool:
+    return stage.train.max_steps is not None and step > stage.train.max_steps
 
-    most = stage.train.max_steps or 0
-    found = list_checkpoints(Path(stage.output_dir))
-    later = [each.folder.name for each in found if each.step > most]
-    older = [each.folder.name for each in found if each.step <= most]
+
+def _of_length(stage: StagePlan, checkpoints: Sequence[Checkpoint]) -> str:
+    """The ways on where the newest checkpoint is after the last step that is wanted."""
+    later = [each.folder.name for each in checkpoints if _is_too_long(stage, each.step)]
+    older = [each.folder.name for each in checkpoints if not _is_too_long(stage, each.step)]
     instead = "" if stage.train.num_train_epochs is None else " instead of `num_train_epochs`"
     back = f"; or remove {', '.join(later)} to go back to {older[0]}" if older else ""
-    return f"write `max_steps: {step_of(checkpoint)}`{instead} to end the run there{back}"
+    return f"write `max_steps: {checkpoints[0].step}`{instead} to end the run there{back}"
 
 
 def check_pieces(stage: StagePlan, index: int, checkpoint: Path, *, world_size: int) -> None:

@@ -18,6 +18,7 @@ class Request:
     seconds_left        of the time that the command was given, or None
     hang_timeout_s      how long nothing may advance, in every phase, or None for the usual times
     lock                the run that has the folder's lock, which each process holds too
+    run                 the name that the run's checkpoints carry
     """
 
     output_dir: str
@@ -27,6 +28,7 @@ class Request:
     seconds_left: float | None
     hang_timeout_s: float | None
     lock: str
+    run: str
 
     def to_json(self) -> Message:
         return asdict(self)

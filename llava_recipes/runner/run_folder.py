@@ -233,9 +233,8 @@ def write_results(plan: Plan, trained: TrainedStage, folder: Path) -> None:
     from llava_recipes.model.legacy_config import original_config
     from llava_recipes.model.lora import write_adapter
     from llava_recipes.model.weights import write_projector, write_trained
-    from llava_recipes.train.trainer import check_finite
 
-    check_finite(trained.state, step=trained.num_steps, stage=("stages", 0), output_dir=folder)
+    trained.trainer.check_finite(trained.state, step=trained.num_steps)
     written: list[Path] = []
     if any(name.startswith("projector.") for name in trained.state):
         written += write_projector(trained.state, folder, image_tokens=trained.image_tokens)

@@ -209,7 +209,7 @@ def _train(request: Request, stop: Stop) -> Result:
     plan = Plan.model_validate_json(request.plan)
     output_dir = Path(request.output_dir)
     resume_from = Path(request.resume_from) if request.resume_from else None
-    trained = train_stage(plan, 0, output_dir=output_dir, resume_from=resume_from, stop=stop)
+    trained = train_stage(plan, 0, output_dir=output_dir, resume_from=resume_from, run=request.run, stop=stop)
     result = Result(
         trained.num_steps,
         trained.stopped_early,

@@ -90,6 +90,8 @@ class SealFacts:
     """How the run deals samples out, as BatchLayout.to_json()."""
     loss: float | None
     """The last logged one."""
+    run: str | None = None
+    """The run that saved it; None in seals of earlier versions."""
 
 
 def step_of(folder: Path) -> int:
@@ -291,10 +293,15 @@ def missing_latest(output_dir: Path) -> str | None:
 # ---- checking ----------------------------------------------------------------------------------------------
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words, or None when every byte is as it was saved."""
+def find_damage(folder: Path, *, run: str | None = None) -> str | None:
+    """What is wrong with a checkpoint, in a few words, or None when every byte is as it was saved.
+
+    run  the run that goes on: one that another run saved isn't its own, though every byte is right
+    """
     try:
-        recorded, _ = _read_seal(folder)
+        recorded, facts = _read_seal(folder)
+        if run is not None and facts.run not in (None, run):
+            return "another run saved it"
         trouble = _missing(folder, recorded) or next(find_changes(folder, recorded), None)
         return trouble or _state_trouble(folder)
     except OSError as error:
@@ -368,7 +375,13 @@ def _read_seal(folder: Path) -> tuple[dict[str, FileSeal], SealFacts]:
         if not has_sum:
             raise ValueError("its own SHA-256 is missing")
         sealed: dict[str, Any] = values
-        facts = SealFacts(sealed["step"], sealed["world_size"], dict(sealed["layout"]), sealed["loss"])
+        facts = SealFacts(
+            sealed["step"],
+            sealed["world_size"],
+            dict(sealed["layout"]),
+            sealed["loss"],
+            sealed.get("run"),
+        )
         files = read_seals(sealed["files"])
     except NotAsSealed:
         raise _BadSeal(f"its {SEAL} was changed after it was saved") from None

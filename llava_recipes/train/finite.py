@@ -18,6 +18,8 @@ from torch.nn.utils import get_total_norm
 
 from llava_recipes.errors import KeyPath, RecipeError
 from llava_recipes.model.among_processes import all_reduce_max, by_first, gather_json
+from llava_recipes.plan.trainable import groups_of
+from llava_recipes.plan.types import ParamGroupPlan
 
 CODE: Final = "loss-or-gradient-not-finite"
 NUM_SHOWN_SAMPLES: Final = 8
@@ -63,7 +65,8 @@ class Findings:
 class StepCheck:
     """Collects the passes of a step, and decides before its update whether all numbers are finite.
 
-    `trained` are the parameters that train, by canonical name; `sample_name` gives the words for a sample.
+    `trained` are the parameters that train, by canonical name; `sample_name` gives the words for a sample;
+    `blame` the key to change, and what to do, for the weight in which it shows, if one is known.
     """
 
     def __init__(
@@ -71,12 +74,12 @@ class StepCheck:
         trained: Mapping[str, nn.Parameter],
         *,
         device: torch.device,
-        stage: KeyPath,
+        blame: Callable[[str | None], tuple[KeyPath, str]],
         sample_name: Callable[[int], str],
     ) -> None:
         self._trained = dict(trained)
         self._device = device
-        self._stage = stage
+        self._blame = blame
         self._sample_name = sample_name
         self._passes: list[Pass] = []
         self._has_images = False
@@ -94,7 +97,6 @@ class StepCheck:
         gradient_norm: Tensor,
         all_weights: Mapping[str, nn.Parameter],
         scale: float | None,
-        advice: str,
     ) -> Verdict:
         """Raise RecipeError, on every process, when the update of `step` would use or keep a bad number.
 
@@ -102,7 +104,6 @@ class StepCheck:
         all_weights    by name, to look for the cause; frozen ones too
         scale          the loss scale of fp16: while it is searched, gradients may be infinite, and their
                        updates are skipped. None elsewhere.
-        advice         what to do, as the error's hint
         """
         passes, has_images = self._passes, self._has_images
         self._passes, self._has_images = [], False
@@ -126,7 +127,7 @@ class StepCheck:
         everyone = [Findings(**each) for each in gather_json(asdict(findings), self._device)]
 
         def fail() -> JsonValue:
-            raise self._error(verdict, everyone, step=step, scale=scale, advice=advice)
+            raise self._error(verdict, everyone, step=step, scale=scale)
 
         by_first(fail, self._device)
         raise AssertionError("unreachable")
@@ -174,12 +175,11 @@ class StepCheck:
         *,
         step: int,
         scale: float | None,
-        advice: str,
     ) -> RecipeError:
         weight = next((each.weight for each in everyone if each.weight is not None), None)
         gradient = next((each.gradient for each in everyone if each.gradient is not None), None)
         found = [] if weight is None else [f"{weight[0]} contains {weight[1]}"]
-        path = (*self._stage, "train", "learning_rate")
+        path, advice = self._blame((weight or gradient or (None,))[0])
         if verdict.bad_loss:
             values = [loss for each in everyone for _, loss, _ in each.passes]
             message = f"the loss is {values[0]} at step {step:,}"
@@ -256,6 +256,22 @@ def local_parts(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """Each parameter, or under ZeRO-3 the part of it that this process keeps."""
     parts = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
     return [part.detach() for part in parts if part.numel() and part.is_floating_point()]
+
+
+def blamed_group(
+    trained: Mapping[str, nn.Parameter], groups: Sequence[ParamGroupPlan], weight: str | None
+) -> int | None:
+    """The parameter group of a weight, or of the largest one on this process; None for weights in none."""
+    if not groups:
+        return None
+    if weight is None or weight not in trained:
+        # A rate that is too high shows in them before it does in others.
+        weight = max(trained, key=lambda name: _largest(trained[name]))
+    return groups_of(trained, groups).get(weight)
+
+
+def _largest(parameter: nn.Parameter) -> float:
+    return max((part.abs().nan_to_num(math.inf).max().item() for part in local_parts([parameter])), default=0)
 
 
 def is_overflow(error: BaseException) -> bool:

@@ -68,11 +68,18 @@ class TrainedStage:
 
 
 def train_stage(
-    plan: Plan, index: int, *, output_dir: Path, resume_from: Path | None, stop: Stop | None = None
+    plan: Plan,
+    index: int,
+    *,
+    output_dir: Path,
+    resume_from: Path | None,
+    run: str | None = None,
+    stop: Stop | None = None,
 ) -> TrainedStage:
     """Train stage number `index` of a plan in this process, one of `plan.world_size`.
 
-    `resume_from` is a checkpoint folder; `stop` may ask to stop at any time.
+    `resume_from` is a checkpoint folder; `run` is the name that checkpoints carry; `stop` may ask to stop at
+    any time.
 
     Raises RecipeError for what the user can fix: weights that do not fit, a broken image, a loss that is not
     finite, too little memory.
@@ -131,6 +138,7 @@ def train_stage(
         layout=layout,
         stage_path=stage_path,
         keep_checkpoints=keep if isinstance(keep, int) else None,
+        run=run,
         on_metrics=record,
         param_groups=stage.param_groups,
         model=assembled.model,
@@ -186,7 +194,7 @@ def train_stage(
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(detail=str(error).splitlines()[0], stage=stage_path) from error
         if is_overflow(error):
-            raise rate_too_large(stage.train.learning_rate, stage=stage_path) from error
+            raise rate_too_large(stage.train, stage.param_groups, stage=stage_path) from error
         raise
     if not stopped_early:
         stop.enter(RESULTS)

@@ -30,7 +30,7 @@ from llava_recipes.model.checkpoint import not_finite
 from llava_recipes.model.weight_names import canonical_name, canonical_parameters
 from llava_recipes.plan.arguments import accepted_by_transformers
 from llava_recipes.plan.trainable import groups_of
-from llava_recipes.plan.types import ParamGroupPlan
+from llava_recipes.plan.types import ParamGroupPlan, TrainPlan
 from llava_recipes.screen import say
 from llava_recipes.train.checkpoints import (
     PROGRESS,
@@ -43,7 +43,7 @@ from llava_recipes.train.checkpoints import (
 )
 from llava_recipes.train.dealt_trainer import DealtTrainer
 from llava_recipes.train.evaluation import MeasureAtTheEnd, Measured, ValidationSet
-from llava_recipes.train.finite import CODE, StepCheck, zero_gradient_norm
+from llava_recipes.train.finite import CODE, StepCheck, blamed_group, zero_gradient_norm
 from llava_recipes.train.learning import LearningCheck, roots_without
 from llava_recipes.train.optimizer_states import check_storable
 from llava_recipes.train.saved_state import Live, SavedState, restore, restore_random, save_state
@@ -53,6 +53,8 @@ from llava_recipes.train.stopping import EVALUATION, SAVING, EvaluationCut, Stop
 Group = dict[str, Any]
 """A parameter group of a torch optimizer: `params`, `lr`, `weight_decay` and the optimizer's own keys."""
 
+_LARGEST_WEIGHT = 1e12
+"""The product of a few that are larger is infinite in float32, and a checkpoint of them is of no use."""
 
 Metrics = dict[str, float]
 
@@ -73,6 +75,7 @@ class StageTrainer(DealtTrainer):
         param_groups: tuple[ParamGroupPlan, ...] = (),
         validation: ValidationSet | None = None,
         sample_name: Callable[[int], str] = "sample {}".format,
+        run: str | None = None,
         stop: Stop | None = None,
         **kwargs: Any,
     ) -> None:
@@ -90,12 +93,13 @@ class StageTrainer(DealtTrainer):
         """The last logged one."""
         self._stage_path = stage_path
         self._keep_checkpoints = keep_checkpoints
+        self._run = run
         self._on_metrics = on_metrics
         self._param_groups = param_groups
         self._weights = canonical_parameters(self.model)
         self._trained = {name: each for name, each in self._weights.items() if each.requires_grad}
         self._step_check = StepCheck(
-            self._trained, device=self.args.device, stage=stage_path, sample_name=sample_name
+            self._trained, device=self.args.device, blame=self._blame, sample_name=sample_name
         )
         self.learning: LearningCheck | None = None
         self._samples: Tensor | None = None
@@ -198,11 +202,58 @@ class StageTrainer(DealtTrainer):
             gradient_norm=norm,
             all_weights=self._weights,
             scale=scale,
-            advice=_advice(Path(self.args.output_dir), fp16=self.args.fp16),
         )
         if self.learning is not None:
             rates = [group["lr"] for group in self.optimizer.param_groups]
             self.learning.note_step(verdict, rates, self._roots_without_gradient)
+
+    def _blame(self, weight: str | None) -> tuple[KeyPath, str]:
+        """The key to lower where numbers aren't finite, and how to go on; `weight` shows it, if known."""
+        index = blamed_group(self._trained, self._param_groups, weight)
+        rate, decay = self.args.learning_rate, self.args.weight_decay
+        path: KeyPath = (*self._stage_path, "train")
+        accepts = "train."
+        if index is not None:
+            group = self._param_groups[index]
+            if (group.learning_rate, group.weight_decay) != (rate, decay):
+                rate, decay = group.learning_rate, group.weight_decay
+                path, accepts = (*self._stage_path, "param_groups", index), ""
+        key = "weight_decay" if rate * decay > 1 else "learning_rate"
+        advice = "lower the learning rate, or lengthen the warm-up"
+        if key == "weight_decay":
+            advice = "lower `weight_decay`: times the learning rate it is above 1"
+        elif not accepts:
+            advice = f"lower the learning rate of this group, which is {rate:g}, or lengthen the warm-up"
+        if self.args.fp16:
+            advice += ", or train in bf16 instead of fp16"
+        names = [each.folder.name for each in list_checkpoints(Path(self.args.output_dir))]
+        first = ""
+        if names[:1] == [f"checkpoint-{self.state.global_step}"]:
+            # Its weights give these numbers, whatever the rate is.
+            first = f"remove {names.pop(0)}, whose weights lead to this, "
+        if not names:
+            return (*path, key), f"{advice}, {first}and run again"
+        accepted = f"{accepts}{key}" if accepts else "param_groups"
+        then = f"`--resume --accept {accepted}` continues from {names[0]} with another value"
+        return (*path, key), f"{advice}; {first and first + 'then '}{then}"
+
+    def check_finite(self, state: Mapping[str, Tensor], *, step: int) -> None:
+        """Raise RecipeError when a trained weight is NaN, infinite or absurd: no run can continue from it."""
+        for name, tensor in state.items():
+            trouble, what = not_finite(tensor), "NaN or infinite values"
+            if trouble is None and ":" not in name and tensor.numel():
+                largest = tensor.abs().max().item()
+                if largest > _LARGEST_WEIGHT:
+                    trouble, what = f"{largest:g}", "values that no loss can be computed with"
+            if trouble is not None:
+                path, advice = self._blame(name.partition(":")[0])
+                raise RecipeError.of(
+                    f"{name} has {what} after step {step:,}; the weights were not saved",
+                    code="weights-not-finite",
+                    path=path,
+                    found=trouble,
+                    hint=advice,
+                )
 
     def _roots_without_gradient(self) -> tuple[str, ...]:
         return roots_without(self._step_check.without_gradient(), self._trained)
@@ -258,8 +309,15 @@ class StageTrainer(DealtTrainer):
             self.control.should_save = self.control.should_training_stop = True
             self._stop.enter(SAVING)
             return {}
-        advice = _advice(Path(self.args.output_dir), fp16=self.args.fp16)
-        _check_validation_loss(measured.loss, step=step, stage=self._stage_path, advice=advice)
+        if not math.isfinite(measured.loss):
+            path, advice = self._blame(None)
+            raise RecipeError.of(
+                f"the validation loss is {measured.loss} at step {step:,}; training stopped, and nothing was "
+                "saved after it",
+                code=CODE,
+                path=path,
+                hint=advice,
+            )
         self.measured = step, measured
         # The rates of training leave out the time of an evaluation.
         self._logged_at_s += measured.seconds
@@ -309,14 +367,12 @@ class StageTrainer(DealtTrainer):
                 checkpoint,
                 beginnings=self._beginnings,
                 progress=self._progress(),
-                check=lambda name, tensor: check_finite(
-                    {name: tensor}, step=step, stage=self._stage_path, output_dir=run_dir
-                ),
+                check=lambda name, tensor: self.check_finite({name: tensor}, step=step),
             )
             if checkpoint is not None:
                 checkpoint.write_json(TRAINER_STATE, asdict(self.state))
                 checkpoint.commit(
-                    SealFacts(step, self.args.world_size, self.layout.to_json(), self.last_loss)
+                    SealFacts(step, self.args.world_size, self.layout.to_json(), self.last_loss, self._run)
                 )
         if checkpoint is not None and self._keep_checkpoints is not None:
             remove_old(run_dir, newest=step, keep=self._keep_checkpoints)
@@ -438,19 +494,6 @@ def split_groups(
     optimizer.param_groups[:] = [group for group in parts if group["params"]]
 
 
-def check_finite(state: Mapping[str, Tensor], *, step: int, stage: KeyPath, output_dir: Path) -> None:
-    """Raise RecipeError when a trained weight is NaN or infinite: no run can continue from it."""
-    for name, tensor in state.items():
-        if (trouble := not_finite(tensor)) is not None:
-            raise RecipeError.of(
-                f"{name} has NaN or infinite values after step {step:,}; the weights were not saved",
-                code="weights-not-finite",
-                path=(*stage, "train", "learning_rate"),
-                found=trouble,
-                hint=_advice(output_dir, fp16=False),
-            )
-
-
 def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
     """The device ran out of memory; `detail` is torch's own message."""
     return RecipeError.of(
@@ -463,37 +506,18 @@ def out_of_memory(*, detail: str, stage: KeyPath) -> RecipeError:
     )
 
 
-def rate_too_large(rate: float, *, stage: KeyPath) -> RecipeError:
-    """An optimizer cannot compute with the learning rate."""
+def rate_too_large(train: TrainPlan, groups: Sequence[ParamGroupPlan], *, stage: KeyPath) -> RecipeError:
+    """An optimizer cannot compute with a learning rate: the largest one."""
+    rates: list[tuple[float, KeyPath]] = [(train.learning_rate, (*stage, "train", "learning_rate"))]
+    rates += [
+        (group.learning_rate, (*stage, "param_groups", index, "learning_rate"))
+        for index, group in enumerate(groups)
+    ]
+    rate, path = max(rates, key=lambda each: each[0])
     return RecipeError.of(
         "the learning rate is too large for float32, in which the update is computed",
         code=CODE,
-        path=(*stage, "train", "learning_rate"),
+        path=path,
         found=f"{rate:g}",
         hint="usual rates are 2e-6 to 2e-3",
     )
-
-
-def _advice(output_dir: Path, *, fp16: bool) -> str:
-    """What to do about numbers that are not finite, in a folder with checkpoints or without."""
-    advice = "lower the learning rate, or lengthen the warm-up"
-    if fp16:
-        advice += ", or train in bf16 instead of fp16"
-    if not list_checkpoints(output_dir):
-        return f"{advice}, and run again"
-    return (
-        f"{advice}; `--resume --accept train.learning_rate` continues from the last checkpoint with another "
-        "rate"
-    )
-
-
-def _check_validation_loss(value: float, *, step: int, stage: KeyPath, advice: str) -> None:
-    """Raise RecipeError when a validation loss is NaN or infinite."""
-    if not math.isfinite(value):
-        raise RecipeError.of(
-            f"the validation loss is {value} at step {step:,}; training stopped, and nothing was saved after "
-            "it",
-            code=CODE,
-            path=(*stage, "train", "learning_rate"),
-            hint=advice,
-        )

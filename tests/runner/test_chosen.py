@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,17 @@ def test_a_stage_before_that_another_plan_trained(recipe: Path, capsys: pytest.C
     assert dry_run(recipe, "--stage", "finetune", "--set", "stages.pretrain.train.learning_rate=2e-3") == 1
     printed = capsys.readouterr().err
     assert "was trained with another plan: train.learning_rate: 1e-3 then, 2e-3 now" in printed
+
+
+def test_a_done_stage_on_a_read_only_disk_is_left_out_as_advised(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_done(recipe, 0)
+    read_only, access = recipe.parent / "one", os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != read_only and access(path, mode))
+    assert dry_run(recipe) == 1
+    assert "make it writable, or choose another folder; `--from-stage finetune`" in capsys.readouterr().err
+    assert dry_run(recipe, "--from-stage", "finetune") == 0
 
 
 def test_what_is_done_needs_no_look_at_its_beginning(

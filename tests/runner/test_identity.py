@@ -6,6 +6,7 @@ import json
 import shutil
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -25,10 +26,11 @@ from llava_recipes.runner.accepted import AcceptError, read_accepted
 from llava_recipes.runner.changes import find_changes
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.hand_off import check_start
-from llava_recipes.runner.identity import RULES, rule_of
+from llava_recipes.runner.identity import RULES, rule_of, run_name
+from llava_recipes.runner.inputs import contents_of
 from llava_recipes.runner.refusals import check_pieces
 from llava_recipes.runner.run_folder import stage_plan
-from llava_recipes.train.checkpoints import list_checkpoints
+from llava_recipes.train.checkpoints import list_checkpoints, read_facts, seal
 from tests.processes import ROOT, run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
 from tests.train.cutting import copy_cut
@@ -216,6 +218,19 @@ def test_what_a_change_means(name: str) -> None:
     assert changes(*sets) == expected
 
 
+def name_of(*sets: str) -> str:
+    loaded = load_source(yaml_text(stage1_values(Path("out"))), "r.yaml", sets)
+    plan = stage_plan(plan_recipe(loaded, world_size=1), 0)
+    return run_name(plan, contents_of(Path("out"), plan))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_run_is_named_for_what_it_learns(name: str) -> None:
+    sets, expected = CHANGES[name]
+    if not any(change.startswith("structural") for change in expected):
+        assert (name_of(*sets) != name_of()) == any(change.startswith("learned") for change in expected)
+
+
 def test_another_number_of_processes() -> None:
     same = (S + "train.global_batch_size=8",)
     assert changes(before=same, world_size=2) == ["harmless world_size"]
@@ -283,6 +298,7 @@ def test_what_moved_with_the_same_content_is_harmless(tmp_path: Path) -> None:
     text = (FIXTURES / "stage1.json").read_text()
     (tmp_path / "other.json").write_text(text.replace("a", "e", 1))
     assert changes(f"{data}{tmp_path}/other.json") == ["learned data.sources.0.annotations"]
+    assert name_of(f"{data}{tmp_path}/moved.json") == name_of() != name_of(f"{data}{tmp_path}/other.json")
     shutil.copytree(FIXTURES / "tiny_vicuna", tmp_path / "vicuna")
     moved = f"model.language_model={tmp_path}/vicuna"
     assert changes(moved) == ["harmless model.language_model.source"]
@@ -430,13 +446,16 @@ def test_a_structural_change_cannot_be_accepted(look: Try) -> None:
 
 def test_less_steps_than_were_trained(look: Try) -> None:
     err = look(*setting("train.max_steps=3"))[2]
-    assert "after more steps than the recipe wants: write `max_steps: 4`" in err and "--accept" not in err
+    assert (
+        "write `max_steps: 4` to end the run there; or remove checkpoint-4" in err and "--accept" not in err
+    )
     code, _, err = look(*setting("train.max_steps=3"), "--accept", "train.max_steps")
     assert code == 1
     assert "checkpoint-4 is after step 4, and the recipe ends after step 3" in err
-    assert (
-        "write `max_steps: 4` to end the run there; or remove checkpoint-4 to go back to checkpoint-2" in err
-    )
+    ways_on = "write `max_steps: 4` to end the run there; or remove checkpoint-4 to go back to checkpoint-2"
+    assert ways_on in err
+    code, _, err = look(*setting("train.max_steps=3"))
+    assert code == 1 and ways_on in err and "--accept" not in err, "nothing is advised that is refused then"
     assert look(*setting("train.max_steps=4"), "--accept", "train.max_steps")[0] == 0
     shorter = setting("train.max_steps=null", "train.num_train_epochs=0.3")
     code, _, err = look(*shorter, "--accept", "train.max_steps")
@@ -490,6 +509,19 @@ def test_a_checkpoint_to_start_from_must_be_whole(look: Try, tmp_path: Path) -> 
         *setting(f"output_dir={tmp_path}/new"), "--set", f"model.projector.init_from={weights}"
     )
     assert code == 1 and "trained.safetensors was changed after it was saved" in err
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(look: Try, tmp_path: Path) -> None:
+    """One with the same shapes, copied into the folder: its own seal is sound."""
+    copied = tmp_path / "run" / "checkpoint-4"
+    own = read_facts(copied)
+    assert own.run == history.run_of(tmp_path / "run")
+    seal(copied, replace(own, run="another"))
+    code, out, err = look()
+    assert code == 0, err
+    assert f"pretrain: skips {copied}: another run saved it\n" in out and "checkpoint-2" in out
+    seal(copied, replace(own, run=None))
+    assert f"resumes from {copied}" in look()[1], "an earlier version sealed it"
 
 
 def test_a_folder_in_which_nothing_was_trained_never_blocks(whole: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def visible_to(processes: Processes, folder: Path, monkeypatch: pytest.MonkeyPat
         return start([sys.executable, "-c", PRINT, str(folder / "seen")], **rest)  # type: ignore[call-overload,no-any-return]
 
     monkeypatch.setattr(subprocess, "Popen", print_instead)
-    request = Request("", "", None, has_other_commands=False, seconds_left=None, hang_timeout_s=None, lock="")
+    request = Request("", "", None, False, None, None, lock="", run="")
     answer = run_processes(processes, request, uses_deepspeed=False, interruption=Interruption())
     assert answer.code == 0
     return (folder / "seen").read_text()

@@ -70,7 +70,7 @@ def test_an_interruption_that_a_library_takes_for_an_error_is_none(
     monkeypatch.setattr(worker, "join", lambda folder, run: None)
     process = Worker.__new__(Worker)
     process.stop = Stop()
-    process.request = Request(str(tmp_path), "{}", None, False, None, None, "run")
+    process.request = Request(str(tmp_path), "{}", None, False, None, None, "lock", "run")
     with pytest.raises(ValueError):
         process._trained()
     process.stop.is_unwinding = True

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llava_recipes.errors import RecipeError
+from llava_recipes.train.checkpoints import list_checkpoints
 from llava_recipes.train.finite import MAX_SKIPPED, StepCheck, Verdict, zero_gradient_norm
 from llava_recipes.train.learning import FIRST_STEPS, MANY_SKIPPED, LearningCheck, LossBand, roots_without
 from llava_recipes.train.metrics import read_metrics
+from llava_recipes.train.trainer import StageTrainer
 from tests.faults.numbers import STEPS, Poison, attempt
 from tests.processes import run_recipe, run_to_end
 from tests.tiny import FIXTURES, stage1_values, write_recipe
@@ -30,7 +32,8 @@ IDLE = Verdict(bad_loss=False, bad_gradient=False, bad_weight=False, has_gradien
 def step_check(weight: nn.Parameter) -> StepCheck:
     trained = {"projector.0.weight": weight}
     device = torch.device("cpu")
-    return StepCheck(trained, device=device, stage=("stages", 0), sample_name="sample {}".format)
+    blamed = ("stages", 0, "train", "learning_rate"), "lower it"
+    return StepCheck(trained, device=device, blame=lambda _: blamed, sample_name="sample {}".format)
 
 
 def decide(
@@ -45,7 +48,6 @@ def decide(
         gradient_norm=norm,
         all_weights={"projector.0.weight": weight},
         scale=scale,
-        advice="lower it",
     )
 
 
@@ -237,6 +239,81 @@ def test_a_rate_beyond_float32_is_the_users(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the learning rate is too large for float32") as caught:
         train_all(values)
     assert caught.value.problems[0].path == ("stages", 0, "train", "learning_rate")
+
+
+GROUPS = [{"modules": ["lm_head"]}, {"modules": ["projector"]}]
+BLAMED: dict[str, tuple[dict[str, Any], tuple[str | int, ...], str]] = {
+    "nothing but the rate": ({"rate": 1e37}, ("train", "learning_rate"), "lower the learning rate, or"),
+    "a group's rate": (
+        {"group": {"learning_rate": 1e37}},
+        ("param_groups", 1, "learning_rate"),
+        "is 1e+37, or",
+    ),
+    "a group's rate beyond float32": (
+        {"group": {"learning_rate": 1e38}},
+        ("param_groups", 1, "learning_rate"),
+        "usual rates",
+    ),
+    "a group's decay": (
+        {"group": {"weight_decay": 1e30}},
+        ("param_groups", 1, "weight_decay"),
+        "it is above 1",
+    ),
+    "the decay": ({"weight_decay": 1e30}, ("train", "weight_decay"), "it is above 1"),
+}
+
+
+@pytest.mark.parametrize("name", BLAMED)
+def test_the_key_that_is_to_blame_is_named(name: str, tmp_path: Path) -> None:
+    given, path, advice = BLAMED[name]
+    values = stage1_values(tmp_path / "run", warmup_ratio=0.0)
+    stage = values["stages"][0]
+    stage["train"] |= {
+        "learning_rate": given.get("rate", 1e-3),
+        "weight_decay": given.get("weight_decay", 0.0),
+    }
+    if "group" in given:
+        stage["trainable"] = ["projector", "lm_head"]
+        stage["param_groups"] = [GROUPS[0] | {"learning_rate": 1e-4}, GROUPS[1] | given["group"]]
+    with pytest.raises(RecipeError) as caught:
+        train_all(values)
+    (problem,) = caught.value.problems
+    assert problem.path == ("stages", 0, *path) and advice in str(problem.hint)
+
+
+def short(run: Path, **train: Any) -> dict[str, Any]:
+    values = stage1_values(run, save_strategy="steps", save_steps=1, warmup_ratio=0.0, **train)
+    del values["stages"][0]["train"]["num_train_epochs"]
+    return values
+
+
+def test_weights_beyond_use_are_not_saved(tmp_path: Path) -> None:
+    """A lower rate could not help a run that went on from them."""
+    with pytest.raises(RecipeError, match="values that no loss can be computed with after step 1") as caught:
+        train_all(short(tmp_path / "run", max_steps=1, learning_rate=1e30))
+    assert str(caught.value.problems[0].hint).endswith("warm-up, and run again")
+    assert list_checkpoints(tmp_path / "run") == []
+    values = short(tmp_path / "unsaved", max_steps=1, learning_rate=1e30)
+    values["stages"][0]["train"]["save_strategy"] = "no"
+    with pytest.raises(RecipeError, match="no loss can be computed with after step 1"):
+        train_all(values)
+
+
+def test_a_checkpoint_that_leads_to_bad_numbers_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = StageTrainer.compute_loss
+
+    def poisoned(self: StageTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = compute(self, *args, **kwargs)
+        return loss * NAN if self.state.global_step == 2 else loss
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", poisoned)
+    with pytest.raises(RecipeError, match="is nan at step 3") as caught:
+        train_all(short(tmp_path / "run", max_steps=3))
+    hint = str(caught.value.problems[0].hint)
+    assert "; remove checkpoint-2, whose weights lead to this, then `--resume --accept train.learning" in hint
+    assert "continues from checkpoint-1 with another value" in hint
 
 
 def test_weights_that_stop_every_gradient_are_found(tmp_path: Path) -> None:
