@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _hang_timeout(text: str) -> float:
-    seconds = float(text) if text.isdecimal() else duration(text)
+    seconds = duration(f"{text}s" if text.isdecimal() else text)
     if seconds < _MIN_HANG_S:
         raise argparse.ArgumentTypeError(f"must be {_MIN_HANG_S} s or more, got {text}")
     return seconds

@@ -216,17 +216,19 @@ def watched(doing: str, timeout_s: float | None) -> Iterator[None]:
 def _watch(thread: int, doing: str, timeout_s: float | None, ended: threading.Event) -> None:
     idle_s, before_s, before, work = 0.0, time.monotonic(), _standing(thread), Work(_LEAST_BYTES)
     limit_s = START_S if timeout_s is None else timeout_s
-    while not ended.wait(TICK_S):
-        # For a library that keeps the interpreter's lock while it waits: then only this prints and ends.
-        faulthandler.dump_traceback_later(max(limit_s, _TO_START_S) + _SPARE_S, exit=True, file=2)
-        now_s = time.monotonic()
-        # The time that this process was suspended does not count.
-        elapsed_s, before_s = min(now_s - before_s, 2 * TICK_S), now_s
-        has_worked, has_moved = work.goes_on(elapsed_s), before != (before := _standing(thread))
-        idle_s = 0.0 if has_worked or has_moved else idle_s + elapsed_s
-        if idle_s >= limit_s:
-            _end_command(f"the command, which {doing}, waits for {_awaited(thread)}", thread, idle_s)
-    faulthandler.cancel_dump_traceback_later()
+    try:
+        while not ended.wait(TICK_S):
+            # For a library that keeps the interpreter's lock while it waits: then only this prints and ends.
+            faulthandler.dump_traceback_later(max(limit_s, _TO_START_S) + _SPARE_S, exit=True, file=2)
+            now_s = time.monotonic()
+            # The time that this process was suspended does not count.
+            elapsed_s, before_s = min(now_s - before_s, 2 * TICK_S), now_s
+            has_worked, has_moved = work.goes_on(elapsed_s), before != (before := _standing(thread))
+            idle_s = 0.0 if has_worked or has_moved else idle_s + elapsed_s
+            if idle_s >= limit_s:
+                _end_command(f"the command, which {doing}, waits for {_awaited(thread)}", thread, idle_s)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _standing(thread: int) -> tuple[object, ...]:
@@ -247,12 +249,13 @@ def _frames(thread: int) -> Iterator[FrameType]:
 def _awaited(thread: int) -> str:
     """The file or folder that a thread works on, as its innermost functions name it; or the function."""
     for frame in _frames(thread):
-        named = [
-            (rank, str(os.fspath(value)))
-            for name, given in frame.f_locals.items()
-            for rank, value in [_as_path(name, given)]
-            if value
-        ]
+        named: list[tuple[int, str]] = []
+        # A copy: the variables of a module that is being imported grow meanwhile.
+        for name, given in dict(frame.f_locals).items():
+            # Values of libraries may run code of theirs when they are asked for their class.
+            with suppress(Exception):
+                rank, value = _as_path(name, given)
+                named += [(rank, str(os.fspath(value)))] if value else []
         if named:
             return min(named, key=lambda pair: pair[0])[1]
     return next((f"{each.f_code.co_name} in {each.f_code.co_filename}" for each in _frames(thread)), "")
