@@ -56,6 +56,12 @@ def duration(text: str) -> float:
     return min(seconds, _LONGEST_S)
 
 
+def spell_duration(seconds: float) -> str:
+    """A time as `duration` reads it, in whole seconds."""
+    minutes, rest_s = divmod(math.ceil(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest_s:02}"
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """The recipe that a command reads, `arguments.file`, and `--set`."""
     parser.add_argument("file", metavar="FILE", help="recipe file")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import add_recipe, duration, positive
+from llava_recipes.cli.options import add_recipe, duration, positive, spell_duration
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.masking import mask_command
 from llava_recipes.screen import outlive_readers, say, say_lines, write_log
@@ -187,7 +187,7 @@ def _check_equal(here: Sequence[Mapping[str, int]], names: Sequence[str]) -> Non
     if len({node["per_node"] for node in here}) > 1:
         counts = [f"{name}: {node['per_node']}" for name, node in zip(names, here, strict=True)]
         raise RecipeError.of(
-            "the nodes have different numbers of GPUs",
+            "the nodes would start different numbers of processes",
             code="nodes-differ",
             found=", ".join(counts),
             hint=f"give the same number to all, as --processes {min(node['per_node'] for node in here)}",
@@ -262,6 +262,8 @@ def _words(arguments: argparse.Namespace) -> tuple[str, ...]:
     for name in (*others, "rdzv_endpoint", "rdzv_backend", "rdzv_id", "rdzv_timeout"):
         value = getattr(arguments, name)
         words += [] if value in (None, "") else [f"--{name.replace('_', '-')}", str(value)]
+    for name, seconds in (("max-time", arguments.max_time), ("hang-timeout", arguments.hang_timeout)):
+        words += [] if seconds is None else [f"--{name}", spell_duration(seconds)]
     return tuple(mask_command(words))
 
 
