@@ -34,6 +34,8 @@ _DAYS = re.compile(r"(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>[0-5]?\d))?")
 """As Slurm writes a limit of days and hours."""
 _UNITS = re.compile(r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+)s)?")
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_LONGEST_S = 3e9
+"""About a century: the system's timers take no more, and a longer time means "never"."""
 
 
 def positive(text: str) -> int:
@@ -51,7 +53,13 @@ def duration(text: str) -> float:
     seconds = sum(number * _SECONDS[unit] for unit, number in parts.items())
     if seconds <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 3:55:00, 90m or 4h")
-    return seconds
+    return min(seconds, _LONGEST_S)
+
+
+def spell_duration(seconds: float) -> str:
+    """A time as `duration` reads it, in whole seconds."""
+    minutes, rest_s = divmod(math.ceil(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest_s:02}"
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from llava_recipes.cli.options import add_recipe, duration, positive
+from llava_recipes.cli.options import add_recipe, duration, positive, spell_duration
 from llava_recipes.errors import Problem, RecipeError
 from llava_recipes.exit_codes import HANGS, INTERRUPTED, OUR_BUG, USAGE_ERROR, USER_ERROR
 from llava_recipes.masking import mask_command
@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _hang_timeout(text: str) -> float:
-    seconds = float(text) if text.isdecimal() else duration(text)
+    seconds = duration(f"{text}s" if text.isdecimal() else text)
     if seconds < _MIN_HANG_S:
         raise argparse.ArgumentTypeError(f"must be {_MIN_HANG_S} s or more, got {text}")
     return seconds
@@ -191,7 +191,7 @@ def _check_equal(here: Sequence[Mapping[str, int]], names: Sequence[str]) -> Non
     if len({node["per_node"] for node in here}) > 1:
         counts = [f"{name}: {node['per_node']}" for name, node in zip(names, here, strict=True)]
         raise RecipeError.of(
-            "the nodes have different numbers of GPUs",
+            "the nodes would start different numbers of processes",
             code="nodes-differ",
             found=", ".join(counts),
             hint=f"give the same number to all, as --processes {min(node['per_node'] for node in here)}",
@@ -266,6 +266,8 @@ def _words(arguments: argparse.Namespace) -> tuple[str, ...]:
     for name in (*others, "rdzv_endpoint", "rdzv_backend", "rdzv_id", "rdzv_timeout"):
         value = getattr(arguments, name)
         words += [] if value in (None, "") else [f"--{name.replace('_', '-')}", str(value)]
+    for name, seconds in (("max-time", arguments.max_time), ("hang-timeout", arguments.hang_timeout)):
+        words += [] if seconds is None else [f"--{name}", spell_duration(seconds)]
     return tuple(mask_command(words))
 
 

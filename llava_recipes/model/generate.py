@@ -147,6 +147,7 @@ class Answerer:
         *,
         listen: Callable[[str], None] | None = None,
         synced_gpus: bool = False,
+        is_cut: Callable[[], bool] | None = None,
     ) -> list[str]:
         """The model's answers, in order; see `continue_prompts`."""
         model = self.assembled.model
@@ -161,6 +162,7 @@ class Answerer:
             max_positions=self.max_positions,
             listen=listen,
             synced_gpus=synced_gpus,
+            is_cut=is_cut,
         )
 
 
@@ -174,6 +176,7 @@ def continue_prompts(
     max_positions: int | None = None,
     listen: Callable[[str], None] | None = None,
     synced_gpus: bool = False,
+    is_cut: Callable[[], bool] | None = None,
 ) -> list[str]:
     """The model's answer to each prompt, without special tokens and without white space around it.
 
@@ -182,6 +185,7 @@ def continue_prompts(
     max_positions  tokens of a prompt and its answer together, where the model has a limit
     listen         receives the answer to a single prompt in pieces, which joined are the answer
     synced_gpus    under ZeRO-3 all processes generate until the last of them is done
+    is_cut         asked after each token; all answers end where it holds
 
     Modes of modules are restored; nothing is drawn with temperature 0.
     """
@@ -203,6 +207,8 @@ def continue_prompts(
     reasons: list[StoppingCriteria] = [_SaysOneOf(tokenizer, end_texts)] if end_texts else []
     if max_positions is not None:
         reasons.append(_FillsContext(max_positions - lengths))
+    if is_cut is not None:
+        reasons.append(_IsCut(is_cut))
     if reasons:
         extra["stopping_criteria"] = StoppingCriteriaList(reasons)
     if listen is not None:
@@ -300,6 +306,16 @@ class _FillsContext(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         return self._room_B <= input_ids.shape[1]
+
+
+class _IsCut(StoppingCriteria):  # type: ignore[misc]
+    """Stops all answers of a batch when they are no longer wanted."""
+
+    def __init__(self, is_cut: Callable[[], bool]) -> None:
+        self._is_cut = is_cut
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        return torch.full((len(input_ids),), self._is_cut(), device=input_ids.device)
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]

@@ -236,8 +236,9 @@ def _refuse(run: Run, states: Mapping[int, FolderState]) -> dict[int, Problem]:
     given = {each.text for each in run.accepted}
     keys = dict.fromkeys(key for index in refused for key in keys_to_accept(states[index], stages[index]))
     command = (*run.words, *(word for key in keys if key not in given for word in ("--accept", key)))
+    launcher = None if run.team is None or run.team.world.is_optional else run.team.world.launcher
     return {
-        index: other_plan(stages[index], index, states[index], changes, command=command)
+        index: other_plan(stages[index], index, states[index], changes, command=command, launcher=launcher)
         for index, changes in refused.items()
     }
 

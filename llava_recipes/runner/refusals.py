@@ -77,26 +77,37 @@ def describe_folder(state: FolderState, stage: StagePlan) -> str | None:
 
 
 def other_plan(
-    stage: StagePlan, index: int, state: FolderState, changes: Sequence[Change], *, command: Sequence[str]
+    stage: StagePlan,
+    index: int,
+    state: FolderState,
+    changes: Sequence[Change],
+    *,
+    command: Sequence[str],
+    launcher: str | None,
 ) -> Problem:
-    """The problem of a folder whose run has another plan; `command` accepts the changes of every stage."""
+    """The problem of a folder whose run has another plan.
+
+    `command` accepts the changes of every stage. Where a launcher starts it, alone it would be another run.
+    """
     shown = [f"{change}" for change in changes[:_NUM_SHOWN]]
     if len(changes) > len(shown):
         shown.append(f"and {len(changes) - len(shown)} more")
     what = "a finished run" if state.kind == "done" else "a run"
+    way_on = _way_on(stage, state, command, launcher)
     return Problem(
         f"output_dir contains {what} of another plan",
         code="output-dir-holds-another-plan",
         path=("stages", index, "output_dir"),
         found="\n".join([f"{stage.output_dir} differs in", *shown]),
-        hint=f"{_way_on(stage, state, command)}; or choose another `output_dir`, or change the recipe back",
+        hint=f"{way_on}; or choose another `output_dir`, or change the recipe back",
     )
 
 
-def _way_on(stage: StagePlan, state: FolderState, command: Sequence[str]) -> str:
+def _way_on(stage: StagePlan, state: FolderState, command: Sequence[str], launcher: str | None) -> str:
     newest = state.checkpoints[0].folder if state.checkpoints else None
     if keys_to_accept(state, stage) and newest is not None:
-        return f"`{shlex.join(command)}` goes on from {newest.name} with the changes"
+        started = "" if launcher is None else f", started by {launcher} as before,"
+        return f"`{shlex.join(command)}`{started} goes on from {newest.name} with the changes"
     structural = [change for change in state.decisive if change.kind == "structural"]
     if state.kind != "done" and not structural and newest is not None and not state.is_of_earlier_form:
         return _of_length(stage, state.checkpoints)

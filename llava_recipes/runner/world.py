@@ -15,6 +15,7 @@ from llava_recipes.errors import RecipeError
 
 Environment = Mapping[str, str]
 
+_BY_OPTIONS = "--nnodes"
 _PORTS = range(20_000, 30_000)
 """Below the ports that Linux gives to outgoing connections."""
 
@@ -55,6 +56,11 @@ class World:
     local_size: int = 1
     is_hosted: bool = False
     """The launcher keeps a store at the address; otherwise the first command opens one."""
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether the command's own options name it, not a launcher."""
+        return self.launcher == _BY_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ def _optional(options: NodeOptions, per_node: int | None) -> World | None:
     if not address or not port.isdecimal() or int(port) not in range(1, 65536):
         raise BadOptions(f"--rdzv-endpoint {options.rdzv_endpoint} is not HOST:PORT")
     return World(
-        launcher="--nnodes",
+        launcher=_BY_OPTIONS,
         rank=options.node_rank,
         size=options.nnodes,
         address=address,

@@ -30,7 +30,7 @@ from llava_recipes.model.placing import TORCH_DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.screen import escape_json
 from llava_recipes.templates import Turn
-from llava_recipes.train.stopping import SAMPLING, EvaluationCut, Stop
+from llava_recipes.train.stopping import SAMPLING, SAVING, EvaluationCut, Stop
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,10 @@ def choose_subjects(
 class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
     """Asks the model about the subjects after every `every` steps and after the last.
 
+    All processes have it. A request to stop cuts the answers, and the run then stops after this step.
+
+    subjects  none on a process that asks nothing: only under ZeRO-3 all ask, since none has whole weights
     log       where answers are written; None on all processes but the first
-    together  ask on all processes, since under ZeRO-3 none has whole weights
     """
 
     def __init__(
@@ -194,12 +196,23 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         self._log, self._show, self._together = log, show, together
         # DeepSpeed casts the weights themselves; without it, some are float32 and others are not.
         self._dtype = torch.float32 if stage.deepspeed is not None else TORCH_DTYPES[stage.train.precision]
+        self._has_cut = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        if self._is_due(state) and not (control.should_training_stop and state.global_step < state.max_steps):
-            self._ask(args, state.global_step)
+    ) -> TrainerControl:
+        if not self._is_due(state) or (control.should_training_stop and state.global_step < state.max_steps):
+            return control
+        with self._stop.phase(SAMPLING):
+            self._ask(args, state.global_step, is_cut=self._cuts)
+            has_cut = by_first(lambda: self._has_cut, args.device)
+        if has_cut:
+            # A resumed run asks again, so that nobody waits for it now.
+            self._stop.agree(args.device)
+            self._stop.has_cut_evaluation = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+            self._stop.enter(SAVING)
+        return control
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -208,29 +221,36 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         if not step or not self._is_due(state):
             return
-        is_missing = self._log is not None and step not in self._log.steps
-        if by_first(lambda: is_missing, args.device) if self._together else is_missing:
-            self._ask(args, step)
+        if by_first(lambda: self._log is not None and step not in self._log.steps, args.device):
+            with self._stop.phase(SAMPLING):
+                self._ask(args, step, is_cut=None)
 
     def _is_due(self, state: TrainerState) -> bool:
         return not state.global_step % self._plan.every or state.global_step == state.max_steps
 
-    def _ask(self, args: TrainingArguments, step: int) -> None:
+    def _cuts(self) -> bool:
+        self._stop.tick()
+        self._has_cut = self._has_cut or self._stop.reason is not None
+        return self._has_cut
+
+    def _ask(self, args: TrainingArguments, step: int, *, is_cut: Callable[[], bool] | None) -> None:
+        if not self._subjects:
+            return
         # Greedy answers draw no random numbers; other ways to decode must not change training either.
         is_cast = self._dtype != torch.float32
         with (
-            self._stop.phase(SAMPLING),
             private_randomness(),
             torch.autocast(args.device.type, dtype=self._dtype, enabled=is_cast),
         ):
-            answers = self._answers()
+            answers = self._answers(is_cut)
+        if self._has_cut or self._log is None:
+            return
         for subject, answer in zip(self._subjects, answers, strict=True):
-            if self._log is not None:
-                image = subject.images[0] if len(subject.images) == 1 else list(subject.images)
-                self._log.append(Sampled(step, image, subject.question, answer, subject.reference))
-                self._show(step, str(image), answer)
+            image = subject.images[0] if len(subject.images) == 1 else list(subject.images)
+            self._log.append(Sampled(step, image, subject.question, answer, subject.reference))
+            self._show(step, str(image), answer)
 
-    def _answers(self) -> list[str]:
+    def _answers(self, is_cut: Callable[[], bool] | None) -> list[str]:
         images = [image for subject in self._subjects for image in subject.prepared]
         features = iter(self._answerer.look(images))
         prompts = [
@@ -238,7 +258,7 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
             for subject in self._subjects
         ]
         decoding = Decoding(self._plan.max_new_tokens)
-        return self._answerer.answer(prompts, decoding, synced_gpus=self._together)
+        return self._answerer.answer(prompts, decoding, synced_gpus=self._together, is_cut=is_cut)
 
 
 class SamplesLog:

@@ -151,11 +151,12 @@ def train_stage(
         stop=stop,
     )
     together = zero_stage(stage.deepspeed) == 3
-    if stage.sampling is not None and (first or together):
-        answerer = Answerer(assembled, stage.data, start_end=plan.model.image_tokens.start_end)
-        held_out = stage.data.for_validation()
-        asked = dataset if held_out is None else _dataset(held_out, plan, assembled)
-        subjects = choose_subjects(stage.sampling, answerer, asked, stage_path=stage_path)
+    if stage.sampling is not None:
+        answerer, subjects = Answerer(assembled, stage.data, start_end=plan.model.image_tokens.start_end), []
+        if first or together:
+            held_out = stage.data.for_validation()
+            asked = dataset if held_out is None else _dataset(held_out, plan, assembled)
+            subjects = choose_subjects(stage.sampling, answerer, asked, stage_path=stage_path)
         log = SamplesLog(output_dir / SAMPLES, resumed_step=resumed_step) if first else None
         trainer.add_callback(
             SampleWhileTraining(

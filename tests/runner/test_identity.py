@@ -18,7 +18,7 @@ from llava_recipes.cli.main import main
 from llava_recipes.errors import RecipeError
 from llava_recipes.plan.types import Plan
 from llava_recipes.recipe.keys import all_keys
-from llava_recipes.recipe.load import load_source
+from llava_recipes.recipe.load import load_recipe, load_source
 from llava_recipes.recipe.names import DEEPSPEED_KEYS, EXTRA_FIELDS
 from llava_recipes.recipe.schema import Train
 from llava_recipes.runner import history
@@ -28,8 +28,8 @@ from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.identity import RULES, rule_of, run_name
 from llava_recipes.runner.inputs import contents_of
-from llava_recipes.runner.refusals import check_pieces
-from llava_recipes.runner.run_folder import stage_plan
+from llava_recipes.runner.refusals import check_pieces, other_plan
+from llava_recipes.runner.run_folder import read_folder_state, stage_plan
 from llava_recipes.train.checkpoints import list_checkpoints, read_facts, seal
 from tests.processes import ROOT, run_to_end
 from tests.tiny import FIXTURES, read_metrics, stage1_values, write_recipe, yaml_text
@@ -408,7 +408,8 @@ def test_a_harmless_change_is_taken_and_named(look: Try) -> None:
 
 def test_a_learned_change_is_refused_with_the_command_that_accepts_it(look: Try, tmp_path: Path) -> None:
     changed = setting("train.learning_rate=1e-4", "train.max_steps=8")
-    code, _, err = look(*changed)
+    times = ["--max-time", "3:55:00", "--hang-timeout", "0:05:00"]
+    code, _, err = look(*changed, *times)
     assert code == 1
     assert "train.learning_rate: 1e-3 then, 1e-4 now" in err and "train.max_steps: 6 then, 8 now" in err
     command = next(line for line in err.splitlines() if "--accept" in line).split("`")[1]
@@ -421,6 +422,14 @@ def test_a_learned_change_is_refused_with_the_command_that_accepts_it(look: Try,
     code, out, err = look(*changed, *accepting)
     assert code == 0, err
     assert "pretrain: accepts train.learning_rate: 1e-3 then, 1e-4 now\n" in out
+
+
+def test_a_command_of_a_launcher_is_advised_with_it(whole: Path, tmp_path: Path) -> None:
+    changed = setting("train.learning_rate=1e-4")[1:]
+    plan = plan_recipe(load_recipe(str(copy_cut(whole, tmp_path, step=4)), changed), world_size=1)
+    state = read_folder_state(tmp_path / "run", plan)
+    problem = other_plan(plan.stages[0], 0, state, state.decisive, command=("run", "FILE"), launcher="srun")
+    assert "`run FILE`, started by srun as before, goes on from checkpoint-4" in str(problem.hint)
 
 
 def test_a_needless_accept_is_wrong_usage(look: Try, tmp_path: Path) -> None:

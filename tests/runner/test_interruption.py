@@ -111,6 +111,7 @@ def test_time_that_is_over_asks_to_stop() -> None:
         ("1h30m", 5_400),
         ("1.5h", 5_400),
         ("45s", 45),
+        ("9" * 400 + "h", 3e9),
     ],
 )
 def test_a_time_is_read_as_schedulers_write_it(text: str, seconds: float) -> None:

@@ -163,7 +163,9 @@ def test_options_beside_a_launcher_that_say_the_same() -> None:
     assert shape(found) == (None, 2, 0, 1, True, "head:29500")
     found = find_world({}, NodeOptions(nnodes=2, node_rank=1, rdzv_endpoint="[::1]:29500", rdzv_id="x"))
     assert shape(found) == (1, 2, 0, 1, True, "::1:29500")
-    assert find_world(SRUN_PER_NODE, NodeOptions(processes=4)) is not None
+    assert found is not None and found.is_optional
+    found = find_world(SRUN_PER_NODE, NodeOptions(processes=4))
+    assert found is not None and not found.is_optional
 
 
 def test_one_of_all_speaks() -> None:

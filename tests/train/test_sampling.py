@@ -14,11 +14,16 @@ from llava_recipes.data.records import open_records
 from llava_recipes.errors import RecipeError
 from llava_recipes.model.generate import Decoding, Prompt
 from llava_recipes.plan.types import Plan
+from llava_recipes.recipe.load import load_recipe
+from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.templates import Turn
 from llava_recipes.train.evaluation import Sampled, SamplesLog
+from llava_recipes.train.stage import train_stage
+from llava_recipes.train.stopping import SAMPLING, Stop
 from llava_recipes.use.opened import open_to_ask
 from tests.images import read_image
-from tests.tiny import FIXTURES, read_metrics
+from tests.tiny import FIXTURES, read_metrics, write_recipe
+from tests.train.in_process import like_a_worker
 from tests.use.finished import conversations, finish, run_values
 
 IMAGES = FIXTURES / "images"
@@ -133,3 +138,27 @@ def test_a_resumed_run_writes_no_answer_twice(tmp_path: Path) -> None:
     SamplesLog(file, resumed_step=5).append(Sampled(6, "a.jpg", "What?", "new", None))
     lines = read_samples(tmp_path)
     assert [(line["step"], line["answer"]) for line in lines] == [(2, "é"), (4, "é"), (6, "new")]
+
+
+def test_a_stop_cuts_the_answers_and_a_resumed_run_asks_again(tmp_path: Path) -> None:
+    run, stop = tmp_path / "run", Stop()
+    values = run_values(run, data=conversations(), sample_every=1, samples={"num": 1, "max_new_tokens": 9})
+    stage = plan_recipe(load_recipe(str(write_recipe(values, tmp_path / "recipe.yaml"))), world_size=1)
+    run.mkdir()
+    num_tokens = 0
+
+    def tick() -> None:
+        nonlocal num_tokens
+        num_tokens += stop.doing == SAMPLING
+        # In the middle of the second answer.
+        if num_tokens == 12:
+            stop.ask("SIGTERM")
+
+    stop.tick = tick  # type: ignore[method-assign]
+    with like_a_worker():
+        cut = train_stage(stage, 0, output_dir=run, resume_from=None, stop=stop)
+        assert (cut.num_steps, cut.stopped_early, num_tokens) == (2, True, 12)
+        assert [line["step"] for line in read_samples(run)] == [1]
+        again = train_stage(stage, 0, output_dir=run, resume_from=run / "checkpoint-2")
+    assert (again.num_steps, again.stopped_early) == (2, False)
+    assert [line["step"] for line in read_samples(run)] == [1, 2]

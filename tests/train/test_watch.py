@@ -218,6 +218,29 @@ def test_the_commands_watch_survives_every_variable(monkeypatch: pytest.MonkeyPa
     assert verdicts[0] == "the command, which looks, waits for /data"
 
 
+class Grows:
+    """A value that changes the variables of its module when it is asked for its class, as imports do."""
+
+    def __init__(self, module: dict[str, Any]) -> None:
+        self.module = module
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        self.module[f"name_{len(self.module)}"] = None
+        raise ValueError
+
+
+def test_a_module_that_is_being_imported_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hangs, "TICK_S", 0.05)
+    verdicts = list[str]()
+    monkeypatch.setattr(hangs, "_end_command", lambda found, thread, idle_s: verdicts.append(found))
+    module: dict[str, Any] = {"sleep": time.sleep}
+    module |= {"value": Grows(module), "path": "/models/of/a/module"}
+    with hangs.watched("imports", 0.5):
+        exec("sleep(1)", module)
+    assert verdicts[0] == "the command, which imports, waits for /models/of/a/module"
+
+
 def wait_until(holds: Any) -> None:
     deadline = time.monotonic() + 30
     while not holds():
