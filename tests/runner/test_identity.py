@@ -416,7 +416,7 @@ def test_a_learned_change_is_refused_with_the_command_that_accepts_it(look: Try,
     words = command.split()
     assert words[:4] == ["llava-recipe", "run", str(tmp_path / "recipe.yaml"), "--resume"]
     accepting = [word for key in ("train.max_steps", "train.learning_rate") for word in ("--accept", key)]
-    assert set(words[4:]) == {*changed, *accepting, "--processes", "1"}
+    assert set(words[4:]) == {*changed, *accepting, *times, "--processes", "1"}
     half = look(*changed, *accepting[:2])[2]
     assert [half.count(f"--accept {key}") for key in accepting[1::2]] == [1, 1], "what was given, once"
     code, out, err = look(*changed, *accepting)
