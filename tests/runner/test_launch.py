@@ -113,7 +113,9 @@ def test_a_stuck_torchrun_is_not_waited_for_once_its_processes_have_left(
         launch._end_all(child, channel, frozenset(descendants(os.getpid())))
 
 
-def test_torchrun_announces_only_the_end_of_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_announces_only_the_end_of_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch.distributed.elastic.multiprocessing.api import PContext
 
     from llava_recipes.runner import torchrun
@@ -122,7 +124,7 @@ def test_torchrun_announces_only_the_end_of_what_runs(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torchrun, "_HEARD_S", 0.0)
     monkeypatch.setattr(PContext, "close", closed.append)
     torchrun._announce_end(cast(Line, SimpleNamespace(tell=told.append)))
-    gone = subprocess.Popen(["true"])
+    gone = subprocess.Popen(["true"], cwd=tmp_path)
     gone.wait()
     for pids, announced in (({0: gone.pid}, 0), ({0: gone.pid, 1: os.getpid()}, 1)):
         context = SimpleNamespace(pids=pids.copy)
