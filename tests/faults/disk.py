@@ -82,7 +82,7 @@ def attempt(failure: Failure, ground: Path) -> str:
 def _attempt(failure: Failure, ground: Path, run: Path) -> str:
     recipe = _recipe(failure, ground, run)
     (ground / "events").touch()
-    env = {"TESTS_WARM_IMPORT": "tests.faults.disk", FOLDER: str(run), COUNT: str(ground / "events")}
+    env = {**client.importing("tests.faults.disk"), FOLDER: str(run), COUNT: str(ground / "events")}
     limit = None
     if failure.kind == "limit":
 

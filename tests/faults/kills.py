@@ -90,7 +90,7 @@ class Ground:
             [*map(str, argv), "--processes", str(self.processes), *options],
             cwd=self.folder,
             env={
-                "TESTS_WARM_IMPORT": "tests.faults.armed",
+                **client.importing("tests.faults.armed"),
                 FOLDER: str(self.run),
                 GROUND: str(self.folder),
                 KILL_AT: str(kill_at),

@@ -97,7 +97,7 @@ def attempt(poison: Poison, ground: Path) -> str:
         [client.python(), "-m", "llava_recipes", "run", recipe, "--processes", str(processes)],
         cwd=ground,
         env={
-            "TESTS_WARM_IMPORT": "tests.faults.numbers",
+            **client.importing("tests.faults.numbers"),
             POISON: json.dumps(asdict(poison)),
             GROUND: str(ground),
         },

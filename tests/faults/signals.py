@@ -91,7 +91,7 @@ class Range:
         argv = [client.python(), "-m", "llava_recipes", "run", str(self.recipe)]
         argv += ["--processes", str(self.processes), *options]
         environment = {
-            "TESTS_WARM_IMPORT": "tests.faults.armed",
+            **client.importing("tests.faults.armed"),
             **{FOLDER: str(self.folder / "none"), GROUND: str(self.folder), KILL_AT: "-1", TORN: "0"},
         }
         with started(argv, cwd=self.folder, env=environment) as child:

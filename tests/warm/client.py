@@ -14,7 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
-from tests.warm.stand_in import at_import
+from tests.warm.stand_in import IMPORTED, at_import
 
 ROOT = Path(__file__).parents[2]
 FRESH = "LLAVA_RECIPES_FRESH"
@@ -57,6 +57,13 @@ def python() -> str:
         _lease.connect(str(folder / "socket"))
         _lease.sendall(b"null\n")
     return str(folder / "python")
+
+
+def importing(module: str) -> dict[str, str]:
+    """Environment with which a started process, and each that it starts, imports a module before its own."""
+    if python() != sys.executable:
+        return {IMPORTED: module}
+    return {IMPORTED: module, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/warm/fresh"), str(ROOT)])}
 
 
 def leave() -> None:

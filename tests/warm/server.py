@@ -31,7 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.warm.stand_in import SAFE_PATH, own_path
+from tests.warm.stand_in import IMPORTED, SAFE_PATH, own_path
 
 # What `llava-recipe run`, its workers and torchrun import before they do anything; never a module that is
 # itself started with -m, which would then be run a second time under another name.
@@ -69,10 +69,6 @@ PRELOADED = (
     "llava_recipes.runner.preflight",
     "llava_recipes.train.stage",
 )
-
-
-IMPORTED = "TESTS_WARM_IMPORT"
-"""An environment variable with modules that a forked process imports before it runs its own."""
 
 
 class Server:

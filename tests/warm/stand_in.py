@@ -29,6 +29,9 @@ SAFE_PATH = "PYTHONSAFEPATH"
 _PATH = "PYTHONPATH"
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+IMPORTED = "TESTS_WARM_IMPORT"
+"""Names modules that a process imports before it runs its own."""
+
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 _LIMITS = sorted(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _EVERY_S = 0.5
