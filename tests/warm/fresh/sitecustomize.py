@@ -1,4 +1,4 @@
-"""Found by each interpreter that a test starts without a server: imports what the test wants in all of them."""
+"""Found by interpreters that a test starts without a server: imports what the test wants in all of them."""
 
 import importlib
 import os
