@@ -74,7 +74,7 @@ def find_beginnings(run: Run) -> dict[int, Beginning]:
     Raises RecipeError with every problem of their folders, before the first one starts, and AcceptError.
     """
     beginnings: dict[int, Beginning] = {}
-    problems: list[Problem] = [*waiting_problems(run.plan, run.stages)]
+    problems: list[Problem] = [*waiting_problems(run.plan, run.stages, run.loaded.recipe)]
     states = _read_states(run, problems)
     _check_accepted(run, states)
     refused = _refuse(run, states)

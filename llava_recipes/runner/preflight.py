@@ -21,12 +21,13 @@ from llava_recipes.plan.trainable import tuning_problems, what_trains
 from llava_recipes.plan.types import Plan, SourcePlan, StagePlan
 from llava_recipes.recipe.load import LoadedRecipe
 from llava_recipes.recipe.locations import HUB_ID
-from llava_recipes.recipe.schema import LanguageModel
+from llava_recipes.recipe.schema import LanguageModel, Recipe
 from llava_recipes.runner.free_space import free_space_problems
 from llava_recipes.runner.hand_off import Shapes, base_weights_problems, hand_off_problems, projector_problems
 from llava_recipes.runner.history import HISTORY
 from llava_recipes.runner.inputs import compare_inputs
 from llava_recipes.runner.launch import has_gpu
+from llava_recipes.runner.refusals import written
 from llava_recipes.runner.results import DONE
 from llava_recipes.runner.run_folder import (
     PLAN,
@@ -379,7 +380,7 @@ def open_prompts(plan: Plan, index: int, tokenizer: PreTrainedTokenizerBase | No
         raise RecipeError(*problems) from None
 
 
-def waiting_problems(plan: Plan, chosen: Collection[int]) -> Iterator[Problem]:
+def waiting_problems(plan: Plan, chosen: Collection[int], recipe: Recipe) -> Iterator[Problem]:
     """Chosen stages that start from one that is neither chosen nor finished."""
     numbers = {stage.output_dir: index for index, stage in enumerate(plan.stages)}
     for index in sorted(chosen):
@@ -390,9 +391,21 @@ def waiting_problems(plan: Plan, chosen: Collection[int]) -> Iterator[Problem]:
                 continue
             own = stage_plan(plan, earlier)
             moved = compare_inputs(Path(folder), own).moved
-            lack = _lack(Path(folder), read_folder_state(Path(folder), own, moved=moved))
-            if lack is not None:
-                name = plan.stages[earlier].name
+            state = read_folder_state(Path(folder), own, moved=moved)
+            lack, name = _lack(Path(folder), state), plan.stages[earlier].name
+            by_name = recipe.stages[index].init_from in (None, *(each.name for each in recipe.stages))
+            # One that is named by its folder may be of any plan.
+            if state.kind == "done" and state.decisive and by_name:
+                yield Problem(
+                    f"stage `{stage.name}` starts from `{name}`, which another plan has trained",
+                    code="run-not-finished",
+                    path=("stages", index, "init_from"),
+                    on_key=True,
+                    found=f"{folder} was trained with another plan: {state.decisive[0]}",
+                    hint=f"write `init_from: {written(folder)}` in `{stage.name}` to start from it as it is; "
+                    f"or give `{name}` another `output_dir` and run both with `--from-stage {name}`",
+                )
+            elif lack is not None:
                 yield Problem(
                     f"stage `{stage.name}` starts from `{name}`, which is not finished",
                     code="run-not-finished",
@@ -406,10 +419,8 @@ def waiting_problems(plan: Plan, chosen: Collection[int]) -> Iterator[Problem]:
 
 def _lack(folder: Path, state: FolderState) -> str | None:
     """Why no stage can start from a stage's folder, or None."""
-    if state.kind == "done" and not state.decisive:
-        return None
     if state.kind == "done":
-        return f"{folder} was trained with another plan: {state.decisive[0]}"
+        return None
     if state.kind == "new":
         return f"{folder} is empty" if folder.exists() else f"no folder {folder}"
     return f"{folder} has no {PLAN if state.kind == 'foreign' else DONE}"

@@ -114,7 +114,7 @@ def _way_on(stage: StagePlan, state: FolderState, command: Sequence[str], launch
     if state.kind == "done":
         fits = all(change.key in _FITTING for change in structural)
         return (
-            f"to start from its weights, write `init_from: {_written(stage.output_dir)}` and another "
+            f"to start from its weights, write `init_from: {written(stage.output_dir)}` and another "
             "`output_dir`"
             if fits
             else "its weights do not fit this recipe"
@@ -122,11 +122,11 @@ def _way_on(stage: StagePlan, state: FolderState, command: Sequence[str], launch
     has_adapters = value_at(dict(state.recorded), ("stages", 0, "lora")) is not None
     if newest is None or has_adapters or any(change.key not in _FITTING for change in structural):
         return "no checkpoint of it fits this recipe" if newest else "it has no checkpoint to go on from"
-    start = _written(str(Path(stage.output_dir) / newest.name))
+    start = written(str(Path(stage.output_dir) / newest.name))
     return f"to start from its weights, write `init_from: {start}` and another `output_dir`"
 
 
-def _written(folder: str) -> str:
+def written(folder: str) -> str:
     """A folder as `init_from` takes it, which reads a bare word as a stage's name."""
     return folder if folder.startswith(("/", ".", "~")) else f"./{folder}"
 
@@ -178,5 +178,5 @@ def check_pieces(stage: StagePlan, index: int, checkpoint: Path, *, world_size: 
         found=f"{checkpoint} is of {before} processes, and there are {world_size} now: the optimizer "
         "computes with pieces of the weights, which would be others",
         hint=f"run it with {before} processes in all, as by `--processes {before}`; or choose another "
-        "`output_dir`" + ("" if stage.lora else f", with `init_from: {_written(str(checkpoint))}`"),
+        "`output_dir`" + ("" if stage.lora else f", with `init_from: {written(str(checkpoint))}`"),
     )

@@ -119,7 +119,17 @@ def test_a_stage_before_that_another_plan_trained(recipe: Path, capsys: pytest.C
     pretend_done(recipe, 0)
     assert dry_run(recipe, "--stage", "finetune", "--set", "stages.pretrain.train.learning_rate=2e-3") == 1
     printed = capsys.readouterr().err
+    assert "starts from `pretrain`, which another plan has trained" in printed
     assert "was trained with another plan: train.learning_rate: 1e-3 then, 2e-3 now" in printed
+    start = recipe.parent / "one"
+    assert f"write `init_from: {start}` in `finetune`" in printed and "run it first" not in printed
+    obeyed = (
+        "--set",
+        f"stages.finetune.init_from={start}",
+        "--set",
+        "stages.pretrain.train.learning_rate=2e-3",
+    )
+    assert dry_run(recipe, "--stage", "finetune", *obeyed) == 0
 
 
 def test_a_done_stage_on_a_read_only_disk_is_left_out_as_advised(
