@@ -104,6 +104,9 @@ class Worker:
         return self.stop.reason is not None
 
     def _say_stopped(self) -> None:
+        if self.stop.reason is not None:
+            # This process may end before the thread has passed it on that hears of signals.
+            self.stop.ask(self.stop.reason)
         self.line.tell(self.stop.report())
 
     def _leave_at_once(self) -> None:
