@@ -107,6 +107,9 @@ def write_log(text: str) -> str:
     """Write a traceback, which may quote anything, to a new file; returns the file's name."""
     import tempfile
 
+    if not os.path.isdir(tempfile.gettempdir()):
+        # Cleaned up since this process has begun: look for another one.
+        tempfile.tempdir = None
     with tempfile.NamedTemporaryFile(
         "w", prefix="llava-recipe-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import tempfile
 from io import StringIO
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import llava_recipes
-from llava_recipes.screen import Spoken, escape_json, escape_yaml, say, say_lines, shown
+from llava_recipes.screen import Spoken, escape_json, escape_yaml, say, say_lines, shown, write_log
 from llava_recipes.train.progress import Bar, Start
 from tests.laws import examples
 from tests.processes import ROOT, TIMEOUT_S, python, run_process, started
@@ -262,3 +263,12 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     words = shlex.join([python("", fresh=True)[0], "-c", script])
     done = run_process(["bash", "-c", f"{words} <&- >&- 2>&-"], cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "file").exists()
+
+
+def test_a_log_is_written_after_the_temporary_folder_was_cleaned_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    file = Path(write_log("why"))
+    assert file.read_text("utf-8") == "why"
+    file.unlink()

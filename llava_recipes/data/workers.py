@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import connection
 from multiprocessing.context import (
     BaseContext,
     ForkContext,
@@ -102,7 +104,14 @@ class _Spawn(SpawnContext):
 _CONTEXTS = {"fork": _Fork(), "forkserver": _ForkServer(), "spawn": _Spawn()}
 
 
+def _nameless(family: str) -> Any:
+    """Where a worker hands its tensors over: a socket of Linux without a file, which nobody can clean up."""
+    return ("localhost", 0) if family == "AF_INET" else f"\0llava-recipes-{secrets.token_hex(16)}"
+
+
 def _begin(worker_id: int, *, seed: Callable[[int], None] | None) -> None:
+    if sys.platform == "linux":
+        vars(connection)["arbitrary_address"] = _nameless
     if seed is not None:
         seed(worker_id)
     signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_RUN)

@@ -109,6 +109,9 @@ class Worker:
             say(line)
 
     def _say_stopped(self) -> None:
+        if self.stop.reason is not None:
+            # This process may end before the thread has passed it on that hears of signals.
+            self.stop.ask(self.stop.reason)
         self.line.tell(self.stop.report())
 
     def _leave_at_once(self) -> None:

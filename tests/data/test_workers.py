@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -117,3 +119,13 @@ def test_a_long_name_of_the_temporary_folder_is_no_obstacle(
     batches: Any = iter(loader_of(0.0))
     assert next(batches).tolist() == [0, 1]
     assert list(long.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets without a file are Linux's")
+def test_the_temporary_folder_may_be_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place := tmp_path / "place").mkdir()
+    monkeypatch.setitem(vars(multiprocessing.current_process())["_config"], "tempdir", str(place))
+    batches: Any = iter(loader_of(0.0))
+    next(batches)
+    shutil.rmtree(place)
+    assert len(list(batches)) == 5

@@ -7,6 +7,8 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,16 @@ def test_an_interruption_that_a_library_takes_for_an_error_is_none(
     process.stop.is_unwinding = True
     with pytest.raises(StoppedBeforeStep):
         process._trained()
+
+
+def test_a_process_that_leaves_passes_on_what_it_was_asked() -> None:
+    """Its handler may be faster than the thread that hears of the signal; the others wait for the request."""
+    told = list[dict[str, Any]]()
+    process: Any = Worker.__new__(Worker)
+    process.line, process.stop = SimpleNamespace(tell=told.append), Stop(tell=told.append)
+    process.stop.reason = "SIGHUP"
+    process._say_stopped()
+    assert [(each["kind"], each.get("reason")) for each in told] == [("asked", "SIGHUP"), ("stopped", None)]
 
 
 def _leave_with_code_3() -> None:
