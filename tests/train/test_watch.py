@@ -198,9 +198,14 @@ class Odd:
 
 def test_the_commands_watch_survives_every_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hangs, "TICK_S", 0.01)
-    verdicts, died = list[str](), list[object]()
-    monkeypatch.setattr(hangs, "_end_command", lambda found, thread, idle_s: verdicts.append(found))
-    monkeypatch.setattr(threading, "excepthook", died.append)
+    verdicts, died, heard = list[str](), list[object](), threading.Event()
+
+    def hear(into: list[Any], said: object) -> None:
+        into.append(said)
+        heard.set()
+
+    monkeypatch.setattr(hangs, "_end_command", lambda found, thread, idle_s: hear(verdicts, found))
+    monkeypatch.setattr(threading, "excepthook", lambda error: hear(died, error))
 
     def waits(folder: str) -> None:
         file_odd = Odd()
@@ -208,8 +213,7 @@ def test_the_commands_watch_survives_every_variable(monkeypatch: pytest.MonkeyPa
         file_detached = (tmp_path / "detached").open("w")
         file_detached.detach().close()
         path_incomplete = object.__new__(PurePosixPath)
-        while not verdicts and not died:
-            time.sleep(0.01)
+        heard.wait(60)
         del file_odd, file_unready, path_incomplete
 
     with hangs.watched("looks", 0.3):
