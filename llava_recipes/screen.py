@@ -273,15 +273,20 @@ class _Outlet:
 
     def flush(self) -> None:
         """Wait a little until everything is written; not again before the reader has read something."""
+        if self._pid != os.getpid():
+            # Nothing of a fork's own waits, and somebody may have held the lock.
+            return
         with self._changed:
-            if self._pid == os.getpid() and self._waiting and not self._is_stuck:
+            if self._waiting and not self._is_stuck:
                 self._wake()
                 self._is_stuck = not self._changed.wait_for(lambda: not self._waiting, _FLUSH_S)
 
     def drain(self) -> None:
         """Wait until everything is written, as long as somebody reads."""
+        if self._pid != os.getpid():
+            return
         with self._changed:
-            while self._pid == os.getpid() and self._waiting:
+            while self._waiting:
                 self._wake()
                 if not self._changed.wait(_END_S):
                     return

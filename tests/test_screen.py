@@ -7,8 +7,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
+import threading
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import llava_recipes
-from llava_recipes.screen import Spoken, escape_json, escape_yaml, say, say_lines, shown, write_log
+from llava_recipes.screen import Spoken, _Outlet, escape_json, escape_yaml, say, say_lines, shown, write_log
 from llava_recipes.train.progress import Bar, Start
 from tests.laws import examples
 from tests.processes import ROOT, TIMEOUT_S, python, run_process, started
@@ -272,3 +275,31 @@ def test_a_log_is_written_after_the_temporary_folder_was_cleaned_up(
     file = Path(write_log("why"))
     assert file.read_text("utf-8") == "why"
     file.unlink()
+
+
+def test_a_fork_does_not_wait_for_who_printed_before_it(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as file:
+        outlet = _Outlet(file)
+        is_held, may_end = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with outlet._changed:
+                is_held.set()
+                may_end.wait()
+
+        (holder := threading.Thread(target=hold)).start()
+        is_held.wait()
+        pid = os.fork()
+        if pid == 0:
+            outlet.flush()
+            outlet.drain()
+            os._exit(7)
+        deadline = time.monotonic() + 20
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        may_end.set()
+        holder.join()
+        if ended[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7 and ended[0] == pid

@@ -41,7 +41,7 @@ from llava_recipes.runner.run_folder import (
 )
 from llava_recipes.runner.team import Outcome
 from llava_recipes.runner.write_failure import write_problem
-from llava_recipes.screen import say
+from llava_recipes.screen import say, shown
 from llava_recipes.stop_signals import OF_OTHERS, STOP_SIGNALS
 from llava_recipes.train.stopping import is_of_peers
 
@@ -330,7 +330,10 @@ def _stopped_words(stage: StagePlan, answer: Answer, reason: str | None) -> str:
         what = f"ended at once: {answer.cut_short}; {_standing(newest)}"
     elif steps := [stop["step"] for stop in reports.stops if stop.get("step") is not None]:
         waits = [stop["waited_for"] for stop in reports.stops if stop.get("waited_for")]
-        why = f", since nothing moved while the run waited for {waits[0]}" if waits else ""
+        met = [line for stop in reports.stops for line in (stop.get("met") or "").splitlines()[:1]]
+        why = f", since another process had left: {shown(met[0])}" if met else ""
+        if waits:
+            why = f", since nothing moved while the run waited for {waits[0]}"
         what = f"stopped after step {max(steps):,} without saving it{why}; {_standing(newest)}"
     elif reason == "--max-time":
         # The same command would get no further either.

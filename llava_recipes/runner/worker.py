@@ -76,7 +76,7 @@ class Worker:
                 self.line.tell(problems_message(RecipeError(problem)))
                 return USER_ERROR
             if self._is_of_others(error):
-                self._say_stopped()
+                self._say_stopped(met=error)
                 self._leave_at_once()
             self.line.tell({"kind": "bug", "traceback": traceback.format_exc()})
             return OUR_BUG
@@ -108,11 +108,11 @@ class Worker:
         if self._is_first:
             say(line)
 
-    def _say_stopped(self) -> None:
+    def _say_stopped(self, *, met: Exception | None = None) -> None:
         if self.stop.reason is not None:
             # This process may end before the thread has passed it on that hears of signals.
             self.stop.ask(self.stop.reason)
-        self.line.tell(self.stop.report())
+        self.line.tell(self.stop.report(met=None if met is None else f"{type(met).__name__}: {met}"))
 
     def _leave_at_once(self) -> None:
         self._is_leaving = True

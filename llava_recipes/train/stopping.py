@@ -287,6 +287,11 @@ class Stop:
                 self._tell(self.report(waited_for=self.waiting_for() if self.has_step else None))
                 self._leave()
 
-    def report(self, *, waited_for: str | None = None) -> dict[str, Any]:
-        """That this process stops early, for the command that started it."""
-        return {"kind": "stopped", "step": self.step if self.has_step else None, "waited_for": waited_for}
+    def report(self, *, waited_for: str | None = None, met: str | None = None) -> dict[str, Any]:
+        """That this process stops early, for the command that started it.
+
+        waited_for  what did not come
+        met         the error by which it noticed that another process is gone
+        """
+        step = self.step if self.has_step else None
+        return {"kind": "stopped", "step": step, "waited_for": waited_for, "met": met}

@@ -158,13 +158,13 @@ def test_what_a_parent_shields_from_is_received(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("SIGUSR1 7\n", "")
 
 
-def stopped_by_term(killed: str | None, num_saved: int, folder: Path) -> str:
-    """What a run says that SIGTERM was to stop, while one of its processes was killed."""
+def stopped_by_term(killed: str | None, num_saved: int, folder: Path, *, met: str | None = None) -> str:
+    """What a run says that SIGTERM was to stop, while one of its processes was killed, or met an error."""
     loaded = load_source(yaml_text(stage1_values(folder)), "r.yaml")
     run = Run(loaded, plan_recipe(loaded, world_size=2), Processes(2), resume=False, stages=(0,))
     run.interruption.ask("SIGTERM")
     saved = {rank: Result(3, True, 1.0, 1.0, None) for rank in range(num_saved)}
-    stops = ({"kind": "stopped", "step": 3, "waited_for": None},)
+    stops = ({"kind": "stopped", "step": 3, "waited_for": None, "met": met},)
     reports = Reports((), None, saved, stops, killed, has_begun=True)
     with pytest.raises((Stopped, RecipeError)) as ended:
         _read_answer(run, 0, Answer(137 if killed else 0, reports, None), [])
@@ -175,6 +175,9 @@ def stopped_by_term(killed: str | None, num_saved: int, folder: Path) -> str:
 def test_a_process_that_is_killed_while_it_saves_is_named(tmp_path: Path) -> None:
     by_kill, by_term = (f"rank 1 (process 7) was killed by {name}" for name in ("SIGKILL", "SIGTERM"))
     assert stopped_by_term(None, 0, tmp_path).startswith("Stopped: pretrain: stopped after step 3 without")
+    lost = "RuntimeError: Connection closed by peer"
+    said = stopped_by_term(None, 0, tmp_path, met=f"{lost}\nmore")
+    assert f"step 3 without saving it, since another process had left: {lost};" in said
     assert by_kill in stopped_by_term(by_kill, 0, tmp_path)
     assert stopped_by_term(by_kill, 0, tmp_path).startswith("RecipeError")
     # What was learned is saved, or the process did what it was asked to.
