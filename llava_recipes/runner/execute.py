@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from llava_recipes.runner.follow import lead, outcome_of
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.hangs import RUN_HANGS, RunHangs, in_time, watched
 from llava_recipes.runner.identity import run_name
-from llava_recipes.runner.inputs import contents_of, record_inputs
+from llava_recipes.runner.inputs import Record, contents_of, describe_inputs, record_inputs
 from llava_recipes.runner.launch import Answer, run_processes
 from llava_recipes.runner.lock import Held, take
 from llava_recipes.runner.reports import Request, Result
@@ -120,7 +121,9 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
     with watched("prepares the run folder", run.hang_timeout_s):
         # Before anything in the folder changes: a stage that is refused stays as it was.
         _check_starts(run, index, beginning)
-        name = _record(run, index, beginning, environment)
+        inputs = describe_inputs(folder, plan)
+        name = _name(run, index, beginning, inputs)
+        _record(run, index, beginning, environment, name=name)
         if beginning.event == "extend":
             # Before the plan: a plan with more steps than were trained must not lie beside DONE.
             (folder / DONE).unlink(missing_ok=True)
@@ -129,11 +132,11 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
         write_opening(
             folder, plan=plan, recipe_yaml=write_resolved(run.loaded.recipe), environment=environment
         )
-        knows_all = record_inputs(folder, plan)
+        knows_all = record_inputs(folder, inputs)
     result = _train(run, index, beginning, lock, name=name)
     with watched("finishes the run folder", run.hang_timeout_s):
         if not knows_all:
-            record_inputs(folder, plan)
+            record_inputs(folder, describe_inputs(folder, plan))
         write_done(
             folder,
             num_steps=result.num_steps,
@@ -144,12 +147,11 @@ def _run_in_folder(run: Run, index: int, beginning: Beginning, lock: Held) -> No
         )
 
 
-def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object]) -> str:
-    """Note this start in the run's history, before anything else in its folder changes; the run's name."""
+def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, object], *, name: str) -> None:
+    """Note this start in the run's history, before anything else in its folder changes."""
     from llava_recipes.train.checkpoints import step_of
 
     folder, state = Path(run.plan.stages[index].output_dir), beginning.state
-    name = _name(run, index, beginning)
     step = 0 if beginning.checkpoint is None else step_of(beginning.checkpoint)
     line = history.entry(
         beginning.event,
@@ -164,18 +166,18 @@ def _record(run: Run, index: int, beginning: Beginning, environment: dict[str, o
         done_before=read_object(folder / DONE) if beginning.event == "extend" else None,
     )
     history.append(folder, line)
-    return name
 
 
-def _name(run: Run, index: int, beginning: Beginning) -> str:
+def _name(run: Run, index: int, beginning: Beginning, inputs: Mapping[str, Record]) -> str:
     """The name that the checkpoints of a run carry: what was accepted since its start doesn't change it."""
     from llava_recipes.train.checkpoints import read_facts
 
-    folder, plan = Path(run.plan.stages[index].output_dir), stage_plan(run.plan, index)
     known = None
     if beginning.checkpoint is not None:
+        folder = Path(run.plan.stages[index].output_dir)
         known = history.run_of(folder) or read_facts(beginning.checkpoint).run
-    return known or run_name(plan, contents_of(folder, plan))
+    plan = stage_plan(run.plan, index)
+    return known or run_name(plan, contents_of(plan, inputs))
 
 
 def _check_starts(run: Run, index: int, beginning: Beginning) -> None:
@@ -331,9 +333,11 @@ def _stopped_words(stage: StagePlan, answer: Answer, reason: str | None) -> str:
     elif steps := [stop["step"] for stop in reports.stops if stop.get("step") is not None]:
         waits = [stop["waited_for"] for stop in reports.stops if stop.get("waited_for")]
         met = [line for stop in reports.stops for line in (stop.get("met") or "").splitlines()[:1]]
-        why = f", since another process had left: {shown(met[0])}" if met else ""
+        why = ""
         if waits:
             why = f", since nothing moved while the run waited for {waits[0]}"
+        elif met:
+            why = f", since another process had left: {shown(met[0])}"
         what = f"stopped after step {max(steps):,} without saving it{why}; {_standing(newest)}"
     elif reason == "--max-time":
         # The same command would get no further either.

@@ -148,15 +148,22 @@ def sampled_sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def record_inputs(folder: Path, plan: Plan) -> bool:
-    """Write inputs.json for a stage, whose plan has no other; what was recorded is not read again.
+def describe_inputs(folder: Path, plan: Plan) -> dict[str, Record]:
+    """What each input of a stage is now, by its path in the plan, which has no other stage.
 
-    Returns whether all of them are on this machine: what the hub has is recorded once it was downloaded. An
-    input that cannot be read is recorded without its hash: whoever needs it reports that.
+    What was recorded in the folder is not read again. An input that cannot be read is described without its
+    hash: whoever needs it reports that.
     """
-    recorded = _read(folder) or {}
-    reader = _Reader(_by_real_path(recorded))
-    now = {each.plan_path: _describe(each, reader) for each in _inputs(plan)}
+    reader = _Reader(_by_real_path(_read(folder) or {}))
+    return {each.plan_path: _describe(each, reader) for each in _inputs(plan)}
+
+
+def record_inputs(folder: Path, inputs: Mapping[str, Record]) -> bool:
+    """Write inputs.json.
+
+    Returns whether all of them are on this machine: what the hub has is recorded once it was downloaded.
+    """
+    recorded, now = _read(folder) or {}, dict(inputs)
     absent = [path for path, record in now.items() if record.get("files", {}) is None]
     for path in absent:
         if path in recorded and recorded[path].get("given") == now[path]["given"]:
@@ -165,14 +172,13 @@ def record_inputs(folder: Path, plan: Plan) -> bool:
     return not absent
 
 
-def contents_of(folder: Path, plan: Plan) -> dict[str, object]:
+def contents_of(plan: Plan, inputs: Mapping[str, Record]) -> dict[str, object]:
     """What is in each input that a stage learns from, by its path in the plan, wherever it is."""
-    reader = _Reader(_by_real_path(_read(folder) or {}))
     found: dict[str, object] = {}
     for each in _inputs(plan):
-        record = _describe(each, reader)
-        files = record.get("files")
         if each.is_learned:
+            record = inputs[each.plan_path]
+            files = record.get("files")
             found[each.plan_path] = record.get("weights") or _sums(files if isinstance(files, dict) else {})
     return found
 

@@ -27,7 +27,7 @@ from llava_recipes.runner.changes import find_changes
 from llava_recipes.runner.facts import plan_recipe
 from llava_recipes.runner.hand_off import check_start
 from llava_recipes.runner.identity import RULES, rule_of, run_name
-from llava_recipes.runner.inputs import contents_of
+from llava_recipes.runner.inputs import contents_of, describe_inputs
 from llava_recipes.runner.refusals import check_pieces, other_plan
 from llava_recipes.runner.run_folder import read_folder_state, stage_plan
 from llava_recipes.train.checkpoints import list_checkpoints, read_facts, seal
@@ -221,7 +221,7 @@ def test_what_a_change_means(name: str) -> None:
 def name_of(*sets: str) -> str:
     loaded = load_source(yaml_text(stage1_values(Path("out"))), "r.yaml", sets)
     plan = stage_plan(plan_recipe(loaded, world_size=1), 0)
-    return run_name(plan, contents_of(Path("out"), plan))
+    return run_name(plan, contents_of(plan, describe_inputs(Path("out"), plan)))
 
 
 @pytest.mark.parametrize("name", CHANGES)

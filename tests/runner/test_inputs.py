@@ -19,7 +19,7 @@ from llava_recipes.recipe.load import load_recipe
 from llava_recipes.runner import inputs
 from llava_recipes.runner.changes import find_changes
 from llava_recipes.runner.facts import plan_recipe
-from llava_recipes.runner.inputs import INPUTS, compare_inputs, record_inputs
+from llava_recipes.runner.inputs import INPUTS, compare_inputs, describe_inputs, record_inputs
 from llava_recipes.runner.run_folder import is_stale, stage_plan, write_done, write_opening
 from tests.sealed import seal_again
 from tests.tiny import FIXTURES, GOLDEN, stage1_values, write_recipe
@@ -52,7 +52,7 @@ def started(folder: Path, change: dict[str, Any] | None = None) -> Plan:
         write_opening(folder / name, plan=stage_plan(plan, index), recipe_yaml="", environment={})
     shutil.copy(folder / "init.safetensors", folder / "one" / "mm_projector.safetensors")
     write_done(folder / "one", num_steps=3, last_loss=1.0, starts_from=())
-    record_inputs(folder / "two", stage_plan(plan, 1))
+    record_inputs(folder / "two", describe_inputs(folder / "two", stage_plan(plan, 1)))
     write_checkpoint(folder / "two", step=2)
     return stage_plan(plan, 1)
 
@@ -193,7 +193,7 @@ def test_only_what_is_read_is_recorded(tmp_path: Path) -> None:
     weights.rename(tmp_path / "vicuna" / "part.safetensors")
     names = dict.fromkeys(load_file(tmp_path / "vicuna" / "part.safetensors"), "part.safetensors")
     (tmp_path / "vicuna" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    record_inputs(tmp_path / "two", plan)
+    record_inputs(tmp_path / "two", describe_inputs(tmp_path / "two", plan))
     shutil.copy(FIXTURES / "tiny_clip" / "model.safetensors", tmp_path / "vicuna" / "part.safetensors")
     (difference,) = compare_inputs(tmp_path / "two", plan).differences
     assert "part.safetensors has" in difference.words
@@ -205,7 +205,7 @@ def test_a_checkpoint_that_a_run_was_started_from_is_recorded(tmp_path: Path) ->
     plan = plan.model_copy(
         update={"stages": (plan.stages[0].model_copy(update={"starts_from": (str(place),)}),)}
     )
-    record_inputs(tmp_path / "two", plan)
+    record_inputs(tmp_path / "two", describe_inputs(tmp_path / "two", plan))
     assert compare_inputs(tmp_path / "two", plan).differences == ()
     shutil.copy(tmp_path / "init.safetensors", place / "trained.safetensors")
     (difference,) = compare_inputs(tmp_path / "two", plan).differences
@@ -297,7 +297,7 @@ def test_what_was_not_touched_is_not_read(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(seals, "seal_of", reading(whole))
     monkeypatch.setattr(inputs, "sampled_sha256", reading(sampled))
     assert compare_inputs(tmp_path / "two", plan).differences == ()
-    assert record_inputs(tmp_path / "two", plan)
+    assert record_inputs(tmp_path / "two", describe_inputs(tmp_path / "two", plan))
     assert read == []
     os.utime(tmp_path / "a.json", (1, 1))
     assert compare_inputs(tmp_path / "two", plan).differences == ()
@@ -323,7 +323,7 @@ def test_a_file_that_moved_is_the_same(tmp_path: Path) -> None:
 def test_models_that_moved_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     started(tmp_path)
     file = tmp_path / "one" / "plan.json"
-    record_inputs(file.parent, plan_from_json(json.loads(file.read_text())))
+    record_inputs(file.parent, describe_inputs(file.parent, plan_from_json(json.loads(file.read_text()))))
     (tmp_path / "vicuna").rename(tmp_path / "there")
     (tmp_path / "clip").rename(tmp_path / "tower")
     moved = ("--set", f"model.vision_tower.source={tmp_path}/tower", "--set")
@@ -346,7 +346,7 @@ def test_the_start_of_a_start_may_be_gone(tmp_path: Path) -> None:
     before = plan.model_copy(
         update={"stages": (stage.model_copy(update={"starts_from": (str(oldest), str(one))}),)}
     )
-    record_inputs(tmp_path / "two", before)
+    record_inputs(tmp_path / "two", describe_inputs(tmp_path / "two", before))
     write_done(tmp_path / "two", num_steps=3, last_loss=1.0, starts_from=before.stages[0].starts_from)
 
     def differs() -> list[bool]:
@@ -383,7 +383,7 @@ def test_a_file_of_the_hubs_cache_is_known_by_its_blob(tmp_path: Path) -> None:
         shutil.copy(FIXTURES / "tiny_vicuna" / "model.safetensors", blobs / blob)
     file.unlink()
     file.symlink_to(blobs / ("a" * 64))
-    record_inputs(tmp_path / "two", plan)
+    record_inputs(tmp_path / "two", describe_inputs(tmp_path / "two", plan))
     recorded = json.loads((tmp_path / "two" / INPUTS).read_text())["inputs"]
     assert recorded["model.language_model.source"]["files"]["model.safetensors"]["hub_blob"] == "a" * 64
     assert compare_inputs(tmp_path / "two", plan).differences == ()
