@@ -30,7 +30,8 @@ from llava_recipes.model.placing import TORCH_DTYPES
 from llava_recipes.plan.types import SamplingPlan, StagePlan
 from llava_recipes.screen import escape_json
 from llava_recipes.templates import Turn
-from llava_recipes.train.stopping import SAMPLING, SAVING, EvaluationCut, Stop
+from llava_recipes.train.stop_on_request import leave_evaluation
+from llava_recipes.train.stopping import SAMPLING, EvaluationCut, Stop
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,8 @@ class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
             self._ask(args, state.global_step, is_cut=self._cuts)
             has_cut = by_first(lambda: self._has_cut, args.device)
         if has_cut:
-            # A resumed run asks again, so that nobody waits for it now.
             self._stop.agree(args.device)
-            self._stop.has_cut_evaluation = control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
-            self._stop.enter(SAVING)
+            leave_evaluation(self._stop, control)
         return control
 
     def on_train_begin(

@@ -7,6 +7,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llava_recipes.train.stopping import DATA, SAVING, STEP, Stop
 
 
+def save_and_stop(control: TrainerControl) -> None:
+    """Save after this step, and stop. The sender of the signal may not wait for an evaluation."""
+    control.should_save = control.should_training_stop = True
+    control.should_evaluate = False
+
+
+def leave_evaluation(stop: Stop, control: TrainerControl) -> None:
+    """Save and stop without an evaluation or answers: a resumed run makes up for them."""
+    stop.has_cut_evaluation = True
+    save_and_stop(control)
+    stop.enter(SAVING)
+
+
 class StopOnRequest(TrainerCallback):  # type: ignore[misc]
     """Saves and stops after the current step once any process is asked to."""
 
@@ -34,10 +47,7 @@ class StopOnRequest(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         self._stop.note_step(state.global_step)
         if self._stop.agree(args.device) and state.global_step < state.max_steps:
-            control.should_save = True
-            # The sender of the signal may not wait for an evaluation.
-            control.should_evaluate = False
-            control.should_training_stop = True
+            save_and_stop(control)
         self._stop.enter(SAVING if control.should_save else DATA)
         return control
 

@@ -48,7 +48,8 @@ from llava_recipes.train.learning import LearningCheck, roots_without
 from llava_recipes.train.optimizer_states import check_storable
 from llava_recipes.train.saved_state import Live, SavedState, restore, restore_random, save_state
 from llava_recipes.train.step_batches import Batch
-from llava_recipes.train.stopping import EVALUATION, SAVING, EvaluationCut, Stop
+from llava_recipes.train.stop_on_request import leave_evaluation
+from llava_recipes.train.stopping import EVALUATION, EvaluationCut, Stop
 
 Group = dict[str, Any]
 """A parameter group of a torch optimizer: `params`, `lr`, `weight_decay` and the optimizer's own keys."""
@@ -209,21 +210,18 @@ class StageTrainer(DealtTrainer):
 
     def _blame(self, weight: str | None) -> tuple[KeyPath, str]:
         """The key to lower where numbers aren't finite, and how to go on; `weight` shows it, if known."""
-        index = blamed_group(self._trained, self._param_groups, weight)
         rate, decay = self.args.learning_rate, self.args.weight_decay
-        path: KeyPath = (*self._stage_path, "train")
-        accepts = "train."
+        section: KeyPath = ("train",)
+        index, of_group = blamed_group(self._trained, self._param_groups, weight), ""
         if index is not None:
             group = self._param_groups[index]
             if (group.learning_rate, group.weight_decay) != (rate, decay):
-                rate, decay = group.learning_rate, group.weight_decay
-                path, accepts = (*self._stage_path, "param_groups", index), ""
-        key = "weight_decay" if rate * decay > 1 else "learning_rate"
-        advice = "lower the learning rate, or lengthen the warm-up"
-        if key == "weight_decay":
-            advice = "lower `weight_decay`: times the learning rate it is above 1"
-        elif not accepts:
-            advice = f"lower the learning rate of this group, which is {rate:g}, or lengthen the warm-up"
+                rate, decay, section = group.learning_rate, group.weight_decay, ("param_groups", index)
+                of_group = f" of this group, which is {rate:g}"
+        key, advice = "learning_rate", f"lower the learning rate{of_group}, or lengthen the warm-up"
+        if rate * decay > 1:
+            key, advice = "weight_decay", "lower `weight_decay`: times the learning rate it is above 1"
+        path = (*self._stage_path, *section, key)
         if self.args.fp16:
             advice += ", or train in bf16 instead of fp16"
         names = [each.folder.name for each in list_checkpoints(Path(self.args.output_dir))]
@@ -232,10 +230,10 @@ class StageTrainer(DealtTrainer):
             # Its weights give these numbers, whatever the rate is.
             first = f"remove {names.pop(0)}, whose weights lead to this, "
         if not names:
-            return (*path, key), f"{advice}, {first}and run again"
-        accepted = f"{accepts}{key}" if accepts else "param_groups"
+            return path, f"{advice}, {first}and run again"
+        accepted = "param_groups" if of_group else f"train.{key}"
         then = f"`--resume --accept {accepted}` continues from {names[0]} with another value"
-        return (*path, key), f"{advice}; {first and first + 'then '}{then}"
+        return path, f"{advice}; {first and first + 'then '}{then}"
 
     def check_finite(self, state: Mapping[str, Tensor], *, step: int) -> None:
         """Raise RecipeError when a trained weight is NaN, infinite or absurd: no run can continue from it."""
@@ -304,10 +302,7 @@ class StageTrainer(DealtTrainer):
                     model, self._prepare_inputs, self.args.device, is_cut=self._stop.agree
                 )
         except EvaluationCut:
-            # A resumed run measures it, so that nobody waits for it now.
-            self._stop.has_cut_evaluation = True
-            self.control.should_save = self.control.should_training_stop = True
-            self._stop.enter(SAVING)
+            leave_evaluation(self._stop, self.control)
             return {}
         if not math.isfinite(measured.loss):
             path, advice = self._blame(None)
