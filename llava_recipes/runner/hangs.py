@@ -29,7 +29,7 @@ from llava_recipes.train.stopping import DATA, LOADING, STEP
 from llava_recipes.train.watch import STACKS, START_S, TICK_S, Work
 
 RUN_HANGS = "run-hangs"
-"""The problem's code, and the exit code."""
+"""The problem's code."""
 _SILENT_S = 5.0
 _TO_START_S = 120.0
 """What Python and torch may need on a busy machine before a process can tell anything."""

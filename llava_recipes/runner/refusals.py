@@ -135,15 +135,16 @@ def check_length(stage: StagePlan, index: int, checkpoint: Path) -> None:
     """Raise RecipeError where more steps were trained than the recipe wants."""
     from llava_recipes.train.checkpoints import list_checkpoints, step_of
 
-    step, most = step_of(checkpoint), stage.train.max_steps
-    if most is None or not _is_too_long(stage, step):
+    step = step_of(checkpoint)
+    if not _is_too_long(stage, step):
         return
     found = [each for each in list_checkpoints(Path(stage.output_dir)) if each.step <= step]
     raise RecipeError.of(
         "more steps were trained than the recipe wants",
         code="more-steps-than-wanted",
         path=("stages", index, "train"),
-        found=f"{checkpoint} is after step {step:,}, and the recipe ends after step {most:,}",
+        found=f"{checkpoint} is after step {step:,}, and the recipe ends after step "
+        f"{stage.train.max_steps:,}",
         hint=f"{_of_length(stage, found)}; or choose another `output_dir`",
     )
 

@@ -80,7 +80,7 @@ def _announce_end(line: Line) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process has not ended, or its end was not noticed yet."""
+    """Whether a process still exists; one that has ended does until it is waited for."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -175,8 +175,6 @@ def test_a_slow_hash_is_no_hang_of_the_command(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(hangs, "TICK_S", 0.05)
     verdicts = list[str]()
     monkeypatch.setattr(hangs, "_end_command", lambda found, thread, idle_s: verdicts.append(found))
-    # As the watch may find one that another thread is about to make.
-    half_made = object.__new__(type(tmp_path))
     (file := tmp_path / "weights").write_bytes(bytes(2**20))
     with hangs.watched("hashes", 0.5), file.open("rb", buffering=0) as opened:
         for _ in range(6):
@@ -185,7 +183,6 @@ def test_a_slow_hash_is_no_hang_of_the_command(monkeypatch: pytest.MonkeyPatch, 
         assert verdicts == []
         time.sleep(0.8)
     assert verdicts[0] == f"the command, which hashes, waits for {file}"
-    del half_made
 
 
 class Odd:
@@ -212,6 +209,7 @@ def test_the_commands_watch_survives_every_variable(monkeypatch: pytest.MonkeyPa
         file_unready = waits.__code__.co_positions()  # before Python 3.12, of a type without `__class__`
         file_detached = (tmp_path / "detached").open("w")
         file_detached.detach().close()
+        # As the watch may find one that another thread is about to make.
         path_incomplete = object.__new__(PurePosixPath)
         heard.wait(60)
         del file_odd, file_unready, path_incomplete

@@ -31,7 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.warm.stand_in import IMPORTED, SAFE_PATH, own_path
+from tests.warm.stand_in import SAFE_PATH, import_wanted, own_path
 
 # What `llava-recipe run`, its workers and torchrun import before they do anything; never a module that is
 # itself started with -m, which would then be run a second time under another name.
@@ -187,8 +187,7 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     sys.executable = request["executable"]
     sys.argv = request["argv"]
     _reseed()
-    for name in os.environ.get(IMPORTED, "").split():
-        importlib.import_module(name)
+    import_wanted()
     _leave(_run(request["argv"][0]))
 
 

@@ -5,6 +5,7 @@ Runs under `python -IS`, with nothing but the standard library, in a hundredth o
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -35,6 +36,12 @@ IMPORTED = "TESTS_WARM_IMPORT"
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 _LIMITS = sorted(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 _EVERY_S = 0.5
+
+
+def import_wanted() -> None:
+    """Import what IMPORTED names, in a process that is about to run a module of its own."""
+    for name in os.environ.get(IMPORTED, "").split():
+        importlib.import_module(name)
 
 
 def at_import(environ: Mapping[str, str]) -> dict[str, str]:

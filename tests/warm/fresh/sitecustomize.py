@@ -1,7 +1,5 @@
 """Found by interpreters that a test starts without a server: imports what the test wants in all of them."""
 
-import importlib
-import os
+from tests.warm.stand_in import import_wanted
 
-for name in os.environ.get("TESTS_WARM_IMPORT", "").split():
-    importlib.import_module(name)
+import_wanted()
